@@ -1,0 +1,71 @@
+"""The errors of the protocol floor: one small tree with stable, machine-readable reasons.
+
+``LocalProtocolError``: *you* misused the library (a programming error).
+``RemoteProtocolError``: *the peer* broke the rules; whatever bytes come from outside, either they
+parse and verify, or this error is raised and nothing else.
+``ConfigurationError``: a manifest or parameter was refused when it was created.
+"""
+
+from __future__ import annotations
+
+
+class SecaggError(Exception):
+    """Base of every error that this project raises on purpose.
+
+    Attributes:
+        reason: stable identifier in kebab-case, part of the public interface.
+        expected, found: both values, where there are two; never secrets or payloads.
+        remedy: what the reader can do, where there is something.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        message: str,
+        *,
+        expected: object = None,
+        found: object = None,
+        remedy: str | None = None,
+    ) -> None:
+        self.reason = reason
+        self.message = message
+        self.expected = expected
+        self.found = found
+        self.remedy = remedy
+        super().__init__(str(self))
+
+    def __str__(self) -> str:
+        text = f"{self.message} [{self.reason}]"
+        if self.expected is not None or self.found is not None:
+            text += f" expected {self.expected!r}, found {self.found!r}."
+        if self.remedy:
+            text += f" {self.remedy}"
+        return text
+
+
+class LocalProtocolError(SecaggError):
+    """The caller used the library against its rules."""
+
+
+class RemoteProtocolError(SecaggError):
+    """A peer sent something that the protocol forbids.
+
+    ``culprit`` is the Ed25519 identity key (32 bytes) of the peer where it can be named.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        message: str,
+        *,
+        culprit: bytes | None = None,
+        expected: object = None,
+        found: object = None,
+        remedy: str | None = None,
+    ) -> None:
+        self.culprit = culprit
+        super().__init__(reason, message, expected=expected, found=found, remedy=remedy)
+
+
+class ConfigurationError(SecaggError):
+    """A configuration was refused when it was created, with the reason."""

@@ -1,0 +1,26 @@
+"""Every limit of protocol 1: a number, its unit and its reason."""
+
+PROTOCOL_VERSION = 1
+SUITE = "MLKEM768X25519-HKDFSHA256-AES256GCM/Ed25519/AES256CTR"
+
+DIGEST_BYTES = 32  # SHA-256
+SEED_BYTES = 32  # one-use seeds of masks, 256 bits
+IDENTITY_KEY_BYTES = 32  # Ed25519
+SIGNATURE_BYTES = 64  # Ed25519
+KEM_PUBLIC_KEY_BYTES = 1_216  # ML-KEM-768 (1,184) + X25519 (32)
+SEAL_OVERHEAD_BYTES = 1_136  # encapsulation (1,088 + 32) + GCM tag (16)
+SHARE_BYTES = 33  # an element of GF(2^256 + 297)
+
+COHORT_MIN = 2  # a sum of one is that one
+COHORT_MAX = 10_000  # devices; the roster then takes about 0.7 MB
+COMPLETE_GRAPH_MAX = 128  # devices; beyond that a sparse graph costs less
+
+RING_BITS_MIN, RING_BITS_MAX = 8, 62  # sums must fit int64 after centring
+VECTOR_LENGTH_MAX = 1 << 28  # coordinates, 1 GiB in 32-bit lanes
+SLICE_LENGTH = 1 << 16  # data coordinates per opening slice; one check coordinate each
+
+MANIFEST_BYTES_MAX = 1 << 20  # names of a few thousand LoRA tensors
+ADVERT_BYTES_MAX = 8_192  # two public keys (2,432), certificate, signature
+DEAL_BYTES_MAX = 8_192  # two seals and two share hashes
+SMALL_MESSAGE_BYTES_MAX = 4_096  # check results, confirmations, uploads, aborts, receipts
+CLOCK_SKEW_S = 300  # seconds between a device's clock and the aggregator's

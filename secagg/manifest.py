@@ -1,0 +1,238 @@
+"""The task manifest: everything that a device must know before it trains or masks.
+
+This floor fixes its structure and its bytes. What combinations are admissible, and what they cost
+in privacy, is decided one floor up in ``dp.contracts``, by the same code at task creation and in
+the device's veto. The manifest is signed by the aggregator's task key; its digest is in every
+context of the protocol, so devices that were shown different manifests do not sum up.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from secagg.errors import RemoteProtocolError
+from secagg.hashing import digest
+from secagg.limits import MANIFEST_BYTES_MAX, PROTOCOL_VERSION, SUITE
+
+
+class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    pass
+
+
+class Segment(_Part, frozen=True):
+    """A named stretch of the payload.
+
+    ``clip`` is the L2 bound in real units of what one device sends (in mode C: of one *example*),
+    ``scale`` the number of integer units per real unit, ``clip_units`` = floor(clip * scale) the
+    exact integer L2 bound.
+    """
+
+    name: str
+    length: int
+    clip: float
+    scale: int
+    clip_units: int
+
+
+class Encoding(_Part, frozen=True):
+    """How the payload lies in the ring Z_{2^ring_bits}."""
+
+    ring_bits: int
+    slice_length: int
+    wrap_log2: float  # log2 of the bound on the probability that a sum wraps around
+
+
+class Noise(_Part, frozen=True):
+    """The noise that every device adds in the ring before masking (modes B and C).
+
+    ``share_variance``: variance of one device's share, integer units squared, per coordinate.
+    ``honest_min``: survivors whose shares count = survivors_min - silent_max; the guaranteed
+    variance of any release is ``share_variance * honest_min``.
+    """
+
+    mechanism: Literal["skellam"]
+    share_variance: int
+    honest_min: int
+
+
+class ExamplePrivacy(_Part, frozen=True):
+    """Example-level terms. ``local`` is mode A, ``distributed`` is mode C (one sum per step).
+
+    ``noise_multiplier`` is relative to ``clip``: in mode A of each local step, in mode C of the sum
+    with the fewest survivors. ``examples_max`` is the public bound on examples that one device may
+    sum in one step (mode C needs it for the ring).
+    """
+
+    mode: Literal["local", "distributed"]
+    clip: float
+    noise_multiplier: float
+    sampling_rate: float
+    examples_max: int
+
+
+class DevicePrivacy(_Part, frozen=True):
+    """Device-level terms (mode B): the L2 bound of a device's whole contribution and the noise."""
+
+    clip: float
+    noise_multiplier: float
+
+
+class Budget(_Part, frozen=True):
+    """What the task may spend; the headline epsilon is unamplified."""
+
+    max_epsilon: float | None
+    delta: float
+    releases_max: int
+
+
+class CohortRules(_Part, frozen=True):
+    """Who may form a cohort.
+
+    ``corrupt_max``: devices that the threshold assumes to collude with the aggregator.
+    ``silent_max``: survivors whose noise shares are not counted (at least 1 in modes B and C,
+    since a participant knows its own share).
+    """
+
+    size_min: int
+    size_max: int
+    survivors_min: int
+    corrupt_max: int
+    silent_max: int
+
+
+class Deadlines(_Part, frozen=True):
+    """Seconds that each step may take before the cohort goes on without the missing."""
+
+    report_s: float  # from the first report-in until a cohort of at least size_min closes
+    share_s: float
+    check_s: float
+    masked_input_s: float
+    confirm_s: float
+    unmask_s: float
+
+
+class BaseModel(_Part, frozen=True):
+    """The frozen model under the adapter; ``fingerprint`` as in ``client_sdk.lora``."""
+
+    name: str
+    fingerprint: bytes
+
+
+class TensorShape(_Part, frozen=True):
+    name: str
+    rows: int
+    columns: int
+
+
+class Adapter(_Part, frozen=True):
+    """The LoRA adapter.
+
+    The global vector is the change of the trainable tensors from their initialisation, flattened
+    row-major in the order of ``trainable``. ``frozen`` tensors come from ``seed`` alone (FFA-LoRA:
+    every A). All tensors are initialised from ``seed`` by ``client_sdk.lora.initial_tensor``;
+    every B starts at zero.
+    """
+
+    kind: Literal["lora", "ffa-lora"]
+    rank: int
+    alpha: int
+    target_modules: tuple[str, ...]
+    seed: bytes
+    trainable: tuple[TensorShape, ...]
+    frozen: tuple[TensorShape, ...]
+
+
+class Training(_Part, frozen=True):
+    """What a device does between check-in and report-in, and what the server does with the sum.
+
+    ``weight_unit`` is the public number of examples that counts as weight 1 (0: uniform weights).
+    ``denominator`` is the public constant that the sum is divided by (0: the sum of the weights,
+    only without privacy by noise).
+    """
+
+    local_steps: int
+    local_learning_rate: float
+    batch_size: int
+    proximal_mu: float
+    server_optimiser: Literal["sgd", "momentum"]
+    server_learning_rate: float
+    server_momentum: float
+    weight_unit: int
+    denominator: float
+    max_tokens: int
+    micro_batch: int
+
+
+class Manifest(_Part, frozen=True):
+    protocol: int
+    suite: str
+    task: str
+    created_at: int  # Unix seconds
+    algorithm: str
+    task_key: bytes  # Ed25519 key that signs this manifest and the aggregator's messages
+    ledger_verifier: str  # C2SP verifier key of the ledger
+    partner_keys: tuple[bytes, ...]  # Ed25519 keys that may certify devices
+    cohort: CohortRules
+    deadlines: Deadlines
+    segments: tuple[Segment, ...]
+    encoding: Encoding
+    noise: Noise | None
+    example_privacy: ExamplePrivacy | None
+    device_privacy: DevicePrivacy | None
+    budget: Budget
+    report_slot_s: float  # report-in happens this long after a version opens (0: when ready)
+    base_model: BaseModel | None
+    adapter: Adapter | None
+    training: Training | None
+
+    @property
+    def data_length(self) -> int:
+        """Coordinates of all segments, without check coordinates."""
+        return sum(segment.length for segment in self.segments)
+
+
+_encoder = msgspec.msgpack.Encoder(order="deterministic")
+_decoder = msgspec.msgpack.Decoder(Manifest, strict=True)
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """The manifest's bytes (MessagePack). What is signed and hashed is these bytes as sent."""
+    return _encoder.encode(manifest)
+
+
+def decode_manifest(encoded: bytes) -> Manifest:
+    """Parse manifest bytes strictly.
+
+    Raises:
+        RemoteProtocolError: reason ``manifest-too-large``, ``manifest-malformed`` or
+            ``manifest-version``.
+    """
+    if len(encoded) > MANIFEST_BYTES_MAX:
+        raise RemoteProtocolError(
+            "manifest-too-large",
+            "The manifest is too large.",
+            expected=MANIFEST_BYTES_MAX,
+            found=len(encoded),
+        )
+    try:
+        manifest = _decoder.decode(encoded)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise RemoteProtocolError(
+            "manifest-malformed", f"The manifest does not parse: {error}."
+        ) from error
+    if (manifest.protocol, manifest.suite) != (PROTOCOL_VERSION, SUITE):
+        raise RemoteProtocolError(
+            "manifest-version",
+            "The manifest speaks another protocol.",
+            expected=(PROTOCOL_VERSION, SUITE),
+            found=(manifest.protocol, manifest.suite),
+            remedy="Update this side or the other.",
+        )
+    return manifest
+
+
+def manifest_digest(encoded: bytes) -> bytes:
+    """SHA-256 of the manifest's bytes as sent, labelled; 32 bytes."""
+    return digest("manifest", encoded)

@@ -1,0 +1,323 @@
+"""The messages of protocol 1 and their frame.
+
+A frame is: version byte, kind byte, body (MessagePack array, strict). A device or the aggregator
+signs a frame *as sent*: ``Signed`` carries the frame, the signer's Ed25519 key and a signature
+over (label of the kind, ctx, frame). Nothing is ever re-encoded before it is verified.
+
+Whatever bytes come, :func:`decode` and :func:`verify` either return or raise
+:class:`RemoteProtocolError`.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import msgspec
+import nacl.exceptions
+import nacl.signing
+
+from secagg import limits
+from secagg.errors import RemoteProtocolError
+from secagg.hashing import encode_parts
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Base of all messages. ``ctx`` is the 32-byte context of one cohort's exchange."""
+
+
+class Certificate(Message, frozen=True):
+    """A partner's word that an identity key belongs to one device of its own."""
+
+    identity_key: bytes
+    partner_key: bytes
+    not_after: int  # Unix seconds
+    signature: bytes  # Ed25519 by partner_key over encode_parts("certificate", ...)
+
+
+class Advert(Message, frozen=True):
+    """Step 1. One-use keys of a device that is ready to be summed. Signed without ctx."""
+
+    task: str
+    manifest_digest: bytes
+    model_version: int
+    model_digest: bytes
+    certificate: Certificate
+    mask_key: bytes
+    channel_key: bytes
+    self_seed_commitment: bytes
+    nonce: bytes
+    expires_at: int  # Unix seconds
+
+
+class RosterEntry(Message, frozen=True):
+    """One row of the roster: a device's identity key and the digest of its signed advert."""
+
+    identity_key: bytes
+    advert_digest: bytes
+
+
+class Roster(Message, frozen=True):
+    """Step 2, aggregator to device: the closed cohort, ordered strictly by identity key."""
+
+    task: str
+    cohort: bytes
+    attempt: int
+    manifest_digest: bytes
+    model_digests: tuple[bytes, ...]
+    entries: tuple[RosterEntry, ...]
+    index: int
+    neighbour_adverts: tuple[tuple[int, bytes], ...]  # (index, signed advert), sorted by index
+
+
+class Deal(Message, frozen=True):
+    """Step 2, device to neighbour: sealed pair seed (empty unless sealer) and sealed shares.
+
+    ``mask_share_hash`` and ``self_share_hash`` let a lying share be named later.
+    """
+
+    ctx: bytes
+    sender: int
+    recipient: int
+    sealed_pair_seed: bytes
+    sealed_shares: bytes
+    mask_share_hash: bytes
+    self_share_hash: bytes
+
+
+class Deals(Message, frozen=True):
+    """Step 2, device to aggregator: one signed :class:`Deal` per neighbour, sorted by index."""
+
+    ctx: bytes
+    deals: tuple[bytes, ...]
+
+
+class Inbox(Message, frozen=True):
+    """Step 2b, aggregator to device: the signed deals addressed to it."""
+
+    ctx: bytes
+    deals: tuple[bytes, ...]
+
+
+class Ready(Message, frozen=True):
+    """Step 2b, device to aggregator: every deal in the inbox opened and checked."""
+
+    ctx: bytes
+    index: int
+
+
+class Complaint(Message, frozen=True):
+    """Step 2b, device to aggregator: these dealers' messages failed, with the signed deals."""
+
+    ctx: bytes
+    index: int
+    accused: tuple[int, ...]
+    evidence: tuple[bytes, ...]
+
+
+class MaskingSet(Message, frozen=True):
+    """Step 3, aggregator to device: S, the devices that are ready, as sorted indices."""
+
+    ctx: bytes
+    members: tuple[int, ...]
+
+
+class MaskedInput(Message, frozen=True):
+    """Step 3, device to aggregator: fixes the masked vector before its first byte leaves.
+
+    ``vector_digest`` is the plain SHA-256 of the ``size_bytes`` packed bytes.
+    """
+
+    ctx: bytes
+    index: int
+    masking_set_digest: bytes
+    vector_digest: bytes
+    size_bytes: int
+
+
+class SurvivorSet(Message, frozen=True):
+    """Step 4, aggregator to device: U, the devices whose whole vector is in the sum."""
+
+    ctx: bytes
+    members: tuple[int, ...]
+
+
+class Confirmation(Message, frozen=True):
+    """Step 4, device to aggregator: the S and U that it was shown."""
+
+    ctx: bytes
+    index: int
+    masking_set_digest: bytes
+    survivor_set_digest: bytes
+
+
+class Confirmations(Message, frozen=True):
+    """Step 5, aggregator to device: signed confirmations of survivors."""
+
+    ctx: bytes
+    confirmations: tuple[bytes, ...]
+
+
+class RevealedShare(Message, frozen=True):
+    """``kind`` 0: share of the owner's self seed (owner in U); 1: of its mask secret."""
+
+    owner: int
+    kind: int
+    share: bytes
+
+
+class Unmask(Message, frozen=True):
+    """Step 5, device to aggregator: one share per neighbour in S, sorted by owner."""
+
+    ctx: bytes
+    index: int
+    shares: tuple[RevealedShare, ...]
+
+
+class Receipt(Message, frozen=True):
+    """The sum was released; ``leaf_index`` is the release's place in the ledger."""
+
+    ctx: bytes
+    release: int
+    leaf_index: int
+
+
+class Abort(Message, frozen=True):
+    """The cohort ended without a release. ``cohort`` as in the roster."""
+
+    cohort: bytes
+    reason: str
+
+
+class Signed(Message, frozen=True):
+    """A frame as sent, who signed it, and the signature."""
+
+    frame: bytes
+    signer: bytes
+    signature: bytes
+
+
+# kind byte, size cap in bytes. A cap for a message with a list counts its largest cohort.
+_N = limits.COHORT_MAX
+_K = limits.COMPLETE_GRAPH_MAX * 4  # neighbours; a sparse graph has fewer than this
+KINDS: dict[type[Message], tuple[int, int]] = {
+    Advert: (1, limits.ADVERT_BYTES_MAX),
+    Roster: (2, _N * 72 + _K * limits.ADVERT_BYTES_MAX),
+    Deal: (3, limits.DEAL_BYTES_MAX),
+    Deals: (4, _K * limits.DEAL_BYTES_MAX),
+    Inbox: (5, _K * limits.DEAL_BYTES_MAX),
+    Ready: (6, limits.SMALL_MESSAGE_BYTES_MAX),
+    Complaint: (7, _K * limits.DEAL_BYTES_MAX),
+    MaskingSet: (8, _N * 8 + limits.SMALL_MESSAGE_BYTES_MAX),
+    MaskedInput: (9, limits.SMALL_MESSAGE_BYTES_MAX),
+    SurvivorSet: (10, _N * 8 + limits.SMALL_MESSAGE_BYTES_MAX),
+    Confirmation: (11, limits.SMALL_MESSAGE_BYTES_MAX),
+    Confirmations: (12, _N * 512),
+    Unmask: (13, _K * 64 + limits.SMALL_MESSAGE_BYTES_MAX),
+    Receipt: (14, limits.SMALL_MESSAGE_BYTES_MAX),
+    Abort: (15, limits.SMALL_MESSAGE_BYTES_MAX),
+}
+FRAME_BYTES_MAX = max(cap for _, cap in KINDS.values())
+_SIGNED_OVERHEAD = 128
+
+_M = TypeVar("_M", bound=Message)
+_encoder = msgspec.msgpack.Encoder()
+_decoders = {kind: msgspec.msgpack.Decoder(kind, strict=True) for kind in (*KINDS, Signed)}
+_types = {number: kind for kind, (number, _) in KINDS.items()}
+
+
+def encode(message: Message) -> bytes:
+    """The message's frame: version byte, kind byte, body."""
+    number, _ = KINDS[type(message)]
+    return bytes((limits.PROTOCOL_VERSION, number)) + _encoder.encode(message)
+
+
+def decode(frame: bytes, *kinds: type[_M]) -> _M:
+    """Parse a frame of one of the given kinds.
+
+    Raises:
+        RemoteProtocolError: ``frame-truncated``, ``frame-version``, ``frame-kind``,
+            ``frame-too-large`` or ``frame-malformed``.
+    """
+    if len(frame) < 2:
+        raise RemoteProtocolError("frame-truncated", "A frame has at least two bytes.")
+    if frame[0] != limits.PROTOCOL_VERSION:
+        raise RemoteProtocolError(
+            "frame-version",
+            "The frame speaks another protocol version.",
+            expected=limits.PROTOCOL_VERSION,
+            found=frame[0],
+        )
+    kind = _types.get(frame[1])
+    if kind is None or kind not in kinds:
+        raise RemoteProtocolError(
+            "frame-kind",
+            "A message of this kind is not expected here.",
+            expected=sorted(k.__name__ for k in kinds),
+            found=frame[1] if kind is None else kind.__name__,
+        )
+    cap = KINDS[kind][1]
+    if len(frame) > cap:
+        raise RemoteProtocolError(
+            "frame-too-large", "The frame is too large.", expected=cap, found=len(frame)
+        )
+    return _decode_body(frame[2:], kind)  # type: ignore[return-value]
+
+
+def _decode_body(body: bytes, kind: type[Message]) -> Message:
+    try:
+        message: Message = _decoders[kind].decode(body)
+    except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError) as error:
+        raise RemoteProtocolError(
+            "frame-malformed", f"{kind.__name__} does not parse: {type(error).__name__}."
+        ) from error
+    return message
+
+
+def signature_input(kind: type[Message], ctx: bytes, frame: bytes) -> bytes:
+    """What a signature covers: label of the kind, ctx (empty before a roster), frame."""
+    return encode_parts("sign " + kind.__name__, ctx, frame)
+
+
+def sign(message: Message, ctx: bytes, key: nacl.signing.SigningKey) -> bytes:
+    """Encode and sign a message; the bytes of a :class:`Signed`."""
+    frame = encode(message)
+    signature = key.sign(signature_input(type(message), ctx, frame)).signature
+    return _encoder.encode(Signed(frame, bytes(key.verify_key), signature))
+
+
+def verify(
+    signed: bytes, ctx: bytes, *kinds: type[_M], signer: bytes | None = None
+) -> tuple[_M, bytes]:
+    """Parse a :class:`Signed`, verify it, and return (message, signer's key).
+
+    ``signer``: the key that must have signed; None leaves that check to the caller.
+
+    Raises:
+        RemoteProtocolError: as :func:`decode`, or ``signature-invalid`` / ``signer-unexpected``.
+    """
+    cap = max(KINDS[kind][1] for kind in kinds) + _SIGNED_OVERHEAD
+    if len(signed) > cap:
+        raise RemoteProtocolError(
+            "frame-too-large", "The signed message is too large.", expected=cap, found=len(signed)
+        )
+    envelope = _decode_body(signed, Signed)
+    assert isinstance(envelope, Signed)  # noqa: S101  narrows the type for mypy
+    message = decode(envelope.frame, *kinds)
+    if signer is not None and envelope.signer != signer:
+        raise RemoteProtocolError(
+            "signer-unexpected",
+            f"{type(message).__name__} was signed by another key.",
+            expected=signer.hex(),
+            found=envelope.signer.hex(),
+        )
+    try:
+        nacl.signing.VerifyKey(envelope.signer).verify(
+            signature_input(type(message), ctx, envelope.frame), envelope.signature
+        )
+    except (nacl.exceptions.CryptoError, ValueError, TypeError, RuntimeError) as error:
+        raise RemoteProtocolError(
+            "signature-invalid",
+            f"The signature of {type(message).__name__} does not verify.",
+            culprit=envelope.signer if signer is not None else None,
+        ) from error
+    return message, envelope.signer
