@@ -1,0 +1,45 @@
+"""What a partner app embeds: join a task in three lines, with the device's own veto.
+
+Importing this package does not import torch; ``LoraTrainer`` loads it on first use.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from client_sdk.contribution import Contributor, TrainingJob
+from client_sdk.errors import (
+    ClientError,
+    ContributionError,
+    EnrolmentError,
+    LedgerError,
+    PolicyRefusal,
+    StateError,
+    TransportError,
+)
+from client_sdk.events import Event
+
+if TYPE_CHECKING:
+    from client_sdk.trainer import LoraTrainer
+
+__all__ = [
+    "ClientError",
+    "ContributionError",
+    "Contributor",
+    "EnrolmentError",
+    "Event",
+    "LedgerError",
+    "LoraTrainer",
+    "PolicyRefusal",
+    "StateError",
+    "TrainingJob",
+    "TransportError",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "LoraTrainer":
+        from client_sdk.trainer import LoraTrainer
+
+        return LoraTrainer
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,120 @@
+"""What an app gives to a round: the contributor, its job, and the shape that its values must have.
+
+A contributor is any object with ``contribute(job)``; ``LoraTrainer`` is one, an app that sums
+statistics with numpy alone writes its own in five lines. It runs in a thread of its own, one call
+at a time.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from client_sdk.errors import ContributionError
+from secagg.manifest import Manifest
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """One round's work.
+
+    Attributes:
+        manifest: the signed task manifest, already admitted by the device's policy.
+        version: version number of the global model.
+        vector: float32, read-only: the global adapter's change from its initialisation (empty
+            for tasks without a model).
+        releases: releases of the task so far, i.e. the step number of the global optimiser.
+        deadline_s: seconds from now after which the result is ignored; None without a limit.
+        stop: set when the result is no longer wanted; long work should look at it now and then.
+    """
+
+    manifest: Manifest
+    version: int
+    vector: np.ndarray
+    releases: int
+    deadline_s: float | None = None
+    stop: threading.Event = field(default_factory=threading.Event)
+
+
+class Contributor(Protocol):
+    """The app's side of a round."""
+
+    def contribute(self, job: TrainingJob) -> Mapping[str, np.ndarray]:
+        """Values by segment name, each one-dimensional with the segment's length.
+
+        Floats in real units; in mode C ``gradient`` is the int64 total of an ``ExampleSum``. May
+        block. An exception means that the contribution failed: where noise protects the sum the
+        device then sends zero plus noise, so that failure tells nothing; elsewhere it does not
+        join the round.
+        """
+        ...
+
+
+def is_batch_secret(manifest: Manifest) -> bool:
+    """Whether the contribution holds a secret Poisson batch (mode C).
+
+    Such a contribution serves at most one cohort that reaches masking: the same batch under two
+    draws of noise would cost more than two amplified releases.
+    """
+    return manifest.example_privacy is not None and manifest.example_privacy.mode == "distributed"
+
+
+def hides_failures(manifest: Manifest) -> bool:
+    """Whether a failed contribution is replaced by zero plus noise (modes B and C)."""
+    return manifest.noise is not None
+
+
+def zero_contribution(manifest: Manifest) -> dict[str, np.ndarray]:
+    """What a device sends in place of a failed contribution; only noise is added to it."""
+    dtype = np.int64 if is_batch_secret(manifest) else np.float64
+    return {segment.name: np.zeros(segment.length, dtype) for segment in manifest.segments}
+
+
+def check_values(manifest: Manifest, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The values as contiguous arrays, in the order of the segments.
+
+    Floats of any width become float64; integers become int64.
+
+    Raises:
+        ContributionError: reason ``contribution-segments``, ``contribution-shape``,
+            ``contribution-dtype`` or ``contribution-not-finite``.
+    """
+    expected = [segment.name for segment in manifest.segments]
+    if not isinstance(values, Mapping) or set(values) != set(expected):
+        raise ContributionError(
+            "contribution-segments",
+            "The contribution must have exactly the manifest's segments.",
+            expected=expected,
+            found=sorted(values) if isinstance(values, Mapping) else type(values).__name__,
+        )
+    checked = {}
+    for segment in manifest.segments:
+        array = np.asarray(values[segment.name])
+        if array.shape != (segment.length,):
+            raise ContributionError(
+                "contribution-shape",
+                f"Segment {segment.name!r} has the wrong shape.",
+                expected=(segment.length,),
+                found=array.shape,
+            )
+        if array.dtype.kind not in ("iu" if is_batch_secret(manifest) else "iuf"):
+            raise ContributionError(
+                "contribution-dtype",
+                f"Segment {segment.name!r} has the wrong type.",
+                expected="integers" if is_batch_secret(manifest) else "real numbers",
+                found=str(array.dtype),
+            )
+        array = array.astype(np.float64 if array.dtype.kind == "f" else np.int64)
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise ContributionError(
+                "contribution-not-finite",
+                f"Segment {segment.name!r} has values that are not finite.",
+                expected="finite",
+                found=f"{int((~np.isfinite(array)).sum())} of {segment.length} not finite",
+            )
+        checked[segment.name] = np.ascontiguousarray(array)
+    return checked

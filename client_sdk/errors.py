@@ -1,0 +1,56 @@
+"""Errors of the device SDK: one small tree, stable reasons, and what to do next.
+
+``RemoteProtocolError`` from :mod:`secagg` is raised too, where a signed message breaks the rules.
+"""
+
+from __future__ import annotations
+
+from secagg.errors import SecaggError
+
+
+class ClientError(SecaggError):
+    """Base of what the SDK raises on purpose."""
+
+
+class TransportError(ClientError):
+    """The aggregator could not be reached, refused, or answered with something unusable.
+
+    Attributes:
+        status: HTTP status code of the answer; None if there was none.
+        retry_after_s: seconds that the server asked to wait; None if it did not say.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        message: str,
+        *,
+        status: int | None = None,
+        retry_after_s: float | None = None,
+        expected: object = None,
+        found: object = None,
+        remedy: str | None = None,
+    ) -> None:
+        self.status = status
+        self.retry_after_s = retry_after_s
+        super().__init__(reason, message, expected=expected, found=found, remedy=remedy)
+
+
+class PolicyRefusal(ClientError):
+    """This device refuses: the offer is weaker than its own policy. Nothing was trained or sent."""
+
+
+class LedgerError(ClientError):
+    """The ledger's log is not what it was, or does not hold what a receipt says it holds."""
+
+
+class ContributionError(ClientError):
+    """The app's contributor failed, ran late, or returned something that does not fit."""
+
+
+class StateError(ClientError):
+    """The state folder is in use, damaged, or sealed under another key."""
+
+
+class EnrolmentError(ClientError):
+    """An enrolment bundle or partner key does not parse, does not fit, or lies open."""

@@ -1,0 +1,52 @@
+"""What a participant tells the app while it takes part: small, printable, free of secrets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+EventKind = Literal[
+    "resumed",  # a session of an earlier process goes on from the journal
+    "checked-in",  # the offer passed the policy; the model is on disk
+    "training",  # the contributor starts
+    "trained",  # its contribution is journalled (detail: reused, failed, seconds)
+    "reported",  # the advert is accepted
+    "roster",  # the cohort has closed and this device is in it
+    "shared",  # deals are sent
+    "checked",  # the inbox is verified and answered
+    "masking",  # the masking set is known; budget debited; about to encode and mask
+    "uploading",  # the masked vector is journalled and goes out
+    "uploaded",  # its last byte is acknowledged
+    "confirmed",  # the survivor set is signed
+    "unmasked",  # shares are revealed
+    "released",  # the release is in the ledger, proof verified
+    "aborted",  # this session ended without a release
+    "refused",  # this device refuses the task under its policy
+    "waiting",  # the task is paused, or the server is out of reach
+    "finished",  # the task is over
+]
+
+
+@dataclass(frozen=True)
+class Event:
+    """One step of a participation.
+
+    ``session``: hex name of the session at the aggregator, None outside of one.
+    ``detail``: numbers and short texts only, never payloads or secrets.
+    """
+
+    kind: EventKind
+    task: str
+    session: str | None = None
+    detail: Mapping[str, object] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """One line of JSON with the keys ``event``, ``task``, ``session`` and the details."""
+        return json.dumps(
+            {"event": self.kind, "task": self.task, "session": self.session, **self.detail}
+        )
+
+
+OnEvent = Callable[[Event], None]
