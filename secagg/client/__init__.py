@@ -1,0 +1,53 @@
+"""The device's half of protocol 1: :func:`advertise`, then :func:`step` per event."""
+
+from secagg.client.events import (
+    Cancel,
+    ClientConfig,
+    Effect,
+    Event,
+    Failed,
+    Finished,
+    Lanes,
+    ProvideVector,
+    Received,
+    Send,
+    Upload,
+    VectorReady,
+)
+from secagg.client.states import (
+    Advertised,
+    AwaitingVector,
+    Checked,
+    Confirmed,
+    HeldShares,
+    Session,
+    Shared,
+    State,
+    Unmasked,
+    Uploading,
+)
+
+__all__ = [
+    "Advertised",
+    "AwaitingVector",
+    "Cancel",
+    "Checked",
+    "ClientConfig",
+    "Confirmed",
+    "Effect",
+    "Event",
+    "Failed",
+    "Finished",
+    "HeldShares",
+    "Lanes",
+    "ProvideVector",
+    "Received",
+    "Send",
+    "Session",
+    "Shared",
+    "State",
+    "Unmasked",
+    "Upload",
+    "Uploading",
+    "VectorReady",
+]

@@ -1,0 +1,131 @@
+"""The phases of one device in one exchange, each with exactly what it still needs.
+
+Secrets leave as early as they can: the mask secret and the channel secret once the inbox is
+open, the seeds once the vector is masked, the shares once they are revealed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar, TypeVar
+
+from secagg.client.events import Failed, Finished
+from secagg.secret import Secret
+
+
+@dataclass(frozen=True)
+class Session:
+    """What the accepted roster fixed; nothing in it is secret.
+
+    ``accepted``: message kind number -> digest of the message of that kind that was obeyed.
+    """
+
+    ctx: bytes
+    cohort: bytes
+    index: int
+    identity_keys: tuple[bytes, ...]
+    neighbours: tuple[int, ...]
+    threshold: int
+    accepted: dict[int, bytes]
+
+
+@dataclass(frozen=True)
+class HeldShares:
+    """Shares that one neighbour dealt to this device, 33 bytes each."""
+
+    of_mask_secret: Secret
+    of_self_seed: Secret
+
+
+@dataclass(frozen=True)
+class Advertised:
+    """Step 1 done: the advert is out, no roster was accepted."""
+
+    phase: ClassVar[str] = "advertised"
+
+    advert: bytes
+    model_digest: bytes
+    expires_at: int  # Unix seconds
+    mask_secret: Secret
+    self_seed: Secret
+    channel_secret: Secret
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Step 2 done: the deals are out."""
+
+    phase: ClassVar[str] = "shared"
+
+    session: Session
+    mask_secret: Secret
+    self_seed: Secret
+    channel_secret: Secret
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Step 2b done: what the accepted deals held, by neighbour."""
+
+    phase: ClassVar[str] = "checked"
+
+    session: Session
+    self_seed: Secret
+    pair_seeds: dict[int, Secret]
+    shares: dict[int, HeldShares]
+
+
+@dataclass(frozen=True)
+class AwaitingVector:
+    """S is fixed; the driver was asked for the vector."""
+
+    phase: ClassVar[str] = "awaiting-vector"
+
+    session: Session
+    masking_set: tuple[int, ...]
+    self_seed: Secret
+    pair_seeds: dict[int, Secret]  # of neighbours in S
+    shares: dict[int, HeldShares]
+
+
+@dataclass(frozen=True)
+class Uploading:
+    """Step 3 done: the masked vector is fixed. It is the driver's to keep until U is known."""
+
+    phase: ClassVar[str] = "uploading"
+
+    session: Session
+    masking_set: tuple[int, ...]
+    shares: dict[int, HeldShares]
+
+
+@dataclass(frozen=True)
+class Confirmed:
+    """Step 4 done: this U was confirmed, and no other will be."""
+
+    phase: ClassVar[str] = "confirmed"
+
+    session: Session
+    masking_set: tuple[int, ...]
+    survivors: tuple[int, ...]
+    shares: dict[int, HeldShares]
+
+
+@dataclass(frozen=True)
+class Unmasked:
+    """Step 5 done: the shares are revealed and forgotten."""
+
+    phase: ClassVar[str] = "unmasked"
+
+    session: Session
+
+
+Joined = Shared | Checked | AwaitingVector | Uploading | Confirmed | Unmasked
+State = Advertised | Joined | Finished | Failed
+
+_J = TypeVar("_J", Shared, Checked, AwaitingVector, Uploading, Confirmed, Unmasked)
+
+
+def accept(session: Session, kind: int, message_digest: bytes) -> Session:
+    """The session after obeying a message of this kind."""
+    return replace(session, accepted={**session.accepted, kind: message_digest})

@@ -1,0 +1,94 @@
+"""What both machines compute alike: the context of an exchange and what is bound to it.
+
+``ctx`` is the hash of everything that the members of a cohort must agree on. Everything that is
+signed, sealed or derived from step 2 on is bound to it, so devices that were shown different
+rosters, models or manifests can neither read nor cancel each other's masks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from secagg.hashing import derive, digest, encode_parts
+from secagg.limits import PROTOCOL_VERSION, SHARE_BYTES, SUITE
+from secagg.messages import RosterEntry
+from secagg.secret import Secret
+
+KIND_PAIR_SEED = b"pair seed"
+KIND_SHARES = b"shares"
+SHARE_OF_SELF_SEED, SHARE_OF_MASK_SECRET = 0, 1  # RevealedShare.kind
+_SHARE_LABELS = {SHARE_OF_SELF_SEED: "self share", SHARE_OF_MASK_SECRET: "mask share"}
+SEALED_SHARES_BYTES = 2 * SHARE_BYTES  # share of mask_secret, then share of self_seed
+
+
+def _integers(values: Sequence[int]) -> bytes:
+    return b"".join(value.to_bytes(8, "little") for value in values)
+
+
+def advert_digest(signed_advert: bytes) -> bytes:
+    """Digest of a signed advert as sent; names the session and the roster entry. 32 bytes."""
+    return digest("advert", signed_advert)
+
+
+def self_seed_commitment(identity_key: bytes, self_seed: Secret) -> bytes:
+    """Commitment to ``self_seed`` (it hides, since the seed has 256 bits); 32 bytes."""
+    return digest("self seed", identity_key, self_seed.reveal())
+
+
+def roster_digest(entries: Sequence[RosterEntry]) -> bytes:
+    """Digest of the whole roster in order; 32 bytes."""
+    parts = [part for entry in entries for part in (entry.identity_key, entry.advert_digest)]
+    return digest("roster", *parts)
+
+
+def context(
+    *,
+    task: str,
+    cohort: bytes,
+    attempt: int,
+    manifest_digest: bytes,
+    model_digests: Sequence[bytes],
+    entries: Sequence[RosterEntry],
+) -> bytes:
+    """``ctx`` of one cohort's exchange; 32 bytes."""
+    return digest(
+        "context",
+        _integers([PROTOCOL_VERSION]),
+        SUITE.encode("ascii"),
+        task.encode(),
+        cohort,
+        _integers([attempt]),
+        manifest_digest,
+        digest("models", *model_digests),
+        roster_digest(entries),
+    )
+
+
+def masking_set_digest(ctx: bytes, members: Sequence[int]) -> bytes:
+    """T = hash of (ctx, S): salts every mask key, so different S do not cancel; 32 bytes."""
+    return digest("masking set", ctx, _integers(members))
+
+
+def survivor_set_digest(ctx: bytes, masking_digest: bytes, members: Sequence[int]) -> bytes:
+    """Digest of (ctx, S, U) that survivors confirm; 32 bytes."""
+    return digest("survivor set", ctx, masking_digest, _integers(members))
+
+
+def seal_info(ctx: bytes, sender_key: bytes, recipient_key: bytes, kind: bytes) -> bytes:
+    """HPKE ``info``: who sealed what to whom in which exchange."""
+    return encode_parts("seal", ctx, sender_key, recipient_key, kind)
+
+
+def pair_seed(mask_secret: Secret, ctx: bytes, sealer_key: bytes, other_key: bytes) -> Secret:
+    """Seed of the mask that two neighbours share, derived by the edge's sealer; 32 bytes."""
+    return Secret(derive(mask_secret.reveal(), "pair seed", ctx, sealer_key, other_key))
+
+
+def share_hash(kind: int, ctx: bytes, dealer_key: bytes, holder_key: bytes, share: bytes) -> bytes:
+    """Hash of one share, labelled by its kind, so that a lying share is named; 32 bytes."""
+    return digest(_SHARE_LABELS[kind], ctx, dealer_key, holder_key, share)
+
+
+def pair_sign(own: int, other: int) -> int:
+    """+1 or -1: the sign with which device ``own`` adds the mask it shares with ``other``."""
+    return 1 if own < other else -1

@@ -1,0 +1,125 @@
+"""What goes into the aggregator's machine and what comes out.
+
+The machine is deterministic: replaying a cohort's events gives the same state and effects. A
+driver commits an event together with its effects in one transaction, then performs them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from secagg.manifest import Manifest
+from secagg.opening import OpeningPlan
+from secagg.secret import Secret
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """One task. ``task_key``: seed of the Ed25519 key that signs messages, 32 bytes; its public
+    half is ``manifest.task_key``."""
+
+    manifest: Manifest
+    manifest_digest: bytes
+    task_key: Secret
+
+
+# -- events (``now_s``: Unix seconds) ----------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Received:
+    """A message of the device with this roster index arrived."""
+
+    index: int
+    message: bytes
+    now_s: float
+
+
+@dataclass(frozen=True)
+class VectorAdded:
+    """The device's whole vector matched its digest and is durably in the partial sum."""
+
+    index: int
+    now_s: float
+
+
+@dataclass(frozen=True)
+class Tick:
+    """Time passed. A stale timer does nothing."""
+
+    now_s: float
+
+
+@dataclass(frozen=True)
+class SumOpened:
+    """The plan was applied to the partial sum and the check coordinates are right."""
+
+    now_s: float
+
+
+@dataclass(frozen=True)
+class SumRefused:
+    """The sum cannot be released, e.g. ``check-coordinates`` or ``budget-exhausted``."""
+
+    reason: str
+    now_s: float
+
+
+@dataclass(frozen=True)
+class ReleaseCommitted:
+    """The release is durable and in the ledger at ``leaf_index``."""
+
+    release: int
+    leaf_index: int
+    now_s: float
+
+
+Event = Received | VectorAdded | Tick | SumOpened | SumRefused | ReleaseCommitted
+
+
+# -- effects ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Deliver:
+    """Put this signed message into the mailbox of the device with this roster index."""
+
+    index: int
+    message: bytes
+
+
+@dataclass(frozen=True)
+class AcceptUpload:
+    """Accept the device's vector, if its plain SHA-256 is ``vector_digest``.
+
+    ``size_bytes`` bytes of packed coordinates are due.
+    """
+
+    index: int
+    vector_digest: bytes
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Open:
+    """Remove the masks that are left in the partial sum."""
+
+    plan: OpeningPlan
+
+
+@dataclass(frozen=True)
+class Wake:
+    """Send a :class:`Tick` at this time (Unix seconds), unless something newer is scheduled."""
+
+    at_s: float
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The cohort ended: released if ``reason`` is None. ``culprits``: identity keys."""
+
+    reason: str | None
+    culprits: tuple[bytes, ...]
+
+
+Effect = Deliver | AcceptUpload | Open | Wake | Ended

@@ -1,0 +1,179 @@
+"""The phases of one cohort at the aggregator, each with exactly what it still needs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from secagg.messages import Advert, RosterEntry
+from secagg.opening import OpeningPlan
+from secagg.secret import Secret
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the roster fixed. ``adverts`` are in roster order."""
+
+    cohort: bytes
+    attempt: int
+    ctx: bytes
+    roster: tuple[RosterEntry, ...]
+    adverts: tuple[Advert, ...]
+    threshold: int
+
+    @property
+    def size(self) -> int:
+        return len(self.roster)
+
+    def identity(self, index: int) -> bytes:
+        return self.roster[index].identity_key
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Phase:
+    """Common to all phases.
+
+    ``accepted``: (device, message kind number) -> digest of the message that was obeyed.
+    ``culprits``: identity keys of devices that provably broke the rules.
+    ``gone``: devices that were left out and told so.
+    """
+
+    phase: ClassVar[str]
+
+    facts: Facts
+    accepted: dict[tuple[int, int], bytes] = field(repr=False)
+    culprits: tuple[bytes, ...] = ()
+    gone: frozenset[int] = frozenset()
+    deadline_s: float = math.inf  # Unix seconds
+
+    @property
+    def roster(self) -> tuple[RosterEntry, ...]:
+        return self.facts.roster
+
+    @property
+    def ctx(self) -> bytes:
+        return self.facts.ctx
+
+
+@dataclass(frozen=True)
+class DealFacts:
+    """What the aggregator keeps of a deal after it delivered it."""
+
+    digest: bytes
+    mask_share_hash: bytes
+    self_share_hash: bytes
+    sealed_pair_seed: bytes = field(repr=False)
+
+
+Dealt = dict[int, dict[int, DealFacts]]  # dealer -> recipient -> facts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sharing(_Phase):
+    """Waiting for deals. ``signed_deals``: dealer -> recipient -> the signed deal as sent."""
+
+    phase: ClassVar[str] = "sharing"
+
+    dealt: Dealt = field(repr=False)
+    signed_deals: dict[int, dict[int, bytes]] = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checking(_Phase):
+    """Waiting for the check results of the ``dealers``.
+
+    ``accusations``: accuser -> dealers whose sealed contents it could not use.
+    ``guilty``: dealers whose signed deal is bad for everyone to see.
+    """
+
+    phase: ClassVar[str] = "checking"
+
+    dealt: Dealt = field(repr=False)
+    dealers: tuple[int, ...]
+    answered: frozenset[int] = frozenset()
+    accusations: dict[int, frozenset[int]]
+    guilty: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Masking(_Phase):
+    """S is fixed; waiting for masked vectors."""
+
+    phase: ClassVar[str] = "masking"
+
+    dealt: Dealt = field(repr=False)
+    masking_set: tuple[int, ...]
+    announced: frozenset[int] = frozenset()
+    added: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Confirming(_Phase):
+    """U is fixed; waiting for the survivors' confirmations (signed, as sent)."""
+
+    phase: ClassVar[str] = "confirming"
+
+    dealt: Dealt = field(repr=False)
+    masking_set: tuple[int, ...]
+    survivors: tuple[int, ...]
+    confirmations: dict[int, bytes] = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unmasking(_Phase):
+    """Waiting for shares. ``shares``: owner -> holder -> verified share."""
+
+    phase: ClassVar[str] = "unmasking"
+
+    dealt: Dealt = field(repr=False)
+    masking_set: tuple[int, ...]
+    survivors: tuple[int, ...]
+    shares: dict[int, dict[int, Secret]] = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opening(_Phase):
+    """All secrets that the sum needs are there; the driver removes the masks."""
+
+    phase: ClassVar[str] = "opening"
+
+    masking_set: tuple[int, ...]
+    survivors: tuple[int, ...]
+    plan: OpeningPlan = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Releasing(_Phase):
+    """The sum is open and right; the driver makes the release durable."""
+
+    phase: ClassVar[str] = "releasing"
+
+    masking_set: tuple[int, ...]
+    survivors: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Released(_Phase):
+    """Terminal."""
+
+    phase: ClassVar[str] = "released"
+
+    masking_set: tuple[int, ...]
+    survivors: tuple[int, ...]
+    release: int
+    leaf_index: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Aborted(_Phase):
+    """Terminal: no release."""
+
+    phase: ClassVar[str] = "aborted"
+
+    reason: str
+
+
+State = (
+    Sharing | Checking | Masking | Confirming | Unmasking | Opening | Releasing | Released | Aborted
+)

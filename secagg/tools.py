@@ -1,0 +1,20 @@
+"""What a protocol machine may use that is not a function of its events."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Tools:
+    """Randomness, injected so that the same seed replays the same run.
+
+    ``random_bytes(count)`` returns that many secret, unpredictable bytes.
+    ``seal(public_key, info, plaintext)`` is HPKE base mode with the protocol's suite
+    (``secagg.keys.hpke_seal``). It draws its own randomness inside the library, which is why it
+    is injected as well.
+    """
+
+    random_bytes: Callable[[int], bytes]
+    seal: Callable[[bytes, bytes, bytes], bytes]
