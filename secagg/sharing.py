@@ -1,0 +1,126 @@
+"""Shamir sharing (CACM 1979) of 256-bit secrets over GF(p), p = 2^256 + 297.
+
+p is the smallest prime above 2^256, so any 32 bytes are a field element. Evaluation points are
+distinct and non-zero by construction: roster index + 1. Secrets that are opened by the same set of
+holders share their Lagrange coefficients.
+
+Big-integer arithmetic in Python is not constant-time; ``threat_model.md`` says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from secagg.errors import LocalProtocolError, RemoteProtocolError
+from secagg.limits import SEED_BYTES, SHARE_BYTES
+from secagg.secret import Secret
+
+PRIME = (1 << 256) + 297
+
+
+def point(roster_index: int) -> int:
+    """The evaluation point of a roster index."""
+    return roster_index + 1
+
+
+def split(
+    secret: Secret,
+    threshold: int,
+    holders: Sequence[int],
+    random_bytes: Callable[[int], bytes],
+) -> dict[int, Secret]:
+    """Share a 32-byte secret among roster indices; any ``threshold`` shares open it.
+
+    Returns:
+        roster index -> share (33 bytes, little-endian).
+
+    Raises:
+        LocalProtocolError: ``sharing-parameters``.
+    """
+    if len(secret) != SEED_BYTES or not 1 <= threshold <= len(set(holders)) == len(holders):
+        raise LocalProtocolError(
+            "sharing-parameters",
+            "A secret of 32 bytes is shared among at least `threshold` distinct holders.",
+            expected=(SEED_BYTES, threshold),
+            found=(len(secret), len(set(holders))),
+        )
+    # 48 random bytes mod p are within 2^-127 of uniform.
+    coefficients = [int.from_bytes(secret.reveal(), "little")] + [
+        int.from_bytes(random_bytes(48), "little") % PRIME for _ in range(threshold - 1)
+    ]
+    shares = {}
+    for holder in holders:
+        value = 0
+        for coefficient in reversed(coefficients):
+            value = (value * point(holder) + coefficient) % PRIME
+        shares[holder] = Secret(value.to_bytes(SHARE_BYTES, "little"))
+    return shares
+
+
+def check_share(share: bytes) -> None:
+    """Raise RemoteProtocolError ``share-malformed`` unless the bytes are a field element."""
+    if len(share) != SHARE_BYTES or int.from_bytes(share, "little") >= PRIME:
+        raise RemoteProtocolError(
+            "share-malformed", "A share is a field element of 33 bytes.", found=len(share)
+        )
+
+
+def lagrange_at_zero(holders: Sequence[int]) -> dict[int, int]:
+    """Coefficients that open any secret from the shares of exactly these roster indices.
+
+    One modular inversion for all of them.
+    """
+    if not holders or len(set(holders)) != len(holders):
+        raise LocalProtocolError(
+            "sharing-parameters", "Shares are opened from distinct holders.", found=list(holders)
+        )
+    numerators, denominators = [], []
+    for holder in holders:
+        numerator = denominator = 1
+        for other in holders:
+            if other != holder:
+                numerator = numerator * point(other) % PRIME
+                denominator = denominator * (point(other) - point(holder)) % PRIME
+        numerators.append(numerator)
+        denominators.append(denominator)
+    inverses = _invert_all(denominators)
+    return {
+        holder: numerator * inverse % PRIME
+        for holder, numerator, inverse in zip(holders, numerators, inverses, strict=True)
+    }
+
+
+def _invert_all(values: Sequence[int]) -> list[int]:
+    prefix = [1]
+    for value in values:
+        prefix.append(prefix[-1] * value % PRIME)
+    inverse = pow(prefix[-1], -1, PRIME)
+    inverses = [0] * len(values)
+    for i in range(len(values) - 1, -1, -1):
+        inverses[i] = prefix[i] * inverse % PRIME
+        inverse = inverse * values[i] % PRIME
+    return inverses
+
+
+def join(shares: Mapping[int, bytes], coefficients: Mapping[int, int]) -> Secret:
+    """Open a secret from exactly the shares that ``coefficients`` were made for.
+
+    Raises:
+        RemoteProtocolError: ``share-malformed``, or ``shares-inconsistent`` when the result is no
+            32-byte secret (some dealer or holder lied).
+    """
+    if shares.keys() != coefficients.keys():
+        raise LocalProtocolError(
+            "sharing-parameters",
+            "Shares and coefficients belong to different holders.",
+            expected=sorted(coefficients),
+            found=sorted(shares),
+        )
+    total = 0
+    for holder, share in shares.items():
+        check_share(share)
+        total += int.from_bytes(share, "little") * coefficients[holder]
+    total %= PRIME
+    if total >> 256:
+        raise RemoteProtocolError("shares-inconsistent", "The shares do not open to a secret.")
+    return Secret(total.to_bytes(SEED_BYTES, "little"))
