@@ -26,10 +26,3 @@ def sealer(first: int, second: int) -> int:
     if first == second:
         raise LocalProtocolError("roster-index", "A device has no edge to itself.", found=first)
     return min(first, second) if (first + second) % 2 else max(first, second)
-
-
-def mask_sign(index: int, other: int) -> int:
-    """+1 for the lower end of an edge, -1 for the higher, so that the pair's masks cancel."""
-    if index == other:
-        raise LocalProtocolError("roster-index", "A device has no edge to itself.", found=index)
-    return 1 if index < other else -1
