@@ -1,0 +1,332 @@
+"""From a manifest and its releases to lines of privacy, one per unit, adversary and assumption.
+
+Modes are never mixed: each line is the cost to one unit against one adversary, from the noise that
+protects this unit. The headline is unamplified. What is accounted is what happened: the noise that
+the survivors of each release guarantee. (Survivor counts are adversary-chosen; the bound that
+holds whatever they are is that of ``lines(manifest, releases_max)``: the filter of Feldman and
+Zrnic, 2021, at the fewest survivors.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from fractions import Fraction
+from functools import lru_cache
+from typing import Literal
+
+import msgspec
+
+from dp.errors import AccountingError
+from dp.events import (
+    Composed,
+    DiscreteGaussianRelease,
+    Event,
+    PoissonSampled,
+    SkellamRelease,
+)
+from dp.grid import (
+    clip_units,
+    examples_factor,
+    l1_of,
+    l1_units,
+    l2_squared_units,
+    scale_for,
+)
+from dp.rdp import epsilon_from_rdp, rdp_curve
+from secagg.manifest import Manifest
+
+ACCOUNTANT_SKELLAM = "skellam-rdp/agarwal-kairouz-liu-2021"
+ACCOUNTANT_POISSON = ACCOUNTANT_SKELLAM + "+poisson/zhu-wang-2019-theorem-5"
+SAMPLER_LOG2 = -90.0  # distance of one drawn coordinate from Skellam: 2^12 parts of 2^-102
+OVERRUN_LOG2 = -40.0  # probability that a Poisson batch exceeds examples_max; dp.sampling
+
+
+class PrivacyLine(msgspec.Struct, frozen=True, kw_only=True):
+    """One statement of privacy.
+
+    ``mode``: A, B or C. ``unit``: ``example`` or ``device``. ``adversary``: who is held off, and
+    under which assumption. ``adjacency``: what differs between neighbours. ``accountant``: whose
+    theorem. ``epsilon`` is rounded up.
+    """
+
+    mode: Literal["A", "B", "C"]
+    unit: Literal["example", "device"]
+    adversary: str
+    adjacency: str
+    amplified: bool
+    accountant: str
+    epsilon: float
+    delta: float
+
+
+class ReleaseFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What happened in one charged release.
+
+    ``survivors``: devices in the sum; for a cohort that ended after step 3 without a release, the
+    manifest's ``survivors_min`` (what a dishonest aggregator may have opened).
+    """
+
+    survivors: int
+
+
+Releases = Sequence[ReleaseFacts] | int
+
+
+def guaranteed_variance(manifest: Manifest, survivors: int) -> int:
+    """Noise variance per coordinate that counts in a sum of ``survivors``, integer units squared.
+
+    Raises:
+        AccountingError: ``survivors-too-few`` below the manifest's minimum;
+            ``noise-missing`` without noise in the ring.
+    """
+    if manifest.noise is None:
+        raise AccountingError("noise-missing", "The task adds no noise in the ring.")
+    rules = manifest.cohort
+    if not rules.survivors_min <= survivors <= rules.size_max:
+        raise AccountingError(
+            "survivors-too-few" if survivors < rules.survivors_min else "survivors-too-many",
+            "A release with this number of survivors breaks the manifest.",
+            expected=(rules.survivors_min, rules.size_max),
+            found=survivors,
+        )
+    return manifest.noise.share_variance * (survivors - rules.silent_max)
+
+
+def local_step(manifest: Manifest) -> SkellamRelease:
+    """One local step of mode A: Skellam noise on a sum of integer-clipped gradients."""
+    privacy = manifest.example_privacy
+    if privacy is None:
+        raise AccountingError("privacy-missing", "The task has no example-level privacy.")
+    length = manifest.data_length
+    units = clip_units(privacy.clip, scale_for(privacy.clip, length, noisy=True))
+    variance = math.ceil(Fraction(privacy.noise_multiplier) ** 2 * units * units)
+    return SkellamRelease(units * units, l1_of(units, length), variance)
+
+
+def _counts(manifest: Manifest, releases: Releases) -> Counter[int]:
+    """Survivors -> number of charged releases."""
+    if isinstance(releases, int):
+        if releases < 0:
+            raise AccountingError("parameter-out-of-range", "A count is not negative.")
+        return Counter({manifest.cohort.survivors_min: releases})
+    return Counter(release.survivors for release in releases)
+
+
+def _ring_event(manifest: Manifest, counts: Counter[int], factor: int) -> Composed:
+    l2 = l2_squared_units(manifest.segments) * factor**2
+    l1 = l1_units(manifest.segments, factor)
+    return Composed(
+        tuple(
+            (SkellamRelease(l2, l1, guaranteed_variance(manifest, survivors)), count)
+            for survivors, count in sorted(counts.items())
+        )
+    )
+
+
+def _sampled(event: Composed, rate: float) -> Composed:
+    return Composed(tuple((PoissonSampled(rate, part), count) for part, count in event.parts))
+
+
+@lru_cache(maxsize=4096)
+def epsilon_of(event: Event, delta: float, slack_log2: float = -math.inf) -> float:
+    """Epsilon at ``delta`` of an event, of which a slice pays for imperfect randomness.
+
+    If every output is within statistical distance t = 2^slack_log2 of the ideal mechanism, an
+    (eps, delta') guarantee of the ideal one gives (eps, delta' + (1 + e^eps) t).
+    """
+    curve = rdp_curve(event)
+    if slack_log2 == -math.inf:
+        return epsilon_from_rdp(curve, delta)
+    first = epsilon_from_rdp(curve, delta / 2)
+    if first > 600:
+        return math.inf
+    slack = (1 + math.exp(first)) * 2.0**slack_log2
+    if slack > delta / 2:
+        return math.inf
+    return epsilon_from_rdp(curve, delta - slack)
+
+
+def lines(manifest: Manifest, releases: Releases) -> tuple[PrivacyLine, ...]:
+    """What ``releases`` of this task cost, one line per statement; empty without privacy.
+
+    ``releases``: an integer counts releases at the fewest survivors (what a task is charged
+    beforehand).
+
+    Raises:
+        AccountingError: an impossible release or parameter.
+    """
+    counts = _counts(manifest, releases)
+    total = sum(counts.values())
+    delta = manifest.budget.delta
+    result: list[PrivacyLine] = []
+    example, device = manifest.example_privacy, manifest.device_privacy
+    drawn = max(1, total * manifest.data_length * manifest.cohort.size_max)
+    sampler = SAMPLER_LOG2 + math.log2(drawn)
+    if example is not None and example.mode == "distributed":
+        event = _ring_event(manifest, counts, 1)
+        others = _adversary(manifest)
+        result.append(
+            PrivacyLine(
+                mode="C",
+                unit="example",
+                adversary=others,
+                adjacency="add-or-remove",
+                amplified=False,
+                accountant=ACCOUNTANT_SKELLAM,
+                epsilon=epsilon_of(event, delta, sampler),
+                delta=delta,
+            )
+        )
+        if manifest.report_slot_s > 0 and example.sampling_rate < 1:
+            overrun = OVERRUN_LOG2 + math.log2(max(1, total))
+            result.append(
+                PrivacyLine(
+                    mode="C",
+                    unit="example",
+                    adversary=others + ", if report-in slots and failures do not show the batch",
+                    adjacency="add-or-remove",
+                    amplified=True,
+                    accountant=ACCOUNTANT_POISSON,
+                    epsilon=epsilon_of(
+                        _sampled(event, example.sampling_rate),
+                        delta,
+                        math.log2(2.0**overrun + 2.0**sampler),
+                    ),
+                    delta=delta,
+                )
+            )
+    if example is not None and example.mode == "local":
+        steps = manifest.training.local_steps if manifest.training is not None else 1
+        step = local_step(manifest)
+        local_event = Composed(((step, steps * total),))
+        sampler_a = SAMPLER_LOG2 + math.log2(max(1, steps * total * manifest.data_length))
+        result.append(
+            PrivacyLine(
+                mode="A",
+                unit="example",
+                adversary="everyone",
+                adjacency="add-or-remove",
+                amplified=False,
+                accountant=ACCOUNTANT_SKELLAM,
+                epsilon=epsilon_of(local_event, delta, sampler_a),
+                delta=delta,
+            )
+        )
+        if example.sampling_rate < 1:
+            timing = "" if manifest.report_slot_s > 0 else ", if time does not show the batch"
+            result.append(
+                PrivacyLine(
+                    mode="A",
+                    unit="example",
+                    adversary="everyone" + timing,
+                    adjacency="add-or-remove",
+                    amplified=True,
+                    accountant=ACCOUNTANT_POISSON,
+                    epsilon=epsilon_of(
+                        _sampled(local_event, example.sampling_rate), delta, sampler_a
+                    ),
+                    delta=delta,
+                )
+            )
+    if device is not None:
+        result.append(
+            PrivacyLine(
+                mode="B",
+                unit="device",
+                adversary=_adversary(manifest),
+                adjacency="zero-out",
+                amplified=False,
+                accountant=ACCOUNTANT_SKELLAM,
+                epsilon=epsilon_of(
+                    _ring_event(manifest, counts, examples_factor(manifest)), delta, sampler
+                ),
+                delta=delta,
+            )
+        )
+    return tuple(result)
+
+
+def _adversary(manifest: Manifest) -> str:
+    silent = manifest.cohort.silent_max
+    devices = "1 other device" if silent == 1 else f"{silent} other devices"
+    return f"the aggregator with {devices}, and everyone who sees the model"
+
+
+def headline(statements: Sequence[PrivacyLine]) -> float | None:
+    """The largest unamplified epsilon; None without privacy."""
+    return max((line.epsilon for line in statements if not line.amplified), default=None)
+
+
+Mechanism = Literal["gaussian", "discrete-gaussian", "skellam"]
+
+
+def plan_epsilon(
+    noise_multiplier: float,
+    rounds: int,
+    delta: float,
+    sampling_rate: float = 1.0,
+    mechanism: Mechanism = "skellam",
+    *,
+    length: int = 92_160,
+) -> tuple[float, str]:
+    """Epsilon of ``rounds`` releases under add-or-remove, and the accountant's name.
+
+    ``gaussian`` is accounted by PLD (dp-accounting). ``length``: coordinates, for Skellam's L1 term.
+
+    Raises:
+        AccountingError: ``parameter-out-of-range`` or ``mechanism-unknown``.
+    """
+    if not 1 <= rounds <= 10**7:
+        raise AccountingError(
+            "parameter-out-of-range", "Rounds are out of range.", expected="1..10^7", found=rounds
+        )
+    if not (math.isfinite(noise_multiplier) and 0 < noise_multiplier <= 1e6):
+        raise AccountingError(
+            "parameter-out-of-range",
+            "The noise multiplier is out of range.",
+            expected="> 0",
+            found=noise_multiplier,
+        )
+    if not (math.isfinite(sampling_rate) and 0 < sampling_rate <= 1):
+        raise AccountingError(
+            "parameter-out-of-range",
+            "The sampling rate is out of range.",
+            expected="0 < rate <= 1",
+            found=sampling_rate,
+        )
+    if not (math.isfinite(delta) and 0 < delta < 1):
+        raise AccountingError(
+            "parameter-out-of-range", "Delta is out of range.", expected="0..1", found=delta
+        )
+    event: Event
+    match mechanism:
+        case "gaussian":
+            from dp.gaussian import pld_epsilon
+
+            return (
+                pld_epsilon(noise_multiplier, rounds, delta, sampling_rate),
+                "pld/dp-accounting",
+            )
+        case "discrete-gaussian":
+            event = DiscreteGaussianRelease(noise_multiplier)
+            name = "discrete-gaussian-rdp/canonne-kamath-steinke-2020"
+        case "skellam":
+            if length < 1:
+                raise AccountingError("parameter-out-of-range", "A vector has coordinates.")
+            units = clip_units(1.0, scale_for(1.0, length, noisy=True))
+            variance = math.ceil(Fraction(noise_multiplier) ** 2 * units**2)
+            event = SkellamRelease(units**2, l1_of(units, length), variance)
+            name = ACCOUNTANT_SKELLAM
+        case _:
+            raise AccountingError(
+                "mechanism-unknown",
+                "No such mechanism.",
+                expected=["gaussian", "discrete-gaussian", "skellam"],
+                found=mechanism,
+            )
+    if sampling_rate < 1:
+        event = PoissonSampled(sampling_rate, event)
+        name += "" if name == ACCOUNTANT_POISSON else "+poisson/zhu-wang-2019-theorem-5"
+    return epsilon_of(Composed(((event, rounds),)), delta), name

@@ -1,0 +1,30 @@
+"""One declaration per algorithm, and the validator that task creation and devices share."""
+
+from dp.contracts.advice import noise_over_clip, overshoot, warnings
+from dp.contracts.build import build_manifest
+from dp.contracts.check import ALGORITHMS, check_manifest
+from dp.contracts.spec import (
+    BudgetSpec,
+    CohortSpec,
+    DeadlineSpec,
+    SegmentSpec,
+    TaskSpec,
+    TrainingSpec,
+    parse_spec,
+)
+
+__all__ = [
+    "ALGORITHMS",
+    "BudgetSpec",
+    "CohortSpec",
+    "DeadlineSpec",
+    "SegmentSpec",
+    "TaskSpec",
+    "TrainingSpec",
+    "build_manifest",
+    "check_manifest",
+    "noise_over_clip",
+    "overshoot",
+    "parse_spec",
+    "warnings",
+]

@@ -1,0 +1,66 @@
+"""What is allowed but should be known: plain words for the operator and the report."""
+
+from __future__ import annotations
+
+import math
+
+from dp.grid import examples_factor
+from secagg.manifest import Manifest
+
+USELESS_RATIO = 10.0
+
+
+def noise_over_clip(manifest: Manifest) -> float | None:
+    """L2 norm of the noise in the mean over L2 bound of the mean: z sqrt(d) / n (mode B)."""
+    device = manifest.device_privacy
+    if device is None:
+        return None
+    return device.noise_multiplier * math.sqrt(manifest.data_length) / manifest.cohort.size_max
+
+
+def overshoot(manifest: Manifest) -> float | None:
+    """Noise variance with all of the largest cohort over the guaranteed one."""
+    if manifest.noise is None:
+        return None
+    return manifest.cohort.size_max / manifest.noise.honest_min
+
+
+def warnings(manifest: Manifest) -> tuple[str, ...]:
+    """Plain warnings about a valid manifest; empty where there are none."""
+    found = []
+    ratio = noise_over_clip(manifest)
+    if ratio is not None and ratio > USELESS_RATIO:
+        found.append(
+            f"Device-level noise is {ratio:.0f} times the largest possible signal of this cohort: "
+            "the model will learn nothing. Use many more devices, a shorter vector, or example "
+            "level privacy only."
+        )
+    extra = overshoot(manifest)
+    if extra is not None and extra > 3:
+        found.append(
+            f"If nobody drops out, the sum carries {extra:.1f} times the noise variance that is "
+            "accounted for. Raise survivors_min if drop-outs are rarer."
+        )
+    example, training = manifest.example_privacy, manifest.training
+    if example is not None and example.noise_multiplier < 0.5:
+        found.append(
+            f"A noise multiplier of {example.noise_multiplier:g} protects little; below 0.5 the "
+            "stated epsilon is large."
+        )
+    if training is not None and training.local_steps > 1 and example is not None:
+        found.append(
+            f"Each release composes {training.local_steps} local steps of noise on every device."
+        )
+    if example is None and manifest.device_privacy is None:
+        found.append(
+            "No differential privacy: the sum itself, and every model trained from it, may reveal "
+            "what single examples say."
+        )
+    if manifest.cohort.size_min < 5 and examples_factor(manifest) == 1:
+        found.append("In a cohort this small, each participant knows much of the others' sum.")
+    if manifest.noise is not None and manifest.report_slot_s == 0:
+        found.append(
+            "Devices report in when they are ready, so time may show the batch: no amplified "
+            "statement is made."
+        )
+    return tuple(found)

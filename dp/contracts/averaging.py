@@ -1,0 +1,67 @@
+"""What FedAvg and FedProx share: one delta per device, weighted only without privacy."""
+
+from __future__ import annotations
+
+from dp.contracts.rules import adapter_length, check_segments, in_range, refuse
+from dp.contracts.spec import SegmentSpec, TaskSpec
+from secagg.manifest import Manifest
+
+LOSS_CLIP = 32.0  # nats per token; a uniform guess over 10^13 tokens
+
+
+def has_privacy(manifest: Manifest) -> bool:
+    return manifest.example_privacy is not None or manifest.device_privacy is not None
+
+
+def averaging_segments(spec: TaskSpec, length: int, noisy: bool) -> tuple[SegmentSpec, ...]:
+    """("delta", d) with any privacy; else weight * delta, weight (<= 1) and weight * mean loss."""
+    delta = SegmentSpec(name="delta", length=length, clip=spec.update_clip)
+    if noisy:
+        return (delta,)
+    return (
+        delta,
+        SegmentSpec(name="weight", length=1, clip=1.0),
+        SegmentSpec(name="loss", length=1, clip=LOSS_CLIP),
+    )
+
+
+def averaging_denominator(spec: TaskSpec, noisy: bool) -> float:
+    return float(spec.cohort.size_max) if noisy else 0.0
+
+
+def check_averaging(manifest: Manifest) -> None:
+    length = adapter_length(manifest)
+    training = manifest.training
+    if training is None:
+        refuse("training-missing", f"{manifest.algorithm} needs the training terms.")
+        return
+    private = has_privacy(manifest)
+    expected = [("delta", length)]
+    if not private:
+        expected += [("weight", 1), ("loss", 1)]
+    check_segments(manifest, expected)
+    if manifest.example_privacy is not None and manifest.example_privacy.mode != "local":
+        refuse(
+            "privacy-mode",
+            "Noise over the sum of examples needs one sum per step.",
+            expected="local or none",
+            found=manifest.example_privacy.mode,
+            remedy="Use fedsgd for privacy = 'distributed'.",
+        )
+    if private and training.weight_unit != 0:
+        refuse(
+            "weights-with-noise",
+            "Hidden weights would make the mean more sensitive than the noise accounts for.",
+            expected="weight_unit = 0",
+            found=training.weight_unit,
+            remedy="Use uniform weights.",
+        )
+    if private and not training.denominator > 0:
+        refuse(
+            "denominator-missing",
+            "With privacy the sum is divided by a public constant.",
+            expected="> 0",
+            found=training.denominator,
+        )
+    in_range("local_steps", training.local_steps, 1, 100_000)
+    in_range("local_learning_rate", training.local_learning_rate, 0, 1e6, open_low=True)

@@ -1,0 +1,213 @@
+"""From an operator's spec to a manifest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+from dp.contracts.check import algorithm_named, check_manifest
+from dp.contracts.derive import derive_ring, share_variance
+from dp.contracts.rules import in_range
+from dp.contracts.spec import SegmentSpec, TaskSpec
+from dp.grid import clip_units, equalised_scales, l2_squared_units, scale_for
+from secagg.errors import ConfigurationError
+from secagg.limits import PROTOCOL_VERSION, SLICE_LENGTH, SUITE
+from secagg.manifest import (
+    Budget,
+    CohortRules,
+    Deadlines,
+    DevicePrivacy,
+    Encoding,
+    ExamplePrivacy,
+    Manifest,
+    Noise,
+    Segment,
+    Training,
+)
+
+
+def build_manifest(
+    spec: TaskSpec,
+    *,
+    created_at: int,
+    task_key: bytes,
+    ledger_verifier: str,
+    partner_keys: Sequence[bytes],
+) -> Manifest:
+    """Derive scale, integer clip, noise share and ring from a spec, and check the result.
+
+    Args:
+        created_at: Unix seconds.
+        task_key: 32 bytes, Ed25519; signs the manifest and the aggregator's messages.
+        ledger_verifier: C2SP verifier key.
+
+    Raises:
+        ConfigurationError: as :func:`dp.contracts.check_manifest`.
+    """
+    algorithm = algorithm_named(spec.algorithm)
+    mode = spec.privacy or algorithm.default_privacy
+    device_level = spec.device_noise_multiplier != 0
+    in_ring = mode == "distributed" or device_level
+    noisy = in_ring or mode == "local"
+    _check_spec(spec, mode)
+
+    length = 0
+    if spec.adapter is not None:
+        length = sum(tensor.rows * tensor.columns for tensor in spec.adapter.trainable)
+    elif spec.algorithm != "sum":
+        raise ConfigurationError(
+            "adapter-missing",
+            f"{spec.algorithm} trains an adapter, and the task has none.",
+            remedy="Name a base model and an adapter, or use the algorithm 'sum'.",
+        )
+    segments = _segments(algorithm.segments(spec, length, noisy=noisy), in_ring)
+
+    silent = spec.cohort.silent_max
+    if silent is None:
+        silent = max(1, spec.cohort.corrupt_max) if in_ring else 0
+    cohort = CohortRules(
+        size_min=spec.cohort.size_min,
+        size_max=spec.cohort.size_max,
+        survivors_min=spec.cohort.survivors_min,
+        corrupt_max=spec.cohort.corrupt_max,
+        silent_max=silent,
+    )
+    factor = spec.examples_max if mode == "distributed" else 1
+    noise = _noise(spec, mode, cohort, segments, factor) if in_ring else None
+    bits, wrap = derive_ring(segments, cohort, noise.share_variance if noise else 0, factor)
+    manifest = Manifest(
+        protocol=PROTOCOL_VERSION,
+        suite=SUITE,
+        task=spec.task,
+        created_at=created_at,
+        algorithm=spec.algorithm,
+        task_key=task_key,
+        ledger_verifier=ledger_verifier,
+        partner_keys=tuple(sorted(partner_keys)),
+        cohort=cohort,
+        deadlines=Deadlines(
+            report_s=spec.deadlines.report_s,
+            share_s=spec.deadlines.share_s,
+            check_s=spec.deadlines.check_s,
+            masked_input_s=spec.deadlines.masked_input_s,
+            confirm_s=spec.deadlines.confirm_s,
+            unmask_s=spec.deadlines.unmask_s,
+        ),
+        segments=segments,
+        encoding=Encoding(ring_bits=bits, slice_length=SLICE_LENGTH, wrap_log2=wrap),
+        noise=noise,
+        example_privacy=_example_privacy(spec, mode),
+        device_privacy=(
+            DevicePrivacy(
+                clip=_device_clip(segments, factor),
+                noise_multiplier=spec.device_noise_multiplier,
+            )
+            if device_level
+            else None
+        ),
+        budget=Budget(
+            max_epsilon=spec.budget.max_epsilon if noisy else None,
+            delta=spec.budget.delta,
+            releases_max=spec.budget.releases_max,
+        ),
+        report_slot_s=spec.report_slot_s,
+        base_model=spec.base_model,
+        adapter=spec.adapter,
+        training=None if spec.algorithm == "sum" else _training(spec, noisy),
+    )
+    check_manifest(manifest)
+    return manifest
+
+
+def _check_spec(spec: TaskSpec, mode: str) -> None:
+    """What must hold before anything can be derived at all."""
+    in_range("device_noise_multiplier", spec.device_noise_multiplier, 0, 1e4)
+    in_range("clip", spec.clip, 0, 1e12, open_low=True)
+    in_range("update_clip", spec.update_clip, 0, 1e12, open_low=True)
+    if mode != "none":
+        in_range("noise_multiplier", spec.noise_multiplier, 0, 1e4, open_low=True)
+        in_range("sampling_rate", spec.sampling_rate, 0, 1, open_low=True)
+        in_range("examples_max", spec.examples_max, 1, 1 << 20)
+    in_range("size_max", spec.cohort.size_max, 2, 10_000, reason="cohort-size")
+    for segment in spec.segments:
+        in_range(f"clip of {segment.name}", segment.clip, 0, 1e12, open_low=True)
+        in_range(f"length of {segment.name}", segment.length, 1, 1 << 28, reason="segments-wrong")
+    if spec.algorithm == "sum" and not spec.segments:
+        raise ConfigurationError(
+            "segments-wrong", "Federated statistics need at least one segment."
+        )
+    if spec.algorithm != "sum" and spec.segments:
+        raise ConfigurationError(
+            "segments-wrong",
+            f"{spec.algorithm} has its own segments.",
+            found=[segment.name for segment in spec.segments],
+            remedy="Leave the segments out, or use the algorithm 'sum'.",
+        )
+
+
+def _segments(plan: Sequence[SegmentSpec], in_ring: bool) -> tuple[Segment, ...]:
+    if in_ring and len(plan) > 1:
+        scales = equalised_scales([s.clip for s in plan], [s.length for s in plan])
+    else:
+        scales = [scale_for(s.clip, s.length, noisy=in_ring) for s in plan]
+    return tuple(
+        Segment(
+            name=s.name,
+            length=s.length,
+            clip=s.clip,
+            scale=scale,
+            clip_units=clip_units(s.clip, scale),
+        )
+        for s, scale in zip(plan, scales, strict=True)
+    )
+
+
+def _noise(
+    spec: TaskSpec, mode: str, cohort: CohortRules, segments: tuple[Segment, ...], factor: int
+) -> Noise:
+    honest = cohort.survivors_min - cohort.silent_max
+    l2 = l2_squared_units(segments)
+    shares = [0]
+    if mode == "distributed":
+        shares.append(share_variance(l2, spec.noise_multiplier, max(1, honest)))
+    if spec.device_noise_multiplier:
+        shares.append(share_variance(l2 * factor**2, spec.device_noise_multiplier, max(1, honest)))
+    return Noise(mechanism="skellam", share_variance=max(shares), honest_min=honest)
+
+
+def _device_clip(segments: tuple[Segment, ...], factor: int) -> float:
+    if len(segments) == 1:
+        return segments[0].clip * factor
+    return math.sqrt(sum(segment.clip**2 for segment in segments))
+
+
+def _example_privacy(spec: TaskSpec, mode: str) -> ExamplePrivacy | None:
+    if mode == "none":
+        return None
+    kind: Literal["local", "distributed"] = "local" if mode == "local" else "distributed"
+    return ExamplePrivacy(
+        mode=kind,
+        clip=spec.clip,
+        noise_multiplier=spec.noise_multiplier,
+        sampling_rate=spec.sampling_rate,
+        examples_max=spec.examples_max,
+    )
+
+
+def _training(spec: TaskSpec, noisy: bool) -> Training:
+    terms = spec.training
+    return Training(
+        local_steps=1 if spec.algorithm == "fedsgd" else terms.local_steps,
+        local_learning_rate=terms.local_learning_rate,
+        batch_size=terms.batch_size,
+        proximal_mu=terms.proximal_mu,
+        server_optimiser=terms.server_optimiser,
+        server_learning_rate=terms.server_learning_rate,
+        server_momentum=terms.server_momentum,
+        weight_unit=terms.weight_unit,
+        denominator=terms.denominator
+        or algorithm_named(spec.algorithm).denominator(spec, noisy=noisy),
+        max_tokens=terms.max_tokens,
+        micro_batch=terms.micro_batch,
+    )

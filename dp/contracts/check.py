@@ -1,0 +1,181 @@
+"""The one validator: run when a task is created, and by every device before it trains.
+
+It trusts nothing in the manifest: derived values are derived again and compared.
+"""
+
+from __future__ import annotations
+
+import math
+
+from dp.accounting import headline, lines
+from dp.contracts.algorithm import Algorithm
+from dp.contracts.fedavg import FedAvg
+from dp.contracts.federated_sum import FederatedSum
+from dp.contracts.fedprox import FedProx
+from dp.contracts.fedsgd import FedSGD
+from dp.contracts.rules import (
+    check_cohort,
+    check_encoding,
+    check_grid,
+    check_noise,
+    in_range,
+    refuse,
+)
+from dp.grid import examples_factor, has_ring_noise
+from secagg.errors import ConfigurationError
+from secagg.limits import IDENTITY_KEY_BYTES, MANIFEST_BYTES_MAX, PROTOCOL_VERSION, SUITE
+from secagg.manifest import Manifest, encode_manifest
+
+ALGORITHMS: dict[str, Algorithm] = {
+    "fedavg": FedAvg(),
+    "fedprox": FedProx(),
+    "fedsgd": FedSGD(),
+    "sum": FederatedSum(),
+}
+
+
+def algorithm_named(name: str) -> Algorithm:
+    """The declaration of an algorithm.
+
+    Raises:
+        ConfigurationError: ``algorithm-unknown``.
+    """
+    try:
+        return ALGORITHMS[name]
+    except KeyError:
+        raise ConfigurationError(
+            "algorithm-unknown",
+            "No such algorithm.",
+            expected=sorted(ALGORITHMS),
+            found=name,
+        ) from None
+
+
+def check_manifest(manifest: Manifest) -> None:
+    """Refuse a manifest that is wrong, impossible, or weaker than it says.
+
+    Raises:
+        ConfigurationError: with a stable reason; see the rules in this package.
+    """
+    algorithm = algorithm_named(manifest.algorithm)
+    _check_identity(manifest)
+    check_cohort(manifest)
+    for name in ("report_s", "share_s", "check_s", "masked_input_s", "confirm_s", "unmask_s"):
+        in_range(name, getattr(manifest.deadlines, name), 0, 30 * 86_400, open_low=True)
+    in_range("report_slot_s", manifest.report_slot_s, 0, 30 * 86_400)
+    in_range("budget.delta", manifest.budget.delta, 0, 0.1, open_low=True)
+    in_range("budget.releases_max", manifest.budget.releases_max, 1, 10**6)
+    _check_privacy(manifest)
+    check_grid(manifest.segments)
+    algorithm.check(manifest)
+    _check_training(manifest)
+    check_noise(manifest)
+    check_encoding(manifest)
+    _check_budget(manifest)
+    size = len(encode_manifest(manifest))
+    if size > MANIFEST_BYTES_MAX:
+        refuse(
+            "manifest-too-large",
+            "The manifest is too large.",
+            expected=f"<= {MANIFEST_BYTES_MAX} bytes",
+            found=size,
+        )
+
+
+def _check_identity(manifest: Manifest) -> None:
+    if (manifest.protocol, manifest.suite) != (PROTOCOL_VERSION, SUITE):
+        refuse(
+            "manifest-version",
+            "The manifest speaks another protocol.",
+            expected=(PROTOCOL_VERSION, SUITE),
+            found=(manifest.protocol, manifest.suite),
+        )
+    name = manifest.task
+    allowed = "abcdefghijklmnopqrstuvwxyz0123456789-_."
+    if not (1 <= len(name) <= 64 and name[0].isalnum() and all(c in allowed for c in name)):
+        refuse(
+            "task-name",
+            "A task's name is 1 to 64 of a-z, 0-9, '-', '_', '.', and begins with a letter or digit.",
+            found=name,
+        )
+    if len(manifest.task_key) != IDENTITY_KEY_BYTES:
+        refuse("task-key", "The task key is no Ed25519 key.", found=len(manifest.task_key))
+    keys = manifest.partner_keys
+    if not keys or len(set(keys)) != len(keys) or any(len(k) != IDENTITY_KEY_BYTES for k in keys):
+        refuse(
+            "partner-keys",
+            "A task needs distinct Ed25519 keys of the partners whose devices may join.",
+            found=len(keys),
+            remedy="Add a partner first.",
+        )
+
+
+def _check_privacy(manifest: Manifest) -> None:
+    example, device = manifest.example_privacy, manifest.device_privacy
+    if example is not None:
+        in_range("clip", example.clip, 0, 1e12, open_low=True)
+        in_range("noise_multiplier", example.noise_multiplier, 0, 1e4, open_low=True)
+        in_range("sampling_rate", example.sampling_rate, 0, 1, open_low=True)
+        if example.mode == "distributed":
+            in_range("examples_max", example.examples_max, 1, 1 << 20)
+    if device is not None:
+        in_range("device clip", device.clip, 0, 1e13, open_low=True)
+        in_range("device noise multiplier", device.noise_multiplier, 0, 1e4, open_low=True)
+        if manifest.algorithm != "sum":
+            bound = manifest.segments[0].clip * examples_factor(manifest)
+            if not math.isclose(device.clip, bound, rel_tol=1e-9):
+                refuse(
+                    "clip-mismatch",
+                    "The device's bound does not follow from the segment's.",
+                    expected=bound,
+                    found=device.clip,
+                )
+
+
+def _check_training(manifest: Manifest) -> None:
+    training = manifest.training
+    if training is None:
+        return
+    in_range("batch_size", training.batch_size, 1, 1 << 20)
+    in_range("micro_batch", training.micro_batch, 1, 1 << 16)
+    in_range("max_tokens", training.max_tokens, 2, 1 << 20)
+    in_range("weight_unit", training.weight_unit, 0, 1 << 40)
+    in_range("denominator", training.denominator, 0, 1e12)
+    in_range("server_learning_rate", training.server_learning_rate, 0, 1e6, open_low=True)
+    if training.server_optimiser == "momentum":
+        in_range("server_momentum", training.server_momentum, 0, 0.9999, open_low=True)
+    elif training.server_momentum != 0:
+        refuse(
+            "momentum-without-optimiser",
+            "The plain optimiser has no momentum.",
+            expected="server_momentum = 0",
+            found=training.server_momentum,
+            remedy="Set server_optimiser = 'momentum'.",
+        )
+
+
+def _check_budget(manifest: Manifest) -> None:
+    budget = manifest.budget
+    if budget.max_epsilon is None:
+        return
+    in_range("budget.max_epsilon", budget.max_epsilon, 0, 1e6, open_low=True)
+    cost = headline(lines(manifest, budget.releases_max))
+    if cost is None:
+        if has_ring_noise(manifest):
+            raise AssertionError("noise without a line")
+        refuse(
+            "budget-without-privacy",
+            "An epsilon is promised, and no privacy mode is on.",
+            expected="max_epsilon unset",
+            found=budget.max_epsilon,
+            remedy="Choose a privacy mode, or leave max_epsilon out.",
+        )
+        return
+    if cost > budget.max_epsilon:
+        refuse(
+            "budget-exceeded",
+            f"{budget.releases_max} releases cost more than the task may spend.",
+            expected=f"epsilon <= {budget.max_epsilon:g}",
+            found=round(cost, 4),
+            remedy="More noise, fewer releases, or a larger max_epsilon.",
+        )

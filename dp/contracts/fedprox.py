@@ -1,0 +1,26 @@
+"""FedProx (Li et al. 2020): FedAvg with a pull mu (y - x) to the global model.
+
+The pull is added after clip and noise: it depends on the device's iterate only, so it is free.
+"""
+
+from __future__ import annotations
+
+from dp.contracts.averaging import averaging_denominator, averaging_segments, check_averaging
+from dp.contracts.rules import in_range
+from dp.contracts.spec import SegmentSpec, TaskSpec
+from secagg.manifest import Manifest
+
+
+class FedProx:
+    default_privacy = "local"
+
+    def segments(self, spec: TaskSpec, length: int, *, noisy: bool) -> tuple[SegmentSpec, ...]:
+        return averaging_segments(spec, length, noisy)
+
+    def denominator(self, spec: TaskSpec, *, noisy: bool) -> float:
+        return averaging_denominator(spec, noisy)
+
+    def check(self, manifest: Manifest) -> None:
+        check_averaging(manifest)
+        if manifest.training is not None:
+            in_range("proximal_mu", manifest.training.proximal_mu, 0, 1e6, open_low=True)

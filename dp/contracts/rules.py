@@ -1,0 +1,246 @@
+"""Rules that every algorithm shares, and how a rule is broken."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+
+from dp.contracts.derive import WRAP_LOG2_TARGET, wrap_log2
+from dp.grid import clip_units, examples_factor, has_ring_noise, l2_squared_units
+from secagg import limits
+from secagg.errors import ConfigurationError
+from secagg.manifest import Manifest, Segment
+
+
+def refuse(
+    reason: str,
+    message: str,
+    *,
+    expected: object = None,
+    found: object = None,
+    remedy: str | None = None,
+) -> None:
+    raise ConfigurationError(reason, message, expected=expected, found=found, remedy=remedy)
+
+
+def in_range(
+    name: str,
+    value: float,
+    low: float,
+    high: float,
+    *,
+    open_low: bool = False,
+    reason: str = "parameter-out-of-range",
+) -> None:
+    """Refuse NaN, infinity and anything outside [low, high] (or ]low, high])."""
+    inside = math.isfinite(value) and (low < value if open_low else low <= value) and value <= high
+    if not inside:
+        refuse(
+            reason,
+            f"{name} is out of range.",
+            expected=f"{'>' if open_low else '>='} {low:g} and <= {high:g}",
+            found=value,
+        )
+
+
+def adapter_length(manifest: Manifest) -> int:
+    """Numbers in the global vector.
+
+    Raises:
+        ConfigurationError: ``adapter-missing``.
+    """
+    if manifest.adapter is None:
+        raise ConfigurationError(
+            "adapter-missing",
+            f"{manifest.algorithm} trains an adapter, and the task has none.",
+            remedy="Name a base model and an adapter, or use the algorithm 'sum'.",
+        )
+    return sum(tensor.rows * tensor.columns for tensor in manifest.adapter.trainable)
+
+
+def check_cohort(manifest: Manifest) -> None:
+    rules = manifest.cohort
+    if not limits.COHORT_MIN <= rules.size_min <= rules.size_max <= limits.COHORT_MAX:
+        refuse(
+            "cohort-size",
+            "The cohort's sizes do not fit.",
+            expected=f"{limits.COHORT_MIN} <= size_min <= size_max <= {limits.COHORT_MAX}",
+            found=(rules.size_min, rules.size_max),
+        )
+    if not limits.COHORT_MIN <= rules.survivors_min <= rules.size_min:
+        refuse(
+            "survivors-min",
+            "The fewest survivors do not fit the smallest cohort.",
+            expected=f"{limits.COHORT_MIN} to {rules.size_min}",
+            found=rules.survivors_min,
+        )
+    if not 0 <= rules.corrupt_max < rules.size_min:
+        refuse(
+            "corrupt-max",
+            "The number of corrupt devices does not fit the cohort.",
+            expected=f"0 to {rules.size_min - 1}",
+            found=rules.corrupt_max,
+        )
+    if rules.silent_max < 0:
+        refuse("silent-max", "silent_max is negative.", expected=">= 0", found=rules.silent_max)
+    check_threshold(manifest)
+
+
+def check_threshold(manifest: Manifest) -> None:
+    """The smallest cohort must be able to open its sum at all (secagg's threshold)."""
+    rules = manifest.cohort
+    neighbours = rules.size_min - 1
+    threshold = (neighbours + rules.corrupt_max) // 2 + 1
+    if threshold > neighbours:
+        refuse(
+            "threshold-impossible",
+            "With so many corrupt devices the smallest cohort could never open its sum.",
+            expected=f"threshold <= {neighbours} neighbours",
+            found=threshold,
+            remedy="Raise size_min or lower corrupt_max.",
+        )
+    if rules.survivors_min - 1 < threshold:
+        refuse(
+            "threshold-impossible",
+            "So few survivors could not open the smallest cohort's sum.",
+            expected=f"survivors_min >= {threshold + 1}",
+            found=rules.survivors_min,
+            remedy="Raise survivors_min, or lower size_min or corrupt_max.",
+        )
+
+
+def check_noise(manifest: Manifest) -> None:
+    """Noise in the ring is there exactly when a mode needs it, and is enough for it."""
+    rules, noise = manifest.cohort, manifest.noise
+    if not has_ring_noise(manifest):
+        if noise is not None:
+            refuse("noise-unaccounted", "The task adds noise that no privacy mode accounts for.")
+        return
+    if rules.silent_max < max(1, rules.corrupt_max):
+        refuse(
+            "silent-max",
+            "A participant knows its own noise, and a corrupt device adds none.",
+            expected=f"silent_max >= {max(1, rules.corrupt_max)}",
+            found=rules.silent_max,
+        )
+    honest = rules.survivors_min - rules.silent_max
+    if honest < 1:
+        refuse(
+            "no-honest-noise",
+            "No share of noise would be left to count on.",
+            expected="survivors_min - silent_max >= 1",
+            found=honest,
+            remedy="Raise survivors_min.",
+        )
+    if noise is None:
+        raise ConfigurationError("noise-missing", "The privacy mode needs noise in the ring.")
+    if noise.honest_min != honest:
+        refuse(
+            "noise-honest-min",
+            "The shares counted on do not follow from the cohort's rules.",
+            expected=honest,
+            found=noise.honest_min,
+        )
+    needed = needed_variance(manifest)
+    if Fraction(noise.share_variance) * honest < needed:
+        refuse(
+            "noise-too-small",
+            "The guaranteed noise is below what the manifest promises.",
+            expected=f"share_variance * {honest} >= {math.ceil(needed)}",
+            found=noise.share_variance * honest,
+        )
+
+
+def needed_variance(manifest: Manifest) -> Fraction:
+    """Total variance in the ring that the noise multipliers promise, integer units squared."""
+    l2 = l2_squared_units(manifest.segments)
+    needed = Fraction(0)
+    example, device = manifest.example_privacy, manifest.device_privacy
+    if example is not None and example.mode == "distributed":
+        needed = Fraction(example.noise_multiplier) ** 2 * l2
+    if device is not None:
+        factor = examples_factor(manifest)
+        needed = max(needed, Fraction(device.noise_multiplier) ** 2 * l2 * factor**2)
+    return needed
+
+
+def check_segments(manifest: Manifest, expected: Sequence[tuple[str, int]]) -> None:
+    """Exactly these segments, in this order."""
+    found = [(segment.name, segment.length) for segment in manifest.segments]
+    if found != list(expected):
+        refuse(
+            "segments-wrong",
+            f"The segments are not those of {manifest.algorithm} in this privacy mode.",
+            expected=list(expected),
+            found=found,
+        )
+
+
+def check_grid(segments: Sequence[Segment]) -> None:
+    """Lengths, clips and scales are sane; clip_units = floor(clip * scale)."""
+    names = [segment.name for segment in segments]
+    if not segments or len(set(names)) != len(names) or not all(names):
+        refuse("segments-wrong", "Segments need distinct names.", found=names)
+    for segment in segments:
+        if segment.length < 1:
+            refuse("segments-wrong", f"Segment {segment.name} is empty.", found=segment.length)
+        in_range(f"clip of {segment.name}", segment.clip, 0, 1e12, open_low=True)
+        if segment.scale < 1:
+            refuse("scale-wrong", "A scale is at least 1.", expected=">= 1", found=segment.scale)
+        units = clip_units(segment.clip, segment.scale)
+        if segment.clip_units != units:
+            refuse(
+                "clip-units-wrong",
+                f"The integer clip of {segment.name} is not floor(clip * scale).",
+                expected=units,
+                found=segment.clip_units,
+            )
+    total = sum(segment.length for segment in segments)
+    if total > limits.VECTOR_LENGTH_MAX:
+        refuse(
+            "vector-too-long",
+            "The payload is too long.",
+            expected=f"<= {limits.VECTOR_LENGTH_MAX} coordinates",
+            found=total,
+        )
+
+
+def check_encoding(manifest: Manifest) -> None:
+    encoding = manifest.encoding
+    if not limits.RING_BITS_MIN <= encoding.ring_bits <= limits.RING_BITS_MAX:
+        refuse(
+            "ring-too-large" if encoding.ring_bits > limits.RING_BITS_MAX else "ring-too-small",
+            "The ring's size is out of range.",
+            expected=f"{limits.RING_BITS_MIN} to {limits.RING_BITS_MAX} bits",
+            found=encoding.ring_bits,
+        )
+    if encoding.slice_length != limits.SLICE_LENGTH:
+        refuse(
+            "slice-length",
+            "The opening slices have another length.",
+            expected=limits.SLICE_LENGTH,
+            found=encoding.slice_length,
+        )
+    variance = manifest.noise.share_variance if manifest.noise is not None else 0
+    log2 = wrap_log2(
+        encoding.ring_bits,
+        manifest.segments,
+        manifest.cohort,
+        variance,
+        examples_factor(manifest),
+    )
+    if log2 > WRAP_LOG2_TARGET:
+        refuse(
+            "ring-too-small",
+            "A sum would wrap around too often.",
+            expected=f"log2 of the probability <= {WRAP_LOG2_TARGET:g}",
+            found=log2,
+        )
+    if not (math.isfinite(encoding.wrap_log2) and encoding.wrap_log2 >= log2 - 1e-6):
+        refuse(
+            "wrap-understated",
+            "The stated probability of wrapping around is too good.",
+            expected=f">= {log2}",
+            found=encoding.wrap_log2,
+        )

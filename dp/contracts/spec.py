@@ -1,0 +1,148 @@
+"""What an operator writes to create a task: everything has a sensible default but the name.
+
+A minimal file::
+
+    task = "support-bot"
+
+    [budget]
+    max_epsilon = 8.0
+
+``base_model`` and ``adapter`` are filled in by the command line from the model on disk.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from secagg.errors import ConfigurationError
+from secagg.manifest import Adapter, BaseModel
+
+
+class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    pass
+
+
+class CohortSpec(_Table, frozen=True):
+    """Who may form a cohort. All numbers count devices.
+
+    ``size_min``, ``size_max``: a cohort closes at size_max, or at size_min after ``report_s``.
+    ``survivors_min``: fewest devices in a released sum.
+    ``corrupt_max``: devices assumed to collude with the aggregator; raises the threshold.
+    ``silent_max``: survivors whose noise does not count. None: 1 (or ``corrupt_max``, if larger)
+    with noise in the ring, since a participant knows its own share, else 0.
+    """
+
+    size_min: int = 6
+    size_max: int = 6
+    survivors_min: int = 4
+    corrupt_max: int = 0
+    silent_max: int | None = None
+
+
+class DeadlineSpec(_Table, frozen=True):
+    """Seconds that each step may take; a device that is late drops out of the cohort."""
+
+    report_s: float = 600.0
+    share_s: float = 30.0
+    check_s: float = 30.0
+    masked_input_s: float = 120.0
+    confirm_s: float = 30.0
+    unmask_s: float = 30.0
+
+
+class BudgetSpec(_Table, frozen=True):
+    """``max_epsilon``: unamplified, over all releases of the task; None: no limit.
+
+    ``delta``: of every line of the report. ``releases_max``: sums that the task may release.
+    """
+
+    max_epsilon: float | None = 8.0
+    delta: float = 1e-5
+    releases_max: int = 4
+
+
+class TrainingSpec(_Table, frozen=True):
+    """What a device does before it reports in, and what the server does with the sum.
+
+    ``local_steps``, ``local_learning_rate``: of the device's own optimiser (not ``fedsgd``).
+    ``batch_size``: expected examples per device and step.
+    ``proximal_mu``: strength of FedProx's pull to the global model (only ``fedprox``).
+    ``server_learning_rate``, ``server_momentum``: of the step along the mean.
+    ``weight_unit``: examples that count as weight 1; 0 means uniform weights.
+    ``denominator``: public constant that the sum is divided by. 0 lets the algorithm choose:
+    ``size_max * batch_size`` for fedsgd, ``size_max`` for uniform weights, else the sum of weights.
+    ``max_tokens``: tokens kept of an example. ``micro_batch``: examples at once in memory.
+    """
+
+    local_steps: int = 2
+    local_learning_rate: float = 1.0
+    batch_size: int = 24
+    proximal_mu: float = 0.0
+    server_optimiser: Literal["sgd", "momentum"] = "sgd"
+    server_learning_rate: float = 1.0
+    server_momentum: float = 0.0
+    weight_unit: int = 0
+    denominator: float = 0.0
+    max_tokens: int = 64
+    micro_batch: int = 4
+
+
+class SegmentSpec(_Table, frozen=True):
+    """A statistic of the ``sum`` algorithm: ``length`` numbers with L2 norm at most ``clip``."""
+
+    name: str
+    length: int
+    clip: float
+
+
+class TaskSpec(_Table, frozen=True):
+    """One federated task.
+
+    ``algorithm``: ``fedsgd``, ``fedavg``, ``fedprox``, or ``sum`` (federated statistics).
+    ``privacy``: of one *example*. ``distributed`` (mode C, fedsgd): noise shares in the ring;
+    ``local`` (mode A, fedavg and fedprox): DP-SGD on the device; ``none``.
+    ``clip``: L2 bound, of one example's gradient with example privacy, else of a device's update.
+    ``noise_multiplier``: noise over ``clip``, standard deviations.
+    ``sampling_rate``: probability with which an example joins a batch.
+    ``examples_max``: most examples that one device may sum in one step (mode C).
+    ``update_clip``: L2 bound of a device's whole update in fedavg and fedprox.
+    ``device_noise_multiplier``: noise over a *device's* bound, for device-level privacy; 0: none.
+    ``report_slot_s``: devices report in exactly this long after a version opens, so that time
+    does not show the batch; 0: when they are ready (no amplified statement is then made).
+    """
+
+    task: str
+    algorithm: str = "fedsgd"
+    privacy: Literal["distributed", "local", "none"] | None = None
+    clip: float = 1.0
+    noise_multiplier: float = 1.4
+    sampling_rate: float = 0.25
+    examples_max: int = 256
+    update_clip: float = 1.0
+    device_noise_multiplier: float = 0.0
+    report_slot_s: float = 0.0
+    segments: tuple[SegmentSpec, ...] = ()
+    cohort: CohortSpec = CohortSpec()
+    deadlines: DeadlineSpec = DeadlineSpec()
+    budget: BudgetSpec = BudgetSpec()
+    training: TrainingSpec = TrainingSpec()
+    base_model: BaseModel | None = None
+    adapter: Adapter | None = None
+
+
+def parse_spec(text: bytes | str, *, toml: bool = True) -> TaskSpec:
+    """Read a task file (TOML, or JSON with ``toml=False``); bytes fields are base64.
+
+    Raises:
+        ConfigurationError: ``spec-malformed``, with what is wrong and where.
+    """
+    try:
+        if toml:
+            return msgspec.toml.decode(text, type=TaskSpec, strict=True)
+        return msgspec.json.decode(text, type=TaskSpec, strict=True)
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise ConfigurationError("spec-malformed", f"The task file does not parse: {error}.") from (
+            error
+        )
