@@ -273,7 +273,8 @@ def plan_epsilon(
 ) -> tuple[float, str]:
     """Epsilon of ``rounds`` releases under add-or-remove, and the accountant's name.
 
-    ``gaussian`` is accounted by PLD (dp-accounting). ``length``: coordinates, for Skellam's L1 term.
+    ``gaussian`` is accounted by PLD (dp-accounting). ``length``: coordinates, for the L1 term of
+    Skellam.
 
     Raises:
         AccountingError: ``parameter-out-of-range`` or ``mechanism-unknown``.

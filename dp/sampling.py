@@ -3,8 +3,9 @@
 **Skellam.** With variance V and mean 0, P(k) = exp(-V) I_k(V). The ratios of the Bessel functions
 come from Miller's backward recurrence I_{k-1} = I_{k+1} + (2k / V) I_k in big integers, the norm
 from I_0 + 2 sum I_k = exp(V) (Abramowitz and Stegun 9.6.26, 9.6.38), so no float enters. A draw
-compares a 128-bit uniform with the cumulative table of |k|; a sign bit follows. The statistical
-distance of one draw from Skellam is below 2^-102 (tail cut at 2^-104, thresholds rounded to 2^-128).
+compares a 128-bit uniform with the cumulative table of |k|; a sign bit follows. One draw's
+statistical distance from Skellam is below 2^-102: the tail is cut at 2^-104, and each threshold is
+rounded to 2^-128.
 
 A table has about 12 sqrt(V) rows, so a large variance is split into equal parts: sums of
 independent Skellam variables are exactly Skellam.
@@ -48,7 +49,8 @@ class SkellamTable(NamedTuple):
 def tail_log2(variance: float, bound: float) -> float:
     """log2 of Chernoff's bound on P(|X| >= bound) for Skellam with mean 0.
 
-    log E exp(tX) = V (cosh t - 1), so P(X >= b) <= exp(-(b asinh(b/V) - V (sqrt(1 + (b/V)^2) - 1))).
+    log E exp(tX) = V (cosh t - 1), so with r = b / V, P(X >= b) <= exp(V (sqrt(1 + r^2) - 1) -
+    b asinh(r)).
     """
     if bound <= 0:
         return 0.0

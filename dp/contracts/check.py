@@ -95,7 +95,7 @@ def _check_identity(manifest: Manifest) -> None:
     if not (1 <= len(name) <= 64 and name[0].isalnum() and all(c in allowed for c in name)):
         refuse(
             "task-name",
-            "A task's name is 1 to 64 of a-z, 0-9, '-', '_', '.', and begins with a letter or digit.",
+            "A task's name is 1 to 64 of a-z, 0-9, '-', '_', '.', the first a letter or digit.",
             found=name,
         )
     if len(manifest.task_key) != IDENTITY_KEY_BYTES:

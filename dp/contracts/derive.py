@@ -17,7 +17,7 @@ from secagg.manifest import CohortRules, Segment
 
 SHARE_VARIANCE_MAX = 1 << 42  # beyond that, drawing the noise takes longer than training
 WRAP_LOG2_TARGET = -40.0
-WRAP_LOG2_NEVER = -4096.0  # written where a sum cannot wrap around at all
+WRAP_LOG2_FLOOR = -4096.0  # written for anything smaller, and where a sum cannot wrap at all
 
 
 def share_variance(l2_squared: int, noise_multiplier: float, honest_min: int) -> int:
@@ -61,10 +61,10 @@ def wrap_log2(
     if room < 0:
         return 0.0
     if variance == 0:
-        return WRAP_LOG2_NEVER
+        return WRAP_LOG2_FLOOR
     length = sum(segment.length for segment in segments)
     tail = tail_log2(float(variance) * cohort.size_max, float(room + 1))
-    return max(WRAP_LOG2_NEVER, min(0.0, math.log2(length) + tail))
+    return max(WRAP_LOG2_FLOOR, min(0.0, math.log2(length) + tail))
 
 
 def derive_ring(

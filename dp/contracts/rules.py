@@ -8,7 +8,7 @@ from fractions import Fraction
 
 from dp.contracts.derive import WRAP_LOG2_TARGET, wrap_log2
 from dp.grid import clip_units, examples_factor, has_ring_noise, l2_squared_units
-from secagg import limits
+from secagg import limits, parameters
 from secagg.errors import ConfigurationError
 from secagg.manifest import Manifest, Segment
 
@@ -60,53 +60,15 @@ def adapter_length(manifest: Manifest) -> int:
 
 
 def check_cohort(manifest: Manifest) -> None:
+    """Sizes and thresholds as :mod:`secagg.parameters` admits them, and silent devices."""
     rules = manifest.cohort
-    if not limits.COHORT_MIN <= rules.size_min <= rules.size_max <= limits.COHORT_MAX:
+    parameters.check_cohort(rules.size_min, rules.size_max, rules.survivors_min, rules.corrupt_max)
+    if not 0 <= rules.silent_max < rules.size_min:
         refuse(
-            "cohort-size",
-            "The cohort's sizes do not fit.",
-            expected=f"{limits.COHORT_MIN} <= size_min <= size_max <= {limits.COHORT_MAX}",
-            found=(rules.size_min, rules.size_max),
-        )
-    if not limits.COHORT_MIN <= rules.survivors_min <= rules.size_min:
-        refuse(
-            "survivors-min",
-            "The fewest survivors do not fit the smallest cohort.",
-            expected=f"{limits.COHORT_MIN} to {rules.size_min}",
-            found=rules.survivors_min,
-        )
-    if not 0 <= rules.corrupt_max < rules.size_min:
-        refuse(
-            "corrupt-max",
-            "The number of corrupt devices does not fit the cohort.",
+            "silent-max",
+            "The number of silent devices does not fit the cohort.",
             expected=f"0 to {rules.size_min - 1}",
-            found=rules.corrupt_max,
-        )
-    if rules.silent_max < 0:
-        refuse("silent-max", "silent_max is negative.", expected=">= 0", found=rules.silent_max)
-    check_threshold(manifest)
-
-
-def check_threshold(manifest: Manifest) -> None:
-    """The smallest cohort must be able to open its sum at all (secagg's threshold)."""
-    rules = manifest.cohort
-    neighbours = rules.size_min - 1
-    threshold = (neighbours + rules.corrupt_max) // 2 + 1
-    if threshold > neighbours:
-        refuse(
-            "threshold-impossible",
-            "With so many corrupt devices the smallest cohort could never open its sum.",
-            expected=f"threshold <= {neighbours} neighbours",
-            found=threshold,
-            remedy="Raise size_min or lower corrupt_max.",
-        )
-    if rules.survivors_min - 1 < threshold:
-        refuse(
-            "threshold-impossible",
-            "So few survivors could not open the smallest cohort's sum.",
-            expected=f"survivors_min >= {threshold + 1}",
-            found=rules.survivors_min,
-            remedy="Raise survivors_min, or lower size_min or corrupt_max.",
+            found=rules.silent_max,
         )
 
 

@@ -1,0 +1,280 @@
+"""From what a device computed to its payload, and from an opened sum back to numbers.
+
+========  ==================================================================================
+mode      what ``encode`` does with a segment
+========  ==================================================================================
+none, A   clip, scale, stochastic rounding, integer clip (in mode A the noise is already in it)
+B         rotation, clip, scale, stochastic rounding, integer clip, Skellam share
+C         an :class:`ExampleSum`'s int64 total as it is, Skellam share
+========  ==================================================================================
+
+The share is drawn afresh for every call. A caller encodes once for each cohort, after its roster
+has closed, and journals the masked payload.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dp.accounting import local_step
+from dp.errors import MechanismError
+from dp.grid import clip_units, examples_factor, has_ring_noise, scale_for
+from dp.quantisation import to_units
+from dp.rotation import rotate, rotate_back
+from dp.sampling import add_skellam, skellam
+from dp.stream import RandomBytes
+from secagg.manifest import ExamplePrivacy, Manifest, Segment
+from secagg.ring import Lanes, centred, split_checks, with_checks
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+FLOAT_SLACK_LOG2 = -12  # float32 clipping and summing of up to 256 gradients errs by less
+
+
+def _rotates(manifest: Manifest) -> bool:
+    return manifest.device_privacy is not None and not _sums_examples(manifest)
+
+
+def _sums_examples(manifest: Manifest) -> bool:
+    privacy = manifest.example_privacy
+    return privacy is not None and privacy.mode == "distributed"
+
+
+class ExampleSum:
+    """The sum of integer-clipped example gradients: sensitivity exactly ``clip_units``.
+
+    In mode C its ``total`` is what :func:`encode` takes as ``values["gradient"]``; in mode A
+    :func:`noisy_total` turns it into a DP-SGD step.
+
+    Args:
+        manifest: with example-level privacy.
+        random_bytes: cryptographically secure; asked for 32 bytes per example.
+    """
+
+    def __init__(self, manifest: Manifest, random_bytes: RandomBytes) -> None:
+        privacy = manifest.example_privacy
+        if privacy is None:
+            raise MechanismError(
+                "privacy-missing", "Without example-level privacy no example is clipped."
+            )
+        self._random_bytes = random_bytes
+        self._scale, self._bound = _example_grid(manifest, privacy)
+        self._examples_max = privacy.examples_max if privacy.mode == "distributed" else 1 << 31
+        self.count = 0
+        self.total: NDArray[np.int64] = np.zeros(manifest.data_length, dtype=np.int64)
+
+    def add(self, gradient: NDArray[Any]) -> None:
+        """Quantise, clip and add one example's gradient, float[d].
+
+        A gradient that is not finite counts as zero. Beyond ``examples_max`` nothing is added: a
+        batch that long is an event whose probability delta pays for (``examples_held_max``).
+        """
+        if gradient.shape != self.total.shape:
+            raise MechanismError(
+                "segment-shape",
+                "The gradient has the wrong shape.",
+                expected=self.total.shape,
+                found=gradient.shape,
+            )
+        self.count += 1
+        if self.count > self._examples_max or not np.isfinite(gradient).all():
+            return
+        self.total += to_units(gradient, self._scale, self._bound, self._random_bytes)
+
+
+def _example_grid(manifest: Manifest, privacy: ExamplePrivacy) -> tuple[int, int]:
+    if privacy.mode == "distributed":
+        segment = manifest.segments[0]
+        return segment.scale, segment.clip_units
+    scale = scale_for(privacy.clip, manifest.data_length, noisy=True)
+    return scale, clip_units(privacy.clip, scale)
+
+
+def noisy_total(
+    manifest: Manifest, total: NDArray[np.int64], random_bytes: RandomBytes
+) -> NDArray[np.float64]:
+    """Mode A: the sum of one local step's clipped gradients plus exact Skellam noise.
+
+    Args:
+        total: an :class:`ExampleSum`'s, int64[d].
+
+    Returns:
+        float64[d], real units; standard deviation noise_multiplier * clip.
+    """
+    privacy = manifest.example_privacy
+    if privacy is None or privacy.mode != "local":
+        raise MechanismError("privacy-mode", "Local noise belongs to privacy = 'local'.")
+    scale, _ = _example_grid(manifest, privacy)
+    return (total + skellam(len(total), local_step(manifest).variance, random_bytes)) / scale
+
+
+def noisy_sum(
+    clipped_sum: NDArray[Any], clip: float, noise_multiplier: float, random_bytes: RandomBytes
+) -> NDArray[np.float64]:
+    """Mode A for a sum that was clipped in floats (Opacus): quantise it and add Skellam noise.
+
+    Rounding to the nearest grid point moves neighbouring sums apart by at most one unit per
+    coordinate, so the sensitivity is clip * scale * (1 + 2^-12) + sqrt(d) units: 2^-12 stands for
+    the float errors of a batch of up to 256 float32 gradients. The noise is ``noise_multiplier``
+    times *that* (about 1.6 % more than nominal), and the grid is finer than the one that
+    ``dp.accounting.local_step`` charges, so its cost covers this one.
+
+    Args:
+        clipped_sum: float[d], sum of gradients with L2 norm at most ``clip`` each. Coordinates
+            that are not finite count as zero.
+
+    Returns:
+        float64[d].
+    """
+    summed = np.nan_to_num(np.asarray(clipped_sum, dtype=np.float64), posinf=0.0, neginf=0.0)
+    for name, value in (("clip", clip), ("noise_multiplier", noise_multiplier)):
+        if not (math.isfinite(value) and value > 0):
+            raise MechanismError(
+                "parameter-out-of-range", f"{name} must be positive and finite.", found=value
+            )
+    length = max(1, len(summed))
+    scale = 4 * scale_for(clip, length, noisy=True)
+    bound = math.ceil(Fraction(clip) * scale * (1 + Fraction(2) ** FLOAT_SLACK_LOG2))
+    sensitivity = bound + math.isqrt(length - 1) + 1
+    variance = math.ceil(Fraction(noise_multiplier) ** 2 * sensitivity**2)
+    units = np.clip(np.rint(summed * scale), -(2.0**52), 2.0**52).astype(np.int64)
+    return (units + skellam(len(units), variance, random_bytes)) / scale
+
+
+def encode(
+    manifest: Manifest,
+    values: Mapping[str, NDArray[Any]],
+    *,
+    rotation_seed: bytes,
+    random_bytes: RandomBytes,
+) -> Lanes:
+    """One device's payload, with check coordinates, not yet masked.
+
+    Args:
+        values: one array per segment of the manifest, flat, of its length; floats, and in mode C
+            the int64 total of an :class:`ExampleSum`. With any privacy mode a vector that is not
+            finite counts as zero (a failure must not show).
+        rotation_seed: the cohort's ctx; public.
+        random_bytes: cryptographically secure.
+
+    Returns:
+        lanes[payload_length].
+
+    Raises:
+        MechanismError: ``segments-wrong``, ``segment-shape``, ``segment-type``,
+            ``segment-bound`` or (without privacy) ``values-not-finite``.
+    """
+    names = [segment.name for segment in manifest.segments]
+    if sorted(values) != sorted(names):
+        raise MechanismError(
+            "segments-wrong", "Not the manifest's segments.", expected=names, found=sorted(values)
+        )
+    data = np.concatenate(
+        [
+            _encode_segment(manifest, segment, values[segment.name], rotation_seed, random_bytes)
+            for segment in manifest.segments
+        ]
+    )
+    if has_ring_noise(manifest):
+        if manifest.noise is None:
+            raise MechanismError("noise-missing", "The manifest's mode needs noise in the ring.")
+        add_skellam(data, manifest.noise.share_variance, random_bytes)
+    return with_checks(data, manifest.encoding.ring_bits, manifest.encoding.slice_length)
+
+
+def _encode_segment(
+    manifest: Manifest,
+    segment: Segment,
+    value: NDArray[Any],
+    rotation_seed: bytes,
+    random_bytes: RandomBytes,
+) -> NDArray[np.int64]:
+    if value.shape != (segment.length,):
+        raise MechanismError(
+            "segment-shape",
+            f"Segment {segment.name} has the wrong shape.",
+            expected=(segment.length,),
+            found=value.shape,
+        )
+    if _sums_examples(manifest):
+        return _example_total(segment, value, examples_factor(manifest))
+    if value.dtype.kind not in "fiu":
+        raise MechanismError(
+            "segment-type",
+            f"Segment {segment.name} has the wrong type.",
+            expected="real numbers",
+            found=value.dtype.str,
+        )
+    real = value.astype(np.float64)
+    if not np.isfinite(real).all():
+        if manifest.example_privacy is None and manifest.device_privacy is None:
+            raise MechanismError(
+                "values-not-finite",
+                f"Segment {segment.name} holds values that are not finite.",
+                remedy="Lower the learning rate, or leave this device out.",
+            )
+        real = np.zeros(segment.length)
+    if _rotates(manifest):
+        real = rotate(real, rotation_seed, segment.name)
+    return to_units(real, segment.scale, segment.clip_units, random_bytes)
+
+
+def _example_total(segment: Segment, value: NDArray[Any], factor: int) -> NDArray[np.int64]:
+    if value.dtype != np.int64:
+        raise MechanismError(
+            "segment-type",
+            "In mode C a device sends the integer total of an ExampleSum.",
+            expected="int64",
+            found=value.dtype.str,
+        )
+    bound = segment.clip_units * factor
+    # Every coordinate of a sum of clipped vectors is within the sum of their L2 bounds.
+    if int(value.max()) > bound or int(value.min()) < -bound:
+        raise MechanismError(
+            "segment-bound",
+            "The total is larger than examples_max clipped examples can make it.",
+            expected=bound,
+            found=max(int(value.max()), -int(value.min())),
+        )
+    return value.copy()
+
+
+def decode(
+    manifest: Manifest, opened_payload: Lanes, *, survivors: int, rotation_seed: bytes
+) -> dict[str, NDArray[np.float64]]:
+    """The sums over the survivors, one float64 array per segment, in real units.
+
+    Raises:
+        MechanismError: ``check-coordinates`` if the payload is not a sum of ``survivors`` vectors.
+    """
+    encoding = manifest.encoding
+    checks, lanes = split_checks(opened_payload, encoding.slice_length)
+    if len(lanes) != manifest.data_length:
+        raise MechanismError(
+            "segment-shape",
+            "The payload has the wrong length.",
+            expected=manifest.data_length,
+            found=len(lanes),
+        )
+    if (checks != survivors).any():
+        raise MechanismError(
+            "check-coordinates",
+            "The opened payload is not a sum of that many vectors.",
+            expected=survivors,
+            found=sorted({int(c) for c in checks})[:4],
+        )
+    sums = centred(lanes, encoding.ring_bits)
+    result, at = {}, 0
+    for segment in manifest.segments:
+        real = sums[at : at + segment.length] / segment.scale
+        at += segment.length
+        result[segment.name] = (
+            rotate_back(real, rotation_seed, segment.name) if _rotates(manifest) else real
+        )
+    return result
