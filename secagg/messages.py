@@ -285,6 +285,24 @@ def sign(message: Message, ctx: bytes, key: nacl.signing.SigningKey) -> bytes:
     return _encoder.encode(Signed(frame, bytes(key.verify_key), signature))
 
 
+def peek(signed: bytes, *kinds: type[_M]) -> tuple[_M, Signed]:
+    """Parse a :class:`Signed` *without* verifying it: (claimed message, envelope).
+
+    Only for bytes whose origin is known otherwise, e.g. deals inside a verified :class:`Deals`.
+
+    Raises:
+        RemoteProtocolError: as :func:`decode`.
+    """
+    cap = max(KINDS[kind][1] for kind in kinds) + _SIGNED_OVERHEAD
+    if len(signed) > cap:
+        raise RemoteProtocolError(
+            "frame-too-large", "The signed message is too large.", expected=cap, found=len(signed)
+        )
+    envelope = _decode_body(signed, Signed)
+    assert isinstance(envelope, Signed)  # noqa: S101  narrows the type for mypy
+    return decode(envelope.frame, *kinds), envelope
+
+
 def verify(
     signed: bytes, ctx: bytes, *kinds: type[_M], signer: bytes | None = None
 ) -> tuple[_M, bytes]:
@@ -295,14 +313,7 @@ def verify(
     Raises:
         RemoteProtocolError: as :func:`decode`, or ``signature-invalid`` / ``signer-unexpected``.
     """
-    cap = max(KINDS[kind][1] for kind in kinds) + _SIGNED_OVERHEAD
-    if len(signed) > cap:
-        raise RemoteProtocolError(
-            "frame-too-large", "The signed message is too large.", expected=cap, found=len(signed)
-        )
-    envelope = _decode_body(signed, Signed)
-    assert isinstance(envelope, Signed)  # noqa: S101  narrows the type for mypy
-    message = decode(envelope.frame, *kinds)
+    message, envelope = peek(signed, *kinds)
     if signer is not None and envelope.signer != signer:
         raise RemoteProtocolError(
             "signer-unexpected",
