@@ -8,6 +8,7 @@ rosters, models or manifests can neither read nor cancel each other's masks.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from secagg.hashing import derive, digest, encode_parts
 from secagg.limits import PROTOCOL_VERSION, SHARE_BYTES, SUITE
@@ -18,6 +19,7 @@ KIND_PAIR_SEED = b"pair seed"
 KIND_SHARES = b"shares"
 SHARE_OF_SELF_SEED, SHARE_OF_MASK_SECRET = 0, 1  # RevealedShare.kind
 _SHARE_LABELS = {SHARE_OF_SELF_SEED: "self share", SHARE_OF_MASK_SECRET: "mask share"}
+MASK_KEY, CHANNEL_KEY = "mask-key", "channel-key"  # labels of secagg.keys.kem_private_key
 SEALED_SHARES_BYTES = 2 * SHARE_BYTES  # share of mask_secret, then share of self_seed
 
 
@@ -89,6 +91,6 @@ def share_hash(kind: int, ctx: bytes, dealer_key: bytes, holder_key: bytes, shar
     return digest(_SHARE_LABELS[kind], ctx, dealer_key, holder_key, share)
 
 
-def pair_sign(own: int, other: int) -> int:
+def pair_sign(own: int, other: int) -> Literal[1, -1]:
     """+1 or -1: the sign with which device ``own`` adds the mask it shares with ``other``."""
     return 1 if own < other else -1

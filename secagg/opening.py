@@ -1,15 +1,21 @@
-"""What is left to do once the shares are in: expand the masks and take them off the sum."""
+"""What is left to do once the shares are in: expand the masks and take them off the sum.
+
+The sum can be cut by coordinates: every slice is opened on its own, on any thread or machine.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from secagg.masks import MaskTerm
+import numpy as np
+
+from secagg.errors import LocalProtocolError, RemoteProtocolError
+from secagg.manifest import Manifest
+from secagg.masks import MaskTerm, apply_masks
+from secagg.ring import Lanes, centred, split_checks
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class OpeningPlan:
     """The masks that are left in a partial sum of ``length`` payload coordinates.
 
@@ -19,3 +25,45 @@ class OpeningPlan:
     ring_bits: int
     length: int
     terms: tuple[MaskTerm, ...] = field(repr=False)
+
+
+def open_slice(plan: OpeningPlan, partial_sum: Lanes, lo: int, hi: int) -> None:
+    """Remove the masks from coordinates ``lo`` to ``hi`` of the partial sum, in place.
+
+    Args:
+        partial_sum: lanes of the *whole* payload, ``plan.length`` long. Slices that do not
+            overlap may be opened at the same time.
+
+    Raises:
+        LocalProtocolError: ``opening-slice``.
+    """
+    if len(partial_sum) != plan.length or not 0 <= lo <= hi <= plan.length:
+        raise LocalProtocolError(
+            "opening-slice",
+            "The slice is not one of this plan's sum.",
+            expected=plan.length,
+            found=(len(partial_sum), lo, hi),
+        )
+    apply_masks(partial_sum[lo:hi], plan.terms, plan.ring_bits, lo)
+
+
+def check_sum(manifest: Manifest, opened_payload: Lanes, survivors: int) -> None:
+    """Every check coordinate of the opened sum shows the number of survivors.
+
+    A mask that did not cancel, or a vector that is not one of this payload, shows here with
+    probability 1 - 2^-b per opening slice.
+
+    Raises:
+        RemoteProtocolError: ``check-coordinates``.
+    """
+    lanes, _ = split_checks(opened_payload, manifest.encoding.slice_length)
+    checks = centred(lanes, manifest.encoding.ring_bits)
+    wrong = np.flatnonzero(checks != survivors)
+    if len(wrong):
+        raise RemoteProtocolError(
+            "check-coordinates",
+            f"{len(wrong)} of {len(checks)} check coordinates do not show the number of survivors.",
+            expected=survivors,
+            found=int(checks[wrong[0]]),
+            remedy="The sum is not released; a device sent a wrong vector or a wrong pair seed.",
+        )

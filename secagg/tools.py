@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
+
+from secagg import keys
 
 
 @dataclass(frozen=True)
@@ -18,3 +21,8 @@ class Tools:
 
     random_bytes: Callable[[int], bytes]
     seal: Callable[[bytes, bytes, bytes], bytes]
+
+
+def system_tools() -> Tools:
+    """Tools for real use: the operating system's entropy and the real HPKE."""
+    return Tools(random_bytes=os.urandom, seal=keys.hpke_seal)

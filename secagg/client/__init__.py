@@ -7,13 +7,14 @@ from secagg.client.events import (
     Event,
     Failed,
     Finished,
-    Lanes,
     ProvideVector,
     Received,
     Send,
     Upload,
     VectorReady,
 )
+from secagg.client.machine import advertise, step
+from secagg.client.snapshot import restore, snapshot
 from secagg.client.states import (
     Advertised,
     AwaitingVector,
@@ -39,7 +40,6 @@ __all__ = [
     "Failed",
     "Finished",
     "HeldShares",
-    "Lanes",
     "ProvideVector",
     "Received",
     "Send",
@@ -50,4 +50,8 @@ __all__ = [
     "Upload",
     "Uploading",
     "VectorReady",
+    "advertise",
+    "restore",
+    "snapshot",
+    "step",
 ]

@@ -10,14 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import numpy as np
-import numpy.typing as npt
-
 from secagg.manifest import Manifest
 from secagg.messages import Certificate
+from secagg.ring import Lanes
 from secagg.secret import Secret
-
-Lanes = npt.NDArray[np.unsignedinteger]
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from secagg.server.events import (
     AcceptUpload,
+    Cancel,
     Deliver,
     Effect,
     Ended,
@@ -16,6 +17,8 @@ from secagg.server.events import (
     VectorAdded,
     Wake,
 )
+from secagg.server.machine import step
+from secagg.server.roster import check_advert, open_cohort
 from secagg.server.states import (
     Aborted,
     Checking,
@@ -33,6 +36,7 @@ from secagg.server.states import (
 __all__ = [
     "Aborted",
     "AcceptUpload",
+    "Cancel",
     "Checking",
     "Confirming",
     "Deliver",
@@ -56,4 +60,7 @@ __all__ = [
     "Unmasking",
     "VectorAdded",
     "Wake",
+    "check_advert",
+    "open_cohort",
+    "step",
 ]

@@ -74,7 +74,15 @@ class ReleaseCommitted:
     now_s: float
 
 
-Event = Received | VectorAdded | Tick | SumOpened | SumRefused | ReleaseCommitted
+@dataclass(frozen=True)
+class Cancel:
+    """The aggregator's own side gives the cohort up, e.g. ``task-paused``."""
+
+    reason: str
+    now_s: float
+
+
+Event = Received | VectorAdded | Tick | SumOpened | SumRefused | ReleaseCommitted | Cancel
 
 
 # -- effects ----------------------------------------------------------------------------------

@@ -1,0 +1,351 @@
+"""The device's machine: one event in, the next state and effects out.
+
+An input that is not authentic, or not for this exchange, raises ``RemoteProtocolError`` and
+changes nothing. An authentic message of the aggregator that breaks the protocol's rules ends the
+exchange in ``Failed``. A message that was obeyed before does nothing when it comes again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+from secagg import graph, keys, masks, ring, transitions
+from secagg.client import checks, deals
+from secagg.client.events import (
+    Cancel,
+    ClientConfig,
+    Effect,
+    Event,
+    Failed,
+    Finished,
+    ProvideVector,
+    Received,
+    Send,
+    Upload,
+    VectorReady,
+)
+from secagg.client.states import (
+    Advertised,
+    AwaitingVector,
+    Checked,
+    Confirmed,
+    Session,
+    Shared,
+    State,
+    Unmasked,
+    Uploading,
+    accept,
+)
+from secagg.context import (
+    CHANNEL_KEY,
+    MASK_KEY,
+    SHARE_OF_MASK_SECRET,
+    SHARE_OF_SELF_SEED,
+    context,
+    masking_set_digest,
+    pair_sign,
+    self_seed_commitment,
+    survivor_set_digest,
+)
+from secagg.errors import ConfigurationError, LocalProtocolError, RemoteProtocolError
+from secagg.hashing import digest
+from secagg.limits import DIGEST_BYTES, SEED_BYTES
+from secagg.messages import (
+    KINDS,
+    Abort,
+    Advert,
+    Complaint,
+    Confirmation,
+    Confirmations,
+    Inbox,
+    MaskedInput,
+    MaskingSet,
+    Message,
+    Ready,
+    Receipt,
+    RevealedShare,
+    Roster,
+    SurvivorSet,
+    Unmask,
+    sign,
+    verify,
+)
+from secagg.secret import Secret
+from secagg.tools import Tools
+
+Outcome = tuple[State, tuple[Effect, ...]]
+_AFTER_ROSTER = (Inbox, MaskingSet, SurvivorSet, Confirmations, Receipt, Abort)
+
+
+def advertise(
+    config: ClientConfig,
+    *,
+    model_version: int,
+    model_digest: bytes,
+    now_s: float,
+    lifetime_s: float,
+    tools: Tools,
+) -> tuple[Advertised, tuple[Send]]:
+    """Step 1: draw this exchange's secrets and advertise its public keys.
+
+    Args:
+        model_version, model_digest: the global model that the device trained from.
+        now_s: Unix seconds; the advert expires ``lifetime_s`` later.
+    """
+    mask_secret = Secret(tools.random_bytes(SEED_BYTES))
+    self_seed = Secret(tools.random_bytes(SEED_BYTES))
+    channel_secret = Secret(tools.random_bytes(SEED_BYTES))
+    expires_at = int(now_s + lifetime_s)
+    advert = Advert(
+        task=config.manifest.task,
+        manifest_digest=config.manifest_digest,
+        model_version=model_version,
+        model_digest=model_digest,
+        certificate=config.certificate,
+        mask_key=keys.kem_public_key(mask_secret, MASK_KEY),
+        channel_key=keys.kem_public_key(channel_secret, CHANNEL_KEY),
+        self_seed_commitment=self_seed_commitment(config.certificate.identity_key, self_seed),
+        nonce=tools.random_bytes(DIGEST_BYTES),
+        expires_at=expires_at,
+    )
+    signed = _sign(config, advert, b"")
+    state = Advertised(signed, model_digest, expires_at, mask_secret, self_seed, channel_secret)
+    return state, (Send(signed),)
+
+
+def step(config: ClientConfig, state: State, event: Event, tools: Tools) -> Outcome:
+    """Handle one event.
+
+    Raises:
+        RemoteProtocolError: the message is not authentic, not for this exchange, or not due now;
+            the state stays as it was.
+        LocalProtocolError: the driver gave an event or a vector that was not asked for.
+    """
+    if isinstance(state, (Finished, Failed)):
+        return state, ()
+    match event:
+        case Cancel(reason, text):
+            outcome = _fail(reason, text)
+            name = "Cancel"
+        case VectorReady():
+            name = "VectorReady"
+            if not isinstance(state, AwaitingVector):
+                raise LocalProtocolError(
+                    "vector-not-due",
+                    "A vector is taken once, in answer to ProvideVector.",
+                    expected=AwaitingVector.phase,
+                    found=state.phase,
+                )
+            outcome = _mask(config, state, event)
+        case Received():
+            message = _authenticate(config, state, event.message)
+            if message is None:
+                return state, ()
+            name = type(message).__name__
+            outcome = _obey(config, state, message, event, tools)
+    if outcome[0].phase not in transitions.CLIENT[state.phase, name]:
+        raise AssertionError(f"{state.phase} may not become {outcome[0].phase} on {name}")
+    return outcome
+
+
+def _sign(config: ClientConfig, message: Message, ctx: bytes) -> bytes:
+    return sign(message, ctx, keys.signing_key(config.identity))
+
+
+def _fail(reason: str, message: str, culprit: bytes | None = None) -> Outcome:
+    failed = Failed(reason, message, culprit)
+    return failed, (failed,)
+
+
+def _message_digest(message: bytes) -> bytes:
+    return digest("message", message)
+
+
+def _authenticate(config: ClientConfig, state: State, signed: bytes) -> Message | None:
+    """The verified message, or None if it was obeyed before."""
+    task_key = config.manifest.task_key
+    message: Message
+    if isinstance(state, Advertised):
+        roster, _ = verify(signed, b"", Roster, signer=task_key)
+        checks.check_addressed(config, state, roster)
+        return roster
+    if isinstance(state, (Finished, Failed)):
+        return None
+    session = state.session
+    if _message_digest(signed) in session.accepted.values():
+        return None
+    message, _ = verify(signed, session.ctx, *_AFTER_ROSTER, signer=task_key)
+    if isinstance(message, Abort):
+        found = message.cohort == session.cohort
+    else:
+        found = message.ctx == session.ctx  # type: ignore[attr-defined]
+    if not found:
+        raise RemoteProtocolError("message-context", "The message is for another exchange.")
+    name = type(message).__name__
+    if KINDS[type(message)][0] in session.accepted:
+        raise RemoteProtocolError(
+            "message-changed", f"Another {name} was obeyed before; the first one stands."
+        )
+    if (state.phase, name) not in transitions.CLIENT:
+        raise RemoteProtocolError(
+            "message-not-due",
+            f"{name} is not due in this phase.",
+            expected=sorted(event for phase, event in transitions.CLIENT if phase == state.phase),
+            found=name,
+        )
+    return message
+
+
+def _obey(
+    config: ClientConfig, state: State, message: Message, event: Received, tools: Tools
+) -> Outcome:
+    try:
+        if isinstance(state, Advertised):
+            assert isinstance(message, Roster)  # noqa: S101  by _authenticate
+            return _share(config, state, message, event, tools)
+        handler = _HANDLERS[state.phase, type(message)]
+        return handler(config, state, message, _message_digest(event.message))
+    except RemoteProtocolError as error:
+        return _fail(error.reason, str(error), error.culprit)
+    except ConfigurationError as error:  # a size for which there is no graph or threshold
+        return _fail(error.reason, str(error))
+
+
+def _share(
+    config: ClientConfig, state: Advertised, roster: Roster, event: Received, tools: Tools
+) -> Outcome:
+    checks.check_task(config, state, roster, event.now_s)
+    checks.check_models(state, roster)
+    checks.check_size(config, roster)
+    checks.check_order(roster)
+    adverts = checks.check_neighbours(config, roster, event.now_s)
+    neighbours = tuple(graph.neighbours(roster.index, len(roster.entries)))
+    session = Session(
+        ctx=context(
+            task=roster.task,
+            cohort=roster.cohort,
+            attempt=roster.attempt,
+            manifest_digest=roster.manifest_digest,
+            model_digests=roster.model_digests,
+            entries=roster.entries,
+        ),
+        cohort=roster.cohort,
+        index=roster.index,
+        identity_keys=tuple(entry.identity_key for entry in roster.entries),
+        neighbours=neighbours,
+        threshold=checks.share_threshold(config, len(neighbours)),
+        accepted={KINDS[Roster][0]: _message_digest(event.message)},
+    )
+    dealt = deals.make_deals(config, state, session, adverts, tools)
+    shared = Shared(session, state.mask_secret, state.self_seed, state.channel_secret)
+    return shared, (Send(_sign(config, dealt, session.ctx)),)
+
+
+def _check(config: ClientConfig, state: Shared, inbox: Inbox, seen: bytes) -> Outcome:
+    session = accept(state.session, KINDS[Inbox][0], seen)
+    opened = deals.open_inbox(state, inbox)
+    answer: Message = Ready(session.ctx, session.index)
+    if opened.refused:
+        accused = tuple(sorted(opened.refused))
+        evidence = tuple(opened.refused[dealer] for dealer in accused)
+        answer = Complaint(session.ctx, session.index, accused, evidence)
+    checked = Checked(session, state.self_seed, opened.pair_seeds, opened.shares)
+    return checked, (Send(_sign(config, answer, session.ctx)),)
+
+
+def _fix_masking_set(
+    config: ClientConfig, state: Checked, message: MaskingSet, seen: bytes
+) -> Outcome:
+    session = accept(state.session, KINDS[MaskingSet][0], seen)
+    members = message.members
+    checks.check_masking_set(config, session, members, tuple(state.shares))
+    awaiting = AwaitingVector(
+        session,
+        members,
+        state.self_seed,
+        {index: seed for index, seed in state.pair_seeds.items() if index in members},
+        {index: shares for index, shares in state.shares.items() if index in members},
+    )
+    return awaiting, (ProvideVector(session.ctx, len(members)),)
+
+
+def _mask(config: ClientConfig, state: AwaitingVector, event: VectorReady) -> Outcome:
+    """Step 3: y = x + PRG(self seed) + sum of the signed masks of neighbours in S."""
+    encoding = config.manifest.encoding
+    bits = encoding.ring_bits
+    length = ring.payload_length(config.manifest.data_length, encoding.slice_length)
+    dtype = ring.lane_dtype(bits)
+    if event.vector.shape != (length,) or event.vector.dtype != dtype:
+        raise LocalProtocolError(
+            "vector-shape",
+            "The vector is not the payload that the manifest describes.",
+            expected=((length,), str(dtype)),
+            found=(event.vector.shape, str(event.vector.dtype)),
+        )
+    session = state.session
+    salt = masking_set_digest(session.ctx, state.masking_set)
+    terms = [masks.MaskTerm(masks.mask_key(state.self_seed, salt), 1)]
+    terms += [
+        masks.MaskTerm(masks.mask_key(seed, salt), pair_sign(session.index, neighbour))
+        for neighbour, seed in sorted(state.pair_seeds.items())
+    ]
+    masked = event.vector.copy()
+    masks.apply_masks(masked, terms, bits)
+    payload = ring.pack(masked, bits)
+    header = MaskedInput(
+        ctx=session.ctx,
+        index=session.index,
+        masking_set_digest=salt,
+        vector_digest=hashlib.sha256(payload).digest(),
+        size_bytes=len(payload),
+    )
+    uploading = Uploading(session, state.masking_set, state.shares)
+    return uploading, (Upload(_sign(config, header, session.ctx), payload),)
+
+
+def _confirm(config: ClientConfig, state: Uploading, message: SurvivorSet, seen: bytes) -> Outcome:
+    session = accept(state.session, KINDS[SurvivorSet][0], seen)
+    checks.check_survivor_set(config, session, state.masking_set, message.members)
+    masking = masking_set_digest(session.ctx, state.masking_set)
+    survivors = survivor_set_digest(session.ctx, masking, message.members)
+    confirmation = Confirmation(session.ctx, session.index, masking, survivors)
+    confirmed = Confirmed(session, state.masking_set, message.members, state.shares)
+    return confirmed, (Send(_sign(config, confirmation, session.ctx)),)
+
+
+def _unmask(config: ClientConfig, state: Confirmed, message: Confirmations, seen: bytes) -> Outcome:
+    """Step 5: one share per neighbour in S, of its self seed if it survived, else of its mask
+    secret; then all shares are forgotten, so there is nothing left for a second answer."""
+    session = accept(state.session, KINDS[Confirmations][0], seen)
+    checks.check_confirmations(session, state.masking_set, state.survivors, message.confirmations)
+    survivors = frozenset(state.survivors)
+    shares = tuple(
+        RevealedShare(owner, SHARE_OF_SELF_SEED, held.of_self_seed.reveal())
+        if owner in survivors
+        else RevealedShare(owner, SHARE_OF_MASK_SECRET, held.of_mask_secret.reveal())
+        for owner, held in sorted(state.shares.items())
+    )
+    answer = Unmask(session.ctx, session.index, shares)
+    return Unmasked(session), (Send(_sign(config, answer, session.ctx)),)
+
+
+def _finish(config: ClientConfig, state: State, receipt: Receipt, seen: bytes) -> Outcome:
+    finished = Finished(receipt.release, receipt.leaf_index)
+    return finished, (finished,)
+
+
+def _abort(config: ClientConfig, state: State, message: Abort, seen: bytes) -> Outcome:
+    return _fail("cohort-aborted", f"The aggregator ended the cohort: {message.reason[:200]!r}.")
+
+
+_HANDLERS: dict[tuple[str, type[Message]], Callable[[ClientConfig, Any, Any, bytes], Outcome]] = {
+    (Shared.phase, Inbox): _check,
+    (Checked.phase, MaskingSet): _fix_masking_set,
+    (Uploading.phase, SurvivorSet): _confirm,
+    (Confirmed.phase, Confirmations): _unmask,
+    (Confirmed.phase, Receipt): _finish,
+    (Unmasked.phase, Receipt): _finish,
+    **{(phase, Abort): _abort for phase, event in transitions.CLIENT if event == Abort.__name__},
+}

@@ -1,0 +1,150 @@
+"""From one phase to the next: who goes on, who is told that it is left out, or the end.
+
+A phase ends when everyone due has answered or its deadline has passed. The cohort goes on only if
+the sum is still large enough and every secret that will be needed still has t holders.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+from typing import Any
+
+from secagg import graph, keys
+from secagg.messages import Abort, Confirmations, Inbox, MaskingSet, Message, SurvivorSet, sign
+from secagg.server import collect
+from secagg.server.events import Deliver, Effect, Ended, ServerConfig, Wake
+from secagg.server.states import (
+    Aborted,
+    Checking,
+    Confirming,
+    Facts,
+    Masking,
+    Sharing,
+    State,
+    Unmasking,
+)
+
+Outcome = tuple[State, tuple[Effect, ...]]
+
+
+def deliver(
+    config: ServerConfig, facts: Facts, to: Collection[int], message: Message
+) -> list[Effect]:
+    signed = sign(message, facts.ctx, keys.signing_key(config.task_key))
+    return [Deliver(index, signed) for index in sorted(to)]
+
+
+def common(state: State) -> dict[str, Any]:
+    return {
+        "facts": state.facts,
+        "accepted": state.accepted,
+        "culprits": state.culprits,
+        "gone": state.gone,
+    }
+
+
+def abort(config: ServerConfig, state: State, reason: str, culprit: bytes | None = None) -> Outcome:
+    fields = common(state)
+    if culprit is not None and culprit not in state.culprits:
+        fields["culprits"] = (*state.culprits, culprit)
+    aborted = Aborted(**fields, reason=reason)
+    rest = frozenset(range(state.facts.size)) - state.gone
+    told = deliver(config, state.facts, rest, Abort(state.facts.cohort, reason))
+    return aborted, (*told, Ended(reason, aborted.culprits))
+
+
+def leave_out(
+    config: ServerConfig, state: State, stay: Collection[int]
+) -> tuple[dict[str, Any], list[Effect]]:
+    """Fields of the next phase, and a word to each device that has no part in it."""
+    out = frozenset(range(state.facts.size)) - state.gone - frozenset(stay)
+    fields = common(state)
+    fields["gone"] = state.gone | out
+    return fields, deliver(config, state.facts, out, Abort(state.facts.cohort, "left-out"))
+
+
+def openable(facts: Facts, owners: Collection[int], holders: Collection[int]) -> bool:
+    """Every owner has at least t of the holders among its neighbours."""
+    present = frozenset(holders)
+    return all(
+        len(present.intersection(graph.neighbours(owner, facts.size))) >= facts.threshold
+        for owner in owners
+    )
+
+
+def to_checking(config: ServerConfig, state: Sharing, now_s: float) -> Outcome:
+    dealers = tuple(sorted(state.dealt))
+    enough = len(dealers) >= config.manifest.cohort.survivors_min
+    if not enough or not openable(state.facts, dealers, dealers):
+        return abort(config, state, "too-few-dealers")
+    deadline_s = now_s + config.manifest.deadlines.check_s
+    fields, effects = leave_out(config, state, dealers)
+    checking = Checking(
+        **fields, deadline_s=deadline_s, dealt=state.dealt, dealers=dealers, accusations={}
+    )
+    key = keys.signing_key(config.task_key)
+    for recipient in dealers:
+        inbox = Inbox(
+            state.facts.ctx,
+            tuple(
+                state.signed_deals[dealer][recipient]
+                for dealer in graph.neighbours(recipient, state.facts.size)
+                if dealer in state.signed_deals
+            ),
+        )
+        effects.append(Deliver(recipient, sign(inbox, state.facts.ctx, key)))
+    return checking, (*effects, Wake(deadline_s))
+
+
+def to_masking(config: ServerConfig, state: Checking, now_s: float) -> Outcome:
+    ready, named = collect.ready_devices(config, state)
+    culprits = (*state.culprits, *(state.facts.identity(index) for index in sorted(named)))
+    state = replace(state, culprits=culprits)
+    enough = len(ready) >= config.manifest.cohort.survivors_min
+    if not enough or not openable(state.facts, ready, ready):
+        return abort(config, state, "too-few-ready")
+    deadline_s = now_s + config.manifest.deadlines.masked_input_s
+    fields, effects = leave_out(config, state, ready)
+    masking = Masking(**fields, deadline_s=deadline_s, dealt=state.dealt, masking_set=ready)
+    effects += deliver(config, state.facts, ready, MaskingSet(state.facts.ctx, ready))
+    return masking, (*effects, Wake(deadline_s))
+
+
+def to_confirming(config: ServerConfig, state: Masking, now_s: float) -> Outcome:
+    survivors = tuple(sorted(state.added))
+    enough = len(survivors) >= config.manifest.cohort.survivors_min
+    if not enough or not openable(state.facts, state.masking_set, survivors):
+        return abort(config, state, "too-few-vectors")
+    deadline_s = now_s + config.manifest.deadlines.confirm_s
+    fields, effects = leave_out(config, state, survivors)
+    confirming = Confirming(
+        **fields,
+        deadline_s=deadline_s,
+        dealt=state.dealt,
+        masking_set=state.masking_set,
+        survivors=survivors,
+        confirmations={},
+    )
+    effects += deliver(config, state.facts, survivors, SurvivorSet(state.facts.ctx, survivors))
+    return confirming, (*effects, Wake(deadline_s))
+
+
+def to_unmasking(config: ServerConfig, state: Confirming, now_s: float) -> Outcome:
+    confirmed = sorted(state.confirmations)
+    if not openable(state.facts, confirmed, confirmed) or not openable(
+        state.facts, state.masking_set, confirmed
+    ):
+        return abort(config, state, "too-few-confirmations")
+    deadline_s = now_s + config.manifest.deadlines.unmask_s
+    unmasking = Unmasking(
+        **common(state),
+        deadline_s=deadline_s,
+        dealt=state.dealt,
+        masking_set=state.masking_set,
+        survivors=state.survivors,
+        shares={},
+    )
+    proof = Confirmations(state.facts.ctx, tuple(state.confirmations[index] for index in confirmed))
+    effects = deliver(config, state.facts, state.survivors, proof)
+    return unmasking, (*effects, Wake(deadline_s))

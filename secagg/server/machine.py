@@ -1,0 +1,260 @@
+"""The aggregator's machine: one event in, the next state and effects out.
+
+It is deterministic: the log of a cohort's events replays to the same state and effects. A message
+that breaks the rules raises ``RemoteProtocolError``, naming its sender, and costs at most the
+sender its place in the sum. A message that was taken before does nothing when it comes again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from secagg import transitions
+from secagg.errors import LocalProtocolError, RemoteProtocolError
+from secagg.hashing import digest
+from secagg.messages import (
+    KINDS,
+    Complaint,
+    Confirmation,
+    Deals,
+    MaskedInput,
+    Message,
+    Ready,
+    Receipt,
+    Unmask,
+    verify,
+)
+from secagg.server import collect, unmask
+from secagg.server.advance import (
+    Outcome,
+    abort,
+    common,
+    deliver,
+    to_checking,
+    to_confirming,
+    to_masking,
+    to_unmasking,
+)
+from secagg.server.events import (
+    Cancel,
+    Ended,
+    Event,
+    Open,
+    Received,
+    ReleaseCommitted,
+    ServerConfig,
+    SumOpened,
+    SumRefused,
+    Tick,
+    VectorAdded,
+)
+from secagg.server.states import (
+    Aborted,
+    Checking,
+    Confirming,
+    Masking,
+    Opening,
+    Released,
+    Releasing,
+    Sharing,
+    State,
+    Unmasking,
+)
+
+_FROM_DEVICES = (Deals, Ready, Complaint, MaskedInput, Confirmation, Unmask)
+
+
+def step(config: ServerConfig, state: State, event: Event) -> Outcome:
+    """Handle one event.
+
+    Raises:
+        RemoteProtocolError: the device's message breaks a rule; the state stays as it was.
+        LocalProtocolError: the driver gave an event that is not due; it must not commit it.
+    """
+    if isinstance(state, (Released, Aborted)):
+        return state, ()
+    name = type(event).__name__
+    message: Message | None = None
+    if isinstance(event, Received):
+        message = _authenticate(state, event)
+        if message is None:
+            return state, ()
+        name = type(message).__name__
+    elif (state.phase, name) not in transitions.SERVER:
+        raise LocalProtocolError(
+            "event-not-due",
+            f"{name} is not due in this phase.",
+            expected=sorted(due for phase, due in transitions.SERVER if phase == state.phase),
+            found=name,
+        )
+    outcome = _HANDLERS[name](config, state, event, message)
+    if outcome[0].phase not in transitions.SERVER[state.phase, name]:
+        raise AssertionError(f"{state.phase} may not become {outcome[0].phase} on {name}")
+    return outcome
+
+
+def _authenticate(state: State, event: Received) -> Message | None:
+    """The verified message of the device at ``event.index``, or None if it was taken before."""
+    facts = state.facts
+    if not 0 <= event.index < facts.size:
+        raise LocalProtocolError(
+            "index-out-of-roster", "No device has this index.", found=event.index
+        )
+    seen = digest("message", event.message)
+    if seen in (state.accepted.get((event.index, KINDS[kind][0])) for kind in _FROM_DEVICES):
+        return None
+    sender = facts.identity(event.index)
+    message: Message
+    message, _ = verify(event.message, facts.ctx, *_FROM_DEVICES, signer=sender)
+    name = type(message).__name__
+    claimed = getattr(message, "index", event.index)
+    if message.ctx != facts.ctx or claimed != event.index:  # type: ignore[attr-defined]
+        raise RemoteProtocolError(
+            "message-context",
+            f"{name} is for another exchange or from another device.",
+            culprit=sender,
+            expected=event.index,
+            found=claimed,
+        )
+    if (event.index, KINDS[type(message)][0]) in state.accepted:
+        raise RemoteProtocolError(
+            "message-changed",
+            f"Another {name} was taken before; the first one stands.",
+            culprit=sender,
+        )
+    if (state.phase, name) not in transitions.SERVER:
+        raise RemoteProtocolError(
+            "message-not-due",
+            f"{name} is not due in this phase.",
+            culprit=sender,
+            expected=sorted(due for phase, due in transitions.SERVER if phase == state.phase),
+            found=name,
+        )
+    return message
+
+
+def _accept(state: Any, event: Received, message: Message) -> Any:
+    key = (event.index, KINDS[type(message)][0])
+    return replace(state, accepted={**state.accepted, key: digest("message", event.message)})
+
+
+# -- sharing ----------------------------------------------------------------------------------
+
+
+def _on_deals(config: ServerConfig, state: Sharing, event: Received, message: Deals) -> Outcome:
+    state = _accept(collect.take_deals(state, event.index, message), event, message)
+    if len(state.dealt) < state.facts.size:
+        return state, ()
+    return to_checking(config, state, event.now_s)
+
+
+def _on_ready(
+    config: ServerConfig, state: Checking, event: Received, message: Ready | Complaint
+) -> Outcome:
+    state = _accept(collect.take_ready(state, event.index, message), event, message)
+    if len(state.answered) < len(state.dealers):
+        return state, ()
+    return to_masking(config, state, event.now_s)
+
+
+def _on_masked_input(
+    config: ServerConfig, state: Masking, event: Received, message: MaskedInput
+) -> Outcome:
+    masking, accept = collect.take_masked_input(config, state, event.index, message)
+    return _accept(masking, event, message), (accept,)
+
+
+def _on_vector_added(
+    config: ServerConfig, state: Masking, event: VectorAdded, message: None
+) -> Outcome:
+    state = collect.take_vector(state, event.index)
+    if len(state.added) < len(state.masking_set):
+        return state, ()
+    return to_confirming(config, state, event.now_s)
+
+
+def _on_confirmation(
+    config: ServerConfig, state: Confirming, event: Received, message: Confirmation
+) -> Outcome:
+    confirming = collect.take_confirmation(state, event.index, message, event.message)
+    state = _accept(confirming, event, message)
+    if len(state.confirmations) < len(state.survivors):
+        return state, ()
+    return to_unmasking(config, state, event.now_s)
+
+
+def _on_unmask(config: ServerConfig, state: Unmasking, event: Received, message: Unmask) -> Outcome:
+    state = _accept(unmask.take_unmask(state, event.index, message), event, message)
+    if not unmask.enough_shares(state):
+        return state, ()
+    try:
+        plan = unmask.make_plan(config, state)
+    except RemoteProtocolError as error:
+        return abort(config, state, error.reason, error.culprit)
+    opening = Opening(
+        **common(state), masking_set=state.masking_set, survivors=state.survivors, plan=plan
+    )
+    return opening, (Open(plan),)
+
+
+def _on_sum_opened(
+    config: ServerConfig, state: Opening, event: SumOpened, message: None
+) -> Outcome:
+    releasing = Releasing(**common(state), masking_set=state.masking_set, survivors=state.survivors)
+    return releasing, ()
+
+
+def _on_release(
+    config: ServerConfig, state: Releasing, event: ReleaseCommitted, message: None
+) -> Outcome:
+    released = Released(
+        **common(state),
+        masking_set=state.masking_set,
+        survivors=state.survivors,
+        release=event.release,
+        leaf_index=event.leaf_index,
+    )
+    receipt = Receipt(state.facts.ctx, event.release, event.leaf_index)
+    told = deliver(config, state.facts, state.survivors, receipt)
+    return released, (*told, Ended(None, state.culprits))
+
+
+def _on_stop(
+    config: ServerConfig, state: State, event: SumRefused | Cancel, message: None
+) -> Outcome:
+    return abort(config, state, event.reason)
+
+
+def _on_tick(config: ServerConfig, state: State, event: Tick, message: None) -> Outcome:
+    if event.now_s < state.deadline_s:
+        return state, ()
+    match state:
+        case Sharing():
+            return to_checking(config, state, event.now_s)
+        case Checking():
+            return to_masking(config, state, event.now_s)
+        case Masking():
+            return to_confirming(config, state, event.now_s)
+        case Confirming():
+            return to_unmasking(config, state, event.now_s)
+        case Unmasking():
+            return abort(config, state, "too-few-shares")
+    raise AssertionError(f"{state.phase} has no deadline")
+
+
+_HANDLERS: dict[str, Callable[[ServerConfig, Any, Any, Any], Outcome]] = {
+    "Deals": _on_deals,
+    "Ready": _on_ready,
+    "Complaint": _on_ready,
+    "MaskedInput": _on_masked_input,
+    "VectorAdded": _on_vector_added,
+    "Confirmation": _on_confirmation,
+    "Unmask": _on_unmask,
+    "SumOpened": _on_sum_opened,
+    "SumRefused": _on_stop,
+    "ReleaseCommitted": _on_release,
+    "Cancel": _on_stop,
+    "Tick": _on_tick,
+}

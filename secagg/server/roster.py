@@ -1,0 +1,110 @@
+"""Step 1 and 2 at the aggregator: who may report in, and the closing of the roster."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from secagg import adverts as advert_rules
+from secagg import graph, keys, parameters
+from secagg.context import advert_digest, context
+from secagg.errors import LocalProtocolError, RemoteProtocolError
+from secagg.messages import Advert, Roster, RosterEntry, sign
+from secagg.server.advance import Outcome
+from secagg.server.events import Deliver, Effect, ServerConfig, Wake
+from secagg.server.states import Facts, Sharing
+
+
+def check_advert(config: ServerConfig, signed_advert: bytes, now_s: float) -> Advert:
+    """Verify a report-in before any cohort exists; see :func:`secagg.adverts.check_advert`."""
+    manifest = config.manifest
+    advert = advert_rules.check_advert(
+        signed_advert, manifest, config.manifest_digest, manifest.partner_keys, now_s
+    )
+    for public_key in (advert.mask_key, advert.channel_key):
+        try:  # a key to which nothing can be sealed would stop every neighbour
+            keys.check_kem_public_key(public_key)
+        except RemoteProtocolError as error:
+            error.culprit = advert.certificate.identity_key
+            raise
+    return advert
+
+
+def open_cohort(
+    config: ServerConfig,
+    *,
+    cohort: bytes,
+    attempt: int,
+    adverts: Sequence[bytes],
+    now_s: float,
+) -> Outcome:
+    """Step 2: close the roster over these signed adverts and deliver it.
+
+    Args:
+        cohort: 32 bytes that name the cohort; ``attempt`` counts from 0.
+
+    Raises:
+        LocalProtocolError: ``cohort-*``: the adverts do not make a cohort of this task.
+        RemoteProtocolError: an advert is bad; names its sender.
+    """
+    rules = config.manifest.cohort
+    if not rules.size_min <= len(adverts) <= rules.size_max:
+        raise LocalProtocolError(
+            "cohort-size",
+            "The cohort's size is out of the manifest's bounds.",
+            expected=(rules.size_min, rules.size_max),
+            found=len(adverts),
+        )
+    checked = sorted(
+        ((check_advert(config, signed, now_s), signed) for signed in adverts),
+        key=lambda pair: pair[0].certificate.identity_key,
+    )
+    identities = [advert.certificate.identity_key for advert, _ in checked]
+    if len(set(identities)) != len(identities):
+        raise LocalProtocolError("cohort-twice", "A device is in the cohort twice.")
+    models = {advert.model_digest for advert, _ in checked}
+    if len(models) != 1:
+        raise LocalProtocolError(
+            "cohort-models",
+            "The devices of a synchronous cohort trained on one model.",
+            expected=1,
+            found=len(models),
+        )
+    entries = tuple(
+        RosterEntry(advert.certificate.identity_key, advert_digest(signed))
+        for advert, signed in checked
+    )
+    facts = Facts(
+        cohort=cohort,
+        attempt=attempt,
+        ctx=context(
+            task=config.manifest.task,
+            cohort=cohort,
+            attempt=attempt,
+            manifest_digest=config.manifest_digest,
+            model_digests=tuple(models),
+            entries=entries,
+        ),
+        roster=entries,
+        adverts=tuple(advert for advert, _ in checked),
+        threshold=parameters.threshold(len(graph.neighbours(0, len(entries))), rules.corrupt_max),
+    )
+    deadline_s = now_s + config.manifest.deadlines.share_s
+    state = Sharing(facts=facts, accepted={}, dealt={}, signed_deals={}, deadline_s=deadline_s)
+    key = keys.signing_key(config.task_key)
+    effects: list[Effect] = []
+    for index in range(len(entries)):
+        roster = Roster(
+            task=config.manifest.task,
+            cohort=cohort,
+            attempt=attempt,
+            manifest_digest=config.manifest_digest,
+            model_digests=tuple(models),
+            entries=entries,
+            index=index,
+            neighbour_adverts=tuple(
+                (neighbour, checked[neighbour][1])
+                for neighbour in graph.neighbours(index, len(entries))
+            ),
+        )
+        effects.append(Deliver(index, sign(roster, b"", key)))
+    return state, (*effects, Wake(deadline_s))
