@@ -3,7 +3,8 @@
 Both machines look every event up here before they handle it; an illegal move is a missing key.
 An event is named by its class, a received message by the class of the message. Terminal phases
 have no row: whatever arrives there is ignored. A message that was obeyed before does nothing when
-it arrives again, in any phase.
+it arrives again, in any phase. A device's message that comes after its phase has ended is passed
+over by the aggregator: the device is told by what is in its mailbox.
 """
 
 from __future__ import annotations
@@ -39,6 +40,15 @@ CLIENT: Table = {
     **_row("unmasked", Receipt=("finished",), Abort=("failed",), Cancel=("failed",)),
 }
 
+SERVER_ORDER = (
+    "sharing",
+    "checking",
+    "masking",
+    "confirming",
+    "unmasking",
+    "opening",
+    "releasing",
+)
 SERVER_TERMINAL = frozenset({"released", "aborted"})
 SERVER: Table = {
     **_row(
@@ -88,3 +98,9 @@ SERVER: Table = {
         Cancel=("aborted",),
     ),
 }
+
+
+def server_is_late(phase: str, message: str) -> bool:
+    """Whether a device's message was due in an earlier phase only, so that it is passed over."""
+    earlier = SERVER_ORDER[: SERVER_ORDER.index(phase)]
+    return (phase, message) not in SERVER and any((past, message) in SERVER for past in earlier)

@@ -21,7 +21,7 @@ from secagg.context import (
 )
 from secagg.errors import RemoteProtocolError
 from secagg.limits import CLOCK_SKEW_S, DIGEST_BYTES, IDENTITY_KEY_BYTES
-from secagg.messages import Advert, Confirmation, Roster, verify
+from secagg.messages import Abort, Advert, Confirmation, Message, Roster, verify
 
 
 def check_addressed(config: ClientConfig, state: Advertised, roster: Roster) -> None:
@@ -42,6 +42,21 @@ def check_addressed(config: ClientConfig, state: Advertised, roster: Roster) -> 
             "The roster does not list the advert that this device sent.",
             expected=digest.hex(),
             found=entry.advert_digest.hex(),
+        )
+
+
+def check_context(session: Session, message: Message) -> None:
+    """The message names the exchange that this device is in."""
+    if isinstance(message, Abort):
+        found, expected = message.cohort, session.cohort
+    else:
+        found, expected = getattr(message, "ctx", b""), session.ctx
+    if found != expected:
+        raise RemoteProtocolError(
+            "message-context",
+            "The message is for another exchange.",
+            expected=expected.hex(),
+            found=found.hex(),
         )
 
 

@@ -45,7 +45,7 @@ class ClientConfig:
 class Received:
     """A signed message of the aggregator arrived. ``now_s``: Unix seconds on the device."""
 
-    message: bytes
+    message: bytes = field(repr=False)
     now_s: float
 
 
@@ -73,9 +73,9 @@ Event = Received | VectorReady | Cancel
 
 @dataclass(frozen=True)
 class Send:
-    """Send these bytes to the aggregator."""
+    """Send these bytes to the aggregator. An Unmask message contains shares: never log it."""
 
-    message: bytes
+    message: bytes = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Upload:
     The header fixes the payload's digest, so both are journalled before the first byte leaves.
     """
 
-    header: bytes
+    header: bytes = field(repr=False)
     payload: bytes = field(repr=False)
 
 

@@ -177,12 +177,7 @@ def _authenticate(config: ClientConfig, state: State, signed: bytes) -> Message 
     if _message_digest(signed) in session.accepted.values():
         return None
     message, _ = verify(signed, session.ctx, *_AFTER_ROSTER, signer=task_key)
-    if isinstance(message, Abort):
-        found = message.cohort == session.cohort
-    else:
-        found = message.ctx == session.ctx  # type: ignore[attr-defined]
-    if not found:
-        raise RemoteProtocolError("message-context", "The message is for another exchange.")
+    checks.check_context(session, message)
     name = type(message).__name__
     if KINDS[type(message)][0] in session.accepted:
         raise RemoteProtocolError(
@@ -283,6 +278,10 @@ def _mask(config: ClientConfig, state: AwaitingVector, event: VectorReady) -> Ou
             "The vector is not the payload that the manifest describes.",
             expected=((length,), str(dtype)),
             found=(event.vector.shape, str(event.vector.dtype)),
+        )
+    if not (event.vector[:: encoding.slice_length + 1] == 1).all():
+        raise LocalProtocolError(
+            "vector-checks", "Every check coordinate of a device's payload is 1.", expected=1
         )
     session = state.session
     salt = masking_set_digest(session.ctx, state.masking_set)

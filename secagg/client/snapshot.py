@@ -50,7 +50,7 @@ def _hide(kind: type[Any], value: Any) -> Any:
     raise NotImplementedError(kind.__name__)
 
 
-_encoder = msgspec.msgpack.Encoder(enc_hook=_reveal, order="deterministic")
+_encoder = msgspec.msgpack.Encoder(enc_hook=_reveal)
 _decoders = {
     number: msgspec.msgpack.Decoder(kind, strict=True, dec_hook=_hide)
     for number, kind in enumerate(_STATES)

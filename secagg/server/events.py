@@ -6,7 +6,7 @@ driver commits an event together with its effects in one transaction, then perfo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from secagg.manifest import Manifest
 from secagg.opening import OpeningPlan
@@ -31,7 +31,7 @@ class Received:
     """A message of the device with this roster index arrived."""
 
     index: int
-    message: bytes
+    message: bytes = field(repr=False)
     now_s: float
 
 
@@ -93,7 +93,7 @@ class Deliver:
     """Put this signed message into the mailbox of the device with this roster index."""
 
     index: int
-    message: bytes
+    message: bytes = field(repr=False)
 
 
 @dataclass(frozen=True)

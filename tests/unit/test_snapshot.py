@@ -1,0 +1,106 @@
+"""A device's state survives its journal: round trip, resume in every phase, bad bytes."""
+
+from __future__ import annotations
+
+from dataclasses import fields, is_dataclass
+
+import pytest
+from protocol_run import make_recorded, recorded_run
+
+from secagg import client, server
+from secagg.client.snapshot import _STATES
+from secagg.errors import LocalProtocolError
+from secagg.secret import Secret
+from secagg.simulation import Aggregator, Hooks, LocalDevices, drive, make_task
+
+PHASES = [state.phase for state in _STATES]
+
+
+def plain(value: object) -> object:
+    """The state as comparable values, secrets revealed."""
+    if isinstance(value, Secret):
+        return ("secret", value.reveal())
+    if is_dataclass(value) and not isinstance(value, type):
+        return (
+            type(value).__name__,
+            {field.name: plain(getattr(value, field.name)) for field in fields(value)},
+        )
+    if isinstance(value, dict):
+        return {key: plain(inner) for key, inner in value.items()}
+    if isinstance(value, (tuple, list)):
+        return (type(value).__name__, [plain(inner) for inner in value])
+    return value
+
+
+def states() -> dict[str, client.State]:
+    failed = client.Failed("cohort-aborted", "The aggregator ended the cohort.", b"k" * 32)
+    return {**recorded_run().client_states, "failed": failed}
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_round_trip_of_every_phase(phase: str) -> None:
+    state = states()[phase]
+    restored = client.restore(client.snapshot(state))
+    assert type(restored) is type(state)
+    assert plain(restored) == plain(state)
+    assert client.snapshot(restored) == client.snapshot(state)
+
+
+def test_a_device_that_restarts_after_every_event_is_in_the_sum() -> None:
+    """Each state goes through its snapshot before the next event is handled."""
+    task = make_task(5, 5, slice_length=4, survivors_min=3)
+    devices = make_recorded(task)
+    restarting = devices[2]
+
+    def restart(number: int, message: bytes) -> list[bytes]:
+        if number == restarting.number:
+            restarting.state = client.restore(client.snapshot(restarting.state))
+        return [message]
+
+    pool = LocalDevices(devices)
+    aggregator = Aggregator(
+        task, pool.advertise(), cohort=bytes(32), attempt=0, hooks=Hooks(downward=restart)
+    )
+    result = drive(aggregator, pool)
+    assert isinstance(result.state, server.Released)
+    assert result.total is not None
+    assert result.total.tolist() == [1] * 5
+    assert isinstance(restarting.state, client.Finished)
+
+
+def test_a_restart_while_the_vector_is_encoded_asks_for_the_same_cohort_again() -> None:
+    run = recorded_run()
+    state = client.restore(client.snapshot(run.client_states["awaiting-vector"]))
+    event = run.client_events["VectorReady"]
+    again, (upload,) = client.step(run.device.config, state, event, run.tools())
+    _, (expected,) = client.step(
+        run.device.config, run.client_states["awaiting-vector"], event, run.tools()
+    )
+    assert isinstance(again, client.Uploading)
+    assert isinstance(upload, client.Upload)
+    assert isinstance(expected, client.Upload)
+    assert (upload.header, upload.payload) == (expected.header, expected.payload)
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_damaged_snapshots_are_refused_by_name(phase: str) -> None:
+    good = client.snapshot(states()[phase])
+    for length in range(len(good)):
+        with pytest.raises(LocalProtocolError) as caught:
+            client.restore(good[:length])
+        assert caught.value.reason in ("snapshot-version", "snapshot-malformed")
+    with pytest.raises(LocalProtocolError, match="snapshot-version"):
+        client.restore(b"\x63" + good[1:])
+    with pytest.raises(LocalProtocolError, match="snapshot-malformed"):
+        client.restore(good[:1] + b"\xff" + good[2:])
+
+
+def test_the_snapshot_of_a_finished_masking_holds_no_seed() -> None:
+    """What opened the vector is gone before its first byte leaves."""
+    run = recorded_run()
+    awaiting = run.client_states["awaiting-vector"]
+    assert isinstance(awaiting, client.AwaitingVector)
+    seeds = [awaiting.self_seed, *awaiting.pair_seeds.values()]
+    for phase in ("uploading", "confirmed", "unmasked", "finished"):
+        data = client.snapshot(run.client_states[phase])
+        assert not any(seed.reveal() in data for seed in seeds)
