@@ -7,7 +7,6 @@ largest first), so nothing is padded: 92,160 = 65,536 + 16,384 + 8,192 + 2,048.
 
 from __future__ import annotations
 
-import math
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -29,10 +28,10 @@ def blocks(length: int) -> list[int]:
 
 @lru_cache(maxsize=_FACTOR_LOG2 + 1)
 def _hadamard(log2: int) -> NDArray[np.float64]:
-    matrix: NDArray[np.float64] = np.ones((1, 1))
+    signs = np.ones((1, 1))
     for _ in range(log2):
-        matrix = np.block([[matrix, matrix], [matrix, -matrix]]) * math.sqrt(0.5)
-    return matrix
+        signs = np.kron(np.array([[1.0, 1.0], [1.0, -1.0]]), signs)
+    return np.asarray(signs * 2.0 ** (-log2 / 2), dtype=np.float64)
 
 
 def _walsh_hadamard(block: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -55,7 +54,8 @@ def _walsh_hadamard(block: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _signs(length: int, seed: bytes, name: str) -> NDArray[np.float64]:
     key = digest("rotation", seed, name.encode())
-    return 1.0 - 2.0 * BitStream(lambda _: key).bits(length)
+    bits = BitStream(lambda _: key).bits(length).astype(np.float64)
+    return np.subtract(1.0, 2.0 * bits)
 
 
 def rotate(values: NDArray[np.float64], seed: bytes, name: str) -> NDArray[np.float64]:

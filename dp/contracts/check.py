@@ -21,7 +21,8 @@ from dp.contracts.rules import (
     in_range,
     refuse,
 )
-from dp.grid import examples_factor, has_ring_noise
+from dp.errors import AccountingError
+from dp.grid import examples_factor
 from secagg.errors import ConfigurationError
 from secagg.limits import IDENTITY_KEY_BYTES, MANIFEST_BYTES_MAX, PROTOCOL_VERSION, SUITE
 from secagg.manifest import Manifest, encode_manifest
@@ -156,13 +157,25 @@ def _check_training(manifest: Manifest) -> None:
 
 def _check_budget(manifest: Manifest) -> None:
     budget = manifest.budget
+    if budget.max_epsilon is not None:
+        in_range("budget.max_epsilon", budget.max_epsilon, 0, 1e6, open_low=True)
+    try:
+        cost = headline(lines(manifest, budget.releases_max))
+    except AccountingError as error:
+        raise ConfigurationError("cost-unknown", f"The cost cannot be vouched for: {error}") from (
+            error
+        )
+    if cost is not None and not math.isfinite(cost):
+        refuse(
+            "cost-infinite",
+            "So little noise promises nothing.",
+            expected="a finite epsilon",
+            found=cost,
+            remedy="More noise, or privacy = 'none' if none is wanted.",
+        )
     if budget.max_epsilon is None:
         return
-    in_range("budget.max_epsilon", budget.max_epsilon, 0, 1e6, open_low=True)
-    cost = headline(lines(manifest, budget.releases_max))
     if cost is None:
-        if has_ring_noise(manifest):
-            raise AssertionError("noise without a line")
         refuse(
             "budget-without-privacy",
             "An epsilon is promised, and no privacy mode is on.",

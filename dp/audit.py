@@ -1,0 +1,355 @@
+"""Offline verification of a whole ledger: nothing in it is believed that can be computed.
+
+1. The checkpoint's signature, by a key that the auditor brings.
+2. The entries: their hashes give the signed root; every tile says the same.
+3. Growth: older checkpoints that the auditor kept are prefixes.
+4. Tasks: the manifest's digest and signature, and the rules of ``dp.contracts``.
+5. Releases: numbers, cohorts, sizes, the chain of models, and against the budget.
+6. Every epsilon, recomputed from the manifest and the survivors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import nacl.exceptions
+import nacl.signing
+
+from dp import merkle, tiles
+from dp.accounting import PrivacyLine, ReleaseFacts, guaranteed_variance, headline, lines
+from dp.contracts import check_manifest
+from dp.errors import LedgerError
+from dp.notes import Checkpoint, Verifier, open_checkpoint, parse_verifier
+from dp.records import ReleaseEntry, line_record, parse_record, parse_release, parse_task
+from secagg.errors import SecaggError
+from secagg.hashing import encode_parts
+from secagg.manifest import Manifest
+
+_MICRO_TOLERANCE = 1  # libm differs between platforms in the last bit
+
+
+class Finding(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that is wrong. ``leaf``: index of the record, where there is one."""
+
+    reason: str
+    message: str
+    leaf: int | None = None
+
+
+class AuditedRelease(msgspec.Struct, frozen=True, kw_only=True):
+    """One charged cohort. ``lines``: recomputed cost of the task up to here."""
+
+    leaf: int
+    entry: ReleaseEntry
+    guaranteed_variance: int
+    lines: tuple[PrivacyLine, ...]
+
+
+class AuditedTask(msgspec.Struct, frozen=True, kw_only=True):
+    leaf: int
+    manifest: Manifest
+    manifest_digest: bytes
+    admissible: bool
+    releases: tuple[AuditedRelease, ...]
+    policies: tuple[dict[str, Any], ...]
+
+    @property
+    def facts(self) -> tuple[ReleaseFacts, ...]:
+        return tuple(release.entry.facts(self.manifest) for release in self.releases)
+
+    @property
+    def lines(self) -> tuple[PrivacyLine, ...]:
+        """What the task cost in all; empty for a task that was refused."""
+        if not self.admissible:
+            return ()
+        return self.releases[-1].lines if self.releases else lines(self.manifest, 0)
+
+
+class AuditResult(msgspec.Struct, frozen=True, kw_only=True):
+    """``epsilon``: the largest unamplified cost of any task; None without privacy.
+
+    ``releases``: sums that were released; ``charged``: all cohorts that cost privacy.
+    """
+
+    verified: bool
+    tree_size: int
+    root: str
+    origin: str
+    releases: int
+    charged: int
+    epsilon: float | None
+    problems: tuple[Finding, ...]
+    tasks: tuple[AuditedTask, ...]
+
+
+@dataclass
+class _Task:
+    leaf: int
+    manifest: Manifest
+    manifest_digest: bytes
+    releases: list[AuditedRelease] = field(default_factory=list)
+    policies: list[dict[str, Any]] = field(default_factory=list)
+    model: bytes | None = None
+    admissible: bool = False  # passed the rules of dp.contracts
+
+
+class _Audit:
+    def __init__(self) -> None:
+        self.problems: list[Finding] = []
+        self.tasks: dict[str, _Task] = {}
+        self.cohorts: set[bytes] = set()
+
+    def problem(self, reason: str, message: str, leaf: int | None = None) -> None:
+        self.problems.append(Finding(reason=reason, message=message, leaf=leaf))
+
+    def caught(self, error: SecaggError, leaf: int | None = None) -> None:
+        self.problem(error.reason, str(error), leaf)
+
+    def task(self, record: dict[str, Any], leaf: int, verifier: Verifier) -> None:
+        encoded, manifest, signature = parse_task(record)
+        digest_of_manifest = bytes.fromhex(record["manifest_digest"])
+        if record.get("task") != manifest.task or record.get("created_at") != manifest.created_at:
+            self.problem("task-mismatch", "The record and its manifest differ.", leaf)
+        if manifest.task in self.tasks:
+            self.problem("task-repeated", f"Task {manifest.task} was created twice.", leaf)
+            return
+        self.tasks[manifest.task] = _Task(leaf, manifest, digest_of_manifest)
+        try:
+            nacl.signing.VerifyKey(manifest.task_key).verify(
+                encode_parts("manifest", encoded), signature
+            )
+        except (nacl.exceptions.CryptoError, ValueError, TypeError):
+            self.problem("manifest-signature", "The manifest's signature does not verify.", leaf)
+        try:
+            named = parse_verifier(manifest.ledger_verifier)
+        except LedgerError:
+            named = None
+        if named != verifier:
+            self.problem(
+                "ledger-mismatch",
+                f"The manifest names another ledger than {verifier.name}.",
+                leaf,
+            )
+        check_manifest(manifest)
+        self.tasks[manifest.task].admissible = True
+
+    def release(self, record: dict[str, Any], leaf: int) -> None:
+        entry = parse_release(record)
+        task = self.tasks.get(str(record.get("task")))
+        if task is None:
+            self.problem("task-unknown", "A release of a task that was never created.", leaf)
+            return
+        manifest, rules = task.manifest, task.manifest.cohort
+        if record.get("manifest_digest") != task.manifest_digest.hex():
+            self.problem("manifest-digest", "The release names another manifest.", leaf)
+        if entry.release != len(task.releases) + 1:
+            self.problem(
+                "release-number",
+                f"Expected release {len(task.releases) + 1}, found {entry.release}.",
+                leaf,
+            )
+        if entry.cohort in self.cohorts:
+            self.problem("cohort-repeated", "A cohort was released twice.", leaf)
+        self.cohorts.add(entry.cohort)
+        if not rules.size_min <= entry.cohort_size <= rules.size_max:
+            self.problem("cohort-size", "The cohort's size breaks the manifest.", leaf)
+        if not entry.survivors <= entry.masking_set_size <= entry.cohort_size:
+            self.problem("cohort-size", "More survivors than members.", leaf)
+        self._released(entry, task, leaf)
+        if not task.admissible:
+            self.problem("task-inadmissible", "The task's own manifest was refused.", leaf)
+            return
+        previous = [release.entry.facts(manifest) for release in task.releases]
+        facts = entry.facts(manifest)
+        statements = lines(manifest, [*previous, facts])
+        variance = 0 if manifest.noise is None else guaranteed_variance(manifest, facts.survivors)
+        if record.get("noise_variance") != str(variance):
+            self.problem("noise-variance", "The guaranteed noise is not what follows.", leaf)
+        self._compare(record, statements, leaf)
+        task.releases.append(
+            AuditedRelease(leaf=leaf, entry=entry, guaranteed_variance=variance, lines=statements)
+        )
+        self._within_budget(task, statements, leaf)
+
+    def _released(self, entry: ReleaseEntry, task: _Task, leaf: int) -> None:
+        if entry.outcome == "charged":
+            if entry.survivors or entry.contributors or entry.sum_digest or entry.new_model_digest:
+                self.problem("charged-with-sum", "A cohort without release shows a sum.", leaf)
+            return
+        if entry.survivors < task.manifest.cohort.survivors_min:
+            self.problem("survivors-min", "Fewer survivors than the manifest allows.", leaf)
+        if len(set(entry.contributors)) != entry.survivors or len(entry.contributors) != (
+            entry.survivors
+        ):
+            self.problem("contributors", "The contributors are not the survivors.", leaf)
+        if task.manifest.training is not None:
+            if task.model is not None and task.model not in entry.model_digests:
+                self.problem(
+                    "model-chain", "The release does not start from the model before it.", leaf
+                )
+            task.model = entry.new_model_digest
+
+    def _compare(
+        self, record: dict[str, Any], statements: Sequence[PrivacyLine], leaf: int
+    ) -> None:
+        recorded = record.get("lines")
+        expected = [line_record(line) for line in statements]
+        same = isinstance(recorded, list) and len(recorded) == len(expected)
+        if same:
+            for mine, theirs in zip(expected, recorded or [], strict=True):
+                same = same and isinstance(theirs, dict) and _same_line(mine, theirs)
+        head = headline(statements)
+        micro = max(
+            (line["epsilon_micro"] for line in expected if not line["amplified"]), default=None
+        )
+        if not same or not _close(record.get("epsilon_micro"), micro):
+            self.problem(
+                "epsilon-mismatch",
+                f"The recorded cost is not the recomputed one (epsilon {head}).",
+                leaf,
+            )
+
+    def _within_budget(self, task: _Task, statements: Sequence[PrivacyLine], leaf: int) -> None:
+        budget, head = task.manifest.budget, headline(statements)
+        if len(task.releases) > budget.releases_max:
+            self.problem("releases-exhausted", "More releases than the budget allows.", leaf)
+        if budget.max_epsilon is not None and head is not None and head > budget.max_epsilon:
+            self.problem(
+                "budget-exhausted",
+                f"Epsilon {head:.4f} exceeds the budget of {budget.max_epsilon:g}.",
+                leaf,
+            )
+
+    def policy(self, record: dict[str, Any], leaf: int) -> None:
+        task = self.tasks.get(str(record.get("task")))
+        if task is None:
+            self.problem("task-unknown", "A decision about a task that was never created.", leaf)
+        else:
+            task.policies.append({**record, "leaf": leaf})
+
+
+def _close(found: object, expected: int | None) -> bool:
+    if expected is None or found is None:
+        return found is expected
+    return type(found) is int and abs(found - expected) <= _MICRO_TOLERANCE
+
+
+def _same_line(expected: dict[str, Any], found: dict[str, Any]) -> bool:
+    return _close(found.get("epsilon_micro"), expected["epsilon_micro"]) and {
+        **found,
+        "epsilon_micro": 0,
+    } == {**expected, "epsilon_micro": 0}
+
+
+def verify_ledger(read: tiles.Read, verifier: str, *, older: Sequence[bytes] = ()) -> AuditResult:
+    """Verify a ledger from end to end. Whatever is wrong becomes a problem, never an exception.
+
+    Args:
+        read: resources of the log by path: ``checkpoint``, ``tile/...``.
+        verifier: the log's verifier key, from outside the ledger.
+        older: signed checkpoints of this log that were seen before, to show rewriting and forks.
+    """
+    audit = _Audit()
+    try:
+        key = parse_verifier(verifier)
+        note = read("checkpoint")
+        if note is None:
+            raise LedgerError("checkpoint-missing", "The ledger has no checkpoint.")
+        checkpoint = open_checkpoint(note, key)
+    except LedgerError as error:
+        audit.caught(error)
+        return _result(audit, None)
+    try:
+        entries = _entries(read, checkpoint)
+    except LedgerError as error:
+        audit.caught(error)
+        return _result(audit, checkpoint)
+    tree = merkle.Tree([merkle.leaf_hash(entry) for entry in entries])
+    computed = merkle.root(tree.subtree, tree.size)
+    if computed != checkpoint.root:
+        audit.problem(
+            "root-mismatch",
+            "The entries do not give the signed root: something was edited, removed or reordered.",
+        )
+    _check_tiles(audit, read, tree)
+    _check_older(audit, tree, key, older)
+    for leaf, entry in enumerate(entries):
+        try:
+            record = parse_record(entry)
+            match record["type"]:
+                case "task":
+                    audit.task(record, leaf, key)
+                case "release":
+                    audit.release(record, leaf)
+                case "policy":
+                    audit.policy(record, leaf)
+                case "key-rotation":
+                    parse_verifier(str(record.get("new_verifier")))
+        except SecaggError as error:
+            audit.caught(error, leaf)
+    return _result(audit, checkpoint)
+
+
+def _entries(read: tiles.Read, checkpoint: Checkpoint) -> list[bytes]:
+    entries: list[bytes] = []
+    for bundle in tiles.bundles_of(checkpoint.size):
+        entries += tiles.parse_bundle(tiles.fetch(read, bundle), bundle.width)
+    return entries
+
+
+def _check_tiles(audit: _Audit, read: tiles.Read, tree: merkle.Tree) -> None:
+    for tile in tiles.tiles_of(tree.size):
+        try:
+            if tiles.fetch(read, tile) != tiles.tile_bytes(tree.subtree, tile):
+                audit.problem("tile-mismatch", f"{tile.path} does not match the entries.")
+        except LedgerError as error:
+            audit.caught(error)
+
+
+def _check_older(audit: _Audit, tree: merkle.Tree, key: Verifier, older: Sequence[bytes]) -> None:
+    for note in older:
+        try:
+            before = open_checkpoint(note, key)
+        except LedgerError as error:
+            audit.caught(error)
+            continue
+        if before.size > tree.size:
+            audit.problem(
+                "truncated",
+                f"An older checkpoint signs {before.size} entries, this one {tree.size}.",
+            )
+        elif merkle.root(tree.subtree, before.size) != before.root:
+            audit.problem(
+                "forked",
+                f"The log of {before.size} entries that was signed before is no prefix.",
+            )
+
+
+def _result(audit: _Audit, checkpoint: Checkpoint | None) -> AuditResult:
+    tasks = tuple(
+        AuditedTask(
+            leaf=task.leaf,
+            manifest=task.manifest,
+            manifest_digest=task.manifest_digest,
+            admissible=task.admissible,
+            releases=tuple(task.releases),
+            policies=tuple(task.policies),
+        )
+        for task in audit.tasks.values()
+    )
+    every = [release for task in tasks for release in task.releases]
+    costs = [cost for task in tasks if (cost := headline(task.lines)) is not None]
+    return AuditResult(
+        verified=not audit.problems,
+        tree_size=checkpoint.size if checkpoint else 0,
+        root=checkpoint.root.hex() if checkpoint else "",
+        origin=checkpoint.origin if checkpoint else "",
+        releases=sum(1 for release in every if release.entry.outcome == "released"),
+        charged=len(every),
+        epsilon=max(costs, default=None),
+        problems=tuple(audit.problems),
+        tasks=tasks,
+    )

@@ -1,0 +1,324 @@
+"""The ledger's records: canonical JSON (RFC 8785), integers, strings and booleans, no floats.
+
+A record says what an auditor needs to compute its privacy cost again. Integers beyond 2^53 are
+decimal strings, digests and keys lower-case hex, probabilities the shortest decimal that reads
+back as the same float.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import math
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import msgspec
+import rfc8785
+
+from dp.accounting import PrivacyLine, ReleaseFacts, guaranteed_variance, headline, lines
+from dp.errors import LedgerError
+from dp.tiles import ENTRY_BYTES_MAX
+from secagg.errors import SecaggError
+from secagg.hashing import digest
+from secagg.limits import MANIFEST_BYTES_MAX
+from secagg.manifest import Manifest, decode_manifest, manifest_digest
+
+RECORD_VERSION = 1
+Outcome = Literal["released", "charged"]
+Record = Mapping[str, Any]
+
+
+class ReleaseEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """What happened in one cohort whose members reached step 3.
+
+    ``release``: number of this charge within its task, from 1. ``survivors``, ``contributors``,
+    ``sum_digest`` and ``new_model_digest`` are empty (0) for a cohort that was ``charged`` without
+    a release. ``contributors`` are :func:`identity_digest` of the devices in the sum.
+    ``released_at``: Unix seconds.
+    """
+
+    release: int
+    cohort: bytes
+    ctx: bytes
+    roster_digest: bytes
+    cohort_size: int
+    masking_set_size: int
+    survivors: int
+    contributors: tuple[bytes, ...]
+    model_digests: tuple[bytes, ...]
+    sum_digest: bytes
+    new_model_digest: bytes
+    released_at: int
+    outcome: Outcome
+
+    def facts(self, manifest: Manifest) -> ReleaseFacts:
+        """What accounting sees; a charged cohort costs what its fewest survivors would."""
+        if self.outcome == "charged":
+            return ReleaseFacts(survivors=manifest.cohort.survivors_min)
+        return ReleaseFacts(survivors=self.survivors)
+
+
+def identity_digest(identity_key: bytes) -> bytes:
+    """How the ledger names a device: digest of its Ed25519 key, 32 bytes.
+
+    A pseudonym: whoever knows the key can look for it, and one device's releases can be linked.
+    """
+    return digest("identity", identity_key)
+
+
+def epsilon_micro(epsilon: float | None) -> int | None:
+    """Millionths, rounded up; None without privacy.
+
+    Raises:
+        LedgerError: ``epsilon-infinite``.
+    """
+    if epsilon is None:
+        return None
+    if not math.isfinite(epsilon):
+        raise LedgerError("epsilon-infinite", "A release without a finite cost is not recorded.")
+    return math.ceil(epsilon * 1_000_000)
+
+
+def _canonical(record: Record) -> bytes:
+    try:
+        encoded = rfc8785.dumps(dict(record))
+    except (rfc8785.CanonicalizationError, RecursionError) as error:
+        raise LedgerError("record-malformed", f"The record has no canonical form: {error}.") from (
+            error
+        )
+    if len(encoded) > ENTRY_BYTES_MAX:
+        raise LedgerError(
+            "record-too-large",
+            "The record does not fit into the ledger.",
+            expected=f"<= {ENTRY_BYTES_MAX} bytes",
+            found=len(encoded),
+            remedy="Adapt fewer modules, or form smaller cohorts.",
+        )
+    return encoded
+
+
+def task_record(manifest_bytes: bytes, manifest_signature: bytes) -> bytes:
+    """A task was created. The manifest is stored whole (zlib, base64): it is what auditors trust.
+
+    Args:
+        manifest_bytes: as signed and sent to devices.
+        manifest_signature: Ed25519 by the task key over ``encode_parts("manifest", bytes)``.
+
+    Raises:
+        LedgerError: ``record-too-large``.
+    """
+    manifest = decode_manifest(manifest_bytes)
+    return _canonical(
+        {
+            "type": "task",
+            "version": RECORD_VERSION,
+            "task": manifest.task,
+            "created_at": manifest.created_at,
+            "manifest_digest": manifest_digest(manifest_bytes).hex(),
+            "manifest": base64.b64encode(zlib.compress(manifest_bytes, 9)).decode(),
+            "manifest_signature": manifest_signature.hex(),
+        }
+    )
+
+
+def line_record(line: PrivacyLine) -> dict[str, Any]:
+    return {
+        "mode": line.mode,
+        "unit": line.unit,
+        "adversary": line.adversary,
+        "adjacency": line.adjacency,
+        "amplified": line.amplified,
+        "accountant": line.accountant,
+        "epsilon_micro": epsilon_micro(line.epsilon),
+        "delta": repr(line.delta),
+    }
+
+
+def release_record(
+    manifest: Manifest,
+    digest_of_manifest: bytes,
+    previous: Sequence[ReleaseFacts],
+    entry: ReleaseEntry,
+) -> bytes:
+    """A cohort reached step 3: what was released, by how many, and what the task cost so far.
+
+    Args:
+        previous: facts of the task's earlier charges, in order.
+
+    Raises:
+        LedgerError: ``release-number`` unless ``entry.release`` is the next one.
+        AccountingError: the release breaks the manifest.
+    """
+    if entry.release != len(previous) + 1:
+        raise LedgerError(
+            "release-number",
+            "Releases are numbered one after the other.",
+            expected=len(previous) + 1,
+            found=entry.release,
+        )
+    facts = entry.facts(manifest)
+    statements = lines(manifest, [*previous, facts])
+    variance = 0 if manifest.noise is None else guaranteed_variance(manifest, facts.survivors)
+    return _canonical(
+        {
+            "type": "release",
+            "version": RECORD_VERSION,
+            "task": manifest.task,
+            "release": entry.release,
+            "outcome": entry.outcome,
+            "cohort": entry.cohort.hex(),
+            "ctx": entry.ctx.hex(),
+            "manifest_digest": digest_of_manifest.hex(),
+            "roster_digest": entry.roster_digest.hex(),
+            "cohort_size": entry.cohort_size,
+            "masking_set_size": entry.masking_set_size,
+            "survivors": entry.survivors,
+            "contributors": [contributor.hex() for contributor in sorted(entry.contributors)],
+            "model_digests": [model.hex() for model in entry.model_digests],
+            "sum_digest": entry.sum_digest.hex(),
+            "new_model_digest": entry.new_model_digest.hex(),
+            "noise_variance": str(variance),
+            "epsilon_micro": epsilon_micro(headline(statements)),
+            "lines": [line_record(line) for line in statements],
+            "released_at": entry.released_at,
+        }
+    )
+
+
+def policy_record(task: str, action: str, at: int, detail: str = "") -> bytes:
+    """An operator's decision about a task: ``paused``, ``resumed``, ``finished``; Unix seconds."""
+    return _canonical(
+        {
+            "type": "policy",
+            "version": RECORD_VERSION,
+            "task": task,
+            "action": action,
+            "detail": detail,
+            "at": at,
+        }
+    )
+
+
+def key_rotation_record(old_verifier: str, new_verifier: str, at: int) -> bytes:
+    """From here on checkpoints carry a signature by the new key too; Unix seconds."""
+    return _canonical(
+        {
+            "type": "key-rotation",
+            "version": RECORD_VERSION,
+            "old_verifier": old_verifier,
+            "new_verifier": new_verifier,
+            "at": at,
+        }
+    )
+
+
+def parse_record(data: bytes) -> dict[str, Any]:
+    """Parse an entry: canonical JSON, an object with a known type and version.
+
+    Raises:
+        LedgerError: ``record-malformed``, ``record-type`` or ``record-version``.
+    """
+    try:
+        record = json.loads(data)
+        canonical = isinstance(record, dict) and rfc8785.dumps(record) == data
+    except (ValueError, RecursionError, rfc8785.CanonicalizationError) as error:
+        raise LedgerError("record-malformed", "A record is not canonical JSON.") from error
+    if not canonical or _has_float(record):
+        raise LedgerError("record-malformed", "A record is not canonical JSON without floats.")
+    if record.get("type") not in ("task", "release", "policy", "key-rotation"):
+        raise LedgerError("record-type", "A record has an unknown type.", found=record.get("type"))
+    if record.get("version") != RECORD_VERSION:
+        raise LedgerError(
+            "record-version",
+            "A record has an unknown version.",
+            expected=RECORD_VERSION,
+            found=record.get("version"),
+        )
+    return dict(record)
+
+
+def _has_float(value: object) -> bool:
+    if isinstance(value, float):
+        return True
+    if isinstance(value, dict):
+        return any(_has_float(inner) for inner in value.values())
+    if isinstance(value, list):
+        return any(_has_float(inner) for inner in value)
+    return False
+
+
+def parse_task(record: Record) -> tuple[bytes, Manifest, bytes]:
+    """(manifest bytes, manifest, its signature) of a task record.
+
+    Raises:
+        LedgerError: ``record-malformed`` or ``manifest-digest``.
+    """
+    try:
+        unpacker = zlib.decompressobj()
+        packed = base64.b64decode(record["manifest"], validate=True)
+        encoded = unpacker.decompress(packed, MANIFEST_BYTES_MAX + 1)
+        if not unpacker.eof or unpacker.unused_data:
+            raise LedgerError("record-malformed", "The manifest's compression is broken.")
+        manifest = decode_manifest(encoded)
+        expected = bytes.fromhex(record["manifest_digest"])
+        signature = bytes.fromhex(record["manifest_signature"])
+    except LedgerError:
+        raise
+    except (KeyError, TypeError, ValueError, binascii.Error, zlib.error, SecaggError) as error:
+        raise LedgerError(
+            "record-malformed", f"A task record does not parse: {type(error).__name__}."
+        ) from error
+    if manifest_digest(encoded) != expected:
+        raise LedgerError(
+            "manifest-digest",
+            "The manifest in the ledger is not the one that its digest names.",
+            expected=expected.hex(),
+            found=manifest_digest(encoded).hex(),
+        )
+    return encoded, manifest, signature
+
+
+def parse_release(record: Record) -> ReleaseEntry:
+    """The facts of a release record.
+
+    Raises:
+        LedgerError: ``record-malformed``.
+    """
+
+    def unhex(value: str) -> bytes:
+        data = bytes.fromhex(value)
+        if data.hex() != value:
+            raise ValueError("digests are lower-case hex")
+        return data
+
+    def count(name: str) -> int:
+        value = record[name]
+        if type(value) is not int or value < 0:
+            raise ValueError(f"{name} is no count")
+        return value
+
+    try:
+        if record["outcome"] not in ("released", "charged"):
+            raise ValueError("unknown outcome")
+        return ReleaseEntry(
+            release=count("release"),
+            cohort=unhex(record["cohort"]),
+            ctx=unhex(record["ctx"]),
+            roster_digest=unhex(record["roster_digest"]),
+            cohort_size=count("cohort_size"),
+            masking_set_size=count("masking_set_size"),
+            survivors=count("survivors"),
+            contributors=tuple(unhex(value) for value in record["contributors"]),
+            model_digests=tuple(unhex(value) for value in record["model_digests"]),
+            sum_digest=unhex(record["sum_digest"]),
+            new_model_digest=unhex(record["new_model_digest"]),
+            released_at=count("released_at"),
+            outcome=record["outcome"],
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise LedgerError(
+            "record-malformed", f"A release record does not parse: {error}."
+        ) from error

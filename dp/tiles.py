@@ -1,0 +1,210 @@
+"""C2SP tlog-tiles: a log as static files (c2sp.org/tlog-tiles).
+
+``tile/<L>/<N>[.p/<W>]`` holds up to 256 hashes of complete subtrees of height 8 L,
+``tile/entries/<N>[.p/<W>]`` the entries behind their lengths as 16 bits, big-endian.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from dp import merkle
+from dp.errors import LedgerError
+
+TILE_WIDTH = 256
+HASH_BYTES = 32
+ENTRY_BYTES_MAX = 65_535
+
+Read = Callable[[str], bytes | None]
+"""Returns a resource by its path below the log's prefix, or None where there is none."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """``level`` -1 stands for an entry bundle; ``number`` counts from the left."""
+
+    level: int
+    number: int
+    width: int
+
+    @property
+    def path(self) -> str:
+        head = "entries" if self.level < 0 else str(self.level)
+        digits = f"{self.number:03d}"
+        digits = digits.zfill(-(-len(digits) // 3) * 3)
+        groups = [digits[i : i + 3] for i in range(0, len(digits), 3)]
+        name = "/".join(["x" + group for group in groups[:-1]] + groups[-1:])
+        partial = "" if self.width == TILE_WIDTH else f".p/{self.width}"
+        return f"tile/{head}/{name}{partial}"
+
+
+def tiles_of(size: int) -> Iterator[Tile]:
+    """All hash tiles of a tree, in order of level and index."""
+    level, count = 0, size
+    while count:
+        for index in range(-(-count // TILE_WIDTH)):
+            yield Tile(level, index, min(TILE_WIDTH, count - index * TILE_WIDTH))
+        level, count = level + 1, count // TILE_WIDTH
+
+
+def bundles_of(size: int) -> Iterator[Tile]:
+    """All entry bundles of a log."""
+    for index in range(-(-size // TILE_WIDTH)):
+        yield Tile(-1, index, min(TILE_WIDTH, size - index * TILE_WIDTH))
+
+
+def changed(old_size: int, size: int) -> Iterator[Tile]:
+    """Tiles and bundles of a log of ``size`` that one of ``old_size`` does not have."""
+    before = {*tiles_of(old_size), *bundles_of(old_size)}
+    yield from (tile for tile in (*tiles_of(size), *bundles_of(size)) if tile not in before)
+
+
+def tile_bytes(subtree: merkle.SubtreeReader, tile: Tile) -> bytes:
+    """Contents of a hash tile."""
+    first = tile.number * TILE_WIDTH
+    return b"".join(subtree(8 * tile.level, first + i) for i in range(tile.width))
+
+
+def bundle_bytes(entries: Sequence[bytes]) -> bytes:
+    """Contents of an entry bundle.
+
+    Raises:
+        LedgerError: ``record-too-large``.
+    """
+    out = bytearray()
+    for entry in entries:
+        if len(entry) > ENTRY_BYTES_MAX:
+            raise LedgerError(
+                "record-too-large",
+                "An entry of the ledger is too large.",
+                expected=f"<= {ENTRY_BYTES_MAX} bytes",
+                found=len(entry),
+            )
+        out += len(entry).to_bytes(2, "big") + entry
+    return bytes(out)
+
+
+def parse_bundle(data: bytes, width: int) -> list[bytes]:
+    """The entries of a bundle (the first ``width``, if it holds more).
+
+    Raises:
+        LedgerError: ``bundle-malformed``.
+    """
+    entries: list[bytes] = []
+    at = 0
+    while at < len(data) and len(entries) < width:
+        end = at + 2 + int.from_bytes(data[at : at + 2], "big")
+        if at + 2 > len(data) or end > len(data):
+            raise LedgerError("bundle-malformed", "An entry bundle ends inside an entry.")
+        entries.append(data[at + 2 : end])
+        at = end
+    if len(entries) < width:
+        raise LedgerError(
+            "bundle-malformed",
+            "An entry bundle holds too few entries.",
+            expected=width,
+            found=len(entries),
+        )
+    return entries
+
+
+def fetch(read: Read, tile: Tile) -> bytes:
+    """Read a tile or bundle; a full one serves where its partial form is gone.
+
+    Raises:
+        LedgerError: ``tile-missing`` or ``tile-malformed``.
+    """
+    data = read(tile.path)
+    if data is None and tile.width < TILE_WIDTH:
+        data = read(replace(tile, width=TILE_WIDTH).path)
+        if data is not None and tile.level >= 0:
+            data = data[: tile.width * HASH_BYTES]
+    if data is None:
+        raise LedgerError("tile-missing", "The ledger lacks a resource.", found=tile.path)
+    if tile.level >= 0 and len(data) != tile.width * HASH_BYTES:
+        raise LedgerError(
+            "tile-malformed",
+            f"{tile.path} has the wrong size.",
+            expected=tile.width * HASH_BYTES,
+            found=len(data),
+        )
+    return data
+
+
+class TileTree:
+    """Subtree hashes of a log of ``size`` leaves, read from its tiles and kept.
+
+    The hashes are only as good as their source: verify every proof made of them against a signed
+    root.
+    """
+
+    def __init__(self, read: Read, size: int) -> None:
+        self._read = read
+        self.size = size
+        self._tiles: dict[Tile, bytes] = {}
+
+    def subtree(self, level: int, index: int) -> bytes:
+        tile_level, height = divmod(level, 8)
+        first = index << height
+        tile_index, offset = divmod(first, TILE_WIDTH)
+        count = self.size >> (8 * tile_level)
+        tile = Tile(tile_level, tile_index, min(TILE_WIDTH, count - tile_index * TILE_WIDTH))
+        if tile.width < offset + (1 << height):
+            raise LedgerError("proof-range", "No such subtree.", found=(level, index, self.size))
+        if tile not in self._tiles:
+            self._tiles[tile] = fetch(self._read, tile)
+        data = self._tiles[tile]
+        row = [
+            data[i * HASH_BYTES : (i + 1) * HASH_BYTES]
+            for i in range(offset, offset + (1 << height))
+        ]
+        while len(row) > 1:
+            row = [merkle.node_hash(row[i], row[i + 1]) for i in range(0, len(row), 2)]
+        return row[0]
+
+
+def read_entry(read: Read, index: int, size: int) -> bytes:
+    """One entry of a log of ``size`` leaves; unverified.
+
+    Raises:
+        LedgerError: ``tile-missing``, ``bundle-malformed`` or ``proof-range``.
+    """
+    if not 0 <= index < size:
+        raise LedgerError("proof-range", "No such leaf.", expected=size, found=index)
+    bundle, offset = divmod(index, TILE_WIDTH)
+    tile = Tile(-1, bundle, min(TILE_WIDTH, size - bundle * TILE_WIDTH))
+    return parse_bundle(fetch(read, tile), tile.width)[offset]
+
+
+def inclusion_proof(read: Read, index: int, size: int) -> list[bytes]:
+    """Audit path of a leaf, from tiles."""
+    return merkle.inclusion_proof(TileTree(read, size).subtree, index, size)
+
+
+def consistency_proof(read: Read, old_size: int, size: int) -> list[bytes]:
+    """Consistency proof between two sizes, from tiles."""
+    return merkle.consistency_proof(TileTree(read, size).subtree, old_size, size)
+
+
+def proof_paths(size: int, *, index: int | None = None, old_size: int | None = None) -> list[str]:
+    """What a device must fetch to see a leaf and both proofs, so that it can fetch beforehand.
+
+    Paths depend on sizes only, so the proofs are run once on zeros to learn them.
+    """
+    wanted: dict[str, None] = {}
+
+    def zeros(path: str) -> bytes:
+        wanted[path] = None
+        width = int(path.rpartition(".p/")[2]) if ".p/" in path else TILE_WIDTH
+        return bytes(width * HASH_BYTES)
+
+    tree = TileTree(zeros, size)
+    if index is not None:
+        bundle = index // TILE_WIDTH
+        width = min(TILE_WIDTH, size - bundle * TILE_WIDTH)
+        wanted[Tile(-1, bundle, width).path] = None
+        merkle.inclusion_proof(tree.subtree, index, size)
+    if old_size is not None:
+        merkle.consistency_proof(tree.subtree, old_size, size)
+    return list(wanted)
