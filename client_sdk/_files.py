@@ -1,0 +1,47 @@
+"""Files that survive a kill at any moment: written beside, synced, renamed, folder synced."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def make_private_folder(path: Path) -> None:
+    """Create the folder and its parents; the folder itself is for its owner alone (0700)."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Replace ``path`` by ``data`` (mode 0600), whole or not at all, and on disk when it returns.
+
+    The caller must be the only writer of ``path``.
+    """
+    beside = path.with_name(path.name + ".new")
+    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def remove_durably(path: Path) -> None:
+    """Remove ``path`` if it is there; gone from the disk's directory when it returns."""
+    if path.exists():
+        path.unlink()
+        sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    if os.name == "nt":  # Windows has no handle to sync a folder with
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

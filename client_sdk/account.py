@@ -1,0 +1,111 @@
+"""The device's own account of privacy, over all tasks and for the life of its state folder.
+
+A charge is durable before anything of step 3 exists, and is never given back: a device whose
+vector left cannot know whether the sum was opened. Charges are composed as events, per unit of
+protection, by ``dp.budget`` (the tasks' data may be the same); a charge counts at the fewest
+survivors.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from client_sdk.errors import StateError
+from client_sdk.journal import Journal
+from dp.accounting import headline, lines
+from dp.budget import Account, Unit, charges_of
+from secagg.errors import SecaggError
+from secagg.manifest import Manifest
+
+_NAME = "account"
+_UNITS: tuple[Unit, ...] = ("example", "device")
+
+
+class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``deltas``: by task. ``last_cohort``: the last one charged, for ``last_contribution``."""
+
+    version: int = 1
+    account: Account
+    deltas: dict[str, float] = {}
+    last_cohort: str = ""
+    last_contribution: str = ""
+
+
+def cost(manifest: Manifest, charges: int) -> float | None:
+    """Headline epsilon of ``charges`` contributions to one task; None without privacy."""
+    return headline(lines(manifest, charges))
+
+
+class DeviceAccount:
+    """The account in a journal, loaded on creation. ``delta``: that of the total."""
+
+    def __init__(self, journal: Journal, delta: float) -> None:
+        self._journal = journal
+        encoded = journal.load_blob(_NAME)
+        if encoded is None:
+            self._record = _Record(account=Account(delta=delta))
+            return
+        try:
+            record = msgspec.json.decode(encoded, type=_Record)
+            account = Account.from_json(record.account.to_json())
+        except (msgspec.MsgspecError, ValueError, SecaggError) as error:
+            raise StateError("state-damaged", f"The account does not parse: {error}.") from error
+        self._record = msgspec.structs.replace(
+            record, account=msgspec.structs.replace(account, delta=delta)
+        )
+
+    def charges(self, task: str) -> int:
+        """Cohorts that were charged to a task so far."""
+        return sum(entry.task == task for entry in self._record.account.entries)
+
+    def epsilon(self, task: str) -> float:
+        """Spent in one task, unamplified, at its own delta; the larger unit's."""
+        return _largest(self._of_task(task))
+
+    def total_epsilon(self) -> float:
+        """Spent over all tasks, unamplified, at the account's delta; the larger unit's."""
+        return _largest(self._record.account)
+
+    def after(self, manifest: Manifest) -> tuple[float, float]:
+        """Epsilon of (this task, all tasks) if one more contribution is charged."""
+        task = msgspec.structs.replace(self._of_task(manifest.task), delta=manifest.budget.delta)
+        return _largest(task, manifest), _largest(self._record.account, manifest)
+
+    def served(self, contribution: str) -> bytes | None:
+        """The cohort (ctx) that a contribution was last charged for; None if it never was."""
+        if self._record.last_contribution != contribution:
+            return None
+        return bytes.fromhex(self._record.last_cohort)
+
+    def debit(self, manifest: Manifest, ctx: bytes, contribution: str) -> None:
+        """Charge one contribution to cohort ``ctx``; on disk when it returns.
+
+        The same cohort is charged once, however often a restarted device asks.
+
+        Raises:
+            BudgetError: the task has charged all the releases that it may make.
+        """
+        record = self._record
+        account = record.account.spend(ctx.hex(), manifest)
+        if account is record.account:
+            return
+        record = _Record(
+            account=account,
+            deltas={**record.deltas, manifest.task: manifest.budget.delta},
+            last_cohort=ctx.hex(),
+            last_contribution=contribution,
+        )
+        self._journal.save_blob(_NAME, msgspec.json.encode(record))
+        self._record = record
+
+    def _of_task(self, task: str) -> Account:
+        account = self._record.account
+        return Account(
+            delta=self._record.deltas.get(task, account.delta),
+            entries=tuple(entry for entry in account.entries if entry.task == task),
+        )
+
+
+def _largest(account: Account, one_more: Manifest | None = None) -> float:
+    extra = () if one_more is None else charges_of(one_more)
+    return max(account.epsilon(unit, extra) for unit in _UNITS)

@@ -1,0 +1,287 @@
+"""What a device must remember across a kill, sealed and on disk before anything is done with it.
+
+One state folder belongs to one device and one process at a time:
+
+``storage.key``    the key file (:mod:`client_sdk.keystore`)
+``lock``           held while a client runs
+``session``        the one unfinished session: machine state, effects not known to be done, cursor
+``vector``         its masked payload, written before the session names it
+``contribution``   the values that a contributor computed, so that a restart does not train again
+``account``        what this device has spent, over all tasks
+``checkpoint-*``   the last checkpoint seen, per ledger
+``models/``        downloads
+
+The rule that makes a resumed device safe: journal (state, effects), then perform the effects; after
+a restart perform the journalled effects again, the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO, TypeVar
+
+import msgspec
+import numpy as np
+
+from client_sdk._files import make_private_folder, remove_durably, write_durably
+from client_sdk.errors import StateError
+from client_sdk.keystore import StorageKey
+from secagg.client import Effect, Failed, Finished, ProvideVector, Send, Upload
+
+_VERSION = 1
+_M = TypeVar("_M")
+
+
+class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    pass
+
+
+class StoredEffect(_Record, frozen=True, kw_only=True):
+    """An effect of the machine. ``kind`` is its class name; an upload's payload lies beside."""
+
+    kind: str
+    blobs: tuple[bytes, ...] = ()
+    numbers: tuple[int, ...] = ()
+    texts: tuple[str, ...] = ()
+
+
+class SessionRecord(_Record, frozen=True, kw_only=True):
+    """One exchange, from its advert to its receipt.
+
+    ``state`` is the machine's snapshot, ``effects`` what is to be done (again), ``cursor`` the
+    number of messages taken from the mailbox. ``joined_at``: Unix seconds at which the roster was
+    accepted, and ``ctx`` its context; empty before. ``payload_digest``: SHA-256 of the payload
+    beside, empty without one.
+    """
+
+    version: int = _VERSION
+    identity_key: bytes
+    task: str
+    session: str
+    manifest: bytes
+    model_version: int
+    model_digest: bytes
+    survivors_min: int
+    partner_keys: tuple[bytes, ...]
+    contribution: str
+    state: bytes
+    effects: tuple[StoredEffect, ...]
+    cursor: int
+    joined_at: float = 0.0
+    ctx: bytes = b""
+    payload_digest: bytes = b""
+
+
+class _StoredArray(_Record, frozen=True, kw_only=True):
+    name: str
+    dtype: str
+    data: bytes
+
+
+class Contribution(_Record, frozen=True, kw_only=True):
+    """A contributor's values for one model version. ``failed``: replaced by zeros.
+
+    ``name`` is random; the account remembers which contribution a charge was for.
+    """
+
+    version: int = _VERSION
+    name: str
+    manifest_digest: bytes
+    model_digest: bytes
+    failed: str | None
+    arrays: tuple[_StoredArray, ...]
+
+    @staticmethod
+    def of(
+        manifest_digest: bytes,
+        model_digest: bytes,
+        values: Mapping[str, np.ndarray],
+        failed: str | None,
+    ) -> Contribution:
+        """Wrap float64 or int64 arrays; the name is drawn at random."""
+        return Contribution(
+            name=os.urandom(16).hex(),
+            manifest_digest=manifest_digest,
+            model_digest=model_digest,
+            failed=failed,
+            arrays=tuple(
+                _StoredArray(
+                    name=name, dtype=array.dtype.newbyteorder("<").str, data=array.tobytes()
+                )
+                for name, array in values.items()
+            ),
+        )
+
+    def values(self) -> dict[str, np.ndarray]:
+        return {
+            array.name: np.frombuffer(array.data, np.dtype(array.dtype)) for array in self.arrays
+        }
+
+
+def store_effects(effects: tuple[Effect, ...]) -> tuple[StoredEffect, ...]:
+    return tuple(_store_effect(effect) for effect in effects)
+
+
+def _store_effect(effect: Effect) -> StoredEffect:
+    kind = type(effect).__name__
+    match effect:
+        case Send(message):
+            return StoredEffect(kind=kind, blobs=(message,))
+        case ProvideVector(ctx, cohort_size):
+            return StoredEffect(kind=kind, blobs=(ctx,), numbers=(cohort_size,))
+        case Upload(header, _):
+            return StoredEffect(kind=kind, blobs=(header,))
+        case Finished(release, leaf_index):
+            return StoredEffect(kind=kind, numbers=(release, leaf_index))
+        case Failed(reason, message, culprit):
+            return StoredEffect(kind=kind, texts=(reason, message), blobs=(culprit or b"",))
+    raise TypeError(f"unknown effect {kind}")
+
+
+def load_effect(stored: StoredEffect, payload: bytes | None) -> Effect:
+    """The effect again; ``payload`` is the masked vector beside the session.
+
+    Raises:
+        StateError: ``state-damaged``.
+    """
+    match stored:
+        case StoredEffect(kind="Send", blobs=(message,)):
+            return Send(message)
+        case StoredEffect(kind="ProvideVector", blobs=(ctx,), numbers=(cohort_size,)):
+            return ProvideVector(ctx, cohort_size)
+        case StoredEffect(kind="Upload", blobs=(header,)) if payload is not None:
+            return Upload(header, payload)
+        case StoredEffect(kind="Finished", numbers=(release, leaf_index)):
+            return Finished(release, leaf_index)
+        case StoredEffect(kind="Failed", texts=(reason, message), blobs=(culprit,)):
+            return Failed(reason, message, culprit or None)
+    raise StateError("state-damaged", f"A journalled effect {stored.kind!r} does not fit.")
+
+
+class Lock:
+    """Exclusive use of a state folder, by this object in this process. The kernel frees it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "lock"
+        self._file: IO[bytes] | None = None
+
+    def __enter__(self) -> Lock:
+        file = open(self._path, "ab")
+        try:
+            _lock_file(file)
+        except OSError as error:
+            file.close()
+            raise StateError(
+                "state-in-use",
+                f"The state folder {self._path.parent} is in use.",
+                remedy="Give every device, and every concurrent client, a folder of its own.",
+            ) from error
+        self._file = file
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def _lock_file(file: IO[bytes]) -> None:
+    if os.name == "nt":
+        import msvcrt
+
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+    else:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+class Journal:
+    """Sealed records of one state folder. Every write is on disk when it returns."""
+
+    def __init__(self, folder: Path, key: StorageKey) -> None:
+        make_private_folder(folder)
+        self.models = folder / "models"
+        make_private_folder(self.models)
+        self._folder = folder
+        self._key = key
+
+    @staticmethod
+    def has_session(folder: Path) -> bool:
+        """Whether an unfinished session lies in the folder; no key needed."""
+        return (folder / "session").exists()
+
+    # ---- the session and its payload
+
+    def load_session(self) -> SessionRecord | None:
+        return self._load("session", SessionRecord)
+
+    def save_session(self, record: SessionRecord) -> None:
+        self._save("session", record)
+
+    def save_payload(self, payload: bytes) -> bytes:
+        """Keep a masked payload; returns the digest that the session record must name."""
+        write_durably(self._folder / "vector", self._key.seal("vector", payload))
+        return hashlib.sha256(payload).digest()
+
+    def load_payload(self, payload_digest: bytes) -> bytes | None:
+        """The payload that a session names; None if it names none."""
+        if not payload_digest:
+            return None
+        try:
+            payload = self._key.open("vector", (self._folder / "vector").read_bytes())
+        except OSError as error:
+            raise StateError("state-damaged", "The masked vector is gone.") from error
+        if hashlib.sha256(payload).digest() != payload_digest:
+            raise StateError("state-damaged", "The masked vector is not the session's.")
+        return payload
+
+    def end_session(self) -> None:
+        """Forget the session and its secrets."""
+        remove_durably(self._folder / "session")
+        remove_durably(self._folder / "vector")
+
+    # ---- the contribution
+
+    def load_contribution(self) -> Contribution | None:
+        return self._load("contribution", Contribution)
+
+    def save_contribution(self, contribution: Contribution) -> None:
+        self._save("contribution", contribution)
+
+    def drop_contribution(self) -> None:
+        remove_durably(self._folder / "contribution")
+
+    # ---- small records of other modules
+
+    def load_blob(self, name: str) -> bytes | None:
+        path = self._folder / name
+        return self._key.open(name, path.read_bytes()) if path.exists() else None
+
+    def save_blob(self, name: str, content: bytes) -> None:
+        write_durably(self._folder / name, self._key.seal(name, content))
+
+    def _load(self, name: str, kind: type[_M]) -> _M | None:
+        encoded = self.load_blob(name)
+        if encoded is None:
+            return None
+        try:
+            return msgspec.msgpack.decode(encoded, type=kind)
+        except (msgspec.MsgspecError, ValueError) as error:
+            raise StateError(
+                "state-damaged",
+                f"The journalled {name} does not parse: {error}.",
+                remedy="Finish sessions with the version that began them.",
+            ) from error
+
+    def _save(self, name: str, record: _Record) -> None:
+        self.save_blob(name, msgspec.msgpack.encode(record))

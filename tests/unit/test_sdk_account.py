@@ -1,0 +1,75 @@
+"""The device's own account: durable, never refunded, one charge per cohort."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from sdk_support import account_in, journal_in, make_manifest, sum_spec
+
+from client_sdk.errors import StateError
+from dp.accounting import headline, lines
+from dp.errors import BudgetError
+
+VERIFIER = "ledger.test+00000000+AA=="
+MANIFEST = make_manifest(sum_spec(), VERIFIER)
+A, B = b"a" * 32, b"b" * 32
+
+
+def test_a_charge_is_there_after_a_restart(tmp_path: Path) -> None:
+    account_in(tmp_path).debit(MANIFEST, A, "c")
+    again = account_in(tmp_path)
+    assert again.charges("stats") == 1
+    assert again.epsilon("stats") == headline(lines(MANIFEST, 1))
+    assert again.total_epsilon() == again.epsilon("stats")
+
+
+def test_a_restarted_device_is_not_charged_twice_for_one_cohort(tmp_path: Path) -> None:
+    for _ in range(3):
+        account_in(tmp_path).debit(MANIFEST, A, "c")
+    assert account_in(tmp_path).charges("stats") == 1
+    account_in(tmp_path).debit(MANIFEST, B, "c")
+    assert account_in(tmp_path).charges("stats") == 2
+
+
+def test_all_charges_compose_and_the_ledgers_figure_is_ours(tmp_path: Path) -> None:
+    other = make_manifest(sum_spec(task="other"), VERIFIER)
+    account = account_in(tmp_path)
+    account.debit(MANIFEST, A, "c")
+    account.debit(MANIFEST, B, "d")
+    account.debit(other, b"c" * 32, "e")
+    assert account.epsilon("stats") == headline(lines(MANIFEST, 2))
+    assert account.epsilon("other") == headline(lines(other, 1))
+    assert account.epsilon("unknown") == 0.0
+    assert account.total_epsilon() == pytest.approx(headline(lines(MANIFEST, 3)), rel=1e-6)
+    assert account.after(other)[1] > account.total_epsilon()
+
+
+def test_a_task_without_noise_costs_nothing_that_could_be_counted(tmp_path: Path) -> None:
+    plain = make_manifest(sum_spec(device_noise_multiplier=0.0), VERIFIER)
+    account = account_in(tmp_path)
+    account.debit(plain, A, "c")
+    assert (account.charges("stats"), account.epsilon("stats")) == (1, 0.0)
+
+
+def test_a_task_may_charge_no_more_than_its_releases(tmp_path: Path) -> None:
+    account = account_in(tmp_path)
+    for number in range(MANIFEST.budget.releases_max):
+        account.debit(MANIFEST, bytes((number,)) * 32, "c")
+    with pytest.raises(BudgetError, match="releases-exhausted"):
+        account.debit(MANIFEST, A, "c")
+
+
+def test_a_contribution_remembers_the_cohort_that_it_served(tmp_path: Path) -> None:
+    account = account_in(tmp_path)
+    assert account.served("c") is None
+    account.debit(MANIFEST, A, "c")
+    assert account_in(tmp_path).served("c") == A
+    assert account_in(tmp_path).served("d") is None
+
+
+@pytest.mark.parametrize("content", [b"", b"\xc1", b"{}", b'{"account":{"delta":"x"}}'])
+def test_a_damaged_account_stops_the_device(tmp_path: Path, content: bytes) -> None:
+    journal_in(tmp_path).save_blob("account", content)
+    with pytest.raises(StateError, match="state-damaged"):
+        account_in(tmp_path)

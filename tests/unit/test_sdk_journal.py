@@ -1,0 +1,181 @@
+"""The journal: durable, sealed, one owner; effects come back as they were."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from client_sdk import _files
+from client_sdk.errors import StateError
+from client_sdk.journal import (
+    Contribution,
+    Journal,
+    Lock,
+    SessionRecord,
+    StoredEffect,
+    load_effect,
+    store_effects,
+)
+from client_sdk.keystore import StorageKey
+from secagg.client import Effect, Failed, Finished, ProvideVector, Send, Upload
+from secagg.secret import Secret
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Journal:
+    return Journal(tmp_path / "state", StorageKey(Secret(bytes(32))))
+
+
+def record(**changes: object) -> SessionRecord:
+    fields: dict[str, object] = {
+        "identity_key": bytes(32),
+        "task": "t",
+        "session": "ab" * 32,
+        "manifest": b"manifest",
+        "model_version": 3,
+        "model_digest": bytes(32),
+        "survivors_min": 4,
+        "partner_keys": (bytes(32),),
+        "contribution": "c0",
+        "state": b"state with mask secret",
+        "effects": store_effects((Send(b"deals"),)),
+        "cursor": 2,
+    }
+    return SessionRecord(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "effect",
+    [
+        Send(b"message"),
+        ProvideVector(bytes(32), 6),
+        Upload(b"header", b"payload"),
+        Finished(2, 17),
+        Failed("cohort-aborted", "ended", bytes(32)),
+        Failed("cohort-aborted", "ended", None),
+    ],
+)
+def test_an_effect_comes_back_as_it_was(effect: Effect) -> None:
+    (stored,) = store_effects((effect,))
+    assert load_effect(stored, b"payload") == effect
+
+
+@pytest.mark.parametrize(
+    "stored", [StoredEffect(kind="Send"), StoredEffect(kind="Nothing", blobs=(b"",))]
+)
+def test_an_unknown_effect_is_refused(stored: StoredEffect) -> None:
+    with pytest.raises(StateError, match="state-damaged"):
+        load_effect(stored, None)
+
+
+def test_an_upload_without_its_payload_is_refused() -> None:
+    (stored,) = store_effects((Upload(b"header", b"payload"),))
+    with pytest.raises(StateError, match="state-damaged"):
+        load_effect(stored, None)
+
+
+def test_a_session_survives_and_is_forgotten_when_it_ends(journal: Journal, tmp_path: Path) -> None:
+    folder = tmp_path / "state"
+    assert journal.load_session() is None
+    assert not Journal.has_session(folder)
+    digest = journal.save_payload(b"masked")
+    journal.save_session(record(payload_digest=digest))
+
+    again = Journal(folder, StorageKey(Secret(bytes(32))))
+    assert again.load_session() == record(payload_digest=digest)
+    assert again.load_payload(digest) == b"masked"
+    assert Journal.has_session(folder)
+
+    again.end_session()
+    assert not Journal.has_session(folder)
+    assert not (folder / "vector").exists()
+
+
+def test_another_payload_than_the_sessions_is_refused(journal: Journal) -> None:
+    journal.save_payload(b"masked")
+    with pytest.raises(StateError, match="state-damaged"):
+        journal.load_payload(hashlib.sha256(b"other").digest())
+
+
+def test_nothing_secret_lies_open_on_disk(journal: Journal, tmp_path: Path) -> None:
+    journal.save_session(record())
+    journal.save_payload(b"the masked payload")
+    journal.save_contribution(
+        Contribution.of(b"m", b"v", {"gradient": np.full(4, 0x4142434445464748)}, None)
+    )
+    for path in (tmp_path / "state").rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            assert path.stat().st_mode & 0o077 == 0
+            for secret in (b"mask secret", b"masked payload", b"HGFEDCBA", b"gradient"):
+                assert secret not in content
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.float64])
+def test_a_contribution_comes_back_exactly(journal: Journal, dtype: type) -> None:
+    values = {"delta": np.array([1, -2, 3], dtype), "weight": np.array([5], dtype)}
+    journal.save_contribution(Contribution.of(b"m", b"v", values, "late"))
+    loaded = journal.load_contribution()
+    assert loaded is not None
+    assert loaded.failed == "late"
+    for name, array in loaded.values().items():
+        assert array.dtype == dtype
+        np.testing.assert_array_equal(array, values[name])
+
+
+def test_a_second_owner_is_refused_until_the_first_is_gone(tmp_path: Path) -> None:
+    with Lock(tmp_path):
+        with pytest.raises(StateError, match="state-in-use"), Lock(tmp_path):
+            pass
+        with pytest.raises(StateError, match="state-in-use"), Lock(tmp_path):
+            pass
+    with Lock(tmp_path):
+        pass
+
+
+def test_a_kill_while_writing_leaves_the_old_record(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal.save_session(record(cursor=1))
+
+    class Killed(BaseException):
+        pass
+
+    def die(*_: object) -> None:
+        raise Killed
+
+    for step in ("fsync", "replace"):
+        with monkeypatch.context() as patch:
+            patch.setattr(_files.os, step, die)
+            with pytest.raises(Killed):
+                journal.save_session(record(cursor=2))
+        loaded = journal.load_session()
+        assert loaded is not None
+        assert loaded.cursor == 1
+
+
+def test_file_and_folder_are_synced_before_a_write_returns(
+    journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[tuple[str, bool]] = []
+    fsync = os.fsync
+
+    def watch(descriptor: int) -> None:
+        name = os.readlink(f"/proc/self/fd/{descriptor}")
+        synced.append((name, (tmp_path / "state" / "session").exists()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(_files.os, "fsync", watch)
+    journal.save_session(record())
+    folder = str(tmp_path / "state")
+    assert synced == [(f"{folder}/session.new", False), (folder, True)]
+
+
+def test_a_record_of_another_version_is_refused_with_a_remedy(journal: Journal) -> None:
+    journal.save_blob("session", b"\x81\xa1x\x01")
+    with pytest.raises(StateError, match="state-damaged"):
+        journal.load_session()
