@@ -1,0 +1,184 @@
+"""The device's watch over the ledger: one log, append-only, with its own releases in it.
+
+Every checkpoint is verified by the key that the device was enrolled with and must extend the last
+one that it remembers (RFC 6962 consistency, computed from the log's tiles); a receipt counts only
+when the release's record is under the checkpoint (inclusion). A log that shrank or forked is
+refused, for good: the remembered checkpoint stays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import TypeVar
+
+import msgspec
+
+from client_sdk.errors import LedgerError
+from client_sdk.journal import Journal
+from client_sdk.transport import Transport
+from dp import merkle, tiles
+from dp.errors import LedgerError as LogError
+from dp.notes import Checkpoint, open_checkpoint, parse_verifier
+from dp.records import identity_digest
+
+_T = TypeVar("_T")
+_TRIES = 6  # a replica may serve what it rendered a moment ago
+_WAIT_S = 0.25
+
+
+class LedgerWatch:
+    """One ledger as this device has seen it."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        journal: Journal,
+        verifier: str,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        """``verifier``: C2SP verifier key of the ledger, from the enrolment bundle."""
+        self._transport = transport
+        self._journal = journal
+        self._verifier = parse_verifier(verifier)
+        self._name = "checkpoint-" + hashlib.sha256(verifier.encode()).hexdigest()[:16]
+        self._sleep = sleep
+
+    def remembered(self) -> Checkpoint | None:
+        """The last checkpoint that was verified and found consistent."""
+        note = self._journal.load_blob(self._name)
+        return None if note is None else open_checkpoint(note, self._verifier)
+
+    async def advance(self) -> Checkpoint:
+        """Fetch the current checkpoint, verify that it extends the remembered one, remember it.
+
+        Raises:
+            LedgerError: ``ledger-rolled-back``, ``ledger-forked``, ``ledger-incomplete``, or the
+                reason for which a checkpoint does not verify.
+        """
+        return await self._patiently(lambda: self._advance(0))
+
+    async def verify_release(
+        self,
+        leaf_index: int,
+        *,
+        task: str,
+        release: int,
+        ctx: bytes,
+        manifest_digest: bytes,
+        identity_key: bytes,
+    ) -> Mapping[str, object]:
+        """The release's record, proven to be in the log that this device remembers.
+
+        Raises:
+            LedgerError: as :meth:`advance`, or ``release-not-proven``, ``release-mismatch``,
+                ``contributor-missing`` (this device is not among the contributors).
+        """
+        record = await self._patiently(lambda: self._prove(leaf_index))
+        expected = {
+            "type": "release",
+            "outcome": "released",
+            "task": task,
+            "release": release,
+            "ctx": ctx.hex(),
+            "manifest_digest": manifest_digest.hex(),
+        }
+        found = {key: record.get(key) for key in expected}
+        if found != expected:
+            raise LedgerError(
+                "release-mismatch",
+                "The ledger's record is not that of this device's release.",
+                expected=expected,
+                found=found,
+            )
+        contributors = record.get("contributors")
+        own = identity_digest(identity_key).hex()
+        if not isinstance(contributors, list) or contributors.count(own) != 1:
+            raise LedgerError(
+                "contributor-missing",
+                "The ledger does not list this device among the release's contributors, once.",
+                expected=own,
+            )
+        return record
+
+    async def _prove(self, leaf_index: int) -> dict[str, object]:
+        checkpoint = await self._advance(leaf_index + 1)
+        files = await self._fetch(tiles.proof_paths(checkpoint.size, index=leaf_index))
+        entry = tiles.read_entry(files.get, leaf_index, checkpoint.size)
+        proof = tiles.inclusion_proof(files.get, leaf_index, checkpoint.size)
+        try:
+            merkle.verify_inclusion(
+                merkle.leaf_hash(entry), leaf_index, checkpoint.size, proof, checkpoint.root
+            )
+        except LogError as error:
+            raise LedgerError("release-not-proven", str(error)) from error
+        return _parse(entry)
+
+    async def _advance(self, size_min: int) -> Checkpoint:
+        note = await self._transport.ledger("checkpoint")
+        if note is None:
+            raise LogError("checkpoint-missing", "The ledger serves no checkpoint.")
+        new, old = open_checkpoint(note, self._verifier), self.remembered()
+        if old is not None and new.size < old.size:
+            raise LogError(
+                "ledger-rolled-back",
+                "The ledger is shorter than this device has seen it.",
+                expected=f"at least {old.size} leaves",
+                found=new.size,
+            )
+        if new.size < size_min:
+            raise LogError(
+                "release-not-proven",
+                "The ledger does not reach the release's leaf.",
+                expected=f"at least {size_min} leaves",
+                found=new.size,
+            )
+        if old is not None:
+            if new == old:
+                return new
+            files = await self._fetch(tiles.proof_paths(new.size, old_size=old.size))
+            proof = tiles.consistency_proof(files.get, old.size, new.size)
+            try:
+                merkle.verify_consistency(old.size, new.size, old.root, new.root, proof)
+            except LogError as error:
+                raise LedgerError(
+                    "ledger-forked",
+                    "The ledger does not extend what this device has seen of it.",
+                    expected=f"{old.size} leaves under {old.root.hex()}",
+                    found=f"{new.size} leaves under {new.root.hex()}",
+                    remedy="Keep the state folder as evidence and ask the operator.",
+                ) from error
+        self._journal.save_blob(self._name, note)
+        return new
+
+    async def _fetch(self, paths: Iterable[str]) -> dict[str, bytes]:
+        """Files of the log; the full form of a tile where its partial form is gone."""
+        files = {}
+        for path in paths:
+            content = await self._transport.ledger(path)
+            if content is None and ".p/" in path:
+                path = path.rpartition(".p/")[0]
+                content = await self._transport.ledger(path)
+            if content is not None:
+                files[path] = content
+        return files
+
+    async def _patiently(self, once: Callable[[], Awaitable[_T]]) -> _T:
+        """Retry what a file just rendered would mend; what stays wrong is the ledger's fault."""
+        for attempt in range(_TRIES):
+            try:
+                return await once()
+            except LogError as error:
+                if attempt == _TRIES - 1:
+                    reason = "ledger-incomplete" if error.reason == "tile-missing" else error.reason
+                    raise LedgerError(reason, str(error)) from error
+            await self._sleep(_WAIT_S * 2**attempt)
+        raise AssertionError("the last attempt returns or raises")
+
+
+def _parse(entry: bytes) -> dict[str, object]:
+    try:
+        return msgspec.json.decode(entry, type=dict[str, object])
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise LedgerError("release-mismatch", "The ledger's record does not parse.") from error

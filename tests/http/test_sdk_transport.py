@@ -1,0 +1,399 @@
+"""The transport over real sockets: it retries what may pass, caps what comes, and resumes."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import aiohttp.test_utils
+import msgspec
+import pytest
+from aiohttp import web
+
+from client_sdk.errors import TransportError
+from client_sdk.transport import Transport, TransportSettings
+from secagg.api import AdvertAccepted, Mail, Problem, UploadState
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+QUICK = TransportSettings(
+    patience_s=1.0,
+    request_s=0.5,
+    transfer_s=2.0,
+    poll_s=0.1,
+    backoff_first_s=0.001,
+    backoff_max_s=0.01,
+    jitter_s=0.001,
+    chunk_bytes=1 << 16,
+)
+DEVICE = "/v1/sessions/s"
+
+
+class Served:
+    """A server of one handler on loopback, and a transport to it."""
+
+    def __init__(self, handler: Handler, settings: TransportSettings = QUICK) -> None:
+        self.requests: list[web.Request] = []
+        self._handler = handler
+        self._settings = settings
+        self.tokens = 0
+
+    async def _handle(self, request: web.Request) -> web.StreamResponse:
+        self.requests.append(request)
+        return await self._handler(request)
+
+    def _issue(self, now_s: int) -> str:
+        self.tokens += 1
+        self.issued_at = now_s
+        return f"token-{self.tokens}"
+
+    async def __aenter__(self) -> tuple[Served, Transport]:
+        app = web.Application(client_max_size=1 << 30)
+        app.router.add_route("*", "/{path:.*}", self._handle)
+        self._server = aiohttp.test_utils.TestServer(app)
+        await self._server.start_server()
+        self._transport = Transport(str(self._server.make_url("/")), self._issue, self._settings)
+        return self, await self._transport.__aenter__()
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._transport.__aexit__(None, None, None)
+        await self._server.close()
+
+
+def json(body: object, status: int = 200, **headers: str) -> web.Response:
+    return web.Response(body=msgspec.json.encode(body), status=status, headers=headers)
+
+
+def failing_first(times: int, status: int, answer: object, **headers: str) -> Handler:
+    seen = 0
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        nonlocal seen
+        seen += 1
+        if seen <= times:
+            return json(Problem(reason="busy", message="Busy."), status, **headers)
+        return json(answer)
+
+    return handler
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503])
+async def test_what_may_pass_is_retried(status: int) -> None:
+    mail = Mail(messages=(b"m",))
+    headers = {"Retry-After": "0"} if status == 429 else {}
+    async with Served(failing_first(3, status, mail, **headers)) as (served, transport):
+        assert await transport.messages("s", 0, 0.0) == (b"m",)
+        assert len(served.requests) == 4
+
+
+@pytest.mark.parametrize("status", [400, 403, 404, 409, 410, 413, 422])
+async def test_the_servers_own_reason_is_told_at_once(status: int) -> None:
+    async with Served(failing_first(9, status, None)) as (served, transport):
+        with pytest.raises(TransportError) as caught:
+            await transport.post_message("s", b"m")
+        assert (caught.value.reason, caught.value.status) == ("busy", status)
+        assert len(served.requests) == 1
+
+
+async def test_patience_ends() -> None:
+    quick = TransportSettings(
+        patience_s=0.05, backoff_first_s=0.001, backoff_max_s=0.01, jitter_s=0.0
+    )
+    async with Served(failing_first(10**6, 503, None), quick) as (served, transport):
+        with pytest.raises(TransportError) as caught:
+            await transport.messages("s", 0, 0.0)
+        assert caught.value.status == 503
+        assert len(served.requests) > 2
+
+
+async def test_a_restarting_server_is_waited_for() -> None:
+    app = web.Application()
+
+    async def answer(request: web.Request) -> web.Response:
+        return json(Mail(messages=()))
+
+    app.router.add_get(DEVICE + "/messages", answer)
+    port = aiohttp.test_utils.unused_port()
+    server = aiohttp.test_utils.TestServer(app, port=port)
+    transport = Transport(f"http://127.0.0.1:{port}", lambda now_s: "t", QUICK)
+    async with transport:
+        waiting = asyncio.create_task(transport.messages("s", 0, 0.0))
+        await asyncio.wait({waiting}, timeout=0.1)
+        assert not waiting.done()
+        await server.start_server()
+        assert await waiting == ()
+    await server.close()
+
+
+async def test_nobody_there_is_unreachable_and_says_what_to_check() -> None:
+    quick = TransportSettings(patience_s=0.05, backoff_first_s=0.001, jitter_s=0.0)
+    port = aiohttp.test_utils.unused_port()
+    async with Transport(f"http://127.0.0.1:{port}", lambda now_s: "t", quick) as transport:
+        with pytest.raises(TransportError, match="Check the network") as caught:
+            await transport.messages("s", 0, 0.0)
+        assert caught.value.reason == "unreachable"
+
+
+async def test_a_silent_server_meets_the_deadline() -> None:
+    release = asyncio.Event()
+
+    async def silent(request: web.Request) -> web.Response:
+        await release.wait()
+        return web.Response()
+
+    quick = TransportSettings(patience_s=0.05, request_s=0.05, backoff_first_s=0.001, jitter_s=0.0)
+    async with Served(silent, quick) as (_, transport):
+        with pytest.raises(TransportError) as caught:
+            await transport.messages("s", 0, 0.0)
+        release.set()
+        assert caught.value.reason == "deadline"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"\xff\xfe\x00",
+        b"<html>Please log in</html>",
+        b"[]",
+        b'{"messages":[1]}',
+        b'{"messages":["not base64!"]}',
+        b'{"messages":[],"more":1}',
+        b"[" * 100_000,
+    ],
+)
+async def test_garbage_becomes_a_typed_error(body: bytes) -> None:
+    async def garbage(request: web.Request) -> web.Response:
+        return web.Response(body=body)
+
+    quick = TransportSettings(patience_s=0.02, backoff_first_s=0.001, jitter_s=0.0)
+    async with Served(garbage, quick) as (_, transport):
+        with pytest.raises(TransportError) as caught:
+            await transport.messages("s", 0, 0.0)
+        assert caught.value.reason == "response-malformed"
+
+
+async def test_an_endless_answer_is_cut() -> None:
+    async def endless(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        try:
+            while True:
+                await response.write(bytes(1 << 16))
+        except ConnectionError:
+            return response
+
+    async with Served(endless) as (_, transport):
+        with pytest.raises(TransportError) as caught:
+            await transport.post_advert(b"advert")
+        assert caught.value.reason == "response-too-large"
+
+
+async def test_a_redirect_does_not_take_the_token_elsewhere() -> None:
+    async def redirect(request: web.Request) -> web.Response:
+        return web.Response(status=307, headers={"Location": "http://127.0.0.1:9/"})
+
+    async with Served(redirect) as (served, transport):
+        with pytest.raises(TransportError) as caught:
+            await transport.post_message("s", b"m")
+        assert caught.value.status == 307
+        assert len(served.requests) == 1
+
+
+async def test_a_rejected_token_is_made_anew_by_the_servers_clock() -> None:
+    async def handler(request: web.Request) -> web.Response:
+        if request.headers["Authorization"] == "Bearer token-1":
+            problem = Problem(reason="token-expired", message="Old.")
+            return json(problem, 401, Date="Fri, 01 Jan 2100 00:00:00 GMT")
+        return json(AdvertAccepted(session="s"))
+
+    async with Served(handler) as (served, transport):
+        assert (await transport.post_advert(b"advert")).session == "s"
+        assert (await transport.post_advert(b"advert")).session == "s"
+        assert served.tokens == 2
+        assert abs(served.issued_at - 4_102_444_800) <= 2
+
+
+async def test_a_token_that_stays_rejected_is_an_error() -> None:
+    async with Served(failing_first(9, 401, None)) as (served, transport):
+        with pytest.raises(TransportError) as caught:
+            await transport.post_advert(b"advert")
+        assert caught.value.status == 401
+        assert len(served.requests) == 2
+
+
+async def test_a_token_is_renewed_before_it_ends() -> None:
+    now = time.time()
+
+    async def handler(request: web.Request) -> web.Response:
+        return json(Mail(messages=()))
+
+    async with Served(handler) as (served, transport):
+        transport._clock = lambda: now
+        await transport.messages("s", 0, 0.0)
+        await transport.messages("s", 0, 0.0)
+        assert served.tokens == 1
+        now += 301
+        await transport.messages("s", 0, 0.0)
+        assert served.tokens == 2
+
+
+class UploadServer:
+    """Keeps a vector; breaks the connection after ``break_after`` bytes of every chunk."""
+
+    def __init__(self, size: int, break_after: int | None = None) -> None:
+        self.size = size
+        self.break_after = break_after
+        self.kept = bytearray()
+        self.chunks: list[tuple[int, int]] = []
+
+    async def __call__(self, request: web.Request) -> web.StreamResponse:
+        if request.method == "PUT":
+            offset = int(request.query["offset"])
+            if offset != len(self.kept):
+                return json(Problem(reason="upload-offset", message="Elsewhere."), 409)
+            before = len(self.kept)
+            async for piece in request.content.iter_any():
+                self.kept += piece
+                taken = len(self.kept) - before
+                if self.break_after is not None and taken >= self.break_after:
+                    del self.kept[before + self.break_after :]
+                    self.chunks.append((offset, self.break_after))
+                    assert request.transport is not None
+                    request.transport.abort()
+                    return web.Response()
+            self.chunks.append((offset, len(self.kept) - before))
+        complete = len(self.kept) == self.size
+        return json(UploadState(received_bytes=len(self.kept), complete=complete))
+
+
+async def test_an_upload_goes_in_chunks() -> None:
+    payload = os.urandom(150_000)
+    server = UploadServer(len(payload))
+    async with Served(server) as (_, transport):
+        await transport.upload("s", payload)
+    assert server.kept == payload
+    assert [offset for offset, _ in server.chunks] == [0, 65_536, 131_072]
+
+
+async def test_an_upload_goes_on_where_the_server_has_it() -> None:
+    payload = os.urandom(150_000)
+    server = UploadServer(len(payload))
+    server.kept += payload[:100_001]
+    async with Served(server) as (_, transport):
+        await transport.upload("s", payload)
+    assert server.kept == payload
+    assert server.chunks[0][0] == 100_001
+
+
+async def test_a_complete_upload_sends_nothing_again() -> None:
+    payload = os.urandom(1_000)
+    server = UploadServer(len(payload))
+    server.kept += payload
+    async with Served(server) as (_, transport):
+        await transport.upload("s", payload)
+    assert server.chunks == []
+
+
+async def test_a_network_that_breaks_every_chunk_still_gets_it_across() -> None:
+    payload = os.urandom(150_000)
+    server = UploadServer(len(payload), break_after=20_000)
+    async with Served(server) as (_, transport):
+        await transport.upload("s", payload)
+    assert server.kept == payload
+    assert min(size for _, size in server.chunks[2:-1]) >= 16_384
+
+
+async def test_a_server_with_senseless_offsets_is_given_up() -> None:
+    async def senseless(request: web.Request) -> web.Response:
+        return json(UploadState(received_bytes=10**9, complete=False))
+
+    async with Served(senseless) as (_, transport):
+        with pytest.raises(TransportError) as caught:
+            await transport.upload("s", b"payload")
+        assert caught.value.reason == "upload-conflict"
+
+
+async def test_a_server_that_never_advances_is_given_up() -> None:
+    async def stuck(request: web.Request) -> web.Response:
+        await request.read()
+        return json(UploadState(received_bytes=0, complete=False))
+
+    async with Served(stuck) as (_, transport):
+        with pytest.raises(TransportError) as caught:
+            await transport.upload("s", b"payload")
+        assert caught.value.reason == "upload-conflict"
+
+
+class ModelServer:
+    """Serves a file by range, ``stretch`` bytes before the connection breaks."""
+
+    def __init__(self, content: bytes, stretch: int | None = None, ranges: bool = True) -> None:
+        self.content = content
+        self.stretch = stretch
+        self.ranges = ranges
+        self.starts: list[int] = []
+
+    async def __call__(self, request: web.Request) -> web.StreamResponse:
+        start = request.http_range.start or 0 if self.ranges else 0
+        self.starts.append(start)
+        rest = self.content[start:]
+        response = web.StreamResponse(
+            status=206 if "Range" in request.headers and self.ranges else 200
+        )
+        response.content_length = len(rest)
+        await response.prepare(request)
+        await response.write(rest if self.stretch is None else rest[: self.stretch])
+        if self.stretch is not None and self.stretch < len(rest):
+            assert request.transport is not None
+            request.transport.close()
+        return response
+
+
+@pytest.mark.parametrize("stretch", [None, 30_000])
+async def test_a_model_comes_whole_over_a_breaking_network(
+    tmp_path: Path, stretch: int | None
+) -> None:
+    content = os.urandom(100_000)
+    server = ModelServer(content, stretch)
+    async with Served(server) as (_, transport):
+        await transport.download_model(hashlib.sha256(content).digest(), 100_000, tmp_path / "p")
+    assert (tmp_path / "p").read_bytes() == content
+    assert server.starts == sorted(server.starts)
+    assert len(server.starts) == (1 if stretch is None else 4)
+
+
+async def test_a_model_goes_on_after_a_restart_of_the_device(tmp_path: Path) -> None:
+    content = os.urandom(100_000)
+    (tmp_path / "p").write_bytes(content[:60_000])
+    server = ModelServer(content)
+    async with Served(server) as (_, transport):
+        await transport.download_model(hashlib.sha256(content).digest(), 100_000, tmp_path / "p")
+    assert (tmp_path / "p").read_bytes() == content
+    assert server.starts == [60_000]
+
+
+async def test_a_server_without_ranges_begins_anew(tmp_path: Path) -> None:
+    content = os.urandom(100_000)
+    (tmp_path / "p").write_bytes(b"x" * 60_000)
+    async with Served(ModelServer(content, ranges=False)) as (_, transport):
+        await transport.download_model(hashlib.sha256(content).digest(), 100_000, tmp_path / "p")
+    assert (tmp_path / "p").read_bytes() == content
+
+
+async def test_a_model_larger_than_offered_is_cut(tmp_path: Path) -> None:
+    async with Served(ModelServer(os.urandom(1_000_000))) as (_, transport):
+        with pytest.raises(TransportError) as caught:
+            await transport.download_model(bytes(32), 1_000, tmp_path / "p")
+    assert caught.value.reason == "model-size"
+    assert not (tmp_path / "p").exists()
+
+
+async def test_a_missing_ledger_file_is_none_and_needs_no_token() -> None:
+    async with Served(failing_first(1, 404, "x")) as (served, transport):
+        assert await transport.ledger("tile/0/000") is None
+        assert await transport.ledger("checkpoint") == b'"x"'
+        assert served.tokens == 0

@@ -1,0 +1,208 @@
+"""The device's watch: a log that shrinks, forks or lacks a release is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sdk_support import journal_in
+
+from client_sdk.errors import LedgerError
+from client_sdk.ledger import LedgerWatch
+from dp import merkle, tiles
+from dp.notes import Checkpoint, sign_checkpoint, verifier_key
+from dp.records import identity_digest
+from secagg.keys import identity_public_key
+from secagg.secret import Secret
+
+ORIGIN = "ledger.test"
+SEED = Secret(bytes(range(32)))
+VERIFIER = verifier_key(ORIGIN, identity_public_key(SEED))
+CTX = b"x" * 32
+DEVICE = b"i" * 32
+CLAIM: dict[str, Any] = {
+    "task": "stats",
+    "release": 1,
+    "ctx": CTX,
+    "manifest_digest": b"m" * 32,
+    "identity_key": DEVICE,
+}
+
+
+class Log:
+    """A log in memory that serves its files like the aggregator; tests bend it as they like."""
+
+    def __init__(self, entries: list[bytes], seed: Secret = SEED, origin: str = ORIGIN) -> None:
+        self.entries = entries
+        self.files: dict[str, bytes] = {}
+        self.reads: list[str] = []
+        self.render(seed, origin)
+
+    def render(self, seed: Secret, origin: str) -> None:
+        tree = merkle.Tree([merkle.leaf_hash(entry) for entry in self.entries])
+        for tile in tiles.tiles_of(tree.size):
+            self.files[tile.path] = tiles.tile_bytes(tree.subtree, tile)
+        for bundle in tiles.bundles_of(tree.size):
+            first = bundle.number * tiles.TILE_WIDTH
+            self.files[bundle.path] = tiles.bundle_bytes(self.entries[first : first + bundle.width])
+        checkpoint = Checkpoint(origin, tree.size, merkle.root(tree.subtree, tree.size))
+        self.files["checkpoint"] = sign_checkpoint(checkpoint, seed)
+
+    async def ledger(self, path: str) -> bytes | None:
+        self.reads.append(path)
+        return self.files.get(path)
+
+
+def release(number: int, **changes: object) -> bytes:
+    record = {
+        "type": "release",
+        "outcome": "released",
+        "task": "stats",
+        "release": number,
+        "ctx": CTX.hex(),
+        "manifest_digest": (b"m" * 32).hex(),
+        "contributors": [identity_digest(key).hex() for key in (b"a" * 32, DEVICE)],
+        "survivors": 5,
+    }
+    return json.dumps({**record, **changes}).encode()
+
+
+def entries(count: int, salt: str = "") -> list[bytes]:
+    return [json.dumps({"type": "policy", "n": n, "salt": salt}).encode() for n in range(count)]
+
+
+def watch(log: Log, folder: Path) -> LedgerWatch:
+    async def at_once(seconds: float) -> None:
+        pass
+
+    return LedgerWatch(log, journal_in(folder), VERIFIER, at_once)  # type: ignore[arg-type]
+
+
+async def reason_of(log: Log, folder: Path, leaf: int | None = None) -> str:
+    watched = watch(log, folder)
+    asked = watched.advance() if leaf is None else watched.verify_release(leaf, **CLAIM)
+    with pytest.raises(LedgerError) as caught:
+        await asked
+    return caught.value.reason
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 1), (1, 2), (3, 7), (255, 257), (256, 600)])
+async def test_a_log_that_grows_is_followed(tmp_path: Path, before: int, after: int) -> None:
+    grown = entries(after)
+    await watch(Log(grown[:before]), tmp_path).advance()
+    assert (await watch(Log(grown), tmp_path).advance()).size == after
+    remembered = watch(Log(grown), tmp_path).remembered()
+    assert remembered is not None
+    assert remembered.size == after
+
+
+async def test_a_log_that_shrinks_is_refused_and_the_longer_one_remembered(tmp_path: Path) -> None:
+    grown = entries(7)
+    await watch(Log(grown), tmp_path).advance()
+    assert await reason_of(Log(grown[:6]), tmp_path) == "ledger-rolled-back"
+    remembered = watch(Log(grown), tmp_path).remembered()
+    assert remembered is not None
+    assert remembered.size == 7
+
+
+@pytest.mark.parametrize("size", [7, 8, 300])
+async def test_a_log_that_forks_is_refused(tmp_path: Path, size: int) -> None:
+    await watch(Log(entries(7)), tmp_path).advance()
+    forked = Log(entries(3) + entries(size, "other")[3:])
+    assert await reason_of(forked, tmp_path) == "ledger-forked"
+
+
+async def test_tiles_of_another_log_do_not_hide_a_fork(tmp_path: Path) -> None:
+    """The root is signed, the tiles are not: honest tiles under a forked root prove nothing."""
+    honest = Log(entries(9))
+    await watch(Log(entries(7)), tmp_path).advance()
+    forked = Log(entries(9, "other"))
+    honest.files["checkpoint"] = forked.files["checkpoint"]
+    assert await reason_of(honest, tmp_path) == "ledger-forked"
+
+
+async def test_a_checkpoint_of_another_key_or_log_is_refused(tmp_path: Path) -> None:
+    assert await reason_of(Log(entries(2), Secret(bytes(32))), tmp_path) == "note-unsigned"
+    assert await reason_of(Log(entries(2), SEED, "other.test"), tmp_path) == "note-unsigned"
+
+
+@pytest.mark.parametrize("note", [b"", b"\xff", b"ledger.test\n1\n", b"x" * 100])
+async def test_a_checkpoint_that_does_not_parse_is_refused(tmp_path: Path, note: bytes) -> None:
+    log = Log(entries(2))
+    log.files["checkpoint"] = note
+    assert await reason_of(log, tmp_path) == "note-malformed"
+
+
+async def test_a_log_without_its_files_is_incomplete(tmp_path: Path) -> None:
+    await watch(Log(entries(7)), tmp_path).advance()
+    log = Log(entries(9))
+    log.files = {"checkpoint": log.files["checkpoint"]}
+    assert await reason_of(log, tmp_path) == "ledger-incomplete"
+
+
+@pytest.mark.parametrize("leaf", [0, 5, 254, 255, 256, 299])
+async def test_a_release_is_proven_by_tiles(tmp_path: Path, leaf: int) -> None:
+    log = entries(300)
+    log[leaf] = release(1)
+    record = await watch(Log(log), tmp_path).verify_release(leaf, **CLAIM)
+    assert record["survivors"] == 5
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"ctx": "00" * 32},
+        {"release": 2},
+        {"task": "other"},
+        {"type": "policy"},
+        {"outcome": "charged"},
+        {"manifest_digest": "00" * 32},
+    ],
+)
+async def test_another_release_at_the_leaf_is_refused(
+    tmp_path: Path, changes: dict[str, object]
+) -> None:
+    log = Log([*entries(3), release(1, **changes)])
+    assert await reason_of(log, tmp_path, leaf=3) == "release-mismatch"
+
+
+@pytest.mark.parametrize("contributors", [[], [identity_digest(b"a" * 32).hex()], None, 7])
+async def test_a_release_without_this_device_is_refused(
+    tmp_path: Path, contributors: object
+) -> None:
+    log = Log([release(1, contributors=contributors)])
+    assert await reason_of(log, tmp_path, leaf=0) == "contributor-missing"
+
+
+async def test_a_release_that_counts_this_device_twice_is_refused(tmp_path: Path) -> None:
+    log = Log([release(1, contributors=[identity_digest(DEVICE).hex()] * 2)])
+    assert await reason_of(log, tmp_path, leaf=0) == "contributor-missing"
+
+
+async def test_a_record_that_is_shown_but_not_logged_is_refused(tmp_path: Path) -> None:
+    log = Log(entries(4))
+    shown = Log([*entries(3), release(1)])
+    bundle = next(path for path in log.files if "entries" in path)
+    log.files[bundle] = shown.files[bundle]
+    assert await reason_of(log, tmp_path, leaf=3) == "release-not-proven"
+
+
+async def test_a_receipt_beyond_the_log_is_refused(tmp_path: Path) -> None:
+    assert await reason_of(Log(entries(4)), tmp_path, leaf=4) == "release-not-proven"
+
+
+async def test_a_log_that_is_rendered_a_moment_later_is_waited_for(tmp_path: Path) -> None:
+    log = Log(entries(3))
+    final = Log([*entries(3), release(1)])
+
+    async def later(seconds: float) -> None:
+        log.files = final.files
+
+    watched = LedgerWatch(log, journal_in(tmp_path), VERIFIER, later)  # type: ignore[arg-type]
+    assert await watched.verify_release(3, **CLAIM)
+
+
+async def test_a_record_that_is_no_json_is_refused(tmp_path: Path) -> None:
+    assert await reason_of(Log([b"\xff"]), tmp_path, leaf=0) == "release-mismatch"
