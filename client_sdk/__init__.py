@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from client_sdk.client import Client, RunResult
 from client_sdk.contribution import Contributor, TrainingJob
+from client_sdk.device import ParticipantSettings
 from client_sdk.errors import (
     ClientError,
     ContributionError,
@@ -18,11 +20,14 @@ from client_sdk.errors import (
     TransportError,
 )
 from client_sdk.events import Event
+from client_sdk.policy import PrivacyPolicy
+from client_sdk.transport import TransportSettings
 
 if TYPE_CHECKING:
     from client_sdk.trainer import LoraTrainer
 
 __all__ = [
+    "Client",
     "ClientError",
     "ContributionError",
     "Contributor",
@@ -30,10 +35,14 @@ __all__ = [
     "Event",
     "LedgerError",
     "LoraTrainer",
+    "ParticipantSettings",
     "PolicyRefusal",
+    "PrivacyPolicy",
+    "RunResult",
     "StateError",
     "TrainingJob",
     "TransportError",
+    "TransportSettings",
 ]
 
 

@@ -1,0 +1,341 @@
+"""The door for a partner's app: join a task, take part round by round, survive a restart."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from platformdirs import user_state_path
+
+from client_sdk.account import DeviceAccount
+from client_sdk.checkin import check_in, next_offer
+from client_sdk.contribution import Contributor
+from client_sdk.device import Device, ParticipantSettings
+from client_sdk.enrolment import check_bundle, load_bundle
+from client_sdk.errors import ContributionError, PolicyRefusal
+from client_sdk.events import Event, OnEvent
+from client_sdk.journal import Journal, Lock
+from client_sdk.keystore import StorageKey, open_storage_key
+from client_sdk.ledger import LedgerWatch
+from client_sdk.participant import Exchange, Outcome
+from client_sdk.policy import PrivacyPolicy
+from client_sdk.training import Training
+from client_sdk.transport import Transport, TransportSettings
+from secagg.access import issue_access_token
+from secagg.api import EnrolmentBundle
+from secagg.secret import Secret
+
+_FAILURES_MAX = 3  # of a contributor in a row, where a failure is no secret
+_Deliver = Callable[[Event], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a participation came to.
+
+    Attributes:
+        releases: the releases that this device is in, verified in the ledger, in order.
+        epsilon: what this task has cost so far by this device's own account, unamplified; over
+            the life of the state folder, whatever was released.
+        refusals: why this device refused; the run ended there.
+        aborted: sessions that ended without a release.
+        finished: whether the task is over.
+    """
+
+    releases: tuple[Outcome, ...] = ()
+    epsilon: float = 0.0
+    refusals: tuple[PolicyRefusal, ...] = ()
+    aborted: int = 0
+    finished: bool = False
+
+
+@dataclass
+class _Tally:
+    releases: list[Outcome] = field(default_factory=list)
+    refusals: list[PolicyRefusal] = field(default_factory=list)
+    aborted: int = 0
+    finished: bool = False
+
+    def add(self, outcome: Outcome) -> None:
+        if outcome.reason is None:
+            self.releases.append(outcome)
+        else:
+            self.aborted += 1
+
+    def result(self, epsilon: float) -> RunResult:
+        return RunResult(
+            tuple(self.releases), epsilon, tuple(self.refusals), self.aborted, self.finished
+        )
+
+
+class _Pace:
+    """When a device comes back: at once after one abort, then ever later; never before news.
+
+    ``after_version``: wait for a newer model than this; from ``until_s`` on the same will do.
+    """
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._aborts = 0
+        self.after_version: int | None = None
+        self.until_s = math.inf
+
+    async def after(self, outcome: Outcome) -> None:
+        self.after_version, self.until_s = outcome.model_version, math.inf
+        if outcome.reason is None:
+            self._aborts = 0
+        elif outcome.reason == "left-out":  # the cohort goes on without this device
+            self.until_s = outcome.ends_by_s
+        elif outcome.reason != "model-superseded":
+            self.after_version = None
+            if self._aborts:
+                settings = self._device.settings
+                wait_s = settings.abort_wait_first_s * 2 ** min(self._aborts - 1, 20)
+                await self._device.sleep(min(wait_s, settings.abort_wait_max_s))
+            self._aborts += 1
+
+
+class Client:
+    """One enrolled device.
+
+    A client uses its state folder alone: two at once, in one process or in two, are refused
+    (``StateError``, reason ``state-in-use``).
+    """
+
+    def __init__(
+        self,
+        bundle: EnrolmentBundle,
+        policy: PrivacyPolicy,
+        state_dir: Path,
+        key: StorageKey,
+        *,
+        on_event: OnEvent | None = None,
+        transport: TransportSettings | None = None,
+        settings: ParticipantSettings | None = None,
+        clock: Callable[[], float] = time.time,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self.policy = policy
+        self._bundle = bundle
+        self._folder = state_dir
+        self._key = key
+        self._on_event = on_event
+        self._transport = transport or TransportSettings()
+        self._settings = settings or ParticipantSettings()
+        self._clock = clock
+        self._sleep = sleep
+
+    @classmethod
+    def from_bundle(
+        cls,
+        bundle: EnrolmentBundle | str | Path,
+        *,
+        policy: PrivacyPolicy | None = None,
+        state_dir: str | Path | None = None,
+        passphrase: str | None = None,
+        on_event: OnEvent | None = None,
+        transport: TransportSettings | None = None,
+        settings: ParticipantSettings | None = None,
+    ) -> Client:
+        """A client from an enrolment bundle or the path of one.
+
+        Args:
+            policy: this device's veto; the default refuses tasks without noise.
+            state_dir: this device's own folder; by default in the user's state folder, by identity.
+            passphrase: seals the state under Argon2id; None: under a key file of mode 0600.
+            on_event: called with every event, in the event loop's thread, before the participant
+                goes on; what it raises ends the run.
+            transport: patience, deadlines and sizes of HTTP.
+            settings: lifetimes and waits of the exchange.
+
+        Raises:
+            EnrolmentError: the bundle is unreadable, damaged or has ended.
+            StateError: the state folder does not open.
+        """
+        if not isinstance(bundle, EnrolmentBundle):
+            bundle = load_bundle(Path(bundle))
+        check_bundle(bundle, time.time())
+        if state_dir is None:
+            state_dir = user_state_path("secagg") / bundle.certificate.identity_key.hex()[:16]
+        folder = Path(state_dir)
+        return cls(
+            bundle,
+            policy or PrivacyPolicy(),
+            folder,
+            open_storage_key(folder, passphrase),
+            on_event=on_event,
+            transport=transport,
+            settings=settings,
+        )
+
+    def has_pending(self) -> bool:
+        """Whether a session of an earlier process is unfinished. One look at the folder: cheap."""
+        return Journal.has_session(self._folder)
+
+    def run(self, contributor: Contributor, *, task: str, rounds: int | None = None) -> RunResult:
+        """Take part until ``rounds`` releases hold this device's contribution, or the task ends.
+
+        Blocks; runs an event loop of its own (inside one, use :meth:`participate`). A pending
+        session is finished first.
+
+        Raises:
+            TransportError: the aggregator was out of reach for longer than the patience, or
+                refused this device. The journal keeps what is pending.
+            LedgerError: the ledger forked, was rolled back, or lacks a release.
+            RemoteProtocolError: an offer that the aggregator's key did not sign.
+            ContributionError: the contributor failed three times where no noise hides failures.
+            StateError: the state folder is in use or damaged.
+        """
+        return asyncio.run(self._take_part(contributor, task, rounds, self._deliver))
+
+    async def participate(
+        self, contributor: Contributor, *, task: str, rounds: int | None = None
+    ) -> AsyncGenerator[Event, None]:
+        """As :meth:`run`, yielding every event; the participant waits while the app looks at one.
+
+        Leaving the loop stops at that event; what is pending stays in the journal.
+        """
+        handed: asyncio.Queue[tuple[Event, asyncio.Future[None]]] = asyncio.Queue()
+
+        async def deliver(event: Event) -> None:
+            await self._deliver(event)
+            seen: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            handed.put_nowait((event, seen))
+            await seen
+
+        work = asyncio.create_task(self._take_part(contributor, task, rounds, deliver))
+        try:
+            while True:
+                get = asyncio.create_task(handed.get())
+                await asyncio.wait({get, work}, return_when=asyncio.FIRST_COMPLETED)
+                if not get.done():
+                    get.cancel()
+                    await work
+                    return
+                event, seen = get.result()
+                yield event
+                seen.set_result(None)
+        finally:
+            work.cancel()
+            await asyncio.gather(work, return_exceptions=True)
+
+    def resume(self) -> RunResult:
+        """Finish a pending session, without a contributor; nothing to do without one.
+
+        Raises:
+            TransportError, LedgerError, StateError: as :meth:`run`.
+        """
+        return asyncio.run(self.resume_async())
+
+    async def resume_async(self) -> RunResult:
+        """As :meth:`resume`, inside an event loop."""
+        if not self.has_pending():
+            return RunResult()
+        tally = _Tally()
+        with Lock(self._folder):
+            journal = Journal(self._folder, self._key)
+            account = DeviceAccount(journal, self.policy.max_delta)
+            async with self._connect() as transport:
+                device = self._device(journal, account, transport, self._deliver)
+                outcome = await self._finish_pending(device)
+            if outcome is None:
+                return RunResult()
+            tally.add(outcome)
+            return tally.result(account.epsilon(outcome.task))
+
+    async def _take_part(
+        self, contributor: Contributor, task: str, rounds: int | None, deliver: _Deliver
+    ) -> RunResult:
+        with Lock(self._folder):
+            journal = Journal(self._folder, self._key)
+            account = DeviceAccount(journal, self.policy.max_delta)
+            async with self._connect() as transport:
+                device = self._device(journal, account, transport, deliver)
+                tally = await self._rounds(device, contributor, task, rounds)
+            return tally.result(account.epsilon(task))
+
+    async def _rounds(
+        self, device: Device, contributor: Contributor, task: str, rounds: int | None
+    ) -> _Tally:
+        tally, training = _Tally(), Training(device, contributor)
+        pace = _Pace(device)
+        failures = 0
+        pending = await self._finish_pending(device)
+        if pending is not None and pending.task == task:
+            tally.add(pending)
+            await pace.after(pending)
+        while rounds is None or len(tally.releases) < rounds:
+            offer = await next_offer(device, task, pace.after_version, pace.until_s)
+            if offer is None:
+                tally.finished = True
+                await device.emit("finished", task)
+                break
+            try:
+                checkin = await check_in(device, task, offer)
+                contribution = await training.contribution(checkin)
+            except PolicyRefusal as refusal:
+                tally.refusals.append(refusal)
+                await device.emit("refused", task, reason=refusal.reason, message=str(refusal))
+                break
+            except ContributionError as error:
+                failures += 1
+                tally.aborted += 1
+                await device.emit("aborted", task, reason=error.reason, message=str(error))
+                if failures >= _FAILURES_MAX:
+                    raise
+                pace.after_version = offer.model.version
+                continue
+            failures = 0
+            exchange = Exchange.begin(
+                device,
+                offer.manifest,
+                model_version=offer.model.version,
+                model_digest=offer.model.digest,
+                contribution=contribution,
+            )
+            outcome = await exchange.run()
+            tally.add(outcome)
+            await pace.after(outcome)
+        return tally
+
+    async def _finish_pending(self, device: Device) -> Outcome | None:
+        exchange = Exchange.resume(device)
+        if exchange is None:
+            return None
+        await device.emit("resumed", exchange.task, exchange.session, phase=exchange.phase)
+        return await exchange.run()
+
+    def _connect(self) -> Transport:
+        bundle = self._bundle
+
+        def issue(now_s: int) -> str:
+            return issue_access_token(
+                Secret(bundle.identity_seed), bundle.certificate, bundle.task_key, now_s
+            )
+
+        return Transport(bundle.server, issue, self._transport, self._clock)
+
+    def _device(
+        self, journal: Journal, account: DeviceAccount, transport: Transport, deliver: _Deliver
+    ) -> Device:
+        return Device(
+            bundle=self._bundle,
+            policy=self.policy,
+            partner_keys=self.policy.trusted_partners(self._bundle.certificate.partner_key),
+            journal=journal,
+            account=account,
+            transport=transport,
+            ledger=LedgerWatch(transport, journal, self._bundle.ledger_verifier, self._sleep),
+            deliver=deliver,
+            settings=self._settings,
+            clock=self._clock,
+            sleep=self._sleep,
+        )
+
+    async def _deliver(self, event: Event) -> None:
+        if self._on_event is not None:
+            self._on_event(event)

@@ -1,0 +1,57 @@
+"""What all parts of one running participation share: identity, state, network and time."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from client_sdk.account import DeviceAccount
+from client_sdk.events import Event, EventKind
+from client_sdk.journal import Journal
+from client_sdk.ledger import LedgerWatch
+from client_sdk.policy import PrivacyPolicy
+from client_sdk.transport import Transport
+from secagg.api import EnrolmentBundle
+
+
+@dataclass(frozen=True)
+class ParticipantSettings:
+    """Times in seconds.
+
+    Attributes:
+        advert_lifetime_s: how long an advert waits for its cohort before it is made anew.
+        opening_s: how long after its last step a device waits for the receipt.
+        abort_wait_first_s, abort_wait_max_s: waits between attempts after aborted ones; the first
+            repeat comes at once.
+        slot_reserve_s: how long before a public slot the contributor must be done.
+    """
+
+    advert_lifetime_s: float = 3_600.0
+    opening_s: float = 900.0
+    abort_wait_first_s: float = 1.0
+    abort_wait_max_s: float = 60.0
+    slot_reserve_s: float = 0.5
+
+
+@dataclass
+class Device:
+    """The parts of one running client. ``clock`` is Unix seconds on this device."""
+
+    bundle: EnrolmentBundle
+    policy: PrivacyPolicy
+    partner_keys: frozenset[bytes]
+    journal: Journal
+    account: DeviceAccount
+    transport: Transport
+    ledger: LedgerWatch
+    deliver: Callable[[Event], Awaitable[None]]
+    settings: ParticipantSettings = field(default_factory=ParticipantSettings)
+    clock: Callable[[], float] = time.time
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+
+    async def emit(
+        self, kind: EventKind, task: str, session: str | None = None, **detail: object
+    ) -> None:
+        await self.deliver(Event(kind, task, session, detail))

@@ -1,0 +1,193 @@
+"""The device's veto: what it demands of a task before it trains, whatever the server asks.
+
+The manifest's own promises are checked by the validator that task creation used
+(``dp.contracts``), and its epsilon is computed anew, without any amplification. A refusal names
+its reason and both values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from client_sdk.account import DeviceAccount, cost
+from client_sdk.errors import PolicyRefusal
+from dp.contracts import check_manifest
+from secagg.errors import SecaggError
+from secagg.manifest import Manifest
+from secagg.ring import packed_size, payload_length
+
+PrivacyMode = Literal["distributed", "local", "none"]
+_ANY: frozenset[PrivacyMode] = frozenset(("distributed", "local", "none"))
+
+
+def privacy_modes(manifest: Manifest) -> frozenset[PrivacyMode]:
+    """What protects a contribution: noise in the ring, noise of the device's own, or nothing."""
+    modes: set[PrivacyMode] = set()
+    if manifest.noise is not None:
+        modes.add("distributed")
+    if manifest.example_privacy is not None and manifest.example_privacy.mode == "local":
+        modes.add("local")
+    return frozenset(modes or {"none"})
+
+
+def upload_size(manifest: Manifest) -> int:
+    """Bytes of one masked vector on the wire."""
+    encoding = manifest.encoding
+    length = payload_length(manifest.data_length, encoding.slice_length)
+    return packed_size(length, encoding.ring_bits)
+
+
+def _always() -> bool:
+    return True
+
+
+@dataclass(frozen=True)
+class PrivacyPolicy:
+    """Limits of one device; the defaults refuse a task without differential privacy.
+
+    Attributes:
+        min_cohort: fewest devices in a released sum. Also demanded of every cohort at run time.
+        max_epsilon: most that one task may cost, unamplified, for examples and for devices.
+        max_delta: largest delta of any task.
+        max_total_epsilon: most that all tasks together may cost (this device's own account).
+        require: admissible kinds of privacy (``"distributed"``, ``"local"``, or a set of them);
+            None admits a task without noise.
+        partner_keys: Ed25519 keys whose devices may be in a cohort with this one; None: the key
+            that certified this device.
+        allowed_models: names of base models that may be trained; None: any.
+        max_upload_bytes: largest masked vector.
+        max_training_s: longest that a contributor may take; None: no limit.
+        may_train: the app's say at check-in, such as charging and on an unmetered network.
+    """
+
+    min_cohort: int = 10
+    max_epsilon: float = 8.0
+    max_delta: float = 1e-5
+    max_total_epsilon: float = 16.0
+    require: PrivacyMode | frozenset[PrivacyMode] | None = frozenset(("distributed", "local"))
+    partner_keys: frozenset[bytes] | None = None
+    allowed_models: frozenset[str] | None = None
+    max_upload_bytes: int = 256 << 20
+    max_training_s: float | None = None
+    may_train: Callable[[], bool] = field(default=_always)
+
+    def __post_init__(self) -> None:
+        admitted = _ANY if self.require is None else self._as_set(self.require)
+        if not admitted or not admitted <= _ANY:
+            raise ValueError(f"require is {self.require!r}, not a set of {sorted(_ANY)}")
+        object.__setattr__(self, "require", admitted)
+        if self.min_cohort < 2:
+            raise ValueError(f"min_cohort is {self.min_cohort}; a sum of one is that one")
+
+    @staticmethod
+    def _as_set(modes: PrivacyMode | Iterable[PrivacyMode]) -> frozenset[PrivacyMode]:
+        return frozenset((modes,)) if isinstance(modes, str) else frozenset(modes)
+
+    def trusted_partners(self, own_partner: bytes) -> frozenset[bytes]:
+        """The partner keys that count for this device."""
+        return frozenset((own_partner,)) if self.partner_keys is None else self.partner_keys
+
+    def admit(self, manifest: Manifest, *, own_partner: bytes, account: DeviceAccount) -> None:
+        """Return if this device may take part in the task's next round.
+
+        Raises:
+            PolicyRefusal: ``manifest-unsound`` (what the validator of task creation refuses),
+                ``cohort-too-small``, ``privacy-mode``, ``epsilon-too-large``, ``delta-too-large``,
+                ``own-releases``, ``own-budget``, ``own-total-budget``, ``partner-unknown``,
+                ``model-not-allowed``, ``upload-too-large`` or ``not-now``.
+        """
+        self._admit_structure(manifest, own_partner)
+        self._admit_privacy(manifest, account)
+        if not self.may_train():
+            raise PolicyRefusal("not-now", "The app does not want to train now.")
+
+    def _admit_structure(self, manifest: Manifest, own_partner: bytes) -> None:
+        try:
+            check_manifest(manifest)
+        except SecaggError as error:
+            raise PolicyRefusal(
+                "manifest-unsound",
+                f"The manifest does not hold what it promises: {error}",
+                found=error.reason,
+            ) from error
+        if manifest.cohort.survivors_min < self.min_cohort:
+            raise PolicyRefusal(
+                "cohort-too-small",
+                "A sum of so few devices could be released.",
+                expected=f"at least {self.min_cohort}",
+                found=manifest.cohort.survivors_min,
+                remedy="Raise the task's survivors_min, or lower min_cohort in this app's policy.",
+            )
+        trusted = self.trusted_partners(own_partner)
+        if own_partner not in manifest.partner_keys or not trusted & set(manifest.partner_keys):
+            raise PolicyRefusal(
+                "partner-unknown",
+                "The task does not count this device's partner, or none that it trusts.",
+                expected=sorted(key.hex() for key in trusted),
+                found=[key.hex() for key in manifest.partner_keys],
+            )
+        model = manifest.base_model
+        if self.allowed_models is not None and (
+            model is not None and model.name not in self.allowed_models
+        ):
+            raise PolicyRefusal(
+                "model-not-allowed",
+                "This base model is not on the policy's list.",
+                expected=sorted(self.allowed_models),
+                found=model.name,
+            )
+        if upload_size(manifest) > self.max_upload_bytes:
+            raise PolicyRefusal(
+                "upload-too-large",
+                "One masked vector is larger than the policy allows.",
+                expected=self.max_upload_bytes,
+                found=upload_size(manifest),
+            )
+
+    def _admit_privacy(self, manifest: Manifest, account: DeviceAccount) -> None:
+        modes = privacy_modes(manifest)
+        admitted = self._as_set(self.require or _ANY)
+        if not modes & admitted:
+            raise PolicyRefusal(
+                "privacy-mode",
+                "The task's kind of privacy is not admitted.",
+                expected=sorted(admitted),
+                found=sorted(modes),
+            )
+        if modes == {"none"}:
+            return
+        if manifest.budget.delta > self.max_delta:
+            raise PolicyRefusal(
+                "delta-too-large",
+                "The task's delta is larger than the policy allows.",
+                expected=self.max_delta,
+                found=manifest.budget.delta,
+            )
+        whole = cost(manifest, manifest.budget.releases_max) or 0.0
+        after, total = account.after(manifest)
+        if account.charges(manifest.task) >= manifest.budget.releases_max:
+            raise PolicyRefusal(
+                "own-releases",
+                "This device was charged for all releases that the task may make.",
+                expected=f"fewer than {manifest.budget.releases_max}",
+                found=account.charges(manifest.task),
+            )
+        for reason, message, limit, found in (
+            ("epsilon-too-large", "The whole task may cost too much.", self.max_epsilon, whole),
+            ("own-budget", "One more round would overdraw this task.", self.max_epsilon, after),
+            (
+                "own-total-budget",
+                "One more round would overdraw what all tasks may cost.",
+                self.max_total_epsilon,
+                total,
+            ),
+        ):
+            if not found <= limit:
+                raise PolicyRefusal(
+                    reason,
+                    message,
+                    expected=f"epsilon <= {limit:g}, unamplified",
+                    found=round(found, 4),
+                )

@@ -1,0 +1,171 @@
+"""From an admitted offer to a journalled contribution, and when the device may report in.
+
+Where a public slot is set, nothing that the aggregator can see depends on the secret batch: the
+report-in time is computed from public times before the contributor starts, and a contributor that
+fails or is late is replaced by zeros, to which the noise is added.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from client_sdk.checkin import CheckIn
+from client_sdk.contribution import (
+    Contributor,
+    TrainingJob,
+    check_values,
+    hides_failures,
+    is_batch_secret,
+    zero_contribution,
+)
+from client_sdk.device import Device
+from client_sdk.errors import ContributionError
+from client_sdk.journal import Contribution
+from client_sdk.threads import finish_in_thread, start_in_thread
+
+_SLOT_SHARE = 0.5  # of a slot's length that must be left for training
+
+
+def report_at(checkin: CheckIn) -> float | None:
+    """Server's time at which this device reports in; None: when it is ready.
+
+    The first whole multiple of ``report_slot_s`` after the version opened that leaves at least half
+    a slot to train in: a function of public times alone, the same for a device that is ready.
+    """
+    slot_s = checkin.manifest.report_slot_s
+    if slot_s <= 0:
+        return None
+    opened_at = checkin.offer.model.opened_at
+    passed = (checkin.offer.now - opened_at) / slot_s + _SLOT_SHARE
+    return opened_at + max(1, math.ceil(passed)) * slot_s
+
+
+class Training:
+    """Runs one contributor, one call at a time, and journals what it returns."""
+
+    def __init__(self, device: Device, contributor: Contributor) -> None:
+        self._device = device
+        self._contributor = contributor
+        self._running: asyncio.Future[Mapping[str, np.ndarray]] | None = None
+        self._stop = threading.Event()
+
+    async def contribution(self, checkin: CheckIn) -> Contribution:
+        """The journalled contribution for this offer, computed now unless it is there already.
+
+        Raises:
+            ContributionError: the contributor failed where its failure is no secret.
+        """
+        device, task = self._device, checkin.manifest.task
+        report_s = report_at(checkin)
+        contribution = self.reusable(checkin)
+        if contribution is not None:
+            await device.emit("trained", task, version=checkin.offer.model.version, reused=True)
+        else:
+            started = device.clock()
+            await device.emit("training", task, version=checkin.offer.model.version)
+            contribution = await self._compute(checkin, report_s)
+            await finish_in_thread(device.journal.save_contribution, contribution)
+            await device.emit(
+                "trained",
+                task,
+                version=checkin.offer.model.version,
+                reused=False,
+                failed=contribution.failed,
+                seconds=round(device.clock() - started, 3),
+            )
+        if report_s is not None:
+            await device.sleep(max(0.0, report_s - checkin.server_now(device.clock())))
+        return contribution
+
+    def reusable(self, checkin: CheckIn) -> Contribution | None:
+        """The journalled contribution, if it is for this offer and may serve (again)."""
+        journal = self._device.journal
+        contribution = journal.load_contribution()
+        if contribution is None:
+            return None
+        fits = (contribution.manifest_digest, contribution.model_digest) == (
+            checkin.digest,
+            checkin.offer.model.digest,
+        )
+        served = self._device.account.served(contribution.name) is not None
+        if fits and not (served and is_batch_secret(checkin.manifest)):
+            return contribution
+        journal.drop_contribution()
+        return None
+
+    async def _compute(self, checkin: CheckIn, report_s: float | None) -> Contribution:
+        manifest, failed = checkin.manifest, None
+        try:
+            values = check_values(manifest, await self._call(checkin, report_s))
+        except ContributionError as error:
+            if not hides_failures(manifest):
+                raise
+            values, failed = zero_contribution(manifest), str(error)
+        return Contribution.of(checkin.digest, checkin.offer.model.digest, values, failed)
+
+    async def _call(self, checkin: CheckIn, report_s: float | None) -> Mapping[str, np.ndarray]:
+        """Call the contributor in its thread, within the time that slot and policy leave."""
+        device = self._device
+        limits = [math.inf if (most := device.policy.max_training_s) is None else most]
+        if report_s is not None:
+            left_s = report_s - checkin.server_now(device.clock())
+            limits.append(left_s - device.settings.slot_reserve_s)
+        limit_s = max(0.0, min(limits))
+        deadline_s = None if math.isinf(limit_s) else limit_s
+        try:
+            async with asyncio.timeout(deadline_s):
+                await self._previous()
+                return await self._start(checkin, deadline_s)
+        except TimeoutError as error:
+            self._stop.set()
+            raise ContributionError(
+                "contribution-late",
+                "The contributor did not finish in time.",
+                expected=f"{limit_s:.1f} s",
+                remedy="Fewer examples or steps, or a longer report slot.",
+            ) from error
+
+    async def _previous(self) -> None:
+        """Wait for a call that ran late in an earlier round: a trainer is used by one at a time."""
+        if self._running is not None and not self._running.done():
+            self._stop.set()
+            await asyncio.wait({self._running})
+
+    async def _start(self, checkin: CheckIn, deadline_s: float | None) -> Mapping[str, np.ndarray]:
+        self._stop = threading.Event()
+        job = TrainingJob(
+            manifest=checkin.manifest,
+            version=checkin.offer.model.version,
+            vector=checkin.vector,
+            releases=checkin.offer.releases,
+            deadline_s=deadline_s,
+            stop=self._stop,
+        )
+
+        def work() -> Mapping[str, np.ndarray]:
+            try:
+                return self._contributor.contribute(job)
+            except Exception as error:
+                raise ContributionError(
+                    "contribution-failed",
+                    f"The contributor failed: {type(error).__name__}: {error}.",
+                ) from error
+
+        self._running = start_in_thread(work)
+        self._running.add_done_callback(_look)
+        try:
+            return await asyncio.shield(self._running)
+        finally:
+            self._stop.set()
+
+
+def _look(future: asyncio.Future[Any]) -> None:
+    """Take note of a late call's error, so that asyncio does not report it as lost."""
+    if not future.cancelled():
+        future.exception()

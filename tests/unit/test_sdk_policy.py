@@ -1,0 +1,184 @@
+"""The device's veto: every reason, and that a sound task passes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+import msgspec
+import pytest
+from sdk_support import PARTNER, account_in, make_manifest, sum_spec
+
+from client_sdk.enrolment import new_partner_key
+from client_sdk.errors import PolicyRefusal
+from client_sdk.policy import PrivacyPolicy, privacy_modes, upload_size
+from dp.accounting import headline, lines
+from dp.contracts import BudgetSpec
+from secagg.manifest import BaseModel, Manifest
+
+VERIFIER = "ledger.test+00000000+AA=="
+EASY = PrivacyPolicy(min_cohort=4)
+
+
+def manifest_of(**changes: object) -> Manifest:
+    return make_manifest(sum_spec(**changes), VERIFIER)
+
+
+def admit(policy: PrivacyPolicy, manifest: Manifest, folder: Path, charges: int = 0) -> None:
+    account = account_in(folder)
+    for number in range(charges):
+        account.debit(manifest, bytes((number,)) * 32, "c")
+    policy.admit(manifest, own_partner=PARTNER.key, account=account)
+
+
+def refusal(policy: PrivacyPolicy, manifest: Manifest, folder: Path, charges: int = 0) -> str:
+    with pytest.raises(PolicyRefusal) as caught:
+        admit(policy, manifest, folder, charges)
+    return caught.value.reason
+
+
+def test_a_sound_task_within_the_limits_is_admitted(tmp_path: Path) -> None:
+    admit(EASY, manifest_of(), tmp_path)
+
+
+def test_the_default_policy_wants_a_cohort_and_noise() -> None:
+    policy = PrivacyPolicy()
+    assert policy.min_cohort >= 10
+    assert policy.require == {"distributed", "local"}
+    assert policy.max_epsilon <= 8
+    assert policy.max_delta <= 1e-5
+
+
+def test_a_small_cohort_is_refused(tmp_path: Path) -> None:
+    policy = dataclasses.replace(EASY, min_cohort=5)
+    assert refusal(policy, manifest_of(), tmp_path) == "cohort-too-small"
+
+
+def test_a_task_without_noise_is_refused_unless_admitted(tmp_path: Path) -> None:
+    plain = manifest_of(device_noise_multiplier=0.0)
+    assert privacy_modes(plain) == {"none"}
+    assert refusal(EASY, plain, tmp_path) == "privacy-mode"
+    admit(dataclasses.replace(EASY, require=None), plain, tmp_path)
+    admit(dataclasses.replace(EASY, require="none"), plain, tmp_path)
+
+
+def test_the_wrong_kind_of_noise_is_refused(tmp_path: Path) -> None:
+    assert refusal(dataclasses.replace(EASY, require="local"), manifest_of(), tmp_path) == (
+        "privacy-mode"
+    )
+    admit(dataclasses.replace(EASY, require="distributed"), manifest_of(), tmp_path)
+
+
+def test_a_manifest_that_promises_more_noise_than_it_adds_is_unsound(tmp_path: Path) -> None:
+    manifest = manifest_of()
+    assert manifest.noise is not None
+    weaker = msgspec.structs.replace(
+        manifest, noise=msgspec.structs.replace(manifest.noise, share_variance=1)
+    )
+    with pytest.raises(PolicyRefusal) as caught:
+        admit(EASY, weaker, tmp_path)
+    assert caught.value.reason == "manifest-unsound"
+    assert caught.value.found == "noise-too-small"
+
+
+def test_epsilon_is_recomputed_over_all_releases(tmp_path: Path) -> None:
+    manifest = manifest_of()
+    whole = headline(lines(manifest, manifest.budget.releases_max))
+    assert whole is not None
+    admit(dataclasses.replace(EASY, max_epsilon=whole), manifest, tmp_path)
+    tighter = dataclasses.replace(EASY, max_epsilon=math.nextafter(whole, 0))
+    assert refusal(tighter, manifest, tmp_path) == "epsilon-too-large"
+
+
+def test_a_looser_delta_is_refused(tmp_path: Path) -> None:
+    loose = manifest_of(budget=BudgetSpec(max_epsilon=8.0, delta=1e-4, releases_max=4))
+    assert refusal(EASY, loose, tmp_path) == "delta-too-large"
+
+
+def test_a_task_that_aborts_too_often_is_left(tmp_path: Path) -> None:
+    """Aborted cohorts are charged too, so charges may outnumber the task's releases."""
+    admit(EASY, manifest_of(), tmp_path / "a", charges=3)
+    assert refusal(EASY, manifest_of(), tmp_path / "b", charges=4) == "own-releases"
+
+
+def test_a_task_that_begins_anew_does_not_begin_a_new_account(tmp_path: Path) -> None:
+    """The same name under a noisier manifest: what the device gave before still counts."""
+    before = manifest_of()
+    after = manifest_of(
+        device_noise_multiplier=5.0,
+        budget=BudgetSpec(max_epsilon=8.0, delta=1e-5, releases_max=5),
+    )
+    whole = headline(lines(after, 5))
+    assert whole is not None
+    policy = dataclasses.replace(EASY, max_epsilon=whole)
+    account = account_in(tmp_path)
+    for number in range(4):
+        account.debit(before, bytes((number,)) * 32, "c")
+    with pytest.raises(PolicyRefusal) as caught:
+        policy.admit(after, own_partner=PARTNER.key, account=account)
+    assert caught.value.reason == "own-budget"
+
+
+def test_all_tasks_together_have_a_limit(tmp_path: Path) -> None:
+    first, second = manifest_of(), manifest_of(task="other")
+    account = account_in(tmp_path)
+    for number in range(4):
+        account.debit(first, bytes((number,)) * 32, "c")
+    _, total = account.after(second)
+    enough = dataclasses.replace(EASY, max_total_epsilon=total)
+    tight = dataclasses.replace(EASY, max_total_epsilon=math.nextafter(total, 0))
+    enough.admit(second, own_partner=PARTNER.key, account=account)
+    with pytest.raises(PolicyRefusal) as caught:
+        tight.admit(second, own_partner=PARTNER.key, account=account)
+    assert caught.value.reason == "own-total-budget"
+
+
+def test_a_task_of_other_partners_is_refused(tmp_path: Path) -> None:
+    stranger = new_partner_key().key
+    other = make_manifest(sum_spec(), VERIFIER, partner=stranger)
+    assert refusal(EASY, other, tmp_path) == "partner-unknown"
+    trusting_others_only = dataclasses.replace(EASY, partner_keys=frozenset((stranger,)))
+    assert refusal(trusting_others_only, manifest_of(), tmp_path) == "partner-unknown"
+
+
+def test_a_model_off_the_list_is_refused(tmp_path: Path) -> None:
+    policy = dataclasses.replace(EASY, allowed_models=frozenset(("smollm2",)))
+    base = BaseModel(name="elsewhere", fingerprint=bytes(32))
+    manifest = msgspec.structs.replace(manifest_of(), base_model=base)
+    with pytest.raises(PolicyRefusal) as caught:
+        policy._admit_structure(manifest, PARTNER.key)
+    assert caught.value.reason == "model-not-allowed"
+    admit(policy, manifest_of(), tmp_path)
+
+
+def test_a_large_upload_is_refused(tmp_path: Path) -> None:
+    manifest = manifest_of()
+    exact = dataclasses.replace(EASY, max_upload_bytes=upload_size(manifest))
+    admit(exact, manifest, tmp_path)
+    less = dataclasses.replace(EASY, max_upload_bytes=upload_size(manifest) - 1)
+    assert refusal(less, manifest, tmp_path) == "upload-too-large"
+
+
+def test_the_app_may_say_not_now(tmp_path: Path) -> None:
+    policy = dataclasses.replace(EASY, may_train=lambda: False)
+    assert refusal(policy, manifest_of(), tmp_path) == "not-now"
+
+
+@pytest.mark.parametrize("require", [frozenset(), frozenset(("perfect",)), "perfect"])
+def test_a_policy_with_unknown_modes_is_a_programming_error(require: object) -> None:
+    with pytest.raises(ValueError, match="require"):
+        PrivacyPolicy(require=require)  # type: ignore[arg-type]
+
+
+def test_a_policy_that_admits_a_sum_of_one_is_a_programming_error() -> None:
+    with pytest.raises(ValueError, match="sum of one"):
+        PrivacyPolicy(min_cohort=1)
+
+
+def test_a_refusal_has_both_values_and_the_way_out(tmp_path: Path) -> None:
+    with pytest.raises(PolicyRefusal) as caught:
+        admit(dataclasses.replace(EASY, min_cohort=5), manifest_of(), tmp_path)
+    assert caught.value.expected == "at least 5"
+    assert caught.value.found == 4
+    assert caught.value.remedy

@@ -1,0 +1,258 @@
+"""From an offer to a contribution: slots show no batch, failures become zeros where noise hides."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sdk_support import digest_of, fedsgd_spec, journal_in, make_manifest, sum_spec
+
+from client_sdk.account import DeviceAccount
+from client_sdk.checkin import CheckIn
+from client_sdk.contribution import TrainingJob, check_values, zero_contribution
+from client_sdk.device import Device, ParticipantSettings
+from client_sdk.errors import ContributionError
+from client_sdk.events import Event
+from client_sdk.policy import PrivacyPolicy
+from client_sdk.training import Training, report_at
+from secagg.api import ModelVersion, Offer
+from secagg.manifest import Manifest, encode_manifest
+
+VERIFIER = "ledger.test+00000000+AA=="
+OPENED = 1_000_000.0
+
+
+class Clock:
+    """Time that moves only by sleeping. ``skew_s``: the server's clock is ahead."""
+
+    def __init__(self, now: float = OPENED) -> None:
+        self.now = now
+        self.slept: list[float] = []
+
+    def __call__(self) -> float:
+        return self.now
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now += seconds
+
+
+def checkin_of(
+    manifest: Manifest, *, now: float = OPENED, clock: Clock | None = None, version: int = 0
+) -> CheckIn:
+    model = ModelVersion(
+        version=version, digest=bytes((version,)) * 32, size_bytes=100, opened_at=OPENED
+    )
+    offer = Offer(
+        manifest=encode_manifest(manifest),
+        manifest_signature=b"",
+        state="open",
+        releases=version,
+        model=model,
+        now=now,
+    )
+    skew_s = 0.0 if clock is None else now - clock.now
+    vector = np.zeros(manifest.data_length, np.float32)
+    return CheckIn(offer, manifest, digest_of(manifest), skew_s, vector)
+
+
+class Runs:
+    """A contributor that calls a function."""
+
+    def __init__(self, work: Callable[[TrainingJob], Mapping[str, np.ndarray]]) -> None:
+        self.work = work
+        self.jobs: list[TrainingJob] = []
+
+    def contribute(self, job: TrainingJob) -> Mapping[str, np.ndarray]:
+        self.jobs.append(job)
+        return self.work(job)
+
+
+def counts(job: TrainingJob) -> dict[str, np.ndarray]:
+    return {"counts": np.array([0.5, 0, 0, 1.0])}
+
+
+def fails(job: TrainingJob) -> dict[str, np.ndarray]:
+    raise MemoryError("out of memory")
+
+
+class Setting:
+    def __init__(self, folder: Path, clock: Clock | None = None, **policy: Any) -> None:
+        self.clock = clock or Clock()
+        self.events: list[Event] = []
+        journal = journal_in(folder)
+
+        async def deliver(event: Event) -> None:
+            self.events.append(event)
+
+        self.device = Device(
+            bundle=None,  # type: ignore[arg-type]  # not looked at while training
+            policy=PrivacyPolicy(min_cohort=4, **policy),
+            partner_keys=frozenset(),
+            journal=journal,
+            account=DeviceAccount(journal, 1e-5),
+            transport=None,  # type: ignore[arg-type]
+            ledger=None,  # type: ignore[arg-type]
+            deliver=deliver,
+            settings=ParticipantSettings(),
+            clock=self.clock,
+            sleep=self.clock.sleep,
+        )
+
+    def kinds(self) -> list[str]:
+        return [event.kind for event in self.events]
+
+
+NOISY = make_manifest(sum_spec(), VERIFIER)
+PLAIN = make_manifest(sum_spec(device_noise_multiplier=0.0), VERIFIER)
+SLOTTED = make_manifest(fedsgd_spec(report_slot_s=60.0), VERIFIER)
+
+
+@pytest.mark.parametrize(
+    ("checked_in_after", "slot"),
+    [(0.0, 1), (1.0, 1), (30.0, 1), (30.1, 2), (59.0, 2), (90.0, 2), (91.0, 3), (600.0, 11)],
+)
+def test_the_slot_follows_from_public_times_alone(checked_in_after: float, slot: int) -> None:
+    assert report_at(checkin_of(SLOTTED, now=OPENED + checked_in_after)) == OPENED + 60 * slot
+
+
+def test_without_a_slot_a_device_reports_when_it_is_ready() -> None:
+    assert report_at(checkin_of(NOISY)) is None
+
+
+async def test_the_report_waits_for_the_slot_on_the_servers_clock(tmp_path: Path) -> None:
+    """A device whose clock is 1,000 s behind still reports at the same moment as the others."""
+    clock = Clock(OPENED - 1_000 + 2.5)
+    setting = Setting(tmp_path, clock)
+    checkin = checkin_of(SLOTTED, now=OPENED + 2.5, clock=clock)
+    runs = Runs(lambda job: zero_contribution(job.manifest))
+    await Training(setting.device, runs).contribution(checkin)
+    assert clock.slept == [57.5]
+    assert checkin.server_now(clock.now) == OPENED + 60
+    assert runs.jobs[0].deadline_s == pytest.approx(57.0)
+
+
+async def test_a_ready_contribution_waits_for_its_slot_too(tmp_path: Path) -> None:
+    """After an aborted cohort: reporting at once would tell who had finished before."""
+    setting = Setting(tmp_path)
+    runs = Runs(lambda job: zero_contribution(job.manifest))
+    training = Training(setting.device, runs)
+    first = await training.contribution(checkin_of(SLOTTED))
+    setting.clock.now = OPENED + 62
+    again = await training.contribution(checkin_of(SLOTTED, now=OPENED + 62))
+    assert again.name == first.name
+    assert setting.clock.slept == [60.0, 58.0]
+    assert len(runs.jobs) == 1
+
+
+async def test_a_failure_sends_zeros_where_noise_hides_it(tmp_path: Path) -> None:
+    setting = Setting(tmp_path)
+    contribution = await Training(setting.device, Runs(fails)).contribution(checkin_of(NOISY))
+    assert not contribution.values()["counts"].any()
+    assert contribution.failed is not None
+    assert "MemoryError" in contribution.failed
+    assert setting.kinds() == ["training", "trained"]
+    assert "MemoryError" in str(setting.events[-1].detail["failed"])
+
+
+async def test_a_failure_without_noise_is_an_error(tmp_path: Path) -> None:
+    setting = Setting(tmp_path, require=None)
+    with pytest.raises(ContributionError, match="MemoryError") as caught:
+        await Training(setting.device, Runs(fails)).contribution(checkin_of(PLAIN))
+    assert caught.value.reason == "contribution-failed"
+    assert setting.device.journal.load_contribution() is None
+
+
+async def test_a_late_contributor_is_told_to_stop_and_its_zeros_go_out(tmp_path: Path) -> None:
+    """Its next call waits until the late one has ended: one call at a time."""
+    setting = Setting(tmp_path, max_training_s=0.01)
+    running: list[int] = []
+
+    def slow(job: TrainingJob) -> dict[str, np.ndarray]:
+        running.append(1)
+        assert len(running) == 1
+        assert job.stop.wait(30)
+        running.pop()
+        return {"counts": np.full(4, 7.0)}
+
+    training = Training(setting.device, Runs(slow))
+    first = await training.contribution(checkin_of(NOISY))
+    assert first.failed is not None
+    assert "contribution-late" in first.failed
+    second = await training.contribution(checkin_of(NOISY, version=1))
+    assert not second.values()["counts"].any()
+
+
+async def test_the_app_thread_is_not_the_event_loops(tmp_path: Path) -> None:
+    threads: list[int] = []
+
+    def work(job: TrainingJob) -> dict[str, np.ndarray]:
+        threads.append(threading.get_ident())
+        assert not job.vector.size or job.vector.dtype == np.float32
+        return counts(job)
+
+    await Training(Setting(tmp_path).device, Runs(work)).contribution(checkin_of(NOISY))
+    assert threads != [threading.get_ident()]
+
+
+async def test_a_restarted_device_does_not_train_again(tmp_path: Path) -> None:
+    first = await Training(Setting(tmp_path).device, Runs(counts)).contribution(checkin_of(NOISY))
+    runs, setting = Runs(counts), Setting(tmp_path)
+    again = await Training(setting.device, runs).contribution(checkin_of(NOISY))
+    assert (again.name, runs.jobs) == (first.name, [])
+    assert setting.events[-1].detail["reused"] is True
+
+
+async def test_another_model_version_wants_another_contribution(tmp_path: Path) -> None:
+    setting, runs = Setting(tmp_path), Runs(counts)
+    training = Training(setting.device, runs)
+    first = await training.contribution(checkin_of(NOISY))
+    second = await training.contribution(checkin_of(NOISY, version=1))
+    assert first.name != second.name
+    assert [job.version for job in runs.jobs] == [0, 1]
+
+
+@pytest.mark.parametrize(("spec", "trainings"), [("batch-secret", 2), ("device-level", 1)])
+async def test_a_secret_batch_serves_one_cohort_that_reached_masking(
+    tmp_path: Path, spec: str, trainings: int
+) -> None:
+    manifest = make_manifest(fedsgd_spec(), VERIFIER) if spec == "batch-secret" else NOISY
+    setting = Setting(tmp_path)
+    runs = Runs(lambda job: zero_contribution(job.manifest))
+    training = Training(setting.device, runs)
+    first = await training.contribution(checkin_of(manifest))
+    setting.device.account.debit(manifest, b"c" * 32, first.name)
+    await training.contribution(checkin_of(manifest))
+    assert len(runs.jobs) == trainings
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        (None, "contribution-segments"),
+        ({}, "contribution-segments"),
+        ({"counts": np.zeros(4), "more": np.zeros(1)}, "contribution-segments"),
+        ({"counts": np.zeros(5)}, "contribution-shape"),
+        ({"counts": np.zeros((4, 1))}, "contribution-shape"),
+        ({"counts": np.array([1, 2, 3, "x"])}, "contribution-dtype"),
+        ({"counts": np.zeros(4, complex)}, "contribution-dtype"),
+        ({"counts": np.array([object()] * 4)}, "contribution-dtype"),
+        ({"counts": np.array([1, np.nan, 0, 0])}, "contribution-not-finite"),
+        ({"counts": np.array([1, np.inf, 0, 0], np.float16)}, "contribution-not-finite"),
+    ],
+)
+def test_values_that_do_not_fit_are_refused(values: Any, reason: str) -> None:
+    with pytest.raises(ContributionError) as caught:
+        check_values(NOISY, values)
+    assert caught.value.reason == reason
+
+
+def test_a_secret_batchs_total_must_be_exact_integers() -> None:
+    values = {"gradient": np.zeros(SLOTTED.data_length)}
+    with pytest.raises(ContributionError, match="contribution-dtype"):
+        check_values(SLOTTED, values)
+    assert check_values(SLOTTED, zero_contribution(SLOTTED))["gradient"].dtype == np.int64
