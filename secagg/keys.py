@@ -122,23 +122,24 @@ def kem_private_key(secret: Secret, label: str) -> KemPrivateKey:
     ``label`` separates uses (``mask-key``, ``channel-key``). ML-KEM-768 takes its 64-byte seed
     (FIPS 203, d and z), X25519 its 32-byte scalar (RFC 7748).
     """
+    return MLKEM768X25519PrivateKey(*_kem_parts(secret, label))
+
+
+def kem_public_key(secret: Secret, label: str) -> bytes:
+    """The public half of :func:`kem_private_key`: ML-KEM (1,184 bytes) then X25519 (32)."""
+    mlkem, x25519 = _kem_parts(secret, label)
+    return mlkem.public_key().public_bytes_raw() + x25519.public_key().public_bytes_raw()
+
+
+def _kem_parts(secret: Secret, label: str) -> tuple[MLKEM768PrivateKey, X25519PrivateKey]:
     if len(secret) != SEED_BYTES:
         raise LocalProtocolError(
             "seed-size", "A hybrid key has a secret of 32 bytes.", expected=32, found=len(secret)
         )
     seed = derive(secret.reveal(), label, length=96)
-    return MLKEM768X25519PrivateKey(
+    return (
         MLKEM768PrivateKey.from_seed_bytes(seed[:64]),
         X25519PrivateKey.from_private_bytes(seed[64:]),
-    )
-
-
-def kem_public_key(secret: Secret, label: str) -> bytes:
-    """The public half of :func:`kem_private_key`: ML-KEM (1,184 bytes) then X25519 (32)."""
-    seed = derive(secret.reveal(), label, length=96)
-    return (
-        MLKEM768PrivateKey.from_seed_bytes(seed[:64]).public_key().public_bytes_raw()
-        + X25519PrivateKey.from_private_bytes(seed[64:]).public_key().public_bytes_raw()
     )
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
 
 from secagg.errors import LocalProtocolError
 from secagg.hashing import derive
@@ -54,7 +54,12 @@ def apply_masks(vector: Lanes, terms: Sequence[MaskTerm], ring_bits: int, lo: in
     Args:
         vector: lanes of the payload's coordinates lo, lo + 1, ...; contiguous.
         terms: the masks; each stream starts at coordinate 0 of the payload.
+
+    Raises:
+        LocalProtocolError: ``vector-type``, or ``mask-offset`` if ``lo`` is negative.
     """
+    if lo < 0:
+        raise LocalProtocolError("mask-offset", "A payload starts at coordinate 0.", found=lo)
     dtype = lane_dtype(ring_bits)
     if vector.dtype != dtype or not vector.flags.c_contiguous:
         raise LocalProtocolError(
@@ -86,7 +91,8 @@ def apply_masks(vector: Lanes, terms: Sequence[MaskTerm], ring_bits: int, lo: in
             np.bitwise_and(chunk, ring_mask(ring_bits), out=chunk)
 
 
-def _key_stream(key: Secret, first_block: int, skip: int):  # type: ignore[no-untyped-def]
+def _key_stream(key: Secret, first_block: int, skip: int) -> CipherContext:
+    """The key stream from byte ``skip`` of block ``first_block`` on."""
     counter = first_block.to_bytes(_BLOCK_BYTES, "big")
     encryptor = Cipher(algorithms.AES256(key.reveal()), modes.CTR(counter)).encryptor()
     encryptor.update(bytes(skip))

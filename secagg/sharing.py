@@ -37,12 +37,13 @@ def split(
     Raises:
         LocalProtocolError: ``sharing-parameters``.
     """
-    if len(secret) != SEED_BYTES or not 1 <= threshold <= len(set(holders)) == len(holders):
+    _check_holders(holders)
+    if len(secret) != SEED_BYTES or not 1 <= threshold <= len(holders):
         raise LocalProtocolError(
             "sharing-parameters",
-            "A secret of 32 bytes is shared among at least `threshold` distinct holders.",
+            "A secret of 32 bytes is shared among at least `threshold` holders.",
             expected=(SEED_BYTES, threshold),
-            found=(len(secret), len(set(holders))),
+            found=(len(secret), len(holders)),
         )
     # 48 random bytes mod p are within 2^-127 of uniform.
     coefficients = [int.from_bytes(secret.reveal(), "little")] + [
@@ -55,6 +56,16 @@ def split(
             value = (value * point(holder) + coefficient) % PRIME
         shares[holder] = Secret(value.to_bytes(SHARE_BYTES, "little"))
     return shares
+
+
+def _check_holders(holders: Sequence[int]) -> None:
+    """Distinct and not negative: index -1 would be point 0, whose share is the secret itself."""
+    if not holders or len(set(holders)) != len(holders) or min(holders) < 0:
+        raise LocalProtocolError(
+            "sharing-parameters",
+            "Holders are distinct roster indices, counted from zero.",
+            found=list(holders),
+        )
 
 
 def check_share(share: bytes) -> None:
@@ -70,10 +81,7 @@ def lagrange_at_zero(holders: Sequence[int]) -> dict[int, int]:
 
     One modular inversion for all of them.
     """
-    if not holders or len(set(holders)) != len(holders):
-        raise LocalProtocolError(
-            "sharing-parameters", "Shares are opened from distinct holders.", found=list(holders)
-        )
+    _check_holders(holders)
     numerators, denominators = [], []
     for holder in holders:
         numerator = denominator = 1
