@@ -1,0 +1,8 @@
+"""Properties run without deadlines: a busy machine is no failure."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+
+settings.register_profile("secagg", deadline=None)
+settings.load_profile("secagg")

@@ -1,0 +1,72 @@
+"""The threshold keeps the two secrets of a device apart, and says what drop-outs remain."""
+
+from __future__ import annotations
+
+import pytest
+
+from secagg.errors import ConfigurationError
+from secagg.parameters import check_cohort, dropouts_tolerated, threshold
+
+
+@pytest.mark.parametrize("neighbours", range(1, 128))
+def test_no_adversary_collects_both_secrets_of_a_device(neighbours: int) -> None:
+    for corrupt in range(neighbours):
+        needed = threshold(neighbours, corrupt)
+        shares_it_can_get = (neighbours - corrupt) + 2 * corrupt
+        assert 2 * needed > shares_it_can_get
+        assert 2 * (needed - 1) <= shares_it_can_get, "and no smaller threshold would do"
+        assert corrupt < needed <= neighbours
+
+
+@pytest.mark.parametrize(
+    ("neighbours", "corrupt"), [(0, 0), (1, 1), (5, 5), (5, 6), (5, -1), (-1, 0)]
+)
+def test_what_cannot_work_is_refused(neighbours: int, corrupt: int) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        threshold(neighbours, corrupt)
+    assert caught.value.reason in ("threshold-unreachable", "corrupt-negative")
+
+
+@pytest.mark.parametrize(
+    ("neighbours", "corrupt", "dropouts"), [(5, 1, 1), (5, 0, 2), (1, 0, 0), (2, 1, 0), (99, 1, 48)]
+)
+def test_small_cohorts_feel_the_threshold(neighbours: int, corrupt: int, dropouts: int) -> None:
+    assert dropouts_tolerated(neighbours + 1, corrupt) == dropouts
+
+
+@pytest.mark.parametrize("size", range(2, 40))
+def test_after_the_tolerated_dropouts_every_secret_still_opens(size: int) -> None:
+    for corrupt in range(size - 1):
+        needed = threshold(size - 1, corrupt)
+        dropped = dropouts_tolerated(size, corrupt)
+        survivors = size - dropped
+        assert survivors - 1 >= needed, "other survivors open a survivor's seed"
+        assert survivors - 2 < needed, "one more drop-out would be too many"
+
+
+def test_sound_cohort_rules_pass() -> None:
+    check_cohort(6, 6, 5, 1)
+    check_cohort(2, 2, 2, 0)
+    check_cohort(100, 128, 60, 10)
+
+
+@pytest.mark.parametrize(
+    ("rules", "reason"),
+    [
+        ((1, 5, 1, 0), "cohort-size"),
+        ((5, 4, 4, 0), "cohort-size"),
+        ((100, 129, 90, 1), "cohort-too-large"),
+        ((6, 6, 1, 1), "survivors-min"),
+        ((6, 8, 7, 1), "survivors-min"),
+        ((2, 2, 2, 1), "threshold-unreachable"),
+        ((6, 6, 6, 5), "threshold-unreachable"),
+        ((6, 6, 4, 1), "survivors-below-threshold"),
+        ((6, 6, 5, -1), "corrupt-negative"),
+    ],
+)
+def test_unsound_cohort_rules_are_refused_by_name(
+    rules: tuple[int, int, int, int], reason: str
+) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        check_cohort(*rules)
+    assert caught.value.reason == reason
