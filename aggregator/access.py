@@ -1,0 +1,97 @@
+"""Who may call: devices by a token that their own key signs, operators by one shared token."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import time
+from collections.abc import Callable
+
+from aiohttp import web
+
+from aggregator.problems import Refusal
+from secagg.access import verify_access_token
+from secagg.errors import RemoteProtocolError
+
+_BUCKETS_MAX = 100_000  # identities whose request rate is remembered
+
+
+def _bearer(request: web.Request) -> str:
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not token:
+        raise Refusal(
+            401,
+            "token-missing",
+            "This route needs 'Authorization: Bearer …'.",
+            headers={"WWW-Authenticate": "Bearer"},
+        )
+    return token.strip()
+
+
+class DeviceAccess:
+    """Verifies device tokens against the partners' keys and limits each device's request rate."""
+
+    def __init__(
+        self,
+        audience: bytes,
+        partner_keys: Callable[[], frozenset[bytes]],
+        clock: Callable[[], float],
+        requests_per_s: float,
+        burst: int,
+    ) -> None:
+        self._audience = audience
+        self._partner_keys = partner_keys
+        self._clock = clock
+        self._rate = requests_per_s
+        self._burst = burst
+        self._buckets: dict[bytes, tuple[float, float]] = {}
+
+    def identity(self, request: web.Request) -> bytes:
+        """The Ed25519 identity key (32 bytes) of the calling device.
+
+        Raises:
+            Refusal: 401 with the token's fault, or 429 ``rate-limited``.
+        """
+        token = _bearer(request)
+        try:
+            identity = verify_access_token(
+                token, self._audience, self._partner_keys(), int(self._clock())
+            )
+        except RemoteProtocolError as error:
+            raise Refusal(401, error.reason, error.message, remedy=error.remedy) from error
+        self._spend(identity)
+        return identity
+
+    def _spend(self, identity: bytes) -> None:
+        now = time.monotonic()
+        tokens, before = self._buckets.pop(identity, (float(self._burst), now))
+        tokens = min(self._burst, tokens + (now - before) * self._rate)
+        allowed = tokens >= 1
+        self._buckets[identity] = (tokens - 1 if allowed else tokens, now)
+        if len(self._buckets) > _BUCKETS_MAX:
+            del self._buckets[next(iter(self._buckets))]  # the longest silent: its bucket is full
+        if not allowed:
+            raise Refusal(
+                429,
+                "rate-limited",
+                "This device calls too often.",
+                expected=f"{self._rate} requests/s",
+                remedy="Wait as long as Retry-After says.",
+                headers={"Retry-After": "1"},
+            )
+
+
+class OperatorAccess:
+    """Compares the operator's token in constant time; keeps only its SHA-256."""
+
+    def __init__(self, token: str) -> None:
+        self._digest = hashlib.sha256(token.encode()).digest()
+
+    def require(self, request: web.Request) -> None:
+        """
+        Raises:
+            Refusal: 401 ``token-missing`` or 403 ``operator-token``.
+        """
+        found = hashlib.sha256(_bearer(request).encode("utf-8", "surrogateescape")).digest()
+        if not hmac.compare_digest(found, self._digest):
+            raise Refusal(403, "operator-token", "This is not the operator's token.")

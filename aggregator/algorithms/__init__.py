@@ -1,0 +1,70 @@
+"""Server halves of the federated algorithms: from an opened sum to the next global vector.
+
+Everything here is post-processing of the sum: it costs no privacy. Vectors are float32 as stored;
+arithmetic is float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aggregator.algorithms.averaging import averaged_delta
+from aggregator.algorithms.fedsgd import descent
+from aggregator.algorithms.optimisers import OptimiserState, apply
+from aggregator.algorithms.statistics import concatenated
+from secagg.errors import ConfigurationError, SecaggError
+from secagg.manifest import Manifest
+
+Sums = Mapping[str, NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class Step:
+    """``metrics``: what the sum says besides the vector, e.g. ``loss``."""
+
+    vector: NDArray[np.float32]
+    optimiser: OptimiserState
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+# algorithm -> (manifest, sums) -> (direction in which the vector moves, metrics)
+_DIRECTIONS: dict[str, Callable[[Manifest, Sums], tuple[NDArray[np.float64], dict[str, float]]]] = {
+    "fedavg": averaged_delta,
+    "fedprox": averaged_delta,  # the proximal term is the device's; the server half is FedAvg's
+    "fedsgd": descent,
+}
+
+
+def server_step(
+    manifest: Manifest, vector: NDArray[np.float32], optimiser: OptimiserState, sums: Sums
+) -> Step:
+    """The next version from the current one and the decoded sums by segment name.
+
+    Raises:
+        ConfigurationError: ``algorithm-unknown``.
+        SecaggError: ``update-not-finite``: the sum would destroy the model.
+    """
+    if manifest.algorithm == "sum":
+        return Step(concatenated(manifest, sums), {})
+    if manifest.algorithm not in _DIRECTIONS or manifest.training is None:
+        raise ConfigurationError(
+            "algorithm-unknown",
+            "This aggregator has no server half for the algorithm.",
+            expected=["sum", *sorted(_DIRECTIONS)],
+            found=manifest.algorithm,
+        )
+    direction, metrics = _DIRECTIONS[manifest.algorithm](manifest, sums)
+    moved, state = apply(manifest.training, vector.astype(np.float64), optimiser, direction)
+    with np.errstate(over="ignore"):
+        after = moved.astype(np.float32)
+    if not np.isfinite(after).all():
+        raise SecaggError(
+            "update-not-finite",
+            "The step would make the global vector infinite or not a number.",
+            remedy="Lower server_learning_rate.",
+        )
+    return Step(after, state, metrics)

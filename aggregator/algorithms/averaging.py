@@ -1,0 +1,39 @@
+"""FedAvg (McMahan et al., AISTATS 2017, algorithm 1) and the server half of FedProx."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secagg.errors import SecaggError
+from secagg.manifest import Manifest
+
+
+def averaged_delta(
+    manifest: Manifest, sums: Mapping[str, NDArray[np.float64]]
+) -> tuple[NDArray[np.float64], dict[str, float]]:
+    """Sum of w*delta over the public denominator, or over the sum of w when that is 0.
+
+    Raises:
+        SecaggError: ``weights-empty`` if the devices' weights sum to nothing.
+    """
+    assert manifest.training is not None  # noqa: S101  the caller has refused that
+    denominator = manifest.training.denominator
+    metrics = {}
+    if "weight" in sums:
+        weight = float(sums["weight"][0])
+        metrics["weight"] = weight
+        if "loss" in sums and weight > 0:
+            metrics["loss"] = float(sums["loss"][0]) / weight
+        if denominator == 0:
+            denominator = weight
+    if not denominator > 0:
+        raise SecaggError(
+            "weights-empty",
+            "The weights of the cohort do not sum to a positive number.",
+            expected="> 0",
+            found=denominator,
+        )
+    return sums["delta"] / denominator, metrics

@@ -1,0 +1,63 @@
+"""The two web applications of a replica: the public one, and the operator's port."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable
+
+from aiohttp import web
+from aiohttp.typedefs import Middleware
+
+from aggregator.problems import Handler, problems
+from aggregator.routes import admin, devices, ledger, openapi, operator, sessions
+from aggregator.service import Service
+from aggregator.settings import Settings
+
+SERVICE = web.AppKey("service", Service)
+
+
+def build_app(settings: Settings, clock: Callable[[], float] = time.time) -> web.Application:
+    """The public application; it starts and stops its :class:`Service` with itself."""
+    service = Service(settings, clock)
+    app = web.Application(middlewares=[_measured(service), problems])
+    app[SERVICE] = service
+    for module in (devices, sessions, ledger, operator, openapi):
+        app.add_routes(module.routes(service))
+    app.cleanup_ctx.append(_run)
+    app.on_shutdown.append(_let_go)
+    return app
+
+
+def build_admin_app(service: Service) -> web.Application:
+    """Dashboard, health and metrics; for a port that only the operator reaches."""
+    app = web.Application(middlewares=[problems])
+    app.add_routes(admin.routes(service))
+    return app
+
+
+async def _run(app: web.Application) -> AsyncIterator[None]:
+    await app[SERVICE].start()
+    yield
+    await app[SERVICE].close()
+
+
+async def _let_go(app: web.Application) -> None:
+    """End long polls, so that a shutdown need not wait for them."""
+    app[SERVICE].ready = False
+    app[SERVICE].core.signals.notify_all()
+
+
+def _measured(service: Service) -> Middleware:
+    metrics = service.core.metrics
+
+    @web.middleware
+    async def measured(request: web.Request, handler: Handler) -> web.StreamResponse:
+        started = time.monotonic()
+        resource = request.match_info.route.resource
+        route = f"{request.method} {resource.canonical}" if resource else "unknown"
+        response = await handler(request)
+        metrics.requests.labels(route, str(response.status)).inc()
+        metrics.request_seconds.labels(route).observe(time.monotonic() - started)
+        return response
+
+    return measured

@@ -1,0 +1,1 @@
+"""Driving ``secagg.server``: forming cohorts, committing events, adding vectors, opening sums."""

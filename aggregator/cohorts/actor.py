@@ -1,0 +1,304 @@
+"""One open cohort on one replica: step, commit, deliver.
+
+Whatever happens to a cohort is a batch of events. A single worker takes the waiting batches,
+steps the pure machine in a thread, and commits events, outgoing mail and decisions in one
+transaction. The primary key (cohort, seq) makes it optimistic: if another replica was first, the
+worker replays what it missed and steps again. Nothing is delivered before it is committed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from aggregator.cohorts.log import Replay, catch_up, encode_event
+from aggregator.core import Core
+from aggregator.logs import get_logger
+from aggregator.store.database import Conflict, expect_one
+from aggregator.store.schema import cohort_events, cohorts, mail
+from aggregator.tasks import Task
+from secagg.errors import SecaggError
+from secagg.server import Cancel, Deliver, Effect, Event, State, step
+
+_log = get_logger("cohort")
+Also = Callable[[AsyncConnection], Awaitable[None]]
+TERMINAL = ("released", "aborted")
+
+
+class CohortOver(Exception):
+    """The cohort has ended; nothing more can be submitted to it."""
+
+
+class Unchanged(Exception):
+    """An event that had to change the state did not."""
+
+
+@dataclass
+class Batch:
+    """Events that are committed together or not at all, with what else must be written.
+
+    A batch with ``also`` is never retried by the worker: on a conflict its submitter decides.
+    A batch without events only catches up with other replicas.
+    """
+
+    events: Sequence[Event]
+    also: Also | None = None
+    must_change: bool = False
+    done: asyncio.Future[None] = field(default_factory=asyncio.Future)
+
+    def __post_init__(self) -> None:
+        # Its submitter may have gone away; then nobody else would retrieve the exception.
+        self.done.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+
+@dataclass
+class _Stepped:
+    state: State
+    effects: list[Effect]
+    events: list[Event]
+    batches: list[Batch]
+
+
+class Cohort:
+    """``commit_more``: decisions that go into the same transaction when the phase changes;
+    ``committed``: called after it with the old phase and the new effects."""
+
+    def __init__(
+        self,
+        core: Core,
+        task: Task,
+        cohort: str,
+        replay: Replay,
+        session_ids: Sequence[str],
+        commit_more: Callable[[Cohort, AsyncConnection, State, Sequence[Effect]], Awaitable[None]],
+        committed: Callable[[Cohort, str, Sequence[Effect]], None],
+    ) -> None:
+        self.core = core
+        self.task = task
+        self.id = cohort
+        self.replay = replay
+        self.sessions = tuple(session_ids)
+        self._commit_more = commit_more
+        self._committed = committed
+        self._ended_elsewhere = False
+        self._queue: asyncio.Queue[Batch] = asyncio.Queue()
+        self._worker = asyncio.create_task(self._work(), name=f"cohort-{cohort[:8]}")
+
+    @property
+    def state(self) -> State:
+        return self.replay.state
+
+    @property
+    def over(self) -> bool:
+        return self._ended_elsewhere or self.state.phase in TERMINAL
+
+    async def submit(
+        self, *events: Event, also: Also | None = None, must_change: bool = False
+    ) -> None:
+        """Commit events; returns when they are durable.
+
+        Raises:
+            SecaggError: the machine refused one of them; none was committed.
+            Unchanged, Conflict: see :class:`Batch`.
+            CohortOver: the cohort ended first.
+        """
+        batch = Batch(events, also, must_change)
+        if self._worker.done():
+            raise CohortOver
+        self._queue.put_nowait(batch)
+        await asyncio.shield(batch.done)
+
+    async def probe(self, event: Event) -> bool:
+        """Whether the machine would accept the event now and change its state."""
+        state = self.state
+        try:
+            after, _ = await asyncio.to_thread(step, self.task.config, state, event)
+        except SecaggError:
+            return False
+        return after is not state
+
+    async def close(self) -> None:
+        """Stop the worker; what is not committed is lost, as in a crash."""
+        self._worker.cancel()
+        await asyncio.gather(self._worker, return_exceptions=True)
+        self._fail_waiting(CohortOver())
+
+    async def refresh(self) -> None:
+        """See other replicas' commits."""
+        with contextlib.suppress(CohortOver):
+            await self.submit()
+
+    # -- the worker -----------------------------------------------------------------------
+
+    async def _work(self) -> None:
+        while not self.over:
+            batches = [await self._queue.get()]
+            while not self._queue.empty():
+                batches.append(self._queue.get_nowait())
+            try:
+                with self.core.metrics.commit_seconds.time():
+                    await self._process(batches)
+            except asyncio.CancelledError:
+                self._fail(batches, CohortOver())
+                raise
+            except Exception as error:
+                _log.exception("commit-failed", cohort=self.id)
+                self._fail(batches, error)
+                if isinstance(error, SecaggError):  # the decision itself is impossible
+                    self._queue.put_nowait(Batch([Cancel(error.reason, self.core.clock())]))
+        self._fail_waiting(CohortOver())
+
+    async def _process(self, batches: list[Batch]) -> None:
+        if any(not batch.events for batch in batches):
+            await self._catch_up()
+        while batches and not self.over:
+            stepped = await asyncio.to_thread(self._step, batches)
+            if not stepped.events:
+                self._succeed(stepped.batches)
+                return
+            before = self.state.phase
+            try:
+                await self._commit(stepped)
+            except Conflict:
+                await self._catch_up()
+                for batch in stepped.batches:
+                    if batch.also is not None and not batch.done.done():
+                        batch.done.set_exception(Conflict("the cohort moved on"))
+                batches = [batch for batch in stepped.batches if not batch.done.done()]
+                continue
+            self.replay.state = stepped.state
+            self.replay.seq += len(stepped.events)
+            self.replay.absorb(stepped.effects)
+            self._deliver(stepped.effects)
+            self._succeed(stepped.batches)
+            self._committed(self, before, stepped.effects)
+            return
+        self._fail(batches, CohortOver())
+
+    def _step(self, batches: Sequence[Batch]) -> _Stepped:
+        """Step all batches; one that is refused leaves no trace. Runs in a thread."""
+        config = self.task.config
+        stepped = _Stepped(self.state, [], [], [])
+        for batch in batches:
+            state = stepped.state
+            effects: list[Effect] = []
+            events: list[Event] = []
+            try:
+                for event in batch.events:
+                    after, more = step(config, state, event)
+                    if after is state and not more:
+                        if batch.must_change:
+                            raise Unchanged
+                        continue
+                    state = after
+                    effects += more
+                    events.append(event)
+            except Exception as error:
+                if not isinstance(error, SecaggError | Unchanged):
+                    _log.exception("step-failed", cohort=self.id)
+                self._later(batch, error)
+                continue
+            stepped.state = state
+            stepped.effects += effects
+            stepped.events += events
+            stepped.batches.append(batch)
+        return stepped
+
+    def _later(self, batch: Batch, error: Exception) -> None:
+        batch.done.get_loop().call_soon_threadsafe(
+            lambda: None if batch.done.done() else batch.done.set_exception(error)
+        )
+
+    async def _commit(self, stepped: _Stepped) -> None:
+        seq = self.replay.seq
+        async with self.core.database.write() as connection:
+            await expect_one(
+                connection,
+                sa.update(cohorts)
+                .where(cohorts.c.cohort == self.id, cohorts.c.seq == seq)
+                .where(cohorts.c.state == "open")
+                .values(seq=seq + len(stepped.events), phase=stepped.state.phase),
+            )
+            rows = [encode_event(event) for event in stepped.events]
+            await connection.execute(
+                sa.insert(cohort_events),
+                [
+                    {"cohort": self.id, "seq": seq + n, "kind": kind, "payload": payload}
+                    for n, (kind, payload) in enumerate(rows, 1)
+                ],
+            )
+            await put_mail(connection, self.sessions, self.replay.mail, stepped.effects)
+            for batch in stepped.batches:
+                if batch.also is not None:
+                    await batch.also(connection)
+            await self._commit_more(self, connection, stepped.state, stepped.effects)
+
+    def _deliver(self, effects: Sequence[Effect]) -> None:
+        self.core.signals.notify(
+            *{f"session:{self.sessions[e.index]}" for e in effects if isinstance(e, Deliver)}
+        )
+
+    async def _catch_up(self) -> None:
+        """Replay what other replicas committed."""
+        replay = self.replay
+        async with self.core.database.read() as connection:
+            rows = await connection.execute(
+                sa.select(cohort_events.c.kind, cohort_events.c.payload)
+                .where(cohort_events.c.cohort == self.id, cohort_events.c.seq > replay.seq)
+                .order_by(cohort_events.c.seq)
+            )
+            missed = [(row.kind, row.payload) for row in rows]
+            state = await connection.scalar(
+                sa.select(cohorts.c.state).where(cohorts.c.cohort == self.id)
+            )
+        before = replay.state.phase
+        if state != "open":  # another replica ended it and erased the log
+            self._ended_elsewhere = True
+        else:
+            await asyncio.to_thread(catch_up, self.task.config, replay, missed)
+        self.core.signals.notify(*(f"session:{session}" for session in self.sessions))
+        self._committed(self, before, ())
+
+    def _succeed(self, batches: Sequence[Batch]) -> None:
+        for batch in batches:
+            if not batch.done.done():
+                batch.done.set_result(None)
+
+    def _fail(self, batches: Sequence[Batch], error: Exception) -> None:
+        for batch in batches:
+            if not batch.done.done():
+                batch.done.set_exception(error)
+
+    def _fail_waiting(self, error: Exception) -> None:
+        waiting = []
+        while not self._queue.empty():
+            waiting.append(self._queue.get_nowait())
+        self._fail(waiting, error)
+
+
+async def put_mail(
+    connection: AsyncConnection,
+    session_ids: Sequence[str],
+    delivered: Mapping[int, int],
+    effects: Sequence[Effect],
+) -> None:
+    """Insert the messages of ``Deliver`` effects behind those already ``delivered`` per index."""
+    counts = dict(delivered)
+    rows = []
+    for effect in effects:
+        if isinstance(effect, Deliver):
+            counts[effect.index] = number = counts.get(effect.index, 0) + 1
+            rows.append(
+                {
+                    "session": session_ids[effect.index],
+                    "number": number,
+                    "message": effect.message,
+                }
+            )
+    if rows:
+        await connection.execute(sa.insert(mail), rows)

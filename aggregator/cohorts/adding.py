@@ -1,0 +1,223 @@
+"""Adding vectors into the running partial sum, durably, each at most once.
+
+Every run of a process has a shard of its own: one array per cohort, written as a whole blob per
+*group* of vectors under the next generation number. One transaction then commits the generation,
+the unique claim (cohort, device) of every member, and their ``VectorAdded`` events. A crash
+before it leaves an orphaned blob that no row names; the files of the vectors are still there and
+are added again. So a vector costs O(d), a group one write of O(d), and nobody is counted twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+import numpy as np
+import sqlalchemy as sa
+from numpy.typing import NDArray
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from aggregator.cohorts.actor import Cohort, CohortOver, Unchanged
+from aggregator.cohorts.uploads import Uploads
+from aggregator.core import Core
+from aggregator.logs import get_logger
+from aggregator.problems import conflict
+from aggregator.store.database import Conflict, expect_one
+from aggregator.store.schema import contributions, partial_sums
+from secagg.errors import SecaggError
+from secagg.ring import add_into, lane_dtype, payload_length, unpack
+from secagg.server import VectorAdded
+
+_log = get_logger("adding")
+_TRIES = 5
+
+
+def blob_name(cohort: str, shard: str, generation: int) -> str:
+    return f"partial/{cohort}/{shard}-{generation}"
+
+
+@dataclass
+class _Job:
+    index: int
+    done: asyncio.Future[None] = field(default_factory=asyncio.Future)
+
+    def __post_init__(self) -> None:
+        self.done.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+    def fail(self, error: Exception) -> None:
+        if not self.done.done():
+            self.done.set_exception(error)
+
+
+class Adder:
+    """Adds the finished uploads of one cohort on one replica."""
+
+    def __init__(self, core: Core, cohort: Cohort, uploads: Uploads) -> None:
+        manifest = cohort.task.manifest
+        self._core = core
+        self._cohort = cohort
+        self._uploads = uploads
+        self._bits = manifest.encoding.ring_bits
+        self._length = payload_length(manifest.data_length, manifest.encoding.slice_length)
+        self._sum: NDArray[np.unsignedinteger] | None = None  # of generation self._generation
+        self._generation = 0
+        self._jobs: dict[int, _Job] = {}
+        self._queue: asyncio.Queue[_Job] = asyncio.Queue()
+        self._worker = asyncio.create_task(self._work(), name=f"adder-{cohort.id[:8]}")
+
+    async def add(self, index: int) -> None:
+        """Returns when the device's complete upload is durably in the sum.
+
+        Raises:
+            SecaggError: the vector or its time was wrong; it is not in the sum.
+        """
+        if self._uploads.added(index):
+            return
+        job = self._jobs.get(index)
+        if job is None:
+            job = self._jobs[index] = _Job(index)
+            self._queue.put_nowait(job)
+        await asyncio.shield(job.done)
+
+    async def close(self) -> None:
+        self._worker.cancel()
+        await asyncio.gather(self._worker, return_exceptions=True)
+        for job in self._jobs.values():
+            job.fail(CohortOver())
+        self._sum = None
+
+    async def _work(self) -> None:
+        while True:
+            group = [await self._queue.get()]
+            while not self._queue.empty():
+                group.append(self._queue.get_nowait())
+            try:
+                await self._add_group(group)
+            except Exception as error:
+                if not isinstance(error, CohortOver | SecaggError):
+                    _log.exception("add-failed", cohort=self._cohort.id)
+                for job in group:
+                    job.fail(error)
+            finally:
+                for job in group:
+                    self._jobs.pop(job.index, None)
+
+    async def _add_group(self, group: list[_Job]) -> None:
+        for _ in range(_TRIES):
+            group = [job for job in group if await self._still_wanted(job)]
+            if not group:
+                return
+            added = await asyncio.get_running_loop().run_in_executor(
+                self._core.pool, self._sum_with, group
+            )
+            if not added:
+                return
+            if await self._commit(added):
+                return
+        raise Conflict("the group never became durable")
+
+    async def _still_wanted(self, job: _Job) -> bool:
+        if job.done.done():
+            return False
+        if self._uploads.added(job.index):
+            job.done.set_result(None)
+            return False
+        try:
+            self._uploads.ticket(job.index)
+        except SecaggError as error:
+            job.fail(error)
+            return False
+        return True
+
+    def _sum_with(self, group: list[_Job]) -> tuple[list[_Job], NDArray[np.unsignedinteger]] | None:
+        """The shard's sum plus the group's vectors, in a new array. Runs in a thread."""
+        total = self._sum
+        total = np.zeros(self._length, lane_dtype(self._bits)) if total is None else total.copy()
+        added = []
+        for job in group:
+            try:
+                packed = self._uploads.packed(job.index)
+                add_into(total, unpack(packed, self._length, self._bits), self._bits)
+            except (SecaggError, OSError) as error:
+                if isinstance(error, SecaggError):
+                    self._uploads.drop(job.index)
+                job.done.get_loop().call_soon_threadsafe(job.fail, error)
+            else:
+                added.append(job)
+        if not added:
+            return None
+        name = blob_name(self._cohort.id, self._core.shard, self._generation + 1)
+        self._core.blobs.put(name, total.tobytes())
+        return added, total
+
+    async def _commit(self, added: tuple[list[_Job], NDArray[np.unsignedinteger]]) -> bool:
+        """Make the group durable; False if the group has to be formed anew."""
+        jobs, total = added
+        now = self._core.clock()
+        generation = self._generation + 1
+        events = [VectorAdded(job.index, now) for job in jobs]
+
+        async def claim(connection: AsyncConnection) -> None:
+            await self._claim(connection, [job.index for job in jobs], generation)
+
+        try:
+            await self._cohort.submit(*events, also=claim, must_change=True)
+        except Exception as error:
+            await self._cohort.refresh()
+            if not await self._is_durable(generation):
+                if not isinstance(error, Conflict | Unchanged | SecaggError):
+                    raise
+                await self._fail_late(jobs, events)
+                return False
+        self._core.blobs.delete(blob_name(self._cohort.id, self._core.shard, self._generation))
+        self._sum, self._generation = total, generation
+        for job in jobs:
+            self._uploads.drop(job.index)
+            if not job.done.done():
+                job.done.set_result(None)
+        return True
+
+    async def _is_durable(self, generation: int) -> bool:
+        """Whether a commit whose answer was lost has happened all the same."""
+        async with self._core.database.read() as connection:
+            found = await connection.scalar(
+                sa.select(partial_sums.c.generation).where(
+                    partial_sums.c.cohort == self._cohort.id,
+                    partial_sums.c.shard == self._core.shard,
+                )
+            )
+        return found == generation
+
+    async def _fail_late(self, jobs: list[_Job], events: list[VectorAdded]) -> None:
+        for job, event in zip(jobs, events, strict=True):
+            if not self._uploads.added(job.index) and not await self._cohort.probe(event):
+                job.fail(conflict("upload-late", "The cohort has gone on without this vector."))
+
+    async def _claim(
+        self, connection: AsyncConnection, indices: list[int], generation: int
+    ) -> None:
+        cohort, shard = self._cohort.id, self._core.shard
+        if generation == 1:
+            await connection.execute(
+                sa.insert(partial_sums).values(cohort=cohort, shard=shard, generation=1)
+            )
+        else:
+            await expect_one(
+                connection,
+                sa.update(partial_sums)
+                .where(partial_sums.c.cohort == cohort, partial_sums.c.shard == shard)
+                .where(partial_sums.c.generation == generation - 1)
+                .values(generation=generation),
+            )
+        await connection.execute(
+            sa.insert(contributions),
+            [
+                {
+                    "cohort": cohort,
+                    "identity": self._cohort.state.roster[index].identity_key.hex(),
+                    "shard": shard,
+                    "generation": generation,
+                }
+                for index in indices
+            ],
+        )

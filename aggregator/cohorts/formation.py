@@ -1,0 +1,267 @@
+"""Adverts wait until enough devices are ready; then they close into a cohort.
+
+A cohort closes when ``size_max`` fresh adverts for the task's current version are there, or when
+``size_min`` are and ``report_s`` has passed since the first (or since the task's last cohort
+ended, which gives its members time to report in again). A task has at most one open cohort: the
+next version depends on its release. Every claim is a conditional update, so that replicas that
+try at once form one cohort.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from aggregator.cohorts.actor import put_mail
+from aggregator.cohorts.log import OPENED, Opened, Replay, begin, encode_opened
+from aggregator.cohorts.releasing import affordable
+from aggregator.core import Core
+from aggregator.logs import get_logger
+from aggregator.problems import Refusal, conflict
+from aggregator.store.database import Conflict, expect_one
+from aggregator.store.schema import cohort_events, cohorts, sessions, tasks, versions
+from aggregator.tasks import Task
+from dp.budget import Account
+from secagg.context import advert_digest
+from secagg.errors import RemoteProtocolError
+from secagg.messages import Advert, peek
+from secagg.server import check_advert
+
+_log = get_logger("formation")
+_ADVERT_MARGIN_S = 5  # an advert that expires sooner is not worth a roster
+
+
+@dataclass(frozen=True)
+class Formed:
+    cohort: str
+    replay: Replay
+    sessions: tuple[str, ...]  # by roster index
+
+
+@dataclass(frozen=True)
+class NotYet:
+    """``again_s``: Unix seconds at which time alone could form a cohort; None: not by time."""
+
+    again_s: float | None
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    session: str
+    advert: bytes
+    received_at: float
+
+
+async def report_in(core: Core, task: Task, identity: bytes, signed: bytes) -> str:
+    """Take a device's signed advert; returns its session.
+
+    The same bytes again give the same session. A newer advert of the device replaces one that
+    still waits.
+
+    Raises:
+        RemoteProtocolError: from ``secagg.server.check_advert``.
+        Refusal: 403 ``advert-not-yours``; 409 ``advert-stale``, ``task-paused``,
+            ``task-finished``.
+    """
+    session = advert_digest(signed).hex()
+    now = core.clock()
+    async with core.database.read() as connection:
+        known = await connection.scalar(
+            sa.select(sessions.c.identity).where(sessions.c.session == session)
+        )
+    if known is None:
+        advert = await asyncio.to_thread(check_advert, task.config, signed, int(now))
+        if advert.certificate.identity_key != identity:
+            raise Refusal(403, "advert-not-yours", "The advert is another device's.")
+        await _insert(core, task, session, identity, signed, advert, now)
+        core.metrics.adverts.labels(task.name).inc()
+    elif known != identity.hex():
+        raise Refusal(403, "advert-not-yours", "The advert is another device's.")
+    return session
+
+
+async def _insert(
+    core: Core,
+    task: Task,
+    session: str,
+    identity: bytes,
+    signed: bytes,
+    advert: Advert,
+    now: float,
+) -> None:
+    async with core.database.write() as connection:
+        row = (
+            await connection.execute(
+                sa.select(tasks.c.state, tasks.c.version, versions.c.digest)
+                .join(
+                    versions,
+                    (versions.c.task == tasks.c.task) & (versions.c.version == tasks.c.version),
+                )
+                .where(tasks.c.task == task.name)
+            )
+        ).one()
+        if row.state != "open":
+            raise conflict(f"task-{row.state}", f"The task is {row.state}.")
+        if (advert.model_version, advert.model_digest.hex()) != (row.version, row.digest):
+            raise conflict(
+                "advert-stale",
+                "The advert is for another version of the model.",
+                expected=row.version,
+                found=advert.model_version,
+                remedy="Check in again and train from the current version.",
+            )
+        await connection.execute(
+            sa.delete(sessions).where(
+                sessions.c.task == task.name,
+                sessions.c.identity == identity.hex(),
+                sessions.c.cohort.is_(None),
+            )
+        )
+        await connection.execute(
+            sa.insert(sessions).values(
+                session=session,
+                task=task.name,
+                identity=identity.hex(),
+                advert=signed,
+                model_version=advert.model_version,
+                expires_at=advert.expires_at,
+                received_at=now,
+            )
+        )
+
+
+async def try_form(core: Core, task: Task) -> Formed | NotYet:
+    """Close a cohort of the task's waiting adverts, if it is time."""
+    now = core.clock()
+    rules = task.manifest.cohort
+    async with core.database.read() as connection:
+        row = (
+            await connection.execute(
+                sa.select(tasks.c.state, tasks.c.version, tasks.c.cohort, tasks.c.account).where(
+                    tasks.c.task == task.name
+                )
+            )
+        ).one()
+        if row.state != "open" or row.cohort is not None:
+            return NotYet(None)
+        past = (
+            await connection.execute(
+                sa.select(sa.func.count(), sa.func.max(cohorts.c.ended_at)).where(
+                    cohorts.c.task == task.name, cohorts.c.model_version == row.version
+                )
+            )
+        ).one()
+        found = await connection.execute(
+            sa.select(sessions.c.session, sessions.c.advert, sessions.c.received_at)
+            .where(
+                sessions.c.task == task.name,
+                sessions.c.cohort.is_(None),
+                sessions.c.model_version == row.version,
+                sessions.c.expires_at > now + _ADVERT_MARGIN_S,
+            )
+            .order_by(sessions.c.received_at, sessions.c.session)
+            .limit(rules.size_max)
+        )
+        waiting = [_Waiting(s.session, s.advert, s.received_at) for s in found]
+    if len(waiting) < rules.size_min:
+        return NotYet(None)
+    if not affordable(Account.from_json(row.account.encode()), task.manifest):
+        await _finish(core, task)
+        return NotYet(None)
+    if len(waiting) < rules.size_max:
+        due = max(waiting[0].received_at, past[1] or 0.0) + task.manifest.deadlines.report_s
+        if now < due:
+            return NotYet(due)
+    try:
+        return await _form(core, task, row.version, past[0], waiting, now)
+    except Conflict:
+        return NotYet(now)  # another replica was first, or a device sent a newer advert
+
+
+async def _finish(core: Core, task: Task) -> None:
+    async with core.database.write() as connection:
+        await connection.execute(
+            sa.update(tasks).where(tasks.c.task == task.name).values(state="finished")
+        )
+    core.signals.notify(f"task:{task.name}")
+
+
+async def _form(
+    core: Core, task: Task, version: int, attempt: int, waiting: list[_Waiting], now: float
+) -> Formed | NotYet:
+    cohort = secrets.token_bytes(32)
+    opened = Opened(cohort, attempt, tuple(w.advert for w in waiting), now)
+    try:
+        replay, effects = await asyncio.to_thread(begin, task.config, opened)
+    except RemoteProtocolError as error:
+        _log.warning("advert-dropped", task=task.name, reason=error.reason)
+        await _drop_bad(core, task, waiting, now)
+        return NotYet(now)
+    by_digest = {w.session: w for w in waiting}
+    ordered = tuple(entry.advert_digest.hex() for entry in replay.state.roster)
+    assert set(ordered) == set(by_digest)  # noqa: S101  the machine neither adds nor drops
+    async with core.database.write() as connection:
+        await expect_one(
+            connection,
+            sa.update(tasks)
+            .where(tasks.c.task == task.name, tasks.c.cohort.is_(None))
+            .where(tasks.c.version == version, tasks.c.state == "open")
+            .values(cohort=cohort.hex()),
+        )
+        await connection.execute(
+            sa.insert(cohorts).values(
+                cohort=cohort.hex(),
+                task=task.name,
+                attempt=attempt,
+                model_version=version,
+                state="open",
+                phase=replay.state.phase,
+                seq=0,
+                size=len(ordered),
+                opened_at=now,
+            )
+        )
+        for index, session in enumerate(ordered):
+            await expect_one(
+                connection,
+                sa.update(sessions)
+                .where(sessions.c.session == session, sessions.c.cohort.is_(None))
+                .values(cohort=cohort.hex(), roster_index=index, advert=b""),
+            )
+        await connection.execute(
+            sa.insert(cohort_events).values(
+                cohort=cohort.hex(), seq=0, kind=OPENED, payload=encode_opened(opened)
+            )
+        )
+        await put_mail(connection, ordered, {}, effects)
+    _log.info("cohort-opened", task=task.name, cohort=cohort.hex(), size=len(ordered))
+    core.signals.notify(*(f"session:{session}" for session in ordered))
+    return Formed(cohort.hex(), replay, ordered)
+
+
+async def _drop_bad(core: Core, task: Task, waiting: list[_Waiting], now: float) -> None:
+    """Remove adverts that no longer verify (a certificate or the advert has expired)."""
+    for entry in waiting:
+        try:
+            check_advert(task.config, entry.advert, int(now))
+        except RemoteProtocolError:
+            async with core.database.write() as connection:
+                await connection.execute(
+                    sa.delete(sessions).where(
+                        sessions.c.session == entry.session, sessions.c.cohort.is_(None)
+                    )
+                )
+            core.signals.notify(f"session:{entry.session}")
+
+
+def task_named_in(signed: bytes) -> str:
+    """The task that a signed advert claims to be for; nothing is verified yet.
+
+    Raises:
+        RemoteProtocolError: as ``secagg.messages.decode``.
+    """
+    advert, _ = peek(signed, Advert)
+    return advert.task

@@ -1,0 +1,75 @@
+"""Removes what nobody can need any more: old mail, dead sessions, orphaned files.
+
+Mail stays for ``mail_retention_s`` after a cohort's end, since a device that was away still wants
+its receipt. Uploads and partial sums of cohorts that are no longer open are left-overs of a crash
+between the terminal commit and the removal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from aggregator.core import Core
+from aggregator.logs import get_logger
+from aggregator.store.schema import cohorts, mail, sessions
+
+_log = get_logger("janitor")
+_PERIOD_S = 60.0
+
+
+class Janitor:
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._run(), name="janitor")
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await self.sweep()
+            except Exception:
+                _log.exception("sweep-failed")
+            await asyncio.sleep(_PERIOD_S)
+
+    async def sweep(self) -> None:
+        now = self._core.clock()
+        old = sa.select(cohorts.c.cohort).where(
+            cohorts.c.ended_at < now - self._core.settings.mail_retention_s
+        )
+        dead = sa.select(sessions.c.session).where(sessions.c.cohort.in_(old))
+        # Listed before the query: a cohort that opens meanwhile is not in the list.
+        folders = await asyncio.to_thread(self._folders)
+        async with self._core.database.write() as connection:
+            await connection.execute(sa.delete(mail).where(mail.c.session.in_(dead)))
+            await connection.execute(sa.delete(sessions).where(sessions.c.cohort.in_(old)))
+            await connection.execute(
+                sa.delete(sessions).where(
+                    sessions.c.cohort.is_(None),
+                    sessions.c.expires_at < now - self._core.settings.mail_retention_s,
+                )
+            )
+            open_now = set(
+                (
+                    await connection.execute(
+                        sa.select(cohorts.c.cohort).where(cohorts.c.state == "open")
+                    )
+                ).scalars()
+            )
+        for folder in folders:
+            if folder.name not in open_now:
+                await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+    def _folders(self) -> list[Path]:
+        roots = (self._core.settings.data_dir / "uploads", self._core.blobs.path("partial"))
+        return [folder for root in roots if root.is_dir() for folder in root.iterdir()]

@@ -1,0 +1,82 @@
+"""Removing the masks from a sum: in a thread pool, slice by slice, never on the event loop.
+
+The partial sums of all shards add up. The slices of one array are disjoint, so threads open them
+in place without locks; key stream and addition release the interpreter lock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+import sqlalchemy as sa
+from numpy.typing import NDArray
+
+from aggregator.cohorts.actor import Cohort
+from aggregator.cohorts.adding import blob_name
+from aggregator.cohorts.log import survivors_of
+from aggregator.core import Core
+from aggregator.store.schema import cohorts, partial_sums
+from secagg.opening import OpeningPlan, check_sum, open_slice
+from secagg.ring import add_into, lane_dtype
+
+
+async def claim_lease(core: Core, cohort: str) -> bool:
+    """Whether this replica may open: nobody holds an unexpired lease, or this one does.
+
+    A lease only saves work. Two replicas that open the same sum get the same numbers, and only
+    one of them can commit.
+    """
+    now = core.clock()
+    async with core.database.write() as connection:
+        result = await connection.execute(
+            sa.update(cohorts)
+            .where(cohorts.c.cohort == cohort, cohorts.c.state == "open")
+            .where(
+                sa.or_(
+                    cohorts.c.opener.is_(None),
+                    cohorts.c.opener == core.shard,
+                    cohorts.c.opener_until < now,
+                )
+            )
+            .values(opener=core.shard, opener_until=now + core.settings.opening_lease_s)
+        )
+    return result.rowcount == 1
+
+
+async def opened_sum(core: Core, cohort: Cohort, plan: OpeningPlan) -> NDArray[np.unsignedinteger]:
+    """The unmasked payload, lanes[p], with its check coordinates verified.
+
+    Raises:
+        RemoteProtocolError: ``check-coordinates``.
+    """
+    async with core.database.read() as connection:
+        rows = await connection.execute(
+            sa.select(partial_sums.c.shard, partial_sums.c.generation).where(
+                partial_sums.c.cohort == cohort.id
+            )
+        )
+        names = [blob_name(cohort.id, row.shard, row.generation) for row in rows]
+    loop = asyncio.get_running_loop()
+    with core.metrics.opening_seconds.time():
+        total = await loop.run_in_executor(core.pool, _load, core, names, plan)
+        step = core.settings.opening_slice
+        await asyncio.gather(
+            *(
+                loop.run_in_executor(
+                    core.pool, open_slice, plan, total, lo, min(lo + step, plan.length)
+                )
+                for lo in range(0, plan.length, step)
+            )
+        )
+    survivors = len(survivors_of(cohort.state))
+    await asyncio.to_thread(check_sum, cohort.task.manifest, total, survivors)
+    return total
+
+
+def _load(core: Core, names: list[str], plan: OpeningPlan) -> NDArray[np.unsignedinteger]:
+    total = np.zeros(plan.length, lane_dtype(plan.ring_bits))
+    for name in names:
+        part = np.frombuffer(core.blobs.get(name), lane_dtype(plan.ring_bits))
+        add_into(total, part, plan.ring_bits)
+    return total

@@ -1,0 +1,375 @@
+"""From an opened sum to a release: the debit, the step, the ledger, the end of the cohort.
+
+The budget is reserved in the transaction that fixes S (from then on a device may send), and spent
+in the one that makes the secrets of the sum complete, so before anything is opened; an abort in
+between spends it too. Blobs are written before the transaction that names them: model version,
+optimiser state, ledger leaf, checkpoint, receipts and the end of the cohort are one commit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+import sqlalchemy as sa
+from numpy.typing import NDArray
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from aggregator import models
+from aggregator.algorithms import Step, server_step
+from aggregator.cohorts.actor import Cohort
+from aggregator.cohorts.log import survivors_of
+from aggregator.core import Core
+from aggregator.ledger import Ledger
+from aggregator.logs import get_logger
+from aggregator.store.database import Conflict, expect_one
+from aggregator.store.schema import (
+    cohort_events,
+    cohorts,
+    contributions,
+    partial_sums,
+    releases,
+    tasks,
+    versions,
+)
+from aggregator.tasks import Task, insert_version
+from dp.accounting import PrivacyLine, ReleaseFacts, headline, lines
+from dp.budget import Account
+from dp.errors import BudgetError
+from dp.mechanisms import decode
+from dp.records import ReleaseEntry, identity_digest, release_record
+from secagg.context import roster_digest
+from secagg.manifest import Manifest
+from secagg.server import Ended, ReleaseCommitted, State, SumOpened
+
+_log = get_logger("release")
+_TRIES = 5
+
+
+@dataclass(frozen=True)
+class Computed:
+    """What follows from an opened sum, blobs stored."""
+
+    step: Step
+    model: models.Stored
+    optimiser: bytes | None
+    sum_digest: bytes
+    sum_norm: float
+
+
+class Releaser:
+    def __init__(self, core: Core, ledger: Ledger) -> None:
+        self._core = core
+        self._ledger = ledger
+
+    # -- the budget -----------------------------------------------------------------------
+
+    async def reserve(self, connection: AsyncConnection, cohort: Cohort) -> None:
+        """Set aside what a release of this cohort costs, and number the charge."""
+        account, charges = await self._account(connection, cohort.task)
+        account = account.reserve(cohort.id, cohort.task.manifest)
+        await expect_one(
+            connection,
+            sa.update(tasks)
+            .where(tasks.c.task == cohort.task.name, tasks.c.charges == charges)
+            .values(charges=charges + 1, account=account.to_json().decode()),
+        )
+        await connection.execute(
+            sa.update(cohorts).where(cohorts.c.cohort == cohort.id).values(charge=charges + 1)
+        )
+
+    async def spend(
+        self, connection: AsyncConnection, cohort: Cohort, survivors: int | None
+    ) -> None:
+        """Debit for good; doing it twice changes nothing."""
+        account, _ = await self._account(connection, cohort.task)
+        account = account.spend(cohort.id, cohort.task.manifest, survivors)
+        await connection.execute(
+            sa.update(tasks)
+            .where(tasks.c.task == cohort.task.name)
+            .values(account=account.to_json().decode())
+        )
+
+    async def _account(self, connection: AsyncConnection, task: Task) -> tuple[Account, int]:
+        row = (
+            await connection.execute(
+                sa.select(tasks.c.account, tasks.c.charges)
+                .where(tasks.c.task == task.name)
+                .with_for_update()
+            )
+        ).one()
+        return Account.from_json(row.account.encode()), row.charges
+
+    # -- the release ------------------------------------------------------------------------
+
+    async def release(self, cohort: Cohort, opened: NDArray[Any]) -> None:
+        """Compute and commit the release of an opened, checked sum.
+
+        Raises:
+            SecaggError: the sum cannot be released; the caller ends the cohort with the reason.
+            CohortOver: another replica has released it.
+        """
+        row = await self._current(cohort.task)
+        computed = await asyncio.get_running_loop().run_in_executor(
+            self._core.pool, self._compute, cohort, opened, row
+        )
+        for _ in range(_TRIES):
+            now = self._core.clock()
+            leaf = await self._ledger.size()
+            charge = await self._charge(cohort)
+
+            async def write(
+                connection: AsyncConnection, now: float = now, leaf: int = leaf
+            ) -> None:
+                await self._write_release(connection, cohort, computed, leaf, now)
+
+            try:
+                await cohort.submit(
+                    SumOpened(now),
+                    ReleaseCommitted(charge, leaf, now),
+                    also=write,
+                    must_change=True,
+                )
+                return
+            except Conflict:
+                continue
+        raise Conflict("the release never became durable")
+
+    async def _current(self, task: Task) -> Any:
+        async with self._core.database.read() as connection:
+            return (
+                await connection.execute(
+                    sa.select(versions)
+                    .join(
+                        tasks,
+                        (tasks.c.task == versions.c.task) & (tasks.c.version == versions.c.version),
+                    )
+                    .where(tasks.c.task == task.name)
+                )
+            ).one()
+
+    async def _charge(self, cohort: Cohort) -> int:
+        async with self._core.database.read() as connection:
+            return int(
+                (
+                    await connection.execute(
+                        sa.select(cohorts.c.charge).where(cohorts.c.cohort == cohort.id)
+                    )
+                ).scalar_one()
+            )
+
+    def _compute(self, cohort: Cohort, opened: NDArray[Any], row: Any) -> Computed:
+        """Decode, step, store. Runs in a thread."""
+        manifest, blobs, state = cohort.task.manifest, self._core.blobs, cohort.state
+        sums = decode(manifest, opened, survivors=len(survivors_of(state)), rotation_seed=state.ctx)
+        before = models.load(blobs, bytes.fromhex(row.digest))
+        digest = row.optimiser_digest
+        optimiser = models.load_optimiser(blobs, bytes.fromhex(digest) if digest else None)
+        step = server_step(manifest, before, optimiser, sums)
+        return Computed(
+            step=step,
+            model=models.store(blobs, manifest.task, row.version + 1, step.vector),
+            optimiser=models.store_optimiser(blobs, step.optimiser),
+            sum_digest=hashlib.sha256(opened.tobytes()).digest(),
+            sum_norm=float(np.sqrt(sum(float(np.dot(v, v)) for v in sums.values()))),
+        )
+
+    async def _write_release(
+        self,
+        connection: AsyncConnection,
+        cohort: Cohort,
+        computed: Computed,
+        leaf: int,
+        now: float,
+    ) -> None:
+        task, state = cohort.task, cohort.state
+        found = await connection.execute(
+            sa.select(tasks.c.version).where(tasks.c.task == task.name)
+        )
+        version = found.scalar_one()
+        await expect_one(
+            connection,
+            sa.update(tasks)
+            .where(tasks.c.task == task.name, tasks.c.cohort == cohort.id)
+            .values(version=version + 1),
+        )
+        await insert_version(
+            connection, task.name, version + 1, computed.model, computed.optimiser, now
+        )
+        await self._record(
+            connection,
+            cohort,
+            state,
+            now,
+            reason=None,
+            computed=computed,
+            expected_leaf=leaf,
+        )
+
+    async def _record(
+        self,
+        connection: AsyncConnection,
+        cohort: Cohort,
+        state: State,
+        now: float,
+        *,
+        reason: str | None,
+        computed: Computed | None,
+        expected_leaf: int | None = None,
+    ) -> None:
+        """The ledger's leaf and the operator's row of a release or a charged abort."""
+        task = cohort.task
+        facts = await self._facts(connection, task)
+        entry = _entry(state, len(facts) + 1, now, computed)
+        encoded, statements = await asyncio.to_thread(_account_for, task, facts, entry)
+        leaf = await self._ledger.append(connection, [encoded])
+        if expected_leaf is not None and leaf != expected_leaf:
+            raise Conflict("the ledger grew")
+        row = (
+            await connection.execute(
+                sa.select(cohorts.c.opened_at, tasks.c.version, tasks.c.account)
+                .join(tasks, tasks.c.task == cohorts.c.task)
+                .where(cohorts.c.cohort == cohort.id)
+            )
+        ).one()
+        view = {
+            "release": entry.release,
+            "cohort": cohort.id,
+            "outcome": entry.outcome,
+            "reason": reason,
+            "cohort_size": entry.cohort_size,
+            "survivors": entry.survivors,
+            "dropped": entry.cohort_size - entry.survivors,
+            "sum_norm": computed.sum_norm if computed else None,
+            "metrics": computed.step.metrics if computed else {},
+            "epsilon": headline(statements),
+            "privacy": [msgspec.to_builtins(line) for line in statements],
+            "version": row.version,
+            "leaf_index": leaf,
+            "opened_at": row.opened_at,
+            "released_at": now,
+            "seconds": now - row.opened_at,
+        }
+        await connection.execute(
+            sa.insert(releases).values(
+                task=task.name,
+                release=entry.release,
+                cohort=cohort.id,
+                outcome=entry.outcome,
+                survivors=entry.facts(task.manifest).survivors,
+                leaf_index=leaf,
+                view=msgspec.json.encode(view).decode(),
+            )
+        )
+        if not affordable(Account.from_json(row.account.encode()), task.manifest):
+            await connection.execute(
+                sa.update(tasks).where(tasks.c.task == task.name).values(state="finished")
+            )
+
+    async def _facts(self, connection: AsyncConnection, task: Task) -> list[ReleaseFacts]:
+        rows = await connection.execute(
+            sa.select(releases.c.survivors)
+            .where(releases.c.task == task.name)
+            .order_by(releases.c.release)
+        )
+        return [ReleaseFacts(survivors=row.survivors) for row in rows]
+
+    # -- the end ----------------------------------------------------------------------------
+
+    async def end(
+        self, connection: AsyncConnection, cohort: Cohort, state: State, ended: Ended
+    ) -> None:
+        """Decisions of a terminal transaction: the charge of an abort, and erasure."""
+        now = self._core.clock()
+        charge = await connection.scalar(
+            sa.select(cohorts.c.charge).where(cohorts.c.cohort == cohort.id)
+        )
+        if ended.reason is not None and charge is not None:
+            await self.spend(connection, cohort, None)
+            await self._record(connection, cohort, state, now, reason=ended.reason, computed=None)
+        await connection.execute(
+            sa.update(cohorts)
+            .where(cohorts.c.cohort == cohort.id)
+            .values(
+                state="released" if ended.reason is None else "aborted",
+                reason=ended.reason,
+                ended_at=now,
+                opener=None,
+            )
+        )
+        await connection.execute(
+            sa.update(tasks)
+            .where(tasks.c.task == cohort.task.name, tasks.c.cohort == cohort.id)
+            .values(cohort=None)
+        )
+        await connection.execute(
+            sa.update(cohort_events).where(cohort_events.c.cohort == cohort.id).values(payload=b"")
+        )
+        for table in (contributions, partial_sums):
+            await connection.execute(sa.delete(table).where(table.c.cohort == cohort.id))
+
+    async def published(self, cohort: Cohort) -> None:
+        """After the terminal commit: files of the ledger, metrics, log."""
+        await self._ledger.publish()
+        state, task, metrics = cohort.state, cohort.task.name, self._core.metrics
+        metrics.cohorts.labels(task, state.phase).inc()
+        survivors = len(survivors_of(state))
+        metrics.devices.labels(task, "survived").inc(survivors)
+        metrics.devices.labels(task, "dropped").inc(len(state.roster) - survivors)
+        async with self._core.database.read() as connection:
+            facts = await self._facts(connection, cohort.task)
+        metrics.releases.labels(task).set(len(facts))
+        spent = headline(lines(cohort.task.manifest, facts)) if facts else 0.0
+        metrics.epsilon.labels(task).set(spent or 0.0)
+        _log.info(
+            "cohort-ended",
+            task=task,
+            cohort=cohort.id,
+            outcome=state.phase,
+            reason=getattr(state, "reason", None),
+            size=len(state.roster),
+            survivors=survivors,
+            culprits=[culprit.hex()[:16] for culprit in state.culprits],
+        )
+
+
+def affordable(account: Account, manifest: Manifest) -> bool:
+    """Whether the budget has room for one more release."""
+    try:
+        account.reserve("the next cohort", manifest)
+    except BudgetError:
+        return False
+    return True
+
+
+def _entry(state: State, number: int, now: float, computed: Computed | None) -> ReleaseEntry:
+    facts = state.facts
+    survivors = survivors_of(state) if computed else ()
+    return ReleaseEntry(
+        release=number,
+        cohort=facts.cohort,
+        ctx=facts.ctx,
+        roster_digest=roster_digest(facts.roster),
+        cohort_size=facts.size,
+        masking_set_size=len(getattr(state, "masking_set", ())),
+        survivors=len(survivors),
+        contributors=tuple(identity_digest(facts.identity(index)) for index in survivors),
+        model_digests=tuple(sorted({advert.model_digest for advert in facts.adverts})),
+        sum_digest=computed.sum_digest if computed else b"",
+        new_model_digest=computed.model.digest if computed else b"",
+        released_at=int(now),
+        outcome="released" if computed else "charged",
+    )
+
+
+def _account_for(
+    task: Task, facts: Sequence[ReleaseFacts], entry: ReleaseEntry
+) -> tuple[bytes, tuple[PrivacyLine, ...]]:
+    """The record as it goes into the ledger, and the lines in it. Runs in a thread."""
+    record = release_record(task.manifest, task.digest, facts, entry)
+    return record, lines(task.manifest, [*facts, entry.facts(task.manifest)])

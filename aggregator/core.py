@@ -1,0 +1,33 @@
+"""What every part of one replica shares."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from aggregator.blobs import BlobStore
+from aggregator.keys import Keys
+from aggregator.metrics import Metrics
+from aggregator.settings import Settings
+from aggregator.signals import Signals
+from aggregator.store.database import Database
+
+
+@dataclass
+class Core:
+    """``shard`` names this run of this process: its partial sums are its own.
+
+    ``pool`` runs what would block the event loop: vectors, openings, the machine's cryptography.
+    """
+
+    settings: Settings
+    keys: Keys
+    database: Database
+    blobs: BlobStore
+    clock: Callable[[], float]
+    pool: ThreadPoolExecutor
+    signals: Signals = field(default_factory=Signals)
+    metrics: Metrics = field(default_factory=Metrics)
+    shard: str = field(default_factory=lambda: secrets.token_hex(8))

@@ -1,0 +1,1 @@
+"""Server-rendered pages for the operator; no framework, no script."""

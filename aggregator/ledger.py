@@ -1,0 +1,149 @@
+"""The ledger of one service: leaves and head in the database, rendered as C2SP tlog-tiles.
+
+A leaf is appended inside the transaction of what it records, so a release is in the ledger or it
+is not a release. The folder is written after the commit and repaired at every start; devices and
+auditors read the folder.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+
+import sqlalchemy as sa
+from nacl.signing import SigningKey
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from aggregator.core import Core
+from aggregator.store.database import expect_one
+from aggregator.store.schema import ledger_head, ledger_leaves
+from dp import merkle, notes, tiles
+from dp.merkle import Tree, leaf_hash, node_hash
+
+
+class Ledger:
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._name = core.settings.ledger_name
+        self._folder = core.settings.data_dir / "ledger"
+        self._tree = Tree()  # committed leaves only
+        self._publishing = asyncio.Lock()
+        public = bytes(SigningKey(core.keys.ledger.reveal()).verify_key)
+        self.verifier = notes.verifier_key(self._name, public)
+
+    @property
+    def folder(self) -> Path:
+        return self._folder
+
+    async def start(self) -> None:
+        """Create an empty log on first start, then render what is committed."""
+        async with self._core.database.write() as connection:
+            if await connection.scalar(sa.select(ledger_head.c.size)) is None:
+                empty = self._sign(0, merkle.EMPTY_ROOT)
+                await connection.execute(
+                    sa.insert(ledger_head).values(id=1, size=0, checkpoint=empty)
+                )
+        await self.publish(everything=True)
+
+    async def size(self) -> int:
+        async with self._core.database.read() as connection:
+            return int(await connection.scalar(sa.select(ledger_head.c.size)) or 0)
+
+    def _sign(self, size: int, root: bytes) -> str:
+        checkpoint = notes.Checkpoint(self._name, size, root)
+        return notes.sign_checkpoint(checkpoint, self._core.keys.ledger).decode()
+
+    async def append(self, connection: AsyncConnection, records: Sequence[bytes]) -> int:
+        """Append leaves in the caller's transaction; returns the first one's index."""
+        size = int(
+            (await connection.execute(sa.select(ledger_head.c.size).with_for_update())).scalar_one()
+        )
+        tree = await self._committed(connection, size)
+        hashes = [leaf_hash(record) for record in records]
+
+        def subtree(level: int, index: int) -> bytes:
+            """Hashes of the tree with the new leaves, which only this transaction sees."""
+            if (index + 1) << level <= size:
+                return tree.subtree(level, index)
+            if level == 0:
+                return hashes[index - size]
+            return node_hash(subtree(level - 1, 2 * index), subtree(level - 1, 2 * index + 1))
+
+        grown = size + len(records)
+        await connection.execute(
+            sa.insert(ledger_leaves),
+            [{"leaf_index": size + n, "record": record} for n, record in enumerate(records)],
+        )
+        await expect_one(
+            connection,
+            sa.update(ledger_head)
+            .where(ledger_head.c.id == 1, ledger_head.c.size == size)
+            .values(size=grown, checkpoint=self._sign(grown, merkle.root(subtree, grown))),
+        )
+        return size
+
+    async def _committed(self, connection: AsyncConnection, size: int) -> Tree:
+        """The tree over at least the first ``size`` leaves, all committed before."""
+        rows = await connection.execute(
+            sa.select(ledger_leaves.c.record)
+            .where(ledger_leaves.c.leaf_index >= self._tree.size, ledger_leaves.c.leaf_index < size)
+            .order_by(ledger_leaves.c.leaf_index)
+        )
+        for row in rows.all():
+            self._tree.append(leaf_hash(row.record))
+        return self._tree
+
+    async def publish(self, *, everything: bool = False) -> None:
+        """Write the tiles that are new, then the checkpoint; each file whole or not at all."""
+        async with self._publishing:
+            async with self._core.database.read() as connection:
+                head = (await connection.execute(sa.select(ledger_head))).one()
+                rendered = 0 if everything else self._rendered_size()
+                first = rendered - rendered % tiles.TILE_WIDTH
+                rows = await connection.execute(
+                    sa.select(ledger_leaves.c.record)
+                    .where(
+                        ledger_leaves.c.leaf_index >= first, ledger_leaves.c.leaf_index < head.size
+                    )
+                    .order_by(ledger_leaves.c.leaf_index)
+                )
+                records = [row.record for row in rows]
+                tree = await self._committed(connection, head.size)
+            await asyncio.to_thread(
+                self._write, tree, rendered, head.size, first, records, head.checkpoint
+            )
+
+    def _rendered_size(self) -> int:
+        try:
+            return notes.parse_checkpoint(
+                (self._folder / "checkpoint").read_text().partition("\n\n")[0] + "\n"
+            ).size
+        except FileNotFoundError:
+            return 0
+
+    def _write(
+        self,
+        tree: Tree,
+        rendered: int,
+        size: int,
+        first: int,
+        records: Sequence[bytes],
+        checkpoint: str,
+    ) -> None:
+        for tile in tiles.changed(rendered, size):
+            if tile.level >= 0:
+                data = tiles.tile_bytes(tree.subtree, tile)
+            else:
+                start = tile.number * tiles.TILE_WIDTH - first
+                data = tiles.bundle_bytes(records[start : start + tile.width])
+            _replace(self._folder / tile.path, data)
+        _replace(self._folder / "checkpoint", checkpoint.encode())
+
+
+def _replace(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    temporary.write_bytes(data)
+    temporary.replace(path)

@@ -1,0 +1,109 @@
+"""What the operator sees: tasks, their releases, the cohort under way."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import sqlalchemy as sa
+
+from aggregator.core import Core
+from aggregator.store.schema import cohorts, releases, sessions, tasks, versions
+from aggregator.tasks import Task
+
+
+async def task_list(core: Core) -> list[dict[str, Any]]:
+    """One row per task: name, state, version, charges."""
+    async with core.database.read() as connection:
+        rows = await connection.execute(
+            sa.select(tasks.c.task, tasks.c.state, tasks.c.version, tasks.c.charges).order_by(
+                tasks.c.created_at
+            )
+        )
+        return [
+            {
+                "task": row.task,
+                "state": row.state,
+                "version": row.version,
+                "charges": row.charges,
+            }
+            for row in rows
+        ]
+
+
+async def task_view(core: Core, task: Task) -> dict[str, Any]:
+    """Everything about one task.
+
+    ``releases``: one entry per charge, in order, with ``outcome`` ``released`` or ``charged``.
+    ``cohort``: the open one, or None. ``aborted``: cohorts that ended before step 3, so for free.
+    """
+    manifest = task.manifest
+    async with core.database.read() as connection:
+        row = (
+            await connection.execute(
+                sa.select(tasks, versions.c.digest, versions.c.opened_at)
+                .join(
+                    versions,
+                    (versions.c.task == tasks.c.task) & (versions.c.version == tasks.c.version),
+                )
+                .where(tasks.c.task == task.name)
+            )
+        ).one()
+        views = (
+            await connection.execute(
+                sa.select(releases.c.view)
+                .where(releases.c.task == task.name)
+                .order_by(releases.c.release)
+            )
+        ).scalars()
+        done = [json.loads(view) for view in views]
+        aborted = await connection.scalar(
+            sa.select(sa.func.count()).where(
+                cohorts.c.task == task.name,
+                cohorts.c.state == "aborted",
+                cohorts.c.charge.is_(None),
+            )
+        )
+        waiting = await connection.scalar(
+            sa.select(sa.func.count()).where(
+                sessions.c.task == task.name,
+                sessions.c.cohort.is_(None),
+                sessions.c.model_version == row.version,
+                sessions.c.expires_at > core.clock(),
+            )
+        )
+        cohort = (
+            await connection.execute(
+                sa.select(
+                    cohorts.c.cohort, cohorts.c.phase, cohorts.c.size, cohorts.c.opened_at
+                ).where(cohorts.c.cohort == row.cohort)
+            )
+        ).first()
+    last = done[-1] if done else {}
+    return {
+        "task": task.name,
+        "state": row.state,
+        "algorithm": manifest.algorithm,
+        "manifest_digest": task.digest.hex(),
+        "version": row.version,
+        "model_digest": row.digest,
+        "opened_at": row.opened_at,
+        "created_at": row.created_at,
+        "charges": row.charges,
+        "releases_max": manifest.budget.releases_max,
+        "max_epsilon": manifest.budget.max_epsilon,
+        "delta": manifest.budget.delta,
+        "epsilon": last.get("epsilon"),
+        "privacy": last.get("privacy", []),
+        "releases": done,
+        "aborted": aborted,
+        "waiting": waiting,
+        "cohort": None
+        if cohort is None
+        else {
+            "cohort": cohort.cohort,
+            "phase": cohort.phase,
+            "size": cohort.size,
+            "opened_at": cohort.opened_at,
+        },
+    }

@@ -1,0 +1,103 @@
+"""Typed errors on the wire: every refusal is a ``Problem`` with a stable reason and a status."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import msgspec
+from aiohttp import web
+
+from aggregator.logs import get_logger
+from secagg.api import Problem
+from secagg.errors import ConfigurationError, RemoteProtocolError, SecaggError
+
+_log = get_logger("http")
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Refusal(SecaggError):
+    """A request that the service answers with ``status`` and a ``Problem``."""
+
+    def __init__(
+        self,
+        status: int,
+        reason: str,
+        message: str,
+        *,
+        expected: object = None,
+        found: object = None,
+        remedy: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        self.status = status
+        self.headers = headers or {}
+        super().__init__(reason, message, expected=expected, found=found, remedy=remedy)
+
+
+def not_found(what: str) -> Refusal:
+    return Refusal(404, "not-found", f"There is no such {what}.")
+
+
+def conflict(reason: str, message: str, **details: object) -> Refusal:
+    return Refusal(409, reason, message, **details)  # type: ignore[arg-type]
+
+
+def respond(error: SecaggError) -> web.Response:
+    """The response for an error of ours."""
+    status, headers = 500, {}
+    if isinstance(error, Refusal):
+        status, headers = error.status, error.headers
+    elif isinstance(error, RemoteProtocolError):
+        status = 400
+    elif isinstance(error, ConfigurationError):
+        status = 422
+    message = error.message
+    if error.expected is not None or error.found is not None:
+        message += f" Expected {error.expected!r}, found {error.found!r}."
+    return problem(
+        status, Problem(reason=error.reason, message=message, remedy=error.remedy), headers
+    )
+
+
+def problem(status: int, body: Problem, headers: dict[str, str] | None = None) -> web.Response:
+    return web.Response(
+        status=status,
+        body=msgspec.json.encode(body),
+        content_type="application/json",
+        headers=headers,
+    )
+
+
+@web.middleware
+async def problems(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turn every exception into a ``Problem``; details of our own faults stay in the log."""
+    try:
+        return await handler(request)
+    except SecaggError as error:
+        _log.info("refused", route=_route(request), reason=error.reason)
+        return respond(error)
+    except web.HTTPException as error:
+        if error.status < 400:
+            raise
+        reason = {404: "not-found", 405: "method-not-allowed", 413: "body-too-large"}
+        return problem(
+            error.status,
+            Problem(reason=reason.get(error.status, "http"), message=error.reason or "Refused."),
+        )
+    except ConnectionError:
+        raise
+    except Exception:
+        _log.exception("failed", route=_route(request))
+        return problem(
+            500,
+            Problem(
+                reason="internal",
+                message="The service failed.",
+                remedy="Retry; the operator's log has the cause.",
+            ),
+        )
+
+
+def _route(request: web.Request) -> str:
+    resource = request.match_info.route.resource
+    return f"{request.method} {resource.canonical if resource else '?'}"

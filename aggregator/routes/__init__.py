@@ -1,0 +1,1 @@
+"""HTTP routes. Each module has ``routes(service)``; handlers only translate."""

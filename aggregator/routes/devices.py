@@ -1,0 +1,121 @@
+"""What a device asks before it is in a cohort: keys, the offer, models, and the report-in."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import sqlalchemy as sa
+from aiohttp import web
+
+from aggregator import bodies
+from aggregator.cohorts import formation
+from aggregator.models import MODELS
+from aggregator.problems import not_found
+from aggregator.service import Service
+from aggregator.store.schema import tasks, versions
+from secagg import api, limits
+
+_ADVERT_CAP = limits.ADVERT_BYTES_MAX + 512  # the frame and its signature
+
+
+def routes(service: Service) -> list[web.RouteDef]:
+    core, settings = service.core, service.core.settings
+
+    async def server(_: web.Request) -> web.Response:
+        return bodies.json_response(
+            api.ServerInfo(task_key=core.keys.task_public, ledger_verifier=service.ledger.verifier)
+        )
+
+    async def offer(request: web.Request) -> web.Response:
+        service.access.identity(request)
+        task = await service.tasks.get(request.match_info["task"])
+        after = request.query.get("after_version")
+        after_version = None if after is None else bodies.query_int(request, "after_version", 0)
+        wait_s = bodies.query_number(request, "wait_s", 0, settings.long_poll_max_s)
+        loop = asyncio.get_running_loop()
+        until = loop.time() + wait_s
+        while True:
+            with core.signals.listen(f"task:{task.name}") as changed:
+                row = await current(task.name)
+                left = until - loop.time()
+                new = after_version is None or row.version > after_version or row.state != "open"
+                if new or left <= 0 or not service.ready:
+                    break
+                await wait(changed, left)
+        return bodies.json_response(
+            api.Offer(
+                manifest=task.encoded,
+                manifest_signature=task.signature,
+                state=row.state,
+                releases=row.charges,
+                model=api.ModelVersion(
+                    version=row.version,
+                    digest=bytes.fromhex(row.digest),
+                    size_bytes=row.size_bytes,
+                    opened_at=row.opened_at,
+                ),
+                now=core.clock(),
+            )
+        )
+
+    async def current(task: str) -> Any:
+        async with core.database.read() as connection:
+            return (
+                await connection.execute(
+                    sa.select(
+                        tasks.c.state,
+                        tasks.c.charges,
+                        versions.c.version,
+                        versions.c.digest,
+                        versions.c.size_bytes,
+                        versions.c.opened_at,
+                    )
+                    .join(
+                        versions,
+                        (versions.c.task == tasks.c.task) & (versions.c.version == tasks.c.version),
+                    )
+                    .where(tasks.c.task == task)
+                )
+            ).one()
+
+    async def model(request: web.Request) -> web.StreamResponse:
+        service.access.identity(request)
+        return await model_file(service, request.match_info["digest"])
+
+    async def advert(request: web.Request) -> web.Response:
+        identity = service.access.identity(request)
+        signed = await bodies.read(request, _ADVERT_CAP, settings)
+        name = formation.task_named_in(signed)
+        task = await service.tasks.get(name)
+        session = await formation.report_in(core, task, identity, signed)
+        service.driver.consider(task.name)
+        return bodies.json_response(api.AdvertAccepted(session=session))
+
+    return [
+        web.get("/v1/server", server),
+        web.get("/v1/tasks/{task}/offer", offer),
+        web.get("/v1/models/{digest:[0-9a-f]{64}}", model),
+        web.post("/v1/adverts", advert),
+    ]
+
+
+async def model_file(service: Service, digest: str) -> web.StreamResponse:
+    """A model of some version, with Range support; the digest is its entity tag."""
+    async with service.core.database.read() as connection:
+        known = await connection.scalar(
+            sa.select(versions.c.digest).where(versions.c.digest == digest).limit(1)
+        )
+    path = service.core.blobs.path(f"{MODELS}/{digest}")
+    if known is None or not path.is_file():
+        raise not_found("model")
+    headers = {"Content-Type": "application/octet-stream", "Cache-Control": "max-age=86400"}
+    return web.FileResponse(path, headers=headers)
+
+
+async def wait(event: asyncio.Event, timeout_s: float) -> None:
+    try:
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
+    except TimeoutError:
+        pass

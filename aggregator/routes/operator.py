@@ -1,0 +1,87 @@
+"""The operator's routes, behind the operator's token: partners, tasks, and what they released."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from aggregator import bodies
+from aggregator.overview import task_list, task_view
+from aggregator.routes.devices import model_file
+from aggregator.service import Service
+from dp.contracts import TaskSpec, warnings
+
+_SPEC_CAP = 2 << 20  # a spec lists the adapter's tensors
+
+
+class PartnerBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``key``: Ed25519, 32 bytes, base64."""
+
+    name: str
+    key: bytes
+
+
+def routes(service: Service) -> list[web.RouteDef]:
+    settings = service.core.settings
+
+    async def add_partner(request: web.Request) -> web.Response:
+        service.operator.require(request)
+        body = await bodies.read_json(request, PartnerBody, 4_096, settings)
+        await service.partners.add(body.name, body.key)
+        return bodies.json_response({"name": body.name, "key": body.key})
+
+    async def list_partners(request: web.Request) -> web.Response:
+        service.operator.require(request)
+        return bodies.json_response({"partners": await service.partners.all()})
+
+    async def create(request: web.Request) -> web.Response:
+        service.operator.require(request)
+        spec = await bodies.read_json(request, TaskSpec, _SPEC_CAP, settings)
+        task = await service.tasks.create(spec)
+        service.driver.consider(task.name)
+        view = await task_view(service.core, task)
+        return bodies.json_response({**view, "warnings": list(warnings(task.manifest))})
+
+    async def list_tasks(request: web.Request) -> web.Response:
+        service.operator.require(request)
+        return bodies.json_response({"tasks": await task_list(service.core)})
+
+    async def show(request: web.Request) -> web.Response:
+        service.operator.require(request)
+        return bodies.json_response(await view_of(request))
+
+    async def view_of(request: web.Request) -> dict[str, Any]:
+        task = await service.tasks.get(request.match_info["task"])
+        return await task_view(service.core, task)
+
+    async def pause(request: web.Request) -> web.Response:
+        return await switch(request, "paused")
+
+    async def resume(request: web.Request) -> web.Response:
+        return await switch(request, "open")
+
+    async def switch(request: web.Request, state: str) -> web.Response:
+        service.operator.require(request)
+        task = await service.tasks.get(request.match_info["task"])
+        await service.tasks.switch(task, state)
+        service.driver.consider(task.name)
+        return bodies.json_response(await view_of(request))
+
+    async def model(request: web.Request) -> web.StreamResponse:
+        service.operator.require(request)
+        view = await view_of(request)
+        return await model_file(service, view["model_digest"])
+
+    base = "/v1/operator"
+    return [
+        web.post(f"{base}/partners", add_partner),
+        web.get(f"{base}/partners", list_partners),
+        web.post(f"{base}/tasks", create),
+        web.get(f"{base}/tasks", list_tasks),
+        web.get(f"{base}/tasks/{{task}}", show),
+        web.post(f"{base}/tasks/{{task}}/pause", pause),
+        web.post(f"{base}/tasks/{{task}}/resume", resume),
+        web.get(f"{base}/tasks/{{task}}/model", model),
+    ]

@@ -1,0 +1,157 @@
+"""A device inside a cohort: its mail, its messages, and its masked vector."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+from aiohttp import web
+
+from aggregator import bodies
+from aggregator.cohorts.actor import CohortOver
+from aggregator.cohorts.driver import Live
+from aggregator.problems import Refusal, conflict, not_found
+from aggregator.routes.devices import wait
+from aggregator.service import Service
+from aggregator.store.schema import mail, sessions, tasks
+from secagg import api
+from secagg.messages import KINDS, Complaint, Deals, MaskedInput, Unmask
+from secagg.server import Received
+
+_MESSAGE_CAP = max(KINDS[kind][1] for kind in (Deals, Complaint, MaskedInput, Unmask)) + 512
+_MAIL_BATCH = 64  # messages in one answer
+
+
+@dataclass(frozen=True)
+class Session:
+    id: str
+    task: str
+    cohort: str | None
+    index: int
+    stale: bool  # it waits, but can never be in a cohort: expired, or for an older version
+
+
+def routes(service: Service) -> list[web.RouteDef]:
+    core, settings, driver = service.core, service.core.settings, service.driver
+
+    async def find(request: web.Request) -> Session:
+        identity = service.access.identity(request)
+        async with core.database.read() as connection:
+            row = (
+                await connection.execute(
+                    sa.select(sessions, tasks.c.version)
+                    .join(tasks, tasks.c.task == sessions.c.task)
+                    .where(sessions.c.session == request.match_info["session"])
+                )
+            ).first()
+        if row is None:
+            raise not_found("session")
+        if row.identity != identity.hex():
+            raise Refusal(403, "session-not-yours", "The session is another device's.")
+        stale = row.cohort is None and (
+            row.model_version != row.version or row.expires_at <= core.clock()
+        )
+        return Session(row.session, row.task, row.cohort, row.roster_index or 0, stale)
+
+    async def live(session: Session) -> Live:
+        if session.cohort is None:
+            raise conflict(
+                "session-waiting",
+                "The session is in no cohort yet.",
+                remedy="Wait for the roster in the session's messages.",
+            )
+        return await driver.get(session.cohort)
+
+    async def get_messages(request: web.Request) -> web.Response:
+        after = bodies.query_int(request, "after", 0)
+        wait_s = bodies.query_number(request, "wait_s", 0, settings.long_poll_max_s)
+        session = await find(request)
+        loop = asyncio.get_running_loop()
+        until = loop.time() + wait_s
+        while True:
+            with core.signals.listen(f"session:{session.id}") as arrived:
+                async with core.database.read() as connection:
+                    found = (
+                        (
+                            await connection.execute(
+                                sa.select(mail.c.message)
+                                .where(mail.c.session == session.id, mail.c.number > after)
+                                .order_by(mail.c.number)
+                                .limit(_MAIL_BATCH)
+                            )
+                        )
+                        .scalars()
+                        .all()
+                    )
+                left = until - loop.time()
+                if found or left <= 0 or not service.ready:
+                    break
+                if session.stale:
+                    break
+                await wait(arrived, left)
+            if session.cohort is None:
+                session = await find(request)
+        if not found and session.stale:
+            raise conflict(
+                "session-stale",
+                "This advert can no longer be in a cohort.",
+                remedy="Check in again and report in with a new advert.",
+            )
+        return bodies.json_response(api.Mail(messages=tuple(found)))
+
+    async def post_message(request: web.Request) -> web.Response:
+        session = await find(request)
+        message = await bodies.read(request, _MESSAGE_CAP, settings)
+        try:
+            cohort = (await live(session)).cohort
+            await cohort.submit(Received(session.index, message, core.clock()))
+        except CohortOver:
+            raise ended() from None
+        return web.Response(status=204)
+
+    async def get_vector(request: web.Request) -> web.Response:
+        session = await find(request)
+        try:
+            uploads = (await live(session)).uploads
+        except CohortOver:
+            raise ended() from None
+        ticket = uploads.ticket(session.index)
+        received = await asyncio.to_thread(uploads.received, session.index)
+        complete = uploads.added(session.index)
+        assert received <= ticket.size_bytes  # noqa: S101  append refuses more
+        return bodies.json_response(api.UploadState(received_bytes=received, complete=complete))
+
+    async def put_vector(request: web.Request) -> web.Response:
+        offset = bodies.query_int(request, "offset", 0)
+        session = await find(request)
+        try:
+            served = await live(session)
+            uploads, index = served.uploads, session.index
+            size = uploads.ticket(index).size_bytes
+            cap = min(settings.upload_chunk_max, max(0, size - offset))
+            bodies.declared_size(request, cap)
+            received = await uploads.append(index, offset, bodies.stream(request, cap, settings))
+            if received == size and not uploads.added(index):
+                await served.adder.add(index)
+        except CohortOver:
+            raise ended() from None
+        return bodies.json_response(
+            api.UploadState(received_bytes=received, complete=uploads.added(index))
+        )
+
+    base = "/v1/sessions/{session:[0-9a-f]{64}}"
+    return [
+        web.get(f"{base}/messages", get_messages),
+        web.post(f"{base}/messages", post_message),
+        web.get(f"{base}/vector", get_vector),
+        web.put(f"{base}/vector", put_vector),
+    ]
+
+
+def ended() -> Refusal:
+    return conflict(
+        "cohort-ended",
+        "The cohort has ended.",
+        remedy="The session's messages say how.",
+    )

@@ -1,0 +1,78 @@
+"""One replica, wired: store, ledger, tasks, driver, access."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import sqlalchemy as sa
+
+from aggregator.access import DeviceAccess, OperatorAccess
+from aggregator.blobs import BlobStore
+from aggregator.cohorts.driver import Driver
+from aggregator.cohorts.janitor import Janitor
+from aggregator.cohorts.releasing import Releaser
+from aggregator.core import Core
+from aggregator.keys import load_keys, private_text
+from aggregator.ledger import Ledger
+from aggregator.partners import Partners
+from aggregator.settings import Settings
+from aggregator.store.database import Database
+from aggregator.tasks import Tasks
+
+
+class Service:
+    """Build, then :meth:`start`; :meth:`close` stops as hard as a crash would, but tidily."""
+
+    def __init__(self, settings: Settings, clock: Callable[[], float] = time.time) -> None:
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
+        self.core = core = Core(
+            settings=settings,
+            keys=load_keys(settings.keys_path),
+            database=Database(settings.database),
+            blobs=BlobStore(settings.blobs_path),
+            clock=clock,
+            pool=ThreadPoolExecutor(settings.opening_threads, "opening"),
+        )
+        if settings.operator_token is not None:
+            token = settings.operator_token.get_secret_value()
+        else:
+            path = settings.data_dir / "operator.token"
+            token = private_text(path, lambda: secrets.token_urlsafe(32))
+        self.operator = OperatorAccess(token)
+        self.ledger = Ledger(core)
+        self.partners = Partners(core)
+        self.tasks = Tasks(core, self.ledger)
+        self.driver = Driver(core, self.tasks, Releaser(core, self.ledger), self.partners)
+        self.janitor = Janitor(core)
+        self.access = DeviceAccess(
+            core.keys.task_public,
+            lambda: self.partners.keys,
+            clock,
+            settings.requests_per_s,
+            settings.request_burst,
+        )
+        self.ready = False
+
+    async def start(self) -> None:
+        await self.core.database.migrate()
+        await self.partners.load()
+        await self.ledger.start()
+        await self.driver.start()
+        self.janitor.start()
+        self.ready = True
+
+    async def close(self) -> None:
+        self.ready = False
+        self.core.signals.notify_all()
+        await self.janitor.close()
+        await self.driver.close()
+        self.core.pool.shutdown(wait=True, cancel_futures=True)
+        await self.core.database.close()
+
+    async def healthy(self) -> bool:
+        """Whether the database answers."""
+        async with self.core.database.read() as connection:
+            return await connection.scalar(sa.select(sa.literal(1))) == 1

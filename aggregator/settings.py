@@ -1,0 +1,92 @@
+"""Every setting of the service: environment ``SECAGG_*``, a TOML file, or arguments, in that order.
+
+Sizes are in bytes and times in seconds; the names say so.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from platformdirs import user_data_path
+from pydantic import Field, SecretStr
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+
+class Settings(BaseSettings):
+    """Settings of one replica.
+
+    Replicas of one service share ``database_url``, ``blob_dir`` and ``keys_dir``; ``data_dir`` is
+    each replica's own (uploads under way, the rendered ledger, and by default everything else).
+    """
+
+    model_config = SettingsConfigDict(env_prefix="SECAGG_", extra="forbid")
+
+    host: str = "127.0.0.1"
+    port: int = 8080  # 0: any free port, printed on standard output
+    admin_host: str = "127.0.0.1"  # dashboard, health and metrics; keep it off the public net
+    admin_port: int = 8081
+
+    data_dir: Path = Field(default_factory=lambda: user_data_path("secagg"))
+    blob_dir: Path | None = None  # default data_dir/blobs
+    keys_dir: Path | None = None  # default data_dir/keys
+    database_url: str | None = None  # default sqlite+aiosqlite in data_dir
+    operator_token: SecretStr | None = None  # default: drawn into data_dir/operator.token
+    ledger_name: str = "secagg.local/ledger"  # origin line of the ledger's checkpoints
+
+    opening_threads: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1)
+    opening_slice: int = Field(default=1 << 18, ge=1)  # coordinates that one thread opens at a time
+    poll_s: float = Field(default=0.5, gt=0)  # how soon another replica's commits are seen
+    long_poll_max_s: float = Field(default=30.0, gt=0)
+    mail_retention_s: float = Field(default=3600.0, ge=0)  # mail of a cohort that has ended
+    opening_lease_s: float = Field(default=120.0, gt=0)  # after that another replica opens
+
+    body_stall_s: float = Field(default=20.0, gt=0)  # a body may pause this long
+    body_min_rate: float = Field(default=2_048.0, ge=0)  # bytes per second, over a whole body
+    upload_chunk_max: int = Field(default=64 << 20, ge=1)  # bytes of one PUT
+    requests_per_s: float = Field(default=50.0, gt=0)  # of one device, sustained
+    request_burst: int = Field(default=200, ge=1)
+    connections_max: int = Field(default=4_096, ge=1)
+
+    log_level: str = "INFO"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        file = os.environ.get("SECAGG_CONFIG")
+        sources: tuple[PydanticBaseSettingsSource, ...] = (init_settings, env_settings)
+        return (*sources, TomlConfigSettingsSource(settings_cls, file)) if file else sources
+
+    @classmethod
+    def load(cls, config: Path | None = None, **overrides: Any) -> Settings:
+        """Settings from a TOML file beneath the environment beneath ``overrides``."""
+        if config is None:
+            return cls(**overrides)
+        fields = TomlConfigSettingsSource(cls, config)()
+        set_by_environment = {name[7:].lower() for name in os.environ if name.startswith("SECAGG_")}
+        merged = {k: v for k, v in fields.items() if k not in set_by_environment}
+        return cls(**{**merged, **overrides})
+
+    @property
+    def blobs_path(self) -> Path:
+        return self.blob_dir or self.data_dir / "blobs"
+
+    @property
+    def keys_path(self) -> Path:
+        return self.keys_dir or self.data_dir / "keys"
+
+    @property
+    def database(self) -> str:
+        return self.database_url or f"sqlite+aiosqlite:///{self.data_dir / 'secagg.db'}"

@@ -1,0 +1,1 @@
+"""The database: everything that must survive a crash, except large blobs."""

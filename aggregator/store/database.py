@@ -1,0 +1,131 @@
+"""The engine: SQLite (one file, the default) or PostgreSQL, through SQLAlchemy Core.
+
+On SQLite a writer takes the write lock at BEGIN (a deferred transaction that upgrades later fails
+at once instead of waiting), and freed pages are zeroed, since the event log holds revealed shares
+until its cohort ends. On PostgreSQL READ COMMITTED suffices: every decision is a conditional
+update or an insert under a primary key.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import alembic.command
+import alembic.config
+import sqlalchemy as sa
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+
+_MIGRATION_LOCK = 0x5EC_A66  # PostgreSQL advisory lock: one replica migrates at a time
+
+
+class Conflict(Exception):
+    """Another writer was first; read again and retry."""
+
+
+class Database:
+    """Connections and transactions of one replica."""
+
+    def __init__(self, url: str) -> None:
+        parsed = make_url(url)
+        self.is_sqlite = parsed.get_backend_name() == "sqlite"
+        options: dict[str, Any] = {"pool_pre_ping": not self.is_sqlite, "hide_parameters": True}
+        if self.is_sqlite and parsed.database:
+            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+            options["connect_args"] = {"timeout": 30}
+        else:
+            options["pool_size"] = 10
+        self._engine = create_async_engine(parsed, **options)
+        self._writer = asyncio.Lock()
+        if self.is_sqlite:
+            sa.event.listen(self._engine.sync_engine, "connect", _configure_sqlite)
+            sa.event.listen(self._engine.sync_engine, "begin", _begin_sqlite)
+
+    async def migrate(self) -> None:
+        """Bring the schema to the newest version; safe when replicas start together."""
+        async with self._engine.connect() as connection:
+            if not self.is_sqlite:
+                await connection.execute(sa.select(sa.func.pg_advisory_lock(_MIGRATION_LOCK)))
+                await connection.commit()
+            await connection.run_sync(_upgrade)
+            await connection.commit()
+            if not self.is_sqlite:
+                await connection.execute(sa.select(sa.func.pg_advisory_unlock(_MIGRATION_LOCK)))
+                await connection.commit()
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[AsyncConnection]:
+        async with self._engine.connect() as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def write(self) -> AsyncIterator[AsyncConnection]:
+        """One transaction; commits at the end, rolls back on an exception.
+
+        Raises:
+            Conflict: a primary key or unique claim was taken by another writer.
+        """
+        try:
+            if not self.is_sqlite:
+                async with self._engine.begin() as connection:
+                    yield connection
+                return
+            # Writers of this process queue here instead of in SQLite's busy handler.
+            async with self._writer, self._engine.connect() as plain:
+                connection = await plain.execution_options(sqlite_write=True)
+                async with connection.begin():
+                    yield connection
+        except IntegrityError as error:
+            raise Conflict(str(error.orig)) from error
+
+    async def checkpoint(self) -> None:
+        """On SQLite, move the write-ahead log into the file and cut it (erased rows leave it)."""
+        if self.is_sqlite:
+            async with self._writer, self._engine.connect() as plain:
+                connection = await plain.execution_options(isolation_level="AUTOCOMMIT")
+                await connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    async def close(self) -> None:
+        await self._engine.dispose()
+
+
+def _configure_sqlite(connection: Any, _: Any) -> None:
+    connection.isolation_level = None  # the driver must not begin on its own
+    cursor = connection.cursor()
+    for pragma in (
+        "journal_mode=WAL",
+        "synchronous=FULL",
+        "foreign_keys=ON",
+        "secure_delete=ON",
+        "busy_timeout=30000",
+    ):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_sqlite(connection: sa.Connection) -> None:
+    writes = connection.get_execution_options().get("sqlite_write", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _upgrade(connection: sa.Connection) -> None:
+    config = alembic.config.Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.attributes["connection"] = connection
+    alembic.command.upgrade(config, "head")
+
+
+async def expect_one(connection: AsyncConnection, statement: sa.Update | sa.Delete) -> None:
+    """Run a conditional update that must hit exactly one row.
+
+    Raises:
+        Conflict: the condition no longer holds.
+    """
+    result = await connection.execute(statement)
+    if result.rowcount != 1:
+        raise Conflict(f"{statement.table.description}: {result.rowcount} rows")

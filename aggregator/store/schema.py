@@ -1,0 +1,144 @@
+"""Tables. Identifiers and digests are hex, times are Unix seconds, sizes are bytes.
+
+``cohort_events`` is the truth about a cohort: its log replays through ``secagg.server`` to the
+same state on any replica, and its primary key is the optimistic lock. What stands beside it in
+``cohorts`` and ``sessions`` is a summary, written in the same transactions.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+metadata = sa.MetaData()
+_Hex = sa.String(64)
+
+partners = sa.Table(
+    "partners",
+    metadata,
+    sa.Column("partner_key", _Hex, primary_key=True),  # Ed25519
+    sa.Column("name", sa.String(200), nullable=False),
+    sa.Column("added_at", sa.Float(53), nullable=False),
+)
+
+tasks = sa.Table(
+    "tasks",
+    metadata,
+    sa.Column("task", sa.String(200), primary_key=True),
+    sa.Column("spec", sa.Text, nullable=False),  # JSON as the operator sent it
+    sa.Column("manifest", sa.LargeBinary, nullable=False),
+    sa.Column("manifest_signature", sa.LargeBinary, nullable=False),
+    sa.Column("manifest_digest", _Hex, nullable=False, unique=True),
+    sa.Column("state", sa.String(16), nullable=False),  # open | paused | finished
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("charges", sa.Integer, nullable=False),  # releases and charged aborts
+    sa.Column("account", sa.Text, nullable=False),  # dp.budget.Account as JSON
+    sa.Column("cohort", _Hex),  # the one open cohort: null when there is none
+    sa.Column("created_at", sa.Float(53), nullable=False),
+)
+
+versions = sa.Table(
+    "versions",
+    metadata,
+    sa.Column("task", sa.String(200), sa.ForeignKey("tasks.task"), primary_key=True),
+    sa.Column("version", sa.Integer, primary_key=True),
+    sa.Column("digest", _Hex, nullable=False, index=True),
+    sa.Column("size_bytes", sa.BigInteger, nullable=False),
+    sa.Column("optimiser_digest", _Hex),  # state of the server optimiser after this version
+    sa.Column("opened_at", sa.Float(53), nullable=False),
+)
+
+sessions = sa.Table(
+    "sessions",
+    metadata,
+    sa.Column("session", _Hex, primary_key=True),  # digest of the signed advert
+    sa.Column("task", sa.String(200), sa.ForeignKey("tasks.task"), nullable=False),
+    sa.Column("identity", _Hex, nullable=False),
+    sa.Column("advert", sa.LargeBinary, nullable=False),
+    sa.Column("model_version", sa.Integer, nullable=False),
+    sa.Column("expires_at", sa.BigInteger, nullable=False),
+    sa.Column("received_at", sa.Float(53), nullable=False),
+    sa.Column("cohort", _Hex, index=True),  # null while waiting
+    sa.Column("roster_index", sa.Integer),
+    sa.Index("sessions_waiting", "task", "cohort", "identity"),
+)
+
+cohorts = sa.Table(
+    "cohorts",
+    metadata,
+    sa.Column("cohort", _Hex, primary_key=True),
+    sa.Column("task", sa.String(200), sa.ForeignKey("tasks.task"), nullable=False, index=True),
+    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("model_version", sa.Integer, nullable=False),
+    sa.Column("state", sa.String(16), nullable=False, index=True),  # open | released | aborted
+    sa.Column("phase", sa.String(32), nullable=False),
+    sa.Column("reason", sa.String(64)),
+    sa.Column("charge", sa.Integer),  # number of the debit, once any device may have sent
+    sa.Column("seq", sa.Integer, nullable=False),  # last event
+    sa.Column("size", sa.Integer, nullable=False),
+    sa.Column("opened_at", sa.Float(53), nullable=False),
+    sa.Column("ended_at", sa.Float(53)),
+    sa.Column("opener", sa.String(64)),  # replica that opens the sum
+    sa.Column("opener_until", sa.Float(53)),
+    sa.UniqueConstraint("task", "model_version", "attempt"),
+)
+
+cohort_events = sa.Table(
+    "cohort_events",
+    metadata,
+    sa.Column("cohort", _Hex, sa.ForeignKey("cohorts.cohort"), primary_key=True),
+    sa.Column("seq", sa.Integer, primary_key=True),
+    sa.Column("kind", sa.String(32), nullable=False),
+    sa.Column("payload", sa.LargeBinary, nullable=False),  # emptied when the cohort has ended
+)
+
+mail = sa.Table(
+    "mail",
+    metadata,
+    sa.Column("session", _Hex, sa.ForeignKey("sessions.session"), primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True),  # from 1
+    sa.Column("message", sa.LargeBinary, nullable=False),
+)
+
+contributions = sa.Table(
+    "contributions",  # the unique claim of a device on its one place in the sum
+    metadata,
+    sa.Column("cohort", _Hex, sa.ForeignKey("cohorts.cohort"), primary_key=True),
+    sa.Column("identity", _Hex, primary_key=True),
+    sa.Column("shard", _Hex, nullable=False),
+    sa.Column("generation", sa.Integer, nullable=False),
+)
+
+partial_sums = sa.Table(
+    "partial_sums",
+    metadata,
+    sa.Column("cohort", _Hex, sa.ForeignKey("cohorts.cohort"), primary_key=True),
+    sa.Column("shard", _Hex, primary_key=True),
+    sa.Column("generation", sa.Integer, nullable=False),
+)
+
+releases = sa.Table(
+    "releases",
+    metadata,
+    sa.Column("task", sa.String(200), sa.ForeignKey("tasks.task"), primary_key=True),
+    sa.Column("release", sa.Integer, primary_key=True),  # = charge
+    sa.Column("cohort", _Hex, nullable=False, unique=True),
+    sa.Column("outcome", sa.String(16), nullable=False),  # released | charged
+    sa.Column("survivors", sa.Integer, nullable=False),  # that accounting counts
+    sa.Column("leaf_index", sa.BigInteger, nullable=False),
+    sa.Column("view", sa.Text, nullable=False),  # JSON for the operator
+)
+
+ledger_leaves = sa.Table(
+    "ledger_leaves",
+    metadata,
+    sa.Column("leaf_index", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("record", sa.LargeBinary, nullable=False),
+)
+
+ledger_head = sa.Table(
+    "ledger_head",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),  # always 1
+    sa.Column("size", sa.BigInteger, nullable=False),
+    sa.Column("checkpoint", sa.Text, nullable=False),
+)

@@ -1,0 +1,170 @@
+"""Tasks: a signed manifest, the versions of its global vector, and what is left of its budget."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+import sqlalchemy as sa
+from nacl.signing import SigningKey
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from aggregator import models
+from aggregator.core import Core
+from aggregator.ledger import Ledger
+from aggregator.problems import conflict, not_found
+from aggregator.store.database import Conflict
+from aggregator.store.schema import partners, tasks, versions
+from dp.budget import Account
+from dp.contracts import TaskSpec, build_manifest
+from dp.records import policy_record, task_record
+from secagg.hashing import encode_parts
+from secagg.manifest import Manifest, decode_manifest, encode_manifest, manifest_digest
+from secagg.server import ServerConfig
+
+
+@dataclass(frozen=True)
+class Task:
+    """What never changes about a task."""
+
+    name: str
+    manifest: Manifest
+    encoded: bytes
+    signature: bytes
+    config: ServerConfig
+
+    @property
+    def digest(self) -> bytes:
+        return self.config.manifest_digest
+
+
+class Tasks:
+    """Creates tasks and caches their unchanging part."""
+
+    def __init__(self, core: Core, ledger: Ledger) -> None:
+        self._core = core
+        self._ledger = ledger
+        self._cache: dict[str, Task] = {}
+
+    async def get(self, name: str) -> Task:
+        """
+        Raises:
+            Refusal: 404 ``not-found``.
+        """
+        if name not in self._cache:
+            async with self._core.database.read() as connection:
+                row = (
+                    await connection.execute(
+                        sa.select(tasks.c.manifest, tasks.c.manifest_signature).where(
+                            tasks.c.task == name
+                        )
+                    )
+                ).first()
+            if row is None:
+                raise not_found("task")
+            self._cache[name] = self._task(row.manifest, row.manifest_signature)
+        return self._cache[name]
+
+    def _task(self, encoded: bytes, signature: bytes) -> Task:
+        manifest = decode_manifest(encoded)
+        config = ServerConfig(manifest, manifest_digest(encoded), self._core.keys.task)
+        return Task(manifest.task, manifest, encoded, signature, config)
+
+    async def create(self, spec: TaskSpec) -> Task:
+        """Check, sign and open a task; version 0 of its vector is zeros.
+
+        Raises:
+            ConfigurationError: from ``dp.contracts``, with the reason.
+            Refusal: 409 ``task-exists``.
+        """
+        core = self._core
+        now = core.clock()
+        async with core.database.read() as connection:
+            keys = (await connection.execute(sa.select(partners.c.partner_key))).scalars().all()
+        manifest = build_manifest(
+            spec,
+            created_at=int(now),
+            task_key=core.keys.task_public,
+            ledger_verifier=self._ledger.verifier,
+            partner_keys=tuple(sorted(bytes.fromhex(key) for key in keys)),
+        )
+        encoded = encode_manifest(manifest)
+        signing_key = SigningKey(core.keys.task.reveal())
+        signature = bytes(signing_key.sign(encode_parts("manifest", encoded)).signature)
+        task = self._task(encoded, signature)
+        model = models.initial(core.blobs, manifest)
+        try:
+            async with core.database.write() as connection:
+                await connection.execute(
+                    sa.insert(tasks).values(
+                        task=task.name,
+                        spec=msgspec.json.encode(spec).decode(),
+                        manifest=encoded,
+                        manifest_signature=signature,
+                        manifest_digest=task.digest.hex(),
+                        state="open",
+                        version=0,
+                        charges=0,
+                        account=open_account(manifest).to_json().decode(),
+                        created_at=now,
+                    )
+                )
+                await insert_version(connection, task.name, 0, model, None, now)
+                await self._ledger.append(connection, [task_record(encoded, signature)])
+        except Conflict as error:
+            raise conflict("task-exists", f"A task named {task.name!r} exists.") from error
+        await self._ledger.publish()
+        return task
+
+    async def switch(self, task: Task, state: str) -> None:
+        """Pause (``paused``) or resume (``open``) a task; an open cohort goes on to its end.
+
+        Raises:
+            Refusal: 409 ``task-finished``.
+        """
+        core = self._core
+        async with core.database.write() as connection:
+            before = await connection.scalar(
+                sa.select(tasks.c.state).where(tasks.c.task == task.name).with_for_update()
+            )
+            if before == "finished":
+                raise conflict(
+                    "task-finished",
+                    "The task has spent its budget.",
+                    remedy="Create a new task.",
+                )
+            if before == state:
+                return
+            await connection.execute(
+                sa.update(tasks).where(tasks.c.task == task.name).values(state=state)
+            )
+            action = "paused" if state == "paused" else "resumed"
+            record = policy_record(task.name, action, int(core.clock()))
+            await self._ledger.append(connection, [record])
+        await self._ledger.publish()
+        core.signals.notify(f"task:{task.name}")
+
+
+def open_account(manifest: Manifest) -> Account:
+    """An account with nothing spent and the task's limits."""
+    return Account(delta=manifest.budget.delta, max_epsilon=manifest.budget.max_epsilon)
+
+
+async def insert_version(
+    connection: AsyncConnection,
+    task: str,
+    version: int,
+    model: models.Stored,
+    optimiser: bytes | None,
+    opened_at: float,
+) -> None:
+    await connection.execute(
+        sa.insert(versions).values(
+            task=task,
+            version=version,
+            digest=model.digest.hex(),
+            size_bytes=model.size_bytes,
+            optimiser_digest=optimiser.hex() if optimiser else None,
+            opened_at=opened_at,
+        )
+    )

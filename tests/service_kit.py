@@ -1,0 +1,301 @@
+"""Drives the real service over loopback with the real device machine: no mock in between."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+import numpy as np
+from aiohttp import web
+from nacl.signing import SigningKey
+
+from aggregator.app import SERVICE, build_app
+from aggregator.settings import Settings
+from dp.contracts import BudgetSpec, CohortSpec, DeadlineSpec, SegmentSpec, TaskSpec
+from dp.mechanisms import encode
+from secagg import api, client
+from secagg.access import issue_access_token
+from secagg.keys import issue_certificate
+from secagg.manifest import decode_manifest, manifest_digest
+from secagg.secret import Secret
+from secagg.tools import system_tools
+
+TOKEN = "operator-token-of-the-tests"
+PARTNER = Secret(os.urandom(32))
+TASK = "statistics"
+QUIET_S = 20.0  # a test that waits longer than this has failed
+
+
+def spec(**changes: Any) -> TaskSpec:
+    """Sums of a vector of ``d`` numbers over 4 devices of which one may vanish."""
+    values: dict[str, Any] = {
+        "task": TASK,
+        "algorithm": "sum",
+        "privacy": "none",
+        "segments": (SegmentSpec(name="count", length=40, clip=100.0),),
+        "cohort": CohortSpec(size_min=4, size_max=4, survivors_min=3),
+        "deadlines": DeadlineSpec(
+            report_s=5, share_s=5, check_s=5, masked_input_s=5, confirm_s=5, unmask_s=5
+        ),
+        "budget": BudgetSpec(max_epsilon=None, releases_max=3),
+    }
+    return TaskSpec(**{**values, **changes})
+
+
+class Served:
+    """One replica on an ephemeral port, over a data folder that outlives it."""
+
+    def __init__(self, data_dir: Path, **settings: Any) -> None:
+        values = {"data_dir": data_dir, "operator_token": TOKEN, "poll_s": 0.05, **settings}
+        self.settings = Settings.load(**values)
+        self.url = ""
+        self._port = 0
+
+    async def start(self) -> None:
+        self.app = build_app(self.settings)
+        self.runner = web.AppRunner(self.app, access_log=None, shutdown_timeout=0.2)
+        await self.runner.setup()
+        site = web.TCPSite(self.runner, "127.0.0.1", self._port)
+        await site.start()
+        self._port = self.runner.addresses[0][1]
+        self.url = f"http://127.0.0.1:{self._port}"
+
+    @property
+    def service(self) -> Any:
+        return self.app[SERVICE]
+
+    async def stop(self) -> None:
+        await self.runner.cleanup()
+
+    async def restart(self) -> None:
+        await self.stop()
+        await self.start()
+
+    async def operator(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        data = None if body is None else msgspec.json.encode(body)
+        async with (
+            aiohttp.ClientSession() as http,
+            http.request(method, f"{self.url}/v1/operator{path}", data=data, headers=headers) as r,
+        ):
+            return r.status, msgspec.json.decode(await r.read())
+
+    async def set_up(self, task: TaskSpec) -> Any:
+        partner = bytes(SigningKey(PARTNER.reveal()).verify_key)
+        status, _ = await self.operator("POST", "/partners", {"name": "p", "key": partner})
+        assert status == 200
+        status, view = await self.operator("POST", "/tasks", task)
+        assert status == 200, view
+        return view
+
+    async def view(self, task: str = TASK) -> Any:
+        return (await self.operator("GET", f"/tasks/{task}"))[1]
+
+    async def until(self, condition: Callable[[Any], bool], task: str = TASK) -> Any:
+        """Poll the operator's view until it is as wanted."""
+        end = time.monotonic() + QUIET_S
+        while time.monotonic() < end:
+            view = await self.view(task)
+            if condition(view):
+                return view
+            await asyncio.sleep(0.02)
+        raise AssertionError(f"never came: {view}")
+
+
+@asynccontextmanager
+async def served(data_dir: Path, task: TaskSpec | None = None, **settings: Any):
+    server = Served(data_dir, **settings)
+    await server.start()
+    try:
+        if task is not None:
+            await server.set_up(task)
+        yield server
+    finally:
+        await server.stop()
+
+
+class Gone(Exception):
+    """The device was told to vanish at this point."""
+
+
+@dataclass
+class Device:
+    """A device with the real machine and the barest transport.
+
+    ``stop_before``: the name of the message before which it vanishes: ``advert``, ``deals``,
+    ``ready``, ``header``, ``vector``, ``half-vector``, ``confirmation``, ``unmask``.
+    """
+
+    server: Served
+    number: int
+    value: np.ndarray
+    stop_before: str | None = None
+    task: str = TASK
+    chunk: int = 1 << 20
+    seed: Secret = field(default_factory=lambda: Secret(os.urandom(32)))
+    hold: Callable[[str], Any] | None = None  # awaited before each message
+
+    def __post_init__(self) -> None:
+        key = bytes(SigningKey(self.seed.reveal()).verify_key)
+        self.certificate = issue_certificate(PARTNER, key, int(time.time()) + 86_400)
+        self.tools = system_tools()
+        self.after = 0
+        self.outcome: Any = None
+        self.sent: list[bytes] = []
+        self.payload = b""
+        self.session = ""
+        self.http: aiohttp.ClientSession | None = None
+
+    async def request(self, method: str, path: str, **arguments: Any) -> tuple[int, bytes]:
+        """One request, repeated while the service is away."""
+        headers = {"Authorization": f"Bearer {await self.token()}", **arguments.pop("headers", {})}
+        assert self.http is not None
+        end = time.monotonic() + QUIET_S
+        while True:
+            try:
+                async with self.http.request(
+                    method, self.server.url + path, headers=headers, **arguments
+                ) as response:
+                    return response.status, await response.read()
+            except aiohttp.ClientError:
+                if time.monotonic() > end:
+                    raise
+                await asyncio.sleep(0.02)
+
+    async def token(self) -> str:
+        audience = self.server.service.core.keys.task_public
+        return issue_access_token(self.seed, self.certificate, audience, time.time())
+
+    async def json(self, method: str, path: str, kind: Any, **arguments: Any) -> Any:
+        status, body = await self.request(method, path, **arguments)
+        assert status == 200, body
+        return msgspec.json.decode(body, type=kind)
+
+    async def point(self, name: str) -> None:
+        if self.hold is not None:
+            await self.hold(name)
+        if self.stop_before == name:
+            raise Gone
+
+    async def run(self) -> Any:
+        """Take part in one cohort; the terminal state, or None if it vanished."""
+        async with aiohttp.ClientSession() as self.http:
+            try:
+                await self.report_in()
+                while self.outcome is None:
+                    await self.listen()
+            except Gone:
+                return None
+        return self.outcome
+
+    async def report_in(self) -> None:
+        offer = await self.json("GET", f"/v1/tasks/{self.task}/offer", api.Offer)
+        manifest = decode_manifest(offer.manifest)
+        self.config = client.ClientConfig(
+            self.seed,
+            self.certificate,
+            manifest,
+            manifest_digest(offer.manifest),
+            manifest.cohort.survivors_min,
+            frozenset(manifest.partner_keys),
+        )
+        self.state, (sent,) = client.advertise(
+            self.config,
+            model_version=offer.model.version,
+            model_digest=offer.model.digest,
+            now_s=time.time(),
+            lifetime_s=600,
+            tools=self.tools,
+        )
+        self.advert = sent.message
+        await self.point("advert")
+        accepted = await self.json("POST", "/v1/adverts", api.AdvertAccepted, data=sent.message)
+        self.session = f"/v1/sessions/{accepted.session}"
+
+    async def listen(self) -> None:
+        path = f"{self.session}/messages?after={self.after}&wait_s=5"
+        status, body = await self.request("GET", path)
+        assert status == 200, body
+        for message in msgspec.json.decode(body, type=api.Mail).messages:
+            self.after += 1
+            await self.feed(client.Received(message, time.time()))
+
+    async def feed(self, event: client.Event) -> None:
+        self.state, effects = client.step(self.config, self.state, event, self.tools)
+        for effect in effects:
+            await self.perform(effect)
+
+    async def perform(self, effect: client.Effect) -> None:
+        match effect:
+            case client.Send(message):
+                names = {"shared": "deals", "checked": "ready", "confirmed": "confirmation"}
+                await self.point(names.get(self.state.phase, "unmask"))
+                await self.post(message)
+            case client.ProvideVector(ctx, _):
+                lanes = encode(
+                    self.config.manifest,
+                    {"count": self.value},
+                    rotation_seed=ctx,
+                    random_bytes=self.tools.random_bytes,
+                )
+                await self.feed(client.VectorReady(lanes))
+            case client.Upload(header, payload):
+                self.payload = payload
+                await self.point("header")
+                await self.post(header)
+                await self.upload(payload)
+            case client.Finished() | client.Failed():
+                self.outcome = effect
+
+    async def post(self, message: bytes) -> int:
+        self.sent.append(message)
+        status, body = await self.request("POST", f"{self.session}/messages", data=message)
+        self.answer = (status, body)
+        return status
+
+    async def upload(self, payload: bytes) -> None:
+        await self.point("vector")
+        while True:
+            status, body = await self.request("GET", f"{self.session}/vector")
+            if status == 409:
+                return
+            done = msgspec.json.decode(body, type=api.UploadState)
+            if done.complete:
+                return
+            offset = done.received_bytes
+            if offset:
+                await self.point("half-vector")
+            part = payload[offset : offset + self.chunk]
+            status, body = await self.request(
+                "PUT", f"{self.session}/vector?offset={offset}", data=part
+            )
+            self.answer = (status, body)
+            if status not in (200, 409):
+                return
+
+
+def one_hot(number: int, length: int = 40) -> np.ndarray:
+    """Device ``number`` counts 1 at its own place, so that a double count shows as a 2."""
+    value = np.zeros(length)
+    value[number] = 1.0
+    return value
+
+
+def devices(server: Served, count: int, **changes: Any) -> list[Device]:
+    return [Device(server, number, one_hot(number), **changes) for number in range(count)]
+
+
+async def current_sum(server: Served, task: str = TASK) -> np.ndarray:
+    """The published vector of the task's current version."""
+    from aggregator import models
+
+    view = await server.view(task)
+    return models.load(server.service.core.blobs, bytes.fromhex(view["model_digest"]))
