@@ -29,7 +29,7 @@ LENGTH = 5
 class RecordedDevice(Device):
     """A device that keeps (state before, event)."""
 
-    def _drive(self, event):  # type: ignore[no-untyped-def]
+    def _drive(self, event):
         self.trace = [*getattr(self, "trace", []), (self.state, event)]
         return super()._drive(event)
 
@@ -37,7 +37,7 @@ class RecordedDevice(Device):
 class RecordedAggregator(Aggregator):
     """An aggregator that keeps (state before, event)."""
 
-    def _step(self, event, number=-1):  # type: ignore[no-untyped-def]
+    def _step(self, event, number=-1):
         self.trace = [*getattr(self, "trace", []), (self.state, event)]
         super()._step(event, number)
 
@@ -66,7 +66,7 @@ class Run:
             message, self.aggregator.state.ctx, signing_key(self.device.config.identity)
         )
 
-    def tools(self):  # type: ignore[no-untyped-def]
+    def tools(self):
         return seeded_tools(7)
 
 

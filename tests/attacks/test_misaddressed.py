@@ -1,0 +1,96 @@
+"""Messages in another device's name, or to the wrong one, cost only their sender."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+import pytest
+from corrupt import CLIENTS, LIAR, assert_released_without, one_hot, rewriting, task
+
+from secagg import messages, server
+from secagg.keys import signing_key
+from secagg.messages import Message
+from secagg.server import collect
+from secagg.simulation import Hooks, Task, run_cohort
+
+
+def misaddressed(field: str) -> Callable[[Task], Hooks]:
+    def hooks(shown: Task) -> Hooks:
+        key = signing_key(shown.devices[LIAR].identity)
+
+        def change(message: Message, ctx: bytes) -> Message | None:
+            if not isinstance(message, messages.Deals):
+                return None
+            changed = []
+            for signed in message.deals:
+                deal, _ = messages.peek(signed, messages.Deal)
+                own = deal.sender
+                values = {
+                    "sender": {"sender": (own + 1) % CLIENTS},
+                    "recipient": {"recipient": own},
+                }[field]
+                changed.append(messages.sign(msgspec.structs.replace(deal, **values), ctx, key))
+            return messages.Deals(ctx, tuple(changed))
+
+        return rewriting(shown, change)
+
+    return hooks
+
+
+@pytest.mark.parametrize("field", ["sender", "recipient"])
+def test_deals_in_anothers_name_or_to_oneself_cost_only_their_sender(field: str) -> None:
+    shown = task()
+    result = run_cohort(shown, one_hot(), hooks=misaddressed(field)(shown))
+    assert (LIAR, "deal-address") in result.refused
+    assert_released_without(result, LIAR)
+
+
+def test_without_the_address_check_one_device_stops_everyone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The weakened aggregator forwards what its recipients must take for its own misdeed."""
+
+    def deal_facts(facts, dealer, recipient, signed):
+        deal, _ = messages.peek(signed, messages.Deal)
+        return server.states.DealFacts(
+            digest=collect.digest("deal", signed),
+            mask_share_hash=deal.mask_share_hash,
+            self_share_hash=deal.self_share_hash,
+            sealed_pair_seed=deal.sealed_pair_seed,
+        )
+
+    monkeypatch.setattr(collect, "_deal_facts", deal_facts)
+    shown = task()
+    result = run_cohort(shown, one_hot(), hooks=misaddressed("sender")(shown))
+    assert isinstance(result.state, server.Aborted)
+
+
+@pytest.mark.parametrize("kind", [messages.Ready, messages.MaskedInput, messages.Confirmation])
+def test_a_message_with_anothers_index_costs_only_its_sender(kind: type[Message]) -> None:
+    shown = task()
+
+    def change(message: Message, ctx: bytes) -> Message | None:
+        if not isinstance(message, kind):
+            return None
+        other = (message.index + 1) % CLIENTS
+        return msgspec.structs.replace(message, index=other)
+
+    result = run_cohort(shown, one_hot(), hooks=rewriting(shown, change))
+    assert (LIAR, "message-context") in result.refused
+    assert_released_without(result, *([] if kind is messages.Confirmation else [LIAR]))
+
+
+def test_a_message_signed_by_another_device_is_refused() -> None:
+    shown = task()
+    other = signing_key(shown.devices[LIAR + 1].identity)
+
+    def upward(sender: int, signed: bytes) -> list[bytes]:
+        if sender != LIAR:
+            return [signed]
+        message, _ = messages.peek(signed, *messages.KINDS)
+        return [messages.sign(message, message.ctx, other)]
+
+    result = run_cohort(shown, one_hot(), hooks=Hooks(upward=upward))
+    assert (LIAR, "signer-unexpected") in result.refused
+    assert_released_without(result, LIAR)
