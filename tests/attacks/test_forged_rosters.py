@@ -122,7 +122,6 @@ def replace_all_keys(adversary: Adversary, victim: int) -> np.ndarray | None:
         return None
     ctx, own = adversary.ctx, adversary.identity(victim)
     pair_seeds, self_shares = {}, {}
-    template = adversary.deals[victim][others[0]]
     for other in others:
         deal, _ = messages.peek(adversary.deals[victim][other], messages.Deal)
         peer = adversary.identity(other)
@@ -134,10 +133,9 @@ def replace_all_keys(adversary: Adversary, victim: int) -> np.ndarray | None:
             mask_key = keys.kem_private_key(mask_secret, MASK_KEY)
             info = seal_info(ctx, own, peer, KIND_PAIR_SEED)
             pair_seeds[other] = Secret(hpke_open(mask_key, info, deal.sealed_pair_seed))
-        genuine, _ = messages.peek(template, messages.Deal)
         adversary.deals[other] = {
             victim: messages.sign(
-                msgspec.structs.replace(genuine, sender=other, recipient=victim), ctx, task_key
+                msgspec.structs.replace(deal, sender=other, recipient=victim), ctx, task_key
             )
         }
     forged = [forge_deal(adversary, other, victim, Secret(b"f" * 32)) for other in others]
