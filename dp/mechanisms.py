@@ -126,13 +126,22 @@ def noisy_sum(
     ``dp.accounting.local_step`` charges, so its cost covers this one.
 
     Args:
-        clipped_sum: float[d], sum of gradients with L2 norm at most ``clip`` each. Coordinates
-            that are not finite count as zero.
+        clipped_sum: float[d], sum of gradients with L2 norm at most ``clip`` each.
 
     Returns:
         float64[d].
+
+    Raises:
+        MechanismError: ``values-not-finite``: zeroing the sum here would be as sensitive as the
+            whole batch, so a gradient that is not finite must become zero before it is clipped.
     """
-    summed = np.nan_to_num(np.asarray(clipped_sum, dtype=np.float64), posinf=0.0, neginf=0.0)
+    summed = np.asarray(clipped_sum, dtype=np.float64)
+    if not np.isfinite(summed).all():
+        raise MechanismError(
+            "values-not-finite",
+            "The sum of clipped gradients is not finite.",
+            remedy="Replace gradients that are not finite by zero before clipping.",
+        )
     for name, value in (("clip", clip), ("noise_multiplier", noise_multiplier)):
         if not (math.isfinite(value) and value > 0):
             raise MechanismError(

@@ -92,7 +92,9 @@ def _poisson(rate: float, base: Mapping[int, float]) -> Mapping[int, float]:
     log_q, log_p = math.log(rate), math.log1p(-rate)
     dense = np.array([0.0, 0.0] + [base[order] for order in range(2, _DENSE_MAX + 1)])
     log_factorial = np.array([math.lgamma(n + 1) for n in range(_DENSE_MAX + 1)])
-    curve = {}
+    # Sampling never costs more than the mechanism on everything (quasi-convexity), which also
+    # serves where the bound is not computed.
+    curve = dict(base)
     for order in range(2, _DENSE_MAX + 1):
         terms = [
             (order - 1) * log_p + math.log(order * rate - rate + 1),
@@ -116,7 +118,6 @@ def _poisson(rate: float, base: Mapping[int, float]) -> Mapping[int, float]:
         every = np.concatenate([np.array(terms), terms_k])
         peak = float(every.max())
         total = peak + math.log(float(np.exp(every - peak).sum()))
-        # Sampling never costs more than the mechanism on everything (quasi-convexity).
         curve[order] = min(max(total, 0.0) / (order - 1) * _OUTWARD + 1e-12, base[order])
     return curve
 

@@ -68,7 +68,7 @@ def statistics(*segments: tuple[str, int, float], **changes: Any) -> TaskSpec:
     )
 
 
-def built(task: TaskSpec | None = None, **changes: Any) -> Manifest:
+def built(task: TaskSpec | None = None, /, **changes: Any) -> Manifest:
     return build_manifest(
         task or spec(**changes),
         created_at=1_700_000_000,

@@ -21,10 +21,17 @@ from dp.contracts.rules import (
     in_range,
     refuse,
 )
-from dp.errors import AccountingError
+from dp.errors import AccountingError, LedgerError
 from dp.grid import examples_factor
+from dp.notes import parse_verifier
 from secagg.errors import ConfigurationError
-from secagg.limits import IDENTITY_KEY_BYTES, MANIFEST_BYTES_MAX, PROTOCOL_VERSION, SUITE
+from secagg.limits import (
+    IDENTITY_KEY_BYTES,
+    MANIFEST_BYTES_MAX,
+    PROTOCOL_VERSION,
+    SEED_BYTES,
+    SUITE,
+)
 from secagg.manifest import Manifest, encode_manifest
 
 ALGORITHMS: dict[str, Algorithm] = {
@@ -66,8 +73,9 @@ def check_manifest(manifest: Manifest) -> None:
     in_range("report_slot_s", manifest.report_slot_s, 0, 30 * 86_400)
     in_range("budget.delta", manifest.budget.delta, 0, 0.1, open_low=True)
     in_range("budget.releases_max", manifest.budget.releases_max, 1, 10**6)
-    _check_privacy(manifest)
     check_grid(manifest.segments)
+    _check_privacy(manifest)
+    _check_adapter(manifest)
     algorithm.check(manifest)
     _check_training(manifest)
     check_noise(manifest)
@@ -101,6 +109,13 @@ def _check_identity(manifest: Manifest) -> None:
         )
     if len(manifest.task_key) != IDENTITY_KEY_BYTES:
         refuse("task-key", "The task key is no Ed25519 key.", found=len(manifest.task_key))
+    in_range("created_at", manifest.created_at, 0, 1 << 52)
+    try:
+        parse_verifier(manifest.ledger_verifier)
+    except LedgerError as error:
+        raise ConfigurationError(
+            "ledger-verifier", "The ledger's verifier key does not parse."
+        ) from error
     keys = manifest.partner_keys
     if not keys or len(set(keys)) != len(keys) or any(len(k) != IDENTITY_KEY_BYTES for k in keys):
         refuse(
@@ -131,6 +146,21 @@ def _check_privacy(manifest: Manifest) -> None:
                     expected=bound,
                     found=device.clip,
                 )
+
+
+def _check_adapter(manifest: Manifest) -> None:
+    adapter = manifest.adapter
+    if adapter is None:
+        return
+    in_range("rank", adapter.rank, 1, 1 << 16)
+    in_range("alpha", adapter.alpha, 1, 1 << 20)
+    if len(adapter.seed) != SEED_BYTES:
+        refuse("adapter-seed", "The seed has another size.", expected=SEED_BYTES)
+    names = [tensor.name for tensor in (*adapter.trainable, *adapter.frozen)]
+    if len(set(names)) != len(names) or not adapter.trainable:
+        refuse("adapter-tensors", "An adapter needs distinct tensors, and some to train.")
+    for tensor in (*adapter.trainable, *adapter.frozen):
+        in_range(f"shape of {tensor.name}", min(tensor.rows, tensor.columns), 1, 1 << 28)
 
 
 def _check_training(manifest: Manifest) -> None:
@@ -165,15 +195,15 @@ def _check_budget(manifest: Manifest) -> None:
         raise ConfigurationError("cost-unknown", f"The cost cannot be vouched for: {error}") from (
             error
         )
-    if cost is not None and not math.isfinite(cost):
-        refuse(
-            "cost-infinite",
-            "So little noise promises nothing.",
-            expected="a finite epsilon",
-            found=cost,
-            remedy="More noise, or privacy = 'none' if none is wanted.",
-        )
     if budget.max_epsilon is None:
+        if cost is not None and not math.isfinite(cost):
+            refuse(
+                "cost-infinite",
+                "An epsilon beyond about 35 is no promise, and is not vouched for.",
+                expected="a finite epsilon",
+                found=cost,
+                remedy="More noise or fewer releases, or privacy = 'none' if none is wanted.",
+            )
         return
     if cost is None:
         refuse(

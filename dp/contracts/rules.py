@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from fractions import Fraction
 
-from dp.contracts.derive import WRAP_LOG2_TARGET, wrap_log2
+from dp.contracts.derive import SHARE_VARIANCE_MAX, WRAP_LOG2_TARGET, wrap_log2
 from dp.grid import clip_units, examples_factor, has_ring_noise, l2_squared_units
 from secagg import limits, parameters
 from secagg.errors import ConfigurationError
@@ -104,6 +104,7 @@ def check_noise(manifest: Manifest) -> None:
             expected=honest,
             found=noise.honest_min,
         )
+    in_range("share_variance", noise.share_variance, 1, SHARE_VARIANCE_MAX)
     needed = needed_variance(manifest)
     if Fraction(noise.share_variance) * honest < needed:
         refuse(
@@ -148,8 +149,7 @@ def check_grid(segments: Sequence[Segment]) -> None:
         if segment.length < 1:
             refuse("segments-wrong", f"Segment {segment.name} is empty.", found=segment.length)
         in_range(f"clip of {segment.name}", segment.clip, 0, 1e12, open_low=True)
-        if segment.scale < 1:
-            refuse("scale-wrong", "A scale is at least 1.", expected=">= 1", found=segment.scale)
+        in_range(f"scale of {segment.name}", segment.scale, 1, 1 << 52)
         units = clip_units(segment.clip, segment.scale)
         if segment.clip_units != units:
             refuse(
