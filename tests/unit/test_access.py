@@ -137,6 +137,11 @@ def test_what_is_no_token_is_malformed(text: str) -> None:
     assert refusal(text) == "token-malformed"
 
 
+def test_a_token_is_capped_before_it_is_decoded() -> None:
+    fat = Certificate(DEVICE_KEY, PARTNER_KEY, NOW + 60, bytes(1_500))
+    assert refusal(handmade(NOW + 60, certificate=fat)) == "token-malformed"
+
+
 def test_whitespace_and_other_spellings_are_refused() -> None:
     whole = token()
     for changed in (whole + "\n", " " + whole, whole[:10] + "\n" + whole[10:], whole + "===="):

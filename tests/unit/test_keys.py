@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from secagg import keys
 from secagg.errors import LocalProtocolError, RemoteProtocolError
-from secagg.hashing import derive
+from secagg.hashing import derive, encode_parts
 from secagg.limits import KEM_PUBLIC_KEY_BYTES, SEAL_OVERHEAD_BYTES
 from secagg.messages import Certificate
 from secagg.secret import Secret
@@ -205,6 +205,13 @@ def test_a_malformed_partner_key_certifies_nobody(partner: bytes) -> None:
     good = certificate()
     changed = Certificate(good.identity_key, partner, good.not_after, good.signature)
     assert refusal(changed, partners=(partner,)) == "certificate-invalid"
+
+
+def test_a_partners_signature_does_not_make_a_key_of_another_size() -> None:
+    short = DEVICE_KEY[:31]
+    signed = encode_parts("certificate", short, PARTNER_KEY, NOW.to_bytes(8, "little"))
+    signature = keys.signing_key(PARTNER).sign(signed).signature
+    assert refusal(Certificate(short, PARTNER_KEY, NOW, signature)) == "certificate-invalid"
 
 
 def test_certificates_are_for_keys_of_32_bytes() -> None:
