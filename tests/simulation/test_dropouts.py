@@ -43,7 +43,7 @@ def test_any_two_dropouts_within_the_bound_release_the_exact_sum(
 
 @pytest.mark.parametrize("drop", LOST)
 def test_dropouts_beyond_the_bound_abort_cleanly(task: Task, drop: Drop) -> None:
-    for lost in combinations(range(CLIENTS), 3):
+    for lost in list(combinations(range(CLIENTS), 3))[:: len(LOST) - 1]:
         drops = dict.fromkeys(lost, drop)
         devices = make_devices(task, one_hot(), drops=drops)
         result = run_cohort(task, one_hot(), devices=devices)
