@@ -15,6 +15,7 @@ from secagg.errors import LocalProtocolError, RemoteProtocolError
 from secagg.keys import signing_key
 from secagg.messages import Roster
 from secagg.simulation import EPOCH_S, make_task, seeded_tools
+from secagg.tools import system_tools
 
 _replace = msgspec.structs.replace
 
@@ -368,3 +369,32 @@ def test_no_state_or_effect_prints_a_secret(phase: str) -> None:
         run.device.config, run.client_states["confirmed"], event, seeded_tools(1)
     )
     assert repr(send) == "Send()"
+
+
+def test_every_advert_draws_its_secrets_anew() -> None:
+    run = recorded_run()
+    adverts = []
+    for _ in range(2):
+        state, (sent,) = client.advertise(
+            run.device.config,
+            model_version=1,
+            model_digest=run.task.model_digest,
+            now_s=EPOCH_S,
+            lifetime_s=60,
+            tools=system_tools(),
+        )
+        assert state.advert == sent.message
+        adverts.append(messages.verify(sent.message, b"", messages.Advert)[0])
+    for name in ("mask_key", "channel_key", "self_seed_commitment", "nonce"):
+        assert getattr(adverts[0], name) != getattr(adverts[1], name)
+
+
+def test_a_cohort_for_which_there_is_no_threshold_ends_the_exchange() -> None:
+    """k = 4 neighbours of which 4 may be corrupt."""
+    run = recorded_run()
+    manifest = run.device.config.manifest
+    cohort = msgspec.structs.replace(manifest.cohort, corrupt_max=4)
+    config = replace(run.device.config, manifest=_replace(manifest, cohort=cohort))
+    state = show(run, roster_of(run), config=config)
+    assert isinstance(state, client.Failed)
+    assert state.reason == "threshold-unreachable"
