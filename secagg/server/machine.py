@@ -89,12 +89,7 @@ def step(config: ServerConfig, state: State, event: Event) -> Outcome:
             expected=sorted(due for phase, due in transitions.SERVER if phase == state.phase),
             found=name,
         )
-    try:
-        outcome = _HANDLERS[name](config, state, event, message)
-    except RemoteProtocolError as error:
-        if error.culprit is None and isinstance(event, Received):
-            error.culprit = state.facts.identity(event.index)  # its signature was verified
-        raise
+    outcome = _HANDLERS[name](config, state, event, message)
     if outcome[0].phase not in transitions.SERVER[state.phase, name]:
         raise AssertionError(f"{state.phase} may not become {outcome[0].phase} on {name}")
     return outcome

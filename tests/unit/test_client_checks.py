@@ -11,12 +11,10 @@ import pytest
 from protocol_run import CLIENTS, Run, recorded_run, secrets_in
 
 from secagg import client, messages
-from secagg.context import advert_digest
 from secagg.errors import LocalProtocolError, RemoteProtocolError
 from secagg.keys import signing_key
 from secagg.messages import Roster
 from secagg.simulation import EPOCH_S, make_task, seeded_tools
-from secagg.tools import system_tools
 
 _replace = msgspec.structs.replace
 
@@ -370,73 +368,3 @@ def test_no_state_or_effect_prints_a_secret(phase: str) -> None:
         run.device.config, run.client_states["confirmed"], event, seeded_tools(1)
     )
     assert repr(send) == "Send()"
-
-
-def test_every_advert_draws_its_secrets_anew() -> None:
-    run = recorded_run()
-    adverts = []
-    for _ in range(2):
-        state, (sent,) = client.advertise(
-            run.device.config,
-            model_version=1,
-            model_digest=run.task.model_digest,
-            now_s=EPOCH_S,
-            lifetime_s=60,
-            tools=system_tools(),
-        )
-        assert state.advert == sent.message
-        adverts.append(messages.verify(sent.message, b"", messages.Advert)[0])
-    for name in ("mask_key", "channel_key", "self_seed_commitment", "nonce"):
-        assert getattr(adverts[0], name) != getattr(adverts[1], name)
-
-
-def test_a_cohort_for_which_there_is_no_threshold_ends_the_exchange() -> None:
-    """k = 4 neighbours of which 4 may be corrupt."""
-    run = recorded_run()
-    manifest = run.device.config.manifest
-    cohort = msgspec.structs.replace(manifest.cohort, corrupt_max=4)
-    config = replace(run.device.config, manifest=_replace(manifest, cohort=cohort))
-    state = show(run, roster_of(run), config=config)
-    assert isinstance(state, client.Failed)
-    assert state.reason == "threshold-unreachable"
-
-
-def entry_of_another_device(roster: Roster) -> Roster:
-    """A neighbour's genuine advert under another identity key, in order."""
-    place = 1 if roster.index == 0 else 0
-    entries = list(roster.entries)
-    key = entries[1].identity_key[:-1] + b"\xff" if place else bytes(32)
-    entries[place] = _replace(entries[place], identity_key=key)
-    return _replace(roster, entries=tuple(entries))
-
-
-def test_a_neighbours_advert_under_another_name_ends_the_exchange() -> None:
-    run = recorded_run()
-    state = show(run, entry_of_another_device(roster_of(run)))
-    assert isinstance(state, client.Failed)
-    assert state.reason == "roster-advert"
-
-
-def test_a_neighbours_malformed_key_ends_the_exchange_and_names_it() -> None:
-    """An honest aggregator would not have admitted it."""
-    run = recorded_run()
-    roster = roster_of(run)
-    neighbour, signed = roster.neighbour_adverts[0]
-    advert, _ = messages.peek(signed, messages.Advert)
-    owner = next(
-        config
-        for config in run.task.devices
-        if config.certificate.identity_key == advert.certificate.identity_key
-    )
-    bad = messages.sign(_replace(advert, channel_key=bytes(1216)), b"", signing_key(owner.identity))
-    entries = list(roster.entries)
-    entries[neighbour] = _replace(entries[neighbour], advert_digest=advert_digest(bad))
-    changed = _replace(
-        roster,
-        entries=tuple(entries),
-        neighbour_adverts=((neighbour, bad), *roster.neighbour_adverts[1:]),
-    )
-    state = show(run, changed)
-    assert isinstance(state, client.Failed)
-    assert state.reason == "kem-key-malformed"
-    assert state.culprit == advert.certificate.identity_key

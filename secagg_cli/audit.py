@@ -1,0 +1,142 @@
+"""``secagg audit``: verify a ledger offline or over HTTP, and render it for people."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from secagg_cli.output import EXIT_REFUSED, CommandError, Format, FormatOption, Output
+
+if TYPE_CHECKING:
+    from dp.audit import AuditResult
+
+app = typer.Typer(no_args_is_help=True, help="Verify what an aggregator released.")
+LedgerArgument = Annotated[str, typer.Argument(help="Ledger folder, or the URL of one.")]
+KeyOption = Annotated[
+    str,
+    typer.Option(
+        help="The ledger's verifier key, or a file with it. Get it from someone you trust: a key "
+        "found beside a ledger proves only that the two fit together."
+    ),
+]
+
+Reader = Callable[[str], bytes | None]
+
+
+@app.command("verify")
+def verify(ledger: LedgerArgument, key: KeyOption, format: FormatOption = Format.text) -> None:
+    """Check every signature, hash and epsilon of a ledger. Exit code 1 if anything is wrong."""
+    with Output(format) as out:
+        result = audit_ledger(ledger, key)
+        _say_verdict(out, result)
+        out.result(verdict(result))
+        if not result.verified:
+            raise typer.Exit(EXIT_REFUSED)
+
+
+@app.command("report")
+def report(
+    ledger: LedgerArgument,
+    key: KeyOption,
+    out_file: Annotated[Path, typer.Option("--out", help="File to write, .html or .json.")],
+    format: FormatOption = Format.text,
+) -> None:
+    """Verify a ledger and write its report: what was released and what it cost."""
+    with Output(format) as out:
+        from dp.report import report_data
+        from secagg_cli.report import write_report
+
+        result = audit_ledger(ledger, key)
+        write_report(out_file, report_data(result))
+        _say_verdict(out, result)
+        out.say(f"{out_file} written")
+        out.result({**verdict(result), "report": str(out_file)})
+        if not result.verified:
+            raise typer.Exit(EXIT_REFUSED)
+
+
+def _say_verdict(out: Output, result: AuditResult) -> None:
+    for problem in result.problems:
+        where = "" if problem.leaf is None else f" (record {problem.leaf})"
+        out.say(f"problem{where}: {problem.message} [{problem.reason}]", style="red")
+    epsilon = "none" if result.epsilon is None else f"{result.epsilon:.4f}"
+    out.say(
+        f"{'Verified' if result.verified else 'NOT verified'}: {result.tree_size} records, "
+        f"{result.releases} releases, epsilon {epsilon}"
+    )
+
+
+def audit_ledger(ledger: str, key: str) -> AuditResult:
+    """The whole verdict, with every task and release.
+
+    Raises:
+        CommandError: ``ledger-missing``, ``verifier-key`` or ``server-unreachable``. What is wrong
+            *in* the ledger is in the result.
+    """
+    from dp.audit import verify_ledger
+
+    return verify_ledger(ledger_reader(ledger), read_key(key))
+
+
+def verdict(result: AuditResult) -> dict[str, Any]:
+    """The keys of ``secagg audit verify --format json``."""
+    return {
+        "verified": result.verified,
+        "tree_size": result.tree_size,
+        "releases": result.releases,
+        "charged": result.charged,
+        "epsilon": result.epsilon,
+        "problems": [
+            {"reason": problem.reason, "message": problem.message, "leaf": problem.leaf}
+            for problem in result.problems
+        ],
+        "root": result.root,
+        "origin": result.origin,
+    }
+
+
+def read_key(key: str) -> str:
+    """The verifier key itself, or the content of a file that holds it."""
+    path = Path(key)
+    try:
+        if path.is_file():
+            return path.read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CommandError("verifier-key", f"{key} cannot be read: {error}") from error
+    return key.strip()
+
+
+def ledger_reader(ledger: str) -> Reader:
+    """Reads a ledger's files by their path in the tlog-tiles layout; None where there is none."""
+    if ledger.startswith(("http://", "https://")):
+        return _http_reader(ledger.rstrip("/"))
+    folder = Path(ledger)
+    if not folder.is_dir():
+        raise CommandError(
+            "ledger-missing",
+            f"{ledger} is not a folder.",
+            remedy="Give the folder that holds `checkpoint`, or a URL.",
+        )
+
+    def read(path: str) -> bytes | None:
+        file = folder / path
+        return file.read_bytes() if file.is_file() else None
+
+    return read
+
+
+def _http_reader(base: str) -> Reader:
+    from secagg_cli.operator import request
+
+    def read(path: str) -> bytes | None:
+        try:
+            return request("GET", f"{base}/{path}")
+        except CommandError as error:
+            if error.reason in ("http-404", "not-found"):
+                return None
+            raise
+
+    return read

@@ -1,0 +1,321 @@
+"""``secagg bench mask``: masking and opening beside the raw key stream, in one process.
+
+The limit is the time that AES-256-CTR of the ``cryptography`` package alone needs for the bytes
+that must be expanded, with as many threads as the measured work. Limit and work are measured in
+turns and the best of each counts, so that other load on the machine disturbs both alike.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from secagg_cli.output import CommandError, Format, FormatOption, Output
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from secagg.masks import MaskTerm
+
+app = typer.Typer(no_args_is_help=True, help="Measure on this machine.")
+
+_RAW_CHUNK_BYTES = 128 * 1024  # stays in cache, as the masking does
+_RAW_SAMPLE_BYTES = 256 * 1024 * 1024  # raw bytes measured at a time, then scaled
+_PROBE_COORDINATES = 256  # coordinates whose opened sum is compared with the true one
+
+
+@app.callback()
+def _bench() -> None:
+    """Keeps ``mask`` a subcommand."""
+
+
+@app.command("mask")
+def mask(
+    clients: Annotated[int, typer.Option(help="Devices in the cohort.", min=2)],
+    length: Annotated[int, typer.Option(help="Coordinates of each vector.", min=1)],
+    bits: Annotated[int, typer.Option(help="Bits per coordinate.", min=8, max=62)],
+    dropout: Annotated[float, typer.Option(help="Fraction that drops.", min=0, max=0.9)] = 0.1,
+    degree: Annotated[
+        int | None, typer.Option(help="Neighbours per device; default: all others.", min=1)
+    ] = None,
+    repeat: Annotated[int, typer.Option(help="Measure so often; the best counts.", min=1)] = 3,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads of the opening; default: all cores.", min=1)
+    ] = None,
+    format: FormatOption = Format.text,
+) -> None:
+    """One device's masking and the server's opening, and what they take beyond the key stream."""
+    with Output(format) as out:
+        workload = _workload(clients, length, bits, dropout, degree)
+        workers = threads or os.cpu_count() or 1
+        out.say(
+            f"{clients} devices, {length:,} coordinates of {bits} bits, {workload.degree} "
+            f"neighbours, {len(workload.dropped)} dropped; opening on {workers} thread(s)"
+        )
+        result = _measure(workload, workers, repeat)
+        ratio_client = result["client_mask_s"] / result["client_limit_s"]
+        ratio_server = result["server_open_s"] / result["server_limit_s"]
+        out.table(
+            None,
+            ["", "seconds", "limit", "ratio", "peak memory"],
+            [
+                [
+                    "device masks",
+                    f"{result['client_mask_s']:.3f}",
+                    f"{result['client_limit_s']:.3f}",
+                    f"{ratio_client:.2f}",
+                    f"{result['client_peak_bytes'] / 2**20:.1f} MiB",
+                ],
+                [
+                    "server opens",
+                    f"{result['server_open_s']:.3f}",
+                    f"{result['server_limit_s']:.3f}",
+                    f"{ratio_server:.2f}",
+                    f"{result['server_peak_bytes'] / 2**20:.1f} MiB",
+                ],
+            ],
+        )
+        out.say(f"A device uploads {result['upload_bytes']:,} bytes.")
+        out.result(
+            {
+                **result,
+                "client_ratio": round(ratio_client, 3),
+                "server_ratio": round(ratio_server, 3),
+                "clients": clients,
+                "length": length,
+                "bits": bits,
+                "degree": workload.degree,
+                "dropped": len(workload.dropped),
+                "threads": workers,
+            }
+        )
+
+
+@dataclass(frozen=True)
+class _Workload:
+    """A cohort's masks, made at random.
+
+    Device i and device j share ``pair_keys[min, max]``; the smaller index adds, the larger
+    subtracts.
+    """
+
+    clients: int
+    length: int
+    payload_length: int
+    bits: int
+    degree: int
+    dropped: frozenset[int]
+    self_keys: tuple[bytes, ...]
+    pair_keys: dict[tuple[int, int], bytes]
+
+    def neighbours(self, index: int) -> Iterator[int]:
+        if self.degree == self.clients - 1:
+            yield from (other for other in range(self.clients) if other != index)
+            return
+        for step in range(1, self.degree // 2 + 1):
+            yield (index + step) % self.clients
+            yield (index - step) % self.clients
+
+    def client_terms(self, index: int) -> list[MaskTerm]:
+        return [
+            _term(self.self_keys[index], 1),
+            *(
+                _term(self.pair_keys[_edge(index, other)], 1 if index < other else -1)
+                for other in self.neighbours(index)
+            ),
+        ]
+
+    def opening_terms(self) -> list[MaskTerm]:
+        """What is added to remove the survivors' self masks, and the pair masks that the dropped
+        left uncancelled."""
+        survivors = [index for index in range(self.clients) if index not in self.dropped]
+        terms = [_term(self.self_keys[index], -1) for index in survivors]
+        for index in survivors:
+            terms += [
+                _term(self.pair_keys[_edge(index, other)], -1 if index < other else 1)
+                for other in self.neighbours(index)
+                if other in self.dropped
+            ]
+        return terms
+
+
+def _edge(one: int, other: int) -> tuple[int, int]:
+    return (min(one, other), max(one, other))
+
+
+def _term(key: bytes, sign: Literal[1, -1]) -> MaskTerm:
+    from secagg.masks import MaskTerm
+    from secagg.secret import Secret
+
+    return MaskTerm(Secret(key), sign)
+
+
+def _workload(
+    clients: int, length: int, bits: int, dropout: float, degree: int | None
+) -> _Workload:
+    from secagg.limits import SLICE_LENGTH
+    from secagg.ring import payload_length
+
+    if degree is None or degree == clients - 1:
+        degree = clients - 1
+    elif degree > clients - 1 or degree % 2:
+        raise CommandError(
+            "degree",
+            "The degree must be even and below the number of devices.",
+            expected=f"an even number below {clients}",
+            found=degree,
+            remedy="Leave --degree out for the complete graph.",
+        )
+    dropped = frozenset(range(int(dropout * clients + 0.5)))
+    draft = _Workload(
+        clients,
+        length,
+        payload_length(length, SLICE_LENGTH),
+        bits,
+        degree,
+        dropped,
+        tuple(secrets.token_bytes(32) for _ in range(clients)),
+        {},
+    )
+    for index in range(clients):
+        for other in draft.neighbours(index):
+            draft.pair_keys.setdefault(_edge(index, other), secrets.token_bytes(32))
+    return draft
+
+
+def _measure(workload: _Workload, threads: int, repeat: int) -> dict[str, Any]:
+    import numpy as np
+
+    from secagg import ring
+    from secagg.masks import apply_masks
+    from secagg_cli.upload import upload_bytes
+
+    lanes = ring.lane_dtype(workload.bits)
+    vector = np.zeros(workload.payload_length, lanes)
+    client_terms = workload.client_terms(workload.clients - 1)
+    opening_terms = workload.opening_terms()
+    lane_bytes = np.dtype(lanes).itemsize * workload.payload_length
+    client_bytes = lane_bytes * len(client_terms)
+    server_bytes = lane_bytes * len(opening_terms)
+    partial = np.zeros(workload.payload_length, lanes)
+
+    def client() -> None:
+        apply_masks(vector, client_terms, workload.bits)
+
+    with ThreadPoolExecutor(threads) as pool:
+
+        def server() -> None:
+            _open(workload, opening_terms, partial, pool, threads)
+
+        client_mask_s, client_limit_s = _best(client, lambda: _raw(client_bytes, None, 1), repeat)
+        server_open_s, server_limit_s = _best(
+            server, lambda: _raw(server_bytes, pool, threads), repeat
+        )
+        client_peak = _peak_bytes(client)
+        server_peak = _peak_bytes(server)
+        _check(workload, opening_terms, pool, threads)
+    return {
+        "client_mask_s": round(client_mask_s, 6),
+        "server_open_s": round(server_open_s, 6),
+        "client_limit_s": round(client_limit_s, 6),
+        "server_limit_s": round(server_limit_s, 6),
+        "upload_bytes": upload_bytes(
+            workload.payload_length, workload.bits, workload.clients, workload.degree
+        ),
+        "client_peak_bytes": client_peak + vector.nbytes,
+        "server_peak_bytes": server_peak + partial.nbytes,
+    }
+
+
+def _open(
+    workload: _Workload,
+    terms: Sequence[MaskTerm],
+    partial: np.ndarray,
+    pool: ThreadPoolExecutor,
+    threads: int,
+) -> None:
+    from secagg.opening import OpeningPlan, open_slice
+
+    plan = OpeningPlan(workload.bits, workload.payload_length, tuple(terms))
+    # More pieces than threads, so that a thread that was disturbed delays nobody.
+    step = max(1, -(-workload.payload_length // (4 * threads)))
+    starts = range(0, workload.payload_length, step)
+    for job in [
+        pool.submit(open_slice, plan, partial, lo, min(lo + step, workload.payload_length))
+        for lo in starts
+    ]:
+        job.result()
+
+
+def _check(
+    workload: _Workload, terms: Sequence[MaskTerm], pool: ThreadPoolExecutor, threads: int
+) -> None:
+    """Mask the last coordinates for every survivor and see that the opening removes all of it."""
+    import numpy as np
+
+    from secagg import ring
+    from secagg.masks import apply_masks
+
+    dtype = ring.lane_dtype(workload.bits)
+    lo = max(0, workload.payload_length - _PROBE_COORDINATES)
+    partial = np.zeros(workload.payload_length, dtype)
+    for index in range(workload.clients):
+        if index not in workload.dropped:
+            piece = np.full(workload.payload_length - lo, 1, dtype)
+            apply_masks(piece, workload.client_terms(index), workload.bits, lo)
+            ring.add_into(partial[lo:], piece, workload.bits)
+    _open(workload, terms, partial, pool, threads)
+    survivors = workload.clients - len(workload.dropped)
+    if not bool((ring.centred(partial[lo:], workload.bits) == survivors).all()):
+        raise CommandError("sum-wrong", "The opened sum differs from the true sum.")
+
+
+def _raw(total_bytes: int, pool: ThreadPoolExecutor | None, threads: int) -> float:
+    """Seconds for ``total_bytes`` of AES-256-CTR: a sample, scaled."""
+    sample = min(total_bytes, _RAW_SAMPLE_BYTES)
+    start = time.perf_counter()
+    if pool is None:
+        _key_stream(sample)
+    else:
+        for job in [pool.submit(_key_stream, sample // threads) for _ in range(threads)]:
+            job.result()
+    return (time.perf_counter() - start) * total_bytes / sample
+
+
+def _key_stream(size_bytes: int) -> None:
+    from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
+    encryptor = Cipher(algorithms.AES256(secrets.token_bytes(32)), modes.CTR(bytes(16))).encryptor()
+    zeros = bytes(_RAW_CHUNK_BYTES)
+    buffer = bytearray(_RAW_CHUNK_BYTES)
+    for _ in range(max(1, size_bytes // _RAW_CHUNK_BYTES)):
+        encryptor.update_into(zeros, buffer)
+
+
+def _best(work: Callable[[], None], limit: Callable[[], float], repeat: int) -> tuple[float, float]:
+    """Best seconds of the work and of its limit, measured in turns."""
+    work_s, limit_s = [], []
+    for _ in range(repeat):
+        limit_s.append(limit())
+        start = time.perf_counter()
+        work()
+        work_s.append(time.perf_counter() - start)
+    return min(work_s), min(limit_s)
+
+
+def _peak_bytes(work: Callable[[], None]) -> int:
+    """What Python and numpy allocate during the work, at the peak, above what was there before."""
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()

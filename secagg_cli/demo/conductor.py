@@ -1,0 +1,199 @@
+"""The demo's rounds: who is held, who is killed, who comes back, and what was released.
+
+A device waits at ``masking`` (the masking set is fixed, nothing is uploaded) and at ``uploaded``
+(its vector is in the sum, nothing is unmasked) until the conductor lets it go on or kills it.
+"""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from secagg_cli.demo.board import Board
+from secagg_cli.demo.devices import EXIT, HOLD_AT, Device, Report, device_failed
+from secagg_cli.demo.kills import KillPlan
+from secagg_cli.demo.service import Service
+from secagg_cli.output import CommandError
+
+SILENCE_MAX_S = 900.0  # a device's training may take long; nothing at all for this long is a fault
+_POLL_S = 1.0
+_ATTEMPTS_WITH_KILLS = 2  # after that a round runs undisturbed, so that the demo ends
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """One release as the aggregator tells it, and what the conductor did to the devices."""
+
+    number: int
+    release: dict[str, Any]
+    killed: tuple[int, ...]
+    resumed: int | None
+    seconds: float
+
+
+class Conductor:
+    """Runs all rounds. ``run`` raises CommandError if a device or the service fails."""
+
+    def __init__(
+        self,
+        *,
+        task: str,
+        service: Service,
+        devices: Sequence[Device],
+        reports: queue.SimpleQueue[Report],
+        plan: KillPlan,
+        board: Board,
+        on_round: Callable[[RoundRecord], None],
+        say: Callable[[str], None],
+    ) -> None:
+        self._task = task
+        self._service = service
+        self._operator = service.operator()
+        self._devices = devices
+        self._reports = reports
+        self._plan = plan
+        self._board = board
+        self._on_round = on_round
+        self._say = say
+
+    def run(self, rounds: int) -> list[RoundRecord]:
+        records = []
+        for number in range(1, rounds + 1):
+            record = _Round(self, number).run()
+            records.append(record)
+            self._board.round_done(number)
+            self._on_round(record)
+        self._end_devices()
+        return records
+
+    def next_report(self) -> Report | None:
+        """The next report of a living process; None when it is time to look around."""
+        try:
+            report = self._reports.get(timeout=_POLL_S)
+        except queue.Empty:
+            return None
+        device = self._devices[report.device]
+        if report.life != device.life or not device.running:
+            return None
+        if report.kind == EXIT:
+            device.forget()
+            if report.detail["code"] != 0:
+                raise device_failed(device, f"ended with code {report.detail['code']}")
+        elif report.kind == "refused":
+            raise device_failed(device, f"refused the task: {report.detail}")
+        else:
+            self._board.show(report.device, report.kind)
+        return report
+
+    def releases(self) -> list[dict[str, Any]]:
+        """The task's releases so far, oldest first."""
+        return [
+            release
+            for release in self._operator.task(self._task)["releases"]
+            if release["outcome"] == "released"
+        ]
+
+    def check_service(self) -> None:
+        error = self._service.failed()
+        if error is not None:
+            raise error
+
+    def _end_devices(self) -> None:
+        """The task is over; devices see it and end by themselves."""
+        deadline = time.monotonic() + 60.0
+        while any(device.running for device in self._devices) and time.monotonic() < deadline:
+            report = self.next_report()
+            if report is not None and report.kind in HOLD_AT:
+                self._devices[report.device].go()
+            self.check_service()
+        for device in self._devices:
+            device.kill()
+
+
+class _Round:
+    """One release, over as many cohorts as it takes."""
+
+    def __init__(self, conductor: Conductor, number: int) -> None:
+        self._c = conductor
+        self._number = number
+        self._start = time.monotonic()
+        self._heard = self._start
+        self._attempt = 1
+        self._killed: set[int] = set()
+        self._resumed: int | None = None
+        self._sessions: set[str] = set()
+
+    def run(self) -> RoundRecord:
+        self._start_the_dead()
+        look = True
+        while True:
+            if look and len(releases := self._c.releases()) >= self._number:
+                return RoundRecord(
+                    self._number,
+                    releases[self._number - 1],
+                    tuple(sorted(self._killed)),
+                    self._resumed,
+                    time.monotonic() - self._start,
+                )
+            report = self._c.next_report()
+            look = report is not None and report.kind == "released"
+            if report is not None:
+                self._heard = time.monotonic()
+                self._handle(report)
+            self._c.check_service()
+            if time.monotonic() - self._heard > SILENCE_MAX_S:
+                raise CommandError(
+                    "demo-silent",
+                    f"No device has said anything for {SILENCE_MAX_S:.0f} s.",
+                    remedy="See the logs in the demo's folder.",
+                )
+
+    def _handle(self, report: Report) -> None:
+        device = self._c._devices[report.device]
+        if report.kind == EXIT:
+            raise device_failed(device, "left before the task was over")
+        if report.kind == "reported" and report.session is not None:
+            self._sessions.add(report.session)
+        elif report.kind == "masking" and report.device in self._victims():
+            device.kill()
+            self._killed.add(report.device)
+            self._c._board.show(report.device, "killed")
+        elif report.kind == "uploaded" and report.device == self._next_resumer():
+            device.kill()
+            self._resumed = report.device
+            device.start()
+            self._c._board.show(report.device, "killed, resuming")
+        elif report.kind in HOLD_AT:
+            device.go()
+        elif report.kind == "aborted" and report.session in self._sessions:
+            self._begin_again(report)
+
+    def _victims(self) -> frozenset[int]:
+        if self._attempt > _ATTEMPTS_WITH_KILLS:
+            return frozenset()
+        return self._c._plan.victims(self._number)
+
+    def _next_resumer(self) -> int | None:
+        if self._resumed is not None or self._attempt > _ATTEMPTS_WITH_KILLS:
+            return None
+        return self._c._plan.resumer(self._number)
+
+    def _begin_again(self, report: Report) -> None:
+        """The cohort was aborted (a machine that is too busy can do that): form a new one."""
+        self._c._say(
+            f"round {self._number}: the cohort was aborted "
+            f"({report.detail.get('reason', 'no reason given')}); forming another"
+        )
+        self._attempt += 1
+        self._sessions.clear()  # the other devices' word of the same abort
+        self._killed.clear()
+        self._resumed = None
+        self._start_the_dead()
+
+    def _start_the_dead(self) -> None:
+        for device in self._c._devices:
+            if not device.running:
+                device.start()

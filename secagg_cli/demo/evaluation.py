@@ -1,0 +1,79 @@
+"""What training was good for: held-out loss and one generated answer, before and after.
+
+The model is loaded once; the adapter is loaded with plain peft onto the same weights.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+
+if TYPE_CHECKING:
+    from secagg_cli.corpus import Pair
+
+T = TypeVar("T")
+_NEW_TOKENS = 32
+
+
+class Measured(NamedTuple):
+    """``loss``: mean over the held-out pairs of each answer's mean loss per token, in nats."""
+
+    loss: float
+    answer: str
+
+
+class Background(Generic[T]):
+    """A computation in a thread; ``result`` waits for it and raises what it raised."""
+
+    def __init__(self, work: Callable[[], T]) -> None:
+        self._outcome: list[T] = []
+        self._error: BaseException | None = None
+        self._work = work
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._outcome.append(self._work())
+        except BaseException as error:  # raised again in the thread that asks
+            self._error = error
+
+    def result(self) -> T:
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        return self._outcome[0]
+
+
+class Evaluator:
+    """The conductor's own copy of the base model."""
+
+    def __init__(self, folder: Path, heldout: Sequence[Pair]) -> None:
+        from secagg_cli.models import load_model
+
+        self.model, self.tokenizer = load_model(folder)
+        self._heldout = list(heldout)
+        self.max_tokens = 64  # of one pair, as in training
+
+    def measure(self, prompt: str) -> Measured:
+        """The base model alone."""
+        return self._measure(self.model, prompt)
+
+    def measure_adapter(self, adapter: Path, prompt: str) -> Measured:
+        """With the adapter that plain ``PeftModel.from_pretrained`` loads."""
+        from peft import PeftModel
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft's use of transformers' old names
+            model = PeftModel.from_pretrained(self.model, str(adapter))
+        return self._measure(model, prompt)
+
+    def _measure(self, model: Any, prompt: str) -> Measured:
+        from client_sdk.evaluation import evaluate, generate_answer
+
+        loss = evaluate(model, self.tokenizer, self._heldout, max_tokens=self.max_tokens)
+        answer = generate_answer(model, self.tokenizer, prompt, max_new_tokens=_NEW_TOKENS)
+        return Measured(loss, answer)

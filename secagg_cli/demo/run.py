@@ -1,0 +1,280 @@
+"""One run of the demo, from the model on disk to the verified ledger and the report."""
+
+from __future__ import annotations
+
+import json
+import math
+import queue
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from secagg_cli.audit import audit_ledger
+from secagg_cli.demo.board import Board
+from secagg_cli.demo.conductor import Conductor, RoundRecord
+from secagg_cli.demo.devices import Device, Report
+from secagg_cli.demo.evaluation import Background, Evaluator, Measured
+from secagg_cli.demo.kills import KillPlan, plan_kills
+from secagg_cli.demo.memory import MemoryMeter
+from secagg_cli.demo.service import Service
+from secagg_cli.demo.summary import print_round, print_summary, round_json
+from secagg_cli.enroll import enrol, partner_key
+from secagg_cli.output import CommandError, Output
+from secagg_cli.processes import Children
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from dp.audit import AuditResult
+    from dp.contracts import TaskSpec
+    from secagg.manifest import Manifest
+    from secagg_cli.corpus import ClientData
+
+TASK = "demo"
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """The command line. ``device_noise`` 0: no device-level noise."""
+
+    model: str
+    clients: int
+    rounds: int
+    drop: float
+    privacy: str
+    device_noise: float
+    algorithm: str
+    folder: Path
+
+
+def run_demo(options: DemoOptions, out: Output) -> dict[str, Any]:
+    """Run everything; returns the keys of ``--format json``.
+
+    No process outlives this call, however it ends.
+    """
+    from secagg_cli.corpus import load_clients
+
+    start = time.monotonic()
+    plan, message = plan_kills(options.clients, options.drop)
+    if message:
+        out.warn(message)
+    clients = load_clients(options.clients)
+    heldout = [pair for client in clients for pair in client.heldout]
+    prompt = heldout[0][0]
+    model_folder = prepare_model(options.model, out)
+    with Children() as children, MemoryMeter(children.pids) as memory:
+        service = Service(options.folder / "server", children)
+        service.start()
+        out.say(f"aggregator: {service.url}, a process of its own, SQLite in {service.data_dir}")
+        spec, evaluator = _prepare(options, plan, model_folder, heldout)
+        devices, reports = _enrol(
+            options, plan, spec, model_folder, clients, service, children, out
+        )
+        # Measured while the devices load and train.
+        before = Background(lambda: evaluator.measure(prompt))
+        records = _conduct(options, plan, service, devices, reports, out)
+        vector = service.operator().model(TASK)
+        service.stop()
+        audit, files = _audit(options.folder, service)
+        adapter = _write_adapter(options.folder / "adapter", _manifest(audit), vector)
+        out.say("measuring the held-out loss with the adapter ...")
+        after = evaluator.measure_adapter(adapter, prompt)
+    result = _result(options, records, audit, before.result(), after, prompt)
+    result |= {"adapter": str(adapter), **files}
+    result["report"] = str(_report(options.folder / "report.html", audit, result))
+    result["seconds"] = round(time.monotonic() - start, 1)
+    result["peak_pss_bytes"] = memory.peak_bytes
+    print_summary(out, result)
+    return result
+
+
+def prepare_model(name: str, out: Output) -> Path:
+    """The model's folder; fetching or making it shows its progress."""
+    from secagg_cli.models import ensure_model
+
+    with out.progress() as progress:
+        bars: dict[str, Any] = {}
+
+        def show(what: str, share: float | None) -> None:
+            if what not in bars:
+                out.say(f"{what} ...")
+                bars[what] = progress.add_task(what, total=None)
+            if share is not None:
+                progress.update(bars[what], completed=round(100 * share), total=100)
+
+        return ensure_model(name, progress=show)
+
+
+def _prepare(
+    options: DemoOptions, plan: KillPlan, folder: Path, heldout: Sequence[tuple[str, str]]
+) -> tuple[TaskSpec, Evaluator]:
+    """The task's specification and the conductor's own copy of the model."""
+    from client_sdk.lora import base_fingerprint
+    from secagg.manifest import BaseModel
+    from secagg_cli.presets import demo_spec
+
+    evaluator = Evaluator(folder, heldout)
+    spec = demo_spec(
+        task=TASK,
+        privacy=options.privacy,
+        algorithm=options.algorithm,
+        clients=options.clients,
+        survivors_min=plan.survivors_min,
+        rounds=options.rounds,
+        device_noise=options.device_noise,
+        base_model=BaseModel(name=str(folder), fingerprint=base_fingerprint(evaluator.model)),
+        model=evaluator.model,
+    )
+    evaluator.max_tokens = spec.training.max_tokens
+    return spec, evaluator
+
+
+def _enrol(
+    options: DemoOptions,
+    plan: KillPlan,
+    spec: TaskSpec,
+    model_folder: Path,
+    clients: Sequence[ClientData],
+    service: Service,
+    children: Children,
+    out: Output,
+) -> tuple[list[Device], queue.SimpleQueue[Report]]:
+    """Operator: partner and task. Partner: one bundle a device. Devices: data in their folders."""
+    operator = service.operator()
+    key_file = options.folder / "partner" / "partner.key"
+    operator.add_partner("demo-partner", partner_key(key_file))
+    answer = operator.create_task(msgspec.to_builtins(spec))
+    for warning in answer["warnings"]:
+        out.warn(warning)
+    bundles = enrol(service.url, key_file, options.folder / "partner" / "bundles", len(clients))
+    reports: queue.SimpleQueue[Report] = queue.SimpleQueue()
+    devices = []
+    for number, (client, bundle) in enumerate(zip(clients, bundles, strict=True)):
+        folder = options.folder / "devices" / f"{number + 1:02}"
+        folder.mkdir(parents=True, mode=0o700)
+        bundle.rename(folder / "bundle.json")
+        write_jsonl(folder / "data.jsonl", client.train)
+        joining = ["--task", TASK, "--model", str(model_folder), *_device_policy(spec, plan)]
+        device = Device(number, client.name, folder, joining, children, reports)
+        devices.append(device)
+        out.say(f"device {number + 1}: {client.name}, {len(client.train)} pairs")
+    return devices, reports
+
+
+def _device_policy(spec: TaskSpec, plan: KillPlan) -> list[str]:
+    """What the devices demand: the promised epsilon, the promised cohort, and no less."""
+    policy = ["--min-cohort", str(plan.survivors_min)]
+    if spec.budget.max_epsilon is None:
+        return [*policy, "--without-noise"]
+    limit = str(spec.budget.max_epsilon)
+    return [*policy, "--max-epsilon", limit, "--max-total-epsilon", limit]
+
+
+def _conduct(
+    options: DemoOptions,
+    plan: KillPlan,
+    service: Service,
+    devices: Sequence[Device],
+    reports: queue.SimpleQueue[Report],
+    out: Output,
+) -> list[RoundRecord]:
+    out.say(
+        f"{options.rounds} round(s); in each, {plan.drops} device(s) killed before the upload"
+        + (" and one after it, which resumes" if plan.resume else "")
+    )
+    with Board(out.errors, [device.name for device in devices], options.rounds) as board:
+        return Conductor(
+            task=TASK,
+            service=service,
+            devices=devices,
+            reports=reports,
+            plan=plan,
+            board=board,
+            on_round=lambda record: print_round(out, record),
+            say=out.say,
+        ).run(options.rounds)
+
+
+def _audit(folder: Path, service: Service) -> tuple[AuditResult, dict[str, Any]]:
+    """Copy the ledger out, put its key beside it, and verify both as an auditor would."""
+    shutil.copytree(service.ledger_folder, folder / "ledger")
+    key_file = folder / "verifier.key"
+    key_file.write_text(service.verifier + "\n", "utf-8")
+    audit = audit_ledger(str(folder / "ledger"), str(key_file))
+    return audit, {
+        "ledger": str(folder / "ledger"),
+        "verifier_key": str(key_file),
+        "ledger_verified": audit.verified,
+        "ledger_problems": [problem.message for problem in audit.problems],
+    }
+
+
+def _manifest(audit: AuditResult) -> Manifest:
+    for task in audit.tasks:
+        if task.manifest.task == TASK:
+            return task.manifest
+    raise CommandError(
+        "ledger-incomplete",
+        f"The ledger does not know the task {TASK!r}.",
+        remedy="See the aggregator's log in the demo's folder.",
+    )
+
+
+def _write_adapter(folder: Path, manifest: Manifest, model_file: bytes) -> Path:
+    from client_sdk.lora import write_peft_folder
+
+    return write_peft_folder(folder, manifest, read_vector(model_file))
+
+
+def read_vector(model_file: bytes) -> np.ndarray:
+    """The global vector (float32[d]) in an aggregator's model file."""
+    from safetensors.numpy import load
+
+    (vector,) = load(model_file).values()
+    return vector
+
+
+def _result(
+    options: DemoOptions,
+    records: Sequence[RoundRecord],
+    audit: AuditResult,
+    before: Measured,
+    after: Measured,
+    prompt: str,
+) -> dict[str, Any]:
+    from dp.accounting import headline
+
+    task = next(task for task in audit.tasks if task.manifest.task == TASK)
+    epsilon = headline(task.lines)
+    return {
+        "rounds": len(records),
+        "clients": options.clients,
+        "dropped": sum(record.release["dropped"] for record in records),
+        "per_round": [round_json(record) for record in records],
+        "loss_before": round(before.loss, 4),
+        "loss_after": round(after.loss, 4),
+        "epsilon": epsilon if epsilon is None or math.isfinite(epsilon) else None,
+        "delta": task.manifest.budget.delta,
+        "privacy": [msgspec.to_builtins(line) for line in task.lines],
+        "answer": {"prompt": prompt, "before": before.answer, "after": after.answer},
+        "options": {name: value for name, value in asdict(options).items() if name != "folder"},
+    }
+
+
+def _report(path: Path, audit: AuditResult, result: dict[str, Any]) -> Path:
+    from dp.report import report_data
+    from secagg_cli.report import write_report
+
+    write_report(path, report_data(audit), run=result)
+    return path
+
+
+def write_jsonl(path: Path, pairs: Sequence[tuple[str, str]]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        for prompt, answer in pairs:
+            file.write(json.dumps({"prompt": prompt, "answer": answer}) + "\n")

@@ -1,0 +1,82 @@
+"""What the demo says about its rounds and its end, in words and in JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from secagg_cli.output import Output
+
+if TYPE_CHECKING:
+    from secagg_cli.demo.conductor import RoundRecord
+
+# Mode of a privacy line -> its name on the command line.
+MODES = {"A": "local", "B": "device", "C": "distributed"}
+
+
+def epsilon_by_mode(lines: Iterable[Mapping[str, Any]]) -> dict[str, float | None]:
+    """The unamplified epsilon of each privacy mode; None for a mode that is not in use."""
+    result: dict[str, float | None] = dict.fromkeys(MODES.values())
+    for line in lines:
+        if not line["amplified"]:
+            name = MODES[line["mode"]]
+            result[name] = max(result[name] or 0.0, line["epsilon"])
+    return result
+
+
+def round_json(record: RoundRecord) -> dict[str, Any]:
+    release = record.release
+    return {
+        "round": record.number,
+        "cohort": release["cohort_size"],
+        "survivors": release["survivors"],
+        "dropped": release["dropped"],
+        "resumed": record.resumed is not None,
+        "sum_norm": release["sum_norm"],
+        "epsilon": epsilon_by_mode(release["privacy"]),
+        "seconds": round(record.seconds, 1),
+    }
+
+
+def print_round(out: Output, record: RoundRecord) -> None:
+    facts = round_json(record)
+    epsilons = ", ".join(
+        f"{mode} {'none' if value is None else f'{value:.2f}'}"
+        for mode, value in facts["epsilon"].items()
+    )
+    resumed = "" if record.resumed is None else f" (device {record.resumed + 1} killed and resumed)"
+    norm = "hidden" if facts["sum_norm"] is None else f"{facts['sum_norm']:.4g}"
+    out.say(
+        f"round {record.number}: cohort {facts['cohort']}, dropped {facts['dropped']}{resumed}, "
+        f"norm of the sum {norm}, epsilon so far: {epsilons}, {facts['seconds']:.0f} s"
+    )
+
+
+def print_summary(out: Output, result: Mapping[str, Any]) -> None:
+    out.say()
+    out.say(
+        f"held-out loss per token: {result['loss_before']:.3f} before, "
+        f"{result['loss_after']:.3f} after"
+    )
+    answer = result["answer"]
+    out.say(f"asked: {answer['prompt']}")
+    out.say(f"  before: {answer['before']}")
+    out.say(f"  after:  {answer['after']}")
+    for line in result["privacy"]:
+        amplified = "amplified" if line["amplified"] else "no amplification"
+        out.say(
+            f"privacy of one {line['unit']} ({MODES[line['mode']]}): epsilon {line['epsilon']:.3f} "
+            f"at delta {line['delta']:g}, {amplified}, {line['adjacency']}, against "
+            f"{line['adversary']} ({line['accountant']})"
+        )
+    if not result["privacy"]:
+        out.say("privacy: none; only the masking hides the devices' updates in their sum")
+    verdict = "verified" if result["ledger_verified"] else "NOT VERIFIED"
+    out.say(f"adapter: {result['adapter']}")
+    out.say(f"ledger:  {result['ledger']} ({verdict})")
+    out.say(f"report:  {result['report']}")
+    out.say(f"{result['seconds']:.0f} s" + _memory(result.get("peak_pss_bytes")))
+
+
+def _memory(peak: int | None) -> str:
+    return "" if peak is None else f", at most {peak / 2**30:.2f} GiB in all processes together"

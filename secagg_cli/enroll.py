@@ -1,0 +1,141 @@
+"""``secagg partner`` and ``secagg enroll``: a partner certifies its own devices.
+
+The partner's key never reaches the aggregator: the operator registers its public half, and the
+partner issues bundles on its own machine.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from secagg_cli.operator import (
+    DEFAULT_SERVER,
+    Operator,
+    ServerOption,
+    TokenFileOption,
+    read_token,
+    server_info,
+)
+from secagg_cli.output import CommandError, Format, FormatOption, Output
+
+partner_app = typer.Typer(no_args_is_help=True, help="Partners, who certify devices.")
+
+_DAY_S = 86_400
+
+
+@partner_app.command("add")
+def add(
+    name: Annotated[str, typer.Argument(help="The partner's name.")],
+    key: Annotated[str | None, typer.Option(help="The partner's public key, hex.")] = None,
+    key_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="The partner's secret key file; made if missing. Only the public half is sent."
+        ),
+    ] = None,
+    server: ServerOption = DEFAULT_SERVER,
+    token_file: TokenFileOption = None,
+    format: FormatOption = Format.text,
+) -> None:
+    """Register a partner's public key with the aggregator."""
+    with Output(format) as out:
+        public = _public_key(key, key_file)
+        Operator(server, read_token(token_file)).add_partner(name, public)
+        out.say(f"Partner {name} may certify devices with key {public.hex()}.")
+        out.result({"partner": name, "key": public.hex()})
+
+
+@partner_app.command("key")
+def key_(
+    file: Annotated[Path, typer.Argument(help="Where the secret key goes (mode 0600).")],
+    format: FormatOption = Format.text,
+) -> None:
+    """Make a partner's key, or show the public half of the one in FILE."""
+    with Output(format) as out:
+        public = partner_key(file)
+        out.say(f"{file}: public key {public.hex()}")
+        out.result({"file": str(file), "key": public.hex()})
+
+
+def enroll(
+    partner_key_file: Annotated[
+        Path, typer.Option("--partner-key", help="The partner's secret key file.")
+    ],
+    out_dir: Annotated[Path, typer.Option("--out", help="Folder for the bundles.")],
+    count: Annotated[int, typer.Option(help="Devices to enrol.", min=1)] = 1,
+    days: Annotated[int, typer.Option(help="Days that a certificate lasts.", min=1)] = 365,
+    server: ServerOption = DEFAULT_SERVER,
+    format: FormatOption = Format.text,
+) -> None:
+    """Write one enrolment bundle a device. A bundle is as secret as the device it makes."""
+    with Output(format) as out:
+        info = server_info(server)
+        out.say(f"The aggregator's task key is {info.task_key.hex()}.")
+        out.say(f"Its ledger is signed by {info.ledger_verifier}.")
+        out.say("Compare both with what the operator told you by another way.")
+        bundles = enrol(server, partner_key_file, out_dir, count, days)
+        out.say(f"{len(bundles)} bundle(s) in {out_dir}.")
+        out.result(
+            {
+                "bundles": [str(path) for path in bundles],
+                "task_key": info.task_key.hex(),
+                "ledger_verifier": info.ledger_verifier,
+            }
+        )
+
+
+def partner_key(file: Path) -> bytes:
+    """The public half of the key in ``file``, which is made if it is missing."""
+    from client_sdk.enrolment import load_partner_key, new_partner_key, save_partner_key
+
+    if file.exists():
+        return load_partner_key(file).key
+    fresh = new_partner_key()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_partner_key(file, fresh.seed)
+    return fresh.key
+
+
+def enrol(
+    server: str, partner_key_file: Path, folder: Path, count: int, days: int = 365
+) -> list[Path]:
+    """Write ``count`` bundles ``device-NN.json`` into ``folder``; existing ones are kept."""
+    from client_sdk.enrolment import create_bundle, load_partner_key, save_bundle
+
+    info = server_info(server)
+    partner = load_partner_key(partner_key_file)
+    folder.mkdir(parents=True, exist_ok=True)
+    not_after = int(time.time()) + days * _DAY_S
+    paths: list[Path] = []
+    number = 0
+    while len(paths) < count:
+        number += 1
+        path = folder / f"device-{number:02}.json"
+        if path.exists():
+            continue
+        bundle = create_bundle(server, info.task_key, info.ledger_verifier, partner.seed, not_after)
+        save_bundle(path, bundle)
+        paths.append(path)
+    return paths
+
+
+def _public_key(key: str | None, key_file: Path | None) -> bytes:
+    if (key is None) == (key_file is None):
+        raise CommandError(
+            "partner-key", "Give either --key or --key-file.", remedy="See secagg partner key FILE."
+        )
+    if key_file is not None:
+        return partner_key(key_file)
+    try:
+        public = bytes.fromhex(key or "")
+    except ValueError:
+        public = b""
+    if len(public) != 32:
+        raise CommandError(
+            "partner-key", "A partner's key is 32 bytes in hex.", expected=64, found=len(key or "")
+        )
+    return public

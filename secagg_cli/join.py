@@ -1,0 +1,176 @@
+"""``secagg join``: one device from the command line.
+
+What was under way when the process last ended is finished first, from the journal; torch and the
+model are loaded only when there is something to train.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from secagg_cli.output import CommandError, Format, FormatOption, Output
+from secagg_cli.processes import die_with_parent
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from client_sdk import Event, TrainingJob
+
+_LINE_CHARACTERS_MAX = 1 << 20
+
+
+def join(
+    bundle: Annotated[Path, typer.Argument(help="The device's enrolment bundle.")],
+    data: Annotated[
+        Path, typer.Option(help='JSON lines of {"prompt": ..., "answer": ...}; stays here.')
+    ],
+    task: Annotated[str, typer.Option(help="The task to take part in.")],
+    model: Annotated[
+        str | None, typer.Option(help="Folder of the base model; default: the task's by name.")
+    ] = None,
+    state: Annotated[
+        Path | None, typer.Option(help="This device's own folder: journal and budget.")
+    ] = None,
+    rounds: Annotated[
+        int | None, typer.Option(help="Be in so many releases; default: all.", min=1)
+    ] = None,
+    min_cohort: Annotated[int, typer.Option(help="Refuse sums of fewer devices.", min=2)] = 10,
+    max_epsilon: Annotated[
+        float, typer.Option(help="Refuse tasks that may cost more, unamplified.", min=0)
+    ] = 8.0,
+    max_total_epsilon: Annotated[
+        float, typer.Option(help="Refuse to spend more over all tasks.", min=0)
+    ] = 16.0,
+    without_noise: Annotated[
+        bool, typer.Option("--without-noise", help="Also join tasks that add no noise at all.")
+    ] = False,
+    events: Annotated[
+        bool, typer.Option("--events", help="Print every event as a JSON line.")
+    ] = False,
+    hold: Annotated[
+        str | None,
+        typer.Option(
+            metavar="EVENT[,EVENT]",
+            help="For demonstrations: after printing such an event, wait for a line on standard "
+            "input. Implies --events.",
+        ),
+    ] = None,
+    format: FormatOption = Format.text,
+) -> None:
+    """Take part in a task with the data in a file; the data never leaves this machine."""
+    with Output(format) as out:
+        die_with_parent()
+        held = frozenset(hold.split(",")) if hold else frozenset()
+        if (events or held) and format is Format.json:
+            raise CommandError(
+                "events-format",
+                "--events prints many JSON objects, --format json exactly one.",
+                remedy="Use one of the two.",
+            )
+        pairs = read_pairs(data)
+        from client_sdk import Client, PrivacyPolicy
+
+        def on_event(event: Event) -> None:
+            if events or held:
+                sys.stdout.write(event.to_json() + "\n")
+                sys.stdout.flush()
+            else:
+                out.say(_sentence(event))
+            if event.kind in held and not sys.stdin.readline():
+                os._exit(1)  # end of file: whoever conducted this device is gone
+
+        policy = PrivacyPolicy(
+            min_cohort=min_cohort,
+            max_epsilon=max_epsilon,
+            max_total_epsilon=max_total_epsilon,
+            require=None if without_noise else PrivacyPolicy().require,
+        )
+        client = Client.from_bundle(bundle, policy=policy, state_dir=state, on_event=on_event)
+        result = client.run(_LazyTrainer(pairs, model), task=task, rounds=rounds)
+        if result.refusals:
+            raise result.refusals[-1]
+        out.result(
+            {
+                "task": task,
+                "releases": [release.release for release in result.releases],
+                "aborted": result.aborted,
+                "epsilon": result.epsilon,
+                "finished": result.finished,
+            }
+        )
+
+
+class _LazyTrainer:
+    """A contributor that loads torch and the model when the first job comes."""
+
+    def __init__(self, pairs: list[tuple[str, str]], model: str | None) -> None:
+        self._pairs = pairs
+        self._model = model
+        self._trainer: Any = None
+
+    def contribute(self, job: TrainingJob) -> Mapping[str, np.ndarray]:
+        if self._trainer is None:
+            self._trainer = self._load(job)
+        values: Mapping[str, np.ndarray] = self._trainer.contribute(job)
+        return values
+
+    def _load(self, job: TrainingJob) -> Any:
+        from client_sdk import LoraTrainer
+        from secagg_cli.models import ensure_model, load_model
+
+        base = job.manifest.base_model
+        if base is None:
+            raise CommandError(
+                "task-without-model",
+                "This task trains no model.",
+                remedy="Contribute its vector with the SDK; see client_sdk.Contributor.",
+            )
+        model, tokenizer = load_model(ensure_model(self._model or base.name))
+        return LoraTrainer(model, tokenizer, self._pairs)
+
+
+def read_pairs(path: Path) -> list[tuple[str, str]]:
+    """Question-answer pairs from a JSON-lines file.
+
+    Raises:
+        CommandError: ``data-missing``, ``data-malformed`` (with the line), ``data-empty``.
+    """
+    pairs: list[tuple[str, str]] = []
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CommandError("data-missing", f"{path} cannot be read: {error}") from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line) if len(line) <= _LINE_CHARACTERS_MAX else None
+        except ValueError:
+            record = None
+        prompt, answer = (
+            (record.get("prompt"), record.get("answer"))
+            if isinstance(record, dict)
+            else (None,) * 2
+        )
+        if not (isinstance(prompt, str) and isinstance(answer, str) and prompt and answer):
+            raise CommandError(
+                "data-malformed",
+                f"{path}, line {number} is not a pair.",  # its content is private
+                remedy='Each line is {"prompt": "...", "answer": "..."}.',
+            )
+        pairs.append((prompt, answer))
+    if not pairs:
+        raise CommandError("data-empty", f"{path} holds no pair.")
+    return pairs
+
+
+def _sentence(event: Event) -> str:
+    detail = ", ".join(f"{key} {value}" for key, value in event.detail.items())
+    return f"{event.kind}: {detail}" if detail else event.kind

@@ -1,0 +1,63 @@
+"""The ``secagg`` command.
+
+Nothing heavy is imported here: each command imports what it needs when it runs, so that
+``secagg --help``, and a device that only has to finish its masking, load no torch.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+
+import typer
+
+from secagg_cli import audit, bench, doctor, enroll, join, plan, serve, simulate, task
+from secagg_cli.demo import command as demo
+from secagg_cli.output import EXIT_USAGE, print_json
+
+app = typer.Typer(
+    name="secagg",
+    help="Secure aggregation and differential privacy for federated fine-tuning.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("demo")(demo.demo)
+app.command("serve")(serve.serve)
+app.add_typer(task.app, name="task")
+app.add_typer(enroll.partner_app, name="partner")
+app.command("enroll")(enroll.enroll)
+app.command("join")(join.join)
+app.add_typer(audit.app, name="audit")
+app.add_typer(plan.app, name="plan")
+app.add_typer(bench.app, name="bench")
+app.command("simulate")(simulate.simulate)
+app.command("doctor")(doctor.doctor)
+
+
+def main() -> None:
+    """Entry point; a wrong command line keeps the promise of one JSON object too."""
+    try:
+        app()
+    except SystemExit as exit_:
+        if exit_.code == EXIT_USAGE and _wants_json(sys.argv):
+            print_json(
+                {
+                    "error": {
+                        "reason": "usage",
+                        "message": "The command line was not understood; see standard error.",
+                        "remedy": "Run the command with --help.",
+                    }
+                }
+            )
+        raise
+
+
+def _wants_json(arguments: list[str]) -> bool:
+    return "--format=json" in arguments or any(
+        pair == ("--format", "json") for pair in itertools.pairwise(arguments)
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""How every command speaks: text for people, or exactly one JSON object for programs.
+
+With ``--format json`` standard output carries one JSON object and nothing else; text for people,
+and progress bars, go to standard error. Exit code 0: the command did what was asked. 1: it did
+not, and says why (in JSON: ``{"error": {"reason", "message", "remedy"}}``). 2: the command line
+was wrong.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import sys
+import traceback
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.table import Table
+
+from secagg.errors import SecaggError
+
+EXIT_REFUSED = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+
+class Format(enum.StrEnum):
+    text = "text"
+    json = "json"
+
+
+FormatOption = Annotated[
+    Format, typer.Option("--format", help="json prints exactly one JSON object on standard output.")
+]
+
+
+class CommandError(SecaggError):
+    """A command could not do what was asked."""
+
+
+class Output:
+    """One command's voice; use it as a context manager around the command's work.
+
+    Leaving the context with a :class:`SecaggError` prints it with its remedy and exits with 1;
+    Ctrl-C exits with 130. ``result`` may be called once.
+    """
+
+    def __init__(self, format: Format) -> None:
+        self.json = format is Format.json
+        self.errors = Console(stderr=True, highlight=False)
+        self.text = self.errors if self.json else Console(highlight=False)
+
+    def say(self, message: str = "", *, style: str | None = None) -> None:
+        """A line for people. ``message`` is plain text, not markup."""
+        self.text.print(escape(message), style=style, soft_wrap=True)
+
+    def warn(self, message: str) -> None:
+        self.errors.print(f"[yellow]warning:[/yellow] {escape(message)}", soft_wrap=True)
+
+    def table(self, title: str | None, columns: list[str], rows: list[list[object]]) -> None:
+        table = Table(*columns, title=title, title_justify="left")
+        for row in rows:
+            table.add_row(*(escape(str(cell)) for cell in row))
+        self.text.print(table)
+
+    def progress(self, *, download: bool = False) -> Progress:
+        """A progress bar on standard error; silent where that is not a terminal."""
+        amount = DownloadColumn() if download else MofNCompleteColumn()
+        return Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            amount,
+            TimeElapsedColumn(),
+            console=self.errors,
+            transient=True,
+            disable=not self.errors.is_terminal,
+        )
+
+    def result(self, keys: Mapping[str, Any]) -> None:
+        """What programs read: printed only with ``--format json``."""
+        if self.json:
+            print_json(keys)
+
+    def __enter__(self) -> Output:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None or isinstance(error, typer.Exit):
+            return
+        if isinstance(error, KeyboardInterrupt):
+            self._refuse("interrupted", "Interrupted.", None)
+            raise typer.Exit(EXIT_INTERRUPTED) from error
+        if isinstance(error, SecaggError):
+            self._refuse(error.reason, _both_values(error), error.remedy)
+            raise typer.Exit(EXIT_REFUSED) from error
+        if isinstance(error, OSError):
+            self._refuse("system-error", f"{type(error).__name__}: {error}", None)
+            raise typer.Exit(EXIT_REFUSED) from error
+        if isinstance(error, Exception):
+            traceback.print_exception(kind, error, trace)
+            self._refuse(
+                "internal-error",
+                f"{type(error).__name__}: {error}",
+                "This is a defect; please report the lines above.",
+            )
+            raise typer.Exit(EXIT_REFUSED) from error
+
+    def _refuse(self, reason: str, message: str, remedy: str | None) -> None:
+        self.errors.print(f"[red]{escape(message)}[/red] \\[{escape(reason)}]", soft_wrap=True)
+        if remedy:
+            self.errors.print(escape(remedy), soft_wrap=True)
+        if self.json:
+            print_json({"error": {"reason": reason, "message": message, "remedy": remedy}})
+
+
+def print_json(keys: Mapping[str, Any]) -> None:
+    sys.stdout.write(json.dumps(keys, allow_nan=False) + "\n")
+    sys.stdout.flush()
+
+
+def _both_values(error: SecaggError) -> str:
+    if error.expected is None and error.found is None:
+        return error.message
+    return f"{error.message} Expected {error.expected!r}, found {error.found!r}."

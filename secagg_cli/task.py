@@ -1,0 +1,131 @@
+"""``secagg task``: an operator's work with tasks."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from secagg_cli.operator import (
+    DEFAULT_SERVER,
+    Operator,
+    ServerOption,
+    TokenFileOption,
+    read_token,
+)
+from secagg_cli.output import CommandError, Format, FormatOption, Output
+
+app = typer.Typer(no_args_is_help=True, help="Create and steer tasks.")
+NameArgument = Annotated[str, typer.Argument(help="The task's name.")]
+
+
+def read_spec(path: Path) -> dict[str, Any]:
+    """A task's specification from a TOML or JSON file (by its suffix).
+
+    Raises:
+        CommandError: ``spec-missing`` or ``spec-malformed``.
+    """
+    try:
+        text = path.read_text("utf-8")
+        spec = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except OSError as error:
+        raise CommandError("spec-missing", f"{path} cannot be read: {error}") from error
+    except ValueError as error:
+        raise CommandError("spec-malformed", f"{path} does not parse: {error}") from error
+    if not isinstance(spec, dict):
+        raise CommandError("spec-malformed", f"{path} does not hold a table.")
+    return spec
+
+
+@app.command("create")
+def create(
+    file: Annotated[Path, typer.Argument(help="The task's specification, TOML or JSON.")],
+    server: ServerOption = DEFAULT_SERVER,
+    token_file: TokenFileOption = None,
+    format: FormatOption = Format.text,
+) -> None:
+    """Create a task. A combination that cannot work, or protects nobody, is refused."""
+    with Output(format) as out:
+        answer = Operator(server, read_token(token_file)).create_task(read_spec(file))
+        for warning in answer.get("warnings", ()):
+            out.warn(warning)
+        out.say(f"Task {answer.get('task')} is open.")
+        out.result(answer)
+
+
+@app.command("list")
+def list_(
+    server: ServerOption = DEFAULT_SERVER,
+    token_file: TokenFileOption = None,
+    format: FormatOption = Format.text,
+) -> None:
+    """All tasks, their state and releases."""
+    with Output(format) as out:
+        tasks = Operator(server, read_token(token_file)).tasks()
+        out.table(
+            None,
+            ["task", "state", "version"],
+            [[t.get("task"), t.get("state"), t.get("version")] for t in tasks],
+        )
+        out.result({"tasks": tasks})
+
+
+@app.command("show")
+def show(
+    name: NameArgument,
+    server: ServerOption = DEFAULT_SERVER,
+    token_file: TokenFileOption = None,
+    format: FormatOption = Format.text,
+) -> None:
+    """One task: its releases and what they cost."""
+    with Output(format) as out:
+        task = Operator(server, read_token(token_file)).task(name)
+        out.say(json.dumps(task, indent=2))
+        out.result(task)
+
+
+@app.command("pause")
+def pause(
+    name: NameArgument,
+    server: ServerOption = DEFAULT_SERVER,
+    token_file: TokenFileOption = None,
+    format: FormatOption = Format.text,
+) -> None:
+    """Form no further cohorts until the task is resumed."""
+    with Output(format) as out:
+        Operator(server, read_token(token_file)).pause(name)
+        out.say(f"Task {name} is paused.")
+        out.result({"task": name, "state": "paused"})
+
+
+@app.command("resume")
+def resume(
+    name: NameArgument,
+    server: ServerOption = DEFAULT_SERVER,
+    token_file: TokenFileOption = None,
+    format: FormatOption = Format.text,
+) -> None:
+    """Form cohorts again."""
+    with Output(format) as out:
+        Operator(server, read_token(token_file)).resume(name)
+        out.say(f"Task {name} is open.")
+        out.result({"task": name, "state": "open"})
+
+
+@app.command("export")
+def export(
+    name: NameArgument,
+    out_file: Annotated[Path, typer.Option("--out", help="Safetensors file to write.")],
+    server: ServerOption = DEFAULT_SERVER,
+    token_file: TokenFileOption = None,
+    format: FormatOption = Format.text,
+) -> None:
+    """Write the task's current global vector to a file."""
+    with Output(format) as out:
+        content = Operator(server, read_token(token_file)).model(name)
+        out_file.write_bytes(content)
+        out.say(f"{out_file}: {len(content):,} bytes")
+        out.result({"task": name, "file": str(out_file), "size_bytes": len(content)})

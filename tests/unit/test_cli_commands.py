@@ -1,0 +1,87 @@
+"""The small commands, run as a user runs them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from secagg_cli.main import app
+
+
+def invoke(*arguments: str, code: int = 0) -> dict[str, Any]:
+    done = CliRunner().invoke(app, [*arguments, "--format", "json"])
+    assert done.exit_code == code, done.output
+    return json.loads(done.stdout)
+
+
+def test_bench_mask_reports_ratios_against_the_raw_key_stream() -> None:
+    keys = invoke(
+        "bench", "mask", "--clients", "8", "--length", "70000", "--bits", "24", "--dropout", "0.25"
+    )
+    assert keys["dropped"] == 2
+    assert keys["degree"] == 7
+    for name in ("client_mask_s", "server_open_s", "client_limit_s", "server_limit_s"):
+        assert keys[name] > 0
+    vector_bytes = 70_000 * 24 / 8
+    assert vector_bytes < keys["upload_bytes"] <= 1.02 * vector_bytes + 7 * 2.5 * 1024
+    assert keys["client_peak_bytes"] >= 70_000 * 4
+
+
+def test_bench_mask_on_a_sparse_graph_and_its_refusal() -> None:
+    sparse = ("bench", "mask", "--clients", "9", "--length", "1000", "--bits", "20")
+    assert invoke(*sparse, "--degree", "4", "--repeat", "1")["degree"] == 4
+    assert invoke(*sparse, "--degree", "5", code=1)["error"]["reason"] == "degree"
+
+
+def test_simulate_is_exact_and_replays_from_its_seed() -> None:
+    arguments = ("simulate", "--clients", "6", "--length", "50", "--dropout", "0.3")
+    first = invoke(*arguments, "--rounds", "3", "--seed", "7")
+    again = invoke(*arguments, "--rounds", "3", "--seed", "7")
+    other = invoke(*arguments, "--rounds", "3", "--seed", "8")
+    assert first["exact"] is True
+    assert first["rounds"] == 3
+    assert first["digest"] == again["digest"] != other["digest"]
+
+
+def test_plan_privacy_knows_the_gaussian_spot_value() -> None:
+    keys = invoke("plan", "privacy", "--noise-multiplier", "1", "--rounds", "1", "--delta", "1e-5")
+    assert keys["epsilon"] == pytest.approx(4.3772, abs=1e-4)
+    assert "pld" in keys["accountant"]
+
+
+def test_plan_privacy_refuses_what_is_no_probability() -> None:
+    keys = invoke(
+        "plan", "privacy", "--noise-multiplier", "1", "--rounds", "1", "--delta", "2", code=1
+    )
+    assert keys["error"]["reason"] == "delta"
+
+
+def test_plan_cohort_says_when_drop_outs_are_not_tolerated() -> None:
+    keys = invoke("plan", "cohort", "--clients", "6", "--dropout", "0.3")
+    assert (keys["degree"], keys["threshold"], keys["dropouts_tolerated"]) == (5, 3, 2)
+    refused = invoke("plan", "cohort", "--clients", "3", "--dropout", "0.3", code=1)
+    assert refused["error"]["reason"] == "dropouts-not-tolerated"
+
+
+def test_doctor_finds_this_machine_fit() -> None:
+    keys = invoke("doctor")
+    names = {check["name"] for check in keys["checks"]}
+    assert {"Python", "packages", "AES-256-CTR", "ML-KEM-768 and HPKE"} <= names
+    assert all(check["ok"] for check in keys["checks"] if check["required"])
+
+
+def test_audit_of_a_missing_ledger_names_the_reason(tmp_path: Path) -> None:
+    keys = invoke("audit", "verify", str(tmp_path / "nothing"), "--key", "k", code=1)
+    assert keys["error"]["reason"] == "ledger-missing"
+
+
+def test_join_names_the_bad_line_but_not_its_content(tmp_path: Path) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"prompt": "a", "answer": "b"}\n{"prompt": "my secret"}\n')
+    arguments = ("join", str(tmp_path / "bundle.json"), "--data", str(data), "--task", "t")
+    error = invoke(*arguments, code=1)["error"]
+    assert error["reason"] == "data-malformed"
+    assert "line 2" in error["message"]
+    assert "my secret" not in json.dumps(error)

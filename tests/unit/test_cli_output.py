@@ -1,0 +1,76 @@
+"""The voice of the commands: one JSON object, text on standard error, stable exit codes."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import typer
+
+from secagg.errors import ConfigurationError
+from secagg_cli.output import Format, Output
+
+
+def run(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "secagg_cli.main", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == code, done.stderr
+    return done
+
+
+def test_a_typed_error_becomes_exit_code_1_with_reason_and_remedy(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(typer.Exit) as exit_, Output(Format.json):
+        raise ConfigurationError("too-small", "Too small.", expected=3, found=2, remedy="Grow.")
+    assert exit_.value.exit_code == 1
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == {
+        "error": {
+            "reason": "too-small",
+            "message": "Too small. Expected 3, found 2.",
+            "remedy": "Grow.",
+        }
+    }
+    assert "too-small" in captured.err
+    assert "Grow." in captured.err
+
+
+def test_ctrl_c_exits_with_130(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit) as exit_, Output(Format.json):
+        raise KeyboardInterrupt
+    assert exit_.value.exit_code == 130
+    assert json.loads(capsys.readouterr().out)["error"]["reason"] == "interrupted"
+
+
+def test_text_goes_to_standard_error_beside_json(capsys: pytest.CaptureFixture[str]) -> None:
+    with Output(Format.json) as out:
+        out.say("for [people]")
+        out.table("title", ["a"], [["[b]"]])
+        out.result({"x": 1})
+    captured = capsys.readouterr()
+    assert captured.out == '{"x": 1}\n'
+    assert "for [people]" in captured.err
+    assert "[b]" in captured.err
+
+
+def test_a_wrong_command_line_is_exit_code_2_and_still_one_json_object() -> None:
+    done = run("plan", "privacy", "--no-such-option", "--format", "json", code=2)
+    assert json.loads(done.stdout)["error"]["reason"] == "usage"
+    assert "no-such-option" in done.stderr
+
+
+def test_help_and_a_device_without_training_import_no_torch() -> None:
+    code = (
+        "import sys; sys.argv = ['secagg', '--help']\n"
+        "import secagg_cli.main as m, client_sdk\n"
+        "try: m.main()\n"
+        "except SystemExit: pass\n"
+        "from client_sdk import Client, PrivacyPolicy\n"
+        "assert not {'torch', 'transformers', 'matplotlib', 'sqlalchemy'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
