@@ -11,7 +11,7 @@ from client_sdk.errors import StateError
 from dp.accounting import headline, lines
 from dp.errors import BudgetError
 
-VERIFIER = "ledger.test+00000000+AA=="
+VERIFIER = "ledger.test+b311a02c+ATtqJ7zOtqQtYqOo0CpvDXNlMhV3HeJDpjrASKGLWdop"
 MANIFEST = make_manifest(sum_spec(), VERIFIER)
 A, B = b"a" * 32, b"b" * 32
 

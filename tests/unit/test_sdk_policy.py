@@ -17,7 +17,7 @@ from dp.accounting import headline, lines
 from dp.contracts import BudgetSpec
 from secagg.manifest import BaseModel, Manifest
 
-VERIFIER = "ledger.test+00000000+AA=="
+VERIFIER = "ledger.test+b311a02c+ATtqJ7zOtqQtYqOo0CpvDXNlMhV3HeJDpjrASKGLWdop"
 EASY = PrivacyPolicy(min_cohort=4)
 
 

@@ -22,7 +22,7 @@ from client_sdk.training import Training, report_at
 from secagg.api import ModelVersion, Offer
 from secagg.manifest import Manifest, encode_manifest
 
-VERIFIER = "ledger.test+00000000+AA=="
+VERIFIER = "ledger.test+b311a02c+ATtqJ7zOtqQtYqOo0CpvDXNlMhV3HeJDpjrASKGLWdop"
 OPENED = 1_000_000.0
 
 
