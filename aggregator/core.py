@@ -17,8 +17,8 @@ from aggregator.store.database import Database
 
 @dataclass
 class Core:
-    """``shard`` names this run of this process: its partial sums are its own.
-
+    """``replica`` names this data folder, so that a restart takes its own leases up again.
+    ``shard`` names this run of this process: its partial sums are its own.
     ``pool`` runs what would block the event loop: vectors, openings, the machine's cryptography.
     """
 
@@ -28,6 +28,7 @@ class Core:
     blobs: BlobStore
     clock: Callable[[], float]
     pool: ThreadPoolExecutor
+    replica: str
     signals: Signals = field(default_factory=Signals)
     metrics: Metrics = field(default_factory=Metrics)
     shard: str = field(default_factory=lambda: secrets.token_hex(8))

@@ -29,6 +29,7 @@ class Ledger:
         self._name = core.settings.ledger_name
         self._folder = core.settings.data_dir / "ledger"
         self._tree = Tree()  # committed leaves only
+        self._rendered = 0
         self._publishing = asyncio.Lock()
         public = bytes(SigningKey(core.keys.ledger.reveal()).verify_key)
         self.verifier = notes.verifier_key(self._name, public)
@@ -96,11 +97,17 @@ class Ledger:
         return self._tree
 
     async def publish(self, *, everything: bool = False) -> None:
-        """Write the tiles that are new, then the checkpoint; each file whole or not at all."""
+        """Write the tiles that are new, then the checkpoint; each file whole or not at all.
+
+        Called before anybody is shown something that a leaf vouches for, so it is cheap when
+        nothing is new. It renders other replicas' leaves as well.
+        """
         async with self._publishing:
             async with self._core.database.read() as connection:
                 head = (await connection.execute(sa.select(ledger_head))).one()
-                rendered = 0 if everything else self._rendered_size()
+                rendered = 0 if everything else self._rendered
+                if head.size == rendered and not everything:
+                    return
                 first = rendered - rendered % tiles.TILE_WIDTH
                 rows = await connection.execute(
                     sa.select(ledger_leaves.c.record)
@@ -114,14 +121,7 @@ class Ledger:
             await asyncio.to_thread(
                 self._write, tree, rendered, head.size, first, records, head.checkpoint
             )
-
-    def _rendered_size(self) -> int:
-        try:
-            return notes.parse_checkpoint(
-                (self._folder / "checkpoint").read_text().partition("\n\n")[0] + "\n"
-            ).size
-        except FileNotFoundError:
-            return 0
+            self._rendered = head.size
 
     def _write(
         self,

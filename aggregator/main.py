@@ -22,8 +22,8 @@ _SHUTDOWN_S = 10.0
 def serve(settings: Settings) -> None:
     """Serve until SIGINT or SIGTERM.
 
-    Prints one JSON line ``{"listening": {"url": …, "admin_url": …}}`` on standard output when
-    both ports are open; everything else goes to standard error.
+    Prints one JSON line ``{"listening": {"url": …, "admin_url": …, …}, "port": …}`` on standard
+    output when both ports are open; everything else goes to standard error.
     """
     logs.configure(settings.log_level)
     with contextlib.suppress(KeyboardInterrupt):
@@ -41,10 +41,16 @@ async def _serve(settings: Settings) -> None:
     try:
         await public.setup()
         await admin.setup()
-        url = await _listen(public, settings.host, settings.port)
-        admin_url = await _listen(admin, settings.admin_host, settings.admin_port)
-        listening = {"url": url, "admin_url": admin_url, "data_dir": str(settings.data_dir)}
-        print(json.dumps({"listening": listening}), flush=True)
+        url, port = await _listen(public, settings.host, settings.port)
+        admin_url, admin_port = await _listen(admin, settings.admin_host, settings.admin_port)
+        listening = {
+            "url": url,
+            "port": port,
+            "admin_url": admin_url,
+            "admin_port": admin_port,
+            "data_dir": str(settings.data_dir),
+        }
+        print(json.dumps({"listening": listening, "port": port}), flush=True)
         await stop.wait()
     finally:
         await admin.cleanup()
@@ -62,12 +68,12 @@ def _runner(app: web.Application) -> web.AppRunner:
     )
 
 
-async def _listen(runner: web.AppRunner, host: str, port: int) -> str:
+async def _listen(runner: web.AppRunner, host: str, port: int) -> tuple[str, int]:
     site = web.TCPSite(runner, host, port, backlog=1_024)
     await site.start()
     bound = runner.addresses[-1]
     shown = f"[{bound[0]}]" if ":" in bound[0] else bound[0]
-    return f"http://{shown}:{bound[1]}"
+    return f"http://{shown}:{bound[1]}", bound[1]
 
 
 if __name__ == "__main__":

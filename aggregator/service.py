@@ -27,7 +27,7 @@ class Service:
     """Build, then :meth:`start`; :meth:`close` stops as hard as a crash would, but tidily."""
 
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.time) -> None:
-        settings.data_dir.mkdir(parents=True, exist_ok=True)
+        settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.core = core = Core(
             settings=settings,
             keys=load_keys(settings.keys_path),
@@ -35,6 +35,7 @@ class Service:
             blobs=BlobStore(settings.blobs_path),
             clock=clock,
             pool=ThreadPoolExecutor(settings.opening_threads, "opening"),
+            replica=private_text(settings.data_dir / "replica.id", lambda: secrets.token_hex(8)),
         )
         if settings.operator_token is not None:
             token = settings.operator_token.get_secret_value()

@@ -39,6 +39,14 @@ class Checkpoint(NamedTuple):
     root: bytes
 
 
+def _unbase64(text: str) -> bytes:
+    """Strict: one text for each value, so that a note has no second spelling."""
+    data = base64.b64decode(text, validate=True)
+    if base64.b64encode(data).decode() != text:
+        raise ValueError("base64 with stray bits")
+    return data
+
+
 def _check_name(name: str) -> None:
     if not name or "+" in name or any(c.isspace() or ord(c) < 0x20 for c in name):
         raise LedgerError(
@@ -83,7 +91,7 @@ def parse_verifier(verifier: str) -> Verifier:
     name, key_id, encoded = parts
     try:
         _check_name(name)
-        key = base64.b64decode(encoded, validate=True)
+        key = _unbase64(encoded)
     except (LedgerError, binascii.Error, ValueError) as error:
         raise fail("The verifier key does not parse.") from error
     if len(key) != 33 or key[:1] != _ED25519:
@@ -148,7 +156,7 @@ def verify_note(note: bytes, verifier: Verifier) -> str:
         mark, _, rest = row.partition(" ")
         name, _, encoded = rest.partition(" ")
         try:
-            signature = base64.b64decode(encoded, validate=True)
+            signature = _unbase64(encoded)
         except (binascii.Error, ValueError) as error:
             raise malformed("A signature line does not parse.") from error
         if mark != "\u2014" or not name or len(signature) < 5:
@@ -187,7 +195,7 @@ def parse_checkpoint(text: str) -> Checkpoint:
     lines = text.split("\n")
     try:
         origin, size, encoded = lines[:3]
-        root = base64.b64decode(encoded, validate=True)
+        root = _unbase64(encoded)
         if (
             not origin
             or not size.isascii()

@@ -37,7 +37,8 @@ class ReleaseEntry(msgspec.Struct, frozen=True, kw_only=True):
     ``release``: number of this charge within its task, from 1. ``survivors``, ``contributors``,
     ``sum_digest`` and ``new_model_digest`` are empty (0) for a cohort that was ``charged`` without
     a release. ``contributors`` are :func:`identity_digest` of the devices in the sum.
-    ``released_at``: Unix seconds.
+    ``released_at``: Unix seconds. ``measured_variance``: ends of the noise meter's interval
+    (:mod:`dp.meter`), where there is one.
     """
 
     release: int
@@ -53,6 +54,7 @@ class ReleaseEntry(msgspec.Struct, frozen=True, kw_only=True):
     new_model_digest: bytes
     released_at: int
     outcome: Outcome
+    measured_variance: tuple[int, int] | None = None
 
     def facts(self, manifest: Manifest) -> ReleaseFacts:
         """What accounting sees; a charged cohort costs what its fewest survivors would."""
@@ -181,6 +183,7 @@ def release_record(
             "sum_digest": entry.sum_digest.hex(),
             "new_model_digest": entry.new_model_digest.hex(),
             "noise_variance": str(variance),
+            "measured_variance": [str(end) for end in entry.measured_variance or ()],
             "epsilon_micro": epsilon_micro(headline(statements)),
             "lines": [line_record(line) for line in statements],
             "released_at": entry.released_at,
@@ -300,6 +303,14 @@ def parse_release(record: Record) -> ReleaseEntry:
             raise ValueError(f"{name} is no count")
         return value
 
+    def interval() -> tuple[int, int] | None:
+        ends = record["measured_variance"]
+        if not isinstance(ends, list) or len(ends) not in (0, 2):
+            raise ValueError("measured_variance is no interval")
+        if any(str(int(end)) != end or int(end) < 0 for end in ends):
+            raise ValueError("measured_variance is no interval")
+        return (int(ends[0]), int(ends[1])) if ends else None
+
     try:
         if record["outcome"] not in ("released", "charged"):
             raise ValueError("unknown outcome")
@@ -317,6 +328,7 @@ def parse_release(record: Record) -> ReleaseEntry:
             new_model_digest=unhex(record["new_model_digest"]),
             released_at=count("released_at"),
             outcome=record["outcome"],
+            measured_variance=interval(),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise LedgerError(

@@ -12,7 +12,7 @@ from collections import Counter
 import msgspec
 
 from dp.accounting import SAMPLER_LOG2, PrivacyLine, epsilon_of, headline, lines
-from dp.audit import AuditedTask, AuditResult, Finding
+from dp.audit import AuditedRelease, AuditedTask, AuditResult, Finding
 from dp.budget import Unit, charges_of
 from dp.contracts import overshoot, warnings
 from dp.events import Composed, SkellamRelease
@@ -32,6 +32,7 @@ class ReleaseRow(msgspec.Struct, frozen=True, kw_only=True):
     """One charged cohort. ``epsilons``: the task's cost after it, in the order of its lines.
 
     ``noise_multiplier``: guaranteed noise over the unit's bound (of examples, else of devices).
+    ``measured``: the noise meter's interval, as a multiple of the guaranteed variance.
     """
 
     number: int
@@ -42,6 +43,7 @@ class ReleaseRow(msgspec.Struct, frozen=True, kw_only=True):
     survivors: int
     dropped: int
     noise_multiplier: float | None
+    measured: tuple[float, float] | None
     epsilons: tuple[float, ...]
 
 
@@ -156,6 +158,7 @@ def _task(task: AuditedTask) -> TaskReport:
                 survivors=release.entry.survivors,
                 dropped=release.entry.cohort_size - release.entry.survivors,
                 noise_multiplier=_multiplier(manifest, release.guaranteed_variance),
+                measured=_measured(release),
                 epsilons=tuple(line.epsilon for line in release.lines),
             )
             for release in task.releases
@@ -185,6 +188,13 @@ def _multiplier(manifest: Manifest, variance: int) -> float | None:
     factor = 1 if example is not None else examples_factor(manifest)
     bound = math.sqrt(sum(segment.clip_units**2 for segment in manifest.segments)) * factor
     return math.sqrt(variance) / bound
+
+
+def _measured(release: AuditedRelease) -> tuple[float, float] | None:
+    ends, guaranteed = release.entry.measured_variance, release.guaranteed_variance
+    if ends is None or guaranteed == 0:
+        return None
+    return ends[0] / guaranteed, ends[1] / guaranteed
 
 
 def _parameters(manifest: Manifest) -> tuple[Parameter, ...]:

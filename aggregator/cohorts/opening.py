@@ -35,11 +35,11 @@ async def claim_lease(core: Core, cohort: str) -> bool:
             .where(
                 sa.or_(
                     cohorts.c.opener.is_(None),
-                    cohorts.c.opener == core.shard,
+                    cohorts.c.opener == core.replica,
                     cohorts.c.opener_until < now,
                 )
             )
-            .values(opener=core.shard, opener_until=now + core.settings.opening_lease_s)
+            .values(opener=core.replica, opener_until=now + core.settings.opening_lease_s)
         )
     return result.rowcount == 1
 

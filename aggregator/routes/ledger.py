@@ -17,12 +17,15 @@ def routes(service: Service) -> list[web.RouteDef]:
     folder = service.ledger.folder
 
     async def checkpoint(_: web.Request) -> web.StreamResponse:
+        await service.ledger.publish()
         headers = {"Content-Type": "text/plain; charset=utf-8", "Cache-Control": "no-cache"}
         return web.FileResponse(folder / "checkpoint", headers=headers | _PUBLIC)
 
     async def tile(request: web.Request) -> web.StreamResponse:
         name = request.match_info["path"]
         path = folder / "tile" / name
+        if _TILE.fullmatch(name) and not path.is_file():
+            await service.ledger.publish()
         if not _TILE.fullmatch(name) or not path.is_file():
             raise not_found("tile")
         headers = {

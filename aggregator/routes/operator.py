@@ -54,7 +54,9 @@ def routes(service: Service) -> list[web.RouteDef]:
 
     async def view_of(request: web.Request) -> dict[str, Any]:
         task = await service.tasks.get(request.match_info["task"])
-        return await task_view(service.core, task)
+        view = await task_view(service.core, task)
+        await service.ledger.publish()  # what the view shows is in the folder
+        return view
 
     async def pause(request: web.Request) -> web.Response:
         return await switch(request, "paused")

@@ -89,7 +89,12 @@ def step(config: ServerConfig, state: State, event: Event) -> Outcome:
             expected=sorted(due for phase, due in transitions.SERVER if phase == state.phase),
             found=name,
         )
-    outcome = _HANDLERS[name](config, state, event, message)
+    try:
+        outcome = _HANDLERS[name](config, state, event, message)
+    except RemoteProtocolError as error:
+        if error.culprit is None and isinstance(event, Received):
+            error.culprit = state.facts.identity(event.index)  # its signature was verified
+        raise
     if outcome[0].phase not in transitions.SERVER[state.phase, name]:
         raise AssertionError(f"{state.phase} may not become {outcome[0].phase} on {name}")
     return outcome

@@ -24,7 +24,6 @@ from secagg.context import (
     share_hash,
 )
 from secagg.errors import RemoteProtocolError
-from secagg.limits import SEED_BYTES
 from secagg.messages import Unmask
 from secagg.opening import OpeningPlan
 from secagg.secret import Secret
@@ -88,8 +87,8 @@ def make_plan(config: ServerConfig, state: Unmasking) -> OpeningPlan:
     """Reconstruct every secret that the sum needs and list the masks to take off.
 
     Raises:
-        RemoteProtocolError: ``dealer-self-seed``, ``dealer-mask-secret`` or
-            ``dealer-pair-seed``, naming the device whose deals cannot be right.
+        RemoteProtocolError: ``dealer-self-seed``, ``dealer-mask-secret``, ``seal-invalid`` or
+            ``shares-inconsistent``, naming the device whose deals cannot be right.
     """
     facts = state.facts
     salt = masking_set_digest(facts.ctx, state.masking_set)
@@ -163,17 +162,9 @@ def _pair_seeds(state: Unmasking, owner: int, mask_secret: Secret) -> dict[int, 
         info = seal_info(facts.ctx, peer, identity, KIND_PAIR_SEED)
         sealed = state.dealt[survivor][owner].sealed_pair_seed
         try:
-            seed = keys.hpke_open(private, info, sealed)
+            seed = keys.hpke_open(private, info, sealed)  # 32 bytes: its sealed size was checked
         except RemoteProtocolError as error:
             error.culprit = peer
             raise
-        if len(seed) != SEED_BYTES:
-            raise RemoteProtocolError(
-                "dealer-pair-seed",
-                f"Device {survivor} sealed no seed to device {owner}.",
-                culprit=peer,
-                expected=SEED_BYTES,
-                found=len(seed),
-            )
         seeds[survivor] = Secret(seed)
     return seeds

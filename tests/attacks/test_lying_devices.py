@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from corrupt import CLIENTS, LIAR, assert_released_without, identity, one_hot, rewriting, task
 
-from secagg import client, messages, server, sharing
+from secagg import client, graph, messages, server, sharing
 from secagg.client import deals
 from secagg.context import KIND_SHARES, seal_info
 from secagg.keys import signing_key
@@ -174,6 +174,35 @@ def test_without_checking_hashes_a_bad_dealer_is_found_too_late(
     result = run_cohort(shown, one_hot(), hooks=rewriting(shown, change))
     assert len(result.ended.culprits) == 1
     assert identity(shown) not in result.ended.culprits
+
+
+def test_a_seed_that_only_a_colluder_accepts_is_pinned_on_its_sealer() -> None:
+    """The sealer seals rubbish, the other end says ready and drops: its mask cannot come off."""
+    shown = task()
+    order = sorted(range(CLIENTS), key=lambda number: identity(shown, number))
+    liar = order.index(LIAR)
+    colluder = next(i for i in range(CLIENTS) if i != liar and graph.sealer(liar, i) == liar)
+    key = signing_key(shown.devices[LIAR].identity)
+    colluder_key = signing_key(shown.devices[order[colluder]].identity)
+
+    def upward(number: int, signed: bytes) -> list[bytes]:
+        message, _ = messages.peek(signed, *messages.KINDS)
+        if number == LIAR and isinstance(message, messages.Deals):
+            place = graph.neighbours(liar, CLIENTS).index(colluder)
+            deal, _ = messages.peek(message.deals[place], messages.Deal)
+            rubbish = msgspec.structs.replace(
+                deal, sealed_pair_seed=bytes(len(deal.sealed_pair_seed))
+            )
+            changed = list(message.deals)
+            changed[place] = messages.sign(rubbish, message.ctx, key)
+            return [messages.sign(messages.Deals(message.ctx, tuple(changed)), message.ctx, key)]
+        if isinstance(message, messages.Complaint):
+            ready = messages.Ready(message.ctx, message.index)
+            return [messages.sign(ready, message.ctx, colluder_key)]
+        return [signed]
+
+    result = run_cohort(shown, one_hot(), hooks=Hooks(upward=upward))
+    assert result.ended == server.Ended("seal-invalid", (identity(shown),))
 
 
 # -- complaints ----------------------------------------------------------------------------------

@@ -1,0 +1,86 @@
+"""The noise meter: what a released sum itself says about the noise in it.
+
+Y = X + N in integer units, X the sum of the clipped contributions with norm at most B, N the noise
+with variance V on each of d coordinates, independent of X. Then
+    |Y|^2 = |X|^2 + 2 <X, N> + |N|^2,  |<X, N>| <= t |X| sqrt(V),  | |N|^2 - d V | <= s d V
+but for a negligible probability (t = 8, s = t sqrt(2 / d) + 3 t^2 / d for the nearly Gaussian
+Skellam). Bounding |X| from above gives a lower end for V, minimising over |X| an upper end.
+
+The upper end holds whatever the devices sent; the lower end only if they kept to the clip, for a
+vector that is too long looks like noise. An honest release can have a low lower end: only an upper
+end below the guaranteed variance shows that noise is missing. A sum that is refused for it has
+been seen all the same, and stays charged.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+
+from dp.accounting import guaranteed_variance
+from dp.grid import examples_factor, l2_squared_units
+from secagg.manifest import Manifest
+from secagg.ring import Lanes, centred, split_checks
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_SIGMAS = 8.0
+
+
+class NoiseInterval(msgspec.Struct, frozen=True, kw_only=True):
+    """Variance per coordinate, integer units squared: measured ends and what is guaranteed."""
+
+    low: int
+    high: int
+    guaranteed: int
+
+    @property
+    def missing(self) -> bool:
+        """Whether noise is missing for certain."""
+        return self.high < self.guaranteed
+
+
+def noise_interval(
+    manifest: Manifest, opened_payload: Lanes, survivors: int
+) -> NoiseInterval | None:
+    """Measure an opened sum; None for a task without noise in the ring, or too short a vector.
+
+    Args:
+        opened_payload: lanes with check coordinates, as :func:`dp.mechanisms.decode` takes them.
+    """
+    if manifest.noise is None:
+        return None
+    data = centred(
+        split_checks(opened_payload, manifest.encoding.slice_length)[1],
+        manifest.encoding.ring_bits,
+    )
+    bound = math.sqrt(l2_squared_units(manifest.segments)) * examples_factor(manifest) * survivors
+    ends = _ends(data, bound)
+    if ends is None:
+        return None
+    return NoiseInterval(
+        low=math.floor(ends[0]),
+        high=math.ceil(ends[1]),
+        guaranteed=guaranteed_variance(manifest, survivors),
+    )
+
+
+def _ends(data: NDArray[np.int64], bound: float) -> tuple[float, float] | None:
+    length = len(data)
+    spread = _SIGMAS * math.sqrt(2 / length) + 3 * _SIGMAS**2 / length
+    if spread >= 0.5:
+        return None
+    floats = data.astype(np.float64)
+    energy = float(floats @ floats)
+    # |Y|^2 >= |N|^2 - t^2 V, whatever |X| is.
+    high = energy / (length * (1 - spread) - _SIGMAS**2)
+    # |Y|^2 <= B^2 + 2 t B sqrt(V) + (1 + s) d V: the smallest V that explains the energy.
+    a, b, c = length * (1 + spread), 2 * _SIGMAS * bound, bound * bound - energy
+    low = 0.0
+    if c < 0:
+        low = ((-b + math.sqrt(b * b - 4 * a * c)) / (2 * a)) ** 2
+    return low, high

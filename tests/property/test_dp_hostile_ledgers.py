@@ -1,0 +1,86 @@
+"""Whatever a ledger holds, an audit ends with a verdict; no change goes unseen."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import rfc8785
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dp.audit import verify_ledger
+from dp.ledger import LedgerBuilder
+from dp.report import report_data
+from tests.dp_tasks import ORIGIN, VERIFIER, built, ledger, served
+
+BUILDER = ledger(built(report_slot_s=5.0), (4, 5, 6))
+FILES = served(BUILDER)
+
+values = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(-5, 1 << 53),
+        st.text(max_size=8),
+        st.sampled_from(["released", "charged", "task", "release", "00" * 32, "9" * 5000]),
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
+    max_leaves=5,
+)
+
+
+@given(st.sampled_from(sorted(FILES)), st.data())
+@settings(max_examples=150, deadline=None)
+def test_any_changed_byte_is_a_problem(path: str, data: st.DataObject) -> None:
+    content = FILES[path]
+    place = data.draw(st.integers(0, len(content) - 1))
+    flipped = content[place] ^ data.draw(st.integers(1, 255))
+    files = {**FILES, path: content[:place] + bytes([flipped]) + content[place + 1 :]}
+    result = verify_ledger(files.get, VERIFIER)
+    assert not result.verified
+    report_data(result)
+
+
+@given(st.integers(0, 3), st.data())
+@settings(max_examples=300, deadline=None)
+def test_any_changed_record_is_a_problem_even_if_it_is_signed(
+    leaf: int, data: st.DataObject
+) -> None:
+    entries = list(BUILDER._entries)
+    record: dict[str, Any] = json.loads(entries[leaf])
+    key = data.draw(st.sampled_from(sorted(record)))
+    new = data.draw(values)
+    # What only the operator can know, no auditor can check: names of cohorts, digests, time.
+    free = {"ctx", "roster_digest", "sum_digest", "new_model_digest", "released_at", "cohort"}
+    changed = new != record[key] or type(new) is not type(record[key])
+    record[key] = new
+    try:
+        entries[leaf] = rfc8785.dumps(record)
+    except rfc8785.CanonicalizationError:
+        return
+    result = verify_ledger(served(LedgerBuilder(ORIGIN, entries)).get, VERIFIER)
+    report_data(result)
+    if changed and key not in free | {
+        "contributors",
+        "masking_set_size",
+        "model_digests",
+        "measured_variance",
+    }:
+        assert not result.verified
+
+
+@given(st.lists(st.one_of(st.binary(max_size=60), st.sampled_from(BUILDER._entries)), max_size=6))
+@settings(max_examples=150, deadline=None)
+def test_any_entries_end_with_a_verdict(entries: list[bytes]) -> None:
+    result = verify_ledger(served(LedgerBuilder(ORIGIN, entries)).get, VERIFIER)
+    assert result.tree_size == len(entries)
+    report_data(result)
+
+
+@given(st.dictionaries(st.sampled_from(sorted(FILES)), st.binary(max_size=300)))
+@settings(max_examples=100, deadline=None)
+def test_any_files_end_with_a_verdict(files: dict[str, bytes]) -> None:
+    assert not verify_ledger(files.get, VERIFIER).verified

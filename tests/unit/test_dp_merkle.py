@@ -1,0 +1,127 @@
+"""RFC 6962 trees against the published vectors of Certificate Transparency."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+
+from dp.errors import LedgerError
+from dp.merkle import (
+    EMPTY_ROOT,
+    Tree,
+    consistency_proof,
+    inclusion_proof,
+    leaf_hash,
+    root,
+    verify_consistency,
+    verify_inclusion,
+)
+
+# certificate-transparency, merkletree tests: leaves, roots of the first n, proofs.
+LEAVES = [
+    bytes.fromhex(text)
+    for text in (
+        "",
+        "00",
+        "10",
+        "2021",
+        "3031",
+        "40414243",
+        "5051525354555657",
+        "606162636465666768696a6b6c6d6e6f",
+    )
+]
+ROOTS = [
+    "6e340b9cffb37a989ca544e6bb780a2c78901d3fb33738768511a30617afa01d",
+    "fac54203e7cc696cf0dfcb42c92a1d9dbaf70ad9e621f4bd8d98662f00e3c125",
+    "aeb6bcfe274b70a14fb067a5e5578264db0fa9b51af5e0ba159158f329e06e77",
+    "d37ee418976dd95753c1c73862b9398fa2a2cf9b4ff0fdfe8b30cd95209614b7",
+    "4e3bbb1f7b478dcfe71fb631631519a3bca12c9aefca1612bfce4c13a86264d4",
+    "76e67dadbcdf1e10e1b74ddc608abd2f98dfb16fbce75277b5232a127f2087ef",
+    "ddb89be403809e325750d3d263cd78929c2942b7942a34b77e122c9594a74c8c",
+    "5dc9da79a70659a9ad559cb701ded9a2ab9d823aad2f4960cfe370eff4604328",
+]
+INCLUSION = {  # (index, size) -> audit path
+    (0, 1): [],
+    (0, 8): [
+        "96a296d224f285c67bee93c30f8a309157f0daa35dc5b87e410b78630a09cfc7",
+        "5f083f0a1a33ca076a95279832580db3e0ef4584bdff1f54c8a360f50de3031e",
+        "6b47aaf29ee3c2af9af889bc1fb9254dabd31177f16232dd6aab035ca39bf6e4",
+    ],
+    (5, 8): [
+        "bc1a0643b12e4d2d7c77918f44e0f4f79a838b6cf9ec5b5c283e1f4d88599e6b",
+        "ca854ea128ed050b41b35ffc1b87b8eb2bde461e9e3b5596ece6b9d5975a0ae0",
+        "d37ee418976dd95753c1c73862b9398fa2a2cf9b4ff0fdfe8b30cd95209614b7",
+    ],
+    (2, 3): ["fac54203e7cc696cf0dfcb42c92a1d9dbaf70ad9e621f4bd8d98662f00e3c125"],
+}
+CONSISTENCY = {  # (old size, size) -> proof
+    (1, 1): [],
+    (1, 8): [
+        "96a296d224f285c67bee93c30f8a309157f0daa35dc5b87e410b78630a09cfc7",
+        "5f083f0a1a33ca076a95279832580db3e0ef4584bdff1f54c8a360f50de3031e",
+        "6b47aaf29ee3c2af9af889bc1fb9254dabd31177f16232dd6aab035ca39bf6e4",
+    ],
+    (6, 8): [
+        "0ebc5d3437fbe2db158b9f126a1d118e308181031d0a949f8dededebc558ef6a",
+        "ca854ea128ed050b41b35ffc1b87b8eb2bde461e9e3b5596ece6b9d5975a0ae0",
+        "d37ee418976dd95753c1c73862b9398fa2a2cf9b4ff0fdfe8b30cd95209614b7",
+    ],
+    (2, 5): [
+        "5f083f0a1a33ca076a95279832580db3e0ef4584bdff1f54c8a360f50de3031e",
+        "bc1a0643b12e4d2d7c77918f44e0f4f79a838b6cf9ec5b5c283e1f4d88599e6b",
+    ],
+}
+
+
+def published() -> Tree:
+    return Tree([leaf_hash(leaf) for leaf in LEAVES])
+
+
+def test_roots_are_the_published_ones() -> None:
+    tree = published()
+    assert [root(tree.subtree, size).hex() for size in range(1, 9)] == ROOTS
+    assert root(tree.subtree, 0) == EMPTY_ROOT == hashlib.sha256().digest()
+
+
+@pytest.mark.parametrize(("index", "size"), INCLUSION)
+def test_inclusion_proofs_are_the_published_ones(index: int, size: int) -> None:
+    proof = inclusion_proof(published().subtree, index, size)
+    assert [step.hex() for step in proof] == INCLUSION[index, size]
+
+
+@pytest.mark.parametrize(("old_size", "size"), CONSISTENCY)
+def test_consistency_proofs_are_the_published_ones(old_size: int, size: int) -> None:
+    proof = consistency_proof(published().subtree, old_size, size)
+    assert [step.hex() for step in proof] == CONSISTENCY[old_size, size]
+
+
+@pytest.mark.parametrize(("index", "size"), [(-1, 3), (3, 3), (0, 0)])
+def test_no_proof_for_a_leaf_that_is_not_there(index: int, size: int) -> None:
+    with pytest.raises(LedgerError, match="proof-range"):
+        inclusion_proof(published().subtree, index, size)
+    with pytest.raises(LedgerError, match="inclusion-proof"):
+        verify_inclusion(leaf_hash(b""), index, size, [], EMPTY_ROOT)
+
+
+def test_no_proof_towards_a_smaller_tree() -> None:
+    with pytest.raises(LedgerError, match="proof-range"):
+        consistency_proof(published().subtree, 5, 4)
+    with pytest.raises(LedgerError, match="consistency-proof"):
+        verify_consistency(5, 4, EMPTY_ROOT, EMPTY_ROOT, [])
+
+
+def test_special_consistency_proofs_are_strict() -> None:
+    first, second = bytes.fromhex(ROOTS[0]), bytes.fromhex(ROOTS[1])
+    verify_consistency(0, 2, EMPTY_ROOT, second, [])
+    verify_consistency(2, 2, second, second, [])
+    for arguments in (
+        (0, 2, first, second, []),
+        (0, 2, EMPTY_ROOT, second, [first]),
+        (2, 2, first, second, []),
+        (2, 2, second, second, [first]),
+        (1, 2, first, second, []),
+    ):
+        with pytest.raises(LedgerError, match="consistency-proof"):
+            verify_consistency(*arguments)

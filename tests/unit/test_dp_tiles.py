@@ -1,0 +1,73 @@
+"""The tlog-tiles layout, as c2sp.org/tlog-tiles gives it."""
+
+from __future__ import annotations
+
+import pytest
+
+from dp import merkle, tiles
+from dp.errors import LedgerError
+from dp.tiles import Tile, TileTree, bundles_of, changed, parse_bundle, tiles_of
+
+
+def test_paths_of_the_specification() -> None:
+    assert Tile(0, 1_234_067, 256).path == "tile/0/x001/x234/067"
+    assert Tile(0, 1_234_067, 5).path == "tile/0/x001/x234/067.p/5"
+    assert Tile(2, 0, 1).path == "tile/2/000.p/1"
+    assert Tile(-1, 7, 256).path == "tile/entries/007"
+    assert Tile(-1, 1000, 12).path == "tile/entries/x001/000.p/12"
+    assert Tile(0, 999, 256).path == "tile/0/999"
+
+
+def test_a_tree_of_70_000_has_the_tiles_of_the_specification() -> None:
+    found = list(tiles_of(70_000))
+    assert sum(t.level == 0 and t.width == 256 for t in found) == 273
+    assert [(t.level, t.width) for t in found if t.width < 256] == [(0, 112), (1, 17), (2, 1)]
+    assert sum(t.level == 1 and t.width == 256 for t in found) == 1
+    assert len(list(bundles_of(70_000))) == 274
+    assert [(t.level, t.width) for t in tiles_of(256)] == [(0, 256), (1, 1)]
+    assert list(tiles_of(0)) == list(bundles_of(0)) == []
+
+
+def test_only_new_tiles_are_written() -> None:
+    assert {tile.path for tile in changed(255, 257)} == {
+        "tile/0/000",
+        "tile/0/001.p/1",
+        "tile/1/000.p/1",
+        "tile/entries/000",
+        "tile/entries/001.p/1",
+    }
+    assert list(changed(257, 257)) == []
+
+
+def test_entries_carry_their_length_as_16_bits_big_endian() -> None:
+    assert tiles.bundle_bytes([b"abc", b""]) == b"\x00\x03abc\x00\x00"
+    largest = bytes(65_535)
+    assert parse_bundle(tiles.bundle_bytes([largest]), 1) == [largest]
+    with pytest.raises(LedgerError, match="record-too-large"):
+        tiles.bundle_bytes([bytes(65_536)])
+
+
+@pytest.mark.parametrize("data", [b"\x00", b"\x00\x05abc", b"\x00\x01a\x00"])
+def test_broken_bundles_are_refused(data: bytes) -> None:
+    with pytest.raises(LedgerError, match="bundle-malformed"):
+        parse_bundle(data, 2)
+
+
+def test_a_full_tile_serves_where_the_partial_one_is_gone() -> None:
+    hashes = [bytes([i]) * 32 for i in range(256)]
+    tree = merkle.Tree(hashes)
+    files = {"tile/0/000": b"".join(hashes)}
+    assert tiles.inclusion_proof(files.get, 3, 100) == merkle.inclusion_proof(tree.subtree, 3, 100)
+    entries = {"tile/entries/000": tiles.bundle_bytes([bytes([i]) for i in range(256)])}
+    assert tiles.read_entry(entries.get, 99, 100) == bytes([99])
+
+
+def test_missing_and_misshapen_tiles_are_ledger_errors() -> None:
+    with pytest.raises(LedgerError, match="tile-missing"):
+        tiles.inclusion_proof({}.get, 0, 3)
+    with pytest.raises(LedgerError, match="tile-malformed"):
+        tiles.inclusion_proof({"tile/0/000.p/3": bytes(95)}.get, 0, 3)
+    with pytest.raises(LedgerError, match="proof-range"):
+        TileTree({}.get, 3).subtree(1, 1)
+    with pytest.raises(LedgerError, match="proof-range"):
+        tiles.read_entry({}.get, 3, 3)
