@@ -1,0 +1,157 @@
+"""The app's model with the manifest's adapter in it, checked before anything is trained.
+
+Only adapters that this project knows to give right per-example gradients and a right peft folder
+are injected (plain LoRA on linear layers): no DoRA, no embeddings, no bias, no dropout. Where a
+check fails the device refuses with the reason, and no data has been touched.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+
+from client_sdk.errors import ContributionError
+from client_sdk.lora import base_fingerprint, vector_length, vector_to_tensors
+from secagg.manifest import Adapter, Manifest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_NAME = "default"  # peft's own; saved files carry no adapter name
+
+
+class AdaptedModel:
+    """The base model, its adapter's tensors in the manifest's order, and their flat form."""
+
+    def __init__(self, model: PreTrainedModel, manifest: Manifest, fingerprint: bytes) -> None:
+        """Inject the adapter into ``model`` in place.
+
+        Args:
+            fingerprint: :func:`client_sdk.lora.base_fingerprint` of ``model``.
+
+        Raises:
+            ContributionError: ``task-without-adapter``, ``base-model``, ``adapter-tensors``,
+                ``adapter-targets``, ``model-adapted``.
+        """
+        if manifest.adapter is None or manifest.base_model is None or manifest.training is None:
+            raise ContributionError(
+                "task-without-adapter", "The task trains no adapter; LoraTrainer cannot serve it."
+            )
+        if fingerprint != manifest.base_model.fingerprint:
+            raise ContributionError(
+                "base-model",
+                f"This is not the base model of the task, {manifest.base_model.name}.",
+                expected=manifest.base_model.fingerprint.hex(),
+                found=fingerprint.hex(),
+                remedy="Load the same checkpoint, not quantised.",
+            )
+        self.adapter = manifest.adapter
+        self.model = _inject(model, self.adapter)
+        self._tensors = _adapter_tensors(self.model)
+        self._check_tensors()
+        trainable = {shape.name for shape in self.adapter.trainable}
+        for name, parameter in self._tensors.items():
+            parameter.requires_grad_(name in trainable)
+        self.parameters: tuple[nn.Parameter, ...] = tuple(
+            self._tensors[shape.name] for shape in self.adapter.trainable
+        )
+
+    def load(self, vector: NDArray[Any]) -> None:
+        """Set the adapter to its initialisation plus ``vector``, float32[d].
+
+        Raises:
+            LocalProtocolError: ``adapter-length``.
+            ContributionError: ``vector-not-finite``.
+        """
+        if not np.isfinite(vector).all():
+            raise ContributionError("vector-not-finite", "The global vector is not finite.")
+        with torch.no_grad():
+            for name, value in vector_to_tensors(self.adapter, vector).items():
+                self._tensors[name].copy_(torch.from_numpy(value))
+
+    def flat(self) -> Tensor:
+        """The trainable tensors as they are now; float64[d] on the CPU."""
+        return torch.cat([p.detach().reshape(-1).double().cpu() for p in self.parameters])
+
+    def split(self, flat: Tensor) -> list[Tensor]:
+        """Cut a vector [d] into views of the trainable tensors' shapes."""
+        parts = flat.split([p.numel() for p in self.parameters])
+        return [part.view(p.shape) for part, p in zip(parts, self.parameters, strict=True)]
+
+    @property
+    def length(self) -> int:
+        return vector_length(self.adapter)
+
+    def unload(self) -> PreTrainedModel:
+        """Take the adapter out again; the base model as the app gave it."""
+        base: PreTrainedModel = self.model.unload()
+        return base
+
+    def _check_tensors(self) -> None:
+        expected = {
+            shape.name: (shape.rows, shape.columns)
+            for shape in (*self.adapter.trainable, *self.adapter.frozen)
+        }
+        found = {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
+        if expected != found:
+            # Said by name, for a tensor that is left out is a tensor silently not trained.
+            wrong = sorted(set(expected.items()) ^ set(found.items()))[:4]
+            self.unload()
+            raise ContributionError(
+                "adapter-tensors",
+                f"The adapter of the manifest does not fit this model, for instance {wrong}.",
+                expected=len(expected),
+                found=len(found),
+            )
+
+
+def fingerprint_of(model: nn.Module) -> bytes:
+    """The base model's fingerprint.
+
+    Raises:
+        ContributionError: ``model-adapted`` if the model has an adapter already.
+    """
+    if isinstance(model, PeftModel) or any(".lora_" in n for n, _ in model.named_parameters()):
+        raise ContributionError(
+            "model-adapted",
+            "The model has an adapter already.",
+            remedy="Give the base model; the trainer injects the task's adapter itself.",
+        )
+    return base_fingerprint(model)
+
+
+def _inject(model: PreTrainedModel, adapter: Adapter) -> PeftModel:
+    if not set(adapter.target_modules) <= {
+        name.rpartition(".")[2] for name, m in model.named_modules() if type(m) is nn.Linear
+    }:
+        raise ContributionError(
+            "adapter-targets",
+            "Some targets of the adapter are no plain linear layers of this model.",
+            expected=list(adapter.target_modules),
+            remedy="Load the model without quantisation, or ask for another task.",
+        )
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=adapter.rank,
+        lora_alpha=adapter.alpha,
+        target_modules=list(adapter.target_modules),
+        lora_dropout=0.0,
+        bias="none",
+        init_lora_weights=False,
+    )
+    model.requires_grad_(False)
+    return get_peft_model(model, config, adapter_name=_NAME)
+
+
+def _adapter_tensors(model: PeftModel) -> dict[str, nn.Parameter]:
+    """The adapter's parameters under the names of peft's files."""
+    return {
+        name.replace(f".{_NAME}.weight", ".weight"): parameter
+        for name, parameter in model.named_parameters()
+        if ".lora_" in name
+    }

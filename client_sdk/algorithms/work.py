@@ -1,0 +1,70 @@
+"""What an algorithm gets for one round: the adapted model, the rows, the coins and the clock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client_sdk.adapted import AdaptedModel
+from client_sdk.errors import ContributionError
+from client_sdk.examples import Row
+from client_sdk.gradients import ExampleGradients, Method
+from secagg.manifest import Manifest
+
+
+@dataclass(frozen=True)
+class Work:
+    """One round's means; the adapter holds the global model when an algorithm starts.
+
+    Attributes:
+        rows: the device's conversations as tokens.
+        micro_batch: most rows in one pass.
+        deadline_s: on ``clock``; None without a limit.
+        stopped: whether the result is no longer wanted.
+    """
+
+    adapted: AdaptedModel
+    rows: Sequence[Row]
+    pad_token: int
+    micro_batch: int
+    method: Method
+    random_bytes: Callable[[int], bytes]
+    clock: Callable[[], float]
+    deadline_s: float | None
+    stopped: Callable[[], bool]
+
+    def gradients(self) -> ExampleGradients:
+        return ExampleGradients(
+            self.adapted.model,
+            self.adapted.parameters,
+            pad_token=self.pad_token,
+            method=self.method,
+        )
+
+    def micro_batches(self, indices: NDArray[np.int64]) -> Iterator[list[Row]]:
+        """The rows at ``indices`` in passes of similar length; checks the time before each.
+
+        Raises:
+            ContributionError: ``training-deadline``, ``training-stopped``.
+        """
+        chosen = sorted((self.rows[int(i)] for i in indices), key=lambda row: len(row.tokens))
+        for start in range(0, len(chosen), self.micro_batch):
+            self.check_time()
+            yield chosen[start : start + self.micro_batch]
+
+    def check_time(self) -> None:
+        if self.stopped():
+            raise ContributionError("training-stopped", "The result is no longer wanted.")
+        if self.deadline_s is not None and self.clock() >= self.deadline_s:
+            raise ContributionError(
+                "training-deadline",
+                "Training would not end in time.",
+                remedy="Fewer examples, a smaller sampling rate, or a longer deadline.",
+            )
+
+
+Algorithm = Callable[[Manifest, Work], Mapping[str, NDArray[Any]]]

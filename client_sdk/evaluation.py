@@ -1,0 +1,74 @@
+"""What a model with or without an adapter does on held-out pairs, and one answer to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from client_sdk.errors import ContributionError
+from client_sdk.examples import Example, encode_example, encode_prompt
+from client_sdk.gradients import sequence_losses
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def evaluate(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    *,
+    max_tokens: int = 64,
+    micro_batch: int = 8,
+) -> float:
+    """Mean over the examples of each one's mean loss per answer token, in nats.
+
+    Examples whose answer is cut off whole by ``max_tokens`` are left out.
+
+    Raises:
+        ContributionError: ``evaluation-empty`` if nothing remains.
+    """
+    rows = [encode_example(tokenizer, example, max_tokens) for example in examples]
+    rows = sorted((row for row in rows if any(row.counts)), key=lambda row: len(row.tokens))
+    if not rows:
+        raise ContributionError("evaluation-empty", "No example has an answer to evaluate.")
+    pad = next((t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None), 0)
+    was_training = model.training
+    model.eval()
+    total = 0.0
+    try:
+        with torch.inference_mode():
+            for start in range(0, len(rows), micro_batch):
+                losses = sequence_losses(model, rows[start : start + micro_batch], pad)
+                total += float(losses.double().sum())
+    finally:
+        model.train(was_training)
+    return total / len(rows)
+
+
+def generate_answer(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    *,
+    max_new_tokens: int = 48,
+) -> str:
+    """The model's most likely answer to one question (greedy: no coins)."""
+    tokens = torch.tensor([encode_prompt(tokenizer, prompt)], device=model.device)
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            output = model.generate(
+                input_ids=tokens,
+                attention_mask=torch.ones_like(tokens),
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
+            )
+    finally:
+        model.train(was_training)
+    return str(tokenizer.decode(output[0, tokens.shape[1] :], skip_special_tokens=True)).strip()

@@ -1,0 +1,145 @@
+"""From an app's examples to token rows: one conversation, one row, one unit of privacy.
+
+An example is a (prompt, answer) pair or ``{"messages": [{"role": ..., "content": ...}, ...]}``.
+Rows that were packed or tokenised elsewhere are refused: in a packed row the pack, not the
+conversation, would be what the noise protects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from client_sdk.errors import ContributionError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Example = Mapping[str, Any] | tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Row:
+    """Tokens of one conversation and, for each, whether it counts in the loss."""
+
+    tokens: tuple[int, ...]
+    counts: tuple[bool, ...]
+
+
+def encode_example(tokenizer: PreTrainedTokenizerBase, example: Example, max_tokens: int) -> Row:
+    """Tokenise one conversation; every assistant turn up to its end token counts in the loss.
+
+    Rows are cut after ``max_tokens``; a row whose answers are all cut off has no loss and
+    contributes zero.
+
+    Raises:
+        ContributionError: ``example-form``, ``example-packed``, ``example-template``.
+    """
+    messages = _messages(example)
+    if not tokenizer.chat_template:
+        tokens, counts = _plain(tokenizer, messages)
+    else:
+        tokens, counts = _templated(tokenizer, messages)
+    return Row(tuple(tokens[:max_tokens]), tuple(counts[:max_tokens]))
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+    """The tokens after which the model is to answer ``prompt``."""
+    messages = [{"role": "user", "content": prompt}]
+    if not tokenizer.chat_template:
+        return list(tokenizer(prompt + "\n")["input_ids"])
+    return _apply(tokenizer, messages, add_generation_prompt=True)
+
+
+def _messages(example: Example) -> list[dict[str, str]]:
+    if isinstance(example, Mapping):
+        if "messages" not in example:
+            packed = "input_ids" in example
+            raise ContributionError(
+                "example-packed" if packed else "example-form",
+                "An example has no messages.",
+                expected="messages",
+                found=sorted(map(str, example)),
+                remedy="Give one conversation per example; rows that are tokenised or packed "
+                "already would make the row, not the conversation, the unit of privacy.",
+            )
+        messages = example["messages"]
+    elif (
+        isinstance(example, Sequence)
+        and len(example) == 2
+        and all(isinstance(part, str) for part in example)
+    ):
+        messages = [
+            {"role": "user", "content": example[0]},
+            {"role": "assistant", "content": example[1]},
+        ]
+    else:
+        raise ContributionError(
+            "example-form",
+            "An example is neither a (prompt, answer) pair nor a mapping with messages.",
+            found=type(example).__name__,
+        )
+    if not any(_field(message, "role") == "assistant" for message in messages):
+        raise ContributionError("example-form", "A conversation has no answer of the assistant.")
+    return [{"role": _field(m, "role"), "content": _field(m, "content")} for m in messages]
+
+
+def _field(message: Any, name: str) -> str:
+    value = message.get(name) if isinstance(message, Mapping) else None
+    if not isinstance(value, str):
+        raise ContributionError(
+            "example-form", f"A message's {name} is not text.", found=type(value).__name__
+        )
+    return value
+
+
+def _templated(
+    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]
+) -> tuple[list[int], list[bool]]:
+    tokens = _apply(tokenizer, messages)
+    counts = [False] * len(tokens)
+    for i, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        start = len(_apply(tokenizer, messages[:i], add_generation_prompt=True))
+        upto = _apply(tokenizer, messages[: i + 1])
+        if tokens[: len(upto)] != upto:
+            raise ContributionError(
+                "example-template",
+                "The chat template changes earlier turns when later ones follow.",
+                remedy="Give one (prompt, answer) pair per example.",
+            )
+        end = len(upto)
+        while end > start and upto[end - 1] != tokenizer.eos_token_id:
+            end -= 1  # what a template writes after the end token is not the answer's
+        for t in range(start, end if end > start else len(upto)):
+            counts[t] = True
+    return tokens, counts
+
+
+def _plain(
+    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]
+) -> tuple[list[int], list[bool]]:
+    """For tokenizers without a chat template: turns on lines of their own."""
+    tokens: list[int] = []
+    counts: list[bool] = []
+    for message in messages:
+        answer = message["role"] == "assistant"
+        part = list(tokenizer(message["content"] + ("" if answer else "\n"))["input_ids"])
+        if answer and tokenizer.eos_token_id is not None:
+            part.append(tokenizer.eos_token_id)
+        tokens += part
+        counts += [answer] * len(part)
+    return tokens, counts
+
+
+def _apply(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: list[dict[str, str]],
+    add_generation_prompt: bool = False,
+) -> list[int]:
+    encoded = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=True
+    )
+    return list(encoded["input_ids"])

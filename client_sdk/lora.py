@@ -1,0 +1,253 @@
+"""The adapter as a flat vector, and as a folder that plain peft loads.
+
+What devices send is the change of the trainable LoRA tensors from their initialisation. That
+initialisation comes from the manifest's public seed through an integer stream, so every device
+and every auditor has it bit for bit, whatever its numpy, torch or processor. This module needs
+numpy and safetensors alone; only :func:`adapter_spec` and :func:`base_fingerprint` look at a
+torch model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+from secagg.errors import ConfigurationError, LocalProtocolError
+from secagg.hashing import encode_parts
+from secagg.manifest import Adapter, Manifest, TensorShape
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Float32 = NDArray[np.float32]
+
+_PREFIX = "base_model.model."  # peft's, in every adapter file
+_UNIFORM_BITS = 24  # odd integers below 2^24 are exact in float32
+_FINGERPRINT_CHUNK = 1 << 22
+
+
+def initial_tensor(adapter: Adapter, name: str, rows: int, columns: int) -> Float32:
+    """The tensor ``name`` before any training; float32[rows, columns].
+
+    B is zero. A is uniform within ±1/sqrt(columns), the bound of peft's initialisation (Kaiming
+    uniform with a = sqrt 5). SHAKE-256 over (seed, name) gives one little-endian uint32 per entry;
+    its upper 24 bits u become the odd integer 2u + 1 - 2^24, exact in float32, and one IEEE
+    multiplication by the rounded step scales it: the same bits on every platform.
+    """
+    if ".lora_B." in name:
+        return np.zeros((rows, columns), dtype=np.float32)
+    stream = hashlib.shake_256(encode_parts("lora-init", adapter.seed, name.encode()))
+    words = np.frombuffer(stream.digest(4 * rows * columns), dtype="<u4")
+    upper = (words >> np.uint32(32 - _UNIFORM_BITS)).astype(np.int64)
+    odd = (2 * upper + 1 - (1 << _UNIFORM_BITS)).astype(np.float32)
+    step = np.float32(1.0 / math.sqrt(columns) / (1 << _UNIFORM_BITS))
+    return (odd * step).reshape(rows, columns)
+
+
+def vector_length(adapter: Adapter) -> int:
+    """Numbers in the global vector."""
+    return sum(shape.rows * shape.columns for shape in adapter.trainable)
+
+
+def _checked_vector(adapter: Adapter, vector: NDArray[Any]) -> Float32:
+    expected = (vector_length(adapter),)
+    if vector.shape != expected:
+        raise LocalProtocolError(
+            "adapter-length",
+            "The vector does not fit the adapter.",
+            expected=expected,
+            found=vector.shape,
+        )
+    return np.asarray(vector, dtype=np.float32)
+
+
+def vector_to_tensors(adapter: Adapter, vector: NDArray[Any]) -> dict[str, Float32]:
+    """All tensors of the adapter by name: initialisation plus ``vector``, and the frozen ones.
+
+    Args:
+        vector: float32[d], the change from the initialisation, in the order of ``trainable``.
+
+    Raises:
+        LocalProtocolError: ``adapter-length``.
+    """
+    vector = _checked_vector(adapter, vector)
+    tensors: dict[str, Float32] = {}
+    start = 0
+    for shape in adapter.trainable:
+        end = start + shape.rows * shape.columns
+        change = vector[start:end].reshape(shape.rows, shape.columns)
+        tensors[shape.name] = initial_tensor(adapter, shape.name, shape.rows, shape.columns) + change
+        start = end
+    for shape in adapter.frozen:
+        tensors[shape.name] = initial_tensor(adapter, shape.name, shape.rows, shape.columns)
+    return tensors
+
+
+def tensors_to_vector(adapter: Adapter, tensors: Mapping[str, NDArray[Any]]) -> Float32:
+    """The inverse of :func:`vector_to_tensors`; float32[d]. Frozen tensors are ignored.
+
+    Raises:
+        LocalProtocolError: ``adapter-tensor`` if one is missing or has another shape.
+    """
+    parts = []
+    for shape in adapter.trainable:
+        tensor = tensors.get(shape.name)
+        if tensor is None or tensor.shape != (shape.rows, shape.columns):
+            raise LocalProtocolError(
+                "adapter-tensor",
+                f"Tensor {shape.name} is missing or has another shape.",
+                expected=(shape.rows, shape.columns),
+                found=None if tensor is None else tensor.shape,
+            )
+        initial = initial_tensor(adapter, shape.name, shape.rows, shape.columns)
+        parts.append((np.asarray(tensor, dtype=np.float32) - initial).ravel())
+    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.float32)
+
+
+def write_peft_folder(
+    path: str | os.PathLike[str], manifest: Manifest, vector: NDArray[Any]
+) -> Path:
+    """Write ``adapter_config.json`` and ``adapter_model.safetensors`` as peft itself would.
+
+    ``PeftModel.from_pretrained(base, path)`` then gives the global model. The folder appears whole
+    or not at all; an earlier one at ``path`` is replaced.
+
+    Raises:
+        LocalProtocolError: ``no-adapter`` if the manifest trains no adapter; ``adapter-length``.
+    """
+    if manifest.adapter is None or manifest.base_model is None:
+        raise LocalProtocolError("no-adapter", "The task of this manifest trains no adapter.")
+    adapter = manifest.adapter
+    tensors = vector_to_tensors(adapter, vector)
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": manifest.base_model.name,
+        "r": adapter.rank,
+        "lora_alpha": adapter.alpha,
+        "lora_dropout": 0.0,
+        "target_modules": sorted(adapter.target_modules),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "use_dora": False,
+        "use_rslora": False,
+    }
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        (staging / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+        save_file(tensors, staging / "adapter_model.safetensors", metadata={"format": "pt"})
+        staging.chmod(0o755)
+        if target.exists():
+            shutil.rmtree(target)
+        staging.rename(target)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    return target
+
+
+def adapter_spec(
+    model: nn.Module | Any,
+    kind: Literal["lora", "ffa-lora"],
+    rank: int,
+    alpha: int,
+    target_modules: Sequence[str],
+    seed: bytes,
+) -> Adapter:
+    """Describe the adapter for a model, or for a transformers config (built without weights).
+
+    Tensors are listed layer by layer in the model's own order, A before B, under the names of
+    peft's files. ``ffa-lora`` freezes every A (Sun et al., arXiv 2403.12313).
+
+    Raises:
+        ConfigurationError: ``adapter-targets`` if a target matches no linear layer;
+            ``adapter-rank``.
+    """
+    if not 1 <= rank <= 1024:
+        raise ConfigurationError(
+            "adapter-rank", "The rank is out of range.", expected="1..1024", found=rank
+        )
+    if not hasattr(model, "named_modules"):
+        model = _skeleton(model)
+    a_shapes, b_shapes, order = {}, {}, []
+    found: set[str] = set()
+    for name, module in model.named_modules():
+        target = name.rpartition(".")[2]
+        if target not in target_modules or not hasattr(module, "in_features"):
+            continue
+        found.add(target)
+        name = name.removeprefix(_PREFIX)
+        a_shapes[name] = TensorShape(
+            name=f"{_PREFIX}{name}.lora_A.weight", rows=rank, columns=int(module.in_features)
+        )
+        b_shapes[name] = TensorShape(
+            name=f"{_PREFIX}{name}.lora_B.weight", rows=int(module.out_features), columns=rank
+        )
+        order.append(name)
+    if found != set(target_modules):
+        raise ConfigurationError(
+            "adapter-targets",
+            "Some targets of the adapter are no linear layers of this model.",
+            expected=sorted(target_modules),
+            found=sorted(found),
+            remedy="Name linear layers by the last part of their path, such as q_proj.",
+        )
+    if kind == "ffa-lora":
+        trainable = tuple(b_shapes[name] for name in order)
+        frozen = tuple(a_shapes[name] for name in order)
+    else:
+        trainable = tuple(s for name in order for s in (a_shapes[name], b_shapes[name]))
+        frozen = ()
+    return Adapter(
+        kind=kind,
+        rank=rank,
+        alpha=alpha,
+        target_modules=tuple(target_modules),
+        seed=seed,
+        trainable=trainable,
+        frozen=frozen,
+    )
+
+
+def _skeleton(config: Any) -> nn.Module:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
+
+
+def base_fingerprint(model: nn.Module) -> bytes:
+    """SHA-256 over names, shapes and values of the base model's parameters; 32 bytes.
+
+    Values are hashed as little-endian float32, so a checkpoint has one fingerprint whether it was
+    loaded in its own half precision or in float32. Tensors of an injected adapter are left out and
+    tied weights count once.
+    """
+    hasher = hashlib.sha256(encode_parts("base-model"))
+    for name, parameter in model.named_parameters():
+        if ".lora_" in name:
+            continue
+        name = name.removeprefix(_PREFIX).replace(".base_layer.", ".")
+        shape = ",".join(map(str, parameter.shape))
+        hasher.update(encode_parts("tensor", name.encode(), shape.encode()))
+        flat = parameter.detach().reshape(-1)
+        for start in range(0, flat.numel(), _FINGERPRINT_CHUNK):
+            chunk = flat[start : start + _FINGERPRINT_CHUNK].float().cpu().numpy()
+            hasher.update(chunk.astype("<f4", copy=False).data)
+    return hasher.digest()

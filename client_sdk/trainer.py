@@ -1,0 +1,184 @@
+"""``LoraTrainer``: the app's own model, tokenizer and data as a contributor.
+
+    trainer = LoraTrainer(model, tokenizer, dataset)
+    client.run(trainer, task="support-bot")
+
+What a round asks for is in the signed manifest; the algorithms' device halves are in
+``client_sdk.algorithms``. Needs the ``train`` extra.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from client_sdk.adapted import AdaptedModel, fingerprint_of
+from client_sdk.algorithms import ALGORITHMS
+from client_sdk.algorithms.work import Work
+from client_sdk.errors import ContributionError
+from client_sdk.examples import Example, Row, encode_example
+from client_sdk.gradients import Method, check_hooks
+from secagg.manifest import Manifest
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from client_sdk.contribution import TrainingJob
+
+THREADS_VARIABLE = "SECAGG_TORCH_THREADS"
+_SELF_TEST_LENGTHS = (7, 12)  # tokens; different, so that padding is tested too
+_SELF_TEST_SCALE = 0.02
+
+
+class LoraTrainer:
+    """Trains the task's LoRA adapter on local examples (a ``client_sdk.Contributor``).
+
+    Args:
+        model: a transformers causal language model. The trainer freezes it and injects the task's
+            adapter; ``trainer.model`` is then the peft model.
+        tokenizer: the model's tokenizer.
+        dataset: conversations, each (prompt, answer) or ``{"messages": [...]}``. One item is one
+            unit of example-level privacy.
+        micro_batch: most examples in one pass; the manifest may ask for fewer.
+        method: ``hooks`` (Opacus) or ``loop`` (one example at a time, least memory).
+        threads: torch threads of this process; default from ``SECAGG_TORCH_THREADS``, else torch's.
+        random_bytes: source of every coin (sampling, rounding, noise): the operating system's.
+            Seeding torch or numpy changes none of them.
+        clock: monotonic seconds.
+
+    Raises:
+        ContributionError: ``dataset-empty``; ``threads``.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        dataset: Sequence[Example],
+        *,
+        micro_batch: int = 4,
+        method: Method = "hooks",
+        threads: int | None = None,
+        random_bytes: Callable[[int], bytes] = os.urandom,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if len(dataset) == 0:
+            raise ContributionError("dataset-empty", "There is no example to train on.")
+        self._base = model
+        self._tokenizer = tokenizer
+        self._dataset = dataset
+        self._micro_batch = micro_batch
+        self._method: Method = method
+        self._threads = threads if threads is not None else _threads_from_environment()
+        self._random_bytes = random_bytes
+        self._clock = clock
+        self._fingerprint: bytes | None = None
+        self._adapted: AdaptedModel | None = None
+        self._rows: tuple[int, tuple[Row, ...]] | None = None  # by max_tokens
+
+    @property
+    def model(self) -> PeftModel | PreTrainedModel:
+        """The model with the adapter as the last job left it; the base model before any job."""
+        return self._base if self._adapted is None else self._adapted.model
+
+    def contribute(self, job: TrainingJob) -> Mapping[str, NDArray[Any]]:
+        """Train one round; values by segment name, as the manifest's algorithm defines them.
+
+        Raises:
+            ContributionError: the manifest does not fit model or data; ``training-deadline``,
+                ``training-stopped``. In modes B and C the device then sends zero plus noise.
+        """
+        deadline_s = None if job.deadline_s is None else self._clock() + job.deadline_s
+        if self._threads is not None:
+            torch.set_num_threads(self._threads)
+        manifest = job.manifest
+        algorithm = ALGORITHMS.get(manifest.algorithm)
+        if algorithm is None:
+            raise ContributionError(
+                "algorithm-unknown",
+                "This trainer does not know the task's algorithm.",
+                expected=sorted(ALGORITHMS),
+                found=manifest.algorithm,
+            )
+        adapted = self._prepare(manifest)
+        assert manifest.training is not None  # noqa: S101  (AdaptedModel has checked it)
+        adapted.load(job.vector)
+        work = Work(
+            adapted=adapted,
+            rows=self._encode(manifest.training.max_tokens),
+            pad_token=_pad_token(self._tokenizer),
+            micro_batch=max(1, min(self._micro_batch, manifest.training.micro_batch)),
+            method=self._method,
+            random_bytes=self._random_bytes,
+            clock=self._clock,
+            deadline_s=deadline_s,
+            stopped=job.stop.is_set,
+        )
+        return algorithm(manifest, work)
+
+    def _prepare(self, manifest: Manifest) -> AdaptedModel:
+        if self._fingerprint is None:
+            self._fingerprint = fingerprint_of(self._base)
+        if self._adapted is not None:
+            same_base = manifest.base_model is not None and (
+                manifest.base_model.fingerprint == self._fingerprint
+            )
+            if same_base and manifest.adapter == self._adapted.adapter:
+                return self._adapted
+            self._base = self._adapted.unload()
+            self._adapted = None
+        adapted = AdaptedModel(self._base, manifest, self._fingerprint)
+        if self._method == "hooks":
+            self._self_test(adapted)
+        self._adapted = adapted
+        return adapted
+
+    def _self_test(self, adapted: AdaptedModel) -> None:
+        """Hooks against the loop on made-up tokens, with every factor away from zero.
+
+        At B = 0 the gradient of A vanishes and would be compared with nothing.
+        """
+        adapted.load(_spread(adapted.length))
+        size = int(adapted.model.get_input_embeddings().weight.shape[0])
+        rows = [
+            Row(tuple((17 * t + 5) % size for t in range(n)), (False,) * 3 + (True,) * (n - 3))
+            for n in _SELF_TEST_LENGTHS
+        ]
+        check_hooks(adapted.model, adapted.parameters, rows, _pad_token(self._tokenizer))
+
+    def _encode(self, max_tokens: int) -> tuple[Row, ...]:
+        if self._rows is None or self._rows[0] != max_tokens:
+            rows = tuple(encode_example(self._tokenizer, e, max_tokens) for e in self._dataset)
+            self._rows = (max_tokens, rows)
+        return self._rows[1]
+
+
+def _spread(length: int) -> NDArray[np.float32]:
+    """Small values of both signs without any generator: the fractional parts of n times phi."""
+    fractions = (np.arange(1, length + 1) * 0.6180339887498949) % 1.0
+    return ((fractions - 0.5) * _SELF_TEST_SCALE).astype(np.float32)
+
+
+def _pad_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return int(token)
+    return 0  # masked and without loss, so any token serves
+
+
+def _threads_from_environment() -> int | None:
+    value = os.environ.get(THREADS_VARIABLE)
+    if value is None:
+        return None
+    if not value.isdecimal() or int(value) < 1:
+        raise ContributionError(
+            "threads", f"{THREADS_VARIABLE} is no number of threads.", expected=">= 1", found=value
+        )
+    return int(value)

