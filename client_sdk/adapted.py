@@ -78,10 +78,12 @@ class AdaptedModel:
         """The trainable tensors as they are now; float64[d] on the CPU."""
         return torch.cat([p.detach().reshape(-1).double().cpu() for p in self.parameters])
 
-    def split(self, flat: Tensor) -> list[Tensor]:
-        """Cut a vector [d] into views of the trainable tensors' shapes."""
-        parts = flat.split([p.numel() for p in self.parameters])
-        return [part.view(p.shape) for part, p in zip(parts, self.parameters, strict=True)]
+    def add(self, change: Tensor) -> None:
+        """Add float[d] to the trainable tensors."""
+        parts = change.split([p.numel() for p in self.parameters])
+        with torch.no_grad():
+            for parameter, part in zip(self.parameters, parts, strict=True):
+                parameter += part.view(parameter.shape).to(parameter)
 
     @property
     def length(self) -> int:
