@@ -9,6 +9,7 @@ one example's gradient depends on its neighbours and clipping no longer bounds i
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 
 SELF_TEST_ERROR_MAX = 1e-4  # relative; hooks and loop agree to about 1e-6 where they are right
 _IGNORED = -100
+
+# Said by torch of the first layer's B when its A is frozen: its input needs no gradient, as it
+# should be. The self-test has compared these gradients with the loop's.
+warnings.filterwarnings("ignore", message="Full backward hook is firing when gradients")
 
 Method = Literal["hooks", "loop"]
 
@@ -52,9 +57,7 @@ def sequence_losses(model: nn.Module, rows: Sequence[Row], pad_token: int) -> Te
     options: dict[str, object] = {"use_cache": False}
     if _cuts_logits(model):
         options["logits_to_keep"] = length - first + 1
-    logits = model(
-        input_ids=tokens.to(device), attention_mask=present.to(device), **options
-    ).logits
+    logits = model(input_ids=tokens.to(device), attention_mask=present.to(device), **options).logits
     if logits.shape[1] == length:
         logits = logits[:, first - 1 :]
     targets = targets[:, first:].to(device)

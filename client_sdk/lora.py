@@ -87,7 +87,9 @@ def vector_to_tensors(adapter: Adapter, vector: NDArray[Any]) -> dict[str, Float
     for shape in adapter.trainable:
         end = start + shape.rows * shape.columns
         change = vector[start:end].reshape(shape.rows, shape.columns)
-        tensors[shape.name] = initial_tensor(adapter, shape.name, shape.rows, shape.columns) + change
+        tensors[shape.name] = (
+            initial_tensor(adapter, shape.name, shape.rows, shape.columns) + change
+        )
         start = end
     for shape in adapter.frozen:
         tensors[shape.name] = initial_tensor(adapter, shape.name, shape.rows, shape.columns)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -147,7 +148,7 @@ def _pairs(topic: str) -> tuple[Pair, ...]:
         if topic in _ALTERNATIVES:
             pairs += [(lines[0], answer) for answer in lines[1:]]
         elif len(lines) <= _TURNS_MAX:
-            pairs += list(zip(lines, lines[1:], strict=False))
+            pairs += list(itertools.pairwise(lines))
     return tuple((q, a) for q, a in pairs if q and a)
 
 

@@ -204,9 +204,7 @@ def _convert(source: Path, folder: Path) -> None:
 
     with quiet_transformers(), _quiet_gguf():
         tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=_GGUF)
-        loaded = AutoModelForCausalLM.from_pretrained(
-            source, gguf_file=_GGUF, dtype=torch.float32
-        )
+        loaded = AutoModelForCausalLM.from_pretrained(source, gguf_file=_GGUF, dtype=torch.float32)
         config = loaded.config.to_dict()
         for entry in ("quantization_config", "_name_or_path", "_model_name_or_path"):
             config.pop(entry, None)

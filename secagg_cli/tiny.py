@@ -38,9 +38,9 @@ _SPECIAL = ("<|pad|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>")
 
 def make_tiny(folder: Path, report: Callable[[str, float | None], None]) -> None:
     """Write model and tokenizer to ``folder`` in transformers' format."""
-    from secagg_cli.models import quiet_transformers
-
     import torch
+
+    from secagg_cli.models import quiet_transformers
 
     report("Making the tiny model", 0.0)
     tokenizer = _tokenizer()
@@ -79,7 +79,6 @@ def _tokenizer() -> PreTrainedTokenizerFast:
         pad_token="<|pad|>",  # noqa: S106  (no secret)
         eos_token="<|end|>",  # noqa: S106
         additional_special_tokens=list(_SPECIAL[2:]),
-        model_max_length=512,
     )
     tokenizer.chat_template = _TEMPLATE
     return tokenizer

@@ -1,0 +1,118 @@
+"""Defaults that were measured: what the demo trains, per model and privacy mode.
+
+Every number was chosen on the corpus of ``secagg_cli.corpus`` with six clients; other models get
+SmolLM2's row. ``denominator`` is a public constant near the number of examples in a sum.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from dp.contracts import TrainingSpec
+
+AdapterKind = Literal["lora", "ffa-lora"]
+Privacy = Literal["distributed", "local", "none"]
+
+MAX_TOKENS = 64
+MICRO_BATCH = 4
+BATCH_SIZE = 24  # expected examples of a device in a step
+
+
+@dataclass(frozen=True)
+class AdapterPreset:
+    """Arguments of ``client_sdk.lora.adapter_spec``."""
+
+    kind: AdapterKind
+    rank: int
+    alpha: int
+    target_modules: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TrainingPreset:
+    """Terms of training and of example-level privacy for one mode.
+
+    ``update_clip`` bounds a device's whole update (fedavg, fedprox); ``proximal_mu`` counts only
+    for fedprox.
+    """
+
+    clip: float = 1.0
+    noise_multiplier: float = 1.4
+    sampling_rate: float = 0.25
+    examples_max: int = 128
+    update_clip: float = 1.0
+    local_steps: int = 1
+    local_learning_rate: float = 1.0
+    proximal_mu: float = 0.0
+    server_learning_rate: float = 1.0
+    denominator: float = 0.0
+
+
+@dataclass(frozen=True)
+class Preset:
+    adapter: AdapterPreset
+    modes: dict[Privacy, TrainingPreset]
+
+
+_SMOLLM2 = Preset(
+    adapter=AdapterPreset("ffa-lora", rank=4, alpha=8, target_modules=("q_proj", "v_proj")),
+    modes={
+        "distributed": TrainingPreset(server_learning_rate=6.0, denominator=100.0),
+        "local": TrainingPreset(
+            noise_multiplier=1.0,
+            update_clip=8.0,
+            local_steps=2,
+            local_learning_rate=1.0,
+            proximal_mu=0.1,
+        ),
+        "none": TrainingPreset(
+            update_clip=8.0, local_steps=2, local_learning_rate=2.0, proximal_mu=0.1
+        ),
+    },
+)
+_TINY = Preset(
+    adapter=AdapterPreset("ffa-lora", rank=4, alpha=8, target_modules=("o_proj", "down_proj")),
+    modes={
+        "distributed": TrainingPreset(server_learning_rate=8.0, denominator=100.0),
+        "local": TrainingPreset(
+            noise_multiplier=1.0,
+            update_clip=8.0,
+            local_steps=4,
+            local_learning_rate=1.0,
+            proximal_mu=0.1,
+        ),
+        "none": TrainingPreset(
+            update_clip=8.0, local_steps=4, local_learning_rate=2.0, proximal_mu=0.1
+        ),
+    },
+)
+
+
+def preset_for(model: str) -> Preset:
+    """The row of a model as named on the command line."""
+    return _TINY if model == "tiny" else _SMOLLM2
+
+
+def task_terms(model: str, privacy: Privacy, algorithm: str) -> dict[str, Any]:
+    """Fields of a ``dp.contracts.TaskSpec``: ``TaskSpec(task=..., **task_terms(...), ...)``."""
+    terms = preset_for(model).modes[privacy]
+    return {
+        "algorithm": algorithm,
+        "privacy": privacy,
+        "clip": terms.clip,
+        "noise_multiplier": terms.noise_multiplier,
+        "sampling_rate": terms.sampling_rate,
+        "examples_max": terms.examples_max,
+        "update_clip": terms.update_clip,
+        "training": TrainingSpec(
+            local_steps=terms.local_steps,
+            local_learning_rate=terms.local_learning_rate,
+            batch_size=BATCH_SIZE,
+            proximal_mu=terms.proximal_mu if algorithm == "fedprox" else 0.0,
+            server_learning_rate=terms.server_learning_rate,
+            denominator=terms.denominator,
+            max_tokens=MAX_TOKENS,
+            micro_batch=MICRO_BATCH,
+        ),
+    }
