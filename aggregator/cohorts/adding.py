@@ -74,7 +74,7 @@ class Adder:
         if self._uploads.added(index):
             return
         job = self._jobs.get(index)
-        if job is None:
+        if job is None or job.done.done():  # a failed one may still be in a group under way
             job = self._jobs[index] = _Job(index)
             self._queue.put_nowait(job)
         await asyncio.shield(job.done)
@@ -100,7 +100,8 @@ class Adder:
                     job.fail(error)
             finally:
                 for job in group:
-                    self._jobs.pop(job.index, None)
+                    if self._jobs.get(job.index) is job:
+                        del self._jobs[job.index]
 
     async def _add_group(self, group: list[_Job]) -> None:
         for _ in range(_TRIES):

@@ -21,7 +21,8 @@ def short_deadlines():
     return type(deadlines)(report_s=5, **SHORT)
 
 
-def audit(server):
+async def audit(server):
+    await server.view()  # what it shows is in the folder
     folder = server.settings.data_dir / "ledger"
 
     def read(path):
@@ -50,7 +51,7 @@ async def test_the_released_sum_is_the_sum_of_the_listed_contributors(tmp_path):
         assert release["sum_norm"] == pytest.approx(2.0)
         assert view["version"] == 1
         assert view["cohort"] is None
-        result = audit(server)
+        result = await audit(server)
         assert result.verified
         assert (result.tree_size, result.releases) == (2, 1)
 
@@ -75,7 +76,7 @@ async def test_a_device_that_vanishes_costs_only_itself(tmp_path, vanishes, in_s
         assert (await current_sum(server))[:5].tolist() == [1, int(in_sum), 1, 1, 0]
         (release,) = (await server.view())["releases"]
         assert (release["survivors"], release["dropped"]) == (3 + in_sum, 1 - in_sum)
-        assert audit(server).verified
+        assert (await audit(server)).verified
 
 
 async def test_too_few_survivors_abort_without_a_sum_and_are_charged(tmp_path):
@@ -91,7 +92,7 @@ async def test_too_few_survivors_abort_without_a_sum_and_are_charged(tmp_path):
         assert (charged["survivors"], charged["sum_norm"]) == (0, None)
         assert (view["version"], view["charges"], view["aborted"]) == (0, 1, 0)
         assert not (await current_sum(server)).any()
-        assert (audit(server).releases, audit(server).charged) == (0, 1)
+        assert ((await audit(server)).releases, (await audit(server)).charged) == (0, 1)
 
 
 async def test_an_abort_before_the_masking_set_costs_nothing(tmp_path):
@@ -183,7 +184,7 @@ async def test_paused_tasks_take_no_adverts_and_open_again(tmp_path):
             await Device(server, 0, one_hot(0)).run()
         await server.operator("POST", "/tasks/statistics/resume")
         assert finished(await run(devices(server, 4))) == 4
-        assert audit(server).tree_size == 4  # task, paused, resumed, release
+        assert (await audit(server)).tree_size == 4  # task, paused, resumed, release
 
 
 async def test_a_wrong_vector_under_a_valid_header_makes_the_release_refused(tmp_path):

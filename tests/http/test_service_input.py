@@ -1,0 +1,316 @@
+"""Bad input gets its typed error and a stable reason, and costs at most its sender."""
+
+import asyncio
+import socket
+import time
+
+import msgspec
+import pytest
+
+from secagg import api, client, limits
+from secagg.access import issue_access_token
+from tests.service_kit import TASK, Device, Gone, current_sum, devices, one_hot, served, spec
+
+SMALL = {"body_stall_s": 0.3, "body_min_rate": 50.0}
+
+
+def reason(answer):
+    status, body = answer
+    return status, msgspec.json.decode(body, type=api.Problem).reason
+
+
+class Prober(Device):
+    """A device that is opened by hand, to send anything at any time."""
+
+    async def __aenter__(self):
+        import aiohttp
+
+        self.http = aiohttp.ClientSession()
+        return self
+
+    async def __aexit__(self, *_):
+        await self.http.close()
+
+    async def get(self, path, **arguments):
+        return await self.request("GET", path, **arguments)
+
+
+@pytest.fixture
+async def server(tmp_path):
+    async with served(tmp_path, spec(), **SMALL) as running:
+        yield running
+
+
+@pytest.fixture
+async def prober(server):
+    async with Prober(server, 0, one_hot(0)) as opened:
+        yield opened
+
+
+ADVERTS = {
+    "empty": (b"", 400, "frame-malformed"),
+    "text": ("größe".encode("latin-1"), 400, "frame-malformed"),
+    "json": (b'{"a": [1,', 400, "frame-malformed"),
+    "too large": (bytes(limits.ADVERT_BYTES_MAX + 10_000), 413, "body-too-large"),
+}
+
+
+@pytest.mark.parametrize("name", ADVERTS)
+async def test_bytes_that_are_no_advert_are_refused(prober, name):
+    body, status, expected = ADVERTS[name]
+    assert reason(await prober.request("POST", "/v1/adverts", data=body)) == (status, expected)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "version", "kind", "flipped", "other-device"])
+async def test_damaged_adverts_are_refused(server, prober, damage):
+    prober.stop_before = "advert"
+    with pytest.raises(Gone):
+        await prober.report_in()
+    advert, sender = prober.advert, prober
+    expected = (
+        400,
+        {
+            "truncated": "frame-malformed",
+            "version": "frame-version",
+            "kind": "frame-kind",
+            "flipped": "signature-invalid",
+        }.get(damage),
+    )
+    at = advert.index(b"\x01\x01")  # version byte, kind byte
+    match damage:
+        case "truncated":
+            advert = advert[:-30]
+        case "version":
+            advert = advert[:at] + b"\x09" + advert[at + 1 :]
+        case "kind":
+            advert = advert[: at + 1] + b"\x02" + advert[at + 2 :]
+        case "flipped":
+            advert = advert[:-1] + bytes([advert[-1] ^ 1])
+        case "other-device":
+            async with Prober(server, 1, one_hot(1)) as sender:
+                answer = await sender.request("POST", "/v1/adverts", data=advert)
+            assert reason(answer) == (403, "advert-not-yours")
+            return
+    assert reason(await sender.request("POST", "/v1/adverts", data=advert)) == expected
+
+
+OPERATOR = {
+    "not json": (b"{", 400, "body-malformed"),
+    "not utf-8": (b'{"task": "\xff\xfe"}', 400, "body-malformed"),
+    "unknown field": (b'{"task": "x", "colour": 1}', 400, "body-malformed"),
+    "wrong type": (b'{"task": 7}', 400, "body-malformed"),
+    "nan": (b'{"task": "x", "clip": NaN}', 400, "body-malformed"),
+    "impossible": (b'{"task": "x", "algorithm": "sum", "privacy": "none"}', 422, "segments-wrong"),
+    "deep": (b"[" * 100_000, 400, "body-malformed"),
+}
+
+
+@pytest.mark.parametrize("name", OPERATOR)
+async def test_bad_task_files_are_refused(server, name):
+    import aiohttp
+
+    body, status, expected = OPERATOR[name]
+    headers = {"Authorization": "Bearer operator-token-of-the-tests"}
+    async with (
+        aiohttp.ClientSession() as http,
+        http.post(f"{server.url}/v1/operator/tasks", data=body, headers=headers) as response,
+    ):
+        assert reason((response.status, await response.read())) == (status, expected)
+
+
+async def test_who_may_call_what(server, prober):
+    async def bare(path, token=None):
+        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        async with prober.http.get(server.url + path, headers=headers) as response:
+            return reason((response.status, await response.read()))
+
+    offer = f"/v1/tasks/{TASK}/offer"
+    assert await bare(offer) == (401, "token-missing")
+    assert await bare(offer, "garbage") == (401, "token-malformed")
+    audience = server.service.core.keys.task_public
+    now = time.time()
+    old = issue_access_token(prober.seed, prober.certificate, audience, now - 4_000)
+    assert await bare(offer, old) == (401, "token-expired")
+    elsewhere = issue_access_token(prober.seed, prober.certificate, bytes(32), now)
+    assert await bare(offer, elsewhere) == (401, "token-signature")
+    assert await bare("/v1/operator/tasks") == (401, "token-missing")
+    assert await bare("/v1/operator/tasks", await prober.token()) == (403, "operator-token")
+    assert reason(await prober.get("/v1/tasks/none/offer")) == (404, "not-found")
+    assert reason(await prober.get(f"/v1/models/{'0' * 64}")) == (404, "not-found")
+    assert reason(await prober.get(f"/v1/sessions/{'0' * 64}/messages")) == (404, "not-found")
+    assert reason(await prober.get("/v1/nowhere")) == (404, "not-found")
+    assert reason(await prober.request("DELETE", "/v1/server")) == (405, "method-not-allowed")
+    for bad in ("after=-1", "after=x", "wait_s=nan", "wait_s=inf", "wait_s=-1"):
+        await prober.report_in()
+        answer = await prober.get(f"{prober.session}/messages?{bad}")
+        assert reason(answer) == (400, "query-malformed")
+
+
+async def test_a_session_answers_only_its_own_device(server, prober):
+    await prober.report_in()
+    async with Prober(server, 1, one_hot(1)) as other:
+        assert reason(await other.get(f"{prober.session}/messages")) == (403, "session-not-yours")
+        answer = await other.request("POST", f"{prober.session}/messages", data=b"x")
+        assert reason(answer) == (403, "session-not-yours")
+    answer = await prober.request("POST", f"{prober.session}/messages", data=b"x")
+    assert reason(answer) == (409, "session-waiting")
+
+
+BODIES = {
+    "too long": (lambda p: p + b"x", 413, "body-too-large"),
+    "flipped": (lambda p: p[:-1] + bytes([p[-1] ^ 1]), 400, "vector-digest"),
+    "other bytes": (lambda p: bytes(len(p)), 400, "vector-digest"),
+}
+
+
+@pytest.mark.parametrize("name", BODIES)
+async def test_a_bad_vector_is_refused_and_may_be_sent_again(server, name):
+    """Retries after a damaged transfer do not harm: the right vector counts once."""
+    change, status, expected = BODIES[name]
+    fleet = devices(server, 4)
+    bad, upload = fleet[1], fleet[1].upload
+
+    async def upload_bad(payload):
+        path = f"{bad.session}/vector?offset=0"
+        answer = await bad.request("PUT", path, data=change(payload))
+        assert reason(answer) == (status, expected)
+        await upload(payload)
+
+    bad.upload = upload_bad
+    outcomes = await asyncio.gather(*(device.run() for device in fleet))
+    assert all(isinstance(outcome, client.Finished) for outcome in outcomes)
+    assert (await current_sum(server))[:5].tolist() == [1, 1, 1, 1, 0]
+
+
+async def test_offsets_must_continue_and_headers_come_first(server):
+    fleet = devices(server, 4)
+    odd, upload, post = fleet[1], fleet[1].upload, fleet[1].post
+
+    async def post_after_probing(message):
+        if not odd.payload:
+            answer = await odd.request("PUT", f"{odd.session}/vector?offset=0", data=b"x")
+            assert reason(answer) == (409, "upload-unannounced")
+        return await post(message)
+
+    async def upload_oddly(payload):
+        path = f"{odd.session}/vector?offset="
+        assert (await odd.request("PUT", path + "0", data=payload[:30]))[0] == 200
+        answer = await odd.request("PUT", path + "50", data=payload[50:])
+        assert reason(answer) == (409, "upload-offset")
+        await upload(payload)
+
+    odd.upload, odd.post = upload_oddly, post_after_probing
+    outcomes = await asyncio.gather(*(device.run() for device in fleet))
+    assert all(isinstance(outcome, client.Finished) for outcome in outcomes)
+    assert (await current_sum(server))[:5].tolist() == [1, 1, 1, 1, 0]
+
+
+MESSAGES = {
+    "garbage": (b"\x00garbage\xff", 400, "frame-malformed"),
+    "empty": (b"", 400, "frame-malformed"),
+}
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+async def test_messages_that_break_the_rules_harm_nobody(server, name):
+    body, status, expected = MESSAGES[name]
+    fleet = devices(server, 4)
+    bad, post = fleet[2], fleet[2].post
+
+    async def post_bad_first(message):
+        answer = await bad.request("POST", f"{bad.session}/messages", data=body)
+        assert reason(answer) == (status, expected)
+        other = fleet[0].sent[-1] if fleet[0].sent else body
+        answer = await bad.request("POST", f"{bad.session}/messages", data=other)
+        assert answer[0] == 400
+        return await post(message)
+
+    bad.post = post_bad_first
+    outcomes = await asyncio.gather(*(device.run() for device in fleet))
+    assert all(isinstance(outcome, client.Finished) for outcome in outcomes)
+    assert (await current_sum(server))[:5].tolist() == [1, 1, 1, 1, 0]
+
+
+async def raw(server, head: str, body: bytes) -> bytes:
+    """Send bytes over a plain connection and read what comes until it is closed."""
+    host, port = server.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(head.encode() + b"\r\n\r\n" + body)
+    await writer.drain()
+    answer = await reader.readuntil(b"\r\n\r\n")
+    rest = await reader.read(2_000)
+    writer.close()
+    return answer + rest
+
+
+async def test_a_stalled_body_is_given_up_after_its_deadline(server, prober):
+    token = await prober.token()
+    head = (
+        "POST /v1/adverts HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n"
+        f"Authorization: Bearer {token}"
+    )
+    answer = await raw(server, head, b"only this")
+    assert b" 408 " in answer.split(b"\r\n")[0]
+    assert b"body-stalled" in answer
+
+
+async def test_a_body_that_trickles_is_given_up_too(server, prober):
+    token = await prober.token()
+    host, port = server.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    head = "POST /v1/adverts HTTP/1.1\r\nHost: x\r\nContent-Length: 4000\r\n"
+    writer.write((head + f"Authorization: Bearer {token}\r\n\r\n").encode())
+    answer = asyncio.create_task(reader.read(4_000))
+    end = time.monotonic() + 10
+    while not answer.done() and time.monotonic() < end:
+        writer.write(b"x")  # each byte is in time; all of them are too slow
+        await asyncio.wait([answer], timeout=0.1)
+    assert b"body-too-slow" in await answer
+    writer.close()
+
+
+async def test_a_vector_that_stalls_costs_only_its_sender(tmp_path):
+    deadlines = type(spec().deadlines)(
+        report_s=5, share_s=5, check_s=5, masked_input_s=1.5, confirm_s=5, unmask_s=5
+    )
+    async with served(tmp_path, spec(deadlines=deadlines), **SMALL) as server:
+        fleet = devices(server, 4)
+        slow = fleet[3]
+
+        async def stall(payload):
+            head = (
+                f"PUT {slow.session}/vector?offset=0 HTTP/1.1\r\nHost: x\r\n"
+                f"Content-Length: {len(payload)}\r\nAuthorization: Bearer {await slow.token()}"
+            )
+            assert b"body-stalled" in await raw(server, head, payload[:20])
+            status, body = await slow.get_state()
+            assert (status, body.received_bytes) == (200, 20)  # what came is kept
+
+        async def get_state():
+            status, body = await slow.request("GET", f"{slow.session}/vector")
+            return status, msgspec.json.decode(body, type=api.UploadState)
+
+        slow.upload, slow.get_state = stall, get_state
+        outcomes = await asyncio.gather(*(device.run() for device in fleet))
+        assert sum(isinstance(outcome, client.Finished) for outcome in outcomes) == 3
+        assert (await current_sum(server))[:5].tolist() == [1, 1, 1, 0, 0]
+
+
+async def test_a_device_that_calls_too_often_is_told_to_wait(tmp_path):
+    async with (
+        served(tmp_path, spec(), requests_per_s=1.0, request_burst=5) as server,
+        Prober(server, 0, one_hot(0)) as eager,
+        Prober(server, 1, one_hot(1)) as calm,
+    ):
+        answers = [await eager.get(f"/v1/tasks/{TASK}/offer") for _ in range(8)]
+        assert reason(answers[-1]) == (429, "rate-limited")
+        assert (await calm.get(f"/v1/tasks/{TASK}/offer"))[0] == 200
+
+
+async def test_connections_that_send_nothing_do_not_stop_a_cohort(server):
+    host, port = server.url.removeprefix("http://").split(":")
+    idle = [socket.create_connection((host, int(port))) for _ in range(50)]
+    outcomes = await asyncio.gather(*(device.run() for device in devices(server, 4)))
+    assert all(isinstance(outcome, client.Finished) for outcome in outcomes)
+    for connection in idle:
+        connection.close()
