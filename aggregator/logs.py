@@ -47,7 +47,7 @@ class _StandardError:
     debug = info = warning = error = critical = exception = msg
 
 
-_PROCESSORS = [
+_PROCESSORS: list[Any] = [
     structlog.processors.add_log_level,
     _drop_below_threshold,
     structlog.processors.TimeStamper(fmt="iso", utc=True),

@@ -62,6 +62,7 @@ class _Stepped:
     effects: list[Effect]
     events: list[Event]
     batches: list[Batch]
+    refused: list[tuple[Batch, Exception]]
 
 
 class Cohort:
@@ -85,7 +86,7 @@ class Cohort:
         self.sessions = tuple(session_ids)
         self._commit_more = commit_more
         self._committed = committed
-        self._ended_elsewhere = False
+        self.ended_elsewhere = False  # by another replica
         self._queue: asyncio.Queue[Batch] = asyncio.Queue()
         self._worker = asyncio.create_task(self._work(), name=f"cohort-{cohort[:8]}")
 
@@ -95,7 +96,7 @@ class Cohort:
 
     @property
     def over(self) -> bool:
-        return self._ended_elsewhere or self.state.phase in TERMINAL
+        return self.ended_elsewhere or self.state.phase in TERMINAL
 
     async def submit(
         self, *events: Event, also: Also | None = None, must_change: bool = False
@@ -149,7 +150,8 @@ class Cohort:
             except Exception as error:
                 _log.exception("commit-failed", cohort=self.id)
                 self._fail(batches, error)
-                if isinstance(error, SecaggError):  # the decision itself is impossible
+                cancels = any(isinstance(e, Cancel) for batch in batches for e in batch.events)
+                if isinstance(error, SecaggError) and not cancels:  # the decision is impossible
                     self._queue.put_nowait(Batch([Cancel(error.reason, self.core.clock())]))
         self._fail_waiting(CohortOver())
 
@@ -158,6 +160,11 @@ class Cohort:
             await self._catch_up()
         while batches and not self.over:
             stepped = await asyncio.to_thread(self._step, batches)
+            if stepped.refused and await self._behind():
+                await self._catch_up()  # what looks wrong here may be right by now
+                continue
+            for batch, error in stepped.refused:
+                self._fail([batch], error)
             if not stepped.events:
                 self._succeed(stepped.batches)
                 return
@@ -183,7 +190,7 @@ class Cohort:
     def _step(self, batches: Sequence[Batch]) -> _Stepped:
         """Step all batches; one that is refused leaves no trace. Runs in a thread."""
         config = self.task.config
-        stepped = _Stepped(self.state, [], [], [])
+        stepped = _Stepped(self.state, [], [], [], [])
         for batch in batches:
             state = stepped.state
             effects: list[Effect] = []
@@ -201,7 +208,7 @@ class Cohort:
             except Exception as error:
                 if not isinstance(error, SecaggError | Unchanged):
                     _log.exception("step-failed", cohort=self.id)
-                self._later(batch, error)
+                stepped.refused.append((batch, error))
                 continue
             stepped.state = state
             stepped.effects += effects
@@ -209,10 +216,15 @@ class Cohort:
             stepped.batches.append(batch)
         return stepped
 
-    def _later(self, batch: Batch, error: Exception) -> None:
-        batch.done.get_loop().call_soon_threadsafe(
-            lambda: None if batch.done.done() else batch.done.set_exception(error)
-        )
+    async def _behind(self) -> bool:
+        """Whether another replica has committed something that this one has not seen."""
+        async with self.core.database.read() as connection:
+            row = (
+                await connection.execute(
+                    sa.select(cohorts.c.seq, cohorts.c.state).where(cohorts.c.cohort == self.id)
+                )
+            ).one()
+        return (row.seq, row.state) != (self.replay.seq, "open")
 
     async def _commit(self, stepped: _Stepped) -> None:
         seq = self.replay.seq
@@ -258,7 +270,7 @@ class Cohort:
             )
         before = replay.state.phase
         if state != "open":  # another replica ended it and erased the log
-            self._ended_elsewhere = True
+            self.ended_elsewhere = True
         else:
             await asyncio.to_thread(catch_up, self.task.config, replay, missed)
         self.core.signals.notify(*(f"session:{session}" for session in self.sessions))

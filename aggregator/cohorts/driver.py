@@ -199,7 +199,7 @@ class Driver:
         self._core.metrics.open_cohorts.set(len(self._live))
         await live.close(ended=True)
         await asyncio.to_thread(self._core.blobs.delete_folder, f"partial/{cohort.id}")
-        await self._releaser.published(cohort)
+        await self._releaser.published(cohort, mine=not cohort.ended_elsewhere)
         await self._core.database.checkpoint()
         await self._wake_task(cohort.task.name)
 

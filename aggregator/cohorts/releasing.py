@@ -313,19 +313,24 @@ class Releaser:
         for table in (contributions, partial_sums):
             await connection.execute(sa.delete(table).where(table.c.cohort == cohort.id))
 
-    async def published(self, cohort: Cohort) -> None:
-        """After the terminal commit: files of the ledger, metrics, log."""
+    async def published(self, cohort: Cohort, *, mine: bool) -> None:
+        """After the terminal commit: files of the ledger, metrics, log.
+
+        ``mine``: this replica made the commit; counters and the log tell a cohort once.
+        """
         await self._ledger.publish()
         state, task, metrics = cohort.state, cohort.task.name, self._core.metrics
-        metrics.cohorts.labels(task, state.phase).inc()
-        survivors = len(survivors_of(state))
-        metrics.devices.labels(task, "survived").inc(survivors)
-        metrics.devices.labels(task, "dropped").inc(len(state.roster) - survivors)
         async with self._core.database.read() as connection:
             facts = await self._facts(connection, cohort.task)
         metrics.releases.labels(task).set(len(facts))
-        spent = headline(lines(cohort.task.manifest, facts)) if facts else 0.0
+        spent = await asyncio.to_thread(_headline, cohort.task, facts)
         metrics.epsilon.labels(task).set(spent or 0.0)
+        if not mine:
+            return
+        survivors = len(survivors_of(state))
+        metrics.cohorts.labels(task, state.phase).inc()
+        metrics.devices.labels(task, "survived").inc(survivors)
+        metrics.devices.labels(task, "dropped").inc(len(state.roster) - survivors)
         _log.info(
             "cohort-ended",
             task=task,
@@ -345,6 +350,10 @@ def affordable(account: Account, manifest: Manifest) -> bool:
     except BudgetError:
         return False
     return True
+
+
+def _headline(task: Task, facts: Sequence[ReleaseFacts]) -> float | None:
+    return headline(lines(task.manifest, facts)) if facts else None
 
 
 def _entry(state: State, number: int, now: float, computed: Computed | None) -> ReleaseEntry:

@@ -55,6 +55,18 @@ class Uploads:
             raise conflict("upload-late", "The cohort has gone on without this vector.")
         return ticket
 
+    async def announced(self, index: int) -> AcceptUpload:
+        """The accepted header, even if another replica has just accepted it.
+
+        Raises:
+            Refusal: as :meth:`ticket`.
+        """
+        try:
+            return self.ticket(index)
+        except Refusal:
+            await self._cohort.refresh()
+            return self.ticket(index)
+
     def added(self, index: int) -> bool:
         """Whether the device's vector is durably in the sum."""
         state = self._cohort.state

