@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from functools import lru_cache
 from typing import Literal
@@ -35,12 +35,12 @@ from dp.grid import (
     scale_for,
 )
 from dp.rdp import epsilon_from_rdp, rdp_curve
-from secagg.manifest import Manifest
+from secagg.manifest import ExamplePrivacy, Manifest
 
 ACCOUNTANT_SKELLAM = "skellam-rdp/agarwal-kairouz-liu-2021"
 ACCOUNTANT_POISSON = ACCOUNTANT_SKELLAM + "+poisson/zhu-wang-2019-theorem-5"
 SAMPLER_LOG2 = -90.0  # distance of one drawn coordinate from Skellam: 2^12 parts of 2^-102
-OVERRUN_LOG2 = -40.0  # probability that a Poisson batch exceeds examples_max; dp.sampling
+OVERRUN_DRAWS = 1 << 10  # a batch exceeds its cap with probability 2^-80: 2^10 such distances
 
 
 class PrivacyLine(msgspec.Struct, frozen=True, kw_only=True):
@@ -158,94 +158,100 @@ def lines(manifest: Manifest, releases: Releases) -> tuple[PrivacyLine, ...]:
         AccountingError: an impossible release or parameter.
     """
     counts = _counts(manifest, releases)
-    total = sum(counts.values())
-    delta = manifest.budget.delta
     result: list[PrivacyLine] = []
-    example, device = manifest.example_privacy, manifest.device_privacy
-    drawn = max(1, total * manifest.data_length * manifest.cohort.size_max)
-    sampler = SAMPLER_LOG2 + math.log2(drawn)
-    if example is not None and example.mode == "distributed":
-        event = _ring_event(manifest, counts, 1)
-        others = _adversary(manifest)
-        result.append(
-            PrivacyLine(
-                mode="C",
-                unit="example",
-                adversary=others,
-                adjacency="add-or-remove",
-                amplified=False,
-                accountant=ACCOUNTANT_SKELLAM,
-                epsilon=epsilon_of(event, delta, sampler),
-                delta=delta,
-            )
-        )
-        if manifest.report_slot_s > 0 and example.sampling_rate < 1:
-            overrun = OVERRUN_LOG2 + math.log2(max(1, total))
-            result.append(
-                PrivacyLine(
-                    mode="C",
-                    unit="example",
-                    adversary=others + ", if report-in slots and failures do not show the batch",
-                    adjacency="add-or-remove",
-                    amplified=True,
-                    accountant=ACCOUNTANT_POISSON,
-                    epsilon=epsilon_of(
-                        _sampled(event, example.sampling_rate),
-                        delta,
-                        math.log2(2.0**overrun + 2.0**sampler),
-                    ),
-                    delta=delta,
-                )
-            )
-    if example is not None and example.mode == "local":
-        steps = manifest.training.local_steps if manifest.training is not None else 1
-        step = local_step(manifest)
-        local_event = Composed(((step, steps * total),))
-        sampler_a = SAMPLER_LOG2 + math.log2(max(1, steps * total * manifest.data_length))
-        result.append(
-            PrivacyLine(
-                mode="A",
-                unit="example",
-                adversary="everyone",
-                adjacency="add-or-remove",
-                amplified=False,
-                accountant=ACCOUNTANT_SKELLAM,
-                epsilon=epsilon_of(local_event, delta, sampler_a),
-                delta=delta,
-            )
-        )
-        if example.sampling_rate < 1:
-            timing = "" if manifest.report_slot_s > 0 else ", if time does not show the batch"
-            result.append(
-                PrivacyLine(
-                    mode="A",
-                    unit="example",
-                    adversary="everyone" + timing,
-                    adjacency="add-or-remove",
-                    amplified=True,
-                    accountant=ACCOUNTANT_POISSON,
-                    epsilon=epsilon_of(
-                        _sampled(local_event, example.sampling_rate), delta, sampler_a
-                    ),
-                    delta=delta,
-                )
-            )
-    if device is not None:
-        result.append(
-            PrivacyLine(
-                mode="B",
-                unit="device",
-                adversary=_adversary(manifest),
-                adjacency="zero-out",
-                amplified=False,
-                accountant=ACCOUNTANT_SKELLAM,
-                epsilon=epsilon_of(
-                    _ring_event(manifest, counts, examples_factor(manifest)), delta, sampler
-                ),
-                delta=delta,
-            )
-        )
+    if manifest.example_privacy is not None:
+        if manifest.example_privacy.mode == "distributed":
+            result += _mode_c(manifest, manifest.example_privacy, counts)
+        else:
+            result += _mode_a(manifest, manifest.example_privacy, sum(counts.values()))
+    if manifest.device_privacy is not None:
+        result.append(_mode_b(manifest, counts))
     return tuple(result)
+
+
+def _mode_c(
+    manifest: Manifest, privacy: ExamplePrivacy, counts: Counter[int]
+) -> Iterator[PrivacyLine]:
+    """Examples, by noise over the sum of all devices.
+
+    That a batch may exceed its public cap is paid from delta in both lines: what is left out then
+    depends on the other examples, so a neighbour may move the sum by more than the clip.
+    """
+    event, delta = _ring_event(manifest, counts, 1), manifest.budget.delta
+    releases = sum(counts.values())
+    slack = slack_log2(releases * (draws_per_release(manifest) + OVERRUN_DRAWS))
+    line = PrivacyLine(
+        mode="C",
+        unit="example",
+        adversary=_adversary(manifest),
+        adjacency="add-or-remove",
+        amplified=False,
+        accountant=ACCOUNTANT_SKELLAM,
+        epsilon=epsilon_of(event, delta, slack),
+        delta=delta,
+    )
+    yield line
+    if manifest.report_slot_s > 0 and privacy.sampling_rate < 1:
+        sampled = epsilon_of(_sampled(event, privacy.sampling_rate), delta, slack)
+        yield _amplified(line, sampled, ", if report-in slots and failures do not show the batch")
+
+
+def _mode_a(manifest: Manifest, privacy: ExamplePrivacy, releases: int) -> Iterator[PrivacyLine]:
+    """Examples, by the noise of every local step on the device itself."""
+    steps = releases * (manifest.training.local_steps if manifest.training is not None else 1)
+    event, delta = Composed(((local_step(manifest), steps),)), manifest.budget.delta
+    slack = slack_log2(steps * manifest.data_length)
+    line = PrivacyLine(
+        mode="A",
+        unit="example",
+        adversary="everyone",
+        adjacency="add-or-remove",
+        amplified=False,
+        accountant=ACCOUNTANT_SKELLAM,
+        epsilon=epsilon_of(event, delta, slack),
+        delta=delta,
+    )
+    yield line
+    if privacy.sampling_rate < 1:
+        sampled = epsilon_of(_sampled(event, privacy.sampling_rate), delta, slack)
+        timing = "" if manifest.report_slot_s > 0 else ", if time does not show the batch"
+        yield _amplified(line, sampled, timing)
+
+
+def _mode_b(manifest: Manifest, counts: Counter[int]) -> PrivacyLine:
+    """Whole devices, by noise over the sum of all devices."""
+    event, delta = _ring_event(manifest, counts, examples_factor(manifest)), manifest.budget.delta
+    draws = draws_per_release(manifest)
+    return PrivacyLine(
+        mode="B",
+        unit="device",
+        adversary=_adversary(manifest),
+        adjacency="zero-out",
+        amplified=False,
+        accountant=ACCOUNTANT_SKELLAM,
+        epsilon=epsilon_of(event, delta, slack_log2(sum(counts.values()) * draws)),
+        delta=delta,
+    )
+
+
+def _amplified(line: PrivacyLine, epsilon: float, assumption: str) -> PrivacyLine:
+    return msgspec.structs.replace(
+        line,
+        adversary=line.adversary + assumption,
+        amplified=True,
+        accountant=ACCOUNTANT_POISSON,
+        epsilon=epsilon,
+    )
+
+
+def draws_per_release(manifest: Manifest) -> int:
+    """Coordinates of noise that all devices of the largest cohort draw for one sum."""
+    return manifest.data_length * manifest.cohort.size_max
+
+
+def slack_log2(draws: int) -> float:
+    """log2 of the distance of so many drawn coordinates from ideal Skellam noise."""
+    return SAMPLER_LOG2 + math.log2(max(1, draws))
 
 
 def _adversary(manifest: Manifest) -> str:

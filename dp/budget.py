@@ -10,17 +10,18 @@ computed from their composition, not by adding epsilons.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from typing import Literal
 
 import msgspec
 
 from dp.accounting import (
-    SAMPLER_LOG2,
+    OVERRUN_DRAWS,
+    draws_per_release,
     epsilon_of,
     guaranteed_variance,
     local_step,
+    slack_log2,
 )
 from dp.errors import BudgetError
 from dp.events import Composed, SkellamRelease
@@ -41,7 +42,7 @@ class Charge(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     l1: str
     variance: str
     count: int
-    draws: int  # noise coordinates, for the sampler's share of delta
+    draws: int  # coordinates of noise, for what imperfect randomness takes from delta
 
     def event(self) -> SkellamRelease:
         return SkellamRelease(int(self.l2_squared), int(self.l1), int(self.variance))
@@ -59,10 +60,9 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 def charges_of(manifest: Manifest, survivors: int | None = None) -> tuple[Charge, ...]:
     """What one release costs, unamplified; without ``survivors``, at the fewest admissible."""
     count = manifest.cohort.survivors_min if survivors is None else survivors
-    draws = manifest.data_length * manifest.cohort.size_max
     charges = []
 
-    def charge(unit: Unit, event: SkellamRelease, repeated: int = 1) -> None:
+    def charge(unit: Unit, event: SkellamRelease, draws: int, repeated: int = 1) -> None:
         charges.append(
             Charge(
                 unit=unit,
@@ -70,30 +70,23 @@ def charges_of(manifest: Manifest, survivors: int | None = None) -> tuple[Charge
                 l1=str(event.l1),
                 variance=str(event.variance),
                 count=repeated,
-                draws=draws * repeated,
+                draws=draws,
             )
         )
 
-    l2 = l2_squared_units(manifest.segments)
+    l2, draws = l2_squared_units(manifest.segments), draws_per_release(manifest)
     example = manifest.example_privacy
     if example is not None and example.mode == "distributed":
-        charge(
-            "example",
-            SkellamRelease(l2, l1_units(manifest.segments), guaranteed_variance(manifest, count)),
-        )
+        variance = guaranteed_variance(manifest, count)
+        event = SkellamRelease(l2, l1_units(manifest.segments), variance)
+        charge("example", event, draws + OVERRUN_DRAWS)
     if example is not None and example.mode == "local":
         steps = manifest.training.local_steps if manifest.training is not None else 1
-        charge("example", local_step(manifest), steps)
+        charge("example", local_step(manifest), steps * manifest.data_length, steps)
     if manifest.device_privacy is not None:
         factor = examples_factor(manifest)
-        charge(
-            "device",
-            SkellamRelease(
-                l2 * factor**2,
-                l1_units(manifest.segments, factor),
-                guaranteed_variance(manifest, count),
-            ),
-        )
+        l1, variance = l1_units(manifest.segments, factor), guaranteed_variance(manifest, count)
+        charge("device", SkellamRelease(l2 * factor**2, l1, variance), draws)
     return tuple(charges)
 
 
@@ -118,7 +111,7 @@ class Account(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         if not counts:
             return 0.0
         event = Composed(tuple(sorted(counts.items(), key=lambda item: repr(item[0]))))
-        return epsilon_of(event, self.delta, SAMPLER_LOG2 + math.log2(max(1, draws)))
+        return epsilon_of(event, self.delta, slack_log2(draws))
 
     def entry(self, cohort: str) -> Entry | None:
         return next((entry for entry in self.entries if entry.cohort == cohort), None)

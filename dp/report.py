@@ -11,7 +11,7 @@ from collections import Counter
 
 import msgspec
 
-from dp.accounting import SAMPLER_LOG2, PrivacyLine, epsilon_of, headline, lines
+from dp.accounting import PrivacyLine, epsilon_of, headline, lines, slack_log2
 from dp.audit import AuditedRelease, AuditedTask, AuditResult, Finding
 from dp.budget import Unit, charges_of
 from dp.contracts import overshoot, warnings
@@ -268,7 +268,7 @@ def _combined(tasks: list[AuditedTask]) -> tuple[Combined, ...]:
         if counts:
             delta = max(deltas)
             event = Composed(tuple(sorted(counts.items(), key=repr)))
-            epsilon = epsilon_of(event, delta, SAMPLER_LOG2 + math.log2(draws))
+            epsilon = epsilon_of(event, delta, slack_log2(draws))
             result.append(Combined(unit=unit, epsilon=epsilon, delta=delta))
     return tuple(result)
 
@@ -327,7 +327,7 @@ def _assumptions(manifest: Manifest) -> tuple[str, ...]:
         if example.mode == "distributed":
             found.append(
                 f"A device holds few enough examples that a batch exceeds {example.examples_max} "
-                "with a chance of at most 2^-40, and chose them without looking at a batch."
+                "with a chance of at most 2^-80, and chose them without looking at a batch."
             )
         if example.sampling_rate < 1:
             found.append(

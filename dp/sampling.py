@@ -203,11 +203,11 @@ def binomial_tail_log2(count: int, rate: float, above: int) -> float:
     return -count * divergence / math.log(2)
 
 
-def examples_held_max(examples_max: int, rate: float, log2_probability: float = -40.0) -> int:
+def examples_held_max(examples_max: int, rate: float, log2_probability: float = -80.0) -> int:
     """Most examples a device may hold so that a Poisson batch rarely exceeds ``examples_max``.
 
     The device leaves out what it holds beyond this, by a rule that does not look at the content.
-    The probability 2^log2_probability is charged to delta in the amplified statement.
+    The default probability, 2^-80, is charged to delta (``dp.accounting.OVERRUN_DRAWS``).
     """
     if rate >= 1:
         return examples_max
