@@ -17,6 +17,7 @@ from secagg.secret import Secret
 
 KIND_PAIR_SEED = b"pair seed"
 KIND_SHARES = b"shares"
+LEFT_OUT = "left-out"  # Abort.reason to one device while the cohort goes on
 SHARE_OF_SELF_SEED, SHARE_OF_MASK_SECRET = 0, 1  # RevealedShare.kind
 _SHARE_LABELS = {SHARE_OF_SELF_SEED: "self share", SHARE_OF_MASK_SECRET: "mask share"}
 MASK_KEY, CHANNEL_KEY = "mask-key", "channel-key"  # labels of secagg.keys.kem_private_key

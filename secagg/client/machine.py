@@ -39,6 +39,7 @@ from secagg.client.states import (
     accept,
 )
 from secagg.context import (
+    LEFT_OUT,
     CHANNEL_KEY,
     MASK_KEY,
     SHARE_OF_MASK_SECRET,
@@ -336,6 +337,8 @@ def _finish(config: ClientConfig, state: State, receipt: Receipt, seen: bytes) -
 
 
 def _abort(config: ClientConfig, state: State, message: Abort, seen: bytes) -> Outcome:
+    if message.reason == LEFT_OUT:
+        return _fail(LEFT_OUT, "The cohort goes on without this device.")
     return _fail("cohort-aborted", f"The aggregator ended the cohort: {message.reason[:200]!r}.")
 
 

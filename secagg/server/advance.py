@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from secagg import graph, keys
+from secagg.context import LEFT_OUT
 from secagg.messages import Abort, Confirmations, Inbox, MaskingSet, Message, SurvivorSet, sign
 from secagg.server import collect
 from secagg.server.events import Deliver, Effect, Ended, ServerConfig, Wake
@@ -61,7 +62,7 @@ def leave_out(
     out = frozenset(range(state.facts.size)) - state.gone - frozenset(stay)
     fields = common(state)
     fields["gone"] = state.gone | out
-    return fields, deliver(config, state.facts, out, Abort(state.facts.cohort, "left-out"))
+    return fields, deliver(config, state.facts, out, Abort(state.facts.cohort, LEFT_OUT))
 
 
 def openable(facts: Facts, owners: Collection[int], holders: Collection[int]) -> bool:
