@@ -179,7 +179,7 @@ class Client:
     def run(self, contributor: Contributor, *, task: str, rounds: int | None = None) -> RunResult:
         """Take part until ``rounds`` releases hold this device's contribution, or the task ends.
 
-        Blocks; runs an event loop of its own (inside one, use :meth:`participate`). A pending
+        Blocks; runs an event loop of its own. A pending
         session is finished first.
 
         Raises:
@@ -190,7 +190,13 @@ class Client:
             ContributionError: the contributor failed three times where no noise hides failures.
             StateError: the state folder is in use or damaged.
         """
-        return asyncio.run(self._take_part(contributor, task, rounds, self._deliver))
+        return asyncio.run(self.run_async(contributor, task=task, rounds=rounds))
+
+    async def run_async(
+        self, contributor: Contributor, *, task: str, rounds: int | None = None
+    ) -> RunResult:
+        """As :meth:`run`, inside an event loop."""
+        return await self._take_part(contributor, task, rounds, self._deliver)
 
     async def participate(
         self, contributor: Contributor, *, task: str, rounds: int | None = None

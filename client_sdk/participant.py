@@ -356,9 +356,12 @@ class Exchange:
             try:
                 messages = await self._wait_for_mail()
             except TransportError as error:
-                if error.status not in (404, 410):
+                if error.status == 409:  # the advert waits, but can never be in a cohort
+                    await self._cancel(error.reason, error.message)
+                elif error.status in (404, 410):
+                    await self._cancel("session-lost", "The server no longer knows this session.")
+                else:
                     raise
-                await self._cancel("session-lost", "The server no longer knows this session.")
                 return
             for message in messages:
                 if await self._take(message):

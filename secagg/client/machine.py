@@ -39,8 +39,8 @@ from secagg.client.states import (
     accept,
 )
 from secagg.context import (
-    LEFT_OUT,
     CHANNEL_KEY,
+    LEFT_OUT,
     MASK_KEY,
     SHARE_OF_MASK_SECRET,
     SHARE_OF_SELF_SEED,
