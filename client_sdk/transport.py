@@ -45,6 +45,7 @@ _MAIL_BYTES_MAX = 2 * FRAME_BYTES_MAX + 65_536
 LEDGER_BYTES_MAX = 1 << 24  # a tile of 256 entries of at most 64 KiB
 _RETRY_AFTER_MAX_S = 30.0
 _CHUNK_BYTES_MIN = 1 << 14
+_STUCK_MAX = 8  # transfers in a row that bring nothing new
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class TransportSettings:
         poll_s: how long one long-poll waits at the server.
         backoff_first_s, backoff_max_s, jitter_s: waits between retries.
         chunk_bytes: size of an upload's chunks.
+        user_agent: how the app names itself to the server.
     """
 
     patience_s: float = 60.0
@@ -69,6 +71,7 @@ class TransportSettings:
     backoff_max_s: float = 5.0
     jitter_s: float = 0.5
     chunk_bytes: int = 1 << 20
+    user_agent: str = "secagg-client/1"
 
 
 def is_transient(error: Exception) -> bool:
@@ -103,7 +106,7 @@ class Transport:
 
     async def __aenter__(self) -> Transport:
         self._http = aiohttp.ClientSession(
-            headers={"User-Agent": "secagg-client/1"}, auto_decompress=False
+            headers={"User-Agent": self.settings.user_agent}, auto_decompress=False
         )
         return self
 
@@ -168,7 +171,7 @@ class Transport:
         stuck = 0
         while not state.complete:
             offset = state.received_bytes
-            if not 0 <= offset <= len(payload) or stuck > 8:
+            if not 0 <= offset <= len(payload) or stuck > _STUCK_MAX:
                 raise TransportError(
                     "upload-conflict",
                     "The server's upload offset does not fit the vector.",
@@ -183,7 +186,16 @@ class Transport:
 
         The caller checks the digest.
         """
+        most, stuck = 0, 0
         while (have := _size(part)) < size_bytes:
+            most, stuck = max(most, have), 0 if have > most else stuck + 1
+            if stuck > _STUCK_MAX:
+                raise TransportError(
+                    "model-size",
+                    "The model's transfer does not advance.",
+                    expected=size_bytes,
+                    found=most,
+                )
             await self._retry(lambda: self._fetch_range(digest, have, size_bytes, part))
         if have > size_bytes:
             os.unlink(part)

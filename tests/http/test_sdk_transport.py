@@ -392,6 +392,14 @@ async def test_a_model_larger_than_offered_is_cut(tmp_path: Path) -> None:
     assert not (tmp_path / "p").exists()
 
 
+async def test_a_model_shorter_than_offered_is_given_up(tmp_path: Path) -> None:
+    async with Served(ModelServer(os.urandom(500), ranges=False)) as (served, transport):
+        with pytest.raises(TransportError) as caught:
+            await transport.download_model(bytes(32), 1_000, tmp_path / "p")
+        assert caught.value.reason == "model-size"
+        assert len(served.requests) < 20
+
+
 async def test_a_missing_ledger_file_is_none_and_needs_no_token() -> None:
     async with Served(failing_first(1, 404, "x")) as (served, transport):
         assert await transport.ledger("tile/0/000") is None

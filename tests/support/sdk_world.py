@@ -8,6 +8,7 @@ change what a server says.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -28,7 +29,9 @@ from client_sdk.enrolment import create_bundle, new_partner_key
 from client_sdk.keystore import open_storage_key
 from dp.audit import AuditResult, verify_ledger
 from dp.contracts import CohortSpec, DeadlineSpec, SegmentSpec, TaskSpec
-from secagg.api import EnrolmentBundle
+from secagg.access import issue_access_token
+from secagg.api import EnrolmentBundle, Offer
+from secagg.secret import Secret
 
 TOKEN = "operator-token"
 TASK = "stats"
@@ -162,10 +165,10 @@ class World:
     ) -> web.StreamResponse:
         """Let a test change the body of an answer (bytes), or the whole of it (a response)."""
         response = await handler(request)
-        if self.gate is None or not isinstance(response, web.Response):
+        if self.gate is None:
             return response
-        body = response.body if isinstance(response.body, bytes) else b""
-        changed = await self.gate(request, body)
+        body = response.body if isinstance(response, web.Response) else None
+        changed = await self.gate(request, body if isinstance(body, bytes) else b"")
         if isinstance(changed, bytes):
             return web.Response(
                 body=changed, status=response.status, content_type=response.content_type
@@ -183,6 +186,17 @@ class World:
         async with self._http.post(self.url + path, data=msgspec.json.encode(body)) as response:
             assert response.status == 200, await response.text()
             return await response.json()
+
+    async def get_offer(self, name: str) -> Offer:
+        """The offer that a device sees."""
+        bundle = self.bundle(name)
+        token = issue_access_token(
+            Secret(bundle.identity_seed), bundle.certificate, bundle.task_key, time.time()
+        )
+        assert self._http is not None
+        headers = {"Authorization": f"Bearer {token}"}
+        async with self._http.get(f"{self.url}/v1/tasks/{TASK}/offer", headers=headers) as answer:
+            return msgspec.json.decode(await answer.read(), type=Offer)
 
     async def view(self) -> Any:
         return await self.get(f"/v1/operator/tasks/{TASK}")
