@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
 
@@ -53,9 +53,17 @@ class Children:
     def __init__(self) -> None:
         self._running: list[subprocess.Popen[str]] = []
 
-    def start(self, arguments: Sequence[str], log: Path) -> subprocess.Popen[str]:
-        """Start ``secagg ARGUMENTS``; its standard error goes to the end of ``log``."""
-        environment = {**os.environ, _PARENT: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
+    def start(
+        self,
+        arguments: Sequence[str],
+        log: Path,
+        environment: Mapping[str, str] | None = None,
+    ) -> subprocess.Popen[str]:
+        """Start ``secagg ARGUMENTS``; its standard error goes to the end of ``log``.
+
+        ``environment`` is added to this process's own.
+        """
+        own = {_PARENT: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
         with log.open("ab") as stderr:
             child = subprocess.Popen(
                 [sys.executable, "-m", "secagg_cli.main", *arguments],
@@ -64,7 +72,7 @@ class Children:
                 stderr=stderr,
                 text=True,
                 encoding="utf-8",
-                env=environment,
+                env={**os.environ, **(environment or {}), **own},
                 start_new_session=True,
             )
         self._running.append(child)

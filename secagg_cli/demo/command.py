@@ -59,7 +59,8 @@ def demo(
     """Train one adapter over several killed and revived devices, under differential privacy."""
     with Output(format) as out, interruptible():
         die_with_parent()
-        from secagg_cli.demo.run import DemoOptions, run_demo
+        from secagg_cli.demo.run import run_demo
+        from secagg_cli.demo.spec import DemoOptions
 
         options = DemoOptions(
             model=model,

@@ -6,11 +6,12 @@ A device waits at ``masking`` (the masking set is fixed, nothing is uploaded) an
 
 from __future__ import annotations
 
+import json
 import queue
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TextIO
 
 from secagg_cli.demo.board import Board
 from secagg_cli.demo.devices import EXIT, HOLD_AT, Device, Report, device_failed
@@ -48,6 +49,7 @@ class Conductor:
         board: Board,
         on_round: Callable[[RoundRecord], None],
         say: Callable[[str], None],
+        log: TextIO,
     ) -> None:
         self._task = task
         self._service = service
@@ -58,6 +60,8 @@ class Conductor:
         self._board = board
         self._on_round = on_round
         self._say = say
+        self._log = log
+        self._start = time.monotonic()
 
     def run(self, rounds: int) -> list[RoundRecord]:
         records = []
@@ -75,6 +79,7 @@ class Conductor:
             report = self._reports.get(timeout=_POLL_S)
         except queue.Empty:
             return None
+        self._write(report)
         device = self._devices[report.device]
         if report.life != device.life or not device.running:
             return None
@@ -87,6 +92,13 @@ class Conductor:
         else:
             self._board.show(report.device, report.kind)
         return report
+
+    def _write(self, report: Report) -> None:
+        seconds = time.monotonic() - self._start
+        detail = json.dumps(report.detail)
+        self._log.write(
+            f"{seconds:8.2f} device {report.device + 1} life {report.life} {report.kind} {detail}\n"
+        )
 
     def releases(self) -> list[dict[str, Any]]:
         """The task's releases so far, oldest first."""

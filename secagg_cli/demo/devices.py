@@ -17,6 +17,8 @@ from secagg_cli.processes import Children
 HOLD_AT = ("masking", "uploaded")  # events at which a device waits for the conductor
 EXIT = "exit"
 _LOG_TAIL_CHARACTERS = 2_000
+# All devices share this machine's cores; threads of theirs would only disturb each other.
+_ONE_THREAD = {"SECAGG_TORCH_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class Device:
             ",".join(HOLD_AT),
             *self._options,
         ]
-        self._process = self._children.start(arguments, self.folder / "device.log")
+        self._process = self._children.start(arguments, self.folder / "device.log", _ONE_THREAD)
         threading.Thread(target=self._listen, args=(self._process, self.life), daemon=True).start()
 
     def go(self) -> None:

@@ -5,6 +5,7 @@ The model is loaded once; the adapter is loaded with plain peft onto the same we
 
 from __future__ import annotations
 
+import os
 import threading
 import warnings
 from collections.abc import Callable, Sequence
@@ -56,24 +57,29 @@ class Evaluator:
 
         self.model, self.tokenizer = load_model(folder)
         self._heldout = list(heldout)
-        self.max_tokens = 64  # of one pair, as in training
 
     def measure(self, prompt: str) -> Measured:
-        """The base model alone."""
+        """The base model alone, on one thread: the devices are at work beside it."""
+        import torch
+
+        torch.set_num_threads(1)
         return self._measure(self.model, prompt)
 
     def measure_adapter(self, adapter: Path, prompt: str) -> Measured:
-        """With the adapter that plain ``PeftModel.from_pretrained`` loads."""
+        """With the adapter that plain ``PeftModel.from_pretrained`` loads, on all cores."""
+        import torch
         from peft import PeftModel
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # peft's use of transformers' old names
             model = PeftModel.from_pretrained(self.model, str(adapter))
+        torch.set_num_threads(os.cpu_count() or 1)
         return self._measure(model, prompt)
 
     def _measure(self, model: Any, prompt: str) -> Measured:
         from client_sdk.evaluation import evaluate, generate_answer
+        from secagg_cli.presets import MAX_TOKENS
 
-        loss = evaluate(model, self.tokenizer, self._heldout, max_tokens=self.max_tokens)
+        loss = evaluate(model, self.tokenizer, self._heldout, max_tokens=MAX_TOKENS)
         answer = generate_answer(model, self.tokenizer, prompt, max_new_tokens=_NEW_TOKENS)
         return Measured(loss, answer)

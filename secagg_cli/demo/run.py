@@ -8,7 +8,7 @@ import queue
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from secagg_cli.demo.evaluation import Background, Evaluator, Measured
 from secagg_cli.demo.kills import KillPlan, plan_kills
 from secagg_cli.demo.memory import MemoryMeter
 from secagg_cli.demo.service import Service
+from secagg_cli.demo.spec import TASK, DemoOptions, task_spec
 from secagg_cli.demo.summary import print_round, print_summary, round_json
 from secagg_cli.enroll import enrol, partner_key
 from secagg_cli.output import CommandError, Output
@@ -34,22 +35,6 @@ if TYPE_CHECKING:
     from dp.contracts import TaskSpec
     from secagg.manifest import Manifest
     from secagg_cli.corpus import ClientData
-
-TASK = "demo"
-
-
-@dataclass(frozen=True)
-class DemoOptions:
-    """The command line. ``device_noise`` 0: no device-level noise."""
-
-    model: str
-    clients: int
-    rounds: int
-    drop: float
-    privacy: str
-    device_noise: float
-    algorithm: str
-    folder: Path
 
 
 def run_demo(options: DemoOptions, out: Output) -> dict[str, Any]:
@@ -71,7 +56,8 @@ def run_demo(options: DemoOptions, out: Output) -> dict[str, Any]:
         service = Service(options.folder / "server", children)
         service.start()
         out.say(f"aggregator: {service.url}, a process of its own, SQLite in {service.data_dir}")
-        spec, evaluator = _prepare(options, plan, model_folder, heldout)
+        evaluator = Evaluator(model_folder, heldout)
+        spec = task_spec(options, plan, model_folder, evaluator.model)
         devices, reports = _enrol(
             options, plan, spec, model_folder, clients, service, children, out
         )
@@ -108,30 +94,6 @@ def prepare_model(name: str, out: Output) -> Path:
                 progress.update(bars[what], completed=round(100 * share), total=100)
 
         return ensure_model(name, progress=show)
-
-
-def _prepare(
-    options: DemoOptions, plan: KillPlan, folder: Path, heldout: Sequence[tuple[str, str]]
-) -> tuple[TaskSpec, Evaluator]:
-    """The task's specification and the conductor's own copy of the model."""
-    from client_sdk.lora import base_fingerprint
-    from secagg.manifest import BaseModel
-    from secagg_cli.presets import demo_spec
-
-    evaluator = Evaluator(folder, heldout)
-    spec = demo_spec(
-        task=TASK,
-        privacy=options.privacy,
-        algorithm=options.algorithm,
-        clients=options.clients,
-        survivors_min=plan.survivors_min,
-        rounds=options.rounds,
-        device_noise=options.device_noise,
-        base_model=BaseModel(name=str(folder), fingerprint=base_fingerprint(evaluator.model)),
-        model=evaluator.model,
-    )
-    evaluator.max_tokens = spec.training.max_tokens
-    return spec, evaluator
 
 
 def _enrol(
@@ -187,7 +149,11 @@ def _conduct(
         f"{options.rounds} round(s); in each, {plan.drops} device(s) killed before the upload"
         + (" and one after it, which resumes" if plan.resume else "")
     )
-    with Board(out.errors, [device.name for device in devices], options.rounds) as board:
+    names = [device.name for device in devices]
+    with (
+        (options.folder / "events.log").open("w", encoding="utf-8", buffering=1) as log,
+        Board(out.errors, names, options.rounds) as board,
+    ):
         return Conductor(
             task=TASK,
             service=service,
@@ -197,6 +163,7 @@ def _conduct(
             board=board,
             on_round=lambda record: print_round(out, record),
             say=out.say,
+            log=log,
         ).run(options.rounds)
 
 

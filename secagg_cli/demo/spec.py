@@ -1,0 +1,105 @@
+"""The demo's task: measured presets, sized for this cohort and these drop-outs."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from msgspec.structs import replace
+
+from secagg_cli.demo.kills import KillPlan
+from secagg_cli.presets import preset_for, task_terms
+
+if TYPE_CHECKING:
+    from dp.contracts import TaskSpec
+
+TASK = "demo"
+MAX_EPSILON = 8.0  # the budget where the settings permit it, unamplified
+DELTA = 1e-5
+
+# Seconds from the masking set to the last vector. Every round with drop-outs waits that long for
+# the dead, so it is short: on loopback a vector takes milliseconds.
+_MASKED_INPUT_S = 8.0
+_MASKED_INPUT_TINY_S = 3.0
+_STEP_S = 60.0  # the other steps wait only for a device that was killed and comes back
+_REPORT_S = 3600.0
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """The command line. ``device_noise`` 0: no device-level noise."""
+
+    model: str
+    clients: int
+    rounds: int
+    drop: float
+    privacy: Literal["distributed", "local", "none"]
+    device_noise: float
+    algorithm: str
+    folder: Path
+
+
+def task_spec(options: DemoOptions, plan: KillPlan, model_folder: Path, model: Any) -> TaskSpec:
+    """The specification that the operator sends; ``model`` is the loaded base model.
+
+    Raises:
+        ConfigurationError: the combination is refused by ``dp.contracts``.
+    """
+    from client_sdk.lora import adapter_spec, base_fingerprint
+    from dp.contracts import BudgetSpec, CohortSpec, DeadlineSpec, TaskSpec
+    from secagg.manifest import BaseModel
+
+    adapter = preset_for(options.model).adapter
+    spec = TaskSpec(
+        task=TASK,
+        **task_terms(options.model, options.privacy, options.algorithm),
+        device_noise_multiplier=options.device_noise,
+        cohort=CohortSpec(
+            size_min=options.clients,
+            size_max=options.clients,
+            survivors_min=plan.survivors_min,
+            corrupt_max=0,
+        ),
+        deadlines=DeadlineSpec(
+            report_s=_REPORT_S,
+            share_s=_STEP_S,
+            check_s=_STEP_S,
+            masked_input_s=_MASKED_INPUT_TINY_S if options.model == "tiny" else _MASKED_INPUT_S,
+            confirm_s=_STEP_S,
+            unmask_s=_STEP_S,
+        ),
+        budget=BudgetSpec(max_epsilon=None, delta=DELTA, releases_max=options.rounds),
+        base_model=BaseModel(name=str(model_folder), fingerprint=base_fingerprint(model)),
+        adapter=adapter_spec(
+            model,
+            adapter.kind,
+            adapter.rank,
+            adapter.alpha,
+            adapter.target_modules,
+            secrets.token_bytes(32),
+        ),
+    )
+    return replace(spec, budget=replace(spec.budget, max_epsilon=_budget(spec)))
+
+
+def _budget(spec: TaskSpec) -> float | None:
+    """``MAX_EPSILON``, or what these settings cost where that is more; None without privacy."""
+    import nacl.signing
+
+    from dp.accounting import headline, lines
+    from dp.contracts import build_manifest
+    from dp.notes import verifier_key
+
+    key = bytes(nacl.signing.SigningKey(bytes(32)).verify_key)
+    draft = build_manifest(
+        spec,
+        created_at=0,
+        task_key=key,
+        ledger_verifier=verifier_key("draft", key),
+        partner_keys=(key,),
+    )
+    cost = headline(lines(draft, spec.budget.releases_max))
+    return None if cost is None else max(MAX_EPSILON, math.ceil(cost * 10) / 10)
