@@ -31,6 +31,7 @@ from dp.audit import AuditResult, verify_ledger
 from dp.contracts import CohortSpec, DeadlineSpec, SegmentSpec, TaskSpec
 from secagg.access import issue_access_token
 from secagg.api import EnrolmentBundle, Offer
+from secagg.manifest import Manifest
 from secagg.secret import Secret
 
 TOKEN = "operator-token"
@@ -197,6 +198,9 @@ class World:
         headers = {"Authorization": f"Bearer {token}"}
         async with self._http.get(f"{self.url}/v1/tasks/{TASK}/offer", headers=headers) as answer:
             return msgspec.json.decode(await answer.read(), type=Offer)
+
+    def manifest(self) -> Manifest:
+        return self.app[SERVICE].tasks._cache[TASK].manifest
 
     async def view(self) -> Any:
         return await self.get(f"/v1/operator/tasks/{TASK}")
