@@ -68,8 +68,9 @@ class Service:
     async def close(self) -> None:
         self.ready = False
         self.core.signals.notify_all()
-        await self.janitor.close()
-        await self.driver.close()
+        async with self.core.database.quiet():
+            await self.janitor.close()
+            await self.driver.close()
         self.core.pool.shutdown(wait=True, cancel_futures=True)
         await self.core.database.close()
 

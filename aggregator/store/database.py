@@ -21,6 +21,8 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
+_BUSY_MS = 30_000  # how long SQLite waits for another process's write
+_QUIET_S = 1.0
 _MIGRATION_LOCK = 0x5EC_A66  # PostgreSQL advisory lock: one replica migrates at a time
 
 
@@ -37,7 +39,7 @@ class Database:
         options: dict[str, Any] = {"pool_pre_ping": not self.is_sqlite, "hide_parameters": True}
         if self.is_sqlite and parsed.database:
             Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-            options["connect_args"] = {"timeout": 30}
+            options["connect_args"] = {"timeout": _BUSY_MS / 1_000}
         else:
             options["pool_size"] = 10
         self._engine = create_async_engine(parsed, **options)
@@ -84,11 +86,34 @@ class Database:
             raise Conflict(str(error.orig)) from error
 
     async def checkpoint(self) -> None:
-        """On SQLite, move the write-ahead log into the file and cut it (erased rows leave it)."""
+        """On SQLite, move the write-ahead log into the file and cut it (erased rows leave it).
+
+        A reader that holds an older state makes it wait for the next time.
+        """
         if self.is_sqlite:
             async with self._writer, self._engine.connect() as plain:
                 connection = await plain.execution_options(isolation_level="AUTOCOMMIT")
+                await connection.exec_driver_sql("PRAGMA busy_timeout=100")
                 await connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+                await connection.exec_driver_sql(f"PRAGMA busy_timeout={_BUSY_MS}")
+
+    @asynccontextmanager
+    async def quiet(self) -> AsyncIterator[None]:
+        """No write of this process is under way on SQLite, unless one hangs.
+
+        To cancel tasks in: a cancelled statement can leave its connection, and with it the write
+        lock, to the garbage collector.
+        """
+        try:
+            async with asyncio.timeout(_QUIET_S):
+                await self._writer.acquire()
+        except TimeoutError:
+            yield
+            return
+        try:
+            yield
+        finally:
+            self._writer.release()
 
     async def close(self) -> None:
         await self._engine.dispose()
@@ -102,7 +127,7 @@ def _configure_sqlite(connection: Any, _: Any) -> None:
         "synchronous=FULL",
         "foreign_keys=ON",
         "secure_delete=ON",
-        "busy_timeout=30000",
+        f"busy_timeout={_BUSY_MS}",
     ):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()

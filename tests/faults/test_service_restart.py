@@ -9,7 +9,7 @@ from aggregator.cohorts import driver
 from aggregator.cohorts.adding import Adder
 from aggregator.cohorts.releasing import Releaser
 from secagg import client
-from tests.service_kit import current_sum, devices, served, spec
+from tests.service_kit import DEADLINE_S, current_sum, devices, finished, served, spec
 
 POINTS = ("advert", "deals", "ready", "header", "vector", "half-vector", "confirmation", "unmask")
 
@@ -34,8 +34,7 @@ async def test_a_restart_before_any_message_still_releases_the_exact_sum(tmp_pat
     async with served(tmp_path, spec()) as server:
         hold = once_at(server, point)
         fleet = devices(server, 4, hold=hold, chunk=40)
-        outcomes = await asyncio.gather(*(device.run() for device in fleet))
-        assert all(isinstance(outcome, client.Finished) for outcome in outcomes), outcomes
+        assert finished(await asyncio.gather(*(device.run() for device in fleet))) == 4
         assert (await current_sum(server))[:6].tolist() == [1, 1, 1, 1, 0, 0]
         assert len((await server.view())["releases"]) == 1
 
@@ -99,8 +98,7 @@ async def test_a_crash_between_any_two_durable_steps_is_repeated_not_doubled(
             await server.stop()
         assert getattr(owner, name) is real
         await server.start()
-        outcomes = await asyncio.gather(*running)
-        assert all(isinstance(outcome, client.Finished) for outcome in outcomes), outcomes
+        assert finished(await asyncio.gather(*running)) == 4
         assert np.array_equal((await current_sum(server))[:5], [1, 1, 1, 1, 0])
         view = await server.view()
         assert [release["outcome"] for release in view["releases"]] == ["released"]
@@ -108,27 +106,18 @@ async def test_a_crash_between_any_two_durable_steps_is_repeated_not_doubled(
 
 
 async def test_a_deadline_that_passed_while_the_service_was_down_ends_the_phase_at_once(tmp_path):
-    deadlines = spec().deadlines
-    task = spec(
-        deadlines=type(deadlines)(
-            report_s=5, share_s=0.5, check_s=5, masked_input_s=5, confirm_s=5, unmask_s=5
-        )
-    )
-    async with served(tmp_path, task) as server:
+    async with served(tmp_path, spec()) as server:
         fleet = devices(server, 4)
         fleet[2].stop_before = "deals"
-        shared = asyncio.Event()
-
-        async def note(name):
-            if name == "ready":
-                shared.set()
-
-        fleet[0].hold = note
         running = [asyncio.create_task(device.run()) for device in fleet]
-        await server.until(lambda view: view["cohort"] is not None)
+        await server.until(lambda _: len(dealt(server)) == 3 and fleet[2].gone)
         await server.stop()
+        server.ahead_s += DEADLINE_S
         await server.start()
-        outcomes = await asyncio.gather(*running)
-        assert sum(isinstance(outcome, client.Finished) for outcome in outcomes) == 3
+        assert finished(await asyncio.gather(*running)) == 3
         assert (await current_sum(server))[:5].tolist() == [1, 1, 0, 1, 0]
-        assert shared.is_set()
+
+
+def dealt(server):
+    live = list(server.service.driver.live.values())
+    return getattr(live[0].cohort.state, "dealt", {}) if live else {}

