@@ -60,14 +60,14 @@ _SMOLLM2 = Preset(
     modes={
         "distributed": TrainingPreset(server_learning_rate=6.0, denominator=100.0),
         "local": TrainingPreset(
-            noise_multiplier=1.0,
-            update_clip=8.0,
+            noise_multiplier=2.0,
+            update_clip=256.0,
             local_steps=2,
-            local_learning_rate=1.0,
-            proximal_mu=0.1,
+            local_learning_rate=3.0,
+            proximal_mu=0.05,
         ),
         "none": TrainingPreset(
-            update_clip=8.0, local_steps=2, local_learning_rate=2.0, proximal_mu=0.1
+            update_clip=16.0, local_steps=2, local_learning_rate=2.0, proximal_mu=0.05
         ),
     },
 )
@@ -76,14 +76,14 @@ _TINY = Preset(
     modes={
         "distributed": TrainingPreset(server_learning_rate=8.0, denominator=100.0),
         "local": TrainingPreset(
-            noise_multiplier=1.0,
-            update_clip=8.0,
-            local_steps=4,
-            local_learning_rate=1.0,
-            proximal_mu=0.1,
+            noise_multiplier=2.0,
+            update_clip=16.0,
+            local_steps=2,
+            local_learning_rate=2.0,
+            proximal_mu=0.05,
         ),
         "none": TrainingPreset(
-            update_clip=8.0, local_steps=4, local_learning_rate=2.0, proximal_mu=0.1
+            update_clip=16.0, local_steps=4, local_learning_rate=2.0, proximal_mu=0.05
         ),
     },
 )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from client_sdk.contribution import TrainingJob
 from client_sdk.lora import adapter_spec, base_fingerprint, vector_length
@@ -21,6 +22,7 @@ from secagg_cli.models import ensure_model, load_model
 from secagg_cli.presets import AdapterKind, Privacy, preset_for, task_terms
 from tests.dp_tasks import built, seeded
 
+torch.set_num_threads(1)  # threads cost more than such small layers take
 _scratch = tempfile.TemporaryDirectory(prefix="secagg-tiny-")
 ROTATION_SEED = bytes(32)
 
@@ -113,6 +115,5 @@ def server_step(manifest: Manifest, vector: np.ndarray, sums: dict[str, np.ndarr
 
 def trainer(dataset: Sequence[Any], seed: int = 0, **options: Any) -> LoraTrainer:
     model, tokenizer = tiny()
-    return LoraTrainer(
-        model, tokenizer, dataset, random_bytes=seeded(seed), **{"threads": 1, **options}
-    )
+    options = {"threads": 1, "random_bytes": seeded(seed), **options}
+    return LoraTrainer(model, tokenizer, dataset, **options)
