@@ -59,8 +59,11 @@ def demo(
     """Train one adapter over several killed and revived devices, under differential privacy."""
     with Output(format) as out, interruptible():
         die_with_parent()
+        from secagg_cli.demo.folder import check_folder
         from secagg_cli.demo.run import run_demo
         from secagg_cli.demo.spec import DemoOptions
+
+        check_folder(out_dir)
 
         options = DemoOptions(
             model=model,
@@ -70,7 +73,7 @@ def demo(
             privacy=privacy.value,
             device_noise=device_noise,
             algorithm=_algorithm(algorithm, privacy),
-            folder=_folder(out_dir),
+            folder=out_dir,
         )
         out.result(run_demo(options, out))
 
@@ -87,25 +90,3 @@ def _algorithm(name: str | None, privacy: Privacy) -> str:
             found=name,
         )
     return name
-
-
-def _folder(chosen: Path | None) -> Path:
-    """A new or empty folder; nothing of an earlier run is ever overwritten."""
-    if chosen is not None:
-        if chosen.exists() and (not chosen.is_dir() or any(chosen.iterdir())):
-            raise CommandError(
-                "out-not-empty",
-                f"{chosen} is not empty.",
-                remedy="Name another folder with --out, or remove it.",
-            )
-        chosen.mkdir(parents=True, exist_ok=True)
-        return chosen.resolve()
-    number = 1
-    while True:
-        folder = Path(f"secagg-demo-{number}" if number > 1 else "secagg-demo")
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            number += 1
-        else:
-            return folder.resolve()

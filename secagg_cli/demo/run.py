@@ -19,6 +19,7 @@ from secagg_cli.demo.board import Board
 from secagg_cli.demo.conductor import Conductor, RoundRecord
 from secagg_cli.demo.devices import Device, Report
 from secagg_cli.demo.evaluation import Background, Evaluator, Measured
+from secagg_cli.demo.folder import claim_folder
 from secagg_cli.demo.kills import KillPlan, plan_kills
 from secagg_cli.demo.memory import MemoryMeter
 from secagg_cli.demo.service import Service
@@ -52,8 +53,9 @@ def run_demo(options: DemoOptions, out: Output) -> dict[str, Any]:
     heldout = [pair for client in clients for pair in client.heldout]
     prompt = heldout[0][0]
     model_folder = prepare_model(options.model, out)
+    folder = claim_folder(options.folder)
     with Children() as children, MemoryMeter(children.pids) as memory:
-        service = Service(options.folder / "server", children)
+        service = Service(folder / "server", children)
         service.start()
         out.say(f"aggregator: {service.url}, a process of its own, SQLite in {service.data_dir}")
         evaluator = Evaluator(model_folder, heldout)
@@ -63,16 +65,16 @@ def run_demo(options: DemoOptions, out: Output) -> dict[str, Any]:
         )
         # Measured while the devices load and train.
         before = Background(lambda: evaluator.measure(prompt))
-        records = _conduct(options, plan, service, devices, reports, out)
+        records = _conduct(options.rounds, folder, plan, service, devices, reports, out)
         vector = service.operator().model(TASK)
         service.stop()
-        audit, files = _audit(options.folder, service)
-        adapter = _write_adapter(options.folder / "adapter", _manifest(audit), vector)
+        audit, files = _audit(folder, service)
+        adapter = _write_adapter(folder / "adapter", _manifest(audit), vector)
         out.say("measuring the held-out loss with the adapter ...")
         after = evaluator.measure_adapter(adapter, prompt)
     result = _result(options, records, audit, before.result(), after, prompt)
     result |= {"adapter": str(adapter), **files}
-    result["report"] = str(_report(options.folder / "report.html", audit, result))
+    result["report"] = str(_report(folder / "report.html", audit, result))
     result["seconds"] = round(time.monotonic() - start, 1)
     result["peak_pss_bytes"] = memory.peak_bytes
     print_summary(out, result)
@@ -97,7 +99,7 @@ def prepare_model(name: str, out: Output) -> Path:
 
 
 def _enrol(
-    options: DemoOptions,
+    folder: Path,
     plan: KillPlan,
     spec: TaskSpec,
     model_folder: Path,
@@ -108,21 +110,21 @@ def _enrol(
 ) -> tuple[list[Device], queue.SimpleQueue[Report]]:
     """Operator: partner and task. Partner: one bundle a device. Devices: data in their folders."""
     operator = service.operator()
-    key_file = options.folder / "partner" / "partner.key"
+    key_file = folder / "partner" / "partner.key"
     operator.add_partner("demo-partner", partner_key(key_file))
     answer = operator.create_task(msgspec.to_builtins(spec))
     for warning in answer["warnings"]:
         out.warn(warning)
-    bundles = enrol(service.url, key_file, options.folder / "partner" / "bundles", len(clients))
+    bundles = enrol(service.url, key_file, folder / "partner" / "bundles", len(clients))
     reports: queue.SimpleQueue[Report] = queue.SimpleQueue()
     devices = []
     for number, (client, bundle) in enumerate(zip(clients, bundles, strict=True)):
-        folder = options.folder / "devices" / f"{number + 1:02}"
-        folder.mkdir(parents=True, mode=0o700)
-        bundle.rename(folder / "bundle.json")
-        write_jsonl(folder / "data.jsonl", client.train)
+        own = folder / "devices" / f"{number + 1:02}"
+        own.mkdir(parents=True, mode=0o700)
+        bundle.rename(own / "bundle.json")
+        write_jsonl(own / "data.jsonl", client.train)
         joining = ["--task", TASK, "--model", str(model_folder), *_device_policy(spec, plan)]
-        device = Device(number, client.name, folder, joining, children, reports)
+        device = Device(number, client.name, own, joining, children, reports)
         devices.append(device)
         out.say(f"device {number + 1}: {client.name}, {len(client.train)} pairs")
     return devices, reports
@@ -138,7 +140,8 @@ def _device_policy(spec: TaskSpec, plan: KillPlan) -> list[str]:
 
 
 def _conduct(
-    options: DemoOptions,
+    rounds: int,
+    folder: Path,
     plan: KillPlan,
     service: Service,
     devices: Sequence[Device],
@@ -146,13 +149,13 @@ def _conduct(
     out: Output,
 ) -> list[RoundRecord]:
     out.say(
-        f"{options.rounds} round(s); in each, {plan.drops} device(s) killed before the upload"
+        f"{rounds} round(s); in each, {plan.drops} device(s) killed before the upload"
         + (" and one after it, which resumes" if plan.resume else "")
     )
     names = [device.name for device in devices]
     with (
-        (options.folder / "events.log").open("w", encoding="utf-8", buffering=1) as log,
-        Board(out.errors, names, options.rounds) as board,
+        (folder / "events.log").open("w", encoding="utf-8", buffering=1) as log,
+        Board(out.errors, names, rounds) as board,
     ):
         return Conductor(
             task=TASK,
@@ -164,7 +167,7 @@ def _conduct(
             on_round=lambda record: print_round(out, record),
             say=out.say,
             log=log,
-        ).run(options.rounds)
+        ).run(rounds)
 
 
 def _audit(folder: Path, service: Service) -> tuple[AuditResult, dict[str, Any]]:

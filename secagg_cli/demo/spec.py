@@ -30,7 +30,7 @@ _REPORT_S = 3600.0
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """The command line. ``device_noise`` 0: no device-level noise."""
+    """The command line. ``device_noise`` 0: no device-level noise. ``folder`` None: a new one."""
 
     model: str
     clients: int
@@ -39,7 +39,7 @@ class DemoOptions:
     privacy: Literal["distributed", "local", "none"]
     device_noise: float
     algorithm: str
-    folder: Path
+    folder: Path | None
 
 
 def task_spec(options: DemoOptions, plan: KillPlan, model_folder: Path, model: Any) -> TaskSpec:

@@ -1,0 +1,150 @@
+"""Operator, partner and auditor at the command line, against a real service process."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from client_sdk.enrolment import load_bundle
+from secagg_cli.demo.service import Service
+from secagg_cli.main import app
+from secagg_cli.processes import Children
+
+SPEC = """
+task = "heights"
+algorithm = "sum"
+privacy = "none"
+segments = [{ name = "heights", length = 8, clip = 10.0 }]
+cohort = { size_min = 4, size_max = 4, survivors_min = 3 }
+budget = { releases_max = 2 }
+"""
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    with Children() as children:
+        running = Service(tmp_path_factory.mktemp("service") / "server", children)
+        running.start()
+        yield running
+
+
+def invoke(service: Service | None, *arguments: str, code: int = 0) -> dict[str, Any]:
+    extra = []
+    if service is not None:
+        extra = ["--server", service.url]
+        if arguments[0] != "enroll":
+            extra += ["--token-file", str(service.data_dir / "operator.token")]
+    done = CliRunner().invoke(app, [*arguments, *extra, "--format", "json"])
+    assert done.exit_code == code, done.output
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def task(service: Service, tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("partner")
+    key = str(folder / "partner.key")
+    added = invoke(service, "partner", "add", "clinic", "--key-file", key)
+    assert added["key"] == invoke(None, "partner", "key", key)["key"]
+    (folder / "task.toml").write_text(SPEC)
+    created = invoke(service, "task", "create", str(folder / "task.toml"))
+    assert created["warnings"]
+    enrolled = invoke(
+        service, "enroll", "--partner-key", key, "--out", str(folder / "b"), "--count", "2"
+    )
+    bundles = [load_bundle(Path(path)) for path in enrolled["bundles"]]
+    assert len({bundle.certificate.identity_key for bundle in bundles}) == 2
+    assert bundles[0].certificate.partner_key.hex() == added["key"]
+    return created["task"]
+
+
+def test_a_task_is_listed_paused_resumed_and_exported(
+    service: Service, task: str, tmp_path: Path
+) -> None:
+    assert [row["task"] for row in invoke(service, "task", "list")["tasks"]] == [task]
+    assert invoke(service, "task", "pause", task)["state"] == "paused"
+    assert invoke(service, "task", "show", task)["state"] == "paused"
+    invoke(service, "task", "resume", task)
+    assert invoke(service, "task", "show", task)["state"] == "open"
+    file = tmp_path / "vector.safetensors"
+    exported = invoke(service, "task", "export", task, "--out", str(file))
+    assert exported["size_bytes"] == file.stat().st_size > 0
+
+
+def test_refusals_keep_the_service_s_own_reason(
+    service: Service, task: str, tmp_path: Path
+) -> None:
+    assert invoke(service, "task", "show", "no-such", code=1)["error"]["reason"] == "not-found"
+    (tmp_path / "t.toml").write_text(SPEC)
+    again = invoke(service, "task", "create", str(tmp_path / "t.toml"), code=1)
+    assert again["error"]["reason"] == "task-exists"
+    (tmp_path / "t.toml").write_text(SPEC.replace("survivors_min = 3", "survivors_min = 2"))
+    weak = invoke(service, "task", "create", str(tmp_path / "t.toml"), code=1)
+    assert weak["error"]["reason"] == "survivors-below-threshold"
+    (tmp_path / "t.toml").write_text("task = ")
+    bad = invoke(service, "task", "create", str(tmp_path / "t.toml"), code=1)
+    assert bad["error"]["reason"] == "spec-malformed"
+
+
+def test_a_wrong_token_and_a_wrong_address_are_named(service: Service, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("wrong")
+    arguments = ["task", "list", "--token-file", str(tmp_path / "token"), "--format", "json"]
+    wrong = CliRunner().invoke(app, [*arguments, "--server", service.url])
+    assert wrong.exit_code == 1
+    assert "token" in json.loads(wrong.stdout)["error"]["reason"]
+    nobody = CliRunner().invoke(app, [*arguments, "--server", "http://127.0.0.1:1"])
+    assert json.loads(nobody.stdout)["error"]["reason"] == "server-unreachable"
+
+
+def test_the_ledger_verifies_from_folder_and_from_the_network(service: Service, task: str) -> None:
+    from_folder = invoke(
+        None, "audit", "verify", str(service.ledger_folder), "--key", service.verifier
+    )
+    from_network = invoke(
+        None, "audit", "verify", f"{service.url}/ledger", "--key", service.verifier
+    )
+    assert from_folder == from_network
+    assert from_folder["verified"] is True
+    assert from_folder["releases"] == 0
+    assert from_folder["problems"] == []
+
+
+def test_an_edited_ledger_and_a_foreign_key_are_exit_code_1(
+    service: Service, task: str, tmp_path: Path
+) -> None:
+    copy = tmp_path / "ledger"
+    shutil.copytree(service.ledger_folder, copy)
+    entries = next(path for path in (copy / "tile" / "entries").rglob("*") if path.is_file())
+    content = bytearray(entries.read_bytes())
+    content[content.index(b"heights")] ^= 1
+    entries.write_bytes(bytes(content))
+    edited = invoke(None, "audit", "verify", str(copy), "--key", service.verifier, code=1)
+    assert edited["verified"] is False
+    assert edited["problems"][0]["reason"] == "root-mismatch"
+
+    name, _, rest = service.verifier.partition("+")
+    foreign = invoke(
+        None,
+        "audit",
+        "verify",
+        str(service.ledger_folder),
+        "--key",
+        f"{name}x+{rest}",
+        code=1,
+    )
+    assert foreign["verified"] is False
+
+
+def test_the_report_is_one_self_contained_page(service: Service, task: str, tmp_path: Path) -> None:
+    arguments = ("audit", "report", str(service.ledger_folder), "--key", service.verifier)
+    invoke(None, *arguments, "--out", str(tmp_path / "report.html"))
+    page = (tmp_path / "report.html").read_text("utf-8")
+    assert task in page
+    assert "Who may have seen what" in page
+    for loaded in ("<script", "src=", "<link", "@import", "url(http"):
+        assert loaded not in page
+    invoke(None, *arguments, "--out", str(tmp_path / "report.json"))
+    assert json.loads((tmp_path / "report.json").read_bytes())["tasks"][0]["task"] == task
