@@ -61,7 +61,7 @@ def run_demo(options: DemoOptions, out: Output) -> dict[str, Any]:
         evaluator = Evaluator(model_folder, heldout)
         spec = task_spec(options, plan, model_folder, evaluator.model)
         devices, reports = _enrol(
-            options, plan, spec, model_folder, clients, service, children, out
+            folder, plan, spec, model_folder, clients, service, children, out
         )
         # Measured while the devices load and train.
         before = Background(lambda: evaluator.measure(prompt))
