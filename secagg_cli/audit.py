@@ -61,7 +61,8 @@ def report(
 def _say_verdict(out: Output, result: AuditResult) -> None:
     for problem in result.problems:
         where = "" if problem.leaf is None else f" (record {problem.leaf})"
-        out.say(f"problem{where}: {problem.message} [{problem.reason}]", style="red")
+        name = "" if f"[{problem.reason}]" in problem.message else f" [{problem.reason}]"
+        out.say(f"problem{where}: {problem.message}{name}", style="red")
     epsilon = "none" if result.epsilon is None else f"{result.epsilon:.4f}"
     out.say(
         f"{'Verified' if result.verified else 'NOT verified'}: {result.tree_size} records, "

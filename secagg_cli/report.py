@@ -72,7 +72,9 @@ def render(data: ReportData, run: Mapping[str, Any] | None = None) -> str:
 
 
 def cost_charts(task: TaskReport) -> list[Markup]:
-    """One chart for every privacy line: what it had cost after each release."""
+    """One chart for every privacy line: what it had cost after each release; none before one."""
+    if not task.releases:
+        return []
     limit = task.budget.max_epsilon
     charts = []
     for number, line in enumerate(task.lines):
@@ -80,7 +82,7 @@ def cost_charts(task: TaskReport) -> list[Markup]:
         spent = [release.epsilons[number] for release in task.releases]
         steps = range(1, len(spent) + 1)
         axes.plot(steps, spent, color=_BLUE, marker="o" if len(spent) < 40 else None)
-        if limit is not None and not line.amplified and (not spent or limit < 4 * max(spent)):
+        if limit is not None and not line.amplified and limit < 4 * max(spent):
             axes.axhline(limit, color=_ORANGE, linestyle="--")
             axes.annotate("budget", (0.01, limit), xycoords=("axes fraction", "data"), va="bottom")
         axes.set_ylim(bottom=0)

@@ -11,11 +11,19 @@ USELESS_RATIO = 10.0
 
 
 def noise_over_clip(manifest: Manifest) -> float | None:
-    """L2 norm of the noise in the mean over L2 bound of the mean: z sqrt(d) / n (mode B)."""
-    device = manifest.device_privacy
+    """L2 norm of the noise in the mean over L2 bound of the mean: z sqrt(d) / n (mode B).
+
+    Together with mode C the noise is for a device that sends ``examples_max`` examples, while the
+    signal is that of the expected batch.
+    """
+    device, training = manifest.device_privacy, manifest.training
     if device is None:
         return None
-    return device.noise_multiplier * math.sqrt(manifest.data_length) / manifest.cohort.size_max
+    ratio = device.noise_multiplier * math.sqrt(manifest.data_length) / manifest.cohort.size_max
+    examples = examples_factor(manifest)
+    if examples > 1 and training is not None:
+        ratio *= examples / max(1, training.batch_size)
+    return ratio
 
 
 def overshoot(manifest: Manifest) -> float | None:
@@ -31,7 +39,7 @@ def warnings(manifest: Manifest) -> tuple[str, ...]:
     ratio = noise_over_clip(manifest)
     if ratio is not None and ratio > USELESS_RATIO:
         found.append(
-            f"Device-level noise is {ratio:.0f} times the largest possible signal of this cohort: "
+            f"Device-level noise is {ratio:.0f} times the signal that this cohort can send: "
             "the model will learn nothing. Use many more devices, a shorter vector, or example "
             "level privacy only."
         )
