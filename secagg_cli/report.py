@@ -78,7 +78,7 @@ def cost_charts(task: TaskReport) -> list[Markup]:
     limit = task.budget.max_epsilon
     charts = []
     for number, line in enumerate(task.lines):
-        figure, axes = _figure()
+        figure, axes = _figure(len(task.releases))
         spent = [release.epsilons[number] for release in task.releases]
         steps = range(1, len(spent) + 1)
         axes.plot(steps, spent, color=_BLUE, marker="o" if len(spent) < 40 else None)
@@ -96,7 +96,7 @@ def cohort_chart(task: TaskReport) -> Markup | None:
     """Survivors and drop-outs of every cohort, stacked; None before the first."""
     if not task.releases:
         return None
-    figure, axes = _figure()
+    figure, axes = _figure(len(task.releases))
     numbers = [release.number for release in task.releases]
     survivors = [release.survivors for release in task.releases]
     dropped = [release.dropped for release in task.releases]
@@ -113,7 +113,8 @@ def cohort_chart(task: TaskReport) -> Markup | None:
     return _svg(figure, f"cohorts-{task.task}")
 
 
-def _figure() -> tuple[Figure, Axes]:
+def _figure(releases: int) -> tuple[Figure, Axes]:
+    """Axes over the releases 1..``releases``; a few of them do not fill the width."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(_WIDTH_IN, _HEIGHT_IN), layout="constrained")
@@ -121,6 +122,7 @@ def _figure() -> tuple[Figure, Axes]:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color=_GREY, alpha=0.3)
     axes.set_axisbelow(True)
+    axes.set_xlim(0.4, max(releases, 4) + 0.6)
     _whole_numbers(axes, "x")
     return figure, axes
 
@@ -130,7 +132,7 @@ def _whole_numbers(axes: Axes, which: str = "both") -> None:
 
     for name, axis in (("x", axes.xaxis), ("y", axes.yaxis)):
         if which in (name, "both"):
-            axis.set_major_locator(MaxNLocator(integer=True))
+            axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def _svg(figure: Figure, salt: str) -> Markup:

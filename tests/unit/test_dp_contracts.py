@@ -295,9 +295,9 @@ def test_hopeless_device_noise_is_said_plainly() -> None:
     assert noise_over_clip(hopeless) == pytest.approx(3 * 92_160**0.5 / 6)
     assert any("learn nothing" in text for text in warnings(hopeless))
     both = built(
-        adapter=DEMO_ADAPTER, device_noise_multiplier=3.0, examples_max=240, budget=NO_LIMIT
+        adapter=DEMO_ADAPTER, device_noise_multiplier=1.0, examples_max=96, budget=NO_LIMIT
     )
-    assert noise_over_clip(both) == pytest.approx(240 / 24 * 3 * 92_160**0.5 / 6)
+    assert noise_over_clip(both) == pytest.approx(96 / 24 * 92_160**0.5 / 6)
     cohort = CohortSpec(size_min=100, size_max=100, survivors_min=80)
     useful = built(
         statistics(("x", 64, 1.0), device_noise_multiplier=3.0, budget=NO_LIMIT, cohort=cohort)
