@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import json
 import tomllib
 from pathlib import Path
@@ -20,6 +21,22 @@ from secagg_cli.output import CommandError, Format, FormatOption, Output
 
 app = typer.Typer(no_args_is_help=True, help="Create and steer tasks.")
 NameArgument = Annotated[str, typer.Argument(help="The task's name.")]
+
+
+class AdapterKind(enum.StrEnum):
+    ffa_lora = "ffa-lora"
+    lora = "lora"
+
+
+def _describe(model: str, kind: AdapterKind, rank: int, alpha: int, targets: str) -> dict[str, Any]:
+    from secagg_cli.base_model import describe
+    from secagg_cli.models import ensure_model, load_model
+    from secagg_cli.presets import AdapterPreset
+
+    loaded, _ = load_model(ensure_model(model))
+    preset = AdapterPreset(kind.value, rank, alpha, tuple(targets.split(",")))
+    base_model, adapter = describe(loaded, model, preset)
+    return {"base_model": base_model, "adapter": adapter}
 
 
 def read_spec(path: Path) -> dict[str, Any]:
@@ -43,13 +60,31 @@ def read_spec(path: Path) -> dict[str, Any]:
 @app.command("create")
 def create(
     file: Annotated[Path, typer.Argument(help="The task's specification, TOML or JSON.")],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Base model: smollm2, tiny, a folder or a hub id. Fills in the specification's "
+            "base_model and adapter."
+        ),
+    ] = None,
+    adapter: Annotated[
+        AdapterKind, typer.Option(help="ffa-lora trains B alone; lora trains A and B.")
+    ] = AdapterKind.ffa_lora,
+    rank: Annotated[int, typer.Option(help="Rank of the adapter.", min=1)] = 4,
+    alpha: Annotated[int, typer.Option(help="Scale of the adapter: alpha / rank.", min=1)] = 8,
+    targets: Annotated[
+        str, typer.Option(help="Linear layers to adapt, by the last part of their names.")
+    ] = "q_proj,v_proj",
     server: ServerOption = DEFAULT_SERVER,
     token_file: TokenFileOption = None,
     format: FormatOption = Format.text,
 ) -> None:
     """Create a task. A combination that cannot work, or protects nobody, is refused."""
     with Output(format) as out:
-        answer = Operator(server, read_token(token_file)).create_task(read_spec(file))
+        spec = read_spec(file)
+        if model is not None:
+            spec |= _describe(model, adapter, rank, alpha, targets)
+        answer = Operator(server, read_token(token_file)).create_task(spec)
         for warning in answer.get("warnings", ()):
             out.warn(warning)
         out.say(f"Task {answer.get('task')} is open.")

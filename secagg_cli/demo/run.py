@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from dp.audit import AuditResult
     from dp.contracts import TaskSpec
-    from secagg.manifest import Manifest
+    from secagg.manifest import CohortRules, Manifest
     from secagg_cli.corpus import ClientData
 
 
@@ -60,9 +60,7 @@ def run_demo(options: DemoOptions, out: Output) -> dict[str, Any]:
         out.say(f"aggregator: {service.url}, a process of its own, SQLite in {service.data_dir}")
         evaluator = Evaluator(model_folder, heldout)
         spec = task_spec(options, plan, model_folder, evaluator.model)
-        devices, reports = _enrol(
-            folder, plan, spec, model_folder, clients, service, children, out
-        )
+        devices, reports = _enrol(folder, plan, spec, model_folder, clients, service, children, out)
         # Measured while the devices load and train.
         before = Background(lambda: evaluator.measure(prompt))
         records = _conduct(options.rounds, folder, plan, service, devices, reports, out)
@@ -231,9 +229,24 @@ def _result(
         "epsilon": epsilon if epsilon is None or math.isfinite(epsilon) else None,
         "delta": task.manifest.budget.delta,
         "privacy": [msgspec.to_builtins(line) for line in task.lines],
+        "notes": _notes(task.manifest.cohort),
         "answer": {"prompt": prompt, "before": before.answer, "after": after.answer},
         "options": {name: value for name, value in asdict(options).items() if name != "folder"},
     }
+
+
+def _notes(rules: CohortRules) -> list[str]:
+    """What the demo assumes about its devices, for the report."""
+    return [
+        f"Corrupt devices in the threshold: {rules.corrupt_max}. A cohort of {rules.size_min} that "
+        f"may lose {rules.size_min - rules.survivors_min} has no room for more; a real task has "
+        "larger cohorts and assumes some.",
+        f"The noise of {rules.silent_max} surviving participant(s) is not counted in any epsilon: "
+        "a participant knows its own share. The noise that counts is that of "
+        f"{rules.survivors_min - rules.silent_max} devices."
+        if rules.silent_max
+        else "No noise is added in the sum.",
+    ]
 
 
 def _report(path: Path, audit: AuditResult, result: dict[str, Any]) -> Path:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from msgspec.structs import replace
 
+from secagg_cli.base_model import describe
 from secagg_cli.demo.kills import KillPlan
 from secagg_cli.presets import preset_for, task_terms
 
@@ -48,11 +48,9 @@ def task_spec(options: DemoOptions, plan: KillPlan, model_folder: Path, model: A
     Raises:
         ConfigurationError: the combination is refused by ``dp.contracts``.
     """
-    from client_sdk.lora import adapter_spec, base_fingerprint
     from dp.contracts import BudgetSpec, CohortSpec, DeadlineSpec, TaskSpec
-    from secagg.manifest import BaseModel
 
-    adapter = preset_for(options.model).adapter
+    base_model, adapter = describe(model, str(model_folder), preset_for(options.model).adapter)
     spec = TaskSpec(
         task=TASK,
         **task_terms(options.model, options.privacy, options.algorithm),
@@ -72,15 +70,8 @@ def task_spec(options: DemoOptions, plan: KillPlan, model_folder: Path, model: A
             unmask_s=_STEP_S,
         ),
         budget=BudgetSpec(max_epsilon=None, delta=DELTA, releases_max=options.rounds),
-        base_model=BaseModel(name=str(model_folder), fingerprint=base_fingerprint(model)),
-        adapter=adapter_spec(
-            model,
-            adapter.kind,
-            adapter.rank,
-            adapter.alpha,
-            adapter.target_modules,
-            secrets.token_bytes(32),
-        ),
+        base_model=base_model,
+        adapter=adapter,
     )
     return replace(spec, budget=replace(spec.budget, max_epsilon=_budget(spec)))
 

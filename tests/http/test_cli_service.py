@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import safe_open
 from typer.testing import CliRunner
 
 from client_sdk.enrolment import load_bundle
@@ -148,3 +149,17 @@ def test_the_report_is_one_self_contained_page(service: Service, task: str, tmp_
         assert loaded not in page
     invoke(None, *arguments, "--out", str(tmp_path / "report.json"))
     assert json.loads((tmp_path / "report.json").read_bytes())["tasks"][0]["task"] == task
+
+
+def test_a_model_on_disk_fills_in_the_task(service: Service, task: str, tmp_path: Path) -> None:
+    (tmp_path / "t.toml").write_text(
+        'task = "chat"\nalgorithm = "fedsgd"\n[budget]\nreleases_max = 1\n'
+    )
+    created = invoke(
+        service, "task", "create", str(tmp_path / "t.toml"), "--model", "tiny", "--rank", "2"
+    )
+    assert created["task"] == "chat"
+    invoke(service, "task", "export", "chat", "--out", str(tmp_path / "v"))
+    with safe_open(tmp_path / "v", "numpy") as file:
+        (name,) = file.keys()
+        assert not file.get_tensor(name).any()

@@ -1,0 +1,35 @@
+"""Describe a model on disk for a task: the base model's fingerprint and the adapter's tensors."""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from secagg.manifest import Adapter, BaseModel
+    from secagg_cli.presets import AdapterPreset
+
+
+def describe(model: Any, name: str, adapter: AdapterPreset) -> tuple[BaseModel, Adapter]:
+    """What a task says of a loaded transformers model.
+
+    Args:
+        name: under which devices look for the model; the fingerprint tells whether it is the same.
+
+    Raises:
+        ConfigurationError: ``adapter-targets`` or ``adapter-rank``.
+    """
+    from client_sdk.lora import adapter_spec, base_fingerprint
+    from secagg.manifest import BaseModel
+
+    return (
+        BaseModel(name=name, fingerprint=base_fingerprint(model)),
+        adapter_spec(
+            model,
+            adapter.kind,
+            adapter.rank,
+            adapter.alpha,
+            adapter.target_modules,
+            secrets.token_bytes(32),
+        ),
+    )
