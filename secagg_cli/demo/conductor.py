@@ -103,10 +103,15 @@ class Conductor:
     def releases(self) -> list[dict[str, Any]]:
         """The task's releases so far, oldest first."""
         return [
-            release
-            for release in self._operator.task(self._task)["releases"]
-            if release["outcome"] == "released"
+            release for release in self.task_view()["releases"] if release["outcome"] == "released"
         ]
+
+    def task_view(self) -> dict[str, Any]:
+        try:
+            return self._operator.task(self._task)
+        except CommandError:
+            self.check_service()  # the better reason, if the process is gone
+            raise
 
     def check_service(self) -> None:
         error = self._service.failed()
@@ -166,7 +171,7 @@ class _Round:
     def _handle(self, report: Report) -> None:
         device = self._c._devices[report.device]
         if report.kind == EXIT:
-            raise device_failed(device, "left before the task was over")
+            raise self._left_early(device)
         if report.kind == "reported" and report.session is not None:
             self._sessions.add(report.session)
         elif report.kind == "masking" and report.device in self._victims():
@@ -204,6 +209,18 @@ class _Round:
         self._killed.clear()
         self._resumed = None
         self._start_the_dead()
+
+    def _left_early(self, device: Device) -> CommandError:
+        task = self._c.task_view()
+        charged = [entry for entry in task["releases"] if entry["outcome"] != "released"]
+        if task["state"] != "finished" or not charged:
+            return device_failed(device, "left before the task was over")
+        return CommandError(
+            "budget-spent",
+            f"Round {self._number} cannot be released: {len(charged)} cohort(s) ended after their "
+            f"vectors were sent ({charged[-1]['reason']}), which is charged like a release.",
+            remedy="Run the demo again; on a busy machine with fewer --clients.",
+        )
 
     def _start_the_dead(self) -> None:
         for device in self._c._devices:

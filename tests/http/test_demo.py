@@ -113,3 +113,34 @@ def test_what_cannot_work_is_refused_before_anything_starts(tmp_path: Path) -> N
         assert json.loads(done.stdout)["error"]["reason"] == reason
         assert done.stdout.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize(
+    ("part", "reason"), [("serve", "service-failed"), ("join", "device-failed")]
+)
+def test_a_part_that_dies_ends_the_demo_with_the_reason(
+    tmp_path: Path, part: str, reason: str
+) -> None:
+    options = ["--model", "tiny", "--clients", "3", "--out", str(tmp_path / "d")]
+    demo = subprocess.Popen(
+        [*DEMO, *options, "--format", "json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        for line in demo.stderr:
+            if "in each," in line:
+                break
+        victim = None
+        while victim is None:
+            children = psutil.Process(demo.pid).children(recursive=True)
+            victim = next((child for child in children if part in child.cmdline()), None)
+        victim.kill()
+        output, _ = demo.communicate(timeout=120)
+    finally:
+        demo.kill()
+    assert demo.returncode == 1
+    assert json.loads(output)["error"]["reason"] == reason
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert alive == []
