@@ -45,21 +45,35 @@ def invoke(service: Service | None, *arguments: str, code: int = 0) -> dict[str,
 
 
 @pytest.fixture(scope="module")
-def task(service: Service, tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("partner")
-    key = str(folder / "partner.key")
+def partner(service: Service, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The key file of a partner that the operator knows."""
+    key = str(tmp_path_factory.mktemp("partner") / "partner.key")
     added = invoke(service, "partner", "add", "clinic", "--key-file", key)
     assert added["key"] == invoke(None, "partner", "key", key)["key"]
-    (folder / "task.toml").write_text(SPEC)
-    created = invoke(service, "task", "create", str(folder / "task.toml"))
+    return key
+
+
+@pytest.fixture(scope="module")
+def task(service: Service, partner: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    file = tmp_path_factory.mktemp("task") / "task.toml"
+    file.write_text(SPEC)
+    created = invoke(service, "task", "create", str(file))
     assert created["warnings"]
-    enrolled = invoke(
-        service, "enroll", "--partner-key", key, "--out", str(folder / "b"), "--count", "2"
-    )
-    bundles = [load_bundle(Path(path)) for path in enrolled["bundles"]]
-    assert len({bundle.certificate.identity_key for bundle in bundles}) == 2
-    assert bundles[0].certificate.partner_key.hex() == added["key"]
     return created["task"]
+
+
+def enrolled(service: Service, key: str, folder: Path, count: int = 1) -> list[Path]:
+    arguments = ("--partner-key", key, "--out", str(folder), "--count", str(count))
+    return [Path(path) for path in invoke(service, "enroll", *arguments)["bundles"]]
+
+
+def test_a_partner_enrols_its_devices(service: Service, partner: str, tmp_path: Path) -> None:
+    bundles = [load_bundle(path) for path in enrolled(service, partner, tmp_path, 2)]
+    assert len({bundle.certificate.identity_key for bundle in bundles}) == 2
+    public = invoke(None, "partner", "key", partner)["key"]
+    assert bundles[0].certificate.partner_key.hex() == public
+    assert len(enrolled(service, partner, tmp_path)) == 1  # beside the others
+    assert len(list(tmp_path.glob("device-*.json"))) == 3
 
 
 def test_a_task_is_listed_paused_resumed_and_exported(
@@ -163,3 +177,17 @@ def test_a_model_on_disk_fills_in_the_task(service: Service, task: str, tmp_path
     with safe_open(tmp_path / "v", "numpy") as file:
         (name,) = file.keys()
         assert not file.get_tensor(name).any()
+
+
+def test_a_device_refuses_what_is_weaker_than_its_policy(
+    service: Service, partner: str, task: str, tmp_path: Path
+) -> None:
+    (bundle,) = enrolled(service, partner, tmp_path)
+    (tmp_path / "data.jsonl").write_text('{"prompt": "a", "answer": "b"}\n')
+    joining = ["join", str(bundle), "--data", str(tmp_path / "data.jsonl"), "--task", task]
+    joining += ["--state", str(tmp_path / "state")]
+    assert invoke(None, *joining, code=1)["error"]["reason"] == "cohort-too-small"
+    no_noise = invoke(None, *joining, "--min-cohort", "3", code=1)["error"]
+    assert no_noise["reason"] == "privacy-mode"
+    bundle.chmod(0o644)
+    assert invoke(None, *joining, code=1)["error"]["reason"] == "secret-open"
