@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from functools import lru_cache
 from typing import Literal
@@ -71,7 +71,7 @@ class ReleaseFacts(msgspec.Struct, frozen=True, kw_only=True):
     survivors: int
 
 
-Releases = Sequence[ReleaseFacts] | int
+Releases = Sequence[ReleaseFacts] | Mapping[int, int] | int
 
 
 def guaranteed_variance(manifest: Manifest, survivors: int) -> int:
@@ -111,6 +111,8 @@ def _counts(manifest: Manifest, releases: Releases) -> Counter[int]:
         if releases < 0:
             raise AccountingError("parameter-out-of-range", "A count is not negative.")
         return Counter({manifest.cohort.survivors_min: releases})
+    if isinstance(releases, Mapping):
+        return Counter(releases)
     return Counter(release.survivors for release in releases)
 
 
@@ -151,8 +153,8 @@ def epsilon_of(event: Event, delta: float, slack_log2: float = -math.inf) -> flo
 def lines(manifest: Manifest, releases: Releases) -> tuple[PrivacyLine, ...]:
     """What ``releases`` of this task cost, one line per statement; empty without privacy.
 
-    ``releases``: an integer counts releases at the fewest survivors (what a task is charged
-    beforehand).
+    ``releases``: facts of each, or survivors -> number of releases; an integer counts releases at
+    the fewest survivors (what a task is charged beforehand).
 
     Raises:
         AccountingError: an impossible release or parameter.

@@ -14,7 +14,7 @@ from secagg.errors import ConfigurationError
 from secagg.manifest import Manifest, Segment
 
 UNITS_PER_ROOT = 16  # rounding then adds under 0.05 % to a clipped vector's L2 norm
-FINE_UNITS_PER_ROOT = 1024  # without noise nothing hides the rounding
+FINE_UNITS_PER_ROOT = 1 << 13  # without noise nothing hides the rounding
 UNITS_MIN = 1 << 10  # for short vectors
 FINE_UNITS_MIN = 1 << 20
 CLIP_UNITS_MAX = 1 << 30  # squared norms then fit int64 with room
@@ -23,7 +23,7 @@ CLIP_UNITS_MAX = 1 << 30  # squared norms then fit int64 with room
 def scale_for(clip: float, length: int, *, noisy: bool) -> int:
     """Integer units per real unit: the power of two that gives the clip >= 16 sqrt(length) units.
 
-    Without noise 1,024 sqrt(length). At least 1 (large clips keep whole units).
+    Without noise 8,192 sqrt(length). At least 1 (large clips keep whole units).
     """
     roots = UNITS_PER_ROOT if noisy else FINE_UNITS_PER_ROOT
     units = max(roots * math.sqrt(length), UNITS_MIN if noisy else FINE_UNITS_MIN)

@@ -233,7 +233,7 @@ def parse_record(data: bytes) -> dict[str, Any]:
         raise LedgerError("record-malformed", "A record is not canonical JSON without floats.")
     if record.get("type") not in ("task", "release", "policy", "key-rotation"):
         raise LedgerError("record-type", "A record has an unknown type.", found=record.get("type"))
-    if record.get("version") != RECORD_VERSION:
+    if type(record.get("version")) is not int or record["version"] != RECORD_VERSION:
         raise LedgerError(
             "record-version",
             "A record has an unknown version.",

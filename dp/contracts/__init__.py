@@ -1,6 +1,6 @@
 """One declaration per algorithm, and the validator that task creation and devices share."""
 
-from dp.contracts.advice import noise_over_clip, overshoot, warnings
+from dp.contracts.advice import local_noise_norm, noise_over_clip, overshoot, warnings
 from dp.contracts.build import build_manifest
 from dp.contracts.check import ALGORITHMS, check_manifest
 from dp.contracts.spec import (
@@ -23,6 +23,7 @@ __all__ = [
     "TrainingSpec",
     "build_manifest",
     "check_manifest",
+    "local_noise_norm",
     "noise_over_clip",
     "overshoot",
     "parse_spec",

@@ -33,6 +33,16 @@ def overshoot(manifest: Manifest) -> float | None:
     return manifest.cohort.size_max / manifest.noise.honest_min
 
 
+def local_noise_norm(manifest: Manifest) -> float | None:
+    """Expected L2 norm of the noise in one device's update (mode A): lr C z sqrt(T d) / batch."""
+    example, training = manifest.example_privacy, manifest.training
+    if example is None or example.mode != "local" or training is None:
+        return None
+    steps = training.local_steps * manifest.data_length
+    noise = example.clip * example.noise_multiplier * math.sqrt(steps)
+    return training.local_learning_rate * noise / training.batch_size
+
+
 def warnings(manifest: Manifest) -> tuple[str, ...]:
     """Plain warnings about a valid manifest; empty where there are none."""
     found = []
@@ -48,6 +58,17 @@ def warnings(manifest: Manifest) -> tuple[str, ...]:
         found.append(
             f"If nobody drops out, the sum carries {extra:.1f} times the noise variance that is "
             "accounted for. Raise survivors_min if drop-outs are rarer."
+        )
+    norm = local_noise_norm(manifest)
+    if norm is not None and norm > manifest.segments[0].clip:
+        found.append(
+            f"The noise of local training alone has a norm of about {norm:.1f}, more than the "
+            f"update's clip of {manifest.segments[0].clip:g}: the signal shrinks with it. "
+            + (
+                "Raise update_clip; without device-level privacy it protects nothing."
+                if manifest.device_privacy is None
+                else "Use fewer or smaller local steps, or larger batches."
+            )
         )
     example, training = manifest.example_privacy, manifest.training
     if example is not None and example.noise_multiplier < 0.5:

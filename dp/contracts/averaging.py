@@ -7,6 +7,7 @@ from dp.contracts.spec import SegmentSpec, TaskSpec
 from secagg.manifest import Manifest
 
 LOSS_CLIP = 32.0  # nats per token; a uniform guess over 10^13 tokens
+WIDE_UPDATE_CLIP = 64.0  # where the clip protects nothing
 
 
 def has_privacy(manifest: Manifest) -> bool:
@@ -15,7 +16,10 @@ def has_privacy(manifest: Manifest) -> bool:
 
 def averaging_segments(spec: TaskSpec, length: int, noisy: bool) -> tuple[SegmentSpec, ...]:
     """("delta", d) with any privacy; else weight * delta, weight (<= 1) and weight * mean loss."""
-    delta = SegmentSpec(name="delta", length=length, clip=spec.update_clip)
+    clip = spec.update_clip
+    if clip is None:
+        clip = 1.0 if spec.device_noise_multiplier else WIDE_UPDATE_CLIP
+    delta = SegmentSpec(name="delta", length=length, clip=clip)
     if noisy:
         return (delta,)
     return (

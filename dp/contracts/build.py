@@ -124,7 +124,8 @@ def _check_spec(spec: TaskSpec, mode: str) -> None:
     """What must hold before anything can be derived at all."""
     in_range("device_noise_multiplier", spec.device_noise_multiplier, 0, 1e4)
     in_range("clip", spec.clip, 0, 1e12, open_low=True)
-    in_range("update_clip", spec.update_clip, 0, 1e12, open_low=True)
+    if spec.update_clip is not None:
+        in_range("update_clip", spec.update_clip, 0, 1e12, open_low=True)
     if mode != "none":
         in_range("noise_multiplier", spec.noise_multiplier, 0, 1e4, open_low=True)
         in_range("sampling_rate", spec.sampling_rate, 0, 1, open_low=True)

@@ -107,7 +107,9 @@ class TaskSpec(_Table, frozen=True):
     ``noise_multiplier``: noise over ``clip``, standard deviations.
     ``sampling_rate``: probability with which an example joins a batch.
     ``examples_max``: most examples that one device may sum in one step (mode C).
-    ``update_clip``: L2 bound of a device's whole update in fedavg and fedprox.
+    ``update_clip``: L2 bound of a device's whole update in fedavg and fedprox. None: 1 with
+    device-level privacy, which it is the unit of; else 64, since then it protects nothing and
+    only keeps the sum inside the ring.
     ``device_noise_multiplier``: noise over a *device's* bound, for device-level privacy; 0: none.
     ``report_slot_s``: devices report in exactly this long after a version opens, so that time
     does not show the batch; 0: when they are ready (no amplified statement is then made).
@@ -120,7 +122,7 @@ class TaskSpec(_Table, frozen=True):
     noise_multiplier: float = 1.4
     sampling_rate: float = 0.25
     examples_max: int = 256
-    update_clip: float = 1.0
+    update_clip: float | None = None
     device_noise_multiplier: float = 0.0
     report_slot_s: float = 0.0
     segments: tuple[SegmentSpec, ...] = ()

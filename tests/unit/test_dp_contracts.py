@@ -16,6 +16,7 @@ from dp.contracts import (
     TaskSpec,
     TrainingSpec,
     check_manifest,
+    local_noise_norm,
     noise_over_clip,
     overshoot,
     parse_spec,
@@ -305,6 +306,33 @@ def test_hopeless_device_noise_is_said_plainly() -> None:
     assert noise_over_clip(useful) == pytest.approx(0.24)
     assert not any("learn nothing" in text for text in warnings(useful))
     assert overshoot(useful) == pytest.approx(100 / 79)
+
+
+def test_update_clip_defaults_to_what_its_task_is() -> None:
+    def clip(**changes: Any) -> float:
+        return built(algorithm="fedavg", budget=NO_LIMIT, **changes).segments[0].clip
+
+    assert clip() == clip(privacy="none") == 64.0
+    assert clip(privacy="none", device_noise_multiplier=1.0) == 1.0
+    assert clip(update_clip=3.0) == 3.0
+
+
+def test_a_clip_below_the_local_noise_is_said_plainly() -> None:
+    def said(**changes: Any) -> bool:
+        manifest = built(
+            adapter=DEMO_ADAPTER,
+            algorithm="fedavg",
+            noise_multiplier=1.0,
+            budget=NO_LIMIT,
+            **changes,
+        )
+        return any("local training alone" in text for text in warnings(manifest))
+
+    # 1.0 * sqrt(2 * 92,160) / 24 = 17.9
+    assert said(update_clip=8.0)
+    assert not said(update_clip=20.0)
+    assert not said()
+    assert local_noise_norm(built()) is None
 
 
 def test_other_warnings() -> None:
