@@ -14,6 +14,7 @@ from aggregator.blobs import BlobStore
 from aggregator.cohorts.driver import Driver
 from aggregator.cohorts.janitor import Janitor
 from aggregator.cohorts.releasing import Releaser
+from aggregator.cohorts.watch import Watch
 from aggregator.core import Core
 from aggregator.keys import load_keys, private_text
 from aggregator.ledger import Ledger
@@ -46,7 +47,8 @@ class Service:
         self.ledger = Ledger(core)
         self.partners = Partners(core)
         self.tasks = Tasks(core, self.ledger)
-        self.driver = Driver(core, self.tasks, Releaser(core, self.ledger), self.partners)
+        self.driver = Driver(core, self.tasks, Releaser(core, self.ledger))
+        self.watch = Watch(core, self.tasks, self.driver, self.partners)
         self.janitor = Janitor(core)
         self.access = DeviceAccess(
             core.keys.task_public,
@@ -61,7 +63,7 @@ class Service:
         await self.core.database.migrate()
         await self.partners.load()
         await self.ledger.start()
-        await self.driver.start()
+        await self.watch.start()
         self.janitor.start()
         self.ready = True
 
@@ -71,6 +73,7 @@ class Service:
         async with self.core.database.quiet():
             await self.janitor.close()
             await self.driver.close()
+        await self.core.database.checkpoint()
         self.core.pool.shutdown(wait=True, cancel_futures=True)
         await self.core.database.close()
 

@@ -52,7 +52,6 @@ class Settings(BaseSettings):
     upload_chunk_max: int = Field(default=64 << 20, ge=1)  # bytes of one PUT
     requests_per_s: float = Field(default=50.0, gt=0)  # of one device, sustained
     request_burst: int = Field(default=200, ge=1)
-    connections_max: int = Field(default=4_096, ge=1)
 
     log_level: str = "INFO"
 

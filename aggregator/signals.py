@@ -1,7 +1,7 @@
 """Wake-ups for long polls and workers inside one process.
 
 A signal carries no data: whoever wakes reads the database. Commits of other replicas arrive
-through the poller (``aggregator.watch``), which sets the same signals.
+through the poller (``aggregator.cohorts.watch``), which sets the same signals.
 """
 
 from __future__ import annotations

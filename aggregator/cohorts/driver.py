@@ -1,4 +1,4 @@
-"""All open cohorts on one replica: forming, waking, opening, ending, and starting again.
+"""All open cohorts on one replica: loading, committing, opening, ending.
 
 After a start every open cohort is replayed from its log; deadlines, accepted uploads and a due
 opening follow from the replay, so a crash needs no clean-up of its own.
@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
 
 import msgspec
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from aggregator.cohorts import formation
 from aggregator.cohorts.actor import Cohort, CohortOver
 from aggregator.cohorts.adding import Adder
 from aggregator.cohorts.log import OPENED, Opened, Replay, begin, catch_up, survivors_of
@@ -23,12 +23,11 @@ from aggregator.cohorts.releasing import Releaser
 from aggregator.cohorts.uploads import Uploads
 from aggregator.core import Core
 from aggregator.logs import get_logger
-from aggregator.partners import Partners
 from aggregator.problems import not_found
-from aggregator.store.schema import cohort_events, cohorts, sessions, tasks
+from aggregator.store.schema import cohort_events, cohorts, sessions
 from aggregator.tasks import Task, Tasks
 from secagg.errors import SecaggError
-from secagg.server import Effect, Ended, State, SumRefused, Tick
+from secagg.server import Effect, Ended, State, SumRefused
 
 _log = get_logger("driver")
 _OPENING_TRIES = 3
@@ -54,30 +53,22 @@ class Live:
 
 
 class Driver:
-    def __init__(self, core: Core, tasks_: Tasks, releaser: Releaser, partners: Partners) -> None:
+    """``consider`` and ``kick`` belong to :class:`aggregator.cohorts.watch.Watch`: look whether a
+    task can form a cohort, and look at the clock."""
+
+    consider: Callable[[str], None]
+    kick: Callable[[], None]
+
+    def __init__(self, core: Core, tasks_: Tasks, releaser: Releaser) -> None:
         self._core = core
-        self._partners = partners
         self._tasks = tasks_
         self._releaser = releaser
         self._live: dict[str, Live] = {}
         self._loading = asyncio.Lock()
         self._background: set[asyncio.Task[None]] = set()
-        self._form_at: dict[str, float] = {}
-        self._versions: dict[str, tuple[int, str]] = {}
-        self._kick = asyncio.Event()
-
-    # -- life -----------------------------------------------------------------------------
-
-    async def start(self) -> None:
-        """Replay every open cohort and begin to watch clocks and other replicas."""
-        await self._poll()
-        async with self._core.database.read() as connection:
-            names = (await connection.execute(sa.select(tasks.c.task))).scalars().all()
-        for name in names:
-            self._form_at[name] = 0.0
-        self._spawn(self._watch(), "watch")
 
     async def close(self) -> None:
+        """Stop everything where it is; a start goes on from the database."""
         for task in tuple(self._background):
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
@@ -85,22 +76,23 @@ class Driver:
             await live.close(ended=False)
         self._live.clear()
 
-    def _spawn(self, work, name: str) -> asyncio.Task[None]:  # type: ignore[no-untyped-def]
+    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """Run in the background until it ends or the driver closes."""
         task = asyncio.create_task(work, name=name)
         self._background.add(task)
-        task.add_done_callback(self._background.discard)
+        task.add_done_callback(self._finished)
         return task
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._background.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            _log.error("background-failed", task=task.get_name(), exc_info=task.exception())
 
     # -- what routes use --------------------------------------------------------------------
 
     @property
     def live(self) -> dict[str, Live]:
         return self._live
-
-    def consider(self, task: str) -> None:
-        """Look soon whether the task can form a cohort."""
-        self._form_at[task] = 0.0
-        self._kick.set()
 
     async def get(self, cohort: str) -> Live:
         """
@@ -151,17 +143,29 @@ class Driver:
                 )
             task = await self._tasks.get(row.task)
             replay = await asyncio.to_thread(_replay, task, events)
-            return self._adopt(task, cohort, replay, members)
+            return self.adopt(task, cohort, replay, members)
 
-    def _adopt(self, task: Task, cohort: str, replay: Replay, members: Sequence[str]) -> Live:
+    def adopt(self, task: Task, cohort: str, replay: Replay, members: Sequence[str]) -> Live:
         actor = Cohort(
             self._core, task, cohort, replay, members, self._commit_more, self._committed
         )
         live = self._live[cohort] = Live(self._core, actor)
         self._core.metrics.open_cohorts.set(len(self._live))
-        self._maybe_open(live)
-        self._kick.set()
+        self.maybe_open(live)
+        for index in live.uploads.complete():  # whole before a crash, but not yet in the sum
+            self.spawn(self._add(live, index), f"add-{cohort[:8]}")
+        self.kick()
         return live
+
+    async def _add(self, live: Live, index: int) -> None:
+        with contextlib.suppress(CohortOver, SecaggError):  # its device will hear when it asks
+            await live.adder.add(index)
+
+    async def take_up(self, cohort: str) -> None:
+        """Serve a cohort that another replica, or an earlier run, has opened."""
+        live = await self._load(cohort)
+        if live is not None:
+            self._core.signals.notify(*(f"session:{name}" for name in live.cohort.sessions))
 
     # -- what a commit brings ---------------------------------------------------------------
 
@@ -188,10 +192,10 @@ class Driver:
         if cohort.state.phase != before:
             _log.info("phase", cohort=cohort.id, phase=cohort.state.phase)
         if cohort.over:
-            self._spawn(self._ended(live), f"end-{cohort.id[:8]}")
+            self.spawn(self._ended(live), f"end-{cohort.id[:8]}")
         else:
-            self._maybe_open(live)
-            self._kick.set()
+            self.maybe_open(live)
+            self.kick()
 
     async def _ended(self, live: Live) -> None:
         cohort = live.cohort
@@ -201,9 +205,9 @@ class Driver:
         await asyncio.to_thread(self._core.blobs.delete_folder, f"partial/{cohort.id}")
         await self._releaser.published(cohort, mine=not cohort.ended_elsewhere)
         await self._core.database.checkpoint()
-        await self._wake_task(cohort.task.name)
+        await self.wake_task(cohort.task.name)
 
-    async def _wake_task(self, task: str) -> None:
+    async def wake_task(self, task: str) -> None:
         """Wake offers and waiting sessions of a task, and try to form its next cohort."""
         async with self._core.database.read() as connection:
             waiting = await connection.execute(
@@ -217,15 +221,15 @@ class Driver:
 
     # -- opening ------------------------------------------------------------------------------
 
-    def _maybe_open(self, live: Live) -> None:
+    def maybe_open(self, live: Live) -> None:
         due = live.cohort.state.phase == "opening" and live.cohort.replay.plan is not None
         if due and (live.opening is None or live.opening.done()):
-            live.opening = self._spawn(self._open(live), f"open-{live.cohort.id[:8]}")
+            live.opening = self.spawn(self._open(live), f"open-{live.cohort.id[:8]}")
 
     async def _open(self, live: Live) -> None:
         cohort = live.cohort
         plan = cohort.replay.plan
-        assert plan is not None  # noqa: S101  _maybe_open has looked
+        assert plan is not None  # noqa: S101  maybe_open has looked
         reason = "release-failed"
         for attempt in range(_OPENING_TRIES):
             try:
@@ -244,80 +248,6 @@ class Driver:
                 _log.exception("opening-failed", cohort=cohort.id, attempt=attempt)
         with contextlib.suppress(CohortOver, SecaggError):
             await cohort.submit(SumRefused(reason, self._core.clock()))
-
-    # -- clocks and other replicas ------------------------------------------------------------
-
-    async def _watch(self) -> None:
-        loop = asyncio.get_running_loop()
-        polled = loop.time()
-        while True:
-            self._kick.clear()
-            try:
-                await self._tick()
-                if loop.time() - polled >= self._core.settings.poll_s:
-                    await self._poll()
-                    polled = loop.time()
-            except Exception:
-                _log.exception("watch-failed")
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._pause_s()):
-                    await self._kick.wait()
-
-    def _pause_s(self) -> float:
-        now = self._core.clock()
-        times = [
-            live.cohort.replay.wake_at_s
-            for live in self._live.values()
-            if live.cohort.replay.wake_at_s is not None
-        ]
-        times += self._form_at.values()
-        return max(0.005, min(self._core.settings.poll_s, *(t - now for t in times), 3600.0))
-
-    async def _tick(self) -> None:
-        now = self._core.clock()
-        for live in tuple(self._live.values()):
-            wake = live.cohort.replay.wake_at_s
-            if wake is not None and wake <= now and not live.cohort.over:
-                live.cohort.replay.wake_at_s = None
-                with contextlib.suppress(CohortOver, SecaggError):
-                    await live.cohort.submit(Tick(now))
-        for name in [name for name, at in self._form_at.items() if at <= now]:
-            del self._form_at[name]
-            task = await self._tasks.get(name)
-            formed = await formation.try_form(self._core, task)
-            if isinstance(formed, formation.Formed):
-                self._adopt(task, formed.cohort, formed.replay, formed.sessions)
-            elif formed.again_s is not None:
-                self._form_at[name] = formed.again_s
-
-    async def _poll(self) -> None:
-        """See what other replicas have committed."""
-        async with self._core.database.read() as connection:
-            rows = await connection.execute(
-                sa.select(cohorts.c.cohort, cohorts.c.seq).where(cohorts.c.state == "open")
-            )
-            open_now = {row.cohort: row.seq for row in rows}
-            rows = await connection.execute(sa.select(tasks.c.task, tasks.c.version, tasks.c.state))
-            versions = {row.task: (row.version, row.state) for row in rows}
-        for cohort, seq in open_now.items():
-            live = self._live.get(cohort)
-            if live is None:
-                live = await self._load(cohort)
-                if live is not None:
-                    names = live.cohort.sessions
-                    self._core.signals.notify(*(f"session:{name}" for name in names))
-            elif live.cohort.replay.seq < seq:
-                await live.cohort.refresh()
-            else:
-                self._maybe_open(live)
-        for cohort, live in tuple(self._live.items()):
-            if cohort not in open_now and not live.cohort.over:
-                await live.cohort.refresh()
-        for task, seen in versions.items():
-            if self._versions.get(task) != seen:
-                await self._wake_task(task)
-        self._versions = versions
-        await self._partners.load()
 
 
 def fixes_masking_set(before: State, after: State) -> bool:

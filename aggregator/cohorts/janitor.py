@@ -66,6 +66,7 @@ class Janitor:
                     )
                 ).scalars()
             )
+        await self._core.database.checkpoint()
         for folder in folders:
             if folder.name not in open_now:
                 await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)

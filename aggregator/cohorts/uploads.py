@@ -73,6 +73,14 @@ class Uploads:
         members = getattr(state, "added", None)
         return index in (members if members is not None else getattr(state, "survivors", ()))
 
+    def complete(self) -> list[int]:
+        """Devices whose every byte is here while their vector is not yet in the sum."""
+        if self._cohort.state.phase != "masking":
+            return []
+        tickets = self._cohort.replay.uploads.values()
+        waiting = [ticket for ticket in tickets if not self.added(ticket.index)]
+        return [t.index for t in waiting if self.received(t.index) == t.size_bytes]
+
     def path(self, index: int) -> Path:
         return self._folder / f"{index}"
 

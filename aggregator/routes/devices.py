@@ -89,7 +89,7 @@ def routes(service: Service) -> list[web.RouteDef]:
         name = formation.task_named_in(signed)
         task = await service.tasks.get(name)
         session = await formation.report_in(core, task, identity, signed)
-        service.driver.consider(task.name)
+        service.watch.consider(task.name)
         return bodies.json_response(api.AdvertAccepted(session=session))
 
     return [

@@ -40,7 +40,7 @@ def routes(service: Service) -> list[web.RouteDef]:
         service.operator.require(request)
         spec = await bodies.read_json(request, TaskSpec, _SPEC_CAP, settings)
         task = await service.tasks.create(spec)
-        service.driver.consider(task.name)
+        service.watch.consider(task.name)
         view = await task_view(service.core, task)
         return bodies.json_response({**view, "warnings": list(warnings(task.manifest))})
 
@@ -68,7 +68,7 @@ def routes(service: Service) -> list[web.RouteDef]:
         service.operator.require(request)
         task = await service.tasks.get(request.match_info["task"])
         await service.tasks.switch(task, state)
-        service.driver.consider(task.name)
+        service.watch.consider(task.name)
         return bodies.json_response(await view_of(request))
 
     async def model(request: web.Request) -> web.StreamResponse:

@@ -105,6 +105,29 @@ async def test_a_crash_between_any_two_durable_steps_is_repeated_not_doubled(
         assert view["charges"] == 1
 
 
+async def test_a_whole_upload_outlives_the_service_and_its_device(tmp_path, monkeypatch):
+    async with served(tmp_path, spec()) as server:
+        fleet = devices(server, 4)
+        reached = asyncio.Event()
+
+        async def dies(*_):
+            reached.set()
+            await asyncio.Event().wait()
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Adder, "_add_group", dies)
+            for device in fleet[1:]:
+                device.stop_before = "vector"
+            running = [asyncio.create_task(device.run()) for device in fleet]
+            await reached.wait()
+            running[0].cancel()  # its bytes are there; it will never ask again
+            await server.stop()
+        await server.start()
+        await server.until(lambda _: added(server) == 1)
+        assert list((tmp_path / "uploads").rglob("[0-9]")) == []
+        await asyncio.gather(*running, return_exceptions=True)
+
+
 async def test_a_deadline_that_passed_while_the_service_was_down_ends_the_phase_at_once(tmp_path):
     async with served(tmp_path, spec()) as server:
         fleet = devices(server, 4)

@@ -1,8 +1,10 @@
 """Bad input gets its typed error and a stable reason, and costs at most its sender."""
 
 import asyncio
+import random
 import socket
 import time
+from contextlib import asynccontextmanager
 
 import msgspec
 import pytest
@@ -110,6 +112,36 @@ async def test_damaged_adverts_are_refused(server, prober, damage):
             assert reason(answer) == (403, "advert-not-yours")
             return
     assert reason(await sender.request("POST", "/v1/adverts", data=advert)) == expected
+
+
+async def test_whatever_bytes_come_the_answer_is_a_problem_with_a_reason(prober):
+    """A thousand damaged adverts: cut, flipped, spliced. None is taken, none breaks the service."""
+    prober.stop_before = "advert"
+    with pytest.raises(Gone):
+        await prober.report_in()
+    rng, advert = random.Random(1), prober.advert
+    async with served_without_limits(prober):
+        for _ in range(1_000):
+            damaged = bytearray(advert[: rng.choice([len(advert), rng.randrange(len(advert))])])
+            for _ in range(rng.randrange(1, 4)):
+                if damaged:
+                    at = rng.randrange(len(damaged))
+                    damaged[at : at + rng.randrange(3)] = rng.randbytes(rng.randrange(3))
+            if bytes(damaged) == advert:
+                continue
+            status, body = await prober.request("POST", "/v1/adverts", data=bytes(damaged))
+            problem = msgspec.json.decode(body, type=api.Problem)
+            assert status in (400, 403, 404), (status, problem)
+            assert problem.reason
+
+
+@asynccontextmanager
+async def served_without_limits(device):
+    """The rate limit is another test's subject."""
+    access = device.server.service.access
+    rate, access._rate = access._rate, 1e9
+    yield
+    access._rate = rate
 
 
 OPERATOR = {

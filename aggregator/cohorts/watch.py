@@ -1,0 +1,156 @@
+"""What happens without a request: deadlines pass, cohorts become due, other replicas commit.
+
+Nothing here is remembered: deadlines come from the cohorts' replays, and a task is looked at
+whenever something about it may have changed. A failure is logged and tried again a second later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+import sqlalchemy as sa
+
+from aggregator.cohorts import formation
+from aggregator.cohorts.actor import CohortOver
+from aggregator.cohorts.driver import Driver, Live
+from aggregator.core import Core
+from aggregator.logs import get_logger
+from aggregator.partners import Partners
+from aggregator.store.schema import cohorts, tasks
+from aggregator.tasks import Tasks
+from secagg.errors import SecaggError
+from secagg.server import Tick
+
+_log = get_logger("watch")
+_AGAIN_S = 1.0
+_PAUSE_MIN_S = 0.005
+
+
+class Watch:
+    """The clock and the poller of one replica."""
+
+    def __init__(self, core: Core, tasks_: Tasks, driver: Driver, partners: Partners) -> None:
+        self._core = core
+        self._tasks = tasks_
+        self._driver = driver
+        self._partners = partners
+        self._form_at: dict[str, float] = {}
+        self._seen: dict[str, tuple[int, str]] = {}  # task -> version and state
+        self._busy: set[str] = set()  # cohorts and tasks that something is being done about
+        self._kick = asyncio.Event()
+        driver.consider = self.consider
+        driver.kick = self._kick.set
+
+    def consider(self, task: str) -> None:
+        """Look soon whether the task can form a cohort."""
+        self._form_at[task] = 0.0
+        self._kick.set()
+
+    async def start(self) -> None:
+        """Take up every open cohort, then go on in the background."""
+        await self._poll()
+        self._driver.spawn(self._run(), "watch")
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        polled = loop.time()
+        while True:
+            self._kick.clear()
+            self._look_at_clock()
+            if loop.time() - polled >= self._core.settings.poll_s:
+                try:
+                    await self._poll()
+                except Exception:
+                    _log.exception("poll-failed")
+                polled = loop.time()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._pause_s()):
+                    await self._kick.wait()
+
+    def _pause_s(self) -> float:
+        now = self._core.clock()
+        wakes = [live.cohort.replay.wake_at_s for live in self._driver.live.values()]
+        times = [wake for wake in wakes if wake is not None] + list(self._form_at.values())
+        next_s = min((at - now for at in times), default=float("inf"))
+        return max(_PAUSE_MIN_S, min(self._core.settings.poll_s, next_s))
+
+    def _look_at_clock(self) -> None:
+        now = self._core.clock()
+        for cohort, live in self._driver.live.items():
+            wake = live.cohort.replay.wake_at_s
+            if wake is not None and wake <= now and not live.cohort.over:
+                self._once(cohort, partial(self._tick, live, wake))
+        for task in [name for name, at in self._form_at.items() if at <= now]:
+            if task not in self._busy:
+                del self._form_at[task]
+                self._once(task, partial(self._form, task))
+
+    def _once(self, what: str, work: Callable[[], Awaitable[None]]) -> None:
+        """Do it in the background, unless something is being done about the same thing."""
+        if what in self._busy:
+            return
+        self._busy.add(what)
+
+        async def done() -> None:
+            try:
+                await work()
+            finally:
+                self._busy.discard(what)
+                self._kick.set()
+
+        self._driver.spawn(done(), f"watch-{what[:16]}")
+
+    async def _tick(self, live: Live, wake: float) -> None:
+        replay = live.cohort.replay
+        again: float | None = None
+        try:
+            await live.cohort.submit(Tick(self._core.clock()))
+        except (CohortOver, SecaggError):
+            pass  # it has ended, or has no deadline any more
+        except Exception:
+            _log.exception("tick-failed", cohort=live.cohort.id)
+            again = self._core.clock() + _AGAIN_S
+        if replay.wake_at_s == wake:  # nothing newer was scheduled
+            replay.wake_at_s = again
+
+    async def _form(self, name: str) -> None:
+        try:
+            task = await self._tasks.get(name)
+            formed = await formation.try_form(self._core, task)
+        except Exception:
+            _log.exception("forming-failed", task=name)
+            self._form_at.setdefault(name, self._core.clock() + _AGAIN_S)
+            return
+        if isinstance(formed, formation.Formed):
+            self._driver.adopt(task, formed.cohort, formed.replay, formed.sessions)
+        elif formed.again_s is not None:
+            self._form_at.setdefault(name, formed.again_s)
+
+    async def _poll(self) -> None:
+        """See what other replicas have committed."""
+        async with self._core.database.read() as connection:
+            rows = await connection.execute(
+                sa.select(cohorts.c.cohort, cohorts.c.seq).where(cohorts.c.state == "open")
+            )
+            open_now = {row.cohort: row.seq for row in rows}
+            rows = await connection.execute(sa.select(tasks.c.task, tasks.c.version, tasks.c.state))
+            seen = {row.task: (row.version, row.state) for row in rows}
+        for cohort, seq in open_now.items():
+            live = self._driver.live.get(cohort)
+            if live is None:
+                await self._driver.take_up(cohort)
+            elif live.cohort.replay.seq < seq:
+                await live.cohort.refresh()
+            else:
+                self._driver.maybe_open(live)
+        for cohort, live in tuple(self._driver.live.items()):
+            if cohort not in open_now and not live.cohort.over:
+                await live.cohort.refresh()
+        for task, now in seen.items():
+            if self._seen.get(task) != now:
+                await self._driver.wake_task(task)
+        self._seen = seen
+        await self._partners.load()
