@@ -1,7 +1,7 @@
 """HTTP to the aggregator: retries, deadlines, size caps, resumable transfers, own access tokens.
 
 Everything that a server can send is capped, parsed strictly, and becomes a value or a
-``TransportError``; nothing here decides what is true. Retries (stamina: exponential back-off with
+``TransportError``; nothing here decides what is true. Retries (exponential back-off with
 jitter) cover refused connections, broken transfers, 408, 429 and 5xx, for as long as the patience
 lasts without progress; every request is safe to repeat.
 """
@@ -22,7 +22,7 @@ from urllib.parse import quote
 
 import aiohttp
 import msgspec
-import stamina
+import tenacity
 
 from client_sdk.errors import StateError, TransportError
 from secagg.api import (
@@ -74,7 +74,7 @@ class TransportSettings:
     user_agent: str = "secagg-client/1"
 
 
-def is_transient(error: Exception) -> bool:
+def is_transient(error: BaseException) -> bool:
     """Whether the same request may succeed later."""
     if not isinstance(error, TransportError):
         return False
@@ -294,24 +294,25 @@ class Transport:
 
     async def _retry(self, once: Callable[[], Awaitable[_T]]) -> _T:
         settings = self.settings
+        backoff = tenacity.wait_exponential(
+            multiplier=settings.backoff_first_s, max=settings.backoff_max_s
+        ) + tenacity.wait_random(0, settings.jitter_s)
 
-        def again(error: Exception) -> bool | float:
-            if not is_transient(error):
-                return False
-            wait_s = getattr(error, "retry_after_s", None)
-            return True if wait_s is None else min(max(wait_s, 0.0), _RETRY_AFTER_MAX_S)
+        def wait_s(state: tenacity.RetryCallState) -> float:
+            error = state.outcome.exception() if state.outcome is not None else None
+            asked_s = error.retry_after_s if isinstance(error, TransportError) else None
+            return backoff(state) if asked_s is None else min(asked_s, _RETRY_AFTER_MAX_S)
 
-        async for attempt in stamina.retry_context(
-            on=again,
-            attempts=None,
-            timeout=settings.patience_s,
-            wait_initial=settings.backoff_first_s,
-            wait_max=settings.backoff_max_s,
-            wait_jitter=settings.jitter_s,
-        ):
+        retrying = tenacity.AsyncRetrying(
+            retry=tenacity.retry_if_exception(is_transient),
+            wait=wait_s,
+            stop=tenacity.stop_after_delay(settings.patience_s),
+            reraise=True,
+        )
+        async for attempt in retrying:
             with attempt:
                 return await once()
-        raise AssertionError("stamina either returns or raises")
+        raise AssertionError("retrying either returns or raises")
 
     @asynccontextmanager
     async def _request(

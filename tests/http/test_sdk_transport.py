@@ -98,7 +98,8 @@ async def test_the_servers_own_reason_is_told_at_once(status: int) -> None:
         assert len(served.requests) == 1
 
 
-async def test_patience_ends() -> None:
+async def test_patience_ends_and_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
+    """A library in somebody's app, and in commands whose standard output is JSON."""
     quick = TransportSettings(
         patience_s=0.05, backoff_first_s=0.001, backoff_max_s=0.01, jitter_s=0.0
     )
@@ -107,6 +108,7 @@ async def test_patience_ends() -> None:
             await transport.messages("s", 0, 0.0)
         assert caught.value.status == 503
         assert len(served.requests) > 2
+        assert capfd.readouterr() == ("", "")
 
 
 async def test_a_restarting_server_is_waited_for() -> None:
