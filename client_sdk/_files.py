@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from client_sdk.errors import StateError
+
 
 def make_private_folder(path: Path) -> None:
     """Create the folder and its parents; the folder itself is for its owner alone (0700)."""
@@ -15,19 +17,25 @@ def write_durably(path: Path, data: bytes) -> None:
     """Replace ``path`` by ``data`` (mode 0600), whole or not at all, and on disk when it returns.
 
     The caller must be the only writer of ``path``.
+
+    Raises:
+        StateError: ``state-unwritable``; ``path`` is as it was.
     """
     beside = path.with_name(path.name + ".new")
-    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
+        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise StateError(
+            "state-unwritable",
+            f"{path} cannot be written: {error}.",
+            remedy="Make room on the disk, and check that the folder is this user's.",
+        ) from error
 
 
 def remove_durably(path: Path) -> None:

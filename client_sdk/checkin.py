@@ -26,6 +26,7 @@ from secagg.manifest import Manifest, decode_manifest, manifest_digest
 
 _MODEL_HEADER_BYTES = 65_536
 _PAUSED_WAIT_S = 5.0
+_TIME_MAX_S = 1e11  # Unix seconds; the year 5138
 
 
 @dataclass(frozen=True)
@@ -118,8 +119,7 @@ async def check_in(device: Device, task: str, offer: Offer) -> CheckIn:
             expected=device.bundle.ledger_verifier,
             found=manifest.ledger_verifier,
         )
-    if len(offer.model.digest) != DIGEST_BYTES or offer.model.version < 0 or offer.releases < 0:
-        raise RemoteProtocolError("offer-malformed", "The offer's model is not one.")
+    _check_numbers(offer)
     await device.ledger.advance()
     device.policy.admit(
         manifest,
@@ -135,6 +135,22 @@ async def check_in(device: Device, task: str, offer: Offer) -> CheckIn:
         manifest_digest=digest.hex(),
     )
     return CheckIn(offer, manifest, digest, skew_s, vector)
+
+
+def _check_numbers(offer: Offer) -> None:
+    """What the parser cannot know: sizes, signs, and times that are times."""
+    times = (offer.now, offer.model.opened_at)
+    if (
+        len(offer.model.digest) != DIGEST_BYTES
+        or offer.model.version < 0
+        or offer.releases < 0
+        or not all(0 <= time_s <= _TIME_MAX_S for time_s in times)
+    ):
+        raise RemoteProtocolError(
+            "offer-malformed",
+            "The offer's numbers are impossible.",
+            found=(offer.model.version, offer.releases, *times),
+        )
 
 
 def model_length(manifest: Manifest) -> int:

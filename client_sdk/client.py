@@ -214,20 +214,21 @@ class Client:
             await seen
 
         work = asyncio.create_task(self._take_part(contributor, task, rounds, deliver))
+        get = asyncio.create_task(handed.get())
         try:
             while True:
-                get = asyncio.create_task(handed.get())
                 await asyncio.wait({get, work}, return_when=asyncio.FIRST_COMPLETED)
                 if not get.done():
-                    get.cancel()
                     await work
                     return
                 event, seen = get.result()
                 yield event
+                get = asyncio.create_task(handed.get())
                 seen.set_result(None)
         finally:
             work.cancel()
-            await asyncio.gather(work, return_exceptions=True)
+            get.cancel()
+            await asyncio.gather(work, get, return_exceptions=True)
 
     def resume(self) -> RunResult:
         """Finish a pending session, without a contributor; nothing to do without one.

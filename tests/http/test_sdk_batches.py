@@ -67,7 +67,7 @@ async def a_round_after_an_abort(world: World, kind: str) -> tuple[list[Batches]
     return contributors, results
 
 
-SHORT = {"share_s": 0.7, "check_s": 0.7, "masked_input_s": 0.7}
+SHORT = {"share_s": 2.0, "check_s": 2.0, "masked_input_s": 2.0}
 
 
 @pytest.mark.parametrize(("kind", "batches", "charged"), [("roster", 1, 0), ("masking", 2, 1)])

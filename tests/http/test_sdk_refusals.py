@@ -142,6 +142,8 @@ async def test_a_genuine_manifest_for_something_else_is_refused(
         ({"size_bytes": 1 << 40}, "model-size"),
         ({"size_bytes": 0}, "model-size"),
         ({"digest": bytes(32)}, "not-found"),
+        ({"opened_at": -1.0}, "offer-malformed"),
+        ({"opened_at": 1e300}, "offer-malformed"),
     ],
 )
 async def test_an_offer_of_an_impossible_model_is_refused(

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-import numpy as np
 import pytest
 from sdk_world import TASK, Killed, NoContributor, OneHot, World, kill_at, plain_spec
 
-from client_sdk import Event, RunResult
+from client_sdk import RunResult
+from dp.contracts import DeadlineSpec
 
 DEVICES = 4
 
@@ -152,9 +152,7 @@ async def test_leaving_the_loop_is_a_clean_stop(tmp_path: Path) -> None:
 
 async def test_the_sum_is_that_of_the_survivors(tmp_path: Path) -> None:
     """One device dies with its vector unsent and stays away; the others' sum is exact."""
-    from dp.contracts import DeadlineSpec
-
-    spec = plain_spec(DEVICES, deadlines=DeadlineSpec(report_s=60.0, masked_input_s=1.0))
+    spec = plain_spec(DEVICES, deadlines=DeadlineSpec(report_s=60.0, masked_input_s=2.0))
     async with World(tmp_path, spec) as world:
         others = [asyncio.create_task(run(world, n)) for n in range(1, DEVICES)]
         with pytest.raises(Killed):
@@ -164,11 +162,3 @@ async def test_the_sum_is_that_of_the_survivors(tmp_path: Path) -> None:
         assert all(len(result.releases) == 1 for result in results)
         left_out = await world.device("d0").resume_async()
         assert (left_out.aborted, left_out.releases) == (1, ())
-
-
-def collect(into: list[Event]) -> object:
-    return into.append
-
-
-def test_values_are_the_ones_that_the_job_asked_for() -> None:
-    assert np.count_nonzero(one_hot(3)) == 1

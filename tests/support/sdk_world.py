@@ -188,15 +188,17 @@ class World:
             assert response.status == 200, await response.text()
             return await response.json()
 
-    async def get_offer(self, name: str) -> Offer:
-        """The offer that a device sees."""
+    async def get_offer(self, name: str, after_version: int | None = None) -> Offer:
+        """The offer that a device sees; with ``after_version`` once there is a newer model."""
         bundle = self.bundle(name)
         token = issue_access_token(
             Secret(bundle.identity_seed), bundle.certificate, bundle.task_key, time.time()
         )
         assert self._http is not None
         headers = {"Authorization": f"Bearer {token}"}
-        async with self._http.get(f"{self.url}/v1/tasks/{TASK}/offer", headers=headers) as answer:
+        query = {} if after_version is None else {"after_version": after_version, "wait_s": 30}
+        url = f"{self.url}/v1/tasks/{TASK}/offer"
+        async with self._http.get(url, headers=headers, params=query) as answer:
             return msgspec.json.decode(await answer.read(), type=Offer)
 
     def manifest(self) -> Manifest:

@@ -179,3 +179,20 @@ def test_a_record_of_another_version_is_refused_with_a_remedy(journal: Journal) 
     journal.save_blob("session", b"\x81\xa1x\x01")
     with pytest.raises(StateError, match="state-damaged"):
         journal.load_session()
+
+
+def test_a_full_disk_is_a_typed_error_and_keeps_the_old_record(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal.save_session(record(cursor=1))
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_files.os, "fsync", full)
+        with pytest.raises(StateError, match="state-unwritable"):
+            journal.save_session(record(cursor=2))
+    loaded = journal.load_session()
+    assert loaded is not None
+    assert loaded.cursor == 1
