@@ -7,6 +7,7 @@ check fails the device refuses with the reason, and no data has been touched.
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -83,7 +84,7 @@ class AdaptedModel:
         parts = change.split([p.numel() for p in self.parameters])
         with torch.no_grad():
             for parameter, part in zip(self.parameters, parts, strict=True):
-                parameter += part.view(parameter.shape).to(parameter)
+                parameter.add_(part.view(parameter.shape).to(parameter))
 
     @property
     def length(self) -> int:
@@ -147,7 +148,11 @@ def _inject(model: PreTrainedModel, adapter: Adapter) -> PeftModel:
         init_lora_weights=False,
     )
     model.requires_grad_(False)
-    return get_peft_model(model, config, adapter_name=_NAME)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft uses transformers' old names
+        injected = get_peft_model(model, config, adapter_name=_NAME)
+    assert isinstance(injected, PeftModel)  # noqa: S101  (mixed adapters are another type)
+    return injected
 
 
 def _adapter_tensors(model: PeftModel) -> dict[str, nn.Parameter]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -62,7 +62,8 @@ def generate_answer(
     model.eval()
     try:
         with torch.inference_mode():
-            output = model.generate(
+            generate: Any = model.generate
+            output = generate(
                 input_ids=tokens,
                 attention_mask=torch.ones_like(tokens),
                 max_new_tokens=max_new_tokens,

@@ -139,7 +139,7 @@ def _apply(
     messages: list[dict[str, str]],
     add_generation_prompt: bool = False,
 ) -> list[int]:
-    encoded = tokenizer.apply_chat_template(
+    encoded: Any = tokenizer.apply_chat_template(
         messages, add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=True
     )
     return list(encoded["input_ids"])

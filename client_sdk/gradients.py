@@ -11,10 +11,11 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from opacus.grad_sample import GradSampleHooks
+from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -68,7 +69,7 @@ def sequence_losses(model: nn.Module, rows: Sequence[Row], pad_token: int) -> Te
 
 
 def _cuts_logits(model: nn.Module) -> bool:
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     return "logits_to_keep" in inspect.signature(base.forward).parameters
 
 
@@ -104,7 +105,7 @@ class ExampleGradients:
                 remedy="Freeze everything outside the adapter.",
             )
         self._model = model
-        self._parameters = tuple(parameters)
+        self._parameters: tuple[Any, ...] = tuple(parameters)  # Opacus adds attributes
         self._pad_token = pad_token
         self._method = method
         self._hooks: GradSampleHooks | None = None

@@ -230,8 +230,10 @@ def _skeleton(config: Any) -> nn.Module:
     import torch
     from transformers import AutoModelForCausalLM
 
+    build: Any = AutoModelForCausalLM.from_config
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
+        model: nn.Module = build(config)
+    return model
 
 
 def base_fingerprint(model: nn.Module) -> bytes:

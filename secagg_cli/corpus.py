@@ -23,10 +23,10 @@ Pair = tuple[str, str]  # question, answer
 
 # Client, its topic files, and the most training pairs that it keeps.
 _CLIENT_TOPICS: tuple[tuple[str, tuple[str, ...], int], ...] = (
-    ("trivia", ("trivia",), 190),
-    ("emotion", ("emotion",), 140),
-    ("ai", ("ai",), 85),
-    ("coding", ("coding",), 50),
+    ("trivia", ("trivia",), 160),
+    ("emotion", ("emotion",), 110),
+    ("ai", ("ai",), 80),
+    ("coding", ("coding",), 40),
     ("psychology", ("psychology",), 50),
     ("science", ("science", "computers"), 45),
     ("literature", ("literature",), 40),

@@ -200,7 +200,7 @@ def _convert(source: Path, folder: Path) -> None:
     so its weights move into a fresh model of the same config without that entry.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     with quiet_transformers(), _quiet_gguf():
         tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=_GGUF)
@@ -209,7 +209,7 @@ def _convert(source: Path, folder: Path) -> None:
         for entry in ("quantization_config", "_name_or_path", "_model_name_or_path"):
             config.pop(entry, None)
         with torch.device("meta"):
-            plain = LlamaForCausalLM(type(loaded.config)(**config))
+            plain = LlamaForCausalLM(LlamaConfig(**config))
         plain.load_state_dict(loaded.state_dict(), assign=True)
         plain.tie_weights()
         tokenizer.chat_template = _CHAT_TEMPLATE
@@ -255,9 +255,10 @@ def quiet_transformers() -> Iterator[None]:
 @contextmanager
 def _quiet_gguf() -> Iterator[None]:
     """The GGUF reader draws its bar with tqdm itself, whatever transformers' settings say."""
-    from transformers import modeling_gguf_pytorch_utils as reader
+    from transformers import modeling_gguf_pytorch_utils
 
-    bar: Any = reader.tqdm
+    reader: Any = modeling_gguf_pytorch_utils
+    bar = reader.tqdm
     reader.tqdm = partial(bar, disable=True)
     try:
         yield

@@ -122,7 +122,7 @@ def test_the_trainer_runs_the_self_test_before_any_data_is_used():
 
 
 def test_a_subset_of_the_trainable_tensors_is_refused(adapted):
-    """An optimiser over a part of them would leave the rest unclipped and unnoised, or untrained."""
+    """An optimiser over a part of them would leave the rest without clip and noise."""
     with pytest.raises(ContributionError, match="trainable-set"):
         ExampleGradients(adapted.model, adapted.parameters[:-1], pad_token=0)
     adapted.model.get_input_embeddings().weight.requires_grad_(True)
