@@ -58,7 +58,7 @@ class Preset:
 _SMOLLM2 = Preset(
     adapter=AdapterPreset("ffa-lora", rank=4, alpha=8, target_modules=("q_proj", "v_proj")),
     modes={
-        "distributed": TrainingPreset(server_learning_rate=6.0, denominator=100.0),
+        "distributed": TrainingPreset(server_learning_rate=4.5, denominator=100.0),
         "local": TrainingPreset(
             noise_multiplier=2.0,
             update_clip=256.0,
