@@ -24,7 +24,7 @@ from aggregator.cohorts.uploads import Uploads
 from aggregator.core import Core
 from aggregator.logs import get_logger
 from aggregator.problems import not_found
-from aggregator.store.schema import cohort_events, cohorts, sessions
+from aggregator.store.schema import cohort_events, cohorts, mail, sessions
 from aggregator.tasks import Task, Tasks
 from secagg.errors import SecaggError
 from secagg.server import Effect, Ended, State, SumRefused
@@ -151,6 +151,8 @@ class Driver:
         )
         live = self._live[cohort] = Live(self._core, actor)
         self._core.metrics.open_cohorts.set(len(self._live))
+        # Who waits here for what another replica has committed would miss it otherwise.
+        self._core.signals.notify(*(f"session:{session}" for session in members))
         self.maybe_open(live)
         for index in live.uploads.complete():  # whole before a crash, but not yet in the sum
             self.spawn(self._add(live, index), f"add-{cohort[:8]}")
@@ -163,9 +165,7 @@ class Driver:
 
     async def take_up(self, cohort: str) -> None:
         """Serve a cohort that another replica, or an earlier run, has opened."""
-        live = await self._load(cohort)
-        if live is not None:
-            self._core.signals.notify(*(f"session:{name}" for name in live.cohort.sessions))
+        await self._load(cohort)
 
     # -- what a commit brings ---------------------------------------------------------------
 
@@ -204,8 +204,26 @@ class Driver:
         await live.close(ended=True)
         await asyncio.to_thread(self._core.blobs.delete_folder, f"partial/{cohort.id}")
         await self._releaser.published(cohort, mine=not cohort.ended_elsewhere)
+        await self._forget_bulk(cohort.id)
         await self._core.database.checkpoint()
         await self.wake_task(cohort.task.name)
+
+    async def _forget_bulk(self, cohort: str) -> None:
+        """Remove rosters and inboxes, nearly all the bytes of a cohort's mail.
+
+        Who has not fetched them was left out; what says so, and every later message, stays for
+        ``mail_retention_s``.
+        """
+        later = mail.alias()
+        members = sa.select(sessions.c.session).where(sessions.c.cohort == cohort)
+        went_on = sa.exists().where(later.c.session == mail.c.session, later.c.number > 2)
+        async with self._core.database.write() as connection:
+            await connection.execute(
+                sa.delete(mail).where(
+                    mail.c.session.in_(members),
+                    sa.or_(mail.c.number == 1, sa.and_(mail.c.number == 2, went_on)),
+                )
+            )
 
     async def wake_task(self, task: str) -> None:
         """Wake offers and waiting sessions of a task, and try to form its next cohort."""

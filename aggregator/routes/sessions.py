@@ -72,18 +72,17 @@ def routes(service: Service) -> list[web.RouteDef]:
         while True:
             with core.signals.listen(f"session:{session.id}") as arrived:
                 async with core.database.read() as connection:
-                    found = (
-                        (
-                            await connection.execute(
-                                sa.select(mail.c.message)
-                                .where(mail.c.session == session.id, mail.c.number > after)
-                                .order_by(mail.c.number)
-                                .limit(_MAIL_BATCH)
-                            )
+                    rows = (
+                        await connection.execute(
+                            sa.select(mail.c.number, mail.c.message)
+                            .where(mail.c.session == session.id, mail.c.number > after)
+                            .order_by(mail.c.number)
+                            .limit(_MAIL_BATCH)
                         )
-                        .scalars()
-                        .all()
-                    )
+                    ).all()
+                found = tuple(row.message for row in rows)
+                if after == 0 and rows and rows[0].number > 1:
+                    raise stale()  # the roster is gone: the cohort has ended without this device
                 left = until - loop.time()
                 if found or left <= 0 or not service.ready:
                     break
@@ -93,12 +92,8 @@ def routes(service: Service) -> list[web.RouteDef]:
             if session.cohort is None:
                 session = await find(request)
         if not found and session.stale:
-            raise conflict(
-                "session-stale",
-                "This advert can no longer be in a cohort.",
-                remedy="Check in again and report in with a new advert.",
-            )
-        return bodies.json_response(api.Mail(messages=tuple(found)))
+            raise stale()
+        return bodies.json_response(api.Mail(messages=found))
 
     async def post_message(request: web.Request) -> web.Response:
         session = await find(request)
@@ -147,6 +142,14 @@ def routes(service: Service) -> list[web.RouteDef]:
         web.get(f"{base}/vector", get_vector),
         web.put(f"{base}/vector", put_vector),
     ]
+
+
+def stale() -> Refusal:
+    return conflict(
+        "session-stale",
+        "This advert can no longer be in a cohort.",
+        remedy="Check in again and report in with a new advert.",
+    )
 
 
 def ended() -> Refusal:

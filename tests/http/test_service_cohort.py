@@ -2,7 +2,9 @@
 
 import asyncio
 import hashlib
+import sqlite3
 
+import aiohttp
 import msgspec
 import numpy as np
 import pytest
@@ -214,3 +216,32 @@ def one_more_everywhere(device, upload):
     header, _ = messages.peek(upload.header, messages.MaskedInput)
     changed = msgspec.structs.replace(header, vector_digest=hashlib.sha256(payload).digest())
     return client.Upload(messages.sign(changed, header.ctx, signing_key(device.seed)), payload)
+
+
+async def test_a_device_that_was_away_hears_how_its_cohort_ended(tmp_path):
+    """Rosters and inboxes are gone by then; what the device still needs is not."""
+    cohort = type(spec().cohort)(size_min=6, size_max=6, survivors_min=4)
+    async with served(tmp_path, spec(cohort=cohort)) as server:
+        fleet = devices(server, 6)
+        shared, confirmed = fleet[0], fleet[1]
+        shared.stop_before, confirmed.stop_before = "ready", "unmask"
+        assert finished(await run(fleet)) == 4
+        await server.until(lambda _: not mail_numbers(server, 1))
+        async with aiohttp.ClientSession() as shared.http:
+            await shared.listen()
+        assert shared.outcome.reason
+        async with aiohttp.ClientSession() as confirmed.http:
+            await confirmed.listen()
+        assert isinstance(confirmed.outcome, client.Finished)
+        never_fetched = fleet[2]
+        never_fetched.after = 0
+        async with aiohttp.ClientSession() as never_fetched.http:
+            with pytest.raises(AssertionError, match="session-stale"):
+                await never_fetched.listen()
+        assert set(mail_numbers(server)) >= {3, 4}
+
+
+def mail_numbers(server, only=None):
+    with sqlite3.connect(server.settings.data_dir / "secagg.db") as database:
+        found = [row[0] for row in database.execute("SELECT number FROM mail")]
+    return [number for number in found if only in (None, number)]
