@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from secagg_cli.background import Background
 from secagg_cli.output import CommandError, Format, FormatOption, Output
 from secagg_cli.processes import die_with_parent
 
@@ -51,6 +52,10 @@ def join(
     without_noise: Annotated[
         bool, typer.Option("--without-noise", help="Also join tasks that add no noise at all.")
     ] = False,
+    preload: Annotated[
+        bool,
+        typer.Option("--preload", help="Load --model at once, before it is known to be needed."),
+    ] = False,
     events: Annotated[
         bool, typer.Option("--events", help="Print every event as a JSON line.")
     ] = False,
@@ -74,7 +79,9 @@ def join(
                 "--events prints many JSON objects, --format json exactly one.",
                 remedy="Use one of the two.",
             )
-        pairs = read_pairs(data)
+        trainer = _LazyTrainer(read_pairs(data), model)
+        if preload:
+            trainer.preload()
         from client_sdk import Client, PrivacyPolicy
 
         def on_event(event: Event) -> None:
@@ -93,7 +100,7 @@ def join(
             require=None if without_noise else PrivacyPolicy().require,
         )
         client = Client.from_bundle(bundle, policy=policy, state_dir=state, on_event=on_event)
-        result = client.run(_LazyTrainer(pairs, model), task=task, rounds=rounds)
+        result = client.run(trainer, task=task, rounds=rounds)
         if result.refusals:
             raise result.refusals[-1]
         out.result(
@@ -108,32 +115,43 @@ def join(
 
 
 class _LazyTrainer:
-    """A contributor that loads torch and the model when the first job comes."""
+    """A contributor that loads torch and the model when the first job comes, or beside the rest."""
 
     def __init__(self, pairs: list[tuple[str, str]], model: str | None) -> None:
         self._pairs = pairs
         self._model = model
+        self._loading: Background[Any] | None = None
         self._trainer: Any = None
+
+    def preload(self) -> None:
+        """Raises: CommandError ``preload-model`` without a model's name."""
+        if self._model is None:
+            raise CommandError("preload-model", "--preload needs --model.")
+        name = self._model
+        self._loading = Background(lambda: self._load(name))
 
     def contribute(self, job: TrainingJob) -> Mapping[str, np.ndarray]:
         if self._trainer is None:
-            self._trainer = self._load(job)
+            self._trainer = self._loading.result() if self._loading else self._load(_name(job))
         values: Mapping[str, np.ndarray] = self._trainer.contribute(job)
         return values
 
-    def _load(self, job: TrainingJob) -> Any:
+    def _load(self, name: str) -> Any:
         from client_sdk import LoraTrainer
         from secagg_cli.models import ensure_model, load_model
 
-        base = job.manifest.base_model
-        if base is None:
-            raise CommandError(
-                "task-without-model",
-                "This task trains no model.",
-                remedy="Contribute its vector with the SDK; see client_sdk.Contributor.",
-            )
-        model, tokenizer = load_model(ensure_model(self._model or base.name))
+        model, tokenizer = load_model(ensure_model(self._model or name))
         return LoraTrainer(model, tokenizer, self._pairs)
+
+
+def _name(job: TrainingJob) -> str:
+    if job.manifest.base_model is None:
+        raise CommandError(
+            "task-without-model",
+            "This task trains no model.",
+            remedy="Contribute its vector with the SDK; see client_sdk.Contributor.",
+        )
+    return job.manifest.base_model.name
 
 
 def read_pairs(path: Path) -> list[tuple[str, str]]:

@@ -1,7 +1,9 @@
 """The demo's rounds: who is held, who is killed, who comes back, and what was released.
 
 A device waits at ``masking`` (the masking set is fixed, nothing is uploaded) and at ``uploaded``
-(its vector is in the sum, nothing is unmasked) until the conductor lets it go on or kills it.
+(its vector is in the sum, nothing is unmasked) until the conductor lets it go on or kills it. One
+that was killed before its upload starts again at once, but waits at ``resumed`` until the round is
+over without it; meanwhile it loads its model, since the cohort waits for the dead anyway.
 """
 
 from __future__ import annotations
@@ -66,7 +68,7 @@ class Conductor:
     def run(self, rounds: int) -> list[RoundRecord]:
         records = []
         for number in range(1, rounds + 1):
-            record = _Round(self, number).run()
+            record = _Round(self, number, last=number == rounds).run()
             records.append(record)
             self._board.round_done(number)
             self._on_round(record)
@@ -133,28 +135,28 @@ class Conductor:
 class _Round:
     """One release, over as many cohorts as it takes."""
 
-    def __init__(self, conductor: Conductor, number: int) -> None:
+    def __init__(self, conductor: Conductor, number: int, *, last: bool) -> None:
         self._c = conductor
+        self._last = last
         self._number = number
         self._start = time.monotonic()
         self._heard = self._start
         self._attempt = 1
         self._killed: set[int] = set()
+        self._back: set[int] = set()  # killed, started again, and held at "resumed"
         self._resumed: int | None = None
         self._sessions: set[str] = set()
 
     def run(self) -> RoundRecord:
-        self._start_the_dead()
+        self._start_all()
         look = True
         while True:
             if look and len(releases := self._c.releases()) >= self._number:
-                return RoundRecord(
-                    self._number,
-                    releases[self._number - 1],
-                    tuple(sorted(self._killed)),
-                    self._resumed,
-                    time.monotonic() - self._start,
-                )
+                killed = tuple(sorted(self._killed))
+                self._let_back_in()
+                seconds = time.monotonic() - self._start
+                release = releases[self._number - 1]
+                return RoundRecord(self._number, release, killed, self._resumed, seconds)
             report = self._c.next_report()
             look = report is not None and report.kind == "released"
             if report is not None:
@@ -174,9 +176,13 @@ class _Round:
             raise self._left_early(device)
         if report.kind == "reported" and report.session is not None:
             self._sessions.add(report.session)
-        elif report.kind == "masking" and report.device in self._victims():
+        elif report.kind == "resumed" and report.device in self._killed:
+            self._back.add(report.device)
+        elif report.kind == "masking" and report.device in self._victims(report):
             device.kill()
             self._killed.add(report.device)
+            if not self._last:
+                device.start(preload=True)
             self._c._board.show(report.device, "killed")
         elif report.kind == "uploaded" and report.device == self._next_resumer():
             device.kill()
@@ -188,8 +194,9 @@ class _Round:
         elif report.kind == "aborted" and report.session in self._sessions:
             self._begin_again(report)
 
-    def _victims(self) -> frozenset[int]:
-        if self._attempt > _ATTEMPTS_WITH_KILLS:
+    def _victims(self, report: Report) -> frozenset[int]:
+        """Nobody for a report about an earlier cohort, which a revived device still finishes."""
+        if self._attempt > _ATTEMPTS_WITH_KILLS or report.session not in self._sessions:
             return frozenset()
         return self._c._plan.victims(self._number)
 
@@ -206,9 +213,16 @@ class _Round:
         )
         self._attempt += 1
         self._sessions.clear()  # the other devices' word of the same abort
-        self._killed.clear()
+        self._let_back_in()
+        self._start_all()
         self._resumed = None
-        self._start_the_dead()
+
+    def _let_back_in(self) -> None:
+        """The round is over: who was left out of it goes on to the next."""
+        for number in self._back:
+            self._c._devices[number].go()
+        self._back.clear()
+        self._killed.clear()
 
     def _left_early(self, device: Device) -> CommandError:
         task = self._c.task_view()
@@ -222,7 +236,7 @@ class _Round:
             remedy="Run the demo again; on a busy machine with fewer --clients.",
         )
 
-    def _start_the_dead(self) -> None:
+    def _start_all(self) -> None:
         for device in self._c._devices:
             if not device.running:
                 device.start()

@@ -14,7 +14,8 @@ from typing import Any
 from secagg_cli.output import CommandError
 from secagg_cli.processes import Children
 
-HOLD_AT = ("masking", "uploaded")  # events at which a device waits for the conductor
+# Events at which a device waits for the conductor: back from the dead, about to mask, vector sent.
+HOLD_AT = ("resumed", "masking", "uploaded")
 EXIT = "exit"
 _LOG_TAIL_CHARACTERS = 2_000
 # All devices share this machine's cores; threads of theirs would only disturb each other.
@@ -64,7 +65,9 @@ class Device:
     def running(self) -> bool:
         return self._process is not None
 
-    def start(self) -> None:
+    def start(self, *, preload: bool = False) -> None:
+        """``preload``: load the model at once. A device that is only to finish its masking does
+        without, and imports no torch for it."""
         self.life += 1
         arguments = [
             "join",
@@ -77,6 +80,7 @@ class Device:
             "--hold",
             ",".join(HOLD_AT),
             *self._options,
+            *(["--preload"] if preload else []),
         ]
         self._process = self._children.start(arguments, self.folder / "device.log", _ONE_THREAD)
         threading.Thread(target=self._listen, args=(self._process, self.life), daemon=True).start()

@@ -6,16 +6,14 @@ The model is loaded once; the adapter is loaded with plain peft onto the same we
 from __future__ import annotations
 
 import os
-import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from secagg_cli.corpus import Pair
 
-T = TypeVar("T")
 _NEW_TOKENS = 32
 
 
@@ -24,29 +22,6 @@ class Measured(NamedTuple):
 
     loss: float
     answer: str
-
-
-class Background(Generic[T]):
-    """A computation in a thread; ``result`` waits for it and raises what it raised."""
-
-    def __init__(self, work: Callable[[], T]) -> None:
-        self._outcome: list[T] = []
-        self._error: BaseException | None = None
-        self._work = work
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        try:
-            self._outcome.append(self._work())
-        except BaseException as error:  # raised again in the thread that asks
-            self._error = error
-
-    def result(self) -> T:
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
-        return self._outcome[0]
 
 
 class Evaluator:

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from secagg_cli.audit import audit_ledger
+from secagg_cli.background import Background
 from secagg_cli.demo.board import Board
 from secagg_cli.demo.conductor import Conductor, RoundRecord
 from secagg_cli.demo.devices import Device, Report
-from secagg_cli.demo.evaluation import Background, Evaluator, Measured
+from secagg_cli.demo.evaluation import Evaluator, Measured
 from secagg_cli.demo.folder import claim_folder
 from secagg_cli.demo.kills import KillPlan, plan_kills
 from secagg_cli.demo.memory import MemoryMeter

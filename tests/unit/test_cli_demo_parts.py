@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from secagg_cli.demo.evaluation import Background
+from secagg_cli.background import Background
 from secagg_cli.demo.folder import check_folder, claim_folder
 from secagg_cli.demo.memory import MemoryMeter, pss_bytes
 from secagg_cli.demo.summary import epsilon_by_mode
