@@ -20,8 +20,8 @@ from client_sdk.errors import (
     TransportError,
 )
 from client_sdk.events import Event
+from client_sdk.http import TransportSettings
 from client_sdk.policy import PrivacyPolicy
-from client_sdk.transport import TransportSettings
 
 if TYPE_CHECKING:
     from client_sdk.trainer import LoraTrainer

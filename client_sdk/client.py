@@ -18,13 +18,15 @@ from client_sdk.device import Device, ParticipantSettings
 from client_sdk.enrolment import check_bundle, load_bundle
 from client_sdk.errors import ContributionError, PolicyRefusal
 from client_sdk.events import Event, OnEvent
+from client_sdk.http import TransportSettings
 from client_sdk.journal import Journal, Lock
 from client_sdk.keystore import StorageKey, open_storage_key
 from client_sdk.ledger import LedgerWatch
-from client_sdk.participant import Exchange, Outcome
+from client_sdk.participant import Outcome, Participant
 from client_sdk.policy import PrivacyPolicy
+from client_sdk.session import Session
 from client_sdk.training import Training
-from client_sdk.transport import Transport, TransportSettings
+from client_sdk.transport import Transport
 from secagg.access import issue_access_token
 from secagg.api import EnrolmentBundle
 from secagg.secret import Secret
@@ -297,24 +299,30 @@ class Client:
                 pace.after_version = offer.model.version
                 continue
             failures = 0
-            exchange = Exchange.begin(
-                device,
+            session = Session.begin(
+                device.journal,
+                device.bundle,
                 offer.manifest,
                 model_version=offer.model.version,
                 model_digest=offer.model.digest,
-                contribution=contribution,
+                contribution=contribution.name,
+                survivors_min=device.policy.min_cohort,
+                partner_keys=device.partner_keys,
+                lifetime_s=device.settings.advert_lifetime_s,
+                clock=device.clock,
             )
-            outcome = await exchange.run()
+            outcome = await Participant(device, session).run()
             tally.add(outcome)
             await pace.after(outcome)
         return tally
 
     async def _finish_pending(self, device: Device) -> Outcome | None:
-        exchange = Exchange.resume(device)
-        if exchange is None:
+        session = Session.resume(device.journal, device.bundle, device.clock)
+        if session is None:
             return None
-        await device.emit("resumed", exchange.task, exchange.session, phase=exchange.phase)
-        return await exchange.run()
+        phase = session.state.phase
+        await device.emit("resumed", session.record.task, session.id, phase=phase)
+        return await Participant(device, session).run()
 
     def _connect(self) -> Transport:
         bundle = self._bundle

@@ -15,7 +15,8 @@ import pytest
 from aiohttp import web
 
 from client_sdk.errors import TransportError
-from client_sdk.transport import Transport, TransportSettings
+from client_sdk.http import TransportSettings
+from client_sdk.transport import Transport
 from secagg.api import AdvertAccepted, Mail, Problem, UploadState
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -234,7 +235,7 @@ async def test_a_token_is_renewed_before_it_ends() -> None:
         return json(Mail(messages=()))
 
     async with Served(handler) as (served, transport):
-        transport._clock = lambda: now
+        transport._http._clock = lambda: now
         await transport.messages("s", 0, 0.0)
         await transport.messages("s", 0, 0.0)
         assert served.tokens == 1

@@ -1,0 +1,270 @@
+"""Requests to one aggregator: retries, deadlines, size caps, own access tokens.
+
+Everything that a server can send is capped, parsed strictly, and becomes a value or a
+``TransportError``. Retries (exponential back-off with jitter) cover refused connections, broken
+transfers, 408, 429 and 5xx, for as long as the patience lasts; every request is safe to repeat.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TypeVar
+
+import aiohttp
+import msgspec
+import tenacity
+
+from client_sdk.errors import TransportError
+from secagg.api import ACCESS_TOKEN_MAX_S, Problem
+
+_T = TypeVar("_T")
+_OCTETS = {"Content-Type": "application/octet-stream"}
+_RETRY_AFTER_MAX_S = 30.0
+PROBLEM_BYTES_MAX = 16_384
+
+
+@dataclass(frozen=True)
+class TransportSettings:
+    """Times in seconds, sizes in bytes.
+
+    Attributes:
+        patience_s: how long a request is retried without progress before it fails; a restart of
+            the aggregator should fit in.
+        request_s: total deadline of one small request, besides the time it asks the server to wait.
+        transfer_s: total deadline of one chunk up or one stretch of a model down.
+        poll_s: how long one long-poll waits at the server.
+        backoff_first_s, backoff_max_s, jitter_s: waits between retries.
+        chunk_bytes: size of an upload's chunks.
+        user_agent: how the app names itself to the server.
+    """
+
+    patience_s: float = 60.0
+    request_s: float = 30.0
+    transfer_s: float = 300.0
+    poll_s: float = 25.0
+    backoff_first_s: float = 0.1
+    backoff_max_s: float = 5.0
+    jitter_s: float = 0.5
+    chunk_bytes: int = 1 << 20
+    user_agent: str = "secagg-client/1"
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same request may succeed later."""
+    if not isinstance(error, TransportError):
+        return False
+    if error.status is None or error.reason == "response-malformed":
+        return error.reason in ("unreachable", "deadline", "response-malformed")
+    return error.status in (408, 425, 429) or error.status >= 500
+
+
+class Http:
+    """One server, as one device sees it. Use as an async context manager."""
+
+    def __init__(
+        self,
+        server: str,
+        issue_token: Callable[[int], str],
+        settings: TransportSettings | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """``issue_token(now_s)`` makes a fresh access token; it is called again when needed."""
+        self.settings = settings or TransportSettings()
+        self._server = server.rstrip("/")
+        self._issue_token = issue_token
+        self._clock = clock
+        self._skew_s = 0.0  # the server's clock minus ours, learnt from a rejected token
+        self._token: str | None = None
+        self._token_until = 0.0
+        self._http: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Http:
+        self._http = aiohttp.ClientSession(
+            headers={"User-Agent": self.settings.user_agent}, auto_decompress=False
+        )
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._http is not None:
+            await self._http.close()
+            self._http = None
+
+    async def json(
+        self,
+        method: str,
+        path: str,
+        kind: type[_T],
+        cap: int,
+        body: bytes | None = None,
+        *,
+        query: dict[str, str] | None = None,
+        wait_s: float = 0.0,
+        auth: bool = True,
+    ) -> _T:
+        """A JSON answer of at most ``cap`` bytes; retried."""
+
+        async def once() -> _T:
+            async with self.request(
+                method, path, body, query=query, wait_s=wait_s, auth=auth
+            ) as response:
+                return parse(await read_capped(response, cap), kind, response.status)
+
+        return await self.retry(once)
+
+    async def retry(self, once: Callable[[], Awaitable[_T]]) -> _T:
+        """Repeat ``once`` while its error is transient and the patience lasts."""
+        settings = self.settings
+        backoff = tenacity.wait_exponential(
+            multiplier=settings.backoff_first_s, max=settings.backoff_max_s
+        ) + tenacity.wait_random(0, settings.jitter_s)
+
+        def wait_s(state: tenacity.RetryCallState) -> float:
+            error = state.outcome.exception() if state.outcome is not None else None
+            asked_s = error.retry_after_s if isinstance(error, TransportError) else None
+            return backoff(state) if asked_s is None else min(asked_s, _RETRY_AFTER_MAX_S)
+
+        retrying = tenacity.AsyncRetrying(
+            retry=tenacity.retry_if_exception(is_transient),
+            wait=wait_s,
+            stop=tenacity.stop_after_delay(settings.patience_s),
+            reraise=True,
+        )
+        async for attempt in retrying:
+            with attempt:
+                return await once()
+        raise AssertionError("retrying either returns or raises")
+
+    @asynccontextmanager
+    async def request(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        *,
+        query: dict[str, str] | None = None,
+        headers: dict[str, str] | None = None,
+        wait_s: float = 0.0,
+        total_s: float | None = None,
+        auth: bool = True,
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """One request; yields a response of status 2xx, or raises ``TransportError``.
+
+        A rejected token is made anew once, by the server's clock: a device's may be wrong.
+        """
+        if self._http is None:
+            raise RuntimeError("use it as an async context manager")
+        total_s = total_s if total_s is not None else self.settings.request_s + wait_s
+        try:
+            async with asyncio.timeout(total_s):
+                for renewed in (False, True):
+                    sent = {**(_OCTETS if body is not None else {}), **(headers or {})}
+                    if auth:
+                        sent["Authorization"] = f"Bearer {self._access_token()}"
+                    async with self._http.request(
+                        method,
+                        self._server + path,
+                        params=query,
+                        data=body,
+                        headers=sent,
+                        allow_redirects=False,
+                        timeout=aiohttp.ClientTimeout(total=None),
+                    ) as response:
+                        if response.status == 401 and auth and not renewed:
+                            self._token = None
+                            self._learn_clock(response)
+                            continue
+                        if not 200 <= response.status < 300:
+                            raise await _problem(response)
+                        yield response
+                        return
+        except TimeoutError as error:
+            raise TransportError(
+                "deadline", f"{method} {path} took more than {total_s:g} s."
+            ) from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise TransportError(
+                "unreachable",
+                f"{method} {self._server}{path} failed: {type(error).__name__}: {error}.",
+                remedy="Check the network and the aggregator's address.",
+            ) from error
+
+    def _access_token(self) -> str:
+        now_s = self._clock() + self._skew_s
+        if self._token is None or now_s > self._token_until:
+            self._token = self._issue_token(int(now_s))
+            self._token_until = now_s + ACCESS_TOKEN_MAX_S / 2
+        return self._token
+
+    def _learn_clock(self, response: aiohttp.ClientResponse) -> None:
+        try:
+            at = email.utils.parsedate_to_datetime(response.headers["Date"]).timestamp()
+        except (KeyError, ValueError, TypeError, OverflowError):
+            return
+        self._skew_s = at - self._clock()
+
+
+async def read_capped(response: aiohttp.ClientResponse, cap: int) -> bytes:
+    """The body.
+
+    Raises:
+        TransportError: ``response-too-large``.
+    """
+    body = bytearray()
+    async for piece in response.content.iter_any():
+        body += piece
+        if len(body) > cap:
+            raise TransportError(
+                "response-too-large",
+                f"The answer to {response.url.path} is too large.",
+                status=response.status,
+                expected=cap,
+            )
+    return bytes(body)
+
+
+def parse(body: bytes, kind: type[_T], status: int) -> _T:
+    """A JSON body as a value of ``kind``.
+
+    Raises:
+        TransportError: ``response-malformed``.
+    """
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise TransportError(
+            "response-malformed",
+            f"The answer is not a {kind.__name__}: {error}.",
+            status=status,
+            remedy="Something between this device and the aggregator may answer in its place.",
+        ) from error
+
+
+async def _problem(response: aiohttp.ClientResponse) -> TransportError:
+    """The server's own reason and words where it gave them."""
+    retry_after = response.headers.get("Retry-After", "")
+    wait_s = float(retry_after) if retry_after.isdigit() else None
+    try:
+        problem = msgspec.json.decode(await read_capped(response, PROBLEM_BYTES_MAX), type=Problem)
+    except (TransportError, msgspec.MsgspecError, ValueError, RecursionError):
+        problem = Problem(
+            reason=f"http-{response.status}",
+            message=f"The server answered {response.status} to {response.url.path}.",
+        )
+    return TransportError(
+        problem.reason,
+        problem.message,
+        status=response.status,
+        retry_after_s=wait_s,
+        remedy=problem.remedy,
+    )
