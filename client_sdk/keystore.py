@@ -98,7 +98,7 @@ def open_storage_key(
     make_private_folder(folder)
     path = folder / "storage.key"
     if not path.exists():
-        _create(path, passphrase, operations, memory_bytes)
+        return _create(path, passphrase, operations, memory_bytes)
     if os.name != "nt" and path.stat().st_mode & 0o077:
         raise StateError(
             "keystore-open",
@@ -125,9 +125,10 @@ def open_storage_key(
     return _open_with_passphrase(path, stored, passphrase)
 
 
-def _create(path: Path, passphrase: str | None, operations: int, memory_bytes: int) -> None:
+def _create(path: Path, passphrase: str | None, operations: int, memory_bytes: int) -> StorageKey:
     if passphrase is None:
-        stored = _KeyFile(kind="file", key=os.urandom(KEY_BYTES))
+        secret = Secret(os.urandom(KEY_BYTES))
+        key, stored = StorageKey(secret), _KeyFile(kind="file", key=secret.reveal())
     else:
         salt = os.urandom(argon2id.SALTBYTES)
         key = StorageKey(_stretch(passphrase, salt, operations, memory_bytes))
@@ -139,6 +140,7 @@ def _create(path: Path, passphrase: str | None, operations: int, memory_bytes: i
             check=key.seal(_CHECK_LABEL, b""),
         )
     write_durably(path, msgspec.json.encode(stored))
+    return key
 
 
 def _open_with_passphrase(path: Path, stored: _KeyFile, passphrase: str) -> StorageKey:
