@@ -85,6 +85,7 @@ class Output:
             TimeElapsedColumn(),
             console=self.errors,
             transient=True,
+            redirect_stdout=sys.stdout.isatty(),  # else text for a file would go to the terminal
             disable=not self.errors.is_terminal,
         )
 

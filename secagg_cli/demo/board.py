@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from types import TracebackType
 
@@ -37,6 +38,7 @@ class Board:
             TimeElapsedColumn(),
             console=console,
             transient=True,
+            redirect_stdout=sys.stdout.isatty(),  # else text for a file would go to the terminal
             disable=not console.is_terminal,
         )
         self._rounds = self._progress.add_task("rounds", total=rounds, state=f"0 of {rounds}")

@@ -38,7 +38,10 @@ class RoundRecord:
 
 
 class Conductor:
-    """Runs all rounds. ``run`` raises CommandError if a device or the service fails."""
+    """Runs all rounds (``run``), then waits for the devices (``end_devices``).
+
+    Both raise CommandError if a device or the service fails.
+    """
 
     def __init__(
         self,
@@ -72,7 +75,6 @@ class Conductor:
             records.append(record)
             self._board.round_done(number)
             self._on_round(record)
-        self._end_devices()
         return records
 
     def next_report(self) -> Report | None:
@@ -120,7 +122,7 @@ class Conductor:
         if error is not None:
             raise error
 
-    def _end_devices(self) -> None:
+    def end_devices(self) -> None:
         """The task is over; devices see it and end by themselves."""
         deadline = time.monotonic() + 60.0
         while any(device.running for device in self._devices) and time.monotonic() < deadline:

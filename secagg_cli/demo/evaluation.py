@@ -35,6 +35,7 @@ class Evaluator:
 
     def measure(self, prompt: str) -> Measured:
         """The base model alone, on one thread: the devices are at work beside it."""
+        import peft  # noqa: F401  takes seconds, and is needed in the end
         import torch
 
         torch.set_num_threads(1)

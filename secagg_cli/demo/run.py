@@ -57,21 +57,42 @@ def run_demo(options: DemoOptions, out: Output) -> dict[str, Any]:
     folder = claim_folder(options.folder)
     with Children() as children, MemoryMeter(children.pids) as memory:
         service = Service(folder / "server", children)
-        service.start()
-        out.say(f"aggregator: {service.url}, a process of its own, SQLite in {service.data_dir}")
+        service.launch()
         evaluator = Evaluator(model_folder, heldout)
+        service.wait()
+        out.say(f"aggregator: {service.url}, a process of its own, SQLite in {service.data_dir}")
         spec = task_spec(options, plan, model_folder, evaluator.model)
         devices, reports = _enrol(folder, plan, spec, model_folder, clients, service, children, out)
-        # Measured while the devices load and train.
         before = Background(lambda: evaluator.measure(prompt))
-        records = _conduct(options.rounds, folder, plan, service, devices, reports, out)
-        vector = service.operator().model(TASK)
+        out.say(
+            f"{options.rounds} round(s); in each, {plan.drops} device(s) killed before the upload"
+            + (" and one after it, which resumes" if plan.resume else "")
+        )
+        with (
+            (folder / "events.log").open("w", encoding="utf-8", buffering=1) as log,
+            Board(out.errors, [client.name for client in clients], options.rounds) as board,
+        ):
+            conductor = Conductor(
+                task=TASK,
+                service=service,
+                devices=devices,
+                reports=reports,
+                plan=plan,
+                board=board,
+                on_round=lambda record: print_round(out, record),
+                say=out.say,
+                log=log,
+            )
+            records = conductor.run(options.rounds)
+            loss_before = before.result()
+            audit, files = _audit(folder, service)
+            adapter = _write_adapter(folder / "adapter", audit, service.operator().model(TASK))
+            out.say("measuring the held-out loss with the adapter ...")
+            after = Background(lambda: evaluator.measure_adapter(adapter, prompt))
+            conductor.end_devices()
         service.stop()
-        audit, files = _audit(folder, service)
-        adapter = _write_adapter(folder / "adapter", _manifest(audit), vector)
-        out.say("measuring the held-out loss with the adapter ...")
-        after = evaluator.measure_adapter(adapter, prompt)
-    result = _result(options, records, audit, before.result(), after, prompt)
+        loss_after = after.result()
+    result = _result(options, records, audit, loss_before, loss_after, prompt)
     result |= {"adapter": str(adapter), **files}
     result["report"] = str(_report(folder / "report.html", audit, result))
     result["seconds"] = round(time.monotonic() - start, 1)
@@ -138,37 +159,6 @@ def _device_policy(spec: TaskSpec, plan: KillPlan) -> list[str]:
     return [*policy, "--max-epsilon", limit, "--max-total-epsilon", limit]
 
 
-def _conduct(
-    rounds: int,
-    folder: Path,
-    plan: KillPlan,
-    service: Service,
-    devices: Sequence[Device],
-    reports: queue.SimpleQueue[Report],
-    out: Output,
-) -> list[RoundRecord]:
-    out.say(
-        f"{rounds} round(s); in each, {plan.drops} device(s) killed before the upload"
-        + (" and one after it, which resumes" if plan.resume else "")
-    )
-    names = [device.name for device in devices]
-    with (
-        (folder / "events.log").open("w", encoding="utf-8", buffering=1) as log,
-        Board(out.errors, names, rounds) as board,
-    ):
-        return Conductor(
-            task=TASK,
-            service=service,
-            devices=devices,
-            reports=reports,
-            plan=plan,
-            board=board,
-            on_round=lambda record: print_round(out, record),
-            say=out.say,
-            log=log,
-        ).run(rounds)
-
-
 def _audit(folder: Path, service: Service) -> tuple[AuditResult, dict[str, Any]]:
     """Copy the ledger out, put its key beside it, and verify both as an auditor would."""
     shutil.copytree(service.ledger_folder, folder / "ledger")
@@ -194,10 +184,10 @@ def _manifest(audit: AuditResult) -> Manifest:
     )
 
 
-def _write_adapter(folder: Path, manifest: Manifest, model_file: bytes) -> Path:
+def _write_adapter(folder: Path, audit: AuditResult, model_file: bytes) -> Path:
     from client_sdk.lora import write_peft_folder
 
-    return write_peft_folder(folder, manifest, read_vector(model_file))
+    return write_peft_folder(folder, _manifest(audit), read_vector(model_file))
 
 
 def read_vector(model_file: bytes) -> np.ndarray:

@@ -47,10 +47,20 @@ class Service:
         Raises:
             CommandError: ``service-failed`` with the end of its log.
         """
+        self.launch()
+        self.wait()
+
+    def launch(self) -> None:
+        """The first half of :meth:`start`."""
         self.data_dir.mkdir(parents=True, exist_ok=True)
         arguments = ["serve", "--data-dir", str(self.data_dir), "--host", "127.0.0.1"]
         arguments += ["--port", str(self.port), "--admin-port", "0"]
         self._process = self._children.start(arguments, self.log)
+
+    def wait(self) -> None:
+        """The second half of :meth:`start`."""
+        if self._process is None:
+            raise self._failure("was not launched")
         self.port = self._announced_port(self._process)
         self.verifier = server_info(self.url).ledger_verifier
 
