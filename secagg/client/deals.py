@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -155,9 +156,12 @@ def open_shares(session: Session, deal: Deal, channel_key: keys.KemPrivateKey) -
     info = seal_info(session.ctx, dealer, own, KIND_SHARES)
     both = keys.hpke_open(channel_key, info, deal.sealed_shares)
     mask_share, self_share = both[:SHARE_BYTES], both[SHARE_BYTES:]
-    if len(both) != SEALED_SHARES_BYTES or (deal.mask_share_hash, deal.self_share_hash) != (
-        share_hash(SHARE_OF_MASK_SECRET, session.ctx, dealer, own, mask_share),
-        share_hash(SHARE_OF_SELF_SEED, session.ctx, dealer, own, self_share),
+    mask_hash = share_hash(SHARE_OF_MASK_SECRET, session.ctx, dealer, own, mask_share)
+    self_hash = share_hash(SHARE_OF_SELF_SEED, session.ctx, dealer, own, self_share)
+    if (
+        len(both) != SEALED_SHARES_BYTES
+        or not hmac.compare_digest(mask_hash, deal.mask_share_hash)
+        or not hmac.compare_digest(self_hash, deal.self_share_hash)
     ):
         raise RemoteProtocolError(
             "deal-shares", "The shares do not match their signed hashes.", culprit=dealer

@@ -8,6 +8,7 @@ masks are in the sum the cohort cannot be opened.
 
 from __future__ import annotations
 
+import hmac
 from dataclasses import replace
 
 from secagg import graph, keys, masks, ring, sharing
@@ -63,7 +64,8 @@ def take_unmask(state: Unmasking, index: int, message: Unmask) -> Unmasking:
             deal.self_share_hash if revealed.kind == SHARE_OF_SELF_SEED else deal.mask_share_hash
         )
         owner = facts.identity(revealed.owner)
-        if share_hash(revealed.kind, facts.ctx, owner, holder, revealed.share) != wanted:
+        found_hash = share_hash(revealed.kind, facts.ctx, owner, holder, revealed.share)
+        if not hmac.compare_digest(found_hash, wanted):
             lied = True
             continue
         shares[revealed.owner] = {
@@ -131,7 +133,8 @@ def _reconstruct(state: Unmasking) -> dict[int, Secret]:
 
 def _check_self_seed(state: Unmasking, owner: int, seed: Secret) -> None:
     identity = state.facts.identity(owner)
-    if self_seed_commitment(identity, seed) != state.facts.adverts[owner].self_seed_commitment:
+    committed = state.facts.adverts[owner].self_seed_commitment
+    if not hmac.compare_digest(self_seed_commitment(identity, seed), committed):
         raise RemoteProtocolError(
             "dealer-self-seed",
             f"The shares that device {owner} dealt do not give the seed it committed to.",
@@ -144,7 +147,8 @@ def _pair_seeds(state: Unmasking, owner: int, mask_secret: Secret) -> dict[int, 
     facts = state.facts
     identity = facts.identity(owner)
     private = keys.kem_private_key(mask_secret, MASK_KEY)
-    if keys.kem_public_key(mask_secret, MASK_KEY) != facts.adverts[owner].mask_key:
+    public = keys.kem_public_key(mask_secret, MASK_KEY)
+    if not hmac.compare_digest(public, facts.adverts[owner].mask_key):
         raise RemoteProtocolError(
             "dealer-mask-secret",
             f"The shares that device {owner} dealt do not give the secret of its mask key.",
