@@ -34,7 +34,9 @@ from secagg.ring import Lanes, centred, split_checks, with_checks
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-FLOAT_SLACK_LOG2 = -12  # float32 clipping and summing of up to 256 gradients errs by less
+# Summing m float32 vectors of norm C errs by up to (m - 1) 2^-24 m C (Higham 2002, section 4.2).
+# Two neighbouring sums of up to 256 then differ by up to (1 + 2^-7) C; the rest is for clipping.
+FLOAT_SLACK_LOG2 = -6
 
 
 def _rotates(manifest: Manifest) -> bool:
@@ -120,10 +122,10 @@ def noisy_sum(
     """Mode A for a sum that was clipped in floats (Opacus): quantise it and add Skellam noise.
 
     Rounding to the nearest grid point moves neighbouring sums apart by at most one unit per
-    coordinate, so the sensitivity is clip * scale * (1 + 2^-12) + sqrt(d) units: 2^-12 stands for
-    the float errors of a batch of up to 256 float32 gradients. The noise is ``noise_multiplier``
-    times *that* (about 1.6 % more than nominal), and the grid is finer than the one that
-    ``dp.accounting.local_step`` charges, so its cost covers this one.
+    coordinate, so the sensitivity is clip * scale * (1 + 2^-6) + sqrt(d) units: 2^-6 stands for
+    the float errors of a batch of up to 256 float32 gradients, added one after the other. The noise
+    is ``noise_multiplier`` times *that* (about 3 % more than nominal), and the grid is finer than
+    the one that ``dp.accounting.local_step`` charges, so its cost covers this one.
 
     Args:
         clipped_sum: float[d], sum of gradients with L2 norm at most ``clip`` each.

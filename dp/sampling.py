@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 TABLE_VARIANCE_MAX = 1 << 30  # 396,000 rows, 6.3 MB
 TABLE_VARIANCE_LARGE = 1 << 34  # 1,600,000 rows, 25 MB: where otherwise > 16 parts
+VARIANCE_MAX = TABLE_VARIANCE_LARGE << 12  # 2^12 parts are what accounting charges to delta
 _CUT_LOG2 = -104.0
 _START_LOG2 = -136.0  # the recurrence starts where its own error is below the thresholds' grain
 _BLOCK = 1 << 16  # draws at once: temporaries stay in cache
@@ -140,12 +141,15 @@ def add_skellam(values: NDArray[np.int64], variance: int, random_bytes: RandomBy
 
     Args:
         values: int64[d].
-        variance: integer units squared, >= 1.
+        variance: integer units squared, 1 to 2^46.
         random_bytes: cryptographically secure; asked once, for 32 bytes.
     """
-    if variance < 1:
+    if not 1 <= variance <= VARIANCE_MAX:
         raise LocalProtocolError(
-            "variance-out-of-range", "A variance is at least 1.", expected=">= 1", found=variance
+            "variance-out-of-range",
+            "The noise variance is out of range.",
+            expected=f"1 to {VARIANCE_MAX}",
+            found=variance,
         )
     stream = BitStream(random_bytes)
     for part, count in _parts(variance):

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 
-from dp.accounting import headline, lines
+from dp.accounting import headline, lines, local_step
 from dp.contracts.algorithm import Algorithm
+from dp.contracts.derive import SHARE_VARIANCE_MAX
 from dp.contracts.fedavg import FedAvg
 from dp.contracts.federated_sum import FederatedSum
 from dp.contracts.fedprox import FedProx
@@ -134,6 +135,14 @@ def _check_privacy(manifest: Manifest) -> None:
         in_range("sampling_rate", example.sampling_rate, 0, 1, open_low=True)
         if example.mode == "distributed":
             in_range("examples_max", example.examples_max, 1, 1 << 20)
+        else:
+            in_range(
+                "variance of a local step",
+                local_step(manifest).variance,
+                1,
+                SHARE_VARIANCE_MAX,
+                reason="noise-too-large",
+            )
     if device is not None:
         in_range("device clip", device.clip, 0, 1e13, open_low=True)
         in_range("device noise multiplier", device.noise_multiplier, 0, 1e4, open_low=True)

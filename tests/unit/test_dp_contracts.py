@@ -89,6 +89,8 @@ def test_ring_is_the_smallest_that_holds_signal_and_noise() -> None:
         ({"examples_max": 1 << 21}, "parameter-out-of-range"),
         ({"device_noise_multiplier": float("nan")}, "parameter-out-of-range"),
         ({"device_noise_multiplier": 1e4, "examples_max": 1 << 20}, "noise-too-large"),
+        ({"algorithm": "fedavg", "clip": 2.0**29}, "noise-too-large"),
+        ({"algorithm": "fedavg", "noise_multiplier": 1e4}, "noise-too-large"),
         ({"report_slot_s": -1.0}, "parameter-out-of-range"),
         ({"segments": (SegmentSpec(name="x", length=1, clip=1.0),)}, "segments-wrong"),
         ({"cohort": CohortSpec(silent_max=0)}, "silent-max"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from decimal import Decimal, getcontext
 from fractions import Fraction
 
@@ -10,6 +11,7 @@ import pytest
 from scipy import stats
 
 from dp import sampling
+from dp.accounting import SAMPLER_LOG2
 from dp.sampling import (
     SkellamTable,
     add_skellam,
@@ -101,6 +103,11 @@ def test_parts_of_a_large_variance_sum_up_exactly(variance: int) -> None:
     assert all(v <= sampling.TABLE_VARIANCE_LARGE for v, _ in parts)
 
 
+def test_no_draw_has_more_parts_than_delta_pays_for() -> None:
+    parts = sum(count for _, count in sampling._parts(sampling.VARIANCE_MAX))
+    assert math.log2(parts) - 102 <= SAMPLER_LOG2
+
+
 def test_low_bits_decide_only_ties() -> None:
     high = np.array([10, 20, 20, 20, 30], dtype=np.uint64)
     low = np.array([5, 1, 7, 9, 0], dtype=np.uint64)
@@ -152,7 +159,7 @@ def test_short_randomness_is_refused() -> None:
         BitStream(lambda count: b"short")
 
 
-@pytest.mark.parametrize("variance", [0, -1])
+@pytest.mark.parametrize("variance", [0, -1, (1 << 46) + 1])
 def test_impossible_variance_is_refused(variance: int) -> None:
     with pytest.raises(LocalProtocolError, match="variance-out-of-range"):
         skellam(10, variance, seeded())
