@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-TINY_VERSION = 1  # part of the cache's folder name: raise it with every change below
+TINY_VERSION = 2  # part of the cache's folder name: raise it with every change below
 
 _VOCABULARY = 1024
 _HIDDEN = 64
