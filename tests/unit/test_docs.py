@@ -98,7 +98,7 @@ def test_protocol_page_states_the_limits() -> None:
     text = " ".join(PROTOCOL.split())
     for said in (
         limits.SUITE,
-        f"`slice_length` = {limits.SLICE_LENGTH:,},",
+        f"`slice_length` = {limits.SLICE_LENGTH:,}",
         f"at most {limits.COMPLETE_GRAPH_MAX})",
         f"{limits.RING_BITS_MIN} <= b <= {limits.RING_BITS_MAX}",
         f"keys have {limits.KEM_PUBLIC_KEY_BYTES:,} bytes",
