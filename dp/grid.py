@@ -18,16 +18,33 @@ FINE_UNITS_PER_ROOT = 1 << 13  # without noise nothing hides the rounding
 UNITS_MIN = 1 << 10  # for short vectors
 FINE_UNITS_MIN = 1 << 20
 CLIP_UNITS_MAX = 1 << 30  # squared norms then fit int64 with room
+SCALE_MAX = 1 << 52  # a float holds it exactly
 
 
 def scale_for(clip: float, length: int, *, noisy: bool) -> int:
     """Integer units per real unit: the power of two that gives the clip >= 16 sqrt(length) units.
 
     Without noise 8,192 sqrt(length). At least 1 (large clips keep whole units).
+
+    Raises:
+        ConfigurationError: ``clip-out-of-range`` for a clip so small that no scale serves.
     """
     roots = UNITS_PER_ROOT if noisy else FINE_UNITS_PER_ROOT
     units = max(roots * math.sqrt(length), UNITS_MIN if noisy else FINE_UNITS_MIN)
-    return max(1, 1 << max(0, math.ceil(math.log2(units / clip))))
+    return max(1, 1 << max(0, math.ceil(math.log2(_ratio(units, clip)))))
+
+
+def _ratio(units: float, clip: float) -> float:
+    ratio = units / clip
+    if ratio > SCALE_MAX:
+        raise ConfigurationError(
+            "clip-out-of-range",
+            "The clip is too small for the integer grid.",
+            expected=f"at least {units / SCALE_MAX:.3g}",
+            found=clip,
+            remedy="Rescale the values.",
+        )
+    return ratio
 
 
 def clip_units(clip: float, scale: int) -> int:
@@ -49,9 +66,13 @@ def clip_units(clip: float, scale: int) -> int:
 
 
 def equalised_scales(clips: Sequence[float], lengths: Sequence[int]) -> list[int]:
-    """Scales that give all segments about the same clip in units, hence the same relative noise."""
+    """Scales that give all segments about the same clip in units, hence the same relative noise.
+
+    Raises:
+        ConfigurationError: as :func:`scale_for`.
+    """
     units = max(UNITS_PER_ROOT * math.sqrt(max(lengths)), UNITS_MIN)
-    return [max(1, math.ceil(units / clip)) for clip in clips]
+    return [max(1, math.ceil(_ratio(units, clip))) for clip in clips]
 
 
 def l2_squared_units(segments: Sequence[Segment]) -> int:

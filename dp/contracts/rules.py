@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from dp.contracts.derive import SHARE_VARIANCE_MAX, WRAP_LOG2_TARGET, wrap_log2
-from dp.grid import clip_units, examples_factor, has_ring_noise, l2_squared_units
+from dp.grid import SCALE_MAX, clip_units, examples_factor, has_ring_noise, l2_squared_units
 from secagg import limits, parameters
 from secagg.errors import ConfigurationError
 from secagg.manifest import Manifest, Segment
@@ -149,7 +149,7 @@ def check_grid(segments: Sequence[Segment]) -> None:
         if segment.length < 1:
             refuse("segments-wrong", f"Segment {segment.name} is empty.", found=segment.length)
         in_range(f"clip of {segment.name}", segment.clip, 0, 1e12, open_low=True)
-        in_range(f"scale of {segment.name}", segment.scale, 1, 1 << 52)
+        in_range(f"scale of {segment.name}", segment.scale, 1, SCALE_MAX)
         units = clip_units(segment.clip, segment.scale)
         if segment.clip_units != units:
             refuse(
