@@ -23,7 +23,7 @@ DELTA = 1e-5
 # Seconds from the masking set to the last vector. Every round with drop-outs waits that long for
 # the dead, so it is short: on loopback a vector takes milliseconds.
 _MASKED_INPUT_S = 8.0
-_MASKED_INPUT_TINY_S = 2.0
+_MASKED_INPUT_TINY_S = 3.0
 _STEP_S = 60.0  # the other steps wait only for a device that was killed and comes back
 _REPORT_S = 3600.0
 
