@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import enum
 import json
+import math
 import sys
 import traceback
 from collections.abc import Mapping
@@ -132,8 +133,19 @@ class Output:
 
 
 def print_json(keys: Mapping[str, Any]) -> None:
-    sys.stdout.write(json.dumps(keys, allow_nan=False) + "\n")
+    """One line of strict JSON; numbers that are not finite become null."""
+    sys.stdout.write(json.dumps(_finite(keys), allow_nan=False) + "\n")
     sys.stdout.flush()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
 
 
 def _both_values(error: SecaggError) -> str:

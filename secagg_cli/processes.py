@@ -61,8 +61,11 @@ class Children:
     ) -> subprocess.Popen[str]:
         """Start ``secagg ARGUMENTS``; its standard error goes to the end of ``log``.
 
-        ``environment`` is added to this process's own.
+        The child inherits the environment without this project's own variables (``SECAGG_...``:
+        a database or a token of a real service is none of a demonstration's business), plus
+        ``environment``.
         """
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith("SECAGG_")}
         own = {_PARENT: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
         with log.open("ab") as stderr:
             child = subprocess.Popen(
@@ -72,7 +75,7 @@ class Children:
                 stderr=stderr,
                 text=True,
                 encoding="utf-8",
-                env={**os.environ, **(environment or {}), **own},
+                env={**inherited, **(environment or {}), **own},
                 start_new_session=True,
             )
         self._running.append(child)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import queue
 import shutil
 import time
@@ -209,7 +208,6 @@ def _result(
     from dp.accounting import headline
 
     task = next(task for task in audit.tasks if task.manifest.task == TASK)
-    epsilon = headline(task.lines)
     return {
         "rounds": len(records),
         "clients": options.clients,
@@ -217,7 +215,7 @@ def _result(
         "per_round": [round_json(record) for record in records],
         "loss_before": round(before.loss, 4),
         "loss_after": round(after.loss, 4),
-        "epsilon": epsilon if epsilon is None or math.isfinite(epsilon) else None,
+        "epsilon": headline(task.lines),
         "delta": task.manifest.budget.delta,
         "privacy": [msgspec.to_builtins(line) for line in task.lines],
         "notes": _notes(task.manifest.cohort),

@@ -8,7 +8,7 @@ import pytest
 import typer
 
 from secagg.errors import ConfigurationError
-from secagg_cli.output import Format, Output
+from secagg_cli.output import Format, Output, print_json
 
 
 def run(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
@@ -74,3 +74,11 @@ def test_help_and_a_device_without_training_import_no_torch() -> None:
         "assert not {'torch', 'transformers', 'matplotlib', 'sqlalchemy'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
+
+
+def test_json_is_strict(capsys: pytest.CaptureFixture[str]) -> None:
+    print_json({"a": [float("inf"), {"b": float("nan")}], "c": (1.5, None, True, "x")})
+    assert json.loads(capsys.readouterr().out) == {
+        "a": [None, {"b": None}],
+        "c": [1.5, None, True, "x"],
+    }

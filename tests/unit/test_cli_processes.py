@@ -86,3 +86,20 @@ def test_kill_ends_a_child_at_once(tmp_path: Path) -> None:
         children.kill(child)
         assert child.returncode == -signal.SIGKILL
         assert children.pids() == []
+
+
+def test_children_inherit_none_of_the_user_s_own_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A database of a real service must not become the demonstration's."""
+    monkeypatch.setenv("SECAGG_DATABASE_URL", "postgresql+asyncpg://production")
+    os.mkfifo(tmp_path / "pipe")
+    with Children() as children:
+        child = children.start(
+            ["join", "b", "--task", "t", "--data", str(tmp_path / "pipe")],
+            tmp_path / "log",
+            {"SECAGG_TORCH_THREADS": "1"},
+        )
+        environment = Path(f"/proc/{child.pid}/environ").read_bytes()
+        assert b"production" not in environment
+        assert b"SECAGG_TORCH_THREADS=1" in environment
