@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from secagg_cli.background import Background
+from secagg_cli.libraries import collector_paused
 from secagg_cli.output import CommandError, Format, FormatOption, Output
 from secagg_cli.processes import die_with_parent
 
@@ -137,11 +138,12 @@ class _LazyTrainer:
         return values
 
     def _load(self, name: str) -> Any:
-        from client_sdk import LoraTrainer
-        from secagg_cli.models import ensure_model, load_model
+        with collector_paused():
+            from client_sdk import LoraTrainer
+            from secagg_cli.models import ensure_model, load_model
 
-        model, tokenizer = load_model(ensure_model(self._model or name))
-        return LoraTrainer(model, tokenizer, self._pairs)
+            model, tokenizer = load_model(ensure_model(self._model or name))
+            return LoraTrainer(model, tokenizer, self._pairs)
 
 
 def _name(job: TrainingJob) -> str:

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 import platformdirs
 
 from secagg.errors import ConfigurationError
+from secagg_cli.libraries import collector_paused, quiet_transformers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -92,12 +93,13 @@ def load_model(
     folder: str | os.PathLike[str],
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model (float32, weights mapped from the file) and its tokenizer."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    with collector_paused():
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    with quiet_transformers():
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        with quiet_transformers():
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(folder)
     return model, tokenizer
 
 
@@ -237,22 +239,6 @@ def _from_hub(name: str, report: Progress) -> Path:
 
 
 @contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Without transformers' own bars and advice, which would tear ours."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
-
-
-@contextmanager
 def _quiet_gguf() -> Iterator[None]:
     """The GGUF reader draws its bar with tqdm itself, whatever transformers' settings say."""
     from transformers import modeling_gguf_pytorch_utils
@@ -266,4 +252,4 @@ def _quiet_gguf() -> Iterator[None]:
         reader.tqdm = bar
 
 
-__all__ = ["Progress", "cache_folder", "ensure_model", "load_model", "quiet_transformers"]
+__all__ = ["Progress", "cache_folder", "ensure_model", "load_model"]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from secagg_cli.corpus import public_pairs
+from secagg_cli.libraries import collector_paused, quiet_transformers
 
 if TYPE_CHECKING:
     import torch
@@ -38,13 +39,12 @@ _SPECIAL = ("<|pad|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>")
 
 def make_tiny(folder: Path, report: Callable[[str, float | None], None]) -> None:
     """Write model and tokenizer to ``folder`` in transformers' format."""
-    import torch
-
-    from secagg_cli.models import quiet_transformers
-
     report("Making the tiny model", 0.0)
-    tokenizer = _tokenizer()
-    model = _model(tokenizer)
+    with collector_paused():
+        import torch
+
+        tokenizer = _tokenizer()
+        model = _model(tokenizer)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # threads cost more than such small layers take, above all when busy
     try:

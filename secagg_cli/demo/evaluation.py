@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from secagg_cli.libraries import collector_paused
+
 if TYPE_CHECKING:
     from secagg_cli.corpus import Pair
 
@@ -35,8 +37,9 @@ class Evaluator:
 
     def measure(self, prompt: str) -> Measured:
         """The base model alone, on one thread: the devices are at work beside it."""
-        import peft  # noqa: F401  takes seconds, and is needed in the end
-        import torch
+        with collector_paused():
+            import peft  # noqa: F401  takes seconds, and is needed in the end
+            import torch
 
         torch.set_num_threads(1)
         return self._measure(self.model, prompt)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class KillPlan:
     """``drops`` devices a round vanish for good before their upload; one more, if ``resume``,
-    is killed after its upload and comes back at once.
+    is killed after its upload in every odd round and comes back at once.
 
     Devices are numbered 0..clients-1, rounds from 1.
     """
@@ -26,7 +26,7 @@ class KillPlan:
         return frozenset((first + step) % self.clients for step in range(self.drops))
 
     def resumer(self, round_number: int) -> int | None:
-        if not self.resume:
+        if not self.resume or round_number % 2 == 0:
             return None
         return (round_number * max(self.drops, 1)) % self.clients
 

@@ -65,7 +65,7 @@ def run_demo(options: DemoOptions, out: Output) -> dict[str, Any]:
         before = Background(lambda: evaluator.measure(prompt))
         out.say(
             f"{options.rounds} round(s); in each, {plan.drops} device(s) killed before the upload"
-            + (" and one after it, which resumes" if plan.resume else "")
+            + (" and in every other round one after it, which resumes" if plan.resume else "")
         )
         with (
             (folder / "events.log").open("w", encoding="utf-8", buffering=1) as log,

@@ -51,7 +51,7 @@ def test_the_demo_trains_through_drop_outs_and_its_ledger_verifies(tmp_path: Pat
     assert [line["mode"] for line in keys["privacy"]] == ["C"]
     for number, row in enumerate(keys["per_round"], 1):
         assert (row["round"], row["cohort"], row["dropped"]) == (number, 4, 1)
-        assert row["resumed"] is True
+        assert row["resumed"] is (number == 1)
         assert row["sum_norm"] > 0
         assert row["epsilon"]["local"] is row["epsilon"]["device"] is None
     assert keys["per_round"][-1]["epsilon"]["distributed"] == keys["epsilon"]
@@ -64,7 +64,7 @@ def test_the_demo_trains_through_drop_outs_and_its_ledger_verifies(tmp_path: Pat
     assert f"{keys['loss_after']:.3f}" in report
     events = (folder / "events.log").read_text("utf-8").splitlines()
     resumed = [line for line in events if "life 2 resumed" in line and '"uploading"' in line]
-    assert len(resumed) == 2  # in each round one device came back to confirm and unmask
+    assert len(resumed) == 1  # in the first round one device came back to confirm and unmask
 
 
 def test_smollm2_learns_in_one_release(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ def test_every_device_has_its_turn_and_the_resumer_is_no_victim() -> None:
         victims = plan.victims(number)
         assert len(victims) == 2
         assert plan.resumer(number) not in victims
+        assert (plan.resumer(number) is None) == (number == 2)
         killed |= victims
     assert killed == set(range(6))
 
