@@ -84,6 +84,8 @@ def test_no_process_outlives_a_demo_that_is_stopped(tmp_path: Path, number: int)
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell that runs the tests in the background has children ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         for line in demo.stdout:
