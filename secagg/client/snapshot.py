@@ -47,7 +47,7 @@ def _reveal(value: Any) -> bytes:
 def _hide(kind: type[Any], value: Any) -> Any:
     if kind is Secret and isinstance(value, bytes):
         return Secret(value)
-    raise NotImplementedError(kind.__name__)
+    raise TypeError(kind.__name__)  # which msgspec reports as malformed, with the place
 
 
 _encoder = msgspec.msgpack.Encoder(enc_hook=_reveal)
