@@ -13,6 +13,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from aggregator.blobs import BlobStore
+from secagg import adapter
 from secagg.manifest import Manifest
 
 MODELS, OPTIMISERS = "models", "optimisers"
@@ -25,9 +26,11 @@ class Stored:
 
 
 def vector_length(manifest: Manifest) -> int:
-    """Length of the global vector: the trained segment, or for statistics all segments."""
+    """Length of the global vector: the adapter's, or for statistics all segments."""
     if manifest.algorithm == "sum":
         return manifest.data_length
+    if manifest.adapter is not None:
+        return adapter.vector_length(manifest.adapter)
     return manifest.segments[0].length
 
 

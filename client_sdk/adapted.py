@@ -17,7 +17,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 
 from client_sdk.errors import ContributionError
-from client_sdk.lora import base_fingerprint, vector_length, vector_to_tensors
+from client_sdk.lora import base_fingerprint, vector_to_tensors
+from secagg.adapter import sent_length, size, trained, vector_length
 from secagg.manifest import Adapter, Manifest
 
 if TYPE_CHECKING:
@@ -55,15 +56,23 @@ class AdaptedModel:
         self.model = _inject(model, self.adapter)
         self._tensors = _adapter_tensors(self.model)
         self._check_tensors()
-        trainable = {shape.name for shape in self.adapter.trainable}
+        self.parameters: tuple[nn.Parameter, ...] = ()
+        self.choose(0)
+
+    def choose(self, version: int) -> None:
+        """Train the tensors that the adapter's form trains on top of model ``version``."""
+        shapes = trained(self.adapter, version)
+        names = {shape.name for shape in shapes}
         for name, parameter in self._tensors.items():
-            parameter.requires_grad_(name in trainable)
-        self.parameters: tuple[nn.Parameter, ...] = tuple(
-            self._tensors[shape.name] for shape in self.adapter.trainable
-        )
+            parameter.requires_grad_(name in names)
+            parameter.grad = None
+        self.parameters = tuple(self._tensors[shape.name] for shape in shapes)
+        sketched = self.adapter.kind == "product"
+        self.length = size(shapes) if sketched else sent_length(self.adapter)
+        self._padding = self.length - size(shapes)
 
     def load(self, vector: NDArray[Any]) -> None:
-        """Set the adapter to its initialisation plus ``vector``, float32[d].
+        """Set the adapter to its initialisation plus ``vector``, float32[vector_length].
 
         Raises:
             LocalProtocolError: ``adapter-length``.
@@ -76,18 +85,33 @@ class AdaptedModel:
                 self._tensors[name].copy_(torch.from_numpy(value))
 
     def flat(self) -> Tensor:
-        """The trainable tensors as they are now; float64[d] on the CPU."""
-        return torch.cat([p.detach().reshape(-1).double().cpu() for p in self.parameters])
+        """The trained tensors as they are now, padded with zeros; float64[d] on the CPU."""
+        parts = [p.detach().reshape(-1).double().cpu() for p in self.parameters]
+        return torch.cat([*parts, torch.zeros(self._padding, dtype=torch.float64)])
 
     def add(self, change: Tensor) -> None:
-        """Add float[d] to the trainable tensors."""
-        parts = change.split([p.numel() for p in self.parameters])
+        """Add float[d] to the trained tensors; what lies in the padding is left out."""
+        counts = [p.numel() for p in self.parameters]
+        parts = change[: sum(counts)].split(counts)
         with torch.no_grad():
             for parameter, part in zip(self.parameters, parts, strict=True):
                 parameter.add_(part.view(parameter.shape).to(parameter))
 
+    def cut(self, rank: int) -> None:
+        """Zero the components of both factors beyond ``rank``.
+
+        Their gradients vanish with both factors, so that plain steps leave them zero.
+        """
+        with torch.no_grad():
+            for name, tensor in self._tensors.items():
+                (tensor[rank:] if ".lora_A." in name else tensor[:, rank:]).zero_()
+
+    def tensors(self) -> dict[str, NDArray[np.float32]]:
+        """All tensors of the adapter by the names of peft's files."""
+        return {name: p.detach().float().cpu().clone().numpy() for name, p in self._tensors.items()}
+
     @property
-    def length(self) -> int:
+    def vector_length(self) -> int:
         return vector_length(self.adapter)
 
     def unload(self) -> PreTrainedModel:

@@ -18,6 +18,7 @@ import safetensors.numpy
 
 from client_sdk.device import Device
 from client_sdk.errors import TransportError
+from secagg.adapter import vector_length
 from secagg.api import Offer
 from secagg.errors import RemoteProtocolError
 from secagg.hashing import encode_parts
@@ -154,10 +155,10 @@ def _check_numbers(offer: Offer) -> None:
 
 
 def model_length(manifest: Manifest) -> int:
-    """Numbers in the global vector: the trainable tensors', or all segments' without an adapter."""
+    """Numbers in the global vector: the adapter's, or all segments' without one."""
     if manifest.adapter is None:
         return manifest.data_length
-    return sum(tensor.rows * tensor.columns for tensor in manifest.adapter.trainable)
+    return vector_length(manifest.adapter)
 
 
 async def fetch_model(device: Device, manifest: Manifest, offer: Offer) -> np.ndarray:

@@ -82,6 +82,7 @@ class ExampleGradients:
         parameters: the trainable tensors; no other parameter of the model may require gradients.
         method: ``hooks`` runs a batch at once; ``loop`` runs one example at a time: slower, in a
             fraction of the memory, and the reference.
+        length: :meth:`flat` fills its rows with zeros up to this length.
 
     Raises:
         ContributionError: ``trainable-set`` if the model trains other parameters than these.
@@ -94,6 +95,7 @@ class ExampleGradients:
         *,
         pad_token: int,
         method: Method = "hooks",
+        length: int | None = None,
     ) -> None:
         trainable = {id(p) for p in model.parameters() if p.requires_grad}
         if trainable != {id(p) for p in parameters}:
@@ -108,6 +110,7 @@ class ExampleGradients:
         self._parameters: tuple[Any, ...] = tuple(parameters)  # Opacus adds attributes
         self._pad_token = pad_token
         self._method = method
+        self._length = length
         self._hooks: GradSampleHooks | None = None
 
     def __enter__(self) -> ExampleGradients:
@@ -159,9 +162,11 @@ class ExampleGradients:
 
     def flat(self) -> Tensor:
         """The gradients of the last run as float32[examples, d] on the CPU."""
-        return torch.cat(
+        rows = torch.cat(
             [p.grad_sample.detach().flatten(1).float().cpu() for p in self._parameters], dim=1
         )
+        missing = 0 if self._length is None else self._length - rows.shape[1]
+        return functional.pad(rows, (0, missing)) if missing else rows
 
     def _loop(self, rows: Sequence[Row]) -> Tensor:
         losses, gradients = [], []

@@ -11,110 +11,36 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
+from secagg.adapter import initial_tensor, tensors_to_vector, vector_length, vector_to_tensors
 from secagg.errors import ConfigurationError, LocalProtocolError
 from secagg.hashing import encode_parts
-from secagg.manifest import Adapter, Manifest, TensorShape
+from secagg.manifest import Adapter, AdapterKind, Manifest, TensorShape
 
 if TYPE_CHECKING:
     from torch import nn
 
-Float32 = NDArray[np.float32]
+__all__ = [
+    "adapter_spec",
+    "base_fingerprint",
+    "initial_tensor",
+    "tensors_to_vector",
+    "vector_length",
+    "vector_to_tensors",
+    "write_peft_folder",
+]
 
 _PREFIX = "base_model.model."  # peft's, in every adapter file
-_UNIFORM_BITS = 24  # odd integers below 2^24 are exact in float32
 _FINGERPRINT_CHUNK = 1 << 22
-
-
-def initial_tensor(adapter: Adapter, name: str, rows: int, columns: int) -> Float32:
-    """The tensor ``name`` before any training; float32[rows, columns].
-
-    B is zero. A is uniform within ±1/sqrt(columns), the bound of peft's initialisation (Kaiming
-    uniform with a = sqrt 5). SHAKE-256 over (seed, name) gives one little-endian uint32 per entry;
-    its upper 24 bits u become the odd integer 2u + 1 - 2^24, exact in float32, and one IEEE
-    multiplication by the rounded step scales it: the same bits on every platform.
-    """
-    if ".lora_B." in name:
-        return np.zeros((rows, columns), dtype=np.float32)
-    stream = hashlib.shake_256(encode_parts("lora-init", adapter.seed, name.encode()))
-    words = np.frombuffer(stream.digest(4 * rows * columns), dtype="<u4")
-    upper = (words >> np.uint32(32 - _UNIFORM_BITS)).astype(np.int64)
-    odd = (2 * upper + 1 - (1 << _UNIFORM_BITS)).astype(np.float32)
-    step = np.float32(1.0 / math.sqrt(columns) / (1 << _UNIFORM_BITS))
-    return (odd * step).reshape(rows, columns)
-
-
-def vector_length(adapter: Adapter) -> int:
-    """Numbers in the global vector."""
-    return sum(shape.rows * shape.columns for shape in adapter.trainable)
-
-
-def _checked_vector(adapter: Adapter, vector: NDArray[Any]) -> Float32:
-    expected = (vector_length(adapter),)
-    if vector.shape != expected:
-        raise LocalProtocolError(
-            "adapter-length",
-            "The vector does not fit the adapter.",
-            expected=expected,
-            found=vector.shape,
-        )
-    return np.asarray(vector, dtype=np.float32)
-
-
-def vector_to_tensors(adapter: Adapter, vector: NDArray[Any]) -> dict[str, Float32]:
-    """All tensors of the adapter by name: initialisation plus ``vector``, and the frozen ones.
-
-    Args:
-        vector: float32[d], the change from the initialisation, in the order of ``trainable``.
-
-    Raises:
-        LocalProtocolError: ``adapter-length``.
-    """
-    vector = _checked_vector(adapter, vector)
-    tensors: dict[str, Float32] = {}
-    start = 0
-    for shape in adapter.trainable:
-        end = start + shape.rows * shape.columns
-        change = vector[start:end].reshape(shape.rows, shape.columns)
-        tensors[shape.name] = (
-            initial_tensor(adapter, shape.name, shape.rows, shape.columns) + change
-        )
-        start = end
-    for shape in adapter.frozen:
-        tensors[shape.name] = initial_tensor(adapter, shape.name, shape.rows, shape.columns)
-    return tensors
-
-
-def tensors_to_vector(adapter: Adapter, tensors: Mapping[str, NDArray[Any]]) -> Float32:
-    """The inverse of :func:`vector_to_tensors`; float32[d]. Frozen tensors are ignored.
-
-    Raises:
-        LocalProtocolError: ``adapter-tensor`` if one is missing or has another shape.
-    """
-    parts = []
-    for shape in adapter.trainable:
-        tensor = tensors.get(shape.name)
-        if tensor is None or tensor.shape != (shape.rows, shape.columns):
-            raise LocalProtocolError(
-                "adapter-tensor",
-                f"Tensor {shape.name} is missing or has another shape.",
-                expected=(shape.rows, shape.columns),
-                found=None if tensor is None else tensor.shape,
-            )
-        initial = initial_tensor(adapter, shape.name, shape.rows, shape.columns)
-        parts.append((np.asarray(tensor, dtype=np.float32) - initial).ravel())
-    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.float32)
 
 
 def write_peft_folder(
@@ -165,16 +91,21 @@ def write_peft_folder(
 
 def adapter_spec(
     model: nn.Module | Any,
-    kind: Literal["lora", "ffa-lora"],
+    kind: AdapterKind,
     rank: int,
     alpha: int,
     target_modules: Sequence[str],
     seed: bytes,
+    sketch: int = 0,
 ) -> Adapter:
     """Describe the adapter for a model, or for a transformers config (built without weights).
 
     Tensors are listed layer by layer in the model's own order, A before B, under the names of
-    peft's files. ``ffa-lora`` freezes every A (Sun et al., arXiv 2403.12313).
+    peft's files. ``ffa-lora`` (Sun et al., arXiv 2403.12313) and ``fedsvd`` train B alone.
+
+    Args:
+        sketch: columns of a layer's sketch for ``product``: the sum of the devices' ranks, plus
+            ``rank``, for an exact sum.
 
     Raises:
         ConfigurationError: ``adapter-targets`` if a target matches no linear layer;
@@ -209,7 +140,7 @@ def adapter_spec(
             found=sorted(found),
             remedy="Name linear layers by the last part of their path, such as q_proj.",
         )
-    if kind == "ffa-lora":
+    if kind in ("ffa-lora", "fedsvd"):
         trainable = tuple(b_shapes[name] for name in order)
         frozen = tuple(a_shapes[name] for name in order)
     else:
@@ -223,6 +154,7 @@ def adapter_spec(
         seed=seed,
         trainable=trainable,
         frozen=frozen,
+        sketch=sketch,
     )
 
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from client_sdk.adapted import AdaptedModel, fingerprint_of
 from client_sdk.algorithms import ALGORITHMS
+from client_sdk.algorithms.products import sketched
 from client_sdk.algorithms.work import Work
 from client_sdk.errors import ContributionError
 from client_sdk.examples import Example, Row, encode_example
@@ -49,6 +50,8 @@ class LoraTrainer:
         micro_batch: most examples in one pass; the manifest may ask for fewer.
         method: ``hooks`` (Opacus) or ``loop`` (one example at a time, least memory).
         threads: torch threads of this process; default from ``SECAGG_TORCH_THREADS``, else torch's.
+        rank: for tasks whose adapter's form is ``product``: this device's own rank, at most the
+            task's. It stays hidden in the sum.
         random_bytes: source of every coin (sampling, rounding, noise): the operating system's.
             Seeding torch or numpy changes none of them.
         clock: monotonic seconds.
@@ -66,6 +69,7 @@ class LoraTrainer:
         micro_batch: int = 4,
         method: Method = "hooks",
         threads: int | None = None,
+        rank: int | None = None,
         random_bytes: Callable[[int], bytes] = os.urandom,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -76,6 +80,7 @@ class LoraTrainer:
         self._dataset = dataset
         self._micro_batch = micro_batch
         self._method: Method = method
+        self._rank = rank
         self._threads = threads if threads is not None else _threads_from_environment()
         self._random_bytes = random_bytes
         self._clock = clock
@@ -109,7 +114,9 @@ class LoraTrainer:
             )
         adapted = self._prepare(manifest)
         assert manifest.training is not None  # noqa: S101  (AdaptedModel has checked it)
+        adapted.choose(job.version)
         adapted.load(job.vector)
+        start = self._start_products(adapted)
         work = Work(
             adapted=adapted,
             rows=self._encode(manifest.training.max_tokens),
@@ -120,8 +127,18 @@ class LoraTrainer:
             clock=self._clock,
             deadline_s=deadline_s,
             stopped=job.stop.is_set,
+            version=job.version,
         )
-        return algorithm(manifest, work)
+        values = algorithm(manifest, work)
+        return values if start is None else sketched(manifest, work, start, values)
+
+    def _start_products(self, adapted: AdaptedModel) -> Mapping[str, NDArray[np.float32]] | None:
+        """For ``product``: cut the start to this device's rank, and remember it."""
+        if adapted.adapter.kind != "product":
+            return None
+        if self._rank is not None:
+            adapted.cut(self._rank)
+        return adapted.tensors()
 
     def _prepare(self, manifest: Manifest) -> AdaptedModel:
         if self._fingerprint is None:
@@ -145,13 +162,15 @@ class LoraTrainer:
 
         At B = 0 the gradient of A vanishes and would be compared with nothing.
         """
-        adapted.load(_spread(adapted.length))
+        adapted.load(_spread(adapted.vector_length))
         size = int(adapted.model.get_input_embeddings().weight.shape[0])
         rows = [
             Row(tuple((17 * t + 5) % size for t in range(n)), (False,) * 3 + (True,) * (n - 3))
             for n in _SELF_TEST_LENGTHS
         ]
-        check_hooks(adapted.model, adapted.parameters, rows, _pad_token(self._tokenizer))
+        for version in (1, 0) if adapted.adapter.kind == "rolora" else (0,):  # each factor once
+            adapted.choose(version)
+            check_hooks(adapted.model, adapted.parameters, rows, _pad_token(self._tokenizer))
 
     def _encode(self, max_tokens: int) -> tuple[Row, ...]:
         if self._rows is None or self._rows[0] != max_tokens:

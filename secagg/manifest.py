@@ -126,22 +126,27 @@ class TensorShape(_Part, frozen=True):
     columns: int
 
 
+AdapterKind = Literal["lora", "ffa-lora", "rolora", "fedsvd", "product"]
+
+
 class Adapter(_Part, frozen=True):
-    """The LoRA adapter.
+    """The LoRA adapter; its forms are in :mod:`secagg.adapter`.
 
     The global vector is the change of the trainable tensors from their initialisation, flattened
-    row-major in the order of ``trainable``. ``frozen`` tensors come from ``seed`` alone (FFA-LoRA:
-    every A). All tensors are initialised from ``seed`` by ``client_sdk.lora.initial_tensor``;
-    every B starts at zero.
+    row-major in the order of ``trainable``. ``frozen`` tensors are not trained by devices:
+    FFA-LoRA's every A comes from ``seed`` alone, FedSVD's is part of the global vector, after B.
+    All tensors are initialised from ``seed`` by ``secagg.adapter.initial_tensor``; every B starts
+    at zero. ``sketch``: columns of each layer's sketch (``product``; else 0).
     """
 
-    kind: Literal["lora", "ffa-lora"]
+    kind: AdapterKind
     rank: int
     alpha: int
     target_modules: tuple[str, ...]
     seed: bytes
     trainable: tuple[TensorShape, ...]
     frozen: tuple[TensorShape, ...]
+    sketch: int = 0
 
 
 class Training(_Part, frozen=True):

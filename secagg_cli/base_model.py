@@ -31,5 +31,6 @@ def describe(model: Any, name: str, adapter: AdapterPreset) -> tuple[BaseModel, 
             adapter.alpha,
             adapter.target_modules,
             secrets.token_bytes(32),
+            adapter.sketch,
         ),
     )

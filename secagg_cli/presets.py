@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from dp.contracts import TrainingSpec
+from secagg.manifest import AdapterKind
 
-AdapterKind = Literal["lora", "ffa-lora"]
 Privacy = Literal["distributed", "local", "none"]
 
 MAX_TOKENS = 64
@@ -27,6 +27,7 @@ class AdapterPreset:
     rank: int
     alpha: int
     target_modules: tuple[str, ...]
+    sketch: int = 0
 
 
 @dataclass(frozen=True)

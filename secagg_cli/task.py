@@ -26,15 +26,20 @@ NameArgument = Annotated[str, typer.Argument(help="The task's name.")]
 class AdapterKind(enum.StrEnum):
     ffa_lora = "ffa-lora"
     lora = "lora"
+    rolora = "rolora"
+    fedsvd = "fedsvd"
+    product = "product"
 
 
-def _describe(model: str, kind: AdapterKind, rank: int, alpha: int, targets: str) -> dict[str, Any]:
+def _describe(
+    model: str, kind: AdapterKind, rank: int, alpha: int, targets: str, sketch: int
+) -> dict[str, Any]:
     from secagg_cli.base_model import describe
     from secagg_cli.models import ensure_model, load_model
     from secagg_cli.presets import AdapterPreset
 
     loaded, _ = load_model(ensure_model(model))
-    preset = AdapterPreset(kind.value, rank, alpha, tuple(targets.split(",")))
+    preset = AdapterPreset(kind.value, rank, alpha, tuple(targets.split(",")), sketch)
     base_model, adapter = describe(loaded, model, preset)
     return {"base_model": base_model, "adapter": adapter}
 
@@ -68,13 +73,25 @@ def create(
         ),
     ] = None,
     adapter: Annotated[
-        AdapterKind, typer.Option(help="ffa-lora trains B alone; lora trains A and B.")
+        AdapterKind,
+        typer.Option(
+            help="What is trained and sent: ffa-lora B alone; lora A and B; rolora one of them by "
+            "turns; fedsvd B, with a new A after each release; product sketches of B A."
+        ),
     ] = AdapterKind.ffa_lora,
     rank: Annotated[int, typer.Option(help="Rank of the adapter.", min=1)] = 4,
     alpha: Annotated[int, typer.Option(help="Scale of the adapter: alpha / rank.", min=1)] = 8,
     targets: Annotated[
         str, typer.Option(help="Linear layers to adapt, by the last part of their names.")
     ] = "q_proj,v_proj",
+    sketch: Annotated[
+        int,
+        typer.Option(
+            help="For product: columns of a layer's sketch; exact from the sum of the devices' "
+            "ranks plus the task's.",
+            min=0,
+        ),
+    ] = 0,
     server: ServerOption = DEFAULT_SERVER,
     token_file: TokenFileOption = None,
     format: FormatOption = Format.text,
@@ -83,7 +100,7 @@ def create(
     with Output(format) as out:
         spec = read_spec(file)
         if model is not None:
-            spec |= _describe(model, adapter, rank, alpha, targets)
+            spec |= _describe(model, adapter, rank, alpha, targets, sketch)
         answer = Operator(server, read_token(token_file)).create_task(spec)
         for warning in answer.get("warnings", ()):
             out.warn(warning)

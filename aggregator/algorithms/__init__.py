@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from aggregator.algorithms.averaging import averaged_delta
 from aggregator.algorithms.fedsgd import descent
+from aggregator.algorithms.forms import FORMS
 from aggregator.algorithms.optimisers import OptimiserState, apply
 from aggregator.algorithms.statistics import concatenated
 from secagg.errors import ConfigurationError, SecaggError
@@ -40,9 +41,15 @@ _DIRECTIONS: dict[str, Callable[[Manifest, Sums], tuple[NDArray[np.float64], dic
 
 
 def server_step(
-    manifest: Manifest, vector: NDArray[np.float32], optimiser: OptimiserState, sums: Sums
+    manifest: Manifest,
+    vector: NDArray[np.float32],
+    optimiser: OptimiserState,
+    sums: Sums,
+    version: int = 0,
 ) -> Step:
     """The next version from the current one and the decoded sums by segment name.
+
+    ``version``: of ``vector``; phases and public seeds of an adapter's form follow from it.
 
     Raises:
         ConfigurationError: ``algorithm-unknown``.
@@ -58,7 +65,12 @@ def server_step(
             found=manifest.algorithm,
         )
     direction, metrics = _DIRECTIONS[manifest.algorithm](manifest, sums)
-    moved, state = apply(manifest.training, vector.astype(np.float64), optimiser, direction)
+    form = FORMS.get("" if manifest.adapter is None else manifest.adapter.kind)
+    if form is None:
+        moved, state = apply(manifest.training, vector.astype(np.float64), optimiser, direction)
+    else:
+        moved, found = form(manifest, vector.astype(np.float64), direction, version)
+        state, metrics = {}, {**metrics, **found}
     with np.errstate(over="ignore"):
         after = moved.astype(np.float32)
     if not np.isfinite(after).all():

@@ -170,7 +170,7 @@ class Releaser:
         before = models.load(blobs, bytes.fromhex(row.digest))
         digest = row.optimiser_digest
         optimiser = models.load_optimiser(blobs, bytes.fromhex(digest) if digest else None)
-        step = server_step(manifest, before, optimiser, sums)
+        step = server_step(manifest, before, optimiser, sums, row.version)
         return Computed(
             step=step,
             model=models.store(blobs, manifest.task, row.version + 1, step.vector),

@@ -25,6 +25,7 @@ class Work:
         micro_batch: most rows in one pass.
         deadline_s: on ``clock``; None without a limit.
         stopped: whether the result is no longer wanted.
+        version: of the global model; public seeds and phases follow from it.
     """
 
     adapted: AdaptedModel
@@ -36,6 +37,7 @@ class Work:
     clock: Callable[[], float]
     deadline_s: float | None
     stopped: Callable[[], bool]
+    version: int = 0
 
     def gradients(self) -> ExampleGradients:
         return ExampleGradients(
@@ -43,6 +45,7 @@ class Work:
             self.adapted.parameters,
             pad_token=self.pad_token,
             method=self.method,
+            length=self.adapted.length,
         )
 
     def micro_batches(self, indices: NDArray[np.int64]) -> Iterator[list[Row]]:

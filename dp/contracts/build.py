@@ -11,6 +11,7 @@ from dp.contracts.derive import derive_ring, share_variance
 from dp.contracts.rules import in_range
 from dp.contracts.spec import SegmentSpec, TaskSpec
 from dp.grid import clip_units, equalised_scales, l2_squared_units, scale_for
+from secagg.adapter import sent_length
 from secagg.errors import ConfigurationError
 from secagg.limits import PROTOCOL_VERSION, SLICE_LENGTH, SUITE
 from secagg.manifest import (
@@ -54,7 +55,7 @@ def build_manifest(
 
     length = 0
     if spec.adapter is not None:
-        length = sum(tensor.rows * tensor.columns for tensor in spec.adapter.trainable)
+        length = sent_length(spec.adapter)
     elif spec.algorithm != "sum":
         raise ConfigurationError(
             "adapter-missing",

@@ -14,6 +14,7 @@ from dp.contracts.fedavg import FedAvg
 from dp.contracts.federated_sum import FederatedSum
 from dp.contracts.fedprox import FedProx
 from dp.contracts.fedsgd import FedSGD
+from dp.contracts.forms import check_form
 from dp.contracts.rules import (
     check_cohort,
     check_encoding,
@@ -170,6 +171,7 @@ def _check_adapter(manifest: Manifest) -> None:
         refuse("adapter-tensors", "An adapter needs distinct tensors, and some to train.")
     for tensor in (*adapter.trainable, *adapter.frozen):
         in_range(f"shape of {tensor.name}", min(tensor.rows, tensor.columns), 1, 1 << 28)
+    check_form(manifest, adapter)
 
 
 def _check_training(manifest: Manifest) -> None:

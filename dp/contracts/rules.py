@@ -9,6 +9,7 @@ from fractions import Fraction
 from dp.contracts.derive import SHARE_VARIANCE_MAX, WRAP_LOG2_TARGET, wrap_log2
 from dp.grid import SCALE_MAX, clip_units, examples_factor, has_ring_noise, l2_squared_units
 from secagg import limits, parameters
+from secagg.adapter import sent_length
 from secagg.errors import ConfigurationError
 from secagg.manifest import Manifest, Segment
 
@@ -45,7 +46,7 @@ def in_range(
 
 
 def adapter_length(manifest: Manifest) -> int:
-    """Numbers in the global vector.
+    """Numbers in the segment that the adapter's form sends.
 
     Raises:
         ConfigurationError: ``adapter-missing``.
@@ -56,7 +57,7 @@ def adapter_length(manifest: Manifest) -> int:
             f"{manifest.algorithm} trains an adapter, and the task has none.",
             remedy="Name a base model and an adapter, or use the algorithm 'sum'.",
         )
-    return sum(tensor.rows * tensor.columns for tensor in manifest.adapter.trainable)
+    return sent_length(manifest.adapter)
 
 
 def check_cohort(manifest: Manifest) -> None:

@@ -16,15 +16,16 @@ from client_sdk.lora import adapter_spec, base_fingerprint, vector_length
 from client_sdk.trainer import LoraTrainer
 from dp.contracts import TaskSpec
 from dp.mechanisms import decode, encode
-from secagg.manifest import Adapter, BaseModel, Manifest
+from secagg.manifest import Adapter, AdapterKind, BaseModel, Manifest
 from secagg.ring import add_into
 from secagg_cli.models import ensure_model, load_model
-from secagg_cli.presets import AdapterKind, Privacy, preset_for, task_terms
+from secagg_cli.presets import Privacy, preset_for, task_terms
 from tests.dp_tasks import built, seeded
 
 torch.set_num_threads(1)  # threads cost more than such small layers take
 _scratch = tempfile.TemporaryDirectory(prefix="secagg-tiny-")
 ROTATION_SEED = bytes(32)
+TINY_SKETCH = 16
 
 
 @cache
@@ -46,7 +47,13 @@ def tiny_fingerprint() -> bytes:
 def tiny_adapter(kind: AdapterKind = "ffa-lora") -> Adapter:
     preset = preset_for("tiny").adapter
     return adapter_spec(
-        tiny()[0], kind, preset.rank, preset.alpha, preset.target_modules, bytes(range(32))
+        tiny()[0],
+        kind,
+        preset.rank,
+        preset.alpha,
+        preset.target_modules,
+        bytes(range(32)),
+        sketch=TINY_SKETCH if kind == "product" else 0,
     )
 
 
@@ -79,7 +86,8 @@ def job(manifest: Manifest, vector: np.ndarray | None = None, **changes: Any) ->
     if vector is None:
         assert manifest.adapter is not None
         vector = np.zeros(vector_length(manifest.adapter), dtype=np.float32)
-    return TrainingJob(manifest=manifest, version=0, vector=vector, releases=0, **changes)
+    fields = {"version": 0, "releases": 0} | changes
+    return TrainingJob(manifest=manifest, vector=vector, **fields)
 
 
 def summed(
