@@ -45,8 +45,8 @@ def _signs(
     raw = np.frombuffer(stream.digest(-(-rows * columns // 8)), dtype=np.uint8)
     bits = np.unpackbits(raw, count=rows * columns, bitorder="little")
     small = min(rows, columns)
-    signs: Float64 = (2.0 * bits - 1.0).reshape(shape) / math.sqrt(2 * small)
-    return signs
+    signs = (2.0 * bits.astype(np.float64) - 1.0).reshape(shape)
+    return np.asarray(signs / math.sqrt(2 * small), dtype=np.float64)
 
 
 def _omega(adapter: Adapter, pair: Pair, version: int) -> Float64:
