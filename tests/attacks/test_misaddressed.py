@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import msgspec
 import pytest
+from adversary import unverified
 from corrupt import CLIENTS, LIAR, assert_released_without, one_hot, rewriting, task
 
 from secagg import messages, server
@@ -94,3 +95,54 @@ def test_a_message_signed_by_another_device_is_refused() -> None:
     result = run_cohort(shown, one_hot(), hooks=Hooks(upward=upward))
     assert (LIAR, "signer-unexpected") in result.refused
     assert_released_without(result, LIAR)
+
+
+def in_the_victims_name(shown: Task) -> Hooks:
+    """Somebody on the victim's connection announces another vector, signed by a device of his."""
+    other = signing_key(shown.devices[LIAR + 1].identity)
+
+    def upward(sender: int, signed: bytes) -> list[bytes]:
+        message, _ = messages.peek(signed, *messages.KINDS)
+        if sender != LIAR or not isinstance(message, messages.MaskedInput):
+            return [signed]
+        changed = msgspec.structs.replace(message, vector_digest=b"v" * 32)
+        return [messages.sign(changed, message.ctx, other), signed]
+
+    return Hooks(upward=upward)
+
+
+def test_an_announcement_in_the_victims_name_does_not_cost_it_its_place() -> None:
+    shown = task()
+    result = run_cohort(shown, one_hot(), hooks=in_the_victims_name(shown))
+    assert (LIAR, "signer-unexpected") in result.refused
+    assert_released_without(result)
+
+
+def test_without_signatures_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server.machine, "verify", unverified)
+    shown = task()
+    result = run_cohort(shown, one_hot(), hooks=in_the_victims_name(shown))
+    assert (LIAR, "vector-digest") in result.refused
+    assert_released_without(result, LIAR)
+
+
+def test_without_the_index_check_a_confirmation_in_anothers_name_stops_everyone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The weakened aggregator hands it on, and its recipients end the exchange over it."""
+
+    def authenticate(state, event):
+        kinds = server.machine._FROM_DEVICES
+        sender = state.facts.identity(event.index)
+        return messages.verify(event.message, state.facts.ctx, *kinds, signer=sender)[0]
+
+    def change(message: Message, ctx: bytes) -> Message | None:
+        if not isinstance(message, messages.Confirmation):
+            return None
+        return msgspec.structs.replace(message, index=(message.index + 1) % CLIENTS)
+
+    monkeypatch.setattr(server.machine, "_authenticate", authenticate)
+    shown = task()
+    result = run_cohort(shown, one_hot(), hooks=rewriting(shown, change))
+    assert isinstance(result.state, server.Aborted)
+    assert result.total is None
