@@ -71,13 +71,17 @@ class Tasks:
         return Task(manifest.task, manifest, encoded, signature, config)
 
     async def create(self, spec: TaskSpec) -> Task:
-        """Check, sign and open a task; version 0 of its vector is zeros.
+        """Check, sign and open a task; version 0 is zeros, or the model of ``start_from``.
 
         Raises:
             ConfigurationError: from ``dp.contracts``, with the reason.
-            Refusal: 409 ``task-exists``.
+            Refusal: 409 ``task-exists``; 404 ``not-found`` and 409 ``start-mismatch`` about
+                ``start_from``.
         """
         core = self._core
+        source = await self.get(spec.start_from) if spec.start_from else None
+        if source is not None:
+            spec = _like(spec, source.manifest)
         now = core.clock()
         async with core.database.read() as connection:
             keys = (await connection.execute(sa.select(partners.c.partner_key))).scalars().all()
@@ -93,6 +97,9 @@ class Tasks:
         signature = bytes(signing_key.sign(encode_parts("manifest", encoded)).signature)
         task = self._task(encoded, signature)
         model = models.initial(core.blobs, manifest)
+        if source is not None:
+            vector = models.load(core.blobs, await self._present(source))
+            model = models.store(core.blobs, task.name, 0, vector)
         try:
             async with core.database.write() as connection:
                 await connection.execute(
@@ -115,6 +122,19 @@ class Tasks:
             raise conflict("task-exists", f"A task named {task.name!r} exists.") from error
         await self._ledger.publish()
         return task
+
+    async def _present(self, task: Task) -> bytes:
+        """Digest of a task's present model."""
+        async with self._core.database.read() as connection:
+            digest = await connection.scalar(
+                sa.select(versions.c.digest)
+                .join(
+                    tasks,
+                    (tasks.c.task == versions.c.task) & (tasks.c.version == versions.c.version),
+                )
+                .where(tasks.c.task == task.name)
+            )
+        return bytes.fromhex(str(digest))
 
     async def switch(self, task: Task, state: str) -> None:
         """Pause (``paused``) or resume (``open``) a task; an open cohort goes on to its end.
@@ -143,6 +163,18 @@ class Tasks:
             await self._ledger.append(connection, [record])
         await self._ledger.publish()
         core.signals.notify(f"task:{task.name}")
+
+
+def _like(spec: TaskSpec, source: Manifest) -> TaskSpec:
+    """The spec with the base model and adapter of the task that it starts from."""
+    given = (spec.base_model, spec.adapter)
+    if given not in ((None, None), (source.base_model, source.adapter)):
+        raise conflict(
+            "start-mismatch",
+            f"The model of {source.task!r} belongs to another adapter or base model.",
+            remedy="Leave base_model and adapter out.",
+        )
+    return msgspec.structs.replace(spec, base_model=source.base_model, adapter=source.adapter)
 
 
 def open_account(manifest: Manifest) -> Account:

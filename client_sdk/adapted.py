@@ -97,6 +97,14 @@ class AdaptedModel:
             for parameter, part in zip(self.parameters, parts, strict=True):
                 parameter.add_(part.view(parameter.shape).to(parameter))
 
+    def put(self, values: Tensor) -> None:
+        """Set the trained tensors to float[d], as :meth:`flat` gives them."""
+        counts = [p.numel() for p in self.parameters]
+        parts = values[: sum(counts)].split(counts)
+        with torch.no_grad():
+            for parameter, part in zip(self.parameters, parts, strict=True):
+                parameter.copy_(part.view(parameter.shape).to(parameter))
+
     def cut(self, rank: int) -> None:
         """Zero the components of both factors beyond ``rank``.
 

@@ -38,8 +38,23 @@ Method = Literal["hooks", "loop"]
 def sequence_losses(model: nn.Module, rows: Sequence[Row], pad_token: int) -> Tensor:
     """Mean negative log likelihood per row over its counted tokens; float32[len(rows)].
 
-    Rows without a counted token have loss 0. Logits are computed only from the first position
-    that any row needs, where the model allows it.
+    Rows without a counted token have loss 0.
+    """
+    return _losses(*_predictions(model, rows, pad_token))
+
+
+def scores(model: nn.Module, rows: Sequence[Row], pad_token: int) -> tuple[Tensor, Tensor]:
+    """:func:`sequence_losses`, and per row the share of counted tokens that are predicted right."""
+    logits, targets = _predictions(model, rows, pad_token)
+    counted = targets != _IGNORED
+    right = (logits.argmax(-1) == targets) & counted
+    return _losses(logits, targets), right.sum(1) / counted.sum(1).clamp(min=1)
+
+
+def _predictions(model: nn.Module, rows: Sequence[Row], pad_token: int) -> tuple[Tensor, Tensor]:
+    """Logits and the tokens that they should predict, [rows, positions(, vocabulary)].
+
+    From the first position on that any row needs, where the model allows it.
     """
     device = next(model.parameters()).device
     length = max(len(row.tokens) for row in rows)
@@ -61,9 +76,12 @@ def sequence_losses(model: nn.Module, rows: Sequence[Row], pad_token: int) -> Te
     logits = model(input_ids=tokens.to(device), attention_mask=present.to(device), **options).logits
     if logits.shape[1] == length:
         logits = logits[:, first - 1 :]
-    targets = targets[:, first:].to(device)
+    return logits[:, :-1], targets[:, first:].to(device)
+
+
+def _losses(logits: Tensor, targets: Tensor) -> Tensor:
     losses = functional.cross_entropy(
-        logits[:, :-1].float().transpose(1, 2), targets, ignore_index=_IGNORED, reduction="none"
+        logits.float().transpose(1, 2), targets, ignore_index=_IGNORED, reduction="none"
     )
     return losses.sum(1) / (targets != _IGNORED).sum(1).clamp(min=1)
 

@@ -154,7 +154,7 @@ class Training(_Part, frozen=True):
 
     ``weight_unit`` is the public number of examples that counts as weight 1 (0: uniform weights).
     ``denominator`` is the public constant that the sum is divided by (0: the sum of the weights,
-    only without privacy by noise).
+    only without privacy by noise). ``directions``, ``perturbation``: zeroth order's K and step.
     """
 
     local_steps: int
@@ -168,6 +168,8 @@ class Training(_Part, frozen=True):
     denominator: float
     max_tokens: int
     micro_batch: int
+    directions: int = 0
+    perturbation: float = 0.0
 
 
 class Manifest(_Part, frozen=True):

@@ -13,9 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aggregator.algorithms.averaging import averaged_delta
+from aggregator.algorithms.evaluation import measured
 from aggregator.algorithms.fedsgd import descent
 from aggregator.algorithms.forms import FORMS
 from aggregator.algorithms.optimisers import OptimiserState, apply
+from aggregator.algorithms.slopes import expanded
 from aggregator.algorithms.statistics import concatenated
 from secagg.errors import ConfigurationError, SecaggError
 from secagg.manifest import Manifest
@@ -57,14 +59,20 @@ def server_step(
     """
     if manifest.algorithm == "sum":
         return Step(concatenated(manifest, sums), {})
-    if manifest.algorithm not in _DIRECTIONS or manifest.training is None:
+    if manifest.algorithm == "evaluation":
+        return Step(vector, optimiser, measured(manifest, sums))
+    known = {*_DIRECTIONS, "zeroth-order"}
+    if manifest.algorithm not in known or manifest.training is None:
         raise ConfigurationError(
             "algorithm-unknown",
             "This aggregator has no server half for the algorithm.",
-            expected=["sum", *sorted(_DIRECTIONS)],
+            expected=["evaluation", "sum", *sorted(known)],
             found=manifest.algorithm,
         )
-    direction, metrics = _DIRECTIONS[manifest.algorithm](manifest, sums)
+    if manifest.algorithm == "zeroth-order":
+        direction, metrics = expanded(manifest, sums, len(vector), version)
+    else:
+        direction, metrics = _DIRECTIONS[manifest.algorithm](manifest, sums)
     form = FORMS.get("" if manifest.adapter is None else manifest.adapter.kind)
     if form is None:
         moved, state = apply(manifest.training, vector.astype(np.float64), optimiser, direction)

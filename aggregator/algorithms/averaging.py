@@ -19,6 +19,13 @@ def averaged_delta(
     Raises:
         SecaggError: ``weights-empty`` if the devices' weights sum to nothing.
     """
+    return mean_of(manifest, sums, "delta")
+
+
+def mean_of(
+    manifest: Manifest, sums: Mapping[str, NDArray[np.float64]], name: str
+) -> tuple[NDArray[np.float64], dict[str, float]]:
+    """As :func:`averaged_delta`, of the segment ``name``."""
     assert manifest.training is not None  # noqa: S101  the caller has refused that
     denominator = manifest.training.denominator
     metrics = {}
@@ -36,4 +43,4 @@ def averaged_delta(
             expected="> 0",
             found=denominator,
         )
-    return sums["delta"] / denominator, metrics
+    return sums[name] / denominator, metrics

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from client_sdk.algorithms.work import Work
@@ -25,11 +26,6 @@ def contribute(manifest: Manifest, work: Work) -> Mapping[str, NDArray[Any]]:
     It is the gradient, not the step: the server subtracts. Every device samples at the manifest's
     rate whatever its size.
 
-    The ring has room for ``examples_max`` examples. A device that holds so many that a batch could
-    plausibly be larger uses only its first ``examples_held_max``; in the improbable larger batch
-    the last ones are left out. Both rules go by an example's place, so emptying one place (the
-    adjacency of the report) never lets another example in, and the sensitivity stays one clip.
-
     Raises:
         ContributionError: ``privacy-mode``, ``training-deadline``, ``training-stopped``.
     """
@@ -41,8 +37,7 @@ def contribute(manifest: Manifest, work: Work) -> Mapping[str, NDArray[Any]]:
             expected="distributed",
             found=None if privacy is None else privacy.mode,
         )
-    held = min(len(work.rows), examples_held_max(privacy.examples_max, privacy.sampling_rate))
-    batch = poisson_batch(held, privacy.sampling_rate, work.random_bytes)[: privacy.examples_max]
+    batch = secret_batch(manifest, work)
     total = ExampleSum(manifest, work.random_bytes)
     with work.gradients() as gradients:
         for rows in work.micro_batches(batch):
@@ -51,3 +46,17 @@ def contribute(manifest: Manifest, work: Work) -> Mapping[str, NDArray[Any]]:
                 total.add(gradient)
     work.check_time()
     return {"gradient": total.total}
+
+
+def secret_batch(manifest: Manifest, work: Work) -> NDArray[np.int64]:
+    """Places of a secret Poisson batch (mode C).
+
+    The ring has room for ``examples_max`` examples. A device that holds so many that a batch could
+    plausibly be larger uses only its first ``examples_held_max``; in the improbable larger batch
+    the last ones are left out. Both rules go by an example's place, so emptying one place (the
+    adjacency of the report) never lets another example in, and the sensitivity stays one clip.
+    """
+    privacy = manifest.example_privacy
+    assert privacy is not None  # noqa: S101  (the caller has looked)
+    held = min(len(work.rows), examples_held_max(privacy.examples_max, privacy.sampling_rate))
+    return poisson_batch(held, privacy.sampling_rate, work.random_bytes)[: privacy.examples_max]

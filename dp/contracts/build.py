@@ -27,6 +27,8 @@ from secagg.manifest import (
     Training,
 )
 
+ONE_STEP = frozenset({"fedsgd", "zeroth-order", "evaluation"})
+
 
 def build_manifest(
     spec: TaskSpec,
@@ -200,7 +202,7 @@ def _example_privacy(spec: TaskSpec, mode: str) -> ExamplePrivacy | None:
 def _training(spec: TaskSpec, noisy: bool) -> Training:
     terms = spec.training
     return Training(
-        local_steps=1 if spec.algorithm == "fedsgd" else terms.local_steps,
+        local_steps=1 if spec.algorithm in ONE_STEP else terms.local_steps,
         local_learning_rate=terms.local_learning_rate,
         batch_size=terms.batch_size,
         proximal_mu=terms.proximal_mu,
@@ -212,4 +214,6 @@ def _training(spec: TaskSpec, noisy: bool) -> Training:
         or algorithm_named(spec.algorithm).denominator(spec, noisy=noisy),
         max_tokens=terms.max_tokens,
         micro_batch=terms.micro_batch,
+        directions=terms.directions if spec.algorithm == "zeroth-order" else 0,
+        perturbation=terms.perturbation if spec.algorithm == "zeroth-order" else 0.0,
     )

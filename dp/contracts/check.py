@@ -10,6 +10,7 @@ import math
 from dp.accounting import headline, lines, local_step
 from dp.contracts.algorithm import Algorithm
 from dp.contracts.derive import SHARE_VARIANCE_MAX
+from dp.contracts.evaluation import Evaluation
 from dp.contracts.fedavg import FedAvg
 from dp.contracts.federated_sum import FederatedSum
 from dp.contracts.fedprox import FedProx
@@ -23,6 +24,7 @@ from dp.contracts.rules import (
     in_range,
     refuse,
 )
+from dp.contracts.zeroth_order import ZerothOrder
 from dp.errors import AccountingError, LedgerError
 from dp.grid import examples_factor
 from dp.notes import parse_verifier
@@ -37,10 +39,12 @@ from secagg.limits import (
 from secagg.manifest import Manifest, encode_manifest
 
 ALGORITHMS: dict[str, Algorithm] = {
+    "evaluation": Evaluation(),
     "fedavg": FedAvg(),
     "fedprox": FedProx(),
     "fedsgd": FedSGD(),
     "sum": FederatedSum(),
+    "zeroth-order": ZerothOrder(),
 }
 
 
@@ -147,7 +151,7 @@ def _check_privacy(manifest: Manifest) -> None:
     if device is not None:
         in_range("device clip", device.clip, 0, 1e13, open_low=True)
         in_range("device noise multiplier", device.noise_multiplier, 0, 1e4, open_low=True)
-        if manifest.algorithm != "sum":
+        if manifest.algorithm not in ("sum", "evaluation"):  # several segments, one joint bound
             bound = manifest.segments[0].clip * examples_factor(manifest)
             if not math.isclose(device.clip, bound, rel_tol=1e-9):
                 refuse(
@@ -178,6 +182,13 @@ def _check_training(manifest: Manifest) -> None:
     training = manifest.training
     if training is None:
         return
+    if manifest.algorithm != "zeroth-order" and training.directions != 0:
+        refuse(
+            "directions-without-zeroth-order",
+            f"{manifest.algorithm} has no directions.",
+            expected=0,
+            found=training.directions,
+        )
     in_range("batch_size", training.batch_size, 1, 1 << 20)
     in_range("micro_batch", training.micro_batch, 1, 1 << 16)
     in_range("max_tokens", training.max_tokens, 2, 1 << 20)

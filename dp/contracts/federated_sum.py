@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-
-from dp.contracts.rules import refuse
+from dp.contracts.rules import check_joint_clip, refuse
 from dp.contracts.spec import SegmentSpec, TaskSpec
 from secagg.manifest import Manifest
 
@@ -29,13 +27,4 @@ class FederatedSum:
             )
         if manifest.adapter is not None or manifest.training is not None:
             refuse("model-with-sum", "Federated statistics take no model and no training terms.")
-        device = manifest.device_privacy
-        if device is not None:
-            bound = math.sqrt(sum(segment.clip**2 for segment in manifest.segments))
-            if not math.isclose(device.clip, bound, rel_tol=1e-9):
-                refuse(
-                    "clip-mismatch",
-                    "The device's bound is not that of its segments together.",
-                    expected=bound,
-                    found=device.clip,
-                )
+        check_joint_clip(manifest)

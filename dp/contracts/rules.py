@@ -141,6 +141,21 @@ def check_segments(manifest: Manifest, expected: Sequence[tuple[str, int]]) -> N
         )
 
 
+def check_joint_clip(manifest: Manifest) -> None:
+    """With several segments a device's bound is that of all of them together."""
+    device = manifest.device_privacy
+    if device is None:
+        return
+    bound = math.sqrt(sum(segment.clip**2 for segment in manifest.segments))
+    if not math.isclose(device.clip, bound, rel_tol=1e-9):
+        refuse(
+            "clip-mismatch",
+            "The device's bound is not that of its segments together.",
+            expected=bound,
+            found=device.clip,
+        )
+
+
 def check_grid(segments: Sequence[Segment]) -> None:
     """Lengths, clips and scales are sane; clip_units = floor(clip * scale)."""
     names = [segment.name for segment in segments]

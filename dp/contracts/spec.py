@@ -74,6 +74,7 @@ class TrainingSpec(_Table, frozen=True):
     ``denominator``: public constant that the sum is divided by. 0 lets the algorithm choose:
     ``size_max * batch_size`` for fedsgd, ``size_max`` for uniform weights, else the sum of weights.
     ``max_tokens``: tokens kept of an example. ``micro_batch``: examples at once in memory.
+    ``directions``, ``perturbation``: slopes per release and step of each (``zeroth-order``).
     """
 
     local_steps: int = 2
@@ -87,6 +88,8 @@ class TrainingSpec(_Table, frozen=True):
     denominator: float = 0.0
     max_tokens: int = 64
     micro_batch: int = 4
+    directions: int = 64
+    perturbation: float = 0.01
 
 
 class SegmentSpec(_Table, frozen=True):
@@ -100,7 +103,8 @@ class SegmentSpec(_Table, frozen=True):
 class TaskSpec(_Table, frozen=True):
     """One federated task.
 
-    ``algorithm``: ``fedsgd``, ``fedavg``, ``fedprox``, or ``sum`` (federated statistics).
+    ``algorithm``: ``fedsgd``, ``fedavg``, ``fedprox``, ``zeroth-order``, ``evaluation``
+    (loss and accuracy, no step), or ``sum`` (federated statistics).
     ``privacy``: of one *example*. ``distributed`` (mode C, fedsgd): noise shares in the ring;
     ``local`` (mode A, fedavg and fedprox): DP-SGD on the device; ``none``.
     ``clip``: L2 bound, of one example's gradient with example privacy, else of a device's update.
@@ -113,6 +117,8 @@ class TaskSpec(_Table, frozen=True):
     ``device_noise_multiplier``: noise over a *device's* bound, for device-level privacy; 0: none.
     ``report_slot_s``: devices report in exactly this long after a version opens, so that time
     does not show the batch; 0: when they are ready (no amplified statement is then made).
+    ``start_from``: task whose present model is this one's version 0, with the same base model and
+    adapter: to evaluate it (``evaluation``), or to go on training.
     """
 
     task: str
@@ -130,6 +136,7 @@ class TaskSpec(_Table, frozen=True):
     deadlines: DeadlineSpec = DeadlineSpec()
     budget: BudgetSpec = BudgetSpec()
     training: TrainingSpec = TrainingSpec()
+    start_from: str = ""
     base_model: BaseModel | None = None
     adapter: Adapter | None = None
 

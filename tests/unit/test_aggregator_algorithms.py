@@ -110,4 +110,4 @@ def test_an_algorithm_without_a_server_half_is_refused_by_name():
 
 
 def test_every_algorithm_that_a_task_may_name_has_a_server_half():
-    assert set(ALGORITHMS) == {"sum", *_DIRECTIONS}
+    assert set(ALGORITHMS) == {"sum", "evaluation", "zeroth-order", *_DIRECTIONS}

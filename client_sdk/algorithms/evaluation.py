@@ -1,0 +1,44 @@
+"""The device half of a federated evaluation: three sums over the device's own examples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from client_sdk.algorithms.work import Work
+from client_sdk.gradients import scores
+from dp.contracts.averaging import LOSS_CLIP
+from secagg.manifest import Manifest
+
+
+def contribute(manifest: Manifest, work: Work) -> Mapping[str, NDArray[Any]]:
+    """``loss``, ``accuracy`` and ``count``, float64[1] each, divided by the public bound E.
+
+    Only the first E rows that have an answer are used. A loss that is not finite counts as the
+    bound.
+
+    Raises:
+        ContributionError: ``training-deadline``, ``training-stopped``.
+    """
+    assert manifest.training is not None  # noqa: S101  (AdaptedModel has checked it)
+    most = manifest.training.weight_unit
+    chosen = np.array([i for i, row in enumerate(work.rows) if any(row.counts[1:])][:most], int)
+    model = work.adapted.model
+    was_training = model.training
+    model.eval()
+    loss = right = 0.0
+    try:
+        with torch.inference_mode():
+            for rows in work.micro_batches(chosen):
+                losses, shares = scores(model, rows, work.pad_token)
+                bounded = np.nan_to_num(losses.double().cpu().numpy(), nan=LOSS_CLIP)
+                loss += float(np.clip(bounded, 0.0, LOSS_CLIP).sum())
+                right += float(shares.double().sum())
+    finally:
+        model.train(was_training)
+    values = {"loss": loss, "accuracy": right, "count": float(len(chosen))}
+    return {name: np.array([value / most]) for name, value in values.items()}
