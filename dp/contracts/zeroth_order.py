@@ -21,6 +21,7 @@ class ZerothOrder:
 
     def segments(self, spec: TaskSpec, length: int, *, noisy: bool) -> tuple[SegmentSpec, ...]:
         count = spec.training.directions
+        in_range("directions", count, 1, DIRECTIONS_MAX)
         if (spec.privacy or self.default_privacy) == "distributed":
             return (SegmentSpec(name="gradient", length=count, clip=spec.clip),)
         clip = spec.update_clip

@@ -47,7 +47,8 @@ def demo(
     algorithm: Annotated[
         str | None,
         typer.Option(
-            help="fedsgd for distributed (its default); fedavg (default) or fedprox else."
+            help="fedsgd for distributed (its default), or zeroth-order; fedavg (default) or "
+            "fedprox else, and zeroth-order without privacy."
         ),
     ] = None,
     out_dir: Annotated[
@@ -79,7 +80,11 @@ def demo(
 
 
 def _algorithm(name: str | None, privacy: Privacy) -> str:
-    fitting = ("fedsgd",) if privacy is Privacy.distributed else ("fedavg", "fedprox")
+    fitting: tuple[str, ...] = ("fedavg", "fedprox")
+    if privacy is Privacy.distributed:
+        fitting = ("fedsgd", "zeroth-order")
+    elif privacy is Privacy.none:
+        fitting = (*fitting, "zeroth-order")
     if name is None:
         return fitting[0]
     if name not in fitting:
