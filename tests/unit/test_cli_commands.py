@@ -35,6 +35,14 @@ def test_bench_mask_on_a_sparse_graph_and_its_refusal() -> None:
     assert invoke(*sparse, "--degree", "5", code=1)["error"]["reason"] == "degree"
 
 
+def test_bench_protocol_shows_every_part_beside_its_limit() -> None:
+    small = ("bench", "protocol", "--clients", "12", "--length", "5000", "--repeat", "1")
+    parts = {part["name"]: part for part in invoke(*small)["parts"]}
+    assert {"pack", "unpack", "split, 9 of 12", "seal", "verify a message"} <= parts.keys()
+    assert all(part["work_s"] > 0 and part["limit_s"] > 0 for part in parts.values())
+    assert parts["encode with device noise"]["peak_bytes"] >= 5_000 * 8
+
+
 def test_simulate_is_exact_and_replays_from_its_seed() -> None:
     arguments = ("simulate", "--clients", "6", "--length", "50", "--dropout", "0.3")
     first = invoke(*arguments, "--rounds", "3", "--seed", "7")

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import os
 import secrets
-import time
-import tracemalloc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from secagg_cli.bench.measure import best, key_stream_s, peak_bytes
 from secagg_cli.output import CommandError, Format, FormatOption, Output
 
 if TYPE_CHECKING:
@@ -25,19 +24,9 @@ if TYPE_CHECKING:
 
     from secagg.masks import MaskTerm
 
-app = typer.Typer(no_args_is_help=True, help="Measure on this machine.")
-
-_RAW_CHUNK_BYTES = 128 * 1024  # stays in cache, as the masking does
-_RAW_SAMPLE_BYTES = 256 * 1024 * 1024  # raw bytes measured at a time, then scaled
 _PROBE_COORDINATES = 256  # coordinates whose opened sum is compared with the true one
 
 
-@app.callback()
-def _bench() -> None:
-    """Keeps ``mask`` a subcommand."""
-
-
-@app.command("mask")
 def mask(
     clients: Annotated[int, typer.Option(help="Devices in the cohort.", min=2)],
     length: Annotated[int, typer.Option(help="Coordinates of each vector.", min=1)],
@@ -215,12 +204,14 @@ def _measure(workload: _Workload, threads: int, repeat: int) -> dict[str, Any]:
         def server() -> None:
             _open(workload, opening_terms, partial, pool, threads)
 
-        client_mask_s, client_limit_s = _best(client, lambda: _raw(client_bytes, None, 1), repeat)
-        server_open_s, server_limit_s = _best(
-            server, lambda: _raw(server_bytes, pool, threads), repeat
+        client_mask_s, client_limit_s = best(
+            client, lambda: key_stream_s(client_bytes, None, 1), repeat
         )
-        client_peak = _peak_bytes(client)
-        server_peak = _peak_bytes(server)
+        server_open_s, server_limit_s = best(
+            server, lambda: key_stream_s(server_bytes, pool, threads), repeat
+        )
+        client_peak = peak_bytes(client)
+        server_peak = peak_bytes(server)
         _check(workload, opening_terms, pool, threads)
     return {
         "client_mask_s": round(client_mask_s, 6),
@@ -276,46 +267,3 @@ def _check(
     survivors = workload.clients - len(workload.dropped)
     if not bool((ring.centred(partial[lo:], workload.bits) == survivors).all()):
         raise CommandError("sum-wrong", "The opened sum differs from the true sum.")
-
-
-def _raw(total_bytes: int, pool: ThreadPoolExecutor | None, threads: int) -> float:
-    """Seconds for ``total_bytes`` of AES-256-CTR: a sample, scaled."""
-    sample = min(total_bytes, _RAW_SAMPLE_BYTES)
-    start = time.perf_counter()
-    if pool is None:
-        _key_stream(sample)
-    else:
-        for job in [pool.submit(_key_stream, sample // threads) for _ in range(threads)]:
-            job.result()
-    return (time.perf_counter() - start) * total_bytes / sample
-
-
-def _key_stream(size_bytes: int) -> None:
-    from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-
-    encryptor = Cipher(algorithms.AES256(secrets.token_bytes(32)), modes.CTR(bytes(16))).encryptor()
-    zeros = bytes(_RAW_CHUNK_BYTES)
-    buffer = bytearray(_RAW_CHUNK_BYTES)
-    for _ in range(max(1, size_bytes // _RAW_CHUNK_BYTES)):
-        encryptor.update_into(zeros, buffer)
-
-
-def _best(work: Callable[[], None], limit: Callable[[], float], repeat: int) -> tuple[float, float]:
-    """Best seconds of the work and of its limit, measured in turns."""
-    work_s, limit_s = [], []
-    for _ in range(repeat):
-        limit_s.append(limit())
-        start = time.perf_counter()
-        work()
-        work_s.append(time.perf_counter() - start)
-    return min(work_s), min(limit_s)
-
-
-def _peak_bytes(work: Callable[[], None]) -> int:
-    """What Python and numpy allocate during the work, at the peak, above what was there before."""
-    tracemalloc.start()
-    try:
-        work()
-        return tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
