@@ -31,7 +31,7 @@ from secagg import (
 from secagg.errors import SecaggError
 from secagg.secret import Secret
 from secagg.simulation import EPOCH_S, SeededBytes, make_devices
-from tests.vectors import transcript
+from tests.vectors import refusals, transcript
 
 FOLDER = Path(__file__).parent
 SEED = 2026
@@ -455,6 +455,10 @@ def load(name: str) -> Case:
 
 def everything() -> dict[str, Any]:
     """All vectors by file name, with the seals that the files hold already."""
+    exchanges = {
+        name: transcript.record(name, load(f"transcript-{name}").get("seals", {}))
+        for name in transcript.NAMES
+    }
     return {
         "hashing": hashes(),
         "ring": rings(),
@@ -466,12 +470,8 @@ def everything() -> dict[str, Any]:
         "adverts": advert_cases(),
         "context": contexts(),
         "ledger": ledger(),
-        **{
-            f"transcript-{name}": transcript.record(
-                name, load(f"transcript-{name}").get("seals", {})
-            )
-            for name in transcript.NAMES
-        },
+        "refusals": refusals.make(exchanges["complete"]),
+        **{f"transcript-{name}": record for name, record in exchanges.items()},
     }
 
 

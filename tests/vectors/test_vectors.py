@@ -442,3 +442,22 @@ def test_survivors_confirmed_one_pair_of_sets(name: str) -> None:
     for _, signed in exchange.all("Confirmations").values():
         for confirmation in signed:
             assert envelope_verifies(confirmation, ctx, "Confirmation", 11) is not None
+
+
+def test_an_authentic_message_that_breaks_a_rule_ends_the_exchange() -> None:
+    """All but two are properly signed by the task key: what refuses them is the rule."""
+    exchange, vectors = Exchange("complete"), load("refusals")
+    unauthentic: set[str] = set()
+    for case in vectors["negative"]:
+        kind = case["instead_of"]
+        ctx = b"" if kind == "Roster" else exchange.ctx
+        signed = unhex(case["signed"])
+        fields = envelope_verifies(signed, ctx, kind, KINDS[kind])
+        signer = msgspec.msgpack.decode(signed)[1]
+        if fields is None or signer != unhex(exchange.data["task_key"]):
+            unauthentic.add(case["name"])
+            assert case["outcome"] == "refused"
+        if case["outcome"] == "answers":
+            assert case["reason"] == "Complaint"
+    assert unauthentic == {"roster-signed-by-a-device", "inbox-before-the-roster"}
+    assert sum(case["outcome"] == "ends" for case in vectors["negative"]) >= 35
