@@ -171,7 +171,11 @@ class _Audit:
         variance = 0 if manifest.noise is None else guaranteed_variance(manifest, facts.survivors)
         if record.get("noise_variance") != str(variance):
             self.problem("noise-variance", "The guaranteed noise is not what follows.", leaf)
-        if entry.measured_variance is not None and entry.measured_variance[1] < variance:
+        if (
+            entry.outcome == "released"
+            and entry.measured_variance is not None
+            and entry.measured_variance[1] < variance
+        ):
             self.problem(
                 "noise-measured-missing", "The released sum itself shows too little noise.", leaf
             )

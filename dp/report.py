@@ -318,6 +318,12 @@ def _assumptions(manifest: Manifest) -> tuple[str, ...]:
             f"At least {manifest.noise.honest_min} of the fewest {rules.survivors_min} survivors "
             f"add their noise and keep it secret; the noise of {rules.silent_max} is not counted."
         )
+        found.append(
+            "The measured noise is an interval computed from each sum. Its upper end holds "
+            "whatever devices sent, and a sum whose upper end is below the guaranteed noise is "
+            "not used; its lower end holds only if devices kept to their clip, since too long a "
+            "vector looks like noise."
+        )
     example = manifest.example_privacy
     if example is not None:
         found.append(

@@ -22,6 +22,7 @@ from aggregator.logs import get_logger
 from aggregator.store.database import Conflict, expect_one
 from aggregator.store.schema import cohort_events, cohorts, mail
 from aggregator.tasks import Task
+from dp.meter import NoiseInterval
 from secagg.errors import SecaggError
 from secagg.server import Cancel, Deliver, Effect, Event, State, step
 
@@ -86,6 +87,7 @@ class Cohort:
         self.sessions = tuple(session_ids)
         self._commit_more = commit_more
         self._committed = committed
+        self.measured: NoiseInterval | None = None  # of the sum that this replica opened
         self.ended_elsewhere = False  # by another replica
         self._queue: asyncio.Queue[Batch] = asyncio.Queue()
         self._worker = asyncio.create_task(self._work(), name=f"cohort-{cohort[:8]}")

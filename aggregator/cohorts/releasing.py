@@ -40,8 +40,9 @@ from aggregator.store.schema import (
 from aggregator.tasks import Task, insert_version
 from dp.accounting import PrivacyLine, ReleaseFacts, headline, lines
 from dp.budget import Account
-from dp.errors import BudgetError
+from dp.errors import BudgetError, MechanismError
 from dp.mechanisms import decode
+from dp.meter import NoiseInterval, noise_interval
 from dp.records import ReleaseEntry, identity_digest, release_record
 from secagg.context import roster_digest
 from secagg.manifest import Manifest
@@ -166,6 +167,8 @@ class Releaser:
     def _compute(self, cohort: Cohort, opened: NDArray[Any], row: Any) -> Computed:
         """Decode, step, store. Runs in a thread."""
         manifest, blobs, state = cohort.task.manifest, self._core.blobs, cohort.state
+        cohort.measured = noise_interval(manifest, opened, len(survivors_of(state)))
+        _demand_noise(cohort.measured)
         sums = decode(manifest, opened, survivors=len(survivors_of(state)), rotation_seed=state.ctx)
         before = models.load(blobs, bytes.fromhex(row.digest))
         digest = row.optimiser_digest
@@ -225,7 +228,7 @@ class Releaser:
         """The ledger's leaf and the operator's row of a release or a charged abort."""
         task = cohort.task
         facts = await self._facts(connection, task)
-        entry = _entry(state, len(facts) + 1, now, computed)
+        entry = _entry(state, len(facts) + 1, now, computed, cohort.measured)
         encoded, statements = await asyncio.to_thread(_account_for, task, facts, entry)
         leaf = await self._ledger.append(connection, [encoded])
         if expected_leaf is not None and leaf != expected_leaf:
@@ -249,6 +252,7 @@ class Releaser:
             "metrics": computed.step.metrics if computed else {},
             "epsilon": headline(statements),
             "privacy": [msgspec.to_builtins(line) for line in statements],
+            "noise": msgspec.to_builtins(cohort.measured),
             "version": row.version,
             "leaf_index": leaf,
             "opened_at": row.opened_at,
@@ -356,7 +360,29 @@ def _headline(task: Task, facts: Sequence[ReleaseFacts]) -> float | None:
     return headline(lines(task.manifest, facts)) if facts else None
 
 
-def _entry(state: State, number: int, now: float, computed: Computed | None) -> ReleaseEntry:
+def _demand_noise(measured: NoiseInterval | None) -> None:
+    """Refuse a sum whose own numbers show that noise is missing; what was seen stays charged.
+
+    Raises:
+        MechanismError: ``noise-measured-missing``.
+    """
+    if measured is not None and measured.missing:
+        raise MechanismError(
+            "noise-measured-missing",
+            "The opened sum holds less noise than its survivors guarantee.",
+            expected=f"variance >= {measured.guaranteed}",
+            found=f"{measured.low} to {measured.high}",
+            remedy="Devices left their noise out: raise silent_max, or exclude the partner's app.",
+        )
+
+
+def _entry(
+    state: State,
+    number: int,
+    now: float,
+    computed: Computed | None,
+    measured: NoiseInterval | None,
+) -> ReleaseEntry:
     facts = state.facts
     survivors = survivors_of(state) if computed else ()
     return ReleaseEntry(
@@ -373,6 +399,7 @@ def _entry(state: State, number: int, now: float, computed: Computed | None) -> 
         new_model_digest=computed.model.digest if computed else b"",
         released_at=int(now),
         outcome="released" if computed else "charged",
+        measured_variance=(measured.low, measured.high) if measured else None,
     )
 
 
