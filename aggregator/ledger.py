@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from aggregator.core import Core
 from aggregator.store.database import expect_one
 from aggregator.store.schema import ledger_head, ledger_leaves
+from aggregator.witnesses import Witnesses
 from dp import merkle, notes, tiles
 from dp.merkle import Tree, leaf_hash, node_hash
 
@@ -31,6 +32,10 @@ class Ledger:
         self._tree = Tree()  # committed leaves only
         self._rendered = 0
         self._publishing = asyncio.Lock()
+        settings = core.settings
+        self._witnesses = Witnesses(settings.witnesses, settings.witness_timeout_s)
+        self._lacking = False  # the published checkpoint lacks a witness's cosignature
+        self._asked_at = 0.0
         public = bytes(SigningKey(core.keys.ledger.reveal()).verify_key)
         self.verifier = notes.verifier_key(self._name, public)
 
@@ -106,7 +111,7 @@ class Ledger:
             async with self._core.database.read() as connection:
                 head = (await connection.execute(sa.select(ledger_head))).one()
                 rendered = 0 if everything else self._rendered
-                if head.size == rendered and not everything:
+                if head.size == rendered and not everything and not self._may_ask_again():
                     return
                 first = rendered - rendered % tiles.TILE_WIDTH
                 rows = await connection.execute(
@@ -118,10 +123,26 @@ class Ledger:
                 )
                 records = [row.record for row in rows]
                 tree = await self._committed(connection, head.size)
-            await asyncio.to_thread(
-                self._write, tree, rendered, head.size, first, records, head.checkpoint
-            )
+            note = await self._cosigned(head.checkpoint.encode(), head.size, tree)
+            await asyncio.to_thread(self._write, tree, rendered, head.size, first, records, note)
             self._rendered = head.size
+
+    def _may_ask_again(self) -> bool:
+        waited_s = self._core.clock() - self._asked_at
+        return self._lacking and waited_s >= self._core.settings.witness_retry_s
+
+    async def _cosigned(self, note: bytes, size: int, tree: Tree) -> bytes:
+        """The checkpoint with every cosignature to be had now, or had before a restart."""
+        self._asked_at = self._core.clock()
+        path = self._folder / "checkpoint"
+        before = await asyncio.to_thread(path.read_bytes) if path.is_file() else b""
+        note = self._witnesses.carry_over(before, note)
+        note = await self._witnesses.cosign(note, size, tree.subtree)
+        self._lacking = bool(self._witnesses.lacking(note))
+        return note
+
+    async def close(self) -> None:
+        await self._witnesses.close()
 
     def _write(
         self,
@@ -130,7 +151,7 @@ class Ledger:
         size: int,
         first: int,
         records: Sequence[bytes],
-        checkpoint: str,
+        note: bytes,
     ) -> None:
         for tile in tiles.changed(rendered, size):
             if tile.level >= 0:
@@ -139,7 +160,7 @@ class Ledger:
                 start = tile.number * tiles.TILE_WIDTH - first
                 data = tiles.bundle_bytes(records[start : start + tile.width])
             _replace(self._folder / tile.path, data)
-        _replace(self._folder / "checkpoint", checkpoint.encode())
+        _replace(self._folder / "checkpoint", note)
 
 
 def _replace(path: Path, data: bytes) -> None:

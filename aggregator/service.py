@@ -73,6 +73,7 @@ class Service:
         async with self.core.database.quiet():
             await self.janitor.close()
             await self.driver.close()
+            await self.ledger.close()
         await self.core.database.checkpoint()
         self.core.pool.shutdown(wait=True, cancel_futures=True)
         await self.core.database.close()

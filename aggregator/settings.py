@@ -40,6 +40,10 @@ class Settings(BaseSettings):
     operator_token: SecretStr | None = None  # default: drawn into data_dir/operator.token
     ledger_name: str = "secagg.local/ledger"  # origin line of the ledger's checkpoints
 
+    witnesses: dict[str, str] = Field(default_factory=dict)  # verifier key -> URL of its service
+    witness_timeout_s: float = Field(default=3.0, gt=0)  # a checkpoint waits no longer for them
+    witness_retry_s: float = Field(default=10.0, ge=0)  # before those that did not answer are asked
+
     opening_threads: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1)
     opening_slice: int = Field(default=1 << 18, ge=1)  # coordinates that one thread opens at a time
     poll_s: float = Field(default=0.5, gt=0)  # how soon another replica's commits are seen

@@ -22,6 +22,7 @@ from dp import merkle, tiles
 from dp.errors import LedgerError as LogError
 from dp.notes import Checkpoint, open_checkpoint, parse_verifier
 from dp.records import identity_digest
+from dp.witness import WitnessPolicy
 
 _T = TypeVar("_T")
 _TRIES = 6  # a replica may serve what it rendered a moment ago
@@ -37,8 +38,13 @@ class LedgerWatch:
         journal: Journal,
         verifier: str,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        witnesses: WitnessPolicy | None = None,
     ) -> None:
-        """``verifier``: C2SP verifier key of the ledger, from the enrolment bundle."""
+        """``verifier``: C2SP verifier key of the ledger, from the enrolment bundle.
+
+        ``witnesses``: whose cosignatures every checkpoint must carry; None: nobody's.
+        """
+        self._witnesses = witnesses
         self._transport = transport
         self._journal = journal
         self._verifier = parse_verifier(verifier)
@@ -54,8 +60,8 @@ class LedgerWatch:
         """Fetch the current checkpoint, verify that it extends the remembered one, remember it.
 
         Raises:
-            LedgerError: ``ledger-rolled-back``, ``ledger-forked``, ``ledger-incomplete``, or the
-                reason for which a checkpoint does not verify.
+            LedgerError: ``ledger-rolled-back``, ``ledger-forked``, ``ledger-incomplete``,
+                ``witnesses-missing``, or the reason for which a checkpoint does not verify.
         """
         return await self._patiently(lambda: self._advance(0))
 
@@ -120,6 +126,8 @@ class LedgerWatch:
         if note is None:
             raise LogError("checkpoint-missing", "The ledger serves no checkpoint.")
         new, old = open_checkpoint(note, self._verifier), self.remembered()
+        if self._witnesses is not None:
+            self._witnesses.check(note)
         if old is not None and new.size < old.size:
             raise LogError(
                 "ledger-rolled-back",

@@ -14,6 +14,7 @@ from typing import Literal
 from client_sdk.account import DeviceAccount, cost
 from client_sdk.errors import PolicyRefusal
 from dp.contracts import check_manifest
+from dp.witness import WitnessPolicy
 from secagg.errors import SecaggError
 from secagg.manifest import Manifest
 from secagg.ring import packed_size, payload_length
@@ -59,6 +60,8 @@ class PrivacyPolicy:
         allowed_models: names of base models that may be trained; None: any.
         max_upload_bytes: largest masked vector.
         max_training_s: longest that a contributor may take; None: no limit.
+        witnesses: verifier keys of ledger witnesses (C2SP, type 0x04) that this device trusts.
+        min_witnesses: how many of them must have cosigned every checkpoint; None: all.
         may_train: the app's say at check-in, such as charging and on an unmetered network.
     """
 
@@ -71,6 +74,8 @@ class PrivacyPolicy:
     allowed_models: frozenset[str] | None = None
     max_upload_bytes: int = 256 << 20
     max_training_s: float | None = None
+    witnesses: frozenset[str] = frozenset()
+    min_witnesses: int | None = None
     may_train: Callable[[], bool] = field(default=_always)
 
     def __post_init__(self) -> None:
@@ -80,6 +85,19 @@ class PrivacyPolicy:
         object.__setattr__(self, "require", admitted)
         if self.min_cohort < 2:
             raise ValueError(f"min_cohort is {self.min_cohort}; a sum of one is that one")
+
+        self.witness_policy  # noqa: B018  refuses what no checkpoint could meet
+
+    @property
+    def witness_policy(self) -> WitnessPolicy | None:
+        """Who must have cosigned a checkpoint; None if nobody is asked for.
+
+        Raises:
+            LedgerError: ``verifier-key`` or ``witness-policy``.
+        """
+        if not self.witnesses and self.min_witnesses is None:
+            return None
+        return WitnessPolicy.of(sorted(self.witnesses), self.min_witnesses)
 
     @staticmethod
     def _as_set(modes: PrivacyMode | Iterable[PrivacyMode]) -> frozenset[PrivacyMode]:

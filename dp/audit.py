@@ -2,7 +2,8 @@
 
 1. The checkpoint's signature, by a key that the auditor brings.
 2. The entries: their hashes give the signed root; every tile says the same.
-3. Growth: older checkpoints that the auditor kept are prefixes.
+3. Growth: older checkpoints that the auditor kept are prefixes; the witnesses that the auditor
+   names have cosigned.
 4. Tasks: the manifest's digest and signature, and the rules of ``dp.contracts``.
 5. Releases: numbers, cohorts, sizes, the chain of models, and against the budget.
 6. Every epsilon, recomputed from the manifest and the survivors.
@@ -26,6 +27,7 @@ from dp.contracts import check_manifest
 from dp.errors import LedgerError
 from dp.notes import Checkpoint, Verifier, open_checkpoint, parse_verifier
 from dp.records import ReleaseEntry, line_record, parse_record, parse_release, parse_task
+from dp.witness import WitnessPolicy, cosigned_at
 from secagg.errors import SecaggError
 from secagg.hashing import encode_parts
 from secagg.manifest import Manifest
@@ -73,6 +75,7 @@ class AuditedTask(msgspec.Struct, frozen=True, kw_only=True):
 class AuditResult(msgspec.Struct, frozen=True, kw_only=True):
     """``epsilon``: the largest unamplified cost of any task; None without privacy.
 
+    ``witnesses``: asked-for witnesses that cosigned the checkpoint, and when (Unix seconds).
     ``releases``: sums that were released; ``charged``: all cohorts that cost privacy.
     """
 
@@ -85,6 +88,7 @@ class AuditResult(msgspec.Struct, frozen=True, kw_only=True):
     epsilon: float | None
     problems: tuple[Finding, ...]
     tasks: tuple[AuditedTask, ...]
+    witnesses: dict[str, int] = {}
 
 
 @dataclass
@@ -256,13 +260,20 @@ def _same_line(expected: dict[str, Any], found: dict[str, Any]) -> bool:
     return rfc8785.dumps(found | neutral) == rfc8785.dumps(expected | neutral)
 
 
-def verify_ledger(read: tiles.Read, verifier: str, *, older: Sequence[bytes] = ()) -> AuditResult:
+def verify_ledger(
+    read: tiles.Read,
+    verifier: str,
+    *,
+    older: Sequence[bytes] = (),
+    witnesses: WitnessPolicy | None = None,
+) -> AuditResult:
     """Verify a ledger from end to end. Whatever is wrong becomes a problem, never an exception.
 
     Args:
         read: resources of the log by path: ``checkpoint``, ``tile/...``.
         verifier: the log's verifier key, from outside the ledger.
         older: signed checkpoints of this log that were seen before, to show rewriting and forks.
+        witnesses: whose cosignatures the checkpoint must carry.
     """
     audit = _Audit()
     try:
@@ -274,11 +285,18 @@ def verify_ledger(read: tiles.Read, verifier: str, *, older: Sequence[bytes] = (
     except LedgerError as error:
         audit.caught(error)
         return _result(audit, None)
+    cosigned: dict[str, int] = {}
+    if witnesses is not None:
+        cosigned = {key.name: at for key, at in cosigned_at(note, witnesses.keys).items()}
+        try:
+            witnesses.check(note)
+        except LedgerError as error:
+            audit.caught(error)
     try:
         entries = _entries(read, checkpoint)
     except LedgerError as error:
         audit.caught(error)
-        return _result(audit, checkpoint)
+        return _result(audit, checkpoint, cosigned)
     tree = merkle.Tree([merkle.leaf_hash(entry) for entry in entries])
     computed = merkle.root(tree.subtree, tree.size)
     if computed != checkpoint.root:
@@ -302,7 +320,7 @@ def verify_ledger(read: tiles.Read, verifier: str, *, older: Sequence[bytes] = (
                     parse_verifier(str(record.get("new_verifier")))
         except SecaggError as error:
             audit.caught(error, leaf)
-    return _result(audit, checkpoint)
+    return _result(audit, checkpoint, cosigned)
 
 
 def _entries(read: tiles.Read, checkpoint: Checkpoint) -> list[bytes]:
@@ -340,7 +358,9 @@ def _check_older(audit: _Audit, tree: merkle.Tree, key: Verifier, older: Sequenc
             )
 
 
-def _result(audit: _Audit, checkpoint: Checkpoint | None) -> AuditResult:
+def _result(
+    audit: _Audit, checkpoint: Checkpoint | None, cosigned: dict[str, int] | None = None
+) -> AuditResult:
     tasks = tuple(
         AuditedTask(
             leaf=task.leaf,
@@ -364,4 +384,5 @@ def _result(audit: _Audit, checkpoint: Checkpoint | None) -> AuditResult:
         epsilon=max(costs, default=None),
         problems=tuple(audit.problems),
         tasks=tasks,
+        witnesses=cosigned or {},
     )

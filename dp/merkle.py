@@ -14,6 +14,7 @@ from dp.errors import LedgerError
 
 SubtreeReader = Callable[[int, int], bytes]
 
+HASH_BYTES = 32
 EMPTY_ROOT = hashlib.sha256(b"").digest()
 
 

@@ -18,7 +18,8 @@ import nacl.signing
 from dp.errors import LedgerError
 from secagg.secret import Secret
 
-_ED25519 = b"\x01"
+ED25519 = b"\x01"
+COSIGNATURE_V1 = b"\x04"  # c2sp.org/tlog-cosignature
 _NOTE_BYTES_MAX = 1 << 20
 _SIGNATURES_MAX = 64  # the specification asks for at least 16
 
@@ -56,12 +57,16 @@ def _check_name(name: str) -> None:
         )
 
 
-def _key_id(name: str, public_key: bytes) -> bytes:
-    return hashlib.sha256(name.encode() + b"\n" + _ED25519 + public_key).digest()[:4]
+def key_id(name: str, public_key: bytes, kind: bytes = ED25519) -> bytes:
+    """The four bytes that name a key in a signature line; ``kind``: the signature type."""
+    return hashlib.sha256(name.encode() + b"\n" + kind + public_key).digest()[:4]
 
 
-def verifier_key(name: str, public_key: bytes) -> str:
+def verifier_key(name: str, public_key: bytes, kind: bytes = ED25519) -> str:
     """The verifier key of an Ed25519 public key (32 bytes).
+
+    Args:
+        kind: :data:`ED25519` for a log, :data:`COSIGNATURE_V1` for a witness.
 
     Raises:
         LedgerError: ``key-name`` or ``verifier-key``.
@@ -69,12 +74,12 @@ def verifier_key(name: str, public_key: bytes) -> str:
     _check_name(name)
     if len(public_key) != 32:
         raise LedgerError("verifier-key", "No Ed25519 key.", expected=32, found=len(public_key))
-    encoded = base64.b64encode(_ED25519 + public_key).decode()
-    return f"{name}+{_key_id(name, public_key).hex()}+{encoded}"
+    encoded = base64.b64encode(kind + public_key).decode()
+    return f"{name}+{key_id(name, public_key, kind).hex()}+{encoded}"
 
 
-def parse_verifier(verifier: str) -> Verifier:
-    """Parse a verifier key strictly.
+def parse_verifier(verifier: str, kind: bytes = ED25519) -> Verifier:
+    """Parse a verifier key of one kind strictly.
 
     Raises:
         LedgerError: ``verifier-key``.
@@ -88,17 +93,17 @@ def parse_verifier(verifier: str) -> Verifier:
     parts = verifier.strip().split("+", 2)
     if len(parts) != 3:
         raise fail("The verifier key does not parse.")
-    name, key_id, encoded = parts
+    name, hashed, encoded = parts
     try:
         _check_name(name)
         key = _unbase64(encoded)
     except (LedgerError, binascii.Error, ValueError) as error:
         raise fail("The verifier key does not parse.") from error
-    if len(key) != 33 or key[:1] != _ED25519:
-        raise fail("The verifier key is not of type Ed25519.")
-    if _key_id(name, key[1:]).hex() != key_id:
+    if len(key) != 33 or key[:1] != kind:
+        raise fail(f"The verifier key is not of type 0x{kind.hex()}.")
+    if key_id(name, key[1:], kind).hex() != hashed:
         raise fail("The verifier key's hash does not match its key.")
-    return Verifier(name, bytes.fromhex(key_id), key[1:])
+    return Verifier(name, bytes.fromhex(hashed), key[1:])
 
 
 def sign_note(text: str, name: str, seed: Secret) -> bytes:
@@ -115,8 +120,14 @@ def sign_note(text: str, name: str, seed: Secret) -> bytes:
     _check_name(name)
     _check_text(text)
     key = nacl.signing.SigningKey(seed.reveal())
-    signature = _key_id(name, bytes(key.verify_key)) + key.sign(text.encode()).signature
-    return f"{text}\n\u2014 {name} {base64.b64encode(signature).decode()}\n".encode()
+    signature = key.sign(text.encode()).signature
+    row = signature_line(name, key_id(name, bytes(key.verify_key)), signature)
+    return f"{text}\n{row}".encode()
+
+
+def signature_line(name: str, key: bytes, signature: bytes) -> str:
+    """One line of a note's signatures, with its newline; ``key``: the key ID."""
+    return f"\u2014 {name} {base64.b64encode(key + signature).decode()}\n"
 
 
 def _check_text(text: str) -> None:
@@ -126,12 +137,42 @@ def _check_text(text: str) -> None:
         )
 
 
-def verify_note(note: bytes, verifier: Verifier) -> str:
-    """The text of a note, after checking this verifier's signature; unknown signers are ignored.
+class Signature(NamedTuple):
+    """One signature line of a note, not verified."""
+
+    name: str
+    key_id: bytes
+    signature: bytes
+
+
+def parse_signatures(rows: str) -> tuple[Signature, ...]:
+    """Signature lines, each ending in a newline.
 
     Raises:
-        LedgerError: ``note-malformed``, ``note-unsigned`` (no signature by this key) or
-            ``note-signature``.
+        LedgerError: ``note-malformed``.
+    """
+    lines = rows[:-1].split("\n")
+    if not rows.endswith("\n") or len(lines) > _SIGNATURES_MAX:
+        raise LedgerError("note-malformed", "The note has too many signatures, or a broken one.")
+    found = []
+    for line in lines:
+        mark, _, rest = line.partition(" ")
+        name, _, encoded = rest.partition(" ")
+        try:
+            data = _unbase64(encoded)
+        except (binascii.Error, ValueError) as error:
+            raise LedgerError("note-malformed", "A signature line does not parse.") from error
+        if mark != "\u2014" or not name or len(data) < 5:
+            raise LedgerError("note-malformed", "A signature line does not parse.")
+        found.append(Signature(name, data[:4], data[4:]))
+    return tuple(found)
+
+
+def split_note(note: bytes) -> tuple[str, tuple[Signature, ...]]:
+    """A note's text and its signatures, none of them verified.
+
+    Raises:
+        LedgerError: ``note-malformed``.
     """
 
     def malformed(message: str) -> LedgerError:
@@ -148,27 +189,25 @@ def verify_note(note: bytes, verifier: Verifier) -> str:
         raise malformed("The note has no signatures.")
     text = head + "\n"
     _check_text(text)
-    rows = tail[:-1].split("\n")
-    if len(rows) > _SIGNATURES_MAX:
-        raise malformed("The note has too many signatures.")
+    return text, parse_signatures(tail)
+
+
+def verify_note(note: bytes, verifier: Verifier) -> str:
+    """The text of a note, after checking this verifier's signature; unknown signers are ignored.
+
+    Raises:
+        LedgerError: ``note-malformed``, ``note-unsigned`` (no signature by this key) or
+            ``note-signature``.
+    """
+    text, signatures = split_note(note)
     verified = False
-    for row in rows:
-        mark, _, rest = row.partition(" ")
-        name, _, encoded = rest.partition(" ")
-        try:
-            signature = _unbase64(encoded)
-        except (binascii.Error, ValueError) as error:
-            raise malformed("A signature line does not parse.") from error
-        if mark != "\u2014" or not name or len(signature) < 5:
-            raise malformed("A signature line does not parse.")
-        if (name, signature[:4]) != (verifier.name, verifier.key_id):
+    for signature in signatures:
+        if (signature.name, signature.key_id) != (verifier.name, verifier.key_id):
             continue
-        try:
-            nacl.signing.VerifyKey(verifier.public_key).verify(text.encode(), signature[4:])
-        except (nacl.exceptions.CryptoError, ValueError, TypeError) as error:
+        if not is_signed(text.encode(), verifier.public_key, signature.signature):
             raise LedgerError(
-                "note-signature", "The note's signature does not verify.", found=name
-            ) from error
+                "note-signature", "The note's signature does not verify.", found=signature.name
+            )
         verified = True
     if not verified:
         raise LedgerError(
@@ -178,6 +217,15 @@ def verify_note(note: bytes, verifier: Verifier) -> str:
             remedy="Check that the key belongs to this ledger.",
         )
     return text
+
+
+def is_signed(message: bytes, public_key: bytes, signature: bytes) -> bool:
+    """Whether an Ed25519 signature verifies."""
+    try:
+        nacl.signing.VerifyKey(public_key).verify(message, signature)
+    except (nacl.exceptions.CryptoError, ValueError, TypeError):
+        return False
+    return True
 
 
 def checkpoint_body(checkpoint: Checkpoint) -> str:

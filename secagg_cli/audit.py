@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,14 +23,37 @@ KeyOption = Annotated[
     ),
 ]
 
+WitnessOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--witness", help="A witness's verifier key, or a file with it; give one for each witness."
+    ),
+]
+WitnessesMinOption = Annotated[
+    int | None, typer.Option("--witnesses-min", help="How many of them must have cosigned.")
+]
+OlderOption = Annotated[
+    list[Path] | None,
+    typer.Option("--older", help="A checkpoint of this ledger that you kept: it must be a prefix."),
+]
+
 Reader = Callable[[str], bytes | None]
 
 
 @app.command("verify")
-def verify(ledger: LedgerArgument, key: KeyOption, format: FormatOption = Format.text) -> None:
+def verify(
+    ledger: LedgerArgument,
+    key: KeyOption,
+    witness: WitnessOption = None,
+    witnesses_min: WitnessesMinOption = None,
+    older: OlderOption = None,
+    format: FormatOption = Format.text,
+) -> None:
     """Check every signature, hash and epsilon of a ledger. Exit code 1 if anything is wrong."""
     with Output(format) as out:
-        result = audit_ledger(ledger, key)
+        result = audit_ledger(
+            ledger, key, witnesses=witness or (), witnesses_min=witnesses_min, older=older or ()
+        )
         _say_verdict(out, result)
         out.result(verdict(result))
         if not result.verified:
@@ -42,6 +65,9 @@ def report(
     ledger: LedgerArgument,
     key: KeyOption,
     out_file: Annotated[Path, typer.Option("--out", help="File to write, .html or .json.")],
+    witness: WitnessOption = None,
+    witnesses_min: WitnessesMinOption = None,
+    older: OlderOption = None,
     format: FormatOption = Format.text,
 ) -> None:
     """Verify a ledger and write its report: what was released and what it cost."""
@@ -49,7 +75,9 @@ def report(
         from dp.report import report_data
         from secagg_cli.report import write_report
 
-        result = audit_ledger(ledger, key)
+        result = audit_ledger(
+            ledger, key, witnesses=witness or (), witnesses_min=witnesses_min, older=older or ()
+        )
         write_report(out_file, report_data(result))
         _say_verdict(out, result)
         out.say(f"{out_file} written")
@@ -70,16 +98,38 @@ def _say_verdict(out: Output, result: AuditResult) -> None:
     )
 
 
-def audit_ledger(ledger: str, key: str) -> AuditResult:
+def audit_ledger(
+    ledger: str,
+    key: str,
+    *,
+    witnesses: Sequence[str] = (),
+    witnesses_min: int | None = None,
+    older: Sequence[Path] = (),
+) -> AuditResult:
     """The whole verdict, with every task and release.
 
+    Args:
+        witnesses: verifier keys of witnesses, or files with them.
+        witnesses_min: how many of them must have cosigned; None: all.
+        older: files with checkpoints of this ledger that were kept.
+
     Raises:
-        CommandError: ``ledger-missing``, ``verifier-key`` or ``server-unreachable``. What is wrong
+        LedgerError: ``witness-policy`` or ``verifier-key`` of a witness.
+        CommandError: ``ledger-missing``, ``checkpoint-unreadable``, ``verifier-key`` or
+            ``server-unreachable``. What is wrong
             *in* the ledger is in the result.
     """
     from dp.audit import verify_ledger
+    from dp.witness import WitnessPolicy
 
-    return verify_ledger(ledger_reader(ledger), read_key(key))
+    policy = None
+    if witnesses or witnesses_min is not None:
+        policy = WitnessPolicy.of([read_key(witness) for witness in witnesses], witnesses_min)
+    try:
+        kept = [file.read_bytes() for file in older]
+    except OSError as error:
+        raise CommandError("checkpoint-unreadable", f"An older checkpoint: {error}") from error
+    return verify_ledger(ledger_reader(ledger), read_key(key), older=kept, witnesses=policy)
 
 
 def verdict(result: AuditResult) -> dict[str, Any]:
@@ -96,6 +146,7 @@ def verdict(result: AuditResult) -> dict[str, Any]:
         ],
         "root": result.root,
         "origin": result.origin,
+        "witnesses": result.witnesses,
     }
 
 

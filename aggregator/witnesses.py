@@ -1,0 +1,106 @@
+"""Asking the ledger's witnesses for their cosignatures (c2sp.org/tlog-witness, as a client)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+import aiohttp
+import structlog
+
+from dp.errors import LedgerError
+from dp.merkle import SubtreeReader, consistency_proof
+from dp.notes import Verifier, split_note
+from dp.witness import AddCheckpoint, add_cosignatures, cosigned_at, encode_request, parse_witness
+
+_ANSWER_BYTES_MAX = 16 << 10
+_TRIES = 2  # the first learns what the witness remembers
+
+_log = structlog.get_logger(__name__)
+
+
+class Witnesses:
+    """Witnesses of one log, by verifier key and URL. What one of them fails to do is logged."""
+
+    def __init__(self, urls: Mapping[str, str], timeout_s: float) -> None:
+        self._urls = {parse_witness(key): url.rstrip("/") for key, url in urls.items()}
+        self._timeout_s = timeout_s
+        self._sizes: dict[Verifier, int] = {}  # what each of them cosigned last
+        self._session: aiohttp.ClientSession | None = None
+
+    def lacking(self, note: bytes) -> set[Verifier]:
+        """Witnesses that have not cosigned the note."""
+        return set(self._urls) - set(cosigned_at(note, self._urls))
+
+    def carry_over(self, before: bytes, note: bytes) -> bytes:
+        """The note with the cosignatures that an earlier copy of the same checkpoint carries."""
+        try:
+            if before and split_note(before)[0] == split_note(note)[0]:
+                rows = before.decode().rpartition("\n\n")[2]
+                return add_cosignatures(note, rows, self._urls)
+        except LedgerError:
+            _log.warning("checkpoint-file-unreadable")
+        return note
+
+    async def cosign(self, note: bytes, size: int, subtree: SubtreeReader) -> bytes:
+        """The note with every cosignature to be had within the time limit.
+
+        Args:
+            note: the signed checkpoint of ``size`` leaves.
+            subtree: hashes of a tree of at least ``size`` leaves.
+        """
+        lacking = sorted(self.lacking(note))
+        if not lacking:
+            return note
+        if self._session is None:
+            timeout = aiohttp.ClientTimeout(total=self._timeout_s)
+            self._session = aiohttp.ClientSession(timeout=timeout)
+        answers = await asyncio.gather(
+            *(self._ask(self._session, witness, note, size, subtree) for witness in lacking)
+        )
+        for witness, answer in zip(lacking, answers, strict=True):
+            try:
+                note = add_cosignatures(note, answer, (witness,)) if answer else note
+            except LedgerError as error:
+                _log.warning("witness-answer", witness=witness.name, reason=error.reason)
+        return note
+
+    async def _ask(
+        self,
+        session: aiohttp.ClientSession,
+        witness: Verifier,
+        note: bytes,
+        size: int,
+        subtree: SubtreeReader,
+    ) -> str:
+        for _ in range(_TRIES):
+            old = self._sizes.get(witness, 0)
+            if old > size:
+                # Another replica was faster, or this log was restored from a backup.
+                _log.error("witness-ahead", witness=witness.name, witnessed=old, size=size)
+                return ""
+            proof = tuple(consistency_proof(subtree, old, size))
+            body = encode_request(AddCheckpoint(old, proof, note))
+            try:
+                url = f"{self._urls[witness]}/add-checkpoint"
+                async with session.post(url, data=body, allow_redirects=False) as response:
+                    answer = (await response.content.read(_ANSWER_BYTES_MAX)).decode()
+                    status = response.status
+            except (aiohttp.ClientError, TimeoutError, UnicodeDecodeError) as error:
+                _log.warning("witness-unreachable", witness=witness.name, error=repr(error))
+                return ""
+            if status == 200:
+                self._sizes[witness] = size
+                return answer
+            remembered = answer.removesuffix("\n")
+            if status != 409 or not (remembered.isascii() and remembered.isdecimal()):
+                break
+            if len(remembered) > 18 or int(remembered) == old:
+                break
+            self._sizes[witness] = int(remembered)
+        _log.error("witness-refused", witness=witness.name, status=status, size=size)
+        return ""
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()

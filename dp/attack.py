@@ -1,0 +1,227 @@
+"""An honest attack on our own training: what does one run give away at least?
+
+One-run audit (Steinke, Nasr, Jagielski 2023, "Privacy auditing with one (1) training run"): m
+canaries are each in the training or not by a fair coin of their own; the attacker sees every
+release and guesses some of the coins. If training is (epsilon, delta)-private with respect to
+adding or removing one example, so many right guesses are improbable (Theorem 5.2); what is too
+improbable gives a lower bound on epsilon with a confidence. A lower bound above what the accountant
+claims proves a bug; one below it proves nothing.
+
+The attacker here is as strong as the claim: it knows everything but the coins, and its canaries
+are gradients along directions of their own, as large as the clip lets them be.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+
+from dp.accounting import headline, lines
+from dp.errors import AccountingError
+from dp.mechanisms import ExampleSum, decode, encode
+from secagg.ring import add_into
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from dp.stream import RandomBytes
+    from secagg.manifest import Manifest
+    from secagg.ring import Lanes
+
+_GUESSED = (16, 8, 4, 2, 1)  # the attacker guesses m / 16, ..., m of the coins
+_CANARY = 1e3  # gradients far longer than the clip
+_EPSILON_MAX = 64.0
+
+Share = Callable[["Manifest", "NDArray[np.int64]", "RandomBytes"], "Lanes"]
+"""What one device makes of its clipped total: its payload, noise included."""
+
+
+class Judgement(msgspec.Struct, frozen=True, kw_only=True):
+    """``epsilon_lower``: holds with the stated confidence, if the coins were fair."""
+
+    canaries: int
+    guesses: int
+    correct: int
+    epsilon_lower: float
+    confidence: float
+
+
+class AttackResult(msgspec.Struct, frozen=True, kw_only=True):
+    """``epsilon_upper``: the accountant's unamplified cost of the same releases."""
+
+    judgement: Judgement
+    epsilon_upper: float
+    delta: float
+    releases: int
+
+    @property
+    def holds(self) -> bool:
+        return self.judgement.epsilon_lower <= self.epsilon_upper
+
+
+def guess_probability(
+    canaries: int, guesses: int, correct: int, epsilon: float, delta: float
+) -> float:
+    """At most this often would (epsilon, delta)-private training allow so many right guesses.
+
+    Steinke, Nasr, Jagielski (2023), Theorem 5.2, with ``canaries`` fair coins.
+    """
+    chance = 1 / (1 + math.exp(-epsilon))
+    tails = _tails(guesses, chance)
+    beta, alpha = tails[correct], 0.0
+    for step in range(1, correct + 1):
+        alpha = max(alpha, (tails[correct - step] - beta) / step)
+    return min(1.0, beta + 2 * canaries * delta * alpha)
+
+
+def _tails(count: int, chance: float) -> list[float]:
+    """P[Binomial(count, chance) >= k] for k = 0..count."""
+    log_in, log_out = math.log(chance), math.log1p(-chance)
+    total, tails = 0.0, [0.0] * (count + 1)
+    for k in range(count, -1, -1):
+        ways = math.lgamma(count + 1) - math.lgamma(k + 1) - math.lgamma(count - k + 1)
+        total += math.exp(ways + k * log_in + (count - k) * log_out)
+        tails[k] = min(1.0, total)
+    return tails
+
+
+def epsilon_lower_bound(
+    canaries: int, guesses: int, correct: int, delta: float, confidence: float
+) -> float:
+    """The largest epsilon that so many right guesses refute, by bisection, rounded down.
+
+    Raises:
+        AccountingError: ``parameter-out-of-range``.
+    """
+    counts = 0 <= correct <= guesses <= canaries
+    if not (counts and 0 < confidence < 1 and 0 <= delta < 1):
+        raise AccountingError(
+            "parameter-out-of-range",
+            "An audit needs correct <= guesses <= canaries, and probabilities.",
+            found=(correct, guesses, canaries, delta, confidence),
+        )
+    low, high = 0.0, _EPSILON_MAX
+    if guess_probability(canaries, guesses, correct, 0.0, delta) > 1 - confidence:
+        return 0.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        refuted = guess_probability(canaries, guesses, correct, middle, delta) <= 1 - confidence
+        low, high = (middle, high) if refuted else (low, middle)
+    return low
+
+
+def judge(
+    scores: NDArray[np.float64], included: NDArray[np.bool_], delta: float, confidence: float
+) -> Judgement:
+    """The best lower bound over a few fixed numbers of guesses, each at its share of the doubt.
+
+    Args:
+        scores: float[m]; the larger, the surer the attacker is that the canary is in.
+        included: bool[m], the coins.
+    """
+    count = len(scores)
+    order = np.argsort(scores, kind="stable")
+    each = 1 - (1 - confidence) / len(_GUESSED)
+    best: Judgement | None = None
+    for part in _GUESSED:
+        half = max(1, count // (2 * part))
+        right = int(included[order[-half:]].sum()) + int((~included[order[:half]]).sum())
+        bound = epsilon_lower_bound(count, 2 * half, right, delta, each)
+        if best is None or bound > best.epsilon_lower:
+            best = Judgement(
+                canaries=count,
+                guesses=2 * half,
+                correct=right,
+                epsilon_lower=bound,
+                confidence=confidence,
+            )
+    if best is None:
+        raise AssertionError("there is always a number of guesses")
+    return best
+
+
+def honest_share(manifest: Manifest, total: NDArray[np.int64], random_bytes: RandomBytes) -> Lanes:
+    """The payload as a device makes it, :func:`dp.mechanisms.encode`."""
+    return encode(manifest, {"gradient": total}, rotation_seed=b"", random_bytes=random_bytes)
+
+
+def run_attack(
+    manifest: Manifest,
+    gradients: Callable[[NDArray[np.float64]], Sequence[NDArray[np.float64]]],
+    *,
+    canaries: int,
+    releases: int,
+    confidence: float,
+    learning_rate: float,
+    random_bytes: RandomBytes,
+    share: Share = honest_share,
+    only_even: bool = False,
+) -> AttackResult:
+    """Train in mode C with canaries, release by release, and attack what was released.
+
+    As many devices send as the accounting counts on, the fewest honest ones; the canaries are in
+    the first one's batch.
+
+    Args:
+        manifest: mode C with room for ``canaries`` examples in one batch.
+        gradients: per-example gradients of the honest data at a model, float[d] each.
+        canaries: at most d; half of them, by fair coins, take part in every release.
+        learning_rate: of the step along the mean of the honest examples.
+        share: replaced to show that a bug is caught.
+        only_even: canaries take part in every other release only, and the attacker subtracts the
+            others: finds noise that repeats.
+
+    Raises:
+        AccountingError: ``no-privacy`` or ``parameter-out-of-range``.
+    """
+    upper = headline(lines(manifest, releases))
+    if upper is None or manifest.noise is None:
+        raise AccountingError("no-privacy", "There is no claim to attack.")
+    if not 1 <= canaries <= manifest.data_length:
+        raise AccountingError(
+            "parameter-out-of-range",
+            "Each canary needs a direction of its own.",
+            expected=f"1 to {manifest.data_length}",
+            found=canaries,
+        )
+    coins = np.frombuffer(random_bytes(canaries), np.uint8) & 1 == 1
+    senders = manifest.noise.honest_min
+    model, scores = np.zeros(manifest.data_length), np.zeros(canaries)
+    for release in range(releases):
+        with_canaries = release % 2 == 0 or not only_even
+        honest = gradients(model)
+        payload: Lanes | None = None
+        for device in range(senders):
+            batch = ExampleSum(manifest, random_bytes)
+            for gradient in honest[device::senders]:
+                batch.add(gradient)
+            if device == 0 and with_canaries:
+                _add_canaries(batch, coins, manifest.data_length)
+            mine = share(manifest, batch.total, random_bytes)
+            if payload is None:
+                payload = mine.copy()
+            else:
+                add_into(payload, mine, manifest.encoding.ring_bits)
+        if payload is None:
+            raise AssertionError("a cohort has at least one honest device")
+        released = decode(manifest, payload, survivors=senders, rotation_seed=b"")["gradient"]
+        scores += released[:canaries] * (1 if with_canaries else -1)
+        model = model - learning_rate * released / max(1, len(honest))
+    delta = manifest.budget.delta
+    return AttackResult(
+        judgement=judge(scores, coins, delta, confidence),
+        epsilon_upper=upper,
+        delta=delta,
+        releases=releases,
+    )
+
+
+def _add_canaries(batch: ExampleSum, coins: NDArray[np.bool_], length: int) -> None:
+    for index in np.flatnonzero(coins):
+        gradient = np.zeros(length)
+        gradient[index] = _CANARY
+        batch.add(gradient)

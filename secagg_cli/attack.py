@@ -1,0 +1,199 @@
+"""``secagg audit attack``: try to break our own training, and say how far that got."""
+
+from __future__ import annotations
+
+import os
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from secagg_cli.output import EXIT_REFUSED, Format, FormatOption, Output
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from dp.attack import AttackResult, Share
+    from secagg.manifest import Manifest
+
+_RANK, _FEATURES, _EXAMPLES = 4, 32, 48
+_RELEASES_MAX = 64
+
+
+class Sabotage(StrEnum):
+    """Bugs that the attack must find."""
+
+    none = "none"
+    no_noise = "no-noise"
+    lost_noise = "lost-noise"
+    no_clip = "no-clip"
+    repeated_noise = "repeated-noise"
+
+
+def attack(
+    canaries: Annotated[
+        int, typer.Option(min=16, max=4096, help="Planted examples; a multiple of 4.")
+    ] = 1024,
+    releases: Annotated[int, typer.Option(min=1, max=_RELEASES_MAX, help="Training steps.")] = 4,
+    noise_multiplier: Annotated[float, typer.Option(help="Noise over the clip.")] = 4.0,
+    confidence: Annotated[float, typer.Option(min=0.5, max=0.999999)] = 0.95,
+    sabotage: Annotated[
+        Sabotage, typer.Option(help="Break the mechanism on purpose, to see that it is found.")
+    ] = Sabotage.none,
+    format: FormatOption = Format.text,
+) -> None:
+    """Attack our own training and print a lower bound on epsilon beside the accountant's.
+
+    One run of mode C (distributed example-level noise) on a small LoRA-like classifier, with
+    canaries; the attacker sees every released sum. Exit code 1 if the lower bound exceeds the
+    accountant's: then a promise is broken.
+    """
+    with Output(format) as out:
+        result = run(canaries, releases, noise_multiplier, confidence, sabotage, os.urandom)
+        found = result.judgement
+        out.say(
+            f"{found.correct} of {found.guesses} guesses right about {found.canaries} canaries, "
+            f"in {result.releases} releases"
+        )
+        out.say(
+            f"epsilon is at least {found.epsilon_lower:.3f} (confidence {confidence:g}); "
+            f"the accountant says at most {result.epsilon_upper:.3f} (delta {result.delta:g})"
+        )
+        if not result.holds:
+            out.say("The promise is broken: the mechanism leaks more than it claims.", style="red")
+        out.result(report(result))
+        if not result.holds:
+            raise typer.Exit(EXIT_REFUSED)
+
+
+def report(result: AttackResult) -> dict[str, Any]:
+    """The keys of ``secagg audit attack --format json``."""
+    found = result.judgement
+    return {
+        "holds": result.holds,
+        "epsilon_lower": found.epsilon_lower,
+        "confidence": found.confidence,
+        "epsilon_upper": result.epsilon_upper,
+        "delta": result.delta,
+        "canaries": found.canaries,
+        "guesses": found.guesses,
+        "correct": found.correct,
+        "releases": result.releases,
+    }
+
+
+def run(
+    canaries: int,
+    releases: int,
+    noise_multiplier: float,
+    confidence: float,
+    sabotage: Sabotage,
+    random_bytes: Callable[[int], bytes],
+) -> AttackResult:
+    """The attack on one trained classifier whose mechanism may be broken on purpose."""
+    from dp.attack import run_attack
+
+    classes = -(-canaries // _RANK)
+    manifest = _manifest(classes, canaries, releases, noise_multiplier)
+    return run_attack(
+        manifest,
+        _gradients(classes),
+        canaries=canaries,
+        releases=releases,
+        confidence=confidence,
+        learning_rate=1.0,
+        random_bytes=random_bytes,
+        share=_share(sabotage),
+        only_even=sabotage is Sabotage.repeated_noise,
+    )
+
+
+def _manifest(classes: int, canaries: int, releases: int, noise_multiplier: float) -> Manifest:
+    from nacl.signing import SigningKey
+
+    from dp.contracts import BudgetSpec, TaskSpec, build_manifest
+    from dp.notes import verifier_key
+    from secagg.manifest import Adapter, TensorShape
+
+    public = bytes(SigningKey(bytes(32)).verify_key)  # signs nothing
+    tensor = TensorShape(name="head.lora_B.weight", rows=classes, columns=_RANK)
+    spec = TaskSpec(
+        task="attack",
+        noise_multiplier=noise_multiplier,
+        examples_max=canaries + _EXAMPLES,
+        budget=BudgetSpec(max_epsilon=None, releases_max=releases),
+        adapter=Adapter(
+            kind="ffa-lora",
+            rank=_RANK,
+            alpha=_RANK,
+            target_modules=("head",),
+            seed=bytes(32),
+            trainable=(tensor,),
+            frozen=(),
+        ),
+    )
+    return build_manifest(
+        spec,
+        created_at=0,
+        task_key=public,
+        ledger_verifier=verifier_key("attack.invalid", public),
+        partner_keys=[public],
+    )
+
+
+def _gradients(
+    classes: int,
+) -> Callable[[NDArray[np.float64]], Sequence[NDArray[np.float64]]]:
+    """Softmax regression through a frozen factor A: gradients of B, one row per example."""
+    import numpy as np
+
+    rng = np.random.Generator(np.random.PCG64(0))  # data, not noise
+    hidden = rng.normal(size=(_EXAMPLES, _FEATURES)) @ rng.normal(size=(_FEATURES, _RANK)) / 4
+    labels = rng.integers(0, classes, _EXAMPLES)
+
+    def gradients(model: NDArray[np.float64]) -> Sequence[NDArray[np.float64]]:
+        logits = hidden @ model.reshape(classes, _RANK).T
+        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+        errors = odds / odds.sum(axis=1, keepdims=True)
+        errors[np.arange(_EXAMPLES), labels] -= 1
+        return [np.outer(error, row).ravel() for error, row in zip(errors, hidden, strict=True)]
+
+    return gradients
+
+
+def _share(sabotage: Sabotage) -> Share:
+    import hashlib
+
+    import msgspec
+    import numpy as np
+
+    from dp.attack import honest_share
+    from secagg.ring import with_checks
+
+    def no_noise(manifest, total, random_bytes):  # type: ignore[no-untyped-def]
+        encoding = manifest.encoding
+        return with_checks(total, encoding.ring_bits, encoding.slice_length)
+
+    def lost_noise(manifest, total, random_bytes):  # type: ignore[no-untyped-def]
+        noise = manifest.noise
+        rest = msgspec.structs.replace(noise, share_variance=noise.share_variance // 100)
+        return honest_share(msgspec.structs.replace(manifest, noise=rest), total, random_bytes)
+
+    def no_clip(manifest, total, random_bytes):  # type: ignore[no-untyped-def]
+        """Canaries as if the clip were eight times as large."""
+        large = np.abs(total) > manifest.segments[0].clip_units // 2
+        return honest_share(manifest, np.where(large, 8 * total, total), random_bytes)
+
+    def repeated_noise(manifest, total, random_bytes):  # type: ignore[no-untyped-def]
+        return honest_share(manifest, total, lambda n: hashlib.shake_256(b"seed").digest(n))
+
+    return {
+        Sabotage.none: honest_share,
+        Sabotage.no_noise: no_noise,
+        Sabotage.lost_noise: lost_noise,
+        Sabotage.no_clip: no_clip,
+        Sabotage.repeated_noise: repeated_noise,
+    }[sabotage]

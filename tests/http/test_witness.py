@@ -1,0 +1,121 @@
+"""A witness over HTTP, and the service's side that asks it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from aiohttp.test_utils import TestClient, TestServer
+
+from aggregator.keys import load_keys
+from aggregator.service import Service
+from aggregator.settings import Settings
+from aggregator.witnesses import Witnesses
+from dp.notes import verifier_key
+from dp.witness import WitnessPolicy, encode_request
+from secagg.keys import identity_public_key
+from secagg_cli.witness_service import Witness, build_witness_app
+from tests.unit.test_dp_witness import LOG_SEED, ORIGIN, SEEDS, note, request, tree
+
+LOG_KEY = verifier_key(ORIGIN, identity_public_key(LOG_SEED))
+
+
+def witness(folder: Path, number: int = 0) -> Witness:
+    path = folder / f"witness{number}.db"
+    return Witness(path, f"w{number}.example", SEEDS[number], [LOG_KEY], lambda: 1_700_000_000)
+
+
+async def test_the_http_answers_are_those_of_the_specification(tmp_path: Path) -> None:
+    watching = witness(tmp_path)
+    async with TestClient(TestServer(build_witness_app(watching))) as client:
+
+        async def post(body: bytes) -> tuple[int, str, str]:
+            answer = await client.post("/add-checkpoint", data=body)
+            return answer.status, await answer.text(), answer.headers["Content-Type"]
+
+        status, line, _ = await post(encode_request(request(0, 5)))
+        assert status == 200
+        assert line.startswith("\u2014 w0.example ")
+        assert line.endswith("\n")
+        assert await post(encode_request(request(0, 7))) == (409, "5\n", "text/x.tlog.size")
+        assert await post(encode_request(request(5, 5, b"x"))) == (409, "5\n", "text/x.tlog.size")
+        assert (await post(encode_request(request(5, 9, b"x"))))[0] == 422
+        assert (await post(b"nonsense"))[0] == 400
+        assert (await post(encode_request(request(0, 5)._replace(note=note(5, seed=SEEDS[1])))))[
+            0
+        ] == 403
+        other = request(0, 5)._replace(note=note(5, origin="other.example"))
+        assert (await post(encode_request(other)))[0] == 404
+        assert (await post(encode_request(request(5, 9))))[0] == 200
+    assert len(watching.evidence()) == 2
+
+
+async def test_a_witness_that_restarts_signs_no_fork(tmp_path: Path) -> None:
+    witness(tmp_path).add_checkpoint(encode_request(request(0, 5)))
+    again = witness(tmp_path)
+    body = encode_request(request(0, 5, b"x"))
+    assert again.remembered_size(body) == 5
+    async with TestClient(TestServer(build_witness_app(again))) as client:
+        assert (await client.post("/add-checkpoint", data=body)).status == 409
+
+
+async def test_the_service_collects_cosignatures_and_learns_what_a_witness_remembers(
+    tmp_path: Path,
+) -> None:
+    watching = [witness(tmp_path, 0), witness(tmp_path, 1)]
+    watching[1].add_checkpoint(encode_request(request(0, 3)))
+    async with (
+        TestServer(build_witness_app(watching[0])) as first,
+        TestServer(build_witness_app(watching[1])) as second,
+    ):
+        urls = {
+            watching[0].verifier: str(first.make_url("")),
+            watching[1].verifier: str(second.make_url("")),
+        }
+        asking = Witnesses(urls, 5.0)
+        try:
+            policy = WitnessPolicy.of(list(urls))
+            for size in (5, 5, 9):
+                whole = await asking.cosign(note(size), size, tree(9).subtree)
+                policy.check(whole)
+                assert not asking.lacking(whole)
+                assert asking.carry_over(whole, note(size)) == whole
+            forked = await asking.cosign(note(9, b"x"), 9, tree(9, b"x").subtree)
+            assert forked == note(9, b"x")
+        finally:
+            await asking.close()
+
+
+async def test_a_witness_that_is_away_stops_nothing(tmp_path: Path) -> None:
+    asking = Witnesses({witness(tmp_path).verifier: "http://127.0.0.1:9"}, 1.0)
+    try:
+        assert await asking.cosign(note(5), 5, tree(5).subtree) == note(5)
+        assert len(asking.lacking(note(5))) == 1
+    finally:
+        await asking.close()
+
+
+async def test_the_published_checkpoint_is_cosigned_and_stays_so_over_a_restart(
+    tmp_path: Path,
+) -> None:
+    data = {"data_dir": tmp_path / "data", "operator_token": "token"}
+    settings = Settings.load(**data)
+    log = verifier_key(
+        settings.ledger_name, identity_public_key(load_keys(settings.keys_path).ledger)
+    )
+    watching = Witness(tmp_path / "w.db", "w0.example", SEEDS[0], [log], lambda: 1_700_000_000)
+    policy = WitnessPolicy.of([watching.verifier])
+    async with TestServer(build_witness_app(watching)) as server:
+        urls = {watching.verifier: str(server.make_url(""))}
+        published = await published_by(Settings.load(**data, witnesses=urls))
+    policy.check(published)
+    away = {watching.verifier: "http://127.0.0.1:9"}
+    assert await published_by(Settings.load(**data, witnesses=away)) == published
+
+
+async def published_by(settings: Settings) -> bytes:
+    service = Service(settings)
+    await service.start()
+    try:
+        return (service.ledger.folder / "checkpoint").read_bytes()
+    finally:
+        await service.close()

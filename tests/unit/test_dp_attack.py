@@ -1,0 +1,102 @@
+"""The one-run audit: a sound bound, below the accountant's claim, and above a broken one's."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from scipy import stats
+from typer.testing import CliRunner
+
+from dp.attack import epsilon_lower_bound, guess_probability, judge
+from dp.errors import AccountingError
+from secagg_cli.attack import Sabotage, run
+from secagg_cli.main import app
+from tests.dp_tasks import seeded
+
+
+def reference(m: int, r: int, v: int, eps: float, delta: float) -> float:
+    """Theorem 5.2 by scipy's binomials, term by term."""
+    q = 1 / (1 + np.exp(-eps))
+    beta = stats.binom.sf(v - 1, r, q)
+    alpha = max(stats.binom.pmf(range(v - i, v), r, q).sum() / i for i in range(1, v + 1))
+    return min(1.0, beta + 2 * m * delta * alpha)
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.5, 2.0, 5.0])
+@pytest.mark.parametrize(("guesses", "correct"), [(10, 10), (100, 71), (200, 100), (50, 1)])
+@pytest.mark.parametrize("delta", [0.0, 1e-5, 1e-2])
+def test_the_bound_is_that_of_the_theorem(
+    guesses: int, correct: int, epsilon: float, delta: float
+) -> None:
+    found = guess_probability(1000, guesses, correct, epsilon, delta)
+    assert found == pytest.approx(reference(1000, guesses, correct, epsilon, delta), rel=1e-7)
+
+
+def test_all_right_without_delta_is_the_closed_form() -> None:
+    """q^r = 1 - confidence at the bound."""
+    found = epsilon_lower_bound(64, 64, 64, 0.0, 0.95)
+    q = 0.05 ** (1 / 64)
+    assert found == pytest.approx(np.log(q / (1 - q)), abs=1e-6)
+
+
+def test_guessing_at_random_shows_nothing() -> None:
+    assert epsilon_lower_bound(1000, 200, 100, 1e-5, 0.95) == 0.0
+    rng = np.random.default_rng(0)
+    bounds = [
+        judge(rng.normal(size=256), rng.random(256) < 0.5, 1e-5, 0.95).epsilon_lower
+        for _ in range(60)
+    ]
+    assert sum(bound > 0 for bound in bounds) <= 8  # 3 are expected at most
+
+
+@pytest.mark.parametrize("noise", [0.5, 1.0, 2.0])
+def test_randomised_response_of_known_epsilon_is_bounded_from_below(noise: float) -> None:
+    rng = np.random.default_rng(1)
+    coins = rng.random(4000) < 0.5
+    truthful = rng.random(4000) < 1 / (1 + np.exp(-noise))
+    scores = np.where(coins == truthful, 1.0, -1.0) + rng.random(4000) * 1e-3
+    found = judge(scores, coins, 0.0, 0.95).epsilon_lower
+    assert 0.6 * noise < found <= noise
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [(10, 11, 5, 0.0, 0.9), (10, 5, 6, 0.0, 0.9), (10, 5, 5, 0.0, 1.0), (10, 5, 5, -1.0, 0.9)],
+)
+def test_an_impossible_audit_is_refused(arguments: tuple[int, int, int, float, float]) -> None:
+    with pytest.raises(AccountingError) as caught:
+        epsilon_lower_bound(*arguments)
+    assert caught.value.reason == "parameter-out-of-range"
+
+
+@pytest.mark.parametrize("canaries", [256, 1024])
+def test_the_attack_on_honest_training_stays_below_the_claim(canaries: int) -> None:
+    result = run(canaries, 4, 4.0, 0.95, Sabotage.none, seeded(canaries))
+    assert result.holds
+    assert 0 <= result.judgement.epsilon_lower < result.epsilon_upper < 4
+
+
+def test_the_attack_sees_what_little_noise_does_not_hide() -> None:
+    """It is an attack: with a large epsilon it finds a good part of it."""
+    result = run(1024, 4, 0.7, 0.95, Sabotage.none, seeded(3))
+    assert result.holds
+    assert result.judgement.epsilon_lower > 1.5
+
+
+@pytest.mark.parametrize("sabotage", [bug for bug in Sabotage if bug is not Sabotage.none])
+def test_a_broken_mechanism_is_caught(sabotage: Sabotage) -> None:
+    result = run(1024, 4, 4.0, 0.95, sabotage, seeded(5))
+    assert result.judgement.epsilon_lower > 1.2 * result.epsilon_upper
+    assert not result.holds
+
+
+def test_the_command_prints_both_bounds_and_fails_when_the_promise_is_broken() -> None:
+    command = ["audit", "attack", "--canaries", "512", "--format", "json"]
+    honest = CliRunner().invoke(app, command)
+    found = json.loads(honest.stdout)
+    assert (honest.exit_code, found["holds"]) == (0, True)
+    assert found["epsilon_lower"] < found["epsilon_upper"]
+    broken = CliRunner().invoke(app, [*command, "--sabotage", "no-noise"])
+    assert (broken.exit_code, json.loads(broken.stdout)["holds"]) == (1, False)
