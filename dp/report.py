@@ -98,6 +98,44 @@ class Combined(msgspec.Struct, frozen=True, kw_only=True):
     delta: float
 
 
+class Figure(msgspec.Struct, frozen=True, kw_only=True):
+    """How to compute a figure of the report again; ``value``: from what, and how."""
+
+    name: str
+    value: str
+
+
+_FIGURES = (
+    Figure(
+        name="epsilon of a line",
+        value="the manifest in the task's record, and outcome and survivors of its release records "
+        "in order; a charged cohort counts as one with the fewest survivors",
+    ),
+    Figure(
+        name="planned epsilon",
+        value="the same, with releases_max releases of the fewest survivors",
+    ),
+    Figure(
+        name="budget left",
+        value="max_epsilon of the manifest less the largest line without amplification",
+    ),
+    Figure(
+        name="noise over bound",
+        value="share_variance times (survivors - silent_max), its root over the exact integer "
+        "bound clip_units; with removable noise, what is left after removal",
+    ),
+    Figure(name="dropped", value="cohort_size less survivors, both in the release's record"),
+    Figure(
+        name="epsilon at another delta",
+        value="the same divergences, converted at that delta",
+    ),
+    Figure(
+        name="cohort and drop-out chart",
+        value="survivors and cohort_size of each release record, in order",
+    ),
+)
+
+
 class ReportData(msgspec.Struct, frozen=True, kw_only=True):
     origin: str
     verified: bool
@@ -106,6 +144,7 @@ class ReportData(msgspec.Struct, frozen=True, kw_only=True):
     problems: tuple[Finding, ...]
     tasks: tuple[TaskReport, ...]
     combined: tuple[Combined, ...]
+    figures: tuple[Figure, ...]
     recompute: tuple[str, ...]
 
 
@@ -120,6 +159,7 @@ def report_data(audit: AuditResult) -> ReportData:
         problems=audit.problems,
         tasks=tuple(_task(task) for task in tasks),
         combined=_combined(tasks),
+        figures=_FIGURES,
         recompute=(
             "Bring the ledger's verifier key from outside the ledger: from the partner who "
             "enrolled the devices, never from the ledger itself.",

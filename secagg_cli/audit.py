@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from secagg_cli.attack import attack
 from secagg_cli.output import EXIT_REFUSED, CommandError, Format, FormatOption, Output
 
 if TYPE_CHECKING:
     from dp.audit import AuditResult
 
 app = typer.Typer(no_args_is_help=True, help="Verify what an aggregator released.")
+app.command("attack")(attack)
 LedgerArgument = Annotated[str, typer.Argument(help="Ledger folder, or the URL of one.")]
 KeyOption = Annotated[
     str,
