@@ -7,7 +7,7 @@ The service is a process of its own (``python -m aggregator.main``, SQLite on di
 fixed vector. Those that drop vanish after the masking set is fixed, before their vector: the most
 expensive moment, since their mask secrets must be opened. The sum is compared with the true one.
 
-``--profile FILE`` samples the service's threads and prints where its time goes.
+``--profile FILE`` samples the service's threads (Linux) and prints where its time goes.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ counter runs from zero through the whole payload (a counter per segment would le
 coordinates reveal values). Zero IVs are right here only because no key is ever used twice. The
 stream is seekable: coordinates lo..hi need only that part of it.
 
-The vector is walked in chunks that stay in cache; all seeds are applied to a chunk before the next
-one, so the memory beside the vector is two chunks.
+The vector is walked in chunks that stay in cache; all seeds (1,024 at most) are applied to a chunk
+before the next one, so the memory beside the vector is two chunks and that many ciphers.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from secagg.secret import Secret
 
 _CHUNK_BYTES = 1 << 17
 _BLOCK_BYTES = 16  # of AES
+_TERMS_AT_ONCE = 1024  # ciphers under way take about 1 KiB each, whatever the cohort's size
 
 
 @dataclass(frozen=True)
@@ -72,23 +73,22 @@ def apply_masks(vector: Lanes, terms: Sequence[MaskTerm], ring_bits: int, lo: in
     first_block = lo * dtype.itemsize // _BLOCK_BYTES
     zeros = bytes(_CHUNK_BYTES)
     stream = bytearray(_CHUNK_BYTES + _BLOCK_BYTES - 1)
-    signed_streams = [
-        (_key_stream(term.key, first_block, skip), np.add if term.sign == 1 else np.subtract)
-        for term in terms
-    ]
     per_chunk = _CHUNK_BYTES // dtype.itemsize
-    whole_lane = ring_bits == dtype.itemsize * 8
-    for start in range(0, len(vector), per_chunk):
-        chunk = vector[start : start + per_chunk]
-        size = len(chunk) * dtype.itemsize
-        lanes = np.frombuffer(stream, dtype, count=len(chunk))
-        plain = memoryview(zeros)[:size]
-        for encryptor, combine in signed_streams:
-            encryptor.update_into(plain, stream)
-            combine(chunk, lanes, out=chunk)
-        # Reducing once is enough: 2^b divides the lane's own modulus.
-        if not whole_lane:
-            np.bitwise_and(chunk, ring_mask(ring_bits), out=chunk)
+    for first in range(0, max(1, len(terms)), _TERMS_AT_ONCE):
+        signed_streams = [
+            (_key_stream(term.key, first_block, skip), np.add if term.sign == 1 else np.subtract)
+            for term in terms[first : first + _TERMS_AT_ONCE]
+        ]
+        for start in range(0, len(vector), per_chunk):
+            chunk = vector[start : start + per_chunk]
+            lanes = np.frombuffer(stream, dtype, count=len(chunk))
+            plain = memoryview(zeros)[: chunk.nbytes]
+            for encryptor, combine in signed_streams:
+                encryptor.update_into(plain, stream)
+                combine(chunk, lanes, out=chunk)
+            # Reducing once is enough: 2^b divides the lane's own modulus.
+            if ring_bits != dtype.itemsize * 8:
+                np.bitwise_and(chunk, ring_mask(ring_bits), out=chunk)
 
 
 def _key_stream(key: Secret, first_block: int, skip: int) -> CipherContext:

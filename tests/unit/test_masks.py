@@ -168,3 +168,13 @@ def test_masking_takes_chunks_not_vectors_of_memory() -> None:
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 1 << 20
+
+
+def test_more_masks_than_are_under_way_at_once_all_go_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    terms = [MaskTerm(key(number), 1 if number % 3 else -1) for number in range(11)]
+    whole = np.zeros(50, "<u4")
+    apply_masks(whole, terms, 24)
+    monkeypatch.setattr("secagg.masks._TERMS_AT_ONCE", 4)
+    grouped = np.zeros(50, "<u4")
+    apply_masks(grouped, terms, 24)
+    assert np.array_equal(whole, grouped)
