@@ -95,5 +95,6 @@ def _key_stream(key: Secret, first_block: int, skip: int) -> CipherContext:
     """The key stream from byte ``skip`` of block ``first_block`` on."""
     counter = first_block.to_bytes(_BLOCK_BYTES, "big")
     encryptor = Cipher(algorithms.AES256(key.reveal()), modes.CTR(counter)).encryptor()
-    encryptor.update(bytes(skip))
+    if skip:
+        encryptor.update(bytes(skip))
     return encryptor

@@ -1,8 +1,8 @@
 """``secagg bench protocol``: packing, sharing, sealing, signatures, encoding, beside their limits.
 
 A limit is the bare operation of the library below, measured in turns with the work in the same
-process: the AES-256-CTR key stream over the vector's lanes, one 256-bit product modulo the
-sharing prime, one seal with ready-made keys, one Ed25519 verification. Encoding has a limit of
+process, in CPU time: the AES-256-CTR key stream over the vector's lanes, one 256-bit product modulo
+the sharing prime, one seal with ready-made keys, one Ed25519 verification. Encoding has a limit of
 seconds instead (2 s for a million coordinates).
 """
 
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from secagg_cli.bench.measure import best, key_stream_s, peak_bytes
+from secagg_cli.bench.measure import Span, best, key_stream, peak_bytes, timed
 from secagg_cli.output import Format, FormatOption, Output
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ _SIGNATURES = 200
 
 @dataclass(frozen=True)
 class _Row:
-    """``work`` and ``limit`` are seconds of one ``unit``."""
+    """``work_s`` and ``limit_s``: CPU seconds of one ``unit``."""
 
     name: str
     unit: str
@@ -97,28 +97,21 @@ def _row(
     unit: str,
     work: Callable[[], object],
     limit_name: str,
-    limit: Callable[[], float],
+    limit: Callable[[], Span],
     repeat: int,
     count: int = 1,
 ) -> _Row:
-    """``work`` does ``count`` units; ``limit`` says the seconds of as many."""
-    work_s, limit_s = best(lambda: _discard(work()), limit, repeat)
-    peak = peak_bytes(lambda: _discard(work()))
-    return _Row(name, unit, limit_name, work_s / count, limit_s / count, peak)
+    """``work`` does ``count`` units; ``limit`` measures as many."""
+    done, bare = best(work, limit, repeat)
+    return _Row(name, unit, limit_name, done.cpu_s / count, bare.cpu_s / count, peak_bytes(work))
 
 
-def _discard(_: object) -> None:
-    pass
-
-
-def _seconds(work: Callable[[], object], count: int = 1) -> Callable[[], float]:
-    def run() -> float:
-        start = time.perf_counter()
+def _repeated(work: Callable[[], object], count: int) -> Callable[[], Span]:
+    def run() -> None:
         for _ in range(count):
             work()
-        return time.perf_counter() - start
 
-    return run
+    return lambda: timed(run)
 
 
 def _packing(length: int, bits: int, repeat: int) -> list[_Row]:
@@ -131,8 +124,8 @@ def _packing(length: int, bits: int, repeat: int) -> list[_Row]:
     packed = ring.pack(vector, bits)
     limit = "key stream of one mask"
 
-    def stream() -> float:
-        return key_stream_s(vector.nbytes, None, 1)
+    def stream() -> Span:
+        return key_stream(vector.nbytes, None, 1)
 
     return [
         _row("pack", "vector", lambda: ring.pack(vector, bits), limit, stream, repeat),
@@ -153,9 +146,9 @@ def _sharing(clients: int, repeat: int) -> list[_Row]:
     limit = "products mod p"
     field, point = secrets.randbelow(sharing.PRIME), sharing.point(clients)
 
-    def products(count: int) -> float:
-        """Seconds of ``count`` field elements times an evaluation point, reduced."""
-        return timeit.timeit("a * b % p", number=count, globals=names)
+    def products(count: int) -> Span:
+        """``count`` times a field element times an evaluation point, reduced."""
+        return timed(lambda: timeit.timeit("a * b % p", number=count, globals=names))
 
     names = {"a": field, "b": point, "p": sharing.PRIME}
 
@@ -217,8 +210,8 @@ def _sealing(repeat: int) -> list[_Row]:
         for _ in range(_SEALS):
             keys.hpke_open(private, info, sealed)
 
-    raw_seal = _seconds(lambda: suite.encrypt(plain, public, info), _SEALS)
-    raw_open = _seconds(lambda: suite.decrypt(sealed, private, info), _SEALS)
+    raw_seal = _repeated(lambda: suite.encrypt(plain, public, info), _SEALS)
+    raw_open = _repeated(lambda: suite.decrypt(sealed, private, info), _SEALS)
     return [
         _row("seal", "seal", seal, "raw seal", raw_seal, repeat, _SEALS),
         _row("open a seal", "seal", unseal, "raw opening", raw_open, repeat, _SEALS),
@@ -246,8 +239,8 @@ def _signatures(repeat: int) -> list[_Row]:
         for _ in range(_SIGNATURES):
             messages.verify(signed, ctx, messages.Confirmation, signer=bytes(raw_key))
 
-    raw_sign = _seconds(lambda: key.sign(covered), _SIGNATURES)
-    raw_verify = _seconds(lambda: raw_key.verify(covered, signature), _SIGNATURES)
+    raw_sign = _repeated(lambda: key.sign(covered), _SIGNATURES)
+    raw_verify = _repeated(lambda: raw_key.verify(covered, signature), _SIGNATURES)
     return [
         _row("sign a message", "message", sign, "raw signature", raw_sign, repeat, _SIGNATURES),
         _row(
@@ -280,7 +273,16 @@ def _encoding(length: int, repeat: int) -> list[_Row]:
 
     work()
     limit_s = _ENCODE_S_PER_COORDINATE * length
-    return [_row("encode with device noise", "vector", work, "goal", lambda: limit_s, repeat)]
+    return [
+        _row(
+            "encode with device noise",
+            "vector",
+            work,
+            "goal",
+            lambda: Span(limit_s, limit_s),
+            repeat,
+        )
+    ]
 
 
 def _device_private(length: int) -> Manifest:
