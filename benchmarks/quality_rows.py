@@ -1,0 +1,205 @@
+"""The rows of the quality table, and the task that each one is at a given epsilon.
+
+Two families can be compared within themselves: rows of several local steps between releases
+(privacy by noise on every device, mode A), and rows of one step per release (privacy by noise in
+the sum, mode C). All rows take the same number of gradient steps on every device. Rates are tried
+from a small list per row and epsilon, and the best mean over the seeds is printed: the same
+courtesy to every row, and its cost in privacy is not counted, as in the papers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal
+
+import nacl.signing
+
+from client_sdk.algorithms import ALGORITHMS as DEVICE_HALVES
+from client_sdk.lora import adapter_spec, base_fingerprint
+from dp.accounting import headline, lines
+from dp.contracts import (
+    ALGORITHMS,
+    BudgetSpec,
+    CohortSpec,
+    TaskSpec,
+    TrainingSpec,
+    build_manifest,
+)
+from dp.notes import verifier_key
+from secagg.errors import ConfigurationError
+from secagg.manifest import AdapterKind, BaseModel, Manifest
+from secagg_cli.models import ensure_model, load_model
+from secagg_cli.presets import preset_for
+
+DELTA = 1e-5
+BATCH, SAMPLING_RATE, CLIP = 24, 0.25, 1.0
+DIRECTIONS = 8
+
+
+@dataclass(frozen=True)
+class Row:
+    """``rates``: local rates of averaging rows, server rates of one-step rows."""
+
+    name: str
+    algorithm: str  # without privacy
+    private: str | None  # with example-level privacy; None: there is none for this row
+    kind: AdapterKind = "ffa-lora"
+    local_steps: int = 2
+    rates: tuple[float, ...] = (4.0,)
+    where: Literal["federated", "alone", "pooled"] = "federated"
+
+    @property
+    def exists(self) -> bool:
+        """Whether this version has both halves of the algorithm."""
+        return self.algorithm in ALGORITHMS and self.algorithm in DEVICE_HALVES
+
+
+_STEP_RATES = (4.0, 8.0)
+ROWS = (
+    Row("local only", "fedavg", "fedavg", where="alone"),
+    Row("centralised", "fedavg", "fedavg", where="pooled"),
+    Row("FedAvg", "fedavg", "fedavg"),
+    Row("FedProx", "fedprox", "fedprox"),
+    Row("SCAFFOLD", "scaffold", "scaffold"),
+    Row("FedNova", "fednova", "fednova"),
+    Row("FedAdam", "fedadam", "fedadam"),
+    Row("FedBuff", "fedbuff", "fedbuff"),
+    Row("exact product", "fedavg", None, kind="product"),
+    Row("plain LoRA", "fedavg", "fedsgd", kind="lora", local_steps=1, rates=_STEP_RATES),
+    Row("FFA-LoRA", "fedavg", "fedsgd", local_steps=1, rates=_STEP_RATES),
+    Row("RoLoRA", "fedavg", "fedsgd", kind="rolora", local_steps=1, rates=_STEP_RATES),
+    Row("FedSVD", "fedavg", "fedsgd", kind="fedsvd", local_steps=1, rates=_STEP_RATES),
+    Row("zeroth order", "zeroth-order", "zeroth-order", local_steps=1, rates=(0.02,)),
+)
+
+
+def steps_of(row: Row, steps: int) -> int:
+    """Releases that take ``steps`` gradient steps on every device."""
+    return max(1, steps // row.local_steps)
+
+
+@cache
+def model_of(name: str) -> tuple[Any, Any, bytes]:
+    """The base model, its tokenizer and its fingerprint."""
+    model, tokenizer = load_model(ensure_model(name))
+    return model, tokenizer, base_fingerprint(model)
+
+
+def seeded(*label: object) -> Callable[[int], bytes]:
+    """A repeatable source of coins for one device of one run: SHAKE-256 of a counter."""
+    counter = 0
+    prefix = repr(label).encode()
+
+    def random_bytes(count: int) -> bytes:
+        nonlocal counter
+        counter += 1
+        return hashlib.shake_256(prefix + b"%d" % counter).digest(count)
+
+    return random_bytes
+
+
+def task_of(
+    row: Row, model: str, clients: int, steps: int, seed: int, rate: float, epsilon: float | None
+) -> Manifest:
+    """The manifest of a run, its noise the least that keeps the releases within ``epsilon``.
+
+    Raises:
+        ConfigurationError: the combination is refused.
+    """
+    if epsilon is None:
+        return _manifest(row, model, clients, steps, seed, rate, None)
+    noise = noise_for(row, model, clients, steps, epsilon)
+    return _manifest(row, model, clients, steps, seed, rate, noise)
+
+
+@cache
+def noise_for(row: Row, model: str, clients: int, steps: int, epsilon: float) -> float:
+    """The least noise multiplier (to 0.1 %) whose unamplified headline is within ``epsilon``.
+
+    The headline does not depend on the sampling rate; at rate 1 nothing else is computed.
+    """
+    low, high = 0.3, 60.0
+    while high / low > 1.001:
+        middle = (low * high) ** 0.5
+        try:
+            manifest = _manifest(row, model, clients, steps, 0, 1.0, middle, sampling_rate=1.0)
+            cost = headline(lines(manifest, manifest.budget.releases_max))
+        except ConfigurationError as error:
+            if error.reason != "cost-infinite":
+                raise
+            cost = math.inf
+        assert cost is not None
+        low, high = (low, middle) if cost <= epsilon else (middle, high)
+    return high
+
+
+def _manifest(
+    row: Row,
+    model: str,
+    clients: int,
+    steps: int,
+    seed: int,
+    rate: float,
+    noise: float | None,
+    sampling_rate: float = SAMPLING_RATE,
+) -> Manifest:
+    algorithm = row.algorithm if noise is None else row.private
+    if algorithm is None:
+        raise ConfigurationError(
+            "no-example-privacy", f"{row.name} has no example-level privacy here."
+        )
+    network, _, fingerprint = model_of(model)
+    preset = preset_for(model).adapter
+    distributed = noise is not None and algorithm in ("fedsgd", "zeroth-order")
+    server_side = distributed or algorithm == "zeroth-order"
+    denominator = 0.0
+    if distributed:
+        denominator = 20.0 * clients  # near the number of examples in a sum
+    elif noise is not None:
+        denominator = float(clients)
+    spec = TaskSpec(
+        task="quality",
+        algorithm=algorithm,
+        privacy="none" if noise is None else "distributed" if distributed else "local",
+        clip=CLIP,
+        noise_multiplier=noise or 1.0,
+        sampling_rate=sampling_rate,
+        examples_max=128,
+        update_clip=512.0,
+        cohort=CohortSpec(size_min=clients, size_max=clients, survivors_min=clients),
+        budget=BudgetSpec(max_epsilon=None, delta=DELTA, releases_max=steps_of(row, steps)),
+        training=TrainingSpec(
+            local_steps=row.local_steps,
+            local_learning_rate=1.0 if server_side else rate,
+            batch_size=BATCH * (clients if row.where == "pooled" else 1),
+            proximal_mu=0.05 if algorithm == "fedprox" else 0.0,
+            server_learning_rate=rate if server_side else 1.0,
+            denominator=denominator,
+            max_tokens=64,
+            micro_batch=8,
+            directions=DIRECTIONS,
+            perturbation=0.01,
+        ),
+        base_model=BaseModel(name=model, fingerprint=fingerprint),
+        adapter=adapter_spec(
+            network,
+            row.kind,
+            preset.rank,
+            preset.alpha,
+            preset.target_modules,
+            hashlib.sha256(b"quality %d" % seed).digest(),
+            sketch=preset.rank * (clients + 1) if row.kind == "product" else 0,
+        ),
+    )
+    key = bytes(nacl.signing.SigningKey(bytes(32)).verify_key)
+    return build_manifest(
+        spec,
+        created_at=0,
+        task_key=key,
+        ledger_verifier=verifier_key("quality", key),
+        partner_keys=(key,),
+    )
