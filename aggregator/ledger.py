@@ -21,7 +21,9 @@ from aggregator.store.database import expect_one
 from aggregator.store.schema import ledger_head, ledger_leaves
 from aggregator.witnesses import Witnesses
 from dp import merkle, notes, tiles
+from dp.contributors import contributors_path, listed
 from dp.merkle import Tree, leaf_hash, node_hash
+from dp.records import parse_record
 
 
 class Ledger:
@@ -160,7 +162,18 @@ class Ledger:
                 start = tile.number * tiles.TILE_WIDTH - first
                 data = tiles.bundle_bytes(records[start : start + tile.width])
             _replace(self._folder / tile.path, data)
+        for record in records:
+            self._write_contributors(record)
         _replace(self._folder / "checkpoint", note)
+
+    def _write_contributors(self, record: bytes) -> None:
+        """The list that a record names, from the store: it was there before the record was."""
+        if b'"contributors_digest"' not in record:
+            return
+        digest = listed(parse_record(record))
+        if digest is not None and not (self._folder / contributors_path(digest)).exists():
+            path = contributors_path(digest)
+            _replace(self._folder / path, self._core.blobs.get(path))
 
 
 def _replace(path: Path, data: bytes) -> None:

@@ -19,6 +19,7 @@ from client_sdk.errors import LedgerError
 from client_sdk.journal import Journal
 from client_sdk.transport import Transport
 from dp import merkle, tiles
+from dp.contributors import contributors_of, contributors_path, listed
 from dp.errors import LedgerError as LogError
 from dp.notes import Checkpoint, open_checkpoint, parse_verifier
 from dp.records import identity_digest
@@ -98,15 +99,24 @@ class LedgerWatch:
                 expected=expected,
                 found=found,
             )
-        contributors = record.get("contributors")
-        own = identity_digest(identity_key).hex()
-        if not isinstance(contributors, list) or contributors.count(own) != 1:
+        own = identity_digest(identity_key)
+        if (await self._contributors(record)).count(own) != 1:
             raise LedgerError(
                 "contributor-missing",
                 "The ledger does not list this device among the release's contributors, once.",
-                expected=own,
+                expected=own.hex(),
             )
         return record
+
+    async def _contributors(self, record: Mapping[str, object]) -> tuple[bytes, ...]:
+        """From the record, or from the file that it names and that must match."""
+        try:
+            apart = listed(record)
+            path = "" if apart is None else contributors_path(apart)
+            content = await self._transport.ledger(path) if path else None
+            return contributors_of(record, {path: content}.get)
+        except LogError as error:
+            raise LedgerError("contributor-missing", str(error)) from error
 
     async def _prove(self, leaf_index: int) -> dict[str, object]:
         checkpoint = await self._advance(leaf_index + 1)

@@ -27,7 +27,7 @@ from secagg.messages import FRAME_BYTES_MAX
 
 _OFFER_BYTES_MAX = 2 * MANIFEST_BYTES_MAX  # base64
 _MAIL_BYTES_MAX = 2 * FRAME_BYTES_MAX + 65_536
-_LEDGER_BYTES_MAX = 1 << 24  # a tile of 256 entries of at most 64 KiB
+_LEDGER_BYTES_MAX = 1 << 25  # a tile of 256 entries of 64 KiB, or 2^20 contributors
 _CHUNK_BYTES_MIN = 1 << 14
 _STUCK_MAX = 8  # transfers in a row that bring nothing new
 

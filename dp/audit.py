@@ -24,6 +24,7 @@ import rfc8785
 from dp import merkle, tiles
 from dp.accounting import PrivacyLine, ReleaseFacts, guaranteed_variance, headline, lines
 from dp.contracts import check_manifest
+from dp.contributors import contributors_of, listed
 from dp.errors import LedgerError
 from dp.notes import Checkpoint, Verifier, open_checkpoint, parse_verifier
 from dp.records import ReleaseEntry, line_record, parse_record, parse_release, parse_task
@@ -104,7 +105,8 @@ class _Task:
 
 
 class _Audit:
-    def __init__(self) -> None:
+    def __init__(self, read: tiles.Read) -> None:
+        self._read = read
         self.problems: list[Finding] = []
         self.tasks: dict[str, _Task] = {}
         self.cohorts: set[bytes] = set()
@@ -144,7 +146,7 @@ class _Audit:
         self.tasks[manifest.task].admissible = True
 
     def release(self, record: dict[str, Any], leaf: int) -> None:
-        entry = parse_release(record)
+        entry = self._with_contributors(record, parse_release(record), leaf)
         task = self.tasks.get(str(record.get("task")))
         if task is None:
             self.problem("task-unknown", "A release of a task that was never created.", leaf)
@@ -188,6 +190,18 @@ class _Audit:
             AuditedRelease(leaf=leaf, entry=entry, guaranteed_variance=variance, lines=statements)
         )
         self._within_budget(task, statements, leaf)
+
+    def _with_contributors(
+        self, record: dict[str, Any], entry: ReleaseEntry, leaf: int
+    ) -> ReleaseEntry:
+        if listed(record) is None:
+            return entry
+        try:
+            contributors = contributors_of(record, self._read)
+        except LedgerError as error:
+            self.caught(error, leaf)
+            return entry
+        return msgspec.structs.replace(entry, contributors=contributors)
 
     def _released(self, entry: ReleaseEntry, task: _Task, leaf: int) -> None:
         if entry.outcome == "charged":
@@ -275,7 +289,7 @@ def verify_ledger(
         older: signed checkpoints of this log that were seen before, to show rewriting and forks.
         witnesses: whose cosignatures the checkpoint must carry.
     """
-    audit = _Audit()
+    audit = _Audit(read)
     try:
         key = parse_verifier(verifier)
         note = read("checkpoint")

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from dp import merkle, tiles
+from dp.contributors import contributors_of
 from dp.errors import LedgerError
 from dp.notes import Checkpoint, checkpoint_body, open_checkpoint, parse_verifier
 from dp.records import parse_record
@@ -117,7 +118,7 @@ def check_receipt(
     """A device's check of its receipt; returns the release's record. Remember ``note`` afterwards.
 
     Args:
-        read: tiles of the log.
+        read: files of the log.
         note: the current signed checkpoint.
         verifier: the log's verifier key, from the enrolment bundle.
         leaf_index: from the receipt.
@@ -140,7 +141,7 @@ def check_receipt(
             expected=ctx.hex(),
             found=record.get("ctx"),
         )
-    if contributor.hex() not in record.get("contributors", []):
+    if contributor not in contributors_of(record, read):
         raise LedgerError(
             "receipt-mismatch",
             "The ledger does not list this device among the contributors.",

@@ -19,6 +19,7 @@ import msgspec
 import rfc8785
 
 from dp.accounting import PrivacyLine, ReleaseFacts, guaranteed_variance, headline, lines
+from dp.contributors import INLINE_MAX, contributors_digest, listed
 from dp.errors import LedgerError
 from dp.tiles import ENTRY_BYTES_MAX
 from secagg.errors import SecaggError
@@ -147,6 +148,9 @@ def release_record(
 ) -> bytes:
     """A cohort reached step 3: what was released, by how many, and what the task cost so far.
 
+    Of more than ``INLINE_MAX`` contributors the record holds the digest of their list, which the
+    log serves beside its tiles (:mod:`dp.contributors`).
+
     Args:
         previous: facts of the task's earlier charges, in order.
 
@@ -164,6 +168,8 @@ def release_record(
     facts = entry.facts(manifest)
     statements = lines(manifest, [*previous, facts])
     variance = 0 if manifest.noise is None else guaranteed_variance(manifest, facts.survivors)
+    apart = len(entry.contributors) > INLINE_MAX
+    inline = () if apart else sorted(entry.contributors)
     return _canonical(
         {
             "type": "release",
@@ -178,7 +184,7 @@ def release_record(
             "cohort_size": entry.cohort_size,
             "masking_set_size": entry.masking_set_size,
             "survivors": entry.survivors,
-            "contributors": [contributor.hex() for contributor in sorted(entry.contributors)],
+            "contributors": [contributor.hex() for contributor in inline],
             "model_digests": [model.hex() for model in entry.model_digests],
             "sum_digest": entry.sum_digest.hex(),
             "new_model_digest": entry.new_model_digest.hex(),
@@ -188,6 +194,7 @@ def release_record(
             "lines": [line_record(line) for line in statements],
             "released_at": entry.released_at,
         }
+        | ({"contributors_digest": contributors_digest(entry.contributors).hex()} if apart else {})
     )
 
 
@@ -285,7 +292,7 @@ def parse_task(record: Record) -> tuple[bytes, Manifest, bytes]:
 
 
 def parse_release(record: Record) -> ReleaseEntry:
-    """The facts of a release record.
+    """The facts of a release record; ``contributors`` is empty where they stand in a file.
 
     Raises:
         LedgerError: ``record-malformed``.
@@ -312,6 +319,7 @@ def parse_release(record: Record) -> ReleaseEntry:
         return (int(ends[0]), int(ends[1])) if ends else None
 
     try:
+        listed(record)
         if record["outcome"] not in ("released", "charged"):
             raise ValueError("unknown outcome")
         return ReleaseEntry(

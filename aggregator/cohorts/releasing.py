@@ -40,6 +40,7 @@ from aggregator.store.schema import (
 from aggregator.tasks import Task, insert_version
 from dp.accounting import PrivacyLine, ReleaseFacts, headline, lines
 from dp.budget import Account
+from dp.contributors import CONTRIBUTORS, INLINE_MAX, contributors_file
 from dp.errors import BudgetError, MechanismError
 from dp.mechanisms import decode
 from dp.meter import NoiseInterval, noise_interval
@@ -230,6 +231,9 @@ class Releaser:
         facts = await self._facts(connection, task)
         entry = _entry(state, len(facts) + 1, now, computed, cohort.measured)
         encoded, statements = await asyncio.to_thread(_account_for, task, facts, entry)
+        if len(entry.contributors) > INLINE_MAX:
+            data = contributors_file(entry.contributors)
+            await asyncio.to_thread(self._core.blobs.put_digest, CONTRIBUTORS, data)
         leaf = await self._ledger.append(connection, [encoded])
         if expected_leaf is not None and leaf != expected_leaf:
             raise Conflict("the ledger grew")

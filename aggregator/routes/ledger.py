@@ -8,8 +8,14 @@ from aiohttp import web
 
 from aggregator.problems import not_found
 from aggregator.service import Service
+from dp.contributors import CONTRIBUTORS
 
 _TILE = re.compile(r"(entries|\d{1,2})(/x\d{3})*/\d{3}(\.p/\d{1,3})?")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_FOREVER = {
+    "Content-Type": "application/octet-stream",
+    "Cache-Control": "public, max-age=31536000, immutable",
+}
 _PUBLIC = {"Access-Control-Allow-Origin": "*"}
 
 
@@ -28,10 +34,17 @@ def routes(service: Service) -> list[web.RouteDef]:
             await service.ledger.publish()
         if not _TILE.fullmatch(name) or not path.is_file():
             raise not_found("tile")
-        headers = {
-            "Content-Type": "application/octet-stream",
-            "Cache-Control": "public, max-age=31536000, immutable",
-        }
-        return web.FileResponse(path, headers=headers | _PUBLIC)
+        return web.FileResponse(path, headers=_FOREVER | _PUBLIC)
 
-    return [web.get("/ledger/checkpoint", checkpoint), web.get("/ledger/tile/{path:.+}", tile)]
+    async def contributors(request: web.Request) -> web.StreamResponse:
+        digest = request.match_info["digest"]
+        path = folder / CONTRIBUTORS / digest
+        if not _DIGEST.fullmatch(digest) or not path.is_file():
+            raise not_found("list of contributors")
+        return web.FileResponse(path, headers=_FOREVER | _PUBLIC)
+
+    return [
+        web.get("/ledger/checkpoint", checkpoint),
+        web.get("/ledger/tile/{path:.+}", tile),
+        web.get("/ledger/contributors/{digest}", contributors),
+    ]

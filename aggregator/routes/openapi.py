@@ -33,6 +33,7 @@ _TABLE: dict[tuple[str, str], tuple[str, str | None, Any, Any]] = {
     ),
     ("get", "/ledger/checkpoint"): ("The signed checkpoint", None, None, "text/plain"),
     ("get", "/ledger/tile/{path}"): ("A tile or entry bundle", None, None, _OCTETS),
+    ("get", "/ledger/contributors/{digest}"): ("A list of contributors", None, None, _OCTETS),
     ("post", "/v1/operator/partners"): ("Add a partner", _OPERATOR, PartnerBody, dict),
     ("get", "/v1/operator/partners"): ("List partners", _OPERATOR, None, dict),
     ("post", "/v1/operator/tasks"): ("Create a task", _OPERATOR, TaskSpec, dict),
