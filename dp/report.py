@@ -136,6 +136,49 @@ _FIGURES = (
 )
 
 
+class Statement(msgspec.Struct, frozen=True, kw_only=True):
+    """What a reader of any such report must know; the lists named above ask for it."""
+
+    name: str
+    text: str
+
+
+_READING = (
+    Statement(
+        name="Setting",
+        text="Data stay on the devices. Masked sums leave a cohort; the aggregator can open a sum "
+        "and nothing smaller. Each release is one access to the data of every device in it.",
+    ),
+    Statement(
+        name="What epsilon says",
+        text="Whoever sees the releases can raise the odds of any guess about one protected unit "
+        "by a factor of at most e to the epsilon, but for a chance of delta. Epsilons of different "
+        "rows answer different questions and are not comparable.",
+    ),
+    Statement(
+        name="Who enforces it",
+        text="Devices clip, add the noise and keep an account of their own, which refuses more "
+        "rounds than the budget allows; the aggregator debits before it opens a sum.",
+    ),
+    Statement(
+        name="Accounting",
+        text="Of what happened: the noise guaranteed by the real survivors of each release, by "
+        "Rényi divergences at integer orders, without any amplification in the headline, and "
+        "rounded up.",
+    ),
+    Statement(
+        name="Randomness",
+        text="Noise is drawn in integers from AES-256-CTR under keys of the operating system's "
+        "generator, exactly but for tails below 2^-100. No floating point enters the proof.",
+    ),
+    Statement(
+        name="Tuning",
+        text="Runs that chose this task's parameters are in this account only if they are tasks of "
+        "this ledger.",
+    ),
+)
+
+
 class ReportData(msgspec.Struct, frozen=True, kw_only=True):
     origin: str
     verified: bool
@@ -144,6 +187,8 @@ class ReportData(msgspec.Struct, frozen=True, kw_only=True):
     problems: tuple[Finding, ...]
     tasks: tuple[TaskReport, ...]
     combined: tuple[Combined, ...]
+    witnesses: dict[str, int]
+    reading: tuple[Statement, ...]
     figures: tuple[Figure, ...]
     recompute: tuple[str, ...]
 
@@ -159,6 +204,8 @@ def report_data(audit: AuditResult) -> ReportData:
         problems=audit.problems,
         tasks=tuple(_task(task) for task in tasks),
         combined=_combined(tasks),
+        witnesses=audit.witnesses,
+        reading=_READING,
         figures=_FIGURES,
         recompute=(
             "Bring the ledger's verifier key from outside the ledger: from the partner who "

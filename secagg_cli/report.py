@@ -65,6 +65,7 @@ def render(data: ReportData, run: Mapping[str, Any] | None = None) -> str:
     environment.filters["epsilon"] = _epsilon
     return environment.get_template("report.html").render(
         data=data,
+        wrong={problem.leaf for problem in data.problems if problem.leaf is not None},
         run=run,
         cost_charts={task.task: cost_charts(task) for task in data.tasks},
         cohort_charts={task.task: cohort_chart(task) for task in data.tasks},

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import re
+from pathlib import Path
+
 import msgspec
 import pytest
+import rfc8785
+from typer.testing import CliRunner
 
 from dp.audit import verify_ledger
 from dp.contracts import BudgetSpec
+from dp.ledger import LedgerBuilder
 from dp.report import ReportData, report_data
-from tests.dp_tasks import VERIFIER, built, ledger, served, statistics
+from secagg_cli.main import app
+from secagg_cli.report import render
+from tests.dp_tasks import ORIGIN, VERIFIER, built, ledger, served, statistics
 
 
 def report(manifest, survivors: tuple[int, ...]) -> ReportData:
@@ -87,3 +96,33 @@ def test_combined_cost_of_both_units() -> None:
     budget = BudgetSpec(max_epsilon=None)
     data = report(built(device_noise_multiplier=2.0, examples_max=4, budget=budget), (4,))
     assert {row.unit for row in data.combined} == {"example", "device"}
+
+
+def test_the_page_of_a_lying_ledger_is_red_and_the_command_fails(tmp_path: Path) -> None:
+    """The recorded cost is smaller than the recomputed one."""
+    entries = list(ledger(built(), (4, 5))._entries)
+    record = json.loads(entries[2])
+    record["epsilon_micro"] -= 2
+    entries[2] = rfc8785.dumps(record)
+    folder = tmp_path / "ledger"
+    for path, data in served(LedgerBuilder(ORIGIN, entries)).items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(data)
+    page = tmp_path / "report.html"
+    command = ["audit", "report", str(folder), "--key", VERIFIER, "--out", str(page)]
+    answer = CliRunner().invoke(app, [*command, "--format", "json"])
+    assert answer.exit_code == 1
+    assert json.loads(answer.stdout)["problems"][0]["reason"] == "epsilon-mismatch"
+    text = page.read_text("utf-8")
+    assert 'class="red" role="alert"' in text
+    assert text.count('<tr class="wrong">') == 1
+    assert "the recomputed one" in text
+
+
+def test_the_page_loads_nothing_and_runs_nothing(tmp_path: Path) -> None:
+    files = served(ledger(built(), (4, 5)))
+    text = render(report_data(verify_ledger(files.get, VERIFIER)))
+    assert "default-src 'none'" in text
+    assert not re.search(r"<script|<link|<img|src=|@import|url\(http", text)
+    for part in ("How to read this", "How to check this yourself", "What is not protected"):
+        assert part in text
