@@ -397,6 +397,45 @@ def contexts() -> Case:
     }
 
 
+def graphs() -> Case:
+    """Harary graphs on the circle; each with the whole neighbourhood of a few devices."""
+    positive = []
+    for size, degree in [(129, 4), (200, 30), (1_000, 96)]:
+        seed = drawn("graph", size, degree)
+        shown = graph.Graph(size, degree, seed)
+        positive.append(
+            {
+                "cohort_size": size,
+                "degree": degree,
+                "roster_digest": seed.hex(),
+                "devices": [
+                    {
+                        "index": index,
+                        "neighbours": list(shown.neighbours(index)),
+                        "seals_to": [
+                            other
+                            for other in shown.neighbours(index)
+                            if shown.sealer(index, other) == index
+                        ],
+                    }
+                    for index in (0, 1, size // 2, size - 1)
+                ],
+            }
+        )
+    sound = graph.Graph(200, 4, drawn("graph"))
+    stranger = next(other for other in range(1, 200) if not sound.adjacent(0, other))
+    cases = {
+        "odd-degree": lambda: graph.Graph(200, 5, bytes(32)),
+        "negative-degree": lambda: graph.Graph(200, -2, bytes(32)),
+        "index-beyond-the-roster": lambda: sound.neighbours(200),
+        "negative-index": lambda: sound.neighbours(-1),
+        "sealer-of-no-edge": lambda: sound.sealer(0, stranger),
+        "edge-to-oneself": lambda: sound.sealer(0, 0),
+    }
+    negative = [{"name": name, "reason": refused(use)} for name, use in cases.items()]
+    return {"positive": positive, "negative": negative}
+
+
 def ledger() -> Case:
     entries = [drawn("leaf", at, count=at * 3) for at in range(11)]
     hashes = [merkle.leaf_hash(entry) for entry in entries]
@@ -469,6 +508,7 @@ def everything() -> dict[str, Any]:
         "signed": signed_messages(),
         "adverts": advert_cases(),
         "context": contexts(),
+        "graph": graphs(),
         "ledger": ledger(),
         "refusals": refusals.make(exchanges["complete"]),
         **{f"transcript-{name}": record for name, record in exchanges.items()},

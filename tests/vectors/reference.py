@@ -199,6 +199,32 @@ def sealer(first: int, second: int) -> int:
     return min(first, second) if (first + second) % 2 else max(first, second)
 
 
+def circle(seed: bytes, size: int) -> list[int]:
+    """Roster indices in the order in which they stand on the circle: Fisher-Yates over unbiased
+    32-bit words of an AES-256-CTR key stream."""
+    cipher = Cipher(
+        algorithms.AES256(kdf(seed, "graph order", integers(size))), modes.CTR(bytes(16))
+    )
+    stream = cipher.encryptor()
+    order = list(range(size))
+    for place in range(size - 1, 0, -1):
+        while True:
+            word = int.from_bytes(stream.update(bytes(4)), "little")
+            if word < 2**32 // (place + 1) * (place + 1):
+                break
+        other = word % (place + 1)
+        order[place], order[other] = order[other], order[place]
+    return order
+
+
+def on_circle(order: Sequence[int], degree: int, index: int) -> tuple[list[int], list[int]]:
+    """(neighbours, those behind it, whose pair seeds it seals)."""
+    here, size, half = order.index(index), len(order), degree // 2
+    behind = [order[(here + step) % size] for step in range(1, half + 1)]
+    before = [order[(here - step) % size] for step in range(1, half + 1)]
+    return sorted(behind + before), sorted(behind)
+
+
 # -- the ledger ------------------------------------------------------------------------------------
 
 

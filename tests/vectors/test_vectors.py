@@ -204,6 +204,16 @@ def test_what_is_bound_to_a_context() -> None:
         assert threshold == (neighbours + corrupt) // 2 + 1
 
 
+def test_sparse_graphs() -> None:
+    for case in load("graph")["positive"]:
+        order = ref.circle(unhex(case["roster_digest"]), case["cohort_size"])
+        for device in case["devices"]:
+            neighbours, seals_to = ref.on_circle(order, case["degree"], device["index"])
+            assert device["neighbours"] == neighbours
+            assert len(neighbours) == case["degree"]
+            assert device["seals_to"] == seals_to
+
+
 def test_ledger() -> None:
     vectors = load("ledger")
     entries = [unhex(entry) for entry in vectors["entries"]]
