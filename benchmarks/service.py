@@ -226,6 +226,8 @@ def main() -> None:
         total = sum(counts.values())
         for place, count in list(counts.items())[:25]:
             print(f"{count / total:6.1%}  {place}", file=sys.stderr)
+    if not result["exact"] or result["failures"] or result["released"] != result["clients"] - drops:
+        raise SystemExit("the cohort did not come out as it should have")
 
 
 def run(service: Service, arguments: argparse.Namespace, drops: int, folder: str) -> dict[str, Any]:
