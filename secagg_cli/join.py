@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from secagg_cli.audit import read_key
 from secagg_cli.background import Background
 from secagg_cli.libraries import collector_paused
 from secagg_cli.output import CommandError, Format, FormatOption, Output
@@ -53,6 +54,16 @@ def join(
     without_noise: Annotated[
         bool, typer.Option("--without-noise", help="Also join tasks that add no noise at all.")
     ] = False,
+    witness: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Verifier key of a witness of the ledger, or a file with it; repeatable."
+        ),
+    ] = None,
+    min_witnesses: Annotated[
+        int | None,
+        typer.Option(help="Witnesses that must have cosigned every checkpoint; default: all."),
+    ] = None,
     preload: Annotated[
         bool,
         typer.Option("--preload", help="Load --model at once, before it is known to be needed."),
@@ -99,6 +110,8 @@ def join(
             max_epsilon=max_epsilon,
             max_total_epsilon=max_total_epsilon,
             require=None if without_noise else PrivacyPolicy().require,
+            witnesses=frozenset(read_key(key) for key in witness or ()),
+            min_witnesses=min_witnesses,
         )
         client = Client.from_bundle(bundle, policy=policy, state_dir=state, on_event=on_event)
         result = client.run(trainer, task=task, rounds=rounds)

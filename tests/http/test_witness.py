@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from aiohttp.test_utils import TestClient, TestServer
+from sdk_world import POLICY, TASK, OneHot, World, plain_spec
 
+from aggregator.app import SERVICE
 from aggregator.keys import load_keys
 from aggregator.service import Service
 from aggregator.settings import Settings
 from aggregator.witnesses import Witnesses
+from client_sdk.errors import LedgerError
 from dp.notes import verifier_key
 from dp.witness import WitnessPolicy, encode_request
 from secagg.keys import identity_public_key
@@ -119,3 +126,38 @@ async def published_by(settings: Settings) -> bytes:
         return (service.ledger.folder / "checkpoint").read_bytes()
     finally:
         await service.close()
+
+
+async def test_devices_that_demand_two_of_three_witnesses_finish_with_one_away(
+    tmp_path: Path,
+) -> None:
+    settings = Settings.load(data_dir=tmp_path / "service")
+    log = verifier_key(
+        settings.ledger_name, identity_public_key(load_keys(settings.keys_path).ledger)
+    )
+    watching = [
+        Witness(tmp_path / f"w{n}.db", f"w{n}.example", SEEDS[n], [log], time.time)
+        for n in range(3)
+    ]
+    keys = [witness.verifier for witness in watching]
+    policy = replace(POLICY, witnesses=frozenset(keys), min_witnesses=2)
+    strict = replace(POLICY, witnesses=frozenset(keys))
+    async with (
+        TestServer(build_witness_app(watching[0])) as first,
+        TestServer(build_witness_app(watching[1])) as second,
+    ):
+        urls = [str(first.make_url("")), str(second.make_url("")), "http://127.0.0.1:9"]
+        spec = plain_spec(4)
+        async with World(tmp_path, spec, witnesses=dict(zip(keys, urls, strict=True))) as world:
+            results = await asyncio.gather(
+                *(
+                    world.device(f"d{n}", policy=policy).run_async(OneHot(n), task=TASK, rounds=1)
+                    for n in range(4)
+                )
+            )
+            assert [len(result.releases) for result in results] == [1] * 4
+            with pytest.raises(LedgerError) as caught:
+                await world.device("d4", policy=strict).run_async(OneHot(4), task=TASK, rounds=1)
+            assert caught.value.reason == "witnesses-missing"
+            folder = world.app[SERVICE].ledger.folder
+            WitnessPolicy.of(keys, 2).check((folder / "checkpoint").read_bytes())
