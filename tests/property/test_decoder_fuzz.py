@@ -34,7 +34,7 @@ from secagg.simulation import EPOCH_S, seeded_tools
 SEED = 20_260_301
 WHOLE = 100_000  # inputs over all targets
 BEHIND_SIGNATURES = 12_000  # inputs per machine that a lying peer signed properly
-CPU_S = 40.0  # of one core, for each test of this page; measured: 14, and 27 for all of them
+CPU_S = 60.0  # of one core, for each test of this page; idle, all of them together take 20
 MEMORY_FACTOR, MEMORY_BYTES = 16, 192 * 1024
 
 
@@ -170,7 +170,7 @@ def test_every_truncation_and_every_changed_byte_parses_or_is_refused() -> None:
                 watch.feed(target, data)
             if any(word in target.name for word in bound) and target.name != "certificate":
                 assert watch.accepted == before, target.name
-    assert watch.accepted + watch.refused > 100_000
+    assert watch.accepted + watch.refused > 120_000
     assert watch.spent_s < CPU_S
 
 

@@ -221,11 +221,12 @@ def damage(rng: random.Random, data: bytes, others: list[bytes]) -> bytes:
 
 
 def byte_by_byte(data: bytes) -> Iterator[bytes]:
-    """Every truncation, and every single byte with its lowest, its highest and all bits turned."""
+    """Every truncation, and every single byte changed: its lowest, its highest and all bits turned,
+    in inputs of more than 2,000 bytes one bit, each in its turn."""
     for at in range(len(data)):
         yield data[:at]
     for at in range(len(data)):
-        for flip in (0x01, 0x80, 0xFF):
+        for flip in (0x01, 0x80, 0xFF) if len(data) <= 2_000 else (1 << at % 8,):
             yield data[:at] + bytes((data[at] ^ flip,)) + data[at + 1 :]
 
 
