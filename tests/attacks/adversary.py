@@ -224,6 +224,24 @@ class Adversary:
         seeds += [(seed, pair_sign(victim, other)) for other, seed in pair_seeds.items()]
         return self.strip(self.masked[victim], seeds)
 
+    def open_sum(
+        self, survivors: Sequence[int], dropped: Sequence[int], threshold: int
+    ) -> np.ndarray | None:
+        """Data of the survivors' sum, from the shares it has; None where they are too few."""
+        seeds: list[tuple[Secret, int]] = []
+        for owner in survivors:
+            self_seed = self.self_seed(owner, threshold)
+            if self_seed is None:
+                return None
+            seeds.append((self_seed, 1))
+        for owner in dropped:
+            mask_secret = self.mask_secret(owner, threshold)
+            if mask_secret is None:
+                return None
+            seeds += [(self.pair_seed_from(owner, mask_secret, s), 1) for s in survivors]
+        total = sum(self.masked[index].astype(np.uint64) for index in survivors)
+        return self.strip(total.astype("<u4"), seeds)
+
     def confirmation_digests(self, survivors: Sequence[int]) -> tuple[bytes, bytes]:
         masking = masking_set_digest(self.ctx, self.everyone)
         return masking, survivor_set_digest(self.ctx, masking, tuple(survivors))

@@ -76,18 +76,7 @@ def open_four(adversary: Adversary) -> np.ndarray | None:
     few = sorted(set(PADDED))
     adversary.confirm(lambda _: PADDED, only=few)
     adversary.unmask(lambda _: few, only=few)
-    seeds = []
-    for owner in few:
-        self_seed = adversary.self_seed(owner, 3)
-        if self_seed is None:
-            return None
-        seeds.append((self_seed, 1))
-    for owner in (4, 5):
-        mask_secret = adversary.mask_secret(owner, 3)
-        assert mask_secret is not None
-        seeds += [(adversary.pair_seed_from(owner, mask_secret, s), 1) for s in few]
-    total = sum(adversary.masked[index].astype(np.uint64) for index in few)
-    return adversary.strip(total.astype("<u4"), seeds)
+    return adversary.open_sum(few, dropped=(4, 5), threshold=3)
 
 
 def test_without_strict_indices_a_survivor_counts_twice(monkeypatch: pytest.MonkeyPatch) -> None:
