@@ -3,8 +3,9 @@
 Two families can be compared within themselves: rows of several local steps between releases
 (privacy by noise on every device, mode A), and rows of one step per release (privacy by noise in
 the sum, mode C). All rows take the same number of gradient steps on every device. Rates are tried
-from a small list per row and epsilon, and the best mean over the seeds is printed: the same
-courtesy to every row, and its cost in privacy is not counted, as in the papers.
+from a row's own list and the best mean over the seeds is printed. The lists are not of one length,
+and they are judged on the held-out pairs, so close rows must not be ranked. The cost of that choice
+in privacy is not counted, as in the papers.
 """
 
 from __future__ import annotations

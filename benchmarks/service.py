@@ -194,7 +194,7 @@ async def released_sum(url: str) -> np.ndarray:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--clients", type=int, default=200)
+    parser.add_argument("--clients", type=int, default=128)
     parser.add_argument("--length", type=int, default=100_000)
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--processes", type=int, default=2, help="that hold the devices")

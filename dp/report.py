@@ -122,7 +122,7 @@ _FIGURES = (
     Figure(
         name="noise over bound",
         value="share_variance times (survivors - silent_max), its root over the exact integer "
-        "bound clip_units; with removable noise, what is left after removal",
+        "bound clip_units",
     ),
     Figure(name="dropped", value="cohort_size less survivors, both in the release's record"),
     Figure(

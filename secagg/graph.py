@@ -13,7 +13,8 @@ the next word below ``floor(2^32 / (place + 1)) * (place + 1)``, skipping all ot
 ``order[place]`` with ``order[word mod (place + 1)]`` (Fisher-Yates; the skipping makes it
 unbiased). ``order[p]`` is the roster index that stands at position p of the circle.
 
-Whoever picks the roster can try many of them: ``secagg.parameters`` leaves slack for that.
+Whoever picks the roster can try many of them, so a degree must leave slack for that. Nothing
+chooses one yet: the machines form complete graphs only.
 """
 
 from __future__ import annotations
