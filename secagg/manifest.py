@@ -50,11 +50,14 @@ class Noise(_Part, frozen=True):
     ``share_variance``: variance of one device's share, integer units squared, per coordinate.
     ``honest_min``: survivors whose shares count = survivors_min - silent_max; the guaranteed
     variance of any release is ``share_variance * honest_min``.
+    ``removable_drops``: t_1 < .. < t_L, drop-outs up to which each of L further parts is needed;
+    the seeds of those that are not are opened with the sum (empty: no part is removable).
     """
 
     mechanism: Literal["skellam"]
     share_variance: int
     honest_min: int
+    removable_drops: tuple[int, ...] = ()
 
 
 class ExamplePrivacy(_Part, frozen=True):
@@ -93,6 +96,10 @@ class CohortRules(_Part, frozen=True):
     ``corrupt_max``: devices that the threshold assumes to collude with the aggregator.
     ``silent_max``: survivors whose noise shares are not counted (at least 1 in modes B and C,
     since a participant knows its own share).
+    ``degree``, ``threshold``: of the graph of a cohort that is too large for the complete one
+    (0: every cohort has the complete graph, and its threshold follows from its size).
+    ``versions_back``: a cohort admits models up to so many versions older than its newest
+    (0: synchronous, exactly one model).
     """
 
     size_min: int
@@ -100,6 +107,9 @@ class CohortRules(_Part, frozen=True):
     survivors_min: int
     corrupt_max: int
     silent_max: int
+    degree: int = 0
+    threshold: int = 0
+    versions_back: int = 0
 
 
 class Deadlines(_Part, frozen=True):
