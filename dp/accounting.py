@@ -21,7 +21,7 @@ import msgspec
 from dp.errors import AccountingError
 from dp.events import (
     Composed,
-    DiscreteGaussianRelease,
+    DiscreteGaussianSum,
     Event,
     PoissonSampled,
     SkellamRelease,
@@ -38,7 +38,9 @@ from dp.rdp import epsilon_from_rdp, rdp_curve
 from secagg.manifest import ExamplePrivacy, Manifest
 
 ACCOUNTANT_SKELLAM = "skellam-rdp/agarwal-kairouz-liu-2021"
-ACCOUNTANT_POISSON = ACCOUNTANT_SKELLAM + "+poisson/zhu-wang-2019-theorem-5"
+ACCOUNTANT_DISCRETE_GAUSSIAN = "discrete-gaussian-sum-cdp/kairouz-liu-steinke-2021"
+POISSON = "+poisson/zhu-wang-2019-theorem-5"
+ACCOUNTANT_POISSON = ACCOUNTANT_SKELLAM + POISSON
 SAMPLER_LOG2 = -90.0  # distance of one drawn coordinate from Skellam: 2^12 parts of 2^-102
 OVERRUN_DRAWS = 1 << 10  # a batch exceeds its cap with probability 2^-80: 2^10 such distances
 
@@ -105,6 +107,28 @@ def local_step(manifest: Manifest) -> SkellamRelease:
     return SkellamRelease(units * units, l1_of(units, length), variance)
 
 
+def accountant(manifest: Manifest) -> str:
+    """Whose theorem accounts for the noise in the ring."""
+    if manifest.noise is not None and manifest.noise.mechanism == "discrete-gaussian":
+        return ACCOUNTANT_DISCRETE_GAUSSIAN
+    return ACCOUNTANT_SKELLAM
+
+
+def ring_release(manifest: Manifest, survivors: int, factor: int) -> Event:
+    """One sum of ``survivors``, for a unit that moves it by ``factor`` clipped vectors.
+
+    Raises:
+        AccountingError: as :func:`guaranteed_variance`.
+    """
+    variance = guaranteed_variance(manifest, survivors)
+    l2 = l2_squared_units(manifest.segments) * factor**2
+    l1 = l1_units(manifest.segments, factor)
+    if manifest.noise is not None and manifest.noise.mechanism == "discrete-gaussian":
+        share = manifest.noise.share_variance
+        return DiscreteGaussianSum(l2, l1, share, variance // share, manifest.data_length)
+    return SkellamRelease(l2, l1, variance)
+
+
 def _counts(manifest: Manifest, releases: Releases) -> Counter[int]:
     """Survivors -> number of charged releases."""
     if isinstance(releases, int):
@@ -117,11 +141,9 @@ def _counts(manifest: Manifest, releases: Releases) -> Counter[int]:
 
 
 def _ring_event(manifest: Manifest, counts: Counter[int], factor: int) -> Composed:
-    l2 = l2_squared_units(manifest.segments) * factor**2
-    l1 = l1_units(manifest.segments, factor)
     return Composed(
         tuple(
-            (SkellamRelease(l2, l1, guaranteed_variance(manifest, survivors)), count)
+            (ring_release(manifest, survivors, factor), count)
             for survivors, count in sorted(counts.items())
         )
     )
@@ -188,7 +210,7 @@ def _mode_c(
         adversary=_adversary(manifest),
         adjacency="add-or-remove",
         amplified=False,
-        accountant=ACCOUNTANT_SKELLAM,
+        accountant=accountant(manifest),
         epsilon=epsilon_of(event, delta, slack),
         delta=delta,
     )
@@ -230,7 +252,7 @@ def _mode_b(manifest: Manifest, counts: Counter[int]) -> PrivacyLine:
         adversary=_adversary(manifest),
         adjacency="zero-out",
         amplified=False,
-        accountant=ACCOUNTANT_SKELLAM,
+        accountant=accountant(manifest),
         epsilon=epsilon_of(event, delta, slack_log2(sum(counts.values()) * draws)),
         delta=delta,
     )
@@ -241,7 +263,7 @@ def _amplified(line: PrivacyLine, epsilon: float, assumption: str) -> PrivacyLin
         line,
         adversary=line.adversary + assumption,
         amplified=True,
-        accountant=ACCOUNTANT_POISSON,
+        accountant=line.accountant + POISSON,
         epsilon=epsilon,
     )
 
@@ -267,6 +289,15 @@ def headline(statements: Sequence[PrivacyLine]) -> float | None:
     return max((line.epsilon for line in statements if not line.amplified), default=None)
 
 
+PLAN_SHARES = 100  # devices whose discrete Gaussian shares a plan adds up
+
+
+def _plan_units(length: int) -> int:
+    if length < 1:
+        raise AccountingError("parameter-out-of-range", "A vector has coordinates.")
+    return clip_units(1.0, scale_for(1.0, length, noisy=True))
+
+
 Mechanism = Literal["gaussian", "discrete-gaussian", "skellam"]
 
 
@@ -281,8 +312,8 @@ def plan_epsilon(
 ) -> tuple[float, str]:
     """Epsilon of ``rounds`` releases under add-or-remove, and the accountant's name.
 
-    ``gaussian`` is accounted by PLD (dp-accounting). ``length``: coordinates, for the L1 term of
-    Skellam.
+    ``gaussian`` is accounted by PLD (dp-accounting), ``discrete-gaussian`` as the sum of
+    ``PLAN_SHARES`` equal shares. ``length``: coordinates, for the bounds of the discrete two.
 
     Raises:
         AccountingError: ``parameter-out-of-range`` or ``mechanism-unknown``.
@@ -319,12 +350,12 @@ def plan_epsilon(
                 "pld/dp-accounting",
             )
         case "discrete-gaussian":
-            event = DiscreteGaussianRelease(noise_multiplier)
-            name = "discrete-gaussian-rdp/canonne-kamath-steinke-2020"
+            units = _plan_units(length)
+            share = math.ceil(Fraction(noise_multiplier) ** 2 * units**2 / PLAN_SHARES)
+            event = DiscreteGaussianSum(units**2, l1_of(units, length), share, PLAN_SHARES, length)
+            name = ACCOUNTANT_DISCRETE_GAUSSIAN
         case "skellam":
-            if length < 1:
-                raise AccountingError("parameter-out-of-range", "A vector has coordinates.")
-            units = clip_units(1.0, scale_for(1.0, length, noisy=True))
+            units = _plan_units(length)
             variance = math.ceil(Fraction(noise_multiplier) ** 2 * units**2)
             event = SkellamRelease(units**2, l1_of(units, length), variance)
             name = ACCOUNTANT_SKELLAM
@@ -337,5 +368,5 @@ def plan_epsilon(
             )
     if sampling_rate < 1:
         event = PoissonSampled(sampling_rate, event)
-        name += "" if name == ACCOUNTANT_POISSON else "+poisson/zhu-wang-2019-theorem-5"
+        name += POISSON
     return epsilon_of(Composed(((event, rounds),)), delta), name

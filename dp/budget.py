@@ -19,20 +19,23 @@ from dp.accounting import (
     OVERRUN_DRAWS,
     draws_per_release,
     epsilon_of,
-    guaranteed_variance,
     local_step,
+    ring_release,
     slack_log2,
 )
 from dp.errors import BudgetError
-from dp.events import Composed, SkellamRelease
-from dp.grid import examples_factor, l1_units, l2_squared_units
+from dp.events import Composed, DiscreteGaussianSum, Event, SkellamRelease
+from dp.grid import examples_factor
 from secagg.manifest import Manifest
 
 Unit = Literal["example", "device"]
 
 
 class Charge(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What one release costs one unit: ``count`` Skellam releases with these integers.
+    """What one release costs one unit: ``count`` releases with these integers.
+
+    ``shares`` and ``length``: 0 for Skellam noise of total ``variance``; for discrete Gaussian
+    shares their number and the coordinates, ``variance`` then being that of one share.
 
     Integers are decimal strings: JSON readers keep no 64-bit integers.
     """
@@ -43,8 +46,14 @@ class Charge(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     variance: str
     count: int
     draws: int  # coordinates of noise, for what imperfect randomness takes from delta
+    shares: int = 0
+    length: int = 0
 
-    def event(self) -> SkellamRelease:
+    def event(self) -> SkellamRelease | DiscreteGaussianSum:
+        if self.shares:
+            return DiscreteGaussianSum(
+                int(self.l2_squared), int(self.l1), int(self.variance), self.shares, self.length
+            )
         return SkellamRelease(int(self.l2_squared), int(self.l1), int(self.variance))
 
 
@@ -62,31 +71,38 @@ def charges_of(manifest: Manifest, survivors: int | None = None) -> tuple[Charge
     count = manifest.cohort.survivors_min if survivors is None else survivors
     charges = []
 
-    def charge(unit: Unit, event: SkellamRelease, draws: int, repeated: int = 1) -> None:
+    def charge(unit: Unit, event: Event, draws: int, repeated: int = 1) -> None:
+        match event:
+            case SkellamRelease(l2, l1, variance):
+                shares = length = 0
+            case DiscreteGaussianSum(l2, l1, variance, shares, length):
+                pass
+            case _:
+                raise BudgetError(
+                    "charge-unknown", "No charge for this event.", found=type(event).__name__
+                )
         charges.append(
             Charge(
                 unit=unit,
-                l2_squared=str(event.l2_squared),
-                l1=str(event.l1),
-                variance=str(event.variance),
+                l2_squared=str(l2),
+                l1=str(l1),
+                variance=str(variance),
                 count=repeated,
                 draws=draws,
+                shares=shares,
+                length=length,
             )
         )
 
-    l2, draws = l2_squared_units(manifest.segments), draws_per_release(manifest)
+    draws = draws_per_release(manifest)
     example = manifest.example_privacy
     if example is not None and example.mode == "distributed":
-        variance = guaranteed_variance(manifest, count)
-        event = SkellamRelease(l2, l1_units(manifest.segments), variance)
-        charge("example", event, draws + OVERRUN_DRAWS)
+        charge("example", ring_release(manifest, count, 1), draws + OVERRUN_DRAWS)
     if example is not None and example.mode == "local":
         steps = manifest.training.local_steps if manifest.training is not None else 1
         charge("example", local_step(manifest), steps * manifest.data_length, steps)
     if manifest.device_privacy is not None:
-        factor = examples_factor(manifest)
-        l1, variance = l1_units(manifest.segments, factor), guaranteed_variance(manifest, count)
-        charge("device", SkellamRelease(l2 * factor**2, l1, variance), draws)
+        charge("device", ring_release(manifest, count, examples_factor(manifest)), draws)
     return tuple(charges)
 
 
@@ -102,7 +118,7 @@ class Account(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
     def epsilon(self, unit: Unit, extra: tuple[Charge, ...] = ()) -> float:
         """Unamplified epsilon of everything reserved and spent (and ``extra``) for one unit."""
-        counts: Counter[SkellamRelease] = Counter()
+        counts: Counter[Event] = Counter()
         draws = 0
         for charge in (*(c for entry in self.entries for c in entry.charges), *extra):
             if charge.unit == unit:

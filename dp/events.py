@@ -37,6 +37,25 @@ class DiscreteGaussianRelease(Event):
 
 
 @dataclass(frozen=True)
+class DiscreteGaussianSum(Event):
+    """One integer vector with the sum of independent discrete Gaussian shares on every coordinate.
+
+    Attributes:
+        l2_squared: exact bound on the squared L2 sensitivity, integer units squared.
+        l1: bound on the L1 sensitivity, integer units.
+        share: parameter sigma^2 of one share, integer units squared.
+        shares: how many shares count.
+        length: coordinates.
+    """
+
+    l2_squared: int
+    l1: int
+    share: int
+    shares: int
+    length: int
+
+
+@dataclass(frozen=True)
 class GaussianRelease(Event):
     """The continuous Gaussian mechanism; for planning and cross-checks, never what devices add."""
 

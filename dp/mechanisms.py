@@ -4,8 +4,8 @@
 mode      what ``encode`` does with a segment
 ========  ==================================================================================
 none, A   clip, scale, stochastic rounding, integer clip (in mode A the noise is already in it)
-B         rotation, clip, scale, stochastic rounding, integer clip, Skellam share
-C         an :class:`ExampleSum`'s int64 total as it is, Skellam share
+B         rotation, clip, scale, stochastic rounding, integer clip, noise share
+C         an :class:`ExampleSum`'s int64 total as it is, noise share
 ========  ==================================================================================
 
 The share is drawn afresh for every call. A caller encodes once for each cohort, after its roster
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dp.accounting import local_step
+from dp.discrete_gaussian import add_discrete_gaussian
 from dp.errors import MechanismError
 from dp.grid import clip_units, examples_factor, has_ring_noise, scale_for
 from dp.quantisation import to_units
@@ -195,7 +196,10 @@ def encode(
     if has_ring_noise(manifest):
         if manifest.noise is None:
             raise MechanismError("noise-missing", "The manifest's mode needs noise in the ring.")
-        add_skellam(data, manifest.noise.share_variance, random_bytes)
+        if manifest.noise.mechanism == "discrete-gaussian":
+            add_discrete_gaussian(data, manifest.noise.share_variance, random_bytes)
+        else:
+            add_skellam(data, manifest.noise.share_variance, random_bytes)
     return with_checks(data, manifest.encoding.ring_bits, manifest.encoding.slice_length)
 
 

@@ -8,6 +8,10 @@ Formulas, checked against the papers:
   V the variance of the noise per coordinate.
 * Discrete Gaussian, Canonne, Kamath, Steinke (NeurIPS 2020), Theorem 4, and Gaussian, Mironov
   (CSF 2017), Proposition 7: eps(a) = a / (2 z^2).
+* Sum of n discrete Gaussian shares, Kairouz, Liu, Steinke, "The Distributed Discrete Gaussian
+  Mechanism" (ICML 2021), Proposition 14: (1/2) e^2-concentrated, so eps(a) = a e^2 / 2, with
+  e = min(sqrt(L2^2 / (n s) + t d / 2), sqrt(L2^2 / (n s) + 2 L1 t / sqrt(n s) + t^2 d),
+  L2 / sqrt(n s) + t sqrt(d)) and t = 10 sum over k < n of exp(-2 pi^2 s k / (k + 1)), s >= 1/4.
 * Poisson sampling of any mechanism, Zhu and Wang, "Poisson Subsampled Renyi Differential Privacy"
   (ICML 2019), Theorem 5 (sound for every mechanism; loose by the factor 3).
 * Conversion, Canonne, Kamath, Steinke (NeurIPS 2020), Proposition 12:
@@ -26,6 +30,7 @@ from dp.errors import AccountingError
 from dp.events import (
     Composed,
     DiscreteGaussianRelease,
+    DiscreteGaussianSum,
     Event,
     GaussianRelease,
     PoissonSampled,
@@ -77,6 +82,28 @@ def _skellam(event: SkellamRelease) -> Mapping[int, float]:
 def _gaussian(noise_multiplier: float) -> Mapping[int, float]:
     z = _positive("noise multiplier", noise_multiplier)
     return {order: order / (2 * z * z) * _OUTWARD for order in ORDERS}
+
+
+def _discrete_gaussian_sum(event: DiscreteGaussianSum) -> Mapping[int, float]:
+    share = _positive("noise variance", float(event.share))
+    if event.l2_squared < 0 or event.l1 < 0 or event.shares < 1 or event.length < 1 or share < 0.25:
+        raise AccountingError(
+            "parameter-out-of-range",
+            "A sum of discrete Gaussian shares has impossible parameters.",
+            found=(event.l2_squared, event.l1, event.share, event.shares, event.length),
+        )
+    if event.l2_squared == 0:
+        return dict.fromkeys(ORDERS, 0.0)
+    # k / (k + 1) >= 1/2 bounds each of the n - 1 terms from above.
+    excess = 10.0 * (event.shares - 1) * math.exp(-(math.pi**2) * share) * _OUTWARD
+    total, length = share * event.shares, float(event.length)
+    ratio = event.l2_squared / total * _OUTWARD
+    squared = min(
+        ratio + excess * length / 2,
+        ratio + 2 * event.l1 / math.sqrt(total) * excess + excess**2 * length,
+        (math.sqrt(ratio) + excess * math.sqrt(length)) ** 2,
+    )
+    return {order: order * squared / 2 * _OUTWARD for order in ORDERS}
 
 
 def _poisson(rate: float, base: Mapping[int, float]) -> Mapping[int, float]:
@@ -134,6 +161,8 @@ def rdp_curve(event: Event) -> Mapping[int, float]:
             return _skellam(event)
         case DiscreteGaussianRelease(z) | GaussianRelease(z):
             return _gaussian(z)
+        case DiscreteGaussianSum():
+            return _discrete_gaussian_sum(event)
         case PoissonSampled(rate, inner):
             return _poisson(rate, rdp_curve(inner))
         case Composed(parts):

@@ -15,7 +15,7 @@ from dp.accounting import PrivacyLine, epsilon_of, headline, lines, slack_log2
 from dp.audit import AuditedRelease, AuditedTask, AuditResult, Finding
 from dp.budget import Unit, charges_of
 from dp.contracts import overshoot, warnings
-from dp.events import Composed, SkellamRelease
+from dp.events import Composed, Event
 from dp.grid import examples_factor
 from secagg.manifest import Manifest
 
@@ -213,9 +213,10 @@ def report_data(audit: AuditResult) -> ReportData:
             "Run: secagg audit verify LEDGER --key VERIFIER_KEY --format json",
             "It checks the signature, hashes every record, and computes every epsilon again from "
             "the manifest in the task's record and the number of survivors in each release.",
-            "The formulas: Skellam noise by Agarwal, Kairouz and Liu (2021); Poisson sampling by "
-            "Zhu and Wang (2019), Theorem 5; conversion to (epsilon, delta) by Canonne, Kamath and "
-            "Steinke (2020), Proposition 12; integer orders; rounded up.",
+            "The formulas: Skellam noise by Agarwal, Kairouz and Liu (2021); sums of discrete "
+            "Gaussian shares by Kairouz, Liu and Steinke (2021), Proposition 14; Poisson sampling "
+            "by Zhu and Wang (2019), Theorem 5; conversion to (epsilon, delta) by Canonne, Kamath "
+            "and Steinke (2020), Proposition 12; integer orders; rounded up.",
             "Whoever keeps older checkpoints can show that the log was never rewritten.",
         ),
     )
@@ -343,7 +344,7 @@ def _combined(tasks: list[AuditedTask]) -> tuple[Combined, ...]:
     result = []
     units: tuple[Unit, ...] = ("example", "device")
     for unit in units:
-        counts: Counter[SkellamRelease] = Counter()
+        counts: Counter[Event] = Counter()
         draws, deltas = 1, []
         for task in tasks:
             for facts in task.facts:

@@ -17,7 +17,7 @@ can watch the cache may learn something. The threat model lists this hazard.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -93,7 +93,11 @@ def skellam_weights(variance: int) -> list[int]:
 @lru_cache(maxsize=4)
 def skellam_table(variance: int) -> SkellamTable:
     """The table for one variance (integer, at most 2^34); cached in the process."""
-    weights = skellam_weights(variance)
+    return cumulative_table(skellam_weights(variance))
+
+
+def cumulative_table(weights: Sequence[int]) -> SkellamTable:
+    """Thresholds of |X| for a symmetric distribution with these weights of 0, 1, 2, ..."""
     total = 2 * sum(weights) - weights[0]
     high = np.empty(len(weights) - 1, dtype=np.uint64)
     low = np.empty(len(weights) - 1, dtype=np.uint64)
@@ -155,12 +159,17 @@ def add_skellam(values: NDArray[np.int64], variance: int, random_bytes: RandomBy
     for part, count in _parts(variance):
         table = skellam_table(part)
         for _ in range(count):
-            for lo in range(0, len(values), _BLOCK):
-                block = values[lo : lo + _BLOCK]
-                noise = look_up(table, stream.uint64(len(block)), stream.uint64)
-                sign = stream.bits(len(block)).astype(np.int64)
-                # (x ^ -s) + s is x for s = 0 and -x for s = 1
-                block += (noise ^ -sign) + sign
+            add_from_table(values, table, stream)
+
+
+def add_from_table(values: NDArray[np.int64], table: SkellamTable, stream: BitStream) -> None:
+    """Add one independent draw with a random sign to every coordinate, in place."""
+    for lo in range(0, len(values), _BLOCK):
+        block = values[lo : lo + _BLOCK]
+        noise = look_up(table, stream.uint64(len(block)), stream.uint64)
+        sign = stream.bits(len(block)).astype(np.int64)
+        # (x ^ -s) + s is x for s = 0 and -x for s = 1
+        block += (noise ^ -sign) + sign
 
 
 def skellam(length: int, variance: int, random_bytes: RandomBytes) -> NDArray[np.int64]:

@@ -47,14 +47,15 @@ class Encoding(_Part, frozen=True):
 class Noise(_Part, frozen=True):
     """The noise that every device adds in the ring before masking (modes B and C).
 
-    ``share_variance``: variance of one device's share, integer units squared, per coordinate.
+    ``share_variance``: variance of one device's share, integer units squared, per coordinate
+    (for the discrete Gaussian its parameter sigma^2, the variance up to e^(-2 pi^2 sigma^2)).
     ``honest_min``: survivors whose shares count = survivors_min - silent_max; the guaranteed
     variance of any release is ``share_variance * honest_min``.
     ``removable_drops``: t_1 < .. < t_L, drop-outs up to which each of L further parts is needed;
     the seeds of those that are not are opened with the sum (empty: no part is removable).
     """
 
-    mechanism: Literal["skellam"]
+    mechanism: Literal["skellam", "discrete-gaussian"]
     share_variance: int
     honest_min: int
     removable_drops: tuple[int, ...] = ()

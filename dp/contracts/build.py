@@ -177,7 +177,7 @@ def _noise(
         shares.append(share_variance(l2, spec.noise_multiplier, max(1, honest)))
     if spec.device_noise_multiplier:
         shares.append(share_variance(l2 * factor**2, spec.device_noise_multiplier, max(1, honest)))
-    return Noise(mechanism="skellam", share_variance=max(shares), honest_min=honest)
+    return Noise(mechanism=spec.mechanism, share_variance=max(shares), honest_min=honest)
 
 
 def _device_clip(segments: tuple[Segment, ...], factor: int) -> float:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from dp.contracts.derive import SHARE_VARIANCE_MAX, WRAP_LOG2_TARGET, wrap_log2
+from dp.discrete_gaussian import SIGMA_SQUARED_MAX
 from dp.grid import SCALE_MAX, clip_units, examples_factor, has_ring_noise, l2_squared_units
 from secagg import limits, parameters
 from secagg.adapter import sent_length
@@ -105,7 +106,14 @@ def check_noise(manifest: Manifest) -> None:
             expected=honest,
             found=noise.honest_min,
         )
-    in_range("share_variance", noise.share_variance, 1, SHARE_VARIANCE_MAX)
+    discrete = noise.mechanism == "discrete-gaussian"
+    in_range(
+        "share_variance",
+        noise.share_variance,
+        1,
+        SIGMA_SQUARED_MAX if discrete else SHARE_VARIANCE_MAX,
+        reason="noise-too-large" if discrete else "parameter-out-of-range",
+    )
     needed = needed_variance(manifest)
     if Fraction(noise.share_variance) * honest < needed:
         refuse(

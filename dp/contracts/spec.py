@@ -115,6 +115,8 @@ class TaskSpec(_Table, frozen=True):
     device-level privacy, which it is the unit of; else 64, since then it protects nothing and
     only keeps the sum inside the ring.
     ``device_noise_multiplier``: noise over a *device's* bound, for device-level privacy; 0: none.
+    ``mechanism``: of the noise in the ring. Sums of Skellam shares are Skellam; the discrete
+    Gaussian costs what the Gaussian does up to a term that vanishes for such large shares.
     ``report_slot_s``: devices report in exactly this long after a version opens, so that time
     does not show the batch; 0: when they are ready (no amplified statement is then made).
     ``start_from``: task whose present model is this one's version 0, with the same base model and
@@ -130,6 +132,7 @@ class TaskSpec(_Table, frozen=True):
     examples_max: int = 256
     update_clip: float | None = None
     device_noise_multiplier: float = 0.0
+    mechanism: Literal["skellam", "discrete-gaussian"] = "skellam"
     report_slot_s: float = 0.0
     segments: tuple[SegmentSpec, ...] = ()
     cohort: CohortSpec = CohortSpec()
