@@ -8,8 +8,11 @@ from typing import Annotated
 import typer
 
 from secagg_cli.output import CommandError, Format, FormatOption, Output
+from secagg_cli.plan_sizes import memory, task
 
 app = typer.Typer(no_args_is_help=True, help="Account and size a task before it exists.")
+app.command("task")(task)
+app.command("memory")(memory)
 
 
 class Mechanism(enum.StrEnum):

@@ -1,0 +1,227 @@
+"""A whole task from its target: the noise that meets an epsilon, and what it does to the signal."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import msgspec
+
+from dp.accounting import headline, lines
+from dp.contracts.advice import USELESS_RATIO
+from dp.contracts.build import build_manifest
+from dp.contracts.spec import BudgetSpec, CohortSpec, SegmentSpec, TaskSpec, TrainingSpec
+from dp.errors import AccountingError
+from dp.grid import l2_squared_units
+from dp.notes import verifier_key
+from secagg.errors import ConfigurationError
+from secagg.manifest import Adapter, Manifest, TensorShape
+from secagg.ring import packed_size, payload_length
+
+NOISE_MAX = 1e4  # as the contracts
+_STEPS = 40  # halvings of the interval: far below the last digit that is kept
+
+
+class TaskPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """What a task with this target looks like.
+
+    ``epsilon``: of all rounds, unamplified, at the fewest survivors, never above the target.
+    ``noise_norm_over_clip``: expected L2 norm of the noise in the mean of a full cohort, over the
+    bound of one contribution to it: z sqrt(d) / n, and for examples n times the expected batch.
+    ``useless``: whether that exceeds what a model can learn under.
+    ``wrap_log2``: log2 of the bound on the chance that a sum wraps around.
+    ``participations``: rounds in which a device of the population is expected; it earns nothing.
+    """
+
+    unit: Literal["device", "example"]
+    mechanism: Literal["skellam", "discrete-gaussian"]
+    epsilon: float
+    delta: float
+    noise_multiplier: float
+    survivors_min: int
+    scale: int
+    clip_units: int
+    share_variance: int
+    ring_bits: int
+    wrap_log2: float
+    upload_bytes: int
+    overshoot: float
+    noise_norm_over_clip: float
+    useless: bool
+    participations: float
+
+
+def plan_task(
+    *,
+    population: int,
+    cohort: int,
+    rounds: int,
+    epsilon: float,
+    delta: float,
+    length: int,
+    dropout: float = 0.1,
+    batch: int = 24,
+    clip: float = 1.0,
+    unit: Literal["device", "example"] = "device",
+    mechanism: Literal["skellam", "discrete-gaussian"] = "skellam",
+) -> TaskPlan:
+    """The least noise, in steps of 0.1 %, that keeps all rounds within ``epsilon``.
+
+    Everything else is derived by the code that makes real manifests.
+
+    Args:
+        population: enrolled devices.
+        cohort: devices in one round.
+        length: coordinates of the vector.
+        dropout: fraction of a cohort that may vanish, rounded up to devices.
+        batch: expected examples per device and round (unit ``example``).
+        clip: L2 bound of one unit's contribution.
+
+    Raises:
+        AccountingError: ``parameter-out-of-range``.
+        ConfigurationError: ``epsilon-unreachable``, or as :func:`build_manifest`.
+    """
+    _check(population, cohort, rounds, epsilon, delta, length, dropout, batch, clip)
+    survivors = cohort - math.ceil(dropout * cohort)
+
+    def manifest_at(multiplier: float) -> Manifest:
+        terms = CohortSpec(size_min=cohort, size_max=cohort, survivors_min=survivors)
+        budget = BudgetSpec(max_epsilon=None, delta=delta, releases_max=rounds)
+        if unit == "device":
+            spec = TaskSpec(
+                task="plan",
+                algorithm="sum",
+                privacy="none",
+                segments=(SegmentSpec(name="vector", length=length, clip=clip),),
+                device_noise_multiplier=multiplier,
+                mechanism=mechanism,
+                cohort=terms,
+                budget=budget,
+            )
+        else:
+            spec = TaskSpec(
+                task="plan",
+                clip=clip,
+                noise_multiplier=multiplier,
+                mechanism=mechanism,
+                cohort=terms,
+                budget=budget,
+                training=TrainingSpec(batch_size=batch),
+                adapter=_adapter(length),
+            )
+        return build_manifest(
+            spec,
+            created_at=0,
+            task_key=bytes(32),
+            ledger_verifier=verifier_key("plan", bytes(32)),
+            partner_keys=[bytes(32)],
+        )
+
+    def cost(multiplier: float) -> float:
+        try:
+            value = headline(lines(manifest_at(multiplier), rounds))
+        except ConfigurationError as error:
+            if error.reason == "cost-infinite":
+                return math.inf
+            raise
+        return math.inf if value is None else value
+
+    low, high = 0.01, 0.02
+    while cost(high) > epsilon:
+        low, high = high, 2 * high
+        if high > NOISE_MAX:
+            raise ConfigurationError(
+                "epsilon-unreachable",
+                "No admissible noise keeps so many rounds within the target.",
+                expected=f"epsilon <= {epsilon:g}",
+                found=rounds,
+                remedy="Fewer rounds, or a larger epsilon or delta.",
+            )
+    for _ in range(_STEPS):
+        if high / low < 1.001:
+            break
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if cost(middle) <= epsilon else (middle, high)
+    manifest = manifest_at(high)
+    return _plan(manifest, unit, mechanism, high, cost(high), population, rounds, batch)
+
+
+def _adapter(length: int) -> Adapter:
+    return Adapter(
+        kind="ffa-lora",
+        rank=1,
+        alpha=1,
+        target_modules=("plan",),
+        seed=bytes(32),
+        trainable=(TensorShape(name="plan.lora_B.weight", rows=length, columns=1),),
+        frozen=(),
+    )
+
+
+def _plan(
+    manifest: Manifest,
+    unit: Literal["device", "example"],
+    mechanism: Literal["skellam", "discrete-gaussian"],
+    multiplier: float,
+    cost: float,
+    population: int,
+    rounds: int,
+    batch: int,
+) -> TaskPlan:
+    segment, encoding, rules = manifest.segments[0], manifest.encoding, manifest.cohort
+    share = manifest.noise.share_variance if manifest.noise is not None else 0
+    contributions = rules.size_max * (batch if unit == "example" else 1)
+    # The noise of a full cohort: what is really in the sum when nobody drops.
+    spread = math.sqrt(share * rules.size_max / l2_squared_units(manifest.segments))
+    ratio = spread * math.sqrt(manifest.data_length) / contributions
+    lanes = payload_length(manifest.data_length, encoding.slice_length)
+    return TaskPlan(
+        unit=unit,
+        mechanism=mechanism,
+        epsilon=cost,
+        delta=manifest.budget.delta,
+        noise_multiplier=multiplier,
+        survivors_min=rules.survivors_min,
+        scale=segment.scale,
+        clip_units=segment.clip_units,
+        share_variance=share,
+        ring_bits=encoding.ring_bits,
+        wrap_log2=encoding.wrap_log2,
+        upload_bytes=packed_size(lanes, encoding.ring_bits),
+        overshoot=rules.size_max / (rules.survivors_min - rules.silent_max),
+        noise_norm_over_clip=ratio,
+        useless=ratio > USELESS_RATIO,
+        participations=rounds * rules.size_max / population,
+    )
+
+
+def _check(
+    population: int,
+    cohort: int,
+    rounds: int,
+    epsilon: float,
+    delta: float,
+    length: int,
+    dropout: float,
+    batch: int,
+    clip: float,
+) -> None:
+    """NaN fails every comparison, so it is refused with the rest."""
+    for name, value, low, high in (
+        ("population", population, 2, 1 << 40),
+        ("cohort", cohort, 2, population),
+        ("rounds", rounds, 1, 10**6),
+        ("epsilon", epsilon, 1e-6, 1e6),
+        ("delta", delta, 1e-30, 0.1),
+        ("length", length, 1, 1 << 28),
+        ("dropout", dropout, 0, 0.9),
+        ("batch", batch, 1, 1 << 20),
+        ("clip", clip, 1e-6, 1e6),
+    ):
+        if not low <= value <= high:
+            raise AccountingError(
+                "parameter-out-of-range",
+                f"{name} is out of range.",
+                expected=f"{low:g} to {high:g}",
+                found=value,
+            )

@@ -1,0 +1,133 @@
+"""``secagg plan task`` and ``secagg plan memory``: what a task and a device need, beforehand."""
+
+from __future__ import annotations
+
+import enum
+from typing import Annotated, Literal, cast
+
+import msgspec
+import typer
+
+from secagg_cli.output import Format, FormatOption, Output
+
+
+class Unit(enum.StrEnum):
+    device = "device"
+    example = "example"
+
+
+class RingNoise(enum.StrEnum):
+    skellam = "skellam"
+    discrete_gaussian = "discrete-gaussian"
+
+
+class Precision(enum.StrEnum):
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+def task(
+    cohort: Annotated[int, typer.Option(help="Devices in one round.")],
+    rounds: Annotated[int, typer.Option(help="Sums that the task releases.")],
+    epsilon: Annotated[float, typer.Option(help="Target over all rounds, unamplified.")],
+    delta: Annotated[float, typer.Option(help="Delta of (epsilon, delta).")] = 1e-5,
+    population: Annotated[
+        int | None, typer.Option(help="Enrolled devices; default: the cohort.")
+    ] = None,
+    length: Annotated[int, typer.Option(help="Numbers in the vector.")] = 92_160,
+    dropout: Annotated[float, typer.Option(help="Fraction of a cohort that may vanish.")] = 0.1,
+    batch: Annotated[int, typer.Option(help="Expected examples per device and round.")] = 24,
+    clip: Annotated[float, typer.Option(help="L2 bound of one unit's contribution.")] = 1.0,
+    unit: Annotated[Unit, typer.Option(help="Whom the noise protects.")] = Unit.device,
+    mechanism: Annotated[RingNoise, typer.Option(help="The noise.")] = RingNoise.skellam,
+    format: FormatOption = Format.text,
+) -> None:
+    """The noise that meets a target, and whether anything can be learned under it."""
+    with Output(format) as out:
+        from dp.planning import plan_task
+
+        plan = plan_task(
+            population=cohort if population is None else population,
+            cohort=cohort,
+            rounds=rounds,
+            epsilon=epsilon,
+            delta=delta,
+            length=length,
+            dropout=dropout,
+            batch=batch,
+            clip=clip,
+            unit=cast(Literal["device", "example"], unit.value),
+            mechanism=cast(Literal["skellam", "discrete-gaussian"], mechanism.value),
+        )
+        out.say(
+            f"noise multiplier {plan.noise_multiplier:.4g} ({plan.mechanism}): epsilon "
+            f"{plan.epsilon:.4f} per {plan.unit} at delta {delta:g} after {rounds} rounds, with as "
+            f"few as {plan.survivors_min} of {cohort} surviving; no amplification is claimed"
+        )
+        out.say(
+            f"scale {plan.scale}, {plan.ring_bits} bits per number, {plan.upload_bytes} bytes per "
+            f"upload; a sum wraps around with probability at most 2^{plan.wrap_log2:.0f}"
+        )
+        out.say(
+            f"expected noise norm in the mean of a full cohort: {plan.noise_norm_over_clip:.3g} "
+            f"times the clip; {plan.overshoot:.3g} times the variance needed if nobody drops; a "
+            f"device takes part in {plan.participations:.3g} rounds on average"
+        )
+        if plan.useless:
+            out.warn(
+                "Useless for learning: the noise drowns what the cohort can send. Use many more "
+                "devices, a shorter vector, fewer rounds, a larger epsilon, or example-level "
+                "privacy."
+            )
+        out.result(msgspec.to_builtins(plan))
+
+
+def memory(
+    model: Annotated[str, typer.Option(help="smollm2, tiny, a folder or a hub id.")] = "smollm2",
+    rank: Annotated[int, typer.Option(help="Rank of the adapter.", min=1)] = 4,
+    batch: Annotated[int, typer.Option(help="Examples at once, at most.", min=1)] = 4,
+    length: Annotated[int, typer.Option(help="Tokens per example, at most.", min=1)] = 64,
+    precision: Annotated[Precision, typer.Option(help="Of weights.")] = Precision.float32,
+    targets: Annotated[
+        str, typer.Option(help="Linear layers to adapt, by the last part of their names.")
+    ] = "q_proj,v_proj",
+    available: Annotated[
+        int | None, typer.Option(help="Bytes that training may take; default: no limit.", min=1)
+    ] = None,
+    format: FormatOption = Format.text,
+) -> None:
+    """Peak memory of training on a device, and the way of training that fits."""
+    with Output(format) as out:
+        from client_sdk.planner import plan_memory
+        from secagg_cli.libraries import collector_paused, quiet_transformers
+        from secagg_cli.models import ensure_model
+
+        folder = ensure_model(model)
+        with collector_paused():
+            from transformers import AutoConfig
+
+            with quiet_transformers():
+                config = AutoConfig.from_pretrained(folder)
+        plan = plan_memory(
+            config,
+            rank=rank,
+            targets=tuple(targets.split(",")),
+            batch=batch,
+            length=length,
+            precision=cast(Literal["float32", "bfloat16"], precision.value),
+            available_bytes=available,
+        )
+        way = (
+            f"{plan.micro_batch} examples at once (hooks)"
+            if plan.mode == "hooks"
+            else "one example after the other (loop)"
+        )
+        out.say(f"{plan.peak_bytes / 2**20:.0f} MiB at the peak, {way}")
+        out.result(
+            {
+                "model": model,
+                "peak_bytes": plan.peak_bytes,
+                "mode": plan.mode,
+                "micro_batch": plan.micro_batch,
+            }
+        )
