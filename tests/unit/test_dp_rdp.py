@@ -235,7 +235,7 @@ def test_plans_name_their_accountant() -> None:
     for mechanism, word in (
         ("gaussian", "pld"),
         ("skellam", "agarwal"),
-        ("discrete-gaussian", "canonne"),
+        ("discrete-gaussian", "kairouz"),
     ):
         epsilon, accountant = plan_epsilon(1.0, 4, 1e-5, 0.25, mechanism)
         assert 0 < epsilon < 20
