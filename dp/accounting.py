@@ -38,7 +38,7 @@ from dp.rdp import epsilon_from_rdp, rdp_curve
 from secagg.manifest import ExamplePrivacy, Manifest
 
 ACCOUNTANT_SKELLAM = "skellam-rdp/agarwal-kairouz-liu-2021"
-ACCOUNTANT_DISCRETE_GAUSSIAN = "discrete-gaussian-sum-cdp/kairouz-liu-steinke-2021"
+ACCOUNTANT_DISCRETE_GAUSSIAN = "discrete-gaussian-sum-rdp/kairouz-liu-steinke-2021"
 POISSON = "+poisson/zhu-wang-2019-theorem-5"
 ACCOUNTANT_POISSON = ACCOUNTANT_SKELLAM + POISSON
 SAMPLER_LOG2 = -90.0  # distance of one drawn coordinate from Skellam: 2^12 parts of 2^-102

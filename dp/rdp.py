@@ -8,10 +8,10 @@ Formulas, checked against the papers:
   V the variance of the noise per coordinate.
 * Discrete Gaussian, Canonne, Kamath, Steinke (NeurIPS 2020), Theorem 4, and Gaussian, Mironov
   (CSF 2017), Proposition 7: eps(a) = a / (2 z^2).
-* Sum of n discrete Gaussian shares, Kairouz, Liu, Steinke, "The Distributed Discrete Gaussian
-  Mechanism" (ICML 2021), Proposition 14: (1/2) e^2-concentrated, so eps(a) = a e^2 / 2, with
-  e = min(sqrt(L2^2 / (n s) + t d / 2), sqrt(L2^2 / (n s) + 2 L1 t / sqrt(n s) + t^2 d),
-  L2 / sqrt(n s) + t sqrt(d)) and t = 10 sum over k < n of exp(-2 pi^2 s k / (k + 1)), s >= 1/4.
+* Sum of n discrete Gaussian shares of parameter s: eps(a) = a L2^2 / (2 n s) + t min(d, L1), with
+  t = sum over k < n of log((1 + 2 r) / (1 - 2 r)), r = x / (1 - x), x = exp(-2 pi^2 s k / (k + 1)):
+  the first bound of Kairouz, Liu, Steinke, "The Distributed Discrete Gaussian Mechanism" (ICML
+  2021), Proposition 14, which has 10 times the sum of x for t. Proof in docs/privacy.md.
 * Poisson sampling of any mechanism, Zhu and Wang, "Poisson Subsampled Renyi Differential Privacy"
   (ICML 2019), Theorem 5 (sound for every mechanism; loose by the factor 3).
 * Conversion, Canonne, Kamath, Steinke (NeurIPS 2020), Proposition 12:
@@ -86,7 +86,7 @@ def _gaussian(noise_multiplier: float) -> Mapping[int, float]:
 
 def _discrete_gaussian_sum(event: DiscreteGaussianSum) -> Mapping[int, float]:
     share = _positive("noise variance", float(event.share))
-    if event.l2_squared < 0 or event.l1 < 0 or event.shares < 1 or event.length < 1 or share < 0.25:
+    if event.l2_squared < 0 or event.l1 < 0 or event.shares < 1 or event.length < 1 or share < 0.5:
         raise AccountingError(
             "parameter-out-of-range",
             "A sum of discrete Gaussian shares has impossible parameters.",
@@ -94,16 +94,17 @@ def _discrete_gaussian_sum(event: DiscreteGaussianSum) -> Mapping[int, float]:
         )
     if event.l2_squared == 0:
         return dict.fromkeys(ORDERS, 0.0)
-    # k / (k + 1) >= 1/2 bounds each of the n - 1 terms from above.
-    excess = 10.0 * (event.shares - 1) * math.exp(-(math.pi**2) * share) * _OUTWARD
-    total, length = share * event.shares, float(event.length)
-    ratio = event.l2_squared / total * _OUTWARD
-    squared = min(
-        ratio + excess * length / 2,
-        ratio + 2 * event.l1 / math.sqrt(total) * excess + excess**2 * length,
-        (math.sqrt(ratio) + excess * math.sqrt(length)) ** 2,
-    )
-    return {order: order * squared / 2 * _OUTWARD for order in ORDERS}
+    unlike = sum(_unlike(share * k / (k + 1)) for k in range(1, event.shares))
+    excess = unlike * min(event.length, event.l1)
+    ratio = event.l2_squared / (share * event.shares)
+    return {order: (order * ratio / 2 + excess) * _OUTWARD for order in ORDERS}
+
+
+def _unlike(variance: float) -> float:
+    """log of the largest ratio of two sums over integers y of exp(-(y - m)^2 / (2 variance))."""
+    first = math.exp(-2 * math.pi**2 * variance)
+    series = first / (1 - first)  # of exp(-2 pi^2 variance j^2), for j^2 >= j
+    return math.log1p(4 * series / (1 - 2 * series))
 
 
 def _poisson(rate: float, base: Mapping[int, float]) -> Mapping[int, float]:
