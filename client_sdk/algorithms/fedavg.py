@@ -1,10 +1,7 @@
 """FedAvg and FedProx: several local steps, then the change of the adapter.
 
-Three local optimisers share one loop. With ``local`` example privacy (mode A) each step is DP-SGD:
-a secret Poisson batch, per-example gradients (Opacus hooks), each clipped in exact integers, exact
-Skellam noise on their sum. Else a step is plain SGD on a fresh random batch. FedProx's pull
-towards the global model (Li et al. 2020) is added to the gradient *after* clip and noise: it
-depends on no example, and inside the loss per-example gradients would lose it without a word.
+FedAvg (McMahan et al. 2017, algorithm 1): y <- y - eta g, then y - x. FedProx (Li et al. 2020,
+equation 2) adds the pull mu (y - x) towards the global model to every gradient.
 """
 
 from __future__ import annotations
@@ -13,17 +10,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from client_sdk.algorithms.steps import local_steps
 from client_sdk.algorithms.work import Work
-from client_sdk.errors import ContributionError
-from client_sdk.gradients import ExampleGradients
-from dp.mechanisms import ExampleSum, noisy_total
-from dp.sampling import poisson_batch
-from dp.stream import BitStream
-from secagg.manifest import Manifest, Training
+from secagg.manifest import Manifest
 
 
 def contribute(manifest: Manifest, work: Work) -> Mapping[str, NDArray[Any]]:
@@ -34,78 +26,21 @@ def contribute(manifest: Manifest, work: Work) -> Mapping[str, NDArray[Any]]:
     weight_unit, 1).
 
     Raises:
-        ContributionError: ``privacy-mode``, ``training-diverged``, ``training-deadline``,
-            ``training-stopped``.
+        ContributionError: as :func:`client_sdk.algorithms.steps.local_steps`.
     """
     training = manifest.training
     assert training is not None  # noqa: S101  (AdaptedModel has checked it)
-    privacy = manifest.example_privacy
-    if privacy is not None and privacy.mode != "local":
-        raise ContributionError(
-            "privacy-mode",
-            "Averaging clips and noises per local step, or not at all.",
-            expected="local",
-            found=privacy.mode,
-        )
-    start = work.adapted.flat()
-    losses = []
-    with work.gradients() as gradients:
-        for _ in range(training.local_steps):
-            work.check_time()
-            if privacy is None:
-                gradient, loss = _plain_step(work, gradients, training)
-                losses.append(loss)
-            else:
-                gradient = _private_step(manifest, work, gradients, training)
-            if manifest.algorithm == "fedprox":
-                gradient = gradient + training.proximal_mu * (work.adapted.flat() - start)
-            work.adapted.add(-training.local_learning_rate * gradient)
-    delta = (work.adapted.flat() - start).numpy()
-    if not np.isfinite(delta).all():
-        raise ContributionError(
-            "training-diverged",
-            "Local training ended in values that are not finite.",
-            remedy="Lower the task's local learning rate.",
-        )
+
+    def pull(moved: Tensor) -> Tensor:
+        return training.proximal_mu * moved
+
+    proximal = manifest.algorithm == "fedprox"
+    delta, loss = local_steps(manifest, work, pull if proximal else None)
     if [segment.name for segment in manifest.segments] == ["delta"]:
         return {"delta": delta}
     weight = min(len(work.rows) / training.weight_unit, 1.0) if training.weight_unit else 1.0
     return {
         "delta": weight * delta,
         "weight": np.array([weight]),
-        "loss": np.array([weight * float(np.mean(losses))]),
+        "loss": np.array([weight * loss]),
     }
-
-
-def _private_step(
-    manifest: Manifest, work: Work, gradients: ExampleGradients, training: Training
-) -> Tensor:
-    """One DP-SGD gradient, float64[d]: (sum of clipped gradients + noise) / batch_size.
-
-    The divisor is the manifest's, not the batch's own size or the data's, which are secret. An
-    empty batch is a step of noise alone.
-    """
-    privacy = manifest.example_privacy
-    assert privacy is not None  # noqa: S101  (the caller has looked)
-    batch = poisson_batch(len(work.rows), privacy.sampling_rate, work.random_bytes)
-    total = ExampleSum(manifest, work.random_bytes)
-    for rows in work.micro_batches(batch):
-        gradients.run(rows)
-        for gradient in gradients.flat().numpy():
-            total.add(gradient)
-    noisy = noisy_total(manifest, total.total, work.random_bytes)
-    return torch.from_numpy(noisy / training.batch_size)
-
-
-def _plain_step(
-    work: Work, gradients: ExampleGradients, training: Training
-) -> tuple[Tensor, float]:
-    """The mean gradient over a random batch without replacement, float64[d], and its mean loss."""
-    keys = BitStream(work.random_bytes).uint64(len(work.rows))
-    batch = np.argsort(keys)[: training.batch_size]
-    total = torch.zeros(work.adapted.length, dtype=torch.float64)
-    loss = 0.0
-    for rows in work.micro_batches(batch):
-        loss += float(gradients.run(rows).double().sum())
-        total += gradients.flat().double().sum(0)
-    return total / len(batch), loss / len(batch)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from client_sdk.adapted import AdaptedModel
-from client_sdk.algorithms import ALGORITHMS, fedavg
+from client_sdk.algorithms import ALGORITHMS, steps
 from client_sdk.errors import ContributionError
 from client_sdk.lora import vector_length
 from client_sdk.trainer import THREADS_VARIABLE, LoraTrainer
@@ -394,7 +394,7 @@ class TestWithoutPrivacy:
     def test_diverged_training_is_a_typed_error(self, monkeypatch):
         """Overflow by hand: SGD alone may end in saturated, finite values."""
         monkeypatch.setattr(
-            fedavg,
+            steps,
             "_plain_step",
             lambda work, *_: (torch.full((work.adapted.length,), torch.inf), 0.0),
         )

@@ -1,0 +1,108 @@
+"""A device's local steps between two releases, which the averaging algorithms share.
+
+With ``local`` example privacy (mode A) each step is DP-SGD: a secret Poisson batch, per-example
+gradients (Opacus hooks), each clipped in exact integers, exact Skellam noise on their sum. Else a
+step is plain SGD on a fresh random batch. What an algorithm adds to the gradient (FedProx's pull,
+SCAFFOLD's control variates) is added *after* clip and noise: it depends on no example of this step,
+and inside the loss per-example gradients would lose it without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from client_sdk.algorithms.work import Work
+from client_sdk.errors import ContributionError
+from client_sdk.gradients import ExampleGradients
+from dp.mechanisms import ExampleSum, noisy_total
+from dp.sampling import poisson_batch
+from dp.stream import BitStream
+from secagg.manifest import Manifest, Training
+
+
+def local_steps(
+    manifest: Manifest, work: Work, extra: Callable[[Tensor], Tensor] | None = None
+) -> tuple[NDArray[np.float64], float]:
+    """y <- y - eta (gradient + extra(y - x)), ``local_steps`` times from the global x.
+
+    Args:
+        extra: from y - x, float64[d], to what is added to the gradient, float64[d].
+
+    Returns:
+        y - x, float64[d], and the mean of the batches' losses, each before its step (NaN with
+        example privacy, where no loss is looked at).
+
+    Raises:
+        ContributionError: ``privacy-mode``, ``training-diverged``, ``training-deadline``,
+            ``training-stopped``.
+    """
+    training = manifest.training
+    assert training is not None  # noqa: S101  (AdaptedModel has checked it)
+    privacy = manifest.example_privacy
+    if privacy is not None and privacy.mode != "local":
+        raise ContributionError(
+            "privacy-mode",
+            "Averaging clips and noises per local step, or not at all.",
+            expected="local",
+            found=privacy.mode,
+        )
+    start = work.adapted.flat()
+    losses = []
+    with work.gradients() as gradients:
+        for _ in range(training.local_steps):
+            work.check_time()
+            if privacy is None:
+                gradient, loss = _plain_step(work, gradients, training)
+                losses.append(loss)
+            else:
+                gradient = _private_step(manifest, work, gradients, training)
+            if extra is not None:
+                gradient = gradient + extra(work.adapted.flat() - start)
+            work.adapted.add(-training.local_learning_rate * gradient)
+    delta = (work.adapted.flat() - start).numpy()
+    if not np.isfinite(delta).all():
+        raise ContributionError(
+            "training-diverged",
+            "Local training ended in values that are not finite.",
+            remedy="Lower the task's local learning rate.",
+        )
+    return delta, float(np.mean(losses)) if losses else float("nan")
+
+
+def _private_step(
+    manifest: Manifest, work: Work, gradients: ExampleGradients, training: Training
+) -> Tensor:
+    """One DP-SGD gradient, float64[d]: (sum of clipped gradients + noise) / batch_size.
+
+    The divisor is the manifest's, not the batch's own size or the data's, which are secret. An
+    empty batch is a step of noise alone.
+    """
+    privacy = manifest.example_privacy
+    assert privacy is not None  # noqa: S101  (the caller has looked)
+    batch = poisson_batch(len(work.rows), privacy.sampling_rate, work.random_bytes)
+    total = ExampleSum(manifest, work.random_bytes)
+    for rows in work.micro_batches(batch):
+        gradients.run(rows)
+        for gradient in gradients.flat().numpy():
+            total.add(gradient)
+    noisy = noisy_total(manifest, total.total, work.random_bytes)
+    return torch.from_numpy(noisy / training.batch_size)
+
+
+def _plain_step(
+    work: Work, gradients: ExampleGradients, training: Training
+) -> tuple[Tensor, float]:
+    """The mean gradient over a random batch without replacement, float64[d], and its mean loss."""
+    keys = BitStream(work.random_bytes).uint64(len(work.rows))
+    batch = np.argsort(keys)[: training.batch_size]
+    total = torch.zeros(work.adapted.length, dtype=torch.float64)
+    loss = 0.0
+    for rows in work.micro_batches(batch):
+        loss += float(gradients.run(rows).double().sum())
+        total += gradients.flat().double().sum(0)
+    return total / len(batch), loss / len(batch)
