@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 from typing import Annotated
 
 import typer
@@ -81,45 +82,63 @@ def cohort(
         float, typer.Option(help="Fraction that may collude with the aggregator.", min=0, max=0.5)
     ] = 0.0,
     dropout: Annotated[float, typer.Option(help="Fraction that may drop.", min=0, max=0.9)] = 0.1,
+    security_bits: Annotated[
+        int, typer.Option(help="Against an active aggregator, beyond 64 bits for grinding.")
+    ] = 40,
+    correctness_bits: Annotated[
+        int, typer.Option(help="Against random drop-outs ending a cohort.")
+    ] = 20,
     format: FormatOption = Format.text,
 ) -> None:
-    """Degree and threshold of the complete graph, and how many devices may drop."""
+    """Degree and threshold of a cohort's graph, and how likely each promise is to fail."""
     with Output(format) as out:
+        from secagg.degrees import ThreatModel, plan_cohort
         from secagg.limits import COMPLETE_GRAPH_MAX
-        from secagg.parameters import dropouts_tolerated, threshold
 
-        if clients > COMPLETE_GRAPH_MAX:
-            raise CommandError(
-                "cohort-too-large",
-                "The complete graph is meant for small cohorts.",
-                expected=f"at most {COMPLETE_GRAPH_MAX}",
-                found=clients,
-            )
         corrupt_max = int(corrupt * clients + 0.5)
-        wanted = int(dropout * clients + 0.5)
-        tolerated = dropouts_tolerated(clients, corrupt_max)
-        needed = threshold(clients - 1, corrupt_max)
+        lost = int(dropout * clients + 0.5)
+        plan = plan_cohort(ThreatModel(clients, corrupt_max, lost, security_bits, correctness_bits))
+        kind = "complete" if plan.degree == clients - 1 else "sparse"
         out.say(
-            f"complete graph: degree {clients - 1}, threshold {needed}; with {corrupt_max} corrupt "
-            f"device(s), {tolerated} of {clients} may drop (asked: {wanted})"
+            f"{kind} graph: degree {plan.degree}, threshold {plan.threshold}; {clients} devices, "
+            f"{corrupt_max} corrupt, {lost} may drop ({plan.degree - plan.threshold} of any "
+            f"device's neighbours)"
         )
-        if tolerated < wanted:
-            raise CommandError(
-                "dropouts-not-tolerated",
-                "So many drop-outs would leave a device without enough neighbours.",
-                expected=f"at most {tolerated}",
-                found=wanted,
-                remedy="Form larger cohorts, or declare fewer corrupt devices.",
+        if kind == "complete":
+            out.say("security and liveness are certain within these numbers")
+        else:
+            out.say(
+                f"fails with probability at most: security {_power(plan.security_log2)}, for the "
+                f"best of 2^64 rosters {_power(plan.ground_log2)}; random drop-outs end the "
+                f"cohort {_power(plan.failure_log2)}"
+            )
+        if clients > COMPLETE_GRAPH_MAX:
+            out.say(
+                f"a plan only: tasks admit cohorts of at most {COMPLETE_GRAPH_MAX} devices so far"
             )
         out.result(
             {
                 "clients": clients,
-                "degree": clients - 1,
-                "threshold": needed,
+                "degree": plan.degree,
+                "threshold": plan.threshold,
+                "complete": kind == "complete",
                 "corrupt": corrupt_max,
-                "dropouts_tolerated": tolerated,
+                "dropouts": lost,
+                "dropouts_tolerated": plan.degree - plan.threshold,
+                "security_log2": _finite(plan.security_log2),
+                "ground_security_log2": _finite(plan.ground_log2),
+                "failure_log2": _finite(plan.failure_log2),
             }
         )
+
+
+def _finite(log2: float) -> float | None:
+    """None for an event that cannot happen: JSON has no infinity."""
+    return round(log2, 3) if math.isfinite(log2) else None
+
+
+def _power(log2: float) -> str:
+    return f"2^{log2:.1f}" if math.isfinite(log2) else "0"
 
 
 def _check_open_interval(name: str, value: float, low: float, high: float) -> None:
