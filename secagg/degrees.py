@@ -1,41 +1,35 @@
-"""Degree and threshold of a large cohort, from what is assumed about it.
+"""Degree and threshold of a cohort, from what is assumed about it; docs/parameters.md proves them.
 
-Of n devices c collude with an active aggregator, which picks them, the drop-outs, and the roster,
-but not the circle that ``secagg.graph`` draws from the roster's digest. With k neighbours each:
+Of n devices c collude with the aggregator. An *active* aggregator picks them, the drop-outs and the
+roster, but not the circle that ``secagg.graph`` draws from the roster's digest: 64 bits stand
+against one that tries rosters until it likes the circle. A *semi-honest* one follows the protocol,
+and drop-outs are random; this weaker class is the one of Bell et al. (CCS 2020), for comparison.
+Tasks are made for the active class only.
 
-*Local security.* An honest neighbour reveals one kind of share, a corrupt one both. Both secrets of
-a device open only if its neighbourhood holds C >= 2t - k corrupt devices (Bonawitz et al., CCS
-2017, section 6, on one neighbourhood). C is hypergeometric; a union bound over the devices.
-
-*Connection.* A part of the sum opens by itself only if the honest survivors fall apart. On the
-circle this takes two gaps of k/2 places in a row without an honest survivor (the Harary graph is
-k-connected; compare Bell et al., CCS 2020, definition 3.1). Beside a gap stands a survivor that is
-left with k/2 neighbours on its other side, and t > k/2: the aggregator needs at least t - k/2
-corrupt devices inside each gap, so at least 2t - k in both, *whatever* drop-outs it chooses. A
-union bound over all pairs of gaps. It takes one survivor set that more than (n + c)/2 of the roster
-has confirmed: otherwise different arcs could be shown different sets.
-
-Both together are at most 2^-(security_bits + 64): 64 bits stand against an aggregator that tries
-rosters until it likes the circle.
-
-*Liveness.* With floor(dropout * n) drop-outs at random, some device has fewer than t neighbours
-left with probability at most 2^-correctness_bits, again a union bound over the devices.
-
-A complete graph needs none of this: its bounds are certain.
+A complete graph needs no luck: its bounds are certain.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
+from secagg import bounds
 from secagg.errors import ConfigurationError
-from secagg.limits import COHORT_MAX, COHORT_MIN, COMPLETE_GRAPH_MAX
+from secagg.limits import (
+    COHORT_MAX,
+    COHORT_MIN,
+    COMPLETE_GRAPH_MAX,
+    CORRECTNESS_BITS,
+    DEGREE_MAX,
+    GRINDING_BITS,
+    SECURITY_BITS,
+)
 from secagg.parameters import dropouts_tolerated, threshold
-from secagg.tails import tail_log2
+from secagg.tails import either_log2
 
-DEGREE_MAX = 4 * COMPLETE_GRAPH_MAX  # neighbours; more do not fit a roster message
-GRINDING_BITS = 64  # rosters that the aggregator may try, log2
+Adversary = Literal["active", "semi-honest"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +39,8 @@ class ThreatModel:
     Attributes:
         clients: devices in the cohort.
         corrupt: devices that collude with the aggregator, at most.
-        dropouts: devices that vanish: chosen by the adversary for security, random for liveness.
+        dropouts: devices that vanish at random. What an active aggregator chooses to drop beyond
+            them may end the cohort, but opens nothing.
         security_bits: the adversary wins with probability 2^-security_bits at most.
         correctness_bits: random drop-outs end the cohort with probability 2^-correctness_bits at
             most.
@@ -54,8 +49,9 @@ class ThreatModel:
     clients: int
     corrupt: int
     dropouts: int
-    security_bits: int = 40
-    correctness_bits: int = 20
+    security_bits: int = SECURITY_BITS
+    correctness_bits: int = CORRECTNESS_BITS
+    adversary: Adversary = "active"
 
 
 @dataclass(frozen=True)
@@ -65,19 +61,22 @@ class CohortPlan:
     Attributes:
         degree: neighbours of each device; clients - 1 in the complete graph.
         threshold: shares that open one secret.
-        security_log2: for one roster. ``ground_log2``: for the best of 2^64 rosters.
+        opened_twice_log2, cut_log2: both secrets of a device open, or a part of the sum by itself,
+            on one random circle.
+        security_log2: either of them, on the best of all circles that the adversary may try.
         failure_log2: of random drop-outs ending the cohort.
     """
 
     degree: int
     threshold: int
+    opened_twice_log2: float
+    cut_log2: float
     security_log2: float
-    ground_log2: float
     failure_log2: float
 
 
 def plan_cohort(model: ThreatModel) -> CohortPlan:
-    """The sparsest graph found that serves a threat model, with the least threshold on it.
+    """The least degree that serves a threat model, with the least threshold on it.
 
     Raises:
         ConfigurationError: ``cohort-size``, ``corrupt-range``, ``security-bits``,
@@ -87,60 +86,94 @@ def plan_cohort(model: ThreatModel) -> CohortPlan:
     _check(model)
     n = model.clients
     if n > COMPLETE_GRAPH_MAX:
-        _check_confirmations(model)
-        largest = min(DEGREE_MAX, n - 2) // 2
-        low, high = 1, largest
-        found: CohortPlan | None = None
-        while low <= high:
-            middle = (low + high) // 2
-            plan = evaluate(model, 2 * middle)
-            if plan is None:
-                low = middle + 1
-            else:
-                found, high = plan, middle - 1
-        if found is not None:
-            return found
+        if model.adversary == "active":
+            _check_confirmations(model)
+        for degree in range(2, min(DEGREE_MAX, n - 2) + 1, 2):
+            found = evaluate(model, degree)
+            if found is not None:
+                return found
         if n - 1 > DEGREE_MAX:
-            raise ConfigurationError(
-                "degree-unreachable",
-                f"No sparse graph of {n} devices serves so many corrupt devices and drop-outs.",
-                expected=f"a degree of at most {DEGREE_MAX}",
-                found=f"{model.corrupt} corrupt, {model.dropouts} drop-outs, "
-                f"{model.security_bits} and {model.correctness_bits} bits",
-                remedy="Declare fewer of either, or form cohorts of at most "
-                f"{DEGREE_MAX + 1} devices on the complete graph.",
+            raise _unreachable(
+                f"{n} devices, {model.corrupt} corrupt, {model.dropouts} drop-outs, "
+                f"{model.security_bits} and {model.correctness_bits} bits"
             )
     return _complete(model)
+
+
+def plan_rules(size_min: int, size_max: int, survivors_min: int, corrupt: int) -> tuple[int, int]:
+    """Degree and threshold of a manifest whose cohorts have any size from size_min to size_max.
+
+    Drop-outs are the fraction 1 - survivors_min / size_min; the adversary is active; the bits are
+    ``limits.SECURITY_BITS`` and ``limits.CORRECTNESS_BITS``. Sizes up to
+    ``limits.COMPLETE_GRAPH_MAX`` have the complete graph whatever is returned, and if there are no
+    others it is (0, 0).
+
+    Raises:
+        ConfigurationError: ``degree-unreachable``.
+    """
+    if size_max <= COMPLETE_GRAPH_MAX:
+        return 0, 0
+    wanted = -(SECURITY_BITS + GRINDING_BITS)
+    for degree in range(2, min(DEGREE_MAX, size_max - 2) + 1, 2):
+        smallest = bounds.smallest_sparse(size_min, degree)
+        needed = _least_threshold(smallest, size_max, corrupt, degree, wanted)
+        if needed is None:
+            continue
+        failure = bounds.unopened_range_log2(
+            smallest, size_max, size_min - survivors_min, size_min, degree, needed
+        )
+        if failure <= -CORRECTNESS_BITS:
+            return degree, needed
+    raise _unreachable(
+        f"{size_min} to {size_max} devices, {corrupt} corrupt, {survivors_min} survivors"
+    )
 
 
 def evaluate(model: ThreatModel, degree: int) -> CohortPlan | None:
     """The least threshold that is secure at an even degree < clients - 1; None if that, or
     liveness under it, is out of reach."""
-    n = model.clients
-    wanted = -(model.security_bits + GRINDING_BITS)
+    n, corrupt = model.clients, model.corrupt
+    if model.adversary == "active":
+        ground = GRINDING_BITS
+        needed = _least_threshold(n, n, corrupt, degree, -(model.security_bits + ground))
+        if needed is None:
+            return None
+        twice = bounds.opened_twice_log2(n, n, corrupt, degree, needed)
+        cut = bounds.cut_log2(n, n, corrupt, degree, needed)
+    else:
+        ground = 0
+        cut = bounds.cut_at_random_log2(n, corrupt, model.dropouts, degree)
+        needed = _least_semi_honest_threshold(model, degree)
+        if needed is None or cut > -(model.security_bits + 1):
+            return None
+        twice = bounds.opened_twice_log2(n, n, corrupt, degree, needed, active=False)
+    failure = bounds.unopened_log2(n, model.dropouts, degree, needed)
+    if failure > -model.correctness_bits:
+        return None
+    security = min(0.0, either_log2(twice, cut) + ground)
+    return CohortPlan(degree, needed, twice, cut, security, failure)
+
+
+def _least_threshold(
+    smallest: int, largest: int, corrupt: int, degree: int, wanted: float
+) -> int | None:
+    """The least threshold with which an active aggregator succeeds with 2^wanted at most."""
     for needed in range(degree // 2 + 1, degree + 1):
-        security = security_log2(n, model.corrupt, degree, needed)
-        if security <= wanted:
-            failure = failure_log2(n, model.dropouts, degree, needed)
-            if failure > -model.correctness_bits:
-                return None
-            return CohortPlan(degree, needed, security, security + GRINDING_BITS, failure)
+        twice = bounds.opened_twice_log2(smallest, largest, corrupt, degree, needed)
+        cut = bounds.cut_log2(smallest, largest, corrupt, degree, needed)
+        if either_log2(twice, cut) <= wanted:
+            return needed
     return None
 
 
-def security_log2(clients: int, corrupt: int, degree: int, needed: int) -> float:
-    """log2 of the bound on local security and connection failing, for one random circle."""
-    excess = 2 * needed - degree
-    local = math.log2(clients) + tail_log2(clients - 1, corrupt, degree, excess)
-    pairs = math.log2(math.comb(clients, 2))
-    apart = pairs + tail_log2(clients, corrupt, degree, excess)
-    return min(0.0, max(local, apart) + 1)
-
-
-def failure_log2(clients: int, dropouts: int, degree: int, needed: int) -> float:
-    """log2 of the bound on some device keeping fewer than ``needed`` of its neighbours."""
-    lost = tail_log2(clients - 1, dropouts, degree, degree - needed + 1)
-    return min(0.0, math.log2(clients) + lost)
+def _least_semi_honest_threshold(model: ThreatModel, degree: int) -> int | None:
+    """The same for step 10. As published, each of its two events has half of what is allowed."""
+    n = model.clients
+    for needed in range(1, degree + 1):
+        twice = bounds.opened_twice_log2(n, n, model.corrupt, degree, needed, active=False)
+        if twice <= -(model.security_bits + 1):
+            return needed
+    return None
 
 
 def _complete(model: ThreatModel) -> CohortPlan:
@@ -153,9 +186,19 @@ def _complete(model: ThreatModel) -> CohortPlan:
             found=model.dropouts,
             remedy="Form larger cohorts, or declare fewer corrupt devices.",
         )
-    degree = model.clients - 1
-    needed = threshold(degree, model.corrupt)
-    return CohortPlan(degree, needed, -math.inf, -math.inf, -math.inf)
+    degree, never = model.clients - 1, -math.inf
+    return CohortPlan(degree, threshold(degree, model.corrupt), never, never, never, never)
+
+
+def _unreachable(found: str) -> ConfigurationError:
+    return ConfigurationError(
+        "degree-unreachable",
+        "No sparse graph serves so many corrupt devices and drop-outs.",
+        expected=f"a degree of at most {DEGREE_MAX}",
+        found=found,
+        remedy="Declare fewer of either, or form cohorts of at most "
+        f"{COMPLETE_GRAPH_MAX} devices on the complete graph.",
+    )
 
 
 def _check(model: ThreatModel) -> None:

@@ -14,6 +14,10 @@ SHARE_BYTES = 33  # an element of GF(2^256 + 297)
 COHORT_MIN = 2  # a sum of one is that one
 COHORT_MAX = 10_000  # devices; the roster then takes about 0.7 MB
 COMPLETE_GRAPH_MAX = 128  # devices; beyond that a sparse graph costs less
+DEGREE_MAX = 512  # neighbours; what a device sends and receives in step 2 is then 1.4 MB each way
+SECURITY_BITS = 40  # a sparse graph fails to protect with probability 2^-40 per cohort at most
+GRINDING_BITS = 64  # rosters that an aggregator may try for a circle that suits it, log2
+CORRECTNESS_BITS = 20  # random drop-outs end a sparse cohort with probability 2^-20 at most
 
 RING_BITS_MIN, RING_BITS_MAX = 8, 62  # sums must fit int64 after centring
 VECTOR_LENGTH_MAX = 1 << 28  # coordinates, 1 GiB in 32-bit lanes

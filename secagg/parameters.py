@@ -1,14 +1,26 @@
-"""Thresholds of the complete graph, and what they tolerate.
+"""Thresholds of the complete graph, what they tolerate, and which cohort rules are refused.
 
-t = floor((k + c) / 2) + 1 for k neighbours of which at most c collude with the aggregator:
+On the complete graph t = floor((k + c) / 2) + 1 for k neighbours of which at most c collude with the aggregator:
 then 2t > k + c, so honest neighbours never reveal both secrets of one device (Bonawitz et al.,
 CCS 2017, section 6; corrupt ones may answer twice and count twice).
+Sparse graphs have degree and threshold in the manifest; ``secagg.degrees`` chooses them, and here
+they are checked by the bounds of docs/parameters.md against constants of our own.
 """
 
 from __future__ import annotations
 
+from secagg import bounds
 from secagg.errors import ConfigurationError
-from secagg.limits import COHORT_MIN, COMPLETE_GRAPH_MAX
+from secagg.limits import (
+    COHORT_MAX,
+    COHORT_MIN,
+    COMPLETE_GRAPH_MAX,
+    CORRECTNESS_BITS,
+    DEGREE_MAX,
+    GRINDING_BITS,
+    SECURITY_BITS,
+)
+from secagg.tails import either_log2
 
 
 def threshold(neighbour_count: int, corrupt: int) -> int:
@@ -17,10 +29,7 @@ def threshold(neighbour_count: int, corrupt: int) -> int:
     Raises:
         ConfigurationError: ``threshold-unreachable`` when even all neighbours would not suffice.
     """
-    if corrupt < 0:
-        raise ConfigurationError(
-            "corrupt-negative", "Corrupt devices are counted from zero.", found=corrupt
-        )
+    _check_corrupt(corrupt)
     needed = (neighbour_count + corrupt) // 2 + 1
     if needed > neighbour_count:
         raise ConfigurationError(
@@ -43,12 +52,25 @@ def dropouts_tolerated(cohort_size: int, corrupt: int) -> int:
     return cohort_size - 1 - needed
 
 
-def check_cohort(size_min: int, size_max: int, survivors_min: int, corrupt: int) -> None:
-    """Refuse cohort rules under which no cohort could be opened safely.
+def check_cohort(
+    size_min: int,
+    size_max: int,
+    survivors_min: int,
+    corrupt: int,
+    degree: int = 0,
+    needed: int = 0,
+) -> None:
+    """Refuse cohort rules under which some cohort could not be opened, or not safely.
+
+    Args:
+        degree: neighbours of each device where the graph is sparse; 0: no sparse graph.
+        needed: the threshold there; 0: no sparse graph.
 
     Raises:
         ConfigurationError: ``cohort-size``, ``cohort-too-large``, ``survivors-min``,
-            ``threshold-unreachable`` or ``survivors-below-threshold``.
+            ``corrupt-negative``, ``threshold-unreachable``, ``survivors-below-threshold``,
+            ``degree-unused``, ``degree-missing``, ``degree-range``, ``threshold-range``,
+            ``confirmations-unreachable``, ``security-missed`` or ``correctness-missed``.
     """
     if not COHORT_MIN <= size_min <= size_max:
         raise ConfigurationError(
@@ -57,11 +79,11 @@ def check_cohort(size_min: int, size_max: int, survivors_min: int, corrupt: int)
             expected=f"{COHORT_MIN} <= size_min <= size_max",
             found=(size_min, size_max),
         )
-    if size_max > COMPLETE_GRAPH_MAX:
+    if size_max > COHORT_MAX:
         raise ConfigurationError(
             "cohort-too-large",
-            "The complete graph serves no larger cohort.",
-            expected=COMPLETE_GRAPH_MAX,
+            "A roster holds no larger cohort.",
+            expected=f"at most {COHORT_MAX}",
             found=size_max,
             remedy="Form several smaller cohorts.",
         )
@@ -72,13 +94,108 @@ def check_cohort(size_min: int, size_max: int, survivors_min: int, corrupt: int)
             expected=f"{COHORT_MIN}..{size_min}",
             found=survivors_min,
         )
-    for size in range(size_min, size_max + 1):
-        needed = threshold(size - 1, corrupt)
-        if size == size_min and survivors_min - 1 < needed:
+    _check_degree(size_max, degree, needed)
+    smallest = bounds.smallest_sparse(size_min, degree)
+    if size_min < smallest:  # the threshold grows half as fast as the cohort: the least decides
+        least = threshold(size_min - 1, corrupt)
+        if survivors_min - 1 < least:
             raise ConfigurationError(
                 "survivors-below-threshold",
-                f"In a cohort of {size}, each survivor needs shares from {needed} other survivors.",
-                expected=f"survivors_min >= {needed + 1}",
+                f"In a cohort of {size_min}, each survivor needs shares from {least} other "
+                "survivors.",
+                expected=f"survivors_min >= {least + 1}",
                 found=survivors_min,
                 remedy="Raise survivors_min, form larger cohorts or declare fewer corrupt devices.",
             )
+    if smallest <= size_max:
+        _check_sparse(smallest, size_max, corrupt, degree, needed)
+        if 2 * survivors_min <= size_max + corrupt:
+            raise ConfigurationError(
+                "confirmations-unreachable",
+                f"In a cohort of {size_max}, more than (n + c)/2 of the roster must confirm one "
+                "survivor set.",
+                expected=f"survivors_min >= {(size_max + corrupt) // 2 + 1}",
+                found=survivors_min,
+                remedy="Raise survivors_min, or bring size_max nearer to size_min.",
+            )
+        failure = bounds.unopened_range_log2(
+            smallest, size_max, size_min - survivors_min, size_min, degree, needed
+        )
+        if failure > -CORRECTNESS_BITS:
+            raise ConfigurationError(
+                "correctness-missed",
+                f"Random drop-outs of {size_min - survivors_min} in {size_min} would leave a "
+                "device without enough neighbours too often.",
+                expected=f"2^-{CORRECTNESS_BITS} at most",
+                found=f"2^{failure:.1f}",
+                remedy="A larger degree, or more survivors at least.",
+            )
+
+
+def _check_degree(size_max: int, degree: int, needed: int) -> None:
+    """Whether there is a degree where one is needed, and it is one."""
+    if size_max <= COMPLETE_GRAPH_MAX:
+        if degree or needed:
+            raise ConfigurationError(
+                "degree-unused",
+                f"Cohorts of at most {COMPLETE_GRAPH_MAX} devices have the complete graph.",
+                expected="degree = threshold = 0",
+                found=(degree, needed),
+            )
+        return
+    if degree == 0:
+        raise ConfigurationError(
+            "degree-missing",
+            f"The complete graph serves cohorts of at most {COMPLETE_GRAPH_MAX} devices.",
+            expected="a degree and a threshold",
+            found=(degree, needed),
+            remedy="Plan them with secagg plan cohort, or form several smaller cohorts.",
+        )
+    if not 2 <= degree <= DEGREE_MAX or degree % 2:
+        raise ConfigurationError(
+            "degree-range",
+            "Neighbours stand in equal number on both sides of a device, and are not too many.",
+            expected=f"an even degree from 2 to {DEGREE_MAX}",
+            found=degree,
+        )
+    if not degree // 2 < needed <= degree:
+        raise ConfigurationError(
+            "threshold-range",
+            "A threshold is more than half of the neighbours, and not more than all.",
+            expected=f"{degree // 2 + 1}..{degree}",
+            found=needed,
+        )
+
+
+def _check_sparse(smallest: int, largest: int, corrupt: int, degree: int, needed: int) -> None:
+    """Whether the sparse graphs of all these sizes protect with enough probability."""
+    _check_corrupt(corrupt)
+    if corrupt >= smallest:
+        raise ConfigurationError(
+            "threshold-unreachable",
+            "Corrupt devices are some of the cohort, not all.",
+            expected=f"at most {smallest - 1}",
+            found=corrupt,
+            remedy="Form larger cohorts or declare fewer corrupt devices.",
+        )
+    found = either_log2(
+        bounds.opened_twice_log2(smallest, largest, corrupt, degree, needed),
+        bounds.cut_log2(smallest, largest, corrupt, degree, needed),
+    )
+    if found > -(SECURITY_BITS + GRINDING_BITS):
+        raise ConfigurationError(
+            "security-missed",
+            f"With {corrupt} corrupt of {smallest} devices, degree {degree} and threshold {needed} "
+            "protect too little.",
+            expected=f"2^-{SECURITY_BITS + GRINDING_BITS} at most, "
+            f"{GRINDING_BITS} bits of it against chosen rosters",
+            found=f"2^{found:.1f}",
+            remedy="A larger threshold or degree, or fewer corrupt devices.",
+        )
+
+
+def _check_corrupt(corrupt: int) -> None:
+    if corrupt < 0:
+        raise ConfigurationError(
+            "corrupt-negative", "Corrupt devices are counted from zero.", found=corrupt
+        )

@@ -8,7 +8,7 @@ from functools import lru_cache
 _ROUND_UP = 1e-9  # more than the error of math.log2 on integers, so that bounds stay bounds
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)
 def _tail_counts(population: int, marked: int, drawn: int) -> tuple[int, ...]:
     """Of all draws, how many hold at least x marked ones, for x = 0 .. drawn + 1."""
     low = max(0, drawn - (population - marked))
@@ -39,3 +39,12 @@ def tail_log2(population: int, marked: int, drawn: int, at_least: int) -> float:
     if ways == counts[0]:
         return 0.0
     return min(0.0, math.log2(ways) - math.log2(counts[0]) + _ROUND_UP)
+
+
+def either_log2(*logarithms: float) -> float:
+    """log2 of a union bound over events given by log2 of theirs, rounded up; at most 0."""
+    largest = max(logarithms)
+    if largest == -math.inf:
+        return largest
+    total = sum(2.0 ** (value - largest) for value in logarithms)
+    return min(0.0, largest + math.log2(total) + _ROUND_UP)
