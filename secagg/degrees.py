@@ -26,7 +26,12 @@ from secagg.limits import (
     GRINDING_BITS,
     SECURITY_BITS,
 )
-from secagg.parameters import dropouts_tolerated, threshold
+from secagg.parameters import (
+    check_confirmations,
+    check_sizes,
+    dropouts_tolerated,
+    threshold,
+)
 from secagg.tails import either_log2
 
 Adversary = Literal["active", "semi-honest"]
@@ -87,7 +92,7 @@ def plan_cohort(model: ThreatModel) -> CohortPlan:
     n = model.clients
     if n > COMPLETE_GRAPH_MAX:
         if model.adversary == "active":
-            _check_confirmations(model)
+            check_confirmations(n, n - model.dropouts, model.corrupt)
         for degree in range(2, min(DEGREE_MAX, n - 2) + 1, 2):
             found = evaluate(model, degree)
             if found is not None:
@@ -109,20 +114,25 @@ def plan_rules(size_min: int, size_max: int, survivors_min: int, corrupt: int) -
     others it is (0, 0).
 
     Raises:
-        ConfigurationError: ``degree-unreachable``.
+        ConfigurationError: as ``parameters.check_sizes``, or ``confirmations-unreachable`` or
+            ``degree-unreachable``.
     """
+    check_sizes(size_min, size_max, survivors_min, corrupt)
     if size_max <= COMPLETE_GRAPH_MAX:
         return 0, 0
+    check_confirmations(size_max, survivors_min, corrupt)
     wanted = -(SECURITY_BITS + GRINDING_BITS)
+    lost = size_min - survivors_min
     for degree in range(2, min(DEGREE_MAX, size_max - 2) + 1, 2):
         smallest = bounds.smallest_sparse(size_min, degree)
         needed = _least_threshold(smallest, size_max, corrupt, degree, wanted)
         if needed is None:
             continue
-        failure = bounds.unopened_range_log2(
-            smallest, size_max, size_min - survivors_min, size_min, degree, needed
-        )
-        if failure <= -CORRECTNESS_BITS:
+        one = bounds.unopened_log2(size_max, size_max * lost // size_min, degree, needed)
+        if one > -CORRECTNESS_BITS:  # no more than the bound for all sizes, and cheaper
+            continue
+        every = bounds.unopened_range_log2(smallest, size_max, lost, size_min, degree, needed)
+        if every <= -CORRECTNESS_BITS:
             return degree, needed
     raise _unreachable(
         f"{size_min} to {size_max} devices, {corrupt} corrupt, {survivors_min} survivors"
@@ -222,16 +232,4 @@ def _check(model: ThreatModel) -> None:
             "The bits asked for are out of range.",
             expected="1 to 256 bits of security, 1 to 64 of correctness",
             found=(model.security_bits, model.correctness_bits),
-        )
-
-
-def _check_confirmations(model: ThreatModel) -> None:
-    survivors = model.clients - model.dropouts
-    if 2 * survivors <= model.clients + model.corrupt:
-        raise ConfigurationError(
-            "confirmations-unreachable",
-            "More than (n + c)/2 of the roster must confirm one survivor set.",
-            expected=f"at least {(model.clients + model.corrupt) // 2 + 1} survivors",
-            found=survivors,
-            remedy="Declare fewer drop-outs or fewer corrupt devices.",
         )

@@ -1,7 +1,7 @@
 """Thresholds of the complete graph, what they tolerate, and which cohort rules are refused.
 
-On the complete graph t = floor((k + c) / 2) + 1 for k neighbours of which at most c collude with the aggregator:
-then 2t > k + c, so honest neighbours never reveal both secrets of one device (Bonawitz et al.,
+On the complete graph t = floor((k + c) / 2) + 1 for k neighbours of which at most c collude with
+the aggregator: then 2t > k + c, so honest neighbours never reveal both secrets of one device (Bonawitz et al.,
 CCS 2017, section 6; corrupt ones may answer twice and count twice).
 Sparse graphs have degree and threshold in the manifest; ``secagg.degrees`` chooses them, and here
 they are checked by the bounds of docs/parameters.md against constants of our own.
@@ -52,25 +52,12 @@ def dropouts_tolerated(cohort_size: int, corrupt: int) -> int:
     return cohort_size - 1 - needed
 
 
-def check_cohort(
-    size_min: int,
-    size_max: int,
-    survivors_min: int,
-    corrupt: int,
-    degree: int = 0,
-    needed: int = 0,
-) -> None:
-    """Refuse cohort rules under which some cohort could not be opened, or not safely.
-
-    Args:
-        degree: neighbours of each device where the graph is sparse; 0: no sparse graph.
-        needed: the threshold there; 0: no sparse graph.
+def check_sizes(size_min: int, size_max: int, survivors_min: int, corrupt: int) -> None:
+    """Refuse counts of devices that no cohort can have.
 
     Raises:
-        ConfigurationError: ``cohort-size``, ``cohort-too-large``, ``survivors-min``,
-            ``corrupt-negative``, ``threshold-unreachable``, ``survivors-below-threshold``,
-            ``degree-unused``, ``degree-missing``, ``degree-range``, ``threshold-range``,
-            ``confirmations-unreachable``, ``security-missed`` or ``correctness-missed``.
+        ConfigurationError: ``cohort-size``, ``cohort-too-large``, ``survivors-min`` or
+            ``corrupt-negative``.
     """
     if not COHORT_MIN <= size_min <= size_max:
         raise ConfigurationError(
@@ -94,6 +81,30 @@ def check_cohort(
             expected=f"{COHORT_MIN}..{size_min}",
             found=survivors_min,
         )
+    _check_corrupt(corrupt)
+
+
+def check_cohort(
+    size_min: int,
+    size_max: int,
+    survivors_min: int,
+    corrupt: int,
+    degree: int = 0,
+    needed: int = 0,
+) -> None:
+    """Refuse cohort rules under which some cohort could not be opened, or not safely.
+
+    Args:
+        degree: neighbours of each device where the graph is sparse; 0: no sparse graph.
+        needed: the threshold there; 0: no sparse graph.
+
+    Raises:
+        ConfigurationError: as :func:`check_sizes`, or ``threshold-unreachable``,
+            ``survivors-below-threshold``, ``degree-unused``, ``degree-missing``, ``degree-range``,
+            ``threshold-range``, ``confirmations-unreachable``, ``security-missed`` or
+            ``correctness-missed``.
+    """
+    check_sizes(size_min, size_max, survivors_min, corrupt)
     _check_degree(size_max, degree, needed)
     smallest = bounds.smallest_sparse(size_min, degree)
     if size_min < smallest:  # the threshold grows half as fast as the cohort: the least decides
@@ -109,15 +120,7 @@ def check_cohort(
             )
     if smallest <= size_max:
         _check_sparse(smallest, size_max, corrupt, degree, needed)
-        if 2 * survivors_min <= size_max + corrupt:
-            raise ConfigurationError(
-                "confirmations-unreachable",
-                f"In a cohort of {size_max}, more than (n + c)/2 of the roster must confirm one "
-                "survivor set.",
-                expected=f"survivors_min >= {(size_max + corrupt) // 2 + 1}",
-                found=survivors_min,
-                remedy="Raise survivors_min, or bring size_max nearer to size_min.",
-            )
+        check_confirmations(size_max, survivors_min, corrupt)
         failure = bounds.unopened_range_log2(
             smallest, size_max, size_min - survivors_min, size_min, degree, needed
         )
@@ -130,6 +133,24 @@ def check_cohort(
                 found=f"2^{failure:.1f}",
                 remedy="A larger degree, or more survivors at least.",
             )
+
+
+def check_confirmations(clients: int, survivors: int, corrupt: int) -> None:
+    """Refuse a sparse cohort whose survivors cannot confirm one survivor set.
+
+    Raises:
+        ConfigurationError: ``confirmations-unreachable``.
+    """
+    if 2 * survivors <= clients + corrupt:
+        raise ConfigurationError(
+            "confirmations-unreachable",
+            f"In a cohort of {clients}, more than (n + c)/2 of the roster must confirm one "
+            "survivor set.",
+            expected=f"at least {(clients + corrupt) // 2 + 1} survivors",
+            found=survivors,
+            remedy="Declare fewer drop-outs or fewer corrupt devices, or bring the largest cohort "
+            "nearer to the least.",
+        )
 
 
 def _check_degree(size_max: int, degree: int, needed: int) -> None:
@@ -169,7 +190,6 @@ def _check_degree(size_max: int, degree: int, needed: int) -> None:
 
 def _check_sparse(smallest: int, largest: int, corrupt: int, degree: int, needed: int) -> None:
     """Whether the sparse graphs of all these sizes protect with enough probability."""
-    _check_corrupt(corrupt)
     if corrupt >= smallest:
         raise ConfigurationError(
             "threshold-unreachable",

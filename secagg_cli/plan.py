@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from secagg.limits import CORRECTNESS_BITS, SECURITY_BITS
 from secagg_cli.output import CommandError, Format, FormatOption, Output
 from secagg_cli.plan_sizes import memory, task
 
@@ -75,58 +76,75 @@ def privacy(
         )
 
 
+class Adversary(enum.StrEnum):
+    active = "active"
+    semi_honest = "semi-honest"
+
+
 @app.command("cohort")
 def cohort(
     clients: Annotated[int, typer.Option(help="Devices in the cohort.", min=2)],
     corrupt: Annotated[
         float, typer.Option(help="Fraction that may collude with the aggregator.", min=0, max=0.5)
     ] = 0.0,
-    dropout: Annotated[float, typer.Option(help="Fraction that may drop.", min=0, max=0.9)] = 0.1,
+    dropout: Annotated[
+        float, typer.Option(help="Fraction that may drop at random.", min=0, max=0.9)
+    ] = 0.1,
     security_bits: Annotated[
-        int, typer.Option(help="Against an active aggregator, beyond 64 bits for grinding.")
-    ] = 40,
+        int, typer.Option(help="A cohort's protection fails with probability 2^-this at most.")
+    ] = SECURITY_BITS,
     correctness_bits: Annotated[
-        int, typer.Option(help="Against random drop-outs ending a cohort.")
-    ] = 20,
+        int, typer.Option(help="Random drop-outs end a cohort with probability 2^-this at most.")
+    ] = CORRECTNESS_BITS,
+    adversary: Annotated[
+        Adversary,
+        typer.Option(
+            help="active: chooses roster and drop-outs, and tries 2^64 rosters (as tasks assume); "
+            "semi-honest: follows the protocol, for comparison."
+        ),
+    ] = Adversary.active,
     format: FormatOption = Format.text,
 ) -> None:
     """Degree and threshold of a cohort's graph, and how likely each promise is to fail."""
     with Output(format) as out:
         from secagg.degrees import ThreatModel, plan_cohort
-        from secagg.limits import COMPLETE_GRAPH_MAX
 
         corrupt_max = int(corrupt * clients + 0.5)
         lost = int(dropout * clients + 0.5)
-        plan = plan_cohort(ThreatModel(clients, corrupt_max, lost, security_bits, correctness_bits))
-        kind = "complete" if plan.degree == clients - 1 else "sparse"
-        out.say(
-            f"{kind} graph: degree {plan.degree}, threshold {plan.threshold}; {clients} devices, "
-            f"{corrupt_max} corrupt, {lost} may drop ({plan.degree - plan.threshold} of any "
-            f"device's neighbours)"
+        plan = plan_cohort(
+            ThreatModel(
+                clients, corrupt_max, lost, security_bits, correctness_bits, adversary.value
+            )
         )
-        if kind == "complete":
+        complete = plan.degree == clients - 1
+        out.say(
+            f"{'complete' if complete else 'sparse'} graph: degree {plan.degree}, threshold "
+            f"{plan.threshold}; {clients} devices, {corrupt_max} corrupt, {lost} may drop "
+            f"({plan.degree - plan.threshold} of any device's neighbours)"
+        )
+        if complete:
             out.say("security and liveness are certain within these numbers")
         else:
+            rosters = "the best of 2^64 rosters" if adversary == Adversary.active else "the roster"
             out.say(
-                f"fails with probability at most: security {_power(plan.security_log2)}, for the "
-                f"best of 2^64 rosters {_power(plan.ground_log2)}; random drop-outs end the "
+                f"fails with probability at most: one device is opened twice "
+                f"{_power(plan.opened_twice_log2)}, the sum falls apart {_power(plan.cut_log2)}; "
+                f"either, for {rosters}, {_power(plan.security_log2)}; random drop-outs end the "
                 f"cohort {_power(plan.failure_log2)}"
-            )
-        if clients > COMPLETE_GRAPH_MAX:
-            out.say(
-                f"a plan only: tasks admit cohorts of at most {COMPLETE_GRAPH_MAX} devices so far"
             )
         out.result(
             {
                 "clients": clients,
                 "degree": plan.degree,
                 "threshold": plan.threshold,
-                "complete": kind == "complete",
+                "complete": complete,
+                "adversary": adversary.value,
                 "corrupt": corrupt_max,
                 "dropouts": lost,
                 "dropouts_tolerated": plan.degree - plan.threshold,
+                "opened_twice_log2": _finite(plan.opened_twice_log2),
+                "cut_log2": _finite(plan.cut_log2),
                 "security_log2": _finite(plan.security_log2),
-                "ground_security_log2": _finite(plan.ground_log2),
                 "failure_log2": _finite(plan.failure_log2),
             }
         )

@@ -12,6 +12,7 @@ from dp.contracts.rules import in_range
 from dp.contracts.spec import SegmentSpec, TaskSpec
 from dp.grid import clip_units, equalised_scales, l2_squared_units, scale_for
 from secagg.adapter import sent_length
+from secagg.degrees import plan_rules
 from secagg.errors import ConfigurationError
 from secagg.limits import PROTOCOL_VERSION, SLICE_LENGTH, SUITE
 from secagg.manifest import (
@@ -69,12 +70,20 @@ def build_manifest(
     silent = spec.cohort.silent_max
     if silent is None:
         silent = max(1, spec.cohort.corrupt_max) if in_ring else 0
+    degree, needed = plan_rules(
+        spec.cohort.size_min,
+        spec.cohort.size_max,
+        spec.cohort.survivors_min,
+        spec.cohort.corrupt_max,
+    )
     cohort = CohortRules(
         size_min=spec.cohort.size_min,
         size_max=spec.cohort.size_max,
         survivors_min=spec.cohort.survivors_min,
         corrupt_max=spec.cohort.corrupt_max,
         silent_max=silent,
+        degree=degree,
+        threshold=needed,
     )
     factor = spec.examples_max if mode == "distributed" else 1
     noise = _noise(spec, mode, cohort, segments, factor) if in_ring else None

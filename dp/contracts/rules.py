@@ -62,9 +62,16 @@ def adapter_length(manifest: Manifest) -> int:
 
 
 def check_cohort(manifest: Manifest) -> None:
-    """Sizes and thresholds as :mod:`secagg.parameters` admits them, and silent devices."""
+    """Sizes, degree and threshold as :mod:`secagg.parameters` admits them, and silent devices."""
     rules = manifest.cohort
-    parameters.check_cohort(rules.size_min, rules.size_max, rules.survivors_min, rules.corrupt_max)
+    parameters.check_cohort(
+        rules.size_min,
+        rules.size_max,
+        rules.survivors_min,
+        rules.corrupt_max,
+        rules.degree,
+        rules.threshold,
+    )
     if not 0 <= rules.silent_max < rules.size_min:
         refuse(
             "silent-max",

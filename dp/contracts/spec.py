@@ -28,7 +28,9 @@ class CohortSpec(_Table, frozen=True):
     """Who may form a cohort. All numbers count devices.
 
     ``size_min``, ``size_max``: a cohort closes at size_max, or at size_min after ``report_s``.
-    ``survivors_min``: fewest devices in a released sum.
+    Beyond 128 devices the graph is sparse; its degree and threshold follow from these numbers.
+    ``survivors_min``: fewest devices in a released sum. A sparse graph is made for random drop-outs
+    of 1 - survivors_min / size_min of the devices.
     ``corrupt_max``: devices assumed to collude with the aggregator; raises the threshold.
     ``silent_max``: survivors whose noise does not count. None: 1 (or ``corrupt_max``, if larger)
     with noise in the ring, since a participant knows its own share, else 0.

@@ -98,7 +98,7 @@ def test_join_names_the_bad_line_but_not_its_content(tmp_path: Path) -> None:
 def test_plan_cohort_derives_a_sparse_graph_with_its_failure_probabilities() -> None:
     keys = invoke("plan", "cohort", "--clients", "1000", "--corrupt", "0.1", "--dropout", "0.1")
     assert (keys["degree"], keys["threshold"], keys["complete"]) == (138, 102, False)
-    assert keys["ground_security_log2"] <= -40
+    assert keys["security_log2"] <= -40
     assert keys["failure_log2"] <= -20
     more = invoke(
         "plan", "cohort", "--clients", "1000", "--corrupt", "0.1", "--security-bits", "80"

@@ -106,7 +106,7 @@ def test_ring_is_the_smallest_that_holds_signal_and_noise() -> None:
         ({"cohort": CohortSpec(survivors_min=7)}, "survivors-min"),
         ({"cohort": CohortSpec(size_min=1, survivors_min=1)}, "cohort-size"),
         ({"cohort": CohortSpec(size_max=5)}, "cohort-size"),
-        ({"cohort": CohortSpec(size_max=500)}, "cohort-too-large"),
+        ({"cohort": CohortSpec(size_max=500)}, "confirmations-unreachable"),
         ({"deadlines": DeadlineSpec(share_s=0.0)}, "parameter-out-of-range"),
         ({"deadlines": DeadlineSpec(unmask_s=float("inf"))}, "parameter-out-of-range"),
         ({"budget": BudgetSpec(max_epsilon=3.0)}, "budget-exceeded"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from secagg.errors import ConfigurationError
@@ -48,6 +50,7 @@ def test_sound_cohort_rules_pass() -> None:
     check_cohort(6, 6, 5, 1)
     check_cohort(2, 2, 2, 0)
     check_cohort(100, 128, 60, 10)
+    check_cohort(1000, 1000, 900, 100, 138, 102)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +58,7 @@ def test_sound_cohort_rules_pass() -> None:
     [
         ((1, 5, 1, 0), "cohort-size"),
         ((5, 4, 4, 0), "cohort-size"),
-        ((100, 129, 90, 1), "cohort-too-large"),
+        ((100, 10_001, 90, 1), "cohort-too-large"),
         ((6, 6, 1, 1), "survivors-min"),
         ((6, 8, 7, 1), "survivors-min"),
         ((2, 2, 2, 1), "threshold-unreachable"),
@@ -70,3 +73,45 @@ def test_unsound_cohort_rules_are_refused_by_name(
     with pytest.raises(ConfigurationError) as caught:
         check_cohort(*rules)
     assert caught.value.reason == reason
+
+
+_LARGE = (1000, 1000, 900, 100)
+
+
+@pytest.mark.parametrize(
+    ("rules", "reason"),
+    [
+        ((*_LARGE, 0, 0), "degree-missing"),
+        ((*_LARGE, 0, 102), "degree-missing"),
+        ((6, 6, 5, 1, 4, 3), "degree-unused"),
+        ((6, 6, 5, 1, 0, 3), "degree-unused"),
+        ((*_LARGE, 137, 102), "degree-range"),
+        ((*_LARGE, -2, 102), "degree-range"),
+        ((*_LARGE, 514, 400), "degree-range"),
+        ((*_LARGE, 138, 69), "threshold-range"),
+        ((*_LARGE, 138, 139), "threshold-range"),
+        ((*_LARGE, 138, 0), "threshold-range"),
+        ((*_LARGE, 138, 101), "security-missed"),
+        ((*_LARGE, 100, 75), "security-missed"),
+        ((1000, 1000, 900, 110, 138, 102), "security-missed"),
+        ((*_LARGE, 138, 106), "correctness-missed"),
+        ((1000, 1000, 850, 100, 138, 102), "correctness-missed"),
+        ((1000, 1000, 550, 100, 138, 102), "confirmations-unreachable"),
+        ((900, 1800, 900, 0, 138, 102), "confirmations-unreachable"),
+        ((1000, 1000, 900, 1000, 138, 102), "threshold-unreachable"),
+        ((1000, 1000, 900, -1, 138, 102), "corrupt-negative"),
+        ((100, 1000, 90, 90, 138, 102), "survivors-below-threshold"),
+        ((500, 1000, 450, 100, 138, 102), "security-missed"),
+    ],
+)
+def test_unsound_sparse_rules_are_refused_by_name(rules: tuple[int, ...], reason: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        check_cohort(*rules)
+    assert caught.value.reason == reason
+
+
+def test_the_check_of_the_largest_range_is_cheap() -> None:
+    """A device makes it for every manifest: the tail at one size and one pair count."""
+    start = time.process_time()
+    check_cohort(9_000, 10_000, 8_000, 1_000, 214, 157)
+    assert time.process_time() - start < 2, "CPU seconds; it takes about 0.02"
