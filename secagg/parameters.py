@@ -1,8 +1,8 @@
 """Thresholds of the complete graph, what they tolerate, and which cohort rules are refused.
 
 On the complete graph t = floor((k + c) / 2) + 1 for k neighbours of which at most c collude with
-the aggregator: then 2t > k + c, so honest neighbours never reveal both secrets of one device (Bonawitz et al.,
-CCS 2017, section 6; corrupt ones may answer twice and count twice).
+the aggregator: then 2t > k + c, so honest neighbours never reveal both secrets of one device
+(Bonawitz et al., CCS 2017, section 6; corrupt ones may answer twice and count twice).
 Sparse graphs have degree and threshold in the manifest; ``secagg.degrees`` chooses them, and here
 they are checked by the bounds of docs/parameters.md against constants of our own.
 """
