@@ -134,7 +134,8 @@ class Run:
                 if manifest.adapter.kind == "lora" and "delta" in contributions[0]:
                     extra["product_error"] = product_error(manifest, vectors[0], contributions)
                 sums = summed(manifest, contributions, coins, version)
-                step = server_step(manifest, vectors[0], optimiser, sums, version)
+                present = len(contributions)
+                step = server_step(manifest, vectors[0], optimiser, sums, version, present)
                 vectors, optimiser = [step.vector], step.optimiser
             else:
                 vectors = [

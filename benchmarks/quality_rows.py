@@ -51,6 +51,7 @@ class Row:
     kind: AdapterKind = "ffa-lora"
     local_steps: int = 2
     rates: tuple[float, ...] = (4.0,)
+    server_rate: float = 1.0  # of averaging rows
     where: Literal["federated", "alone", "pooled"] = "federated"
 
     @property
@@ -67,7 +68,7 @@ ROWS = (
     Row("FedProx", "fedprox", "fedprox"),
     Row("SCAFFOLD", "scaffold", "scaffold"),
     Row("FedNova", "fednova", "fednova"),
-    Row("FedAdam", "fedadam", "fedadam"),
+    Row("FedAdam", "fedadam", "fedadam", server_rate=0.1),
     Row("FedBuff", "fedbuff", "fedbuff"),
     Row("exact product", "fedavg", None, kind="product"),
     Row("plain LoRA", "fedavg", "fedsgd", kind="lora", local_steps=1, rates=_STEP_RATES),
@@ -178,7 +179,7 @@ def _manifest(
             local_learning_rate=1.0 if server_side else rate,
             batch_size=BATCH * (clients if row.where == "pooled" else 1),
             proximal_mu=0.05 if algorithm == "fedprox" else 0.0,
-            server_learning_rate=rate if server_side else 1.0,
+            server_learning_rate=rate if server_side else row.server_rate,
             denominator=denominator,
             max_tokens=64,
             micro_batch=8,

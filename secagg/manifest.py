@@ -137,6 +137,7 @@ class TensorShape(_Part, frozen=True):
     columns: int
 
 
+ServerOptimiser = Literal["sgd", "momentum", "adagrad", "adam", "yogi"]
 AdapterKind = Literal["lora", "ffa-lora", "rolora", "fedsvd", "product"]
 
 
@@ -166,13 +167,15 @@ class Training(_Part, frozen=True):
     ``weight_unit`` is the public number of examples that counts as weight 1 (0: uniform weights).
     ``denominator`` is the public constant that the sum is divided by (0: the sum of the weights,
     only without privacy by noise). ``directions``, ``perturbation``: zeroth order's K and step.
+    ``server_momentum``, ``server_beta2``, ``server_tau``: the server optimiser's beta1 (or heavy
+    ball), beta2 and adaptivity; 0 where it has none.
     """
 
     local_steps: int
     local_learning_rate: float
     batch_size: int
     proximal_mu: float
-    server_optimiser: Literal["sgd", "momentum"]
+    server_optimiser: ServerOptimiser
     server_learning_rate: float
     server_momentum: float
     weight_unit: int
@@ -181,6 +184,8 @@ class Training(_Part, frozen=True):
     micro_batch: int
     directions: int = 0
     perturbation: float = 0.0
+    server_beta2: float = 0.0
+    server_tau: float = 0.0
 
 
 class Manifest(_Part, frozen=True):

@@ -16,9 +16,11 @@ from aggregator.algorithms.averaging import averaged_delta
 from aggregator.algorithms.evaluation import measured
 from aggregator.algorithms.fedsgd import descent
 from aggregator.algorithms.forms import FORMS
-from aggregator.algorithms.optimisers import OptimiserState, apply
+from aggregator.algorithms.noise import mean_variance
+from aggregator.algorithms.optimisers import OptimiserState, apply, is_adaptive
 from aggregator.algorithms.slopes import expanded
 from aggregator.algorithms.statistics import concatenated
+from dp.contracts.optimisers import NAMED_AFTER
 from secagg.errors import ConfigurationError, SecaggError
 from secagg.manifest import Manifest
 
@@ -38,6 +40,7 @@ class Step:
 _DIRECTIONS: dict[str, Callable[[Manifest, Sums], tuple[NDArray[np.float64], dict[str, float]]]] = {
     "fedavg": averaged_delta,
     "fedprox": averaged_delta,  # the proximal term is the device's; the server half is FedAvg's
+    **dict.fromkeys(NAMED_AFTER, averaged_delta),
     "fedsgd": descent,
 }
 
@@ -48,25 +51,28 @@ def server_step(
     optimiser: OptimiserState,
     sums: Sums,
     version: int = 0,
+    survivors: int = 0,
 ) -> Step:
     """The next version from the current one and the decoded sums by segment name.
 
     ``version``: of ``vector``; phases and public seeds of an adapter's form follow from it.
+    ``survivors``: contributors to the sums; the noise of their shares follows from it.
 
     Raises:
-        ConfigurationError: ``algorithm-unknown``.
+        ConfigurationError: ``algorithm-unknown``, ``optimiser-unknown``.
+        LocalProtocolError: ``survivors-missing``: an adaptive optimiser needs them under noise.
         SecaggError: ``update-not-finite``: the sum would destroy the model.
     """
     if manifest.algorithm == "sum":
         return Step(concatenated(manifest, sums), {})
     if manifest.algorithm == "evaluation":
         return Step(vector, optimiser, measured(manifest, sums))
-    known = {*_DIRECTIONS, "zeroth-order"}
-    if manifest.algorithm not in known or manifest.training is None:
+    halves = {*_DIRECTIONS, "zeroth-order"}
+    if manifest.algorithm not in halves or manifest.training is None:
         raise ConfigurationError(
             "algorithm-unknown",
             "This aggregator has no server half for the algorithm.",
-            expected=["evaluation", "sum", *sorted(known)],
+            expected=["evaluation", "sum", *sorted(halves)],
             found=manifest.algorithm,
         )
     if manifest.algorithm == "zeroth-order":
@@ -75,7 +81,10 @@ def server_step(
         direction, metrics = _DIRECTIONS[manifest.algorithm](manifest, sums)
     form = FORMS.get("" if manifest.adapter is None else manifest.adapter.kind)
     if form is None:
-        moved, state = apply(manifest.training, vector.astype(np.float64), optimiser, direction)
+        known = mean_variance(manifest, survivors) if is_adaptive(manifest.training) else 0.0
+        moved, state = apply(
+            manifest.training, vector.astype(np.float64), optimiser, direction, known
+        )
     else:
         moved, found = form(manifest, vector.astype(np.float64), direction, version)
         state, metrics = {}, {**metrics, **found}

@@ -170,11 +170,12 @@ class Releaser:
         manifest, blobs, state = cohort.task.manifest, self._core.blobs, cohort.state
         cohort.measured = noise_interval(manifest, opened, len(survivors_of(state)))
         _demand_noise(cohort.measured)
-        sums = decode(manifest, opened, survivors=len(survivors_of(state)), rotation_seed=state.ctx)
+        survivors = len(survivors_of(state))
+        sums = decode(manifest, opened, survivors=survivors, rotation_seed=state.ctx)
         before = models.load(blobs, bytes.fromhex(row.digest))
         digest = row.optimiser_digest
         optimiser = models.load_optimiser(blobs, bytes.fromhex(digest) if digest else None)
-        step = server_step(manifest, before, optimiser, sums, row.version)
+        step = server_step(manifest, before, optimiser, sums, row.version, survivors)
         return Computed(
             step=step,
             model=models.store(blobs, manifest.task, row.version + 1, step.vector),

@@ -2,6 +2,7 @@
 
 from client_sdk.algorithms import evaluation, fedavg, fedsgd, zeroth_order
 from client_sdk.algorithms.work import Algorithm, Work
+from dp.contracts.optimisers import NAMED_AFTER
 
 ALGORITHMS: dict[str, Algorithm] = {
     "evaluation": evaluation.contribute,
@@ -9,6 +10,7 @@ ALGORITHMS: dict[str, Algorithm] = {
     "fedsgd": fedsgd.contribute,
     "fedavg": fedavg.contribute,
     "fedprox": fedavg.contribute,  # the same steps with a proximal term
+    **dict.fromkeys(NAMED_AFTER, fedavg.contribute),  # the server optimiser is the server's
 }
 
 __all__ = ["ALGORITHMS", "Algorithm", "Work"]

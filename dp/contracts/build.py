@@ -8,6 +8,7 @@ from typing import Literal
 
 from dp.contracts.check import algorithm_named, check_manifest
 from dp.contracts.derive import derive_ring, share_variance
+from dp.contracts.optimisers import BETA2, MOMENTUM, TAU, or_default, server_optimiser
 from dp.contracts.rules import in_range
 from dp.contracts.spec import SegmentSpec, TaskSpec
 from dp.grid import clip_units, equalised_scales, l2_squared_units, scale_for
@@ -210,14 +211,17 @@ def _example_privacy(spec: TaskSpec, mode: str) -> ExamplePrivacy | None:
 
 def _training(spec: TaskSpec, noisy: bool) -> Training:
     terms = spec.training
+    optimiser = server_optimiser(spec.algorithm, terms.server_optimiser)
     return Training(
         local_steps=1 if spec.algorithm in ONE_STEP else terms.local_steps,
         local_learning_rate=terms.local_learning_rate,
         batch_size=terms.batch_size,
         proximal_mu=terms.proximal_mu,
-        server_optimiser=terms.server_optimiser,
+        server_optimiser=optimiser,
         server_learning_rate=terms.server_learning_rate,
-        server_momentum=terms.server_momentum,
+        server_momentum=or_default(terms.server_momentum, optimiser, MOMENTUM),
+        server_beta2=or_default(terms.server_beta2, optimiser, BETA2),
+        server_tau=or_default(terms.server_tau, optimiser, TAU),
         weight_unit=terms.weight_unit,
         denominator=terms.denominator
         or algorithm_named(spec.algorithm).denominator(spec, noisy=noisy),

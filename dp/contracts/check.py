@@ -13,9 +13,11 @@ from dp.contracts.derive import SHARE_VARIANCE_MAX
 from dp.contracts.evaluation import Evaluation
 from dp.contracts.fedavg import FedAvg
 from dp.contracts.federated_sum import FederatedSum
+from dp.contracts.fedopt import FedOpt
 from dp.contracts.fedprox import FedProx
 from dp.contracts.fedsgd import FedSGD
 from dp.contracts.forms import check_form
+from dp.contracts.optimisers import NAMED_AFTER, check_server_optimiser
 from dp.contracts.rules import (
     check_cohort,
     check_encoding,
@@ -41,6 +43,7 @@ from secagg.manifest import Manifest, encode_manifest
 ALGORITHMS: dict[str, Algorithm] = {
     "evaluation": Evaluation(),
     "fedavg": FedAvg(),
+    **{name: FedOpt(optimiser) for name, optimiser in NAMED_AFTER.items()},
     "fedprox": FedProx(),
     "fedsgd": FedSGD(),
     "sum": FederatedSum(),
@@ -194,17 +197,7 @@ def _check_training(manifest: Manifest) -> None:
     in_range("max_tokens", training.max_tokens, 2, 1 << 20)
     in_range("weight_unit", training.weight_unit, 0, 1 << 40)
     in_range("denominator", training.denominator, 0, 1e12)
-    in_range("server_learning_rate", training.server_learning_rate, 0, 1e6, open_low=True)
-    if training.server_optimiser == "momentum":
-        in_range("server_momentum", training.server_momentum, 0, 0.9999, open_low=True)
-    elif training.server_momentum != 0:
-        refuse(
-            "momentum-without-optimiser",
-            "The plain optimiser has no momentum.",
-            expected="server_momentum = 0",
-            found=training.server_momentum,
-            remedy="Set server_optimiser = 'momentum'.",
-        )
+    check_server_optimiser(training)
 
 
 def _check_budget(manifest: Manifest) -> None:

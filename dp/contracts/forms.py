@@ -19,21 +19,13 @@ def check_form(manifest: Manifest, adapter: Adapter) -> None:
     """Refuse a form that the algorithm, the optimiser, or the privacy mode would make wrong.
 
     Raises:
-        ConfigurationError: ``sketch-size``, ``adapter-algorithm``, ``moments-across-factors``,
+        ConfigurationError: ``sketch-size``, ``moments-across-factors``, ``adapter-algorithm``,
             ``product-example-privacy``, ``adapter-form`` or ``adapter-pairs``.
     """
     _check_sketch(adapter)
     allowed = _ALGORITHMS.get(adapter.kind)
     if allowed is None:
         return
-    if manifest.algorithm not in allowed:
-        refuse(
-            "adapter-algorithm",
-            f"{manifest.algorithm} does not go with the adapter form {adapter.kind}.",
-            expected=sorted(allowed),
-            found=manifest.algorithm,
-            remedy="Use one of these, or the form ffa-lora.",
-        )
     if manifest.training is not None and manifest.training.server_optimiser != "sgd":
         refuse(
             "moments-across-factors",
@@ -41,6 +33,14 @@ def check_form(manifest: Manifest, adapter: Adapter) -> None:
             expected="server_optimiser = 'sgd'",
             found=manifest.training.server_optimiser,
             remedy="Use the plain optimiser, or the form ffa-lora.",
+        )
+    if manifest.algorithm not in allowed:
+        refuse(
+            "adapter-algorithm",
+            f"{manifest.algorithm} does not go with the adapter form {adapter.kind}.",
+            expected=sorted(allowed),
+            found=manifest.algorithm,
+            remedy="Use one of these, or the form ffa-lora.",
         )
     if adapter.kind == "product" and manifest.example_privacy is not None:
         refuse(

@@ -17,7 +17,7 @@ from typing import Literal
 import msgspec
 
 from secagg.errors import ConfigurationError
-from secagg.manifest import Adapter, BaseModel
+from secagg.manifest import Adapter, BaseModel, ServerOptimiser
 
 
 class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -71,7 +71,11 @@ class TrainingSpec(_Table, frozen=True):
     ``local_steps``, ``local_learning_rate``: of the device's own optimiser (not ``fedsgd``).
     ``batch_size``: expected examples per device and step.
     ``proximal_mu``: strength of FedProx's pull to the global model (only ``fedprox``).
-    ``server_learning_rate``, ``server_momentum``: of the step along the mean.
+    ``server_optimiser``: of the step along the mean; what ``fedavgm``, ``fedadagrad``, ``fedadam``
+    and ``fedyogi`` are named after needs no second word here.
+    ``server_learning_rate``: of that step. ``server_momentum``: heavy ball, or beta1; None: 0.9
+    where moments decay, else 0. ``server_beta2``: None: 0.99 for adam and yogi.
+    ``server_tau``: adaptivity of adagrad, adam and yogi; None: 0.001.
     ``weight_unit``: examples that count as weight 1; 0 means uniform weights.
     ``denominator``: public constant that the sum is divided by. 0 lets the algorithm choose:
     ``size_max * batch_size`` for fedsgd, ``size_max`` for uniform weights, else the sum of weights.
@@ -83,9 +87,11 @@ class TrainingSpec(_Table, frozen=True):
     local_learning_rate: float = 1.0
     batch_size: int = 24
     proximal_mu: float = 0.0
-    server_optimiser: Literal["sgd", "momentum"] = "sgd"
+    server_optimiser: ServerOptimiser = "sgd"
     server_learning_rate: float = 1.0
-    server_momentum: float = 0.0
+    server_momentum: float | None = None
+    server_beta2: float | None = None
+    server_tau: float | None = None
     weight_unit: int = 0
     denominator: float = 0.0
     max_tokens: int = 64
@@ -105,7 +111,8 @@ class SegmentSpec(_Table, frozen=True):
 class TaskSpec(_Table, frozen=True):
     """One federated task.
 
-    ``algorithm``: ``fedsgd``, ``fedavg``, ``fedprox``, ``zeroth-order``, ``evaluation``
+    ``algorithm``: ``fedsgd``, ``fedavg``, ``fedprox``, FedAvg with a server optimiser
+    (``fedavgm``, ``fedadagrad``, ``fedadam``, ``fedyogi``), ``zeroth-order``, ``evaluation``
     (loss and accuracy, no step), or ``sum`` (federated statistics).
     ``privacy``: of one *example*. ``distributed`` (mode C, fedsgd): noise shares in the ring;
     ``local`` (mode A, fedavg and fedprox): DP-SGD on the device; ``none``.

@@ -47,8 +47,9 @@ def demo(
     algorithm: Annotated[
         str | None,
         typer.Option(
-            help="fedsgd for distributed (its default), or zeroth-order; fedavg (default) or "
-            "fedprox else, and zeroth-order without privacy."
+            help="fedsgd for distributed (its default), or zeroth-order; fedavg (default), "
+            "fedprox, fedavgm, fedadagrad, fedadam or fedyogi else, and zeroth-order without "
+            "privacy."
         ),
     ] = None,
     out_dir: Annotated[
@@ -80,7 +81,7 @@ def demo(
 
 
 def _algorithm(name: str | None, privacy: Privacy) -> str:
-    fitting: tuple[str, ...] = ("fedavg", "fedprox")
+    fitting: tuple[str, ...] = ("fedavg", "fedprox", "fedavgm", "fedadagrad", "fedadam", "fedyogi")
     if privacy is Privacy.distributed:
         fitting = ("fedsgd", "zeroth-order")
     elif privacy is Privacy.none:

@@ -7,8 +7,8 @@ import pytest
 from aggregator.algorithms import _DIRECTIONS, server_step
 from dp.contracts import ALGORITHMS, build_manifest
 from dp.notes import verifier_key
-from secagg.errors import ConfigurationError, SecaggError
-from secagg.manifest import Manifest, Segment, Training
+from secagg.errors import ConfigurationError, LocalProtocolError, SecaggError
+from secagg.manifest import Manifest, Noise, Segment, Training
 from tests.service_kit import spec
 
 
@@ -36,7 +36,9 @@ def manifest(algorithm: str, segments: dict[str, int], **training) -> Manifest:
     return msgspec.structs.replace(
         base,
         algorithm=algorithm,
-        segments=tuple(Segment(n, d, 1.0, 1, 1) for n, d in segments.items()),
+        segments=tuple(
+            Segment(name=n, length=d, clip=1.0, scale=1, clip_units=1) for n, d in segments.items()
+        ),
         training=None if algorithm == "sum" else Training(**{**terms, **training}),
     )
 
@@ -111,3 +113,115 @@ def test_an_algorithm_without_a_server_half_is_refused_by_name():
 
 def test_every_algorithm_that_a_task_may_name_has_a_server_half():
     assert set(ALGORITHMS) == {"sum", "evaluation", "zeroth-order", *_DIRECTIONS}
+
+
+D = np.array([3.0, -0.5, 0.0])
+
+
+def adaptive(optimiser, **changes):
+    terms = {"server_momentum": 0.9, "server_beta2": 0.99, "server_tau": 0.1}
+    if optimiser == "adagrad":
+        terms["server_beta2"] = 0.0
+    return manifest(
+        f"fed{optimiser}",
+        {"delta": 3},
+        **{"denominator": 1.0, "server_optimiser": optimiser, **terms, **changes},
+    )
+
+
+@pytest.mark.parametrize(
+    ("optimiser", "second"),
+    [
+        ("adagrad", 0.01 + D**2),
+        ("adam", 0.99 * 0.01 + 0.01 * D**2),
+        ("yogi", 0.01 - 0.01 * D**2 * np.sign(0.01 - D**2)),
+    ],
+)
+def test_the_first_adaptive_step_is_algorithm_2_by_hand(optimiser, second):
+    """v starts at tau^2 and there is no bias correction (Reddi et al. 2021)."""
+    result = step(adaptive(optimiser, server_learning_rate=0.5), [1, 1, 1], {"delta": D})
+    assert result.optimiser["second"] == pytest.approx(second)
+    expected = 1 + 0.5 * 0.1 * D / (np.sqrt(second) + 0.1)
+    assert result.vector == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("optimiser", ["adagrad", "adam", "yogi"])
+def test_moments_are_of_the_mean_and_are_carried(optimiser):
+    """A second moment of m, or moments that start anew, have both been shipped elsewhere."""
+    first = step(adaptive(optimiser), [0, 0, 0], {"delta": D})
+    second = step(adaptive(optimiser), first.vector, {"delta": -D}, first.optimiser)
+    before, after = first.optimiser, second.optimiser
+    assert after["momentum"] == pytest.approx(0.9 * before["momentum"] - 0.1 * D)
+    square, v = D**2, before["second"]
+    expected = {
+        "adagrad": v + square,
+        "adam": 0.99 * v + 0.01 * square,
+        "yogi": v - 0.01 * square * np.sign(v - square),
+    }[optimiser]
+    assert after["second"] == pytest.approx(expected)
+    assert not after["noise"].any()
+
+
+def test_an_unknown_server_optimiser_is_refused_by_name():
+    with pytest.raises(ConfigurationError) as refused:
+        step(adaptive("adamw"), [0, 0, 0], {"delta": D})
+    assert refused.value.reason == "algorithm-unknown"
+    odd = adaptive("adam", server_optimiser="adamw")
+    with pytest.raises(ConfigurationError) as refused:
+        step(odd, [0, 0, 0], {"delta": D})
+    assert refused.value.reason == "optimiser-unknown"
+
+
+def noisy(optimiser):
+    """FedSGD with shares in the ring: 4 devices, denominator 8, scale 16, variance 512 each."""
+    task = msgspec.structs.replace(
+        adaptive(optimiser, denominator=8.0),
+        algorithm="fedsgd",
+        segments=(Segment(name="gradient", length=20_000, clip=1.0, scale=16, clip_units=16),),
+    )
+    return msgspec.structs.replace(
+        task, noise=Noise(mechanism="skellam", share_variance=512, honest_min=3)
+    )
+
+
+@pytest.mark.parametrize("optimiser", ["adagrad", "adam"])
+def test_the_known_noise_is_taken_out_of_the_second_moment(optimiser):
+    """20,000 coordinates of noise alone: v - n is 0 on average, to 5 standard errors."""
+    task, generator = noisy(optimiser), np.random.default_rng(3)
+    variance = 512 * 4 / (16 * 8) ** 2
+    vector, state = np.zeros(20_000, np.float32), {}
+    for _ in range(50):
+        noise = generator.normal(0, np.sqrt(512 * 4) / 16, 20_000)
+        result = server_step(task, vector, state, {"gradient": noise}, survivors=4)
+        vector, state = result.vector, result.optimiser
+    weights = np.ones(50) if optimiser == "adagrad" else 0.01 * 0.99 ** np.arange(50)
+    assert state["noise"] == pytest.approx(variance * weights.sum())
+    start = 0.01 * (1 if optimiser == "adagrad" else 0.99**50)
+    error = variance * np.sqrt(2 * (weights**2).sum() / 20_000)
+    assert abs(np.mean(state["second"] - state["noise"]) - start) < 5 * error
+
+
+def test_yogis_noise_share_tends_to_the_variance_and_never_beyond_its_step():
+    task, state = noisy("yogi"), {}
+    variance = 512 * 4 / (16 * 8) ** 2
+    for _ in range(300):
+        sums = {"gradient": np.zeros(20_000)}
+        state = server_step(task, np.zeros(20_000), state, sums, survivors=4).optimiser
+    assert state["noise"] == pytest.approx(variance, rel=0.011)
+
+
+def test_where_noise_has_a_floor_the_step_keeps_it():
+    """max(v - n, tau^2): a coordinate in which the noise was small takes no huge step."""
+    task = noisy("adam")
+    result = server_step(task, np.zeros(20_000), {}, {"gradient": np.zeros(20_000)}, survivors=4)
+    assert (result.optimiser["second"] - result.optimiser["noise"] < 0.1**2).all()
+    sums = {"gradient": np.full(20_000, -8.0)}
+    state = {"second": np.full(20_000, 0.0), "noise": np.array([0.05])}
+    moved = server_step(task, np.zeros(20_000), state, sums, survivors=4).vector
+    kept = max(0.01 - 0.99 * 0.05 - 0.01 * 0.125, 0.01)
+    assert moved == pytest.approx(0.1 / (np.sqrt(kept) + 0.1), rel=1e-6)
+
+
+def test_under_noise_the_number_of_contributors_is_needed():
+    with pytest.raises(LocalProtocolError, match="survivors-missing"):
+        server_step(noisy("adam"), np.zeros(20_000), {}, {"gradient": np.zeros(20_000)})

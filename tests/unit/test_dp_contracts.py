@@ -121,7 +121,10 @@ def test_ring_is_the_smallest_that_holds_signal_and_noise() -> None:
         ({"training": TrainingSpec(batch_size=0)}, "parameter-out-of-range"),
         ({"training": TrainingSpec(server_learning_rate=0.0)}, "parameter-out-of-range"),
         ({"training": TrainingSpec(server_momentum=0.9)}, "momentum-without-optimiser"),
-        ({"training": TrainingSpec(server_optimiser="momentum")}, "parameter-out-of-range"),
+        (
+            {"training": TrainingSpec(server_optimiser="momentum", server_momentum=0.0)},
+            "parameter-out-of-range",
+        ),
         (
             {"algorithm": "fedavg", "training": TrainingSpec(weight_unit=10)},
             "weights-with-noise",

@@ -1,0 +1,29 @@
+"""FedOpt (Reddi et al. 2021): FedAvg's mean as a gradient for an optimiser at the server.
+
+One declaration for ``fedavgm``, ``fedadagrad``, ``fedadam`` and ``fedyogi``. Segments, weights and
+sensitivity are FedAvg's; the moments are post-processing of released sums, so they are free. Any
+other algorithm may name the same optimisers in its training terms.
+"""
+
+from __future__ import annotations
+
+from dp.contracts.fedavg import FedAvg
+from dp.contracts.rules import refuse
+from secagg.manifest import Manifest, ServerOptimiser
+
+
+class FedOpt(FedAvg):
+    def __init__(self, optimiser: ServerOptimiser) -> None:
+        self._optimiser = optimiser
+
+    def check(self, manifest: Manifest) -> None:
+        super().check(manifest)
+        training = manifest.training
+        if training is not None and training.server_optimiser != self._optimiser:
+            refuse(
+                "server-optimiser",
+                f"{manifest.algorithm} is named after its server optimiser.",
+                expected=self._optimiser,
+                found=training.server_optimiser,
+                remedy="Leave server_optimiser out, or use the algorithm 'fedavg'.",
+            )
