@@ -14,17 +14,19 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, get_args
 
 import msgspec
 
 from dp.errors import AccountingError
 from dp.events import (
+    Adjacency,
     Composed,
     DiscreteGaussianSum,
     Event,
     PoissonSampled,
     SkellamRelease,
+    replace_one,
 )
 from dp.grid import (
     clip_units,
@@ -42,6 +44,7 @@ ACCOUNTANT_DISCRETE_GAUSSIAN = "discrete-gaussian-sum-rdp/kairouz-liu-steinke-20
 POISSON = "+poisson/zhu-wang-2019-theorem-5"
 ACCOUNTANT_POISSON = ACCOUNTANT_SKELLAM + POISSON
 SAMPLER_LOG2 = -90.0  # distance of one drawn coordinate from Skellam: 2^12 parts of 2^-102
+MULTIPLIER_MAX = 1e6
 OVERRUN_DRAWS = 1 << 10  # a batch exceeds its cap with probability 2^-80: 2^10 such distances
 
 
@@ -49,14 +52,14 @@ class PrivacyLine(msgspec.Struct, frozen=True, kw_only=True):
     """One statement of privacy.
 
     ``mode``: A, B or C. ``unit``: ``example`` or ``device``. ``adversary``: who is held off, and
-    under which assumption. ``adjacency``: what differs between neighbours. ``accountant``: whose
-    theorem. ``epsilon`` is rounded up.
+    under which assumption. ``adjacency``: what differs between neighbours (:mod:`dp.events`).
+    ``accountant``: whose theorem. ``epsilon`` is rounded up.
     """
 
     mode: Literal["A", "B", "C"]
     unit: Literal["example", "device"]
     adversary: str
-    adjacency: str
+    adjacency: Adjacency
     amplified: bool
     accountant: str
     epsilon: float
@@ -74,6 +77,10 @@ class ReleaseFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 Releases = Sequence[ReleaseFacts] | Mapping[int, int] | int
+
+
+ADJACENCY: Mapping[str, Adjacency] = {"example": "add-or-remove", "device": "zero-out"}
+"""By unit: what the sensitivities of a task's releases are between."""
 
 
 def guaranteed_variance(manifest: Manifest, survivors: int) -> int:
@@ -103,8 +110,20 @@ def local_step(manifest: Manifest) -> SkellamRelease:
         raise AccountingError("privacy-missing", "The task has no example-level privacy.")
     length = manifest.data_length
     units = clip_units(privacy.clip, scale_for(privacy.clip, length, noisy=True))
-    variance = math.ceil(Fraction(privacy.noise_multiplier) ** 2 * units * units)
-    return SkellamRelease(units * units, l1_of(units, length), variance)
+    multiplier = _multiplier(privacy.noise_multiplier)
+    variance = math.ceil(Fraction(multiplier) ** 2 * units * units)
+    return SkellamRelease(units * units, l1_of(units, length), variance, ADJACENCY["example"])
+
+
+def _multiplier(noise_multiplier: float) -> float:
+    if not (math.isfinite(noise_multiplier) and 0 < noise_multiplier <= MULTIPLIER_MAX):
+        raise AccountingError(
+            "parameter-out-of-range",
+            "The noise multiplier is out of range.",
+            expected=f"> 0, at most {MULTIPLIER_MAX:g}",
+            found=noise_multiplier,
+        )
+    return noise_multiplier
 
 
 def accountant(manifest: Manifest) -> str:
@@ -114,7 +133,9 @@ def accountant(manifest: Manifest) -> str:
     return ACCOUNTANT_SKELLAM
 
 
-def ring_release(manifest: Manifest, survivors: int, factor: int) -> Event:
+def ring_release(
+    manifest: Manifest, survivors: int, factor: int, adjacency: Adjacency = ADJACENCY["example"]
+) -> Event:
     """One sum of ``survivors``, for a unit that moves it by ``factor`` clipped vectors.
 
     Raises:
@@ -125,8 +146,9 @@ def ring_release(manifest: Manifest, survivors: int, factor: int) -> Event:
     l1 = l1_units(manifest.segments, factor)
     if manifest.noise is not None and manifest.noise.mechanism == "discrete-gaussian":
         share = manifest.noise.share_variance
-        return DiscreteGaussianSum(l2, l1, share, variance // share, manifest.data_length)
-    return SkellamRelease(l2, l1, variance)
+        shares = variance // share
+        return DiscreteGaussianSum(l2, l1, share, shares, manifest.data_length, adjacency)
+    return SkellamRelease(l2, l1, variance, adjacency)
 
 
 def _counts(manifest: Manifest, releases: Releases) -> Counter[int]:
@@ -140,10 +162,12 @@ def _counts(manifest: Manifest, releases: Releases) -> Counter[int]:
     return Counter(release.survivors for release in releases)
 
 
-def _ring_event(manifest: Manifest, counts: Counter[int], factor: int) -> Composed:
+def _ring_event(
+    manifest: Manifest, counts: Counter[int], factor: int, adjacency: Adjacency
+) -> Composed:
     return Composed(
         tuple(
-            (ring_release(manifest, survivors, factor), count)
+            (ring_release(manifest, survivors, factor, adjacency), count)
             for survivors, count in sorted(counts.items())
         )
     )
@@ -158,8 +182,20 @@ def epsilon_of(event: Event, delta: float, slack_log2: float = -math.inf) -> flo
     """Epsilon at ``delta`` of an event, of which a slice pays for imperfect randomness.
 
     If every output is within statistical distance t = 2^slack_log2 of the ideal mechanism, an
-    (eps, delta') guarantee of the ideal one gives (eps, delta' + (1 + e^eps) t).
+    (eps, delta') guarantee of the ideal one gives (eps, delta' + (1 + e^eps) t). Rounded up; the
+    slack is charged at an epsilon that is too large.
+
+    Raises:
+        AccountingError: ``event-unknown``, ``parameter-out-of-range``, ``adjacency-mixed``,
+            ``adjacency-unaccounted``.
     """
+    if not slack_log2 <= 0:
+        raise AccountingError(
+            "parameter-out-of-range",
+            "A statistical distance is at most 1.",
+            expected="log2 at most 0",
+            found=slack_log2,
+        )
     curve = rdp_curve(event)
     if slack_log2 == -math.inf:
         return epsilon_from_rdp(curve, delta)
@@ -201,14 +237,15 @@ def _mode_c(
     That a batch may exceed its public cap is paid from delta in both lines: what is left out then
     depends on the other examples, so a neighbour may move the sum by more than the clip.
     """
-    event, delta = _ring_event(manifest, counts, 1), manifest.budget.delta
+    adjacency = ADJACENCY["example"]
+    event, delta = _ring_event(manifest, counts, 1, adjacency), manifest.budget.delta
     releases = sum(counts.values())
     slack = slack_log2(releases * (draws_per_release(manifest) + OVERRUN_DRAWS))
     line = PrivacyLine(
         mode="C",
         unit="example",
         adversary=_adversary(manifest),
-        adjacency="add-or-remove",
+        adjacency=adjacency,
         amplified=False,
         accountant=accountant(manifest),
         epsilon=epsilon_of(event, delta, slack),
@@ -229,7 +266,7 @@ def _mode_a(manifest: Manifest, privacy: ExamplePrivacy, releases: int) -> Itera
         mode="A",
         unit="example",
         adversary="everyone",
-        adjacency="add-or-remove",
+        adjacency=ADJACENCY["example"],
         amplified=False,
         accountant=ACCOUNTANT_SKELLAM,
         epsilon=epsilon_of(event, delta, slack),
@@ -244,13 +281,14 @@ def _mode_a(manifest: Manifest, privacy: ExamplePrivacy, releases: int) -> Itera
 
 def _mode_b(manifest: Manifest, counts: Counter[int]) -> PrivacyLine:
     """Whole devices, by noise over the sum of all devices."""
-    event, delta = _ring_event(manifest, counts, examples_factor(manifest)), manifest.budget.delta
+    adjacency, delta = ADJACENCY["device"], manifest.budget.delta
+    event = _ring_event(manifest, counts, examples_factor(manifest), adjacency)
     draws = draws_per_release(manifest)
     return PrivacyLine(
         mode="B",
         unit="device",
         adversary=_adversary(manifest),
-        adjacency="zero-out",
+        adjacency=adjacency,
         amplified=False,
         accountant=accountant(manifest),
         epsilon=epsilon_of(event, delta, slack_log2(sum(counts.values()) * draws)),
@@ -309,26 +347,24 @@ def plan_epsilon(
     mechanism: Mechanism = "skellam",
     *,
     length: int = 92_160,
+    adjacency: Adjacency = "add-or-remove",
 ) -> tuple[float, str]:
-    """Epsilon of ``rounds`` releases under add-or-remove, and the accountant's name.
+    """Epsilon of ``rounds`` releases, rounded up, and the accountant's name.
 
-    ``gaussian`` is accounted by PLD (dp-accounting), ``discrete-gaussian`` as the sum of
-    ``PLAN_SHARES`` equal shares. ``length``: coordinates, for the bounds of the discrete two.
+    ``gaussian`` is accounted by :func:`dp.gaussian.gaussian_epsilon`, ``discrete-gaussian`` as the
+    sum of ``PLAN_SHARES`` equal shares. ``length``: coordinates, for the bounds of the discrete
+    two. ``adjacency``: ``noise_multiplier`` is always noise over *clip*; under ``replace-one`` a
+    record moves the sum by two clips.
 
     Raises:
-        AccountingError: ``parameter-out-of-range`` or ``mechanism-unknown``.
+        AccountingError: ``parameter-out-of-range``, ``mechanism-unknown``,
+            ``adjacency-unaccounted``.
     """
     if not 1 <= rounds <= 10**7:
         raise AccountingError(
             "parameter-out-of-range", "Rounds are out of range.", expected="1..10^7", found=rounds
         )
-    if not (math.isfinite(noise_multiplier) and 0 < noise_multiplier <= 1e6):
-        raise AccountingError(
-            "parameter-out-of-range",
-            "The noise multiplier is out of range.",
-            expected="> 0",
-            found=noise_multiplier,
-        )
+    _multiplier(noise_multiplier)
     if not (math.isfinite(sampling_rate) and 0 < sampling_rate <= 1):
         raise AccountingError(
             "parameter-out-of-range",
@@ -340,15 +376,19 @@ def plan_epsilon(
         raise AccountingError(
             "parameter-out-of-range", "Delta is out of range.", expected="0..1", found=delta
         )
+    if adjacency not in get_args(Adjacency):
+        raise AccountingError(
+            "adjacency-unknown",
+            "No such adjacency.",
+            expected=list(get_args(Adjacency)),
+            found=adjacency,
+        )
     event: Event
     match mechanism:
         case "gaussian":
-            from dp.gaussian import pld_epsilon
+            from dp.gaussian import gaussian_epsilon
 
-            return (
-                pld_epsilon(noise_multiplier, rounds, delta, sampling_rate),
-                "pld/dp-accounting",
-            )
+            return gaussian_epsilon(noise_multiplier, rounds, delta, sampling_rate, adjacency)
         case "discrete-gaussian":
             units = _plan_units(length)
             share = math.ceil(Fraction(noise_multiplier) ** 2 * units**2 / PLAN_SHARES)
@@ -369,4 +409,6 @@ def plan_epsilon(
     if sampling_rate < 1:
         event = PoissonSampled(sampling_rate, event)
         name += POISSON
+    if adjacency == "replace-one":
+        event = replace_one(event)
     return epsilon_of(Composed(((event, rounds),)), delta), name

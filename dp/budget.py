@@ -16,6 +16,7 @@ from typing import Literal
 import msgspec
 
 from dp.accounting import (
+    ADJACENCY,
     OVERRUN_DRAWS,
     draws_per_release,
     epsilon_of,
@@ -50,11 +51,12 @@ class Charge(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     length: int = 0
 
     def event(self) -> SkellamRelease | DiscreteGaussianSum:
+        l2, l1, variance = int(self.l2_squared), int(self.l1), int(self.variance)
         if self.shares:
             return DiscreteGaussianSum(
-                int(self.l2_squared), int(self.l1), int(self.variance), self.shares, self.length
+                l2, l1, variance, self.shares, self.length, ADJACENCY[self.unit]
             )
-        return SkellamRelease(int(self.l2_squared), int(self.l1), int(self.variance))
+        return SkellamRelease(l2, l1, variance, ADJACENCY[self.unit])
 
 
 class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -1,5 +1,11 @@
 """Renyi differential privacy curves at integer orders, rounded outwards.
 
+No value is below what its formula gives in exact arithmetic, and no formula is below the
+mechanism's divergence; so an epsilon from here may be too large and is never too small. Directions:
+each curve is multiplied by 1 + 1e-12, more than its floating point error (sampled ones add 1e-12
+besides); a missing order only leaves out a candidate of the minimum; epsilon is enlarged by 1e-12
+and by 1e-9 of itself.
+
 Formulas, checked against the papers:
 
 * Skellam, Agarwal, Kairouz, Liu, "The Skellam Mechanism for Differentially Private Federated
@@ -35,6 +41,7 @@ from dp.events import (
     GaussianRelease,
     PoissonSampled,
     SkellamRelease,
+    adjacency_of,
 )
 
 # Dense as far as sampling needs every smaller order, then wider for cheap events.
@@ -43,29 +50,30 @@ ORDERS: tuple[int, ...] = (
     *range(2, _DENSE_MAX + 1),
     *(2**k * m // 4 for k in range(8, 20) for m in (5, 6, 7, 8)),
 )
+_SHARES_MAX = 10**6
 _OUTWARD = 1.0 + 1e-12  # more than the rounding of the few hundred operations behind a value
 
 
-def _positive(name: str, value: float) -> float:
-    if not (math.isfinite(value) and value > 0):
+def _real(name: str, value: float, *, zero: bool = False) -> float:
+    """A positive float; also an integer too large for one is out of range."""
+    try:
+        real = float(value)
+    except OverflowError:
+        real = math.inf
+    if not (math.isfinite(real) and (real > 0 or (zero and real == 0))):
         raise AccountingError(
             "parameter-out-of-range",
-            f"{name} must be positive and finite.",
-            expected="> 0",
-            found=value,
+            f"{name} must be {'at least 0' if zero else 'positive'} and finite.",
+            expected=">= 0" if zero else "> 0",
+            found=real,
         )
-    return float(value)
+    return real
 
 
 def _skellam(event: SkellamRelease) -> Mapping[int, float]:
-    variance = _positive("noise variance", float(event.variance))
-    if event.l2_squared < 0 or event.l1 < 0:
-        raise AccountingError(
-            "parameter-out-of-range",
-            "A sensitivity is not negative.",
-            found=(event.l2_squared, event.l1),
-        )
-    l2, l1 = float(event.l2_squared), float(event.l1)
+    variance = _real("noise variance", event.variance)
+    l2 = _real("squared L2 sensitivity", event.l2_squared, zero=True)
+    l1 = _real("L1 sensitivity", event.l1, zero=True)
     return {
         order: (
             order * l2 / (2 * variance)
@@ -80,23 +88,26 @@ def _skellam(event: SkellamRelease) -> Mapping[int, float]:
 
 
 def _gaussian(noise_multiplier: float) -> Mapping[int, float]:
-    z = _positive("noise multiplier", noise_multiplier)
-    return {order: order / (2 * z * z) * _OUTWARD for order in ORDERS}
+    z = _real("noise multiplier", noise_multiplier)
+    return {order: order / 2 / z / z * _OUTWARD for order in ORDERS}
 
 
 def _discrete_gaussian_sum(event: DiscreteGaussianSum) -> Mapping[int, float]:
-    share = _positive("noise variance", float(event.share))
-    if event.l2_squared < 0 or event.l1 < 0 or event.shares < 1 or event.length < 1 or share < 0.5:
+    share = _real("noise variance", event.share)
+    l2 = _real("squared L2 sensitivity", event.l2_squared, zero=True)
+    l1 = _real("L1 sensitivity", event.l1, zero=True)
+    length = _real("length", event.length)
+    if not (1 <= event.shares <= _SHARES_MAX and share >= 0.5):
         raise AccountingError(
             "parameter-out-of-range",
             "A sum of discrete Gaussian shares has impossible parameters.",
             found=(event.l2_squared, event.l1, event.share, event.shares, event.length),
         )
-    if event.l2_squared == 0:
+    if l2 == 0:
         return dict.fromkeys(ORDERS, 0.0)
     unlike = sum(_unlike(share * k / (k + 1)) for k in range(1, event.shares))
-    excess = unlike * min(event.length, event.l1)
-    ratio = event.l2_squared / (share * event.shares)
+    excess = unlike * min(length, l1)
+    ratio = l2 / (share * event.shares)
     return {order: (order * ratio / 2 + excess) * _OUTWARD for order in ORDERS}
 
 
@@ -116,6 +127,8 @@ def _poisson(rate: float, base: Mapping[int, float]) -> Mapping[int, float]:
             found=rate,
         )
     if rate == 1:
+        return base
+    if not all(map(math.isfinite, base.values())):  # infinite at some order: nothing to amplify
         return base
     log_q, log_p = math.log(rate), math.log1p(-rate)
     dense = np.array([0.0, 0.0] + [base[order] for order in range(2, _DENSE_MAX + 1)])
@@ -155,8 +168,10 @@ def rdp_curve(event: Event) -> Mapping[int, float]:
     """RDP of ``event``: order -> bound, for the orders at which a bound is known.
 
     Raises:
-        AccountingError: ``event-unknown`` or ``parameter-out-of-range``.
+        AccountingError: ``event-unknown``, ``parameter-out-of-range``, ``adjacency-mixed``,
+            ``adjacency-unaccounted``.
     """
+    adjacency = adjacency_of(event)
     match event:
         case SkellamRelease():
             return _skellam(event)
@@ -165,18 +180,22 @@ def rdp_curve(event: Event) -> Mapping[int, float]:
         case DiscreteGaussianSum():
             return _discrete_gaussian_sum(event)
         case PoissonSampled(rate, inner):
+            if adjacency == "replace-one":
+                raise AccountingError(
+                    "adjacency-unaccounted",
+                    "The theorem that accounts for sampling is about a record more or less.",
+                    expected="add-or-remove or zero-out",
+                    found=adjacency,
+                )
             return _poisson(rate, rdp_curve(inner))
         case Composed(parts):
             total = dict.fromkeys(ORDERS, 0.0)
             for part, count in parts:
-                if count < 0:
-                    raise AccountingError(
-                        "parameter-out-of-range", "A count is not negative.", found=count
-                    )
-                if count == 0:
+                times = _real("count", count, zero=True)
+                if times == 0:
                     continue
                 curve = rdp_curve(part)
-                total = {o: (total[o] + count * curve[o]) * _OUTWARD for o in total if o in curve}
+                total = {o: (total[o] + times * curve[o]) * _OUTWARD for o in total if o in curve}
             return total
         case _:
             raise AccountingError(
@@ -187,7 +206,11 @@ def rdp_curve(event: Event) -> Mapping[int, float]:
 
 
 def epsilon_from_rdp(curve: Mapping[int, float], delta: float) -> float:
-    """The smallest epsilon over the curve's orders; infinity where none is finite."""
+    """The smallest epsilon over the curve's orders, rounded up; infinity where none is finite.
+
+    Raises:
+        AccountingError: ``parameter-out-of-range`` unless 0 < delta < 1.
+    """
     if not (math.isfinite(delta) and 0 < delta < 1):
         raise AccountingError(
             "parameter-out-of-range",
@@ -205,4 +228,5 @@ def epsilon_from_rdp(curve: Mapping[int, float], delta: float) -> float:
         ),
         default=math.inf,
     )
-    return max(best, 0.0) * (1 + 1e-9)
+    # The absolute part covers the cancellation of terms of up to a few hundred.
+    return max(best + 1e-12, 0.0) * (1 + 1e-9)
