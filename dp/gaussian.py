@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
 
 import dp_accounting
 from dp_accounting.pld import PLDAccountant
@@ -82,7 +81,8 @@ def exact_epsilon(
     Raises:
         AccountingError: ``parameter-out-of-range``.
     """
-    mu = math.sqrt(rounds) / _checked(noise_multiplier, rounds, delta) * _clips(adjacency)
+    _checked(noise_multiplier, rounds, delta)
+    mu = math.sqrt(rounds) / noise_multiplier * _clips(adjacency)
     if not mu < 1e8:  # epsilon is about mu^2 / 2: nothing to tell apart
         return math.inf
 
@@ -174,20 +174,21 @@ def _event(noise_multiplier: float, rounds: int, sampling_rate: float) -> dp_acc
 
 def _checked(
     noise_multiplier: float, rounds: int, delta: float, sampling_rate: float = 1.0
-) -> float:
-    """The noise multiplier; everything in range, for the library divides and multiplies first."""
-    limits: tuple[tuple[str, float, Callable[[float], bool]], ...] = (
-        ("noise multiplier", noise_multiplier, lambda x: 0 < x < math.inf),
-        ("rounds", rounds, lambda x: 1 <= x <= 10**9),
-        ("delta", delta, lambda x: 0 < x < 1),
-        ("sampling rate", sampling_rate, lambda x: 0 < x <= 1),
-    )
-    for name, value, allowed in limits:
-        if not allowed(value):
+) -> None:
+    """Refuse what is out of range before the library divides by it."""
+    for name, value, low, high, closed in (
+        ("noise multiplier", noise_multiplier, 0, math.inf, False),
+        ("number of rounds", rounds, 0, 10**9, True),
+        ("delta", delta, 0, 1, False),
+        ("sampling rate", sampling_rate, 0, 1, True),
+    ):
+        if not (low < value < high or (closed and value == high)):
             raise AccountingError(
-                "parameter-out-of-range", f"The {name} is out of range.", found=value
+                "parameter-out-of-range",
+                f"The {name} is out of range.",
+                expected=f"{low} < value {'<=' if closed else '<'} {high}",
+                found=float(value) if value < 1e300 else math.inf,
             )
-    return noise_multiplier
 
 
 def _epsilon(

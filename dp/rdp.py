@@ -105,7 +105,7 @@ def _discrete_gaussian_sum(event: DiscreteGaussianSum) -> Mapping[int, float]:
         )
     if l2 == 0:
         return dict.fromkeys(ORDERS, 0.0)
-    unlike = sum(_unlike(share * k / (k + 1)) for k in range(1, event.shares))
+    unlike = math.fsum(_unlike(share * k / (k + 1)) for k in range(1, event.shares))
     excess = unlike * min(length, l1)
     ratio = l2 / (share * event.shares)
     return {order: (order * ratio / 2 + excess) * _OUTWARD for order in ORDERS}

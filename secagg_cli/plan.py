@@ -23,6 +23,11 @@ class Mechanism(enum.StrEnum):
     skellam = "skellam"
 
 
+class Adjacency(enum.StrEnum):
+    add_or_remove = "add-or-remove"
+    replace_one = "replace-one"
+
+
 @app.command("privacy")
 def privacy(
     noise_multiplier: Annotated[float, typer.Option(help="Noise over clip, of the whole sum.")],
@@ -35,9 +40,13 @@ def privacy(
     length: Annotated[
         int, typer.Option(help="Coordinates of the sum; only Skellam's bound needs it.", min=1)
     ] = 92_160,
+    adjacency: Annotated[
+        Adjacency,
+        typer.Option(help="A record more or less, or exchanged: that moves the sum by two clips."),
+    ] = Adjacency.add_or_remove,
     format: FormatOption = Format.text,
 ) -> None:
-    """Epsilon of so many releases (add/remove adjacency, composed)."""
+    """Epsilon of so many releases, composed, between neighbours of the given kind."""
     with Output(format) as out:
         _check_open_interval("noise-multiplier", noise_multiplier, 0, float("inf"))
         _check_open_interval("delta", delta, 0, 1)
@@ -57,11 +66,13 @@ def privacy(
             sampling_rate=sampling_rate,
             mechanism=mechanism.value,
             length=length,
+            adjacency=adjacency.value,
         )
         amplified = "" if sampling_rate == 1 else f", amplified by sampling at {sampling_rate}"
         out.say(
             f"epsilon {epsilon:.4f} at delta {delta:g} after {rounds} releases, "
-            f"{mechanism.value} noise at multiplier {noise_multiplier:g}{amplified} ({accountant})"
+            f"{mechanism.value} noise at multiplier {noise_multiplier:g}{amplified}, "
+            f"{adjacency.value} ({accountant})"
         )
         out.result(
             {
@@ -71,6 +82,7 @@ def privacy(
                 "noise_multiplier": noise_multiplier,
                 "sampling_rate": sampling_rate,
                 "mechanism": mechanism.value,
+                "adjacency": adjacency.value,
                 "accountant": accountant,
             }
         )

@@ -56,7 +56,13 @@ def test_simulate_is_exact_and_replays_from_its_seed() -> None:
 def test_plan_privacy_knows_the_gaussian_spot_value() -> None:
     keys = invoke("plan", "privacy", "--noise-multiplier", "1", "--rounds", "1", "--delta", "1e-5")
     assert keys["epsilon"] == pytest.approx(4.3772, abs=1e-4)
-    assert "pld" in keys["accountant"]
+    assert "exact" in keys["accountant"]
+    sampled = invoke(
+        *("plan", "privacy", "--noise-multiplier", "2", "--rounds", "100", "--delta", "1e-6"),
+        *("--sampling-rate", "0.1"),
+    )
+    assert sampled["epsilon"] == pytest.approx(2.6750, abs=1e-4)
+    assert "pld" in sampled["accountant"]
 
 
 def test_plan_privacy_refuses_what_is_no_probability() -> None:

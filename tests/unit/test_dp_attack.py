@@ -34,6 +34,17 @@ def test_the_bound_is_that_of_the_theorem(
     assert found == pytest.approx(reference(1000, guesses, correct, epsilon, delta), rel=1e-7)
 
 
+@pytest.mark.parametrize(
+    ("counts", "delta", "printed"),
+    [((1000, 100, 75), 1e-4, 0.673), ((100_000, 1510, 1439), 1e-5, 2.675)],
+)
+def test_the_bound_is_the_one_that_the_paper_prints(
+    counts: tuple[int, int, int], delta: float, printed: float
+) -> None:
+    """arXiv 2305.08846: Appendix D, and section 7 (figure 11)."""
+    assert epsilon_lower_bound(*counts, delta, 0.95) == pytest.approx(printed, abs=1e-3)
+
+
 def test_all_right_without_delta_is_the_closed_form() -> None:
     """q^r = 1 - confidence at the bound."""
     found = epsilon_lower_bound(64, 64, 64, 0.0, 0.95)
