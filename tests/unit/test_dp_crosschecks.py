@@ -82,6 +82,7 @@ def test_sampled_gaussians_keep_the_order_and_the_known_values(
         assert renyi == pytest.approx(rdp, abs=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:GDP accounting")
 @pytest.mark.parametrize(("noise_multiplier", "rate", "rounds", "delta", "pld", "rdp"), SAMPLED)
 def test_opacus_agrees_where_it_is_sound_and_understates_where_it_is_not(
     noise_multiplier: float,
@@ -106,6 +107,7 @@ def test_opacus_agrees_where_it_is_sound_and_understates_where_it_is_not(
     assert opacus(GaussianAccountant) < found * (1 - 1e-3)
 
 
+@pytest.mark.filterwarnings("ignore:GDP accounting")
 def test_the_limit_theorems_accountant_understates_by_a_third() -> None:
     """``gdp`` at few, large steps: what it would have promised for one release."""
     accountant = GaussianAccountant()
