@@ -68,13 +68,18 @@ class Driver:
         self._background: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
-        """Stop everything where it is; a start goes on from the database."""
-        for task in tuple(self._background):
-            task.cancel()
-        await asyncio.gather(*self._background, return_exceptions=True)
-        for live in tuple(self._live.values()):
-            await live.close(ended=False)
-        self._live.clear()
+        """Stop everything where it is; a start goes on from the database.
+
+        A commit that was under way may still end its cohort, which spawns more: go on until
+        nothing is left, or the event loop would end under what is.
+        """
+        while self._background or self._live:
+            for task in tuple(self._background):
+                task.cancel()
+            await asyncio.gather(*self._background, return_exceptions=True)
+            for cohort, live in tuple(self._live.items()):
+                await live.close(ended=False)
+                self._live.pop(cohort, None)
 
     def spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         """Run in the background until it ends or the driver closes."""
@@ -146,6 +151,12 @@ class Driver:
             return self.adopt(task, cohort, replay, members)
 
     def adopt(self, task: Task, cohort: str, replay: Replay, members: Sequence[str]) -> Live:
+        """Serve a cohort from now on; one that is served already stays as it is.
+
+        Whoever forms a cohort and whoever finds it in the database may both come here.
+        """
+        if (served := self._live.get(cohort)) is not None:
+            return served
         actor = Cohort(
             self._core, task, cohort, replay, members, self._commit_more, self._committed
         )
