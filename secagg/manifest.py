@@ -137,6 +137,7 @@ class TensorShape(_Part, frozen=True):
     columns: int
 
 
+LocalOptimiser = Literal["sgd", "adam"]
 ServerOptimiser = Literal["sgd", "momentum", "adagrad", "adam", "yogi"]
 AdapterKind = Literal["lora", "ffa-lora", "rolora", "fedsvd", "product"]
 
@@ -168,7 +169,9 @@ class Training(_Part, frozen=True):
     ``denominator`` is the public constant that the sum is divided by (0: the sum of the weights,
     only without privacy by noise). ``directions``, ``perturbation``: zeroth order's K and step.
     ``server_momentum``, ``server_beta2``, ``server_tau``: the server optimiser's beta1 (or heavy
-    ball), beta2 and adaptivity; 0 where it has none.
+    ball), beta2 and adaptivity; 0 where it has none. ``local_optimiser``, ``local_momentum``: of
+    the device's steps. ``local_epochs``: passes over the device's own examples, in at most
+    ``local_steps`` steps (0: every device takes ``local_steps``).
     """
 
     local_steps: int
@@ -186,6 +189,9 @@ class Training(_Part, frozen=True):
     perturbation: float = 0.0
     server_beta2: float = 0.0
     server_tau: float = 0.0
+    local_optimiser: LocalOptimiser = "sgd"
+    local_momentum: float = 0.0
+    local_epochs: int = 0
 
 
 class Manifest(_Part, frozen=True):

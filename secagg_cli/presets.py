@@ -18,6 +18,7 @@ MAX_TOKENS = 64
 MICRO_BATCH = 4
 ADAPTIVE = ("fedadagrad", "fedadam", "fedyogi")
 ADAPTIVE_RATE = 0.1  # a step per coordinate; near the best of 0.03, 0.1, 0.3 for the tiny model
+NOVA_STEPS = 8  # fednova without privacy: one pass over a device's own examples, at most so many
 BATCH_SIZE = 24  # expected examples of a device in a step
 
 
@@ -100,6 +101,7 @@ def preset_for(model: str) -> Preset:
 def task_terms(model: str, privacy: Privacy, algorithm: str) -> dict[str, Any]:
     """Fields of a ``dp.contracts.TaskSpec``: ``TaskSpec(task=..., **task_terms(...), ...)``."""
     terms = preset_for(model).modes[privacy]
+    unequal = algorithm == "fednova" and privacy == "none"
     return {
         "algorithm": algorithm,
         "privacy": privacy,
@@ -109,7 +111,8 @@ def task_terms(model: str, privacy: Privacy, algorithm: str) -> dict[str, Any]:
         "examples_max": terms.examples_max,
         "update_clip": terms.update_clip,
         "training": TrainingSpec(
-            local_steps=terms.local_steps,
+            local_steps=NOVA_STEPS if unequal else terms.local_steps,
+            local_epochs=1 if unequal else 0,
             local_learning_rate=terms.local_learning_rate,
             batch_size=BATCH_SIZE,
             proximal_mu=terms.proximal_mu if algorithm == "fedprox" else 0.0,

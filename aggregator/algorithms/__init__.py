@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from aggregator.algorithms.averaging import averaged_delta
 from aggregator.algorithms.evaluation import measured
+from aggregator.algorithms.fednova import rescaled
 from aggregator.algorithms.fedsgd import descent
 from aggregator.algorithms.forms import FORMS
 from aggregator.algorithms.noise import mean_variance
@@ -39,6 +40,7 @@ class Step:
 # algorithm -> (manifest, sums) -> (direction in which the vector moves, metrics)
 _DIRECTIONS: dict[str, Callable[[Manifest, Sums], tuple[NDArray[np.float64], dict[str, float]]]] = {
     "fedavg": averaged_delta,
+    "fednova": rescaled,
     "fedprox": averaged_delta,  # the proximal term is the device's; the server half is FedAvg's
     **dict.fromkeys(NAMED_AFTER, averaged_delta),
     "fedsgd": descent,

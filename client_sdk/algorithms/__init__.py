@@ -1,6 +1,6 @@
 """Device halves of the federated algorithms: what one device adds to the sum."""
 
-from client_sdk.algorithms import evaluation, fedavg, fedsgd, zeroth_order
+from client_sdk.algorithms import evaluation, fedavg, fednova, fedsgd, zeroth_order
 from client_sdk.algorithms.work import Algorithm, Work
 from dp.contracts.optimisers import NAMED_AFTER
 
@@ -9,6 +9,7 @@ ALGORITHMS: dict[str, Algorithm] = {
     "zeroth-order": zeroth_order.contribute,
     "fedsgd": fedsgd.contribute,
     "fedavg": fedavg.contribute,
+    "fednova": fednova.contribute,
     "fedprox": fedavg.contribute,  # the same steps with a proximal term
     **dict.fromkeys(NAMED_AFTER, fedavg.contribute),  # the server optimiser is the server's
 }

@@ -9,12 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
-from client_sdk.algorithms.steps import local_steps
-from client_sdk.algorithms.work import Work
+from client_sdk.algorithms.steps import local_steps, proximal
+from client_sdk.algorithms.work import Work, weighted
 from secagg.manifest import Manifest
 
 
@@ -28,19 +26,5 @@ def contribute(manifest: Manifest, work: Work) -> Mapping[str, NDArray[Any]]:
     Raises:
         ContributionError: as :func:`client_sdk.algorithms.steps.local_steps`.
     """
-    training = manifest.training
-    assert training is not None  # noqa: S101  (AdaptedModel has checked it)
-
-    def pull(moved: Tensor) -> Tensor:
-        return training.proximal_mu * moved
-
-    proximal = manifest.algorithm == "fedprox"
-    delta, loss = local_steps(manifest, work, pull if proximal else None)
-    if [segment.name for segment in manifest.segments] == ["delta"]:
-        return {"delta": delta}
-    weight = min(len(work.rows) / training.weight_unit, 1.0) if training.weight_unit else 1.0
-    return {
-        "delta": weight * delta,
-        "weight": np.array([weight]),
-        "loss": np.array([weight * loss]),
-    }
+    delta, loss = local_steps(manifest, work, proximal(manifest))
+    return weighted(manifest, work, delta, loss)

@@ -16,22 +16,28 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from client_sdk.algorithms.optimisers import LocalOptimiser
 from client_sdk.algorithms.work import Work
 from client_sdk.errors import ContributionError
 from client_sdk.gradients import ExampleGradients
+from dp.contracts.local import steps_of
 from dp.mechanisms import ExampleSum, noisy_total
 from dp.sampling import poisson_batch
 from dp.stream import BitStream
 from secagg.manifest import Manifest, Training
 
+_PULLED = frozenset({"fednova", "fedprox"})
+
 
 def local_steps(
     manifest: Manifest, work: Work, extra: Callable[[Tensor], Tensor] | None = None
 ) -> tuple[NDArray[np.float64], float]:
-    """y <- y - eta (gradient + extra(y - x)), ``local_steps`` times from the global x.
+    """y <- y - eta (step + extra(y - x)) from the global x, as often as the manifest says.
+
+    ``step`` is the local optimiser's answer to the gradient.
 
     Args:
-        extra: from y - x, float64[d], to what is added to the gradient, float64[d].
+        extra: from y - x, float64[d], to what is added to the step, float64[d].
 
     Returns:
         y - x, float64[d], and the mean of the batches' losses, each before its step (NaN with
@@ -53,17 +59,19 @@ def local_steps(
         )
     start = work.adapted.flat()
     losses = []
+    optimiser = LocalOptimiser(training, len(start))
     with work.gradients() as gradients:
-        for _ in range(training.local_steps):
+        for _ in range(steps_of(training, len(work.rows))):
             work.check_time()
             if privacy is None:
                 gradient, loss = _plain_step(work, gradients, training)
                 losses.append(loss)
             else:
                 gradient = _private_step(manifest, work, gradients, training)
+            step = optimiser(gradient)
             if extra is not None:
-                gradient = gradient + extra(work.adapted.flat() - start)
-            work.adapted.add(-training.local_learning_rate * gradient)
+                step = step + extra(work.adapted.flat() - start)
+            work.adapted.add(-training.local_learning_rate * step)
     delta = (work.adapted.flat() - start).numpy()
     if not np.isfinite(delta).all():
         raise ContributionError(
@@ -72,6 +80,14 @@ def local_steps(
             remedy="Lower the task's local learning rate.",
         )
     return delta, float(np.mean(losses)) if losses else float("nan")
+
+
+def proximal(manifest: Manifest) -> Callable[[Tensor], Tensor] | None:
+    """The pull mu (y - x) of Li et al. 2020, equation 2; None for algorithms without one."""
+    training = manifest.training
+    if training is None or training.proximal_mu == 0 or manifest.algorithm not in _PULLED:
+        return None
+    return lambda moved: training.proximal_mu * moved
 
 
 def _private_step(

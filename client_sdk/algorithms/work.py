@@ -71,3 +71,18 @@ class Work:
 
 
 Algorithm = Callable[[Manifest, Work], Mapping[str, NDArray[Any]]]
+
+
+def weighted(
+    manifest: Manifest, work: Work, update: NDArray[np.float64], loss: float, name: str = "delta"
+) -> dict[str, NDArray[Any]]:
+    """``{name: update}`` where a privacy mode is on; else weighted, with ``weight`` and ``loss``.
+
+    The hidden weight w is min(examples / weight_unit, 1); w * update, w and w * loss are sent.
+    """
+    training = manifest.training
+    assert training is not None  # noqa: S101  (AdaptedModel has checked it)
+    if len(manifest.segments) == 1:
+        return {name: update}
+    weight = min(len(work.rows) / training.weight_unit, 1.0) if training.weight_unit else 1.0
+    return {name: weight * update, "weight": np.array([weight]), "loss": np.array([weight * loss])}

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from client_sdk.algorithms.fedsgd import secret_batch
-from client_sdk.algorithms.work import Work
+from client_sdk.algorithms.work import Work, weighted
 from client_sdk.errors import ContributionError
 from client_sdk.gradients import sequence_losses
 from dp.mechanisms import ExampleSum
@@ -47,14 +47,7 @@ def contribute(manifest: Manifest, work: Work) -> Mapping[str, NDArray[Any]]:
         raise ContributionError(
             "training-diverged", "The model's losses are not finite near the global model."
         )
-    if manifest.device_privacy is not None:
-        return {"gradient": mean}
-    weight = min(len(work.rows) / training.weight_unit, 1.0) if training.weight_unit else 1.0
-    return {
-        "gradient": weight * mean,
-        "weight": np.array([weight]),
-        "loss": np.array([weight * loss]),
-    }
+    return weighted(manifest, work, mean, loss, "gradient")
 
 
 def _slopes(

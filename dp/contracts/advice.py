@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
+from dp.contracts.local import step_weights
 from dp.grid import examples_factor
 from secagg.manifest import Manifest
 
@@ -34,12 +37,21 @@ def overshoot(manifest: Manifest) -> float | None:
 
 
 def local_noise_norm(manifest: Manifest) -> float | None:
-    """Expected L2 norm of the noise in one device's update (mode A): lr C z sqrt(T d) / batch."""
+    """Expected L2 norm of the noise in one device's update (mode A): lr C z |a|_2 sqrt(d) / batch.
+
+    a: what each step counts for (sqrt(T) for T plain steps); per |a|_1 in FedNova. None for Adam.
+    """
     example, training = manifest.example_privacy, manifest.training
     if example is None or example.mode != "local" or training is None:
         return None
-    steps = training.local_steps * manifest.data_length
-    noise = example.clip * example.noise_multiplier * math.sqrt(steps)
+    if training.local_optimiser == "adam":
+        return None
+    pull = training.local_learning_rate * training.proximal_mu
+    weights = step_weights(training.local_steps, training.local_momentum, pull)
+    gain = float(np.linalg.norm(weights)) * math.sqrt(manifest.data_length)
+    if manifest.algorithm == "fednova":
+        gain /= float(np.abs(weights).sum())
+    noise = example.clip * example.noise_multiplier * gain
     return training.local_learning_rate * noise / training.batch_size
 
 
@@ -79,6 +91,11 @@ def warnings(manifest: Manifest) -> tuple[str, ...]:
     if training is not None and training.local_steps > 1 and example is not None:
         found.append(
             f"Each release composes {training.local_steps} local steps of noise on every device."
+        )
+    if training is not None and training.local_epochs and manifest.algorithm != "fednova":
+        found.append(
+            "Devices take unequal numbers of steps, and those with more pull the mean towards "
+            "their own optimum. The algorithm 'fednova' undoes that."
         )
     if example is None and manifest.device_privacy is None:
         found.append(

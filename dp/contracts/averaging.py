@@ -1,8 +1,11 @@
-"""What FedAvg and FedProx share: one delta per device, weighted only without privacy."""
+"""What the averaging algorithms share: one delta per device, weighted only without privacy."""
 
 from __future__ import annotations
 
-from dp.contracts.rules import adapter_length, check_segments, in_range, refuse
+from collections.abc import Sequence
+
+from dp.contracts.local import check_local
+from dp.contracts.rules import adapter_length, check_segments, refuse
 from dp.contracts.spec import SegmentSpec, TaskSpec
 from secagg.manifest import Manifest
 
@@ -14,26 +17,37 @@ def has_privacy(manifest: Manifest) -> bool:
     return manifest.example_privacy is not None or manifest.device_privacy is not None
 
 
-def averaging_segments(spec: TaskSpec, length: int, noisy: bool) -> tuple[SegmentSpec, ...]:
-    """("delta", d) with any privacy; else weight * delta, weight (<= 1) and weight * mean loss."""
+def weighted_segments(
+    spec: TaskSpec, name: str, length: int, noisy: bool
+) -> tuple[SegmentSpec, ...]:
+    """(name, length) with any privacy; else weight * it, weight (<= 1) and weight * mean loss."""
     clip = spec.update_clip
     if clip is None:
         clip = 1.0 if spec.device_noise_multiplier else WIDE_UPDATE_CLIP
-    delta = SegmentSpec(name="delta", length=length, clip=clip)
+    update = SegmentSpec(name=name, length=length, clip=clip)
     if noisy:
-        return (delta,)
+        return (update,)
     return (
-        delta,
+        update,
         SegmentSpec(name="weight", length=1, clip=1.0),
         SegmentSpec(name="loss", length=1, clip=LOSS_CLIP),
     )
+
+
+def averaging_segments(spec: TaskSpec, length: int, noisy: bool) -> tuple[SegmentSpec, ...]:
+    return weighted_segments(spec, "delta", length, noisy)
 
 
 def averaging_denominator(spec: TaskSpec, noisy: bool) -> float:
     return float(spec.cohort.size_max) if noisy else 0.0
 
 
-def check_averaging(manifest: Manifest) -> None:
+def check_averaging(manifest: Manifest, plain: Sequence[tuple[str, int]] = ()) -> None:
+    """What holds for every averaging algorithm.
+
+    Args:
+        plain: further segments that the algorithm sends without privacy, by name and length.
+    """
     length = adapter_length(manifest)
     training = manifest.training
     if training is None:
@@ -42,7 +56,7 @@ def check_averaging(manifest: Manifest) -> None:
     private = has_privacy(manifest)
     expected = [("delta", length)]
     if not private:
-        expected += [("weight", 1), ("loss", 1)]
+        expected += [("weight", 1), ("loss", 1), *plain]
     check_segments(manifest, expected)
     if manifest.example_privacy is not None and manifest.example_privacy.mode != "local":
         refuse(
@@ -67,5 +81,4 @@ def check_averaging(manifest: Manifest) -> None:
             expected="> 0",
             found=training.denominator,
         )
-    in_range("local_steps", training.local_steps, 1, 100_000)
-    in_range("local_learning_rate", training.local_learning_rate, 0, 1e6, open_low=True)
+    check_local(manifest)

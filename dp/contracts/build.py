@@ -8,6 +8,7 @@ from typing import Literal
 
 from dp.contracts.check import algorithm_named, check_manifest
 from dp.contracts.derive import derive_ring, share_variance
+from dp.contracts.local import ONE_STEP
 from dp.contracts.optimisers import BETA2, MOMENTUM, TAU, or_default, server_optimiser
 from dp.contracts.rules import in_range
 from dp.contracts.spec import SegmentSpec, TaskSpec
@@ -28,8 +29,6 @@ from secagg.manifest import (
     Segment,
     Training,
 )
-
-ONE_STEP = frozenset({"fedsgd", "zeroth-order", "evaluation"})
 
 
 def build_manifest(
@@ -222,6 +221,9 @@ def _training(spec: TaskSpec, noisy: bool) -> Training:
         server_momentum=or_default(terms.server_momentum, optimiser, MOMENTUM),
         server_beta2=or_default(terms.server_beta2, optimiser, BETA2),
         server_tau=or_default(terms.server_tau, optimiser, TAU),
+        local_optimiser=terms.local_optimiser,
+        local_momentum=terms.local_momentum,
+        local_epochs=terms.local_epochs,
         weight_unit=terms.weight_unit,
         denominator=terms.denominator
         or algorithm_named(spec.algorithm).denominator(spec, noisy=noisy),

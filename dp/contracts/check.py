@@ -13,10 +13,12 @@ from dp.contracts.derive import SHARE_VARIANCE_MAX
 from dp.contracts.evaluation import Evaluation
 from dp.contracts.fedavg import FedAvg
 from dp.contracts.federated_sum import FederatedSum
+from dp.contracts.fednova import FedNova
 from dp.contracts.fedopt import FedOpt
 from dp.contracts.fedprox import FedProx
 from dp.contracts.fedsgd import FedSGD
 from dp.contracts.forms import check_form
+from dp.contracts.local import ONE_STEP, refuse_local_terms
 from dp.contracts.optimisers import NAMED_AFTER, check_server_optimiser
 from dp.contracts.rules import (
     check_cohort,
@@ -44,6 +46,7 @@ ALGORITHMS: dict[str, Algorithm] = {
     "evaluation": Evaluation(),
     "fedavg": FedAvg(),
     **{name: FedOpt(optimiser) for name, optimiser in NAMED_AFTER.items()},
+    "fednova": FedNova(),
     "fedprox": FedProx(),
     "fedsgd": FedSGD(),
     "sum": FederatedSum(),
@@ -197,6 +200,8 @@ def _check_training(manifest: Manifest) -> None:
     in_range("max_tokens", training.max_tokens, 2, 1 << 20)
     in_range("weight_unit", training.weight_unit, 0, 1 << 40)
     in_range("denominator", training.denominator, 0, 1e12)
+    if manifest.algorithm in ONE_STEP:
+        refuse_local_terms(manifest)
     check_server_optimiser(training)
 
 

@@ -9,8 +9,8 @@ from secagg.manifest import Adapter, Manifest
 
 # Other algorithms keep state, or weights, per coordinate of a factor that changes its meaning.
 _ALGORITHMS: dict[str, frozenset[str]] = {
-    "rolora": frozenset({"fedavg", "fedprox", "fedsgd"}),
-    "fedsvd": frozenset({"fedavg", "fedprox", "fedsgd"}),
+    "rolora": frozenset({"fedavg", "fednova", "fedprox", "fedsgd"}),
+    "fedsvd": frozenset({"fedavg", "fednova", "fedprox", "fedsgd"}),
     "product": frozenset({"fedavg", "fedprox"}),
 }
 

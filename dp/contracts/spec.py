@@ -17,7 +17,7 @@ from typing import Literal
 import msgspec
 
 from secagg.errors import ConfigurationError
-from secagg.manifest import Adapter, BaseModel, ServerOptimiser
+from secagg.manifest import Adapter, BaseModel, LocalOptimiser, ServerOptimiser
 
 
 class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -69,6 +69,9 @@ class TrainingSpec(_Table, frozen=True):
     """What a device does before it reports in, and what the server does with the sum.
 
     ``local_steps``, ``local_learning_rate``: of the device's own optimiser (not ``fedsgd``).
+    ``local_epochs``: passes over a device's own examples, so that those who have more take more
+    steps, at most ``local_steps``; 0: all take ``local_steps``.
+    ``local_optimiser``: sgd, with heavy ball ``local_momentum``, or adam (begun anew each time).
     ``batch_size``: expected examples per device and step.
     ``proximal_mu``: strength of FedProx's pull to the global model (only ``fedprox``).
     ``server_optimiser``: of the step along the mean; what ``fedavgm``, ``fedadagrad``, ``fedadam``
@@ -85,6 +88,9 @@ class TrainingSpec(_Table, frozen=True):
 
     local_steps: int = 2
     local_learning_rate: float = 1.0
+    local_epochs: int = 0
+    local_optimiser: LocalOptimiser = "sgd"
+    local_momentum: float = 0.0
     batch_size: int = 24
     proximal_mu: float = 0.0
     server_optimiser: ServerOptimiser = "sgd"
@@ -112,8 +118,8 @@ class TaskSpec(_Table, frozen=True):
     """One federated task.
 
     ``algorithm``: ``fedsgd``, ``fedavg``, ``fedprox``, FedAvg with a server optimiser
-    (``fedavgm``, ``fedadagrad``, ``fedadam``, ``fedyogi``), ``zeroth-order``, ``evaluation``
-    (loss and accuracy, no step), or ``sum`` (federated statistics).
+    (``fedavgm``, ``fedadagrad``, ``fedadam``, ``fedyogi``), ``fednova``, ``zeroth-order``,
+    ``evaluation`` (loss and accuracy, no step), or ``sum`` (federated statistics).
     ``privacy``: of one *example*. ``distributed`` (mode C, fedsgd): noise shares in the ring;
     ``local`` (mode A, fedavg and fedprox): DP-SGD on the device; ``none``.
     ``clip``: L2 bound, of one example's gradient with example privacy, else of a device's update.

@@ -8,7 +8,7 @@ clips its one scalar; Tang et al., arXiv 2401.04343); with device privacy a devi
 
 from __future__ import annotations
 
-from dp.contracts.averaging import LOSS_CLIP, WIDE_UPDATE_CLIP, has_privacy
+from dp.contracts.averaging import has_privacy, weighted_segments
 from dp.contracts.rules import adapter_length, check_segments, in_range, refuse
 from dp.contracts.spec import SegmentSpec, TaskSpec
 from secagg.manifest import Manifest
@@ -24,17 +24,7 @@ class ZerothOrder:
         in_range("directions", count, 1, DIRECTIONS_MAX)
         if (spec.privacy or self.default_privacy) == "distributed":
             return (SegmentSpec(name="gradient", length=count, clip=spec.clip),)
-        clip = spec.update_clip
-        if clip is None:
-            clip = 1.0 if noisy else WIDE_UPDATE_CLIP
-        slopes = SegmentSpec(name="gradient", length=count, clip=clip)
-        if noisy:
-            return (slopes,)
-        return (
-            slopes,
-            SegmentSpec(name="weight", length=1, clip=1.0),
-            SegmentSpec(name="loss", length=1, clip=LOSS_CLIP),
-        )
+        return weighted_segments(spec, "gradient", count, noisy)
 
     def denominator(self, spec: TaskSpec, *, noisy: bool) -> float:
         if (spec.privacy or self.default_privacy) == "distributed":

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
-from dp.contracts import BudgetSpec, TrainingSpec
+from dp.contracts import BudgetSpec, TrainingSpec, check_manifest, local_noise_norm, warnings
+from dp.contracts.fednova import public_steps
+from dp.contracts.local import normaliser, step_weights, steps_of
 from secagg.errors import ConfigurationError
 from tests.dp_tasks import built, spec
 from tests.unit.test_lora_forms import adapter as lora
@@ -34,6 +37,10 @@ def create(algorithm: str, privacy: str | None, training: dict[str, Any], **chan
     )
 
 
+ADAM = {"local_optimiser": "adam"}
+MOMENTUM = {"local_momentum": 0.9}
+EPOCHS = {"local_epochs": 1}
+
 REFUSED: list[tuple[str, str | None, dict[str, Any], dict[str, Any], str]] = [
     # privacy mode
     *[(name, "distributed", {}, {}, "privacy-mode") for name in ("fedavg", *FEDOPT)],
@@ -46,7 +53,36 @@ REFUSED: list[tuple[str, str | None, dict[str, Any], dict[str, Any], str]] = [
         {"device_noise_multiplier": 1.0},
         "weights-with-noise",
     ),
+    ("fednova", "distributed", {}, {}, "privacy-mode"),
+    ("fednova", "local", {"weight_unit": 9}, {}, "weights-with-noise"),
     # local terms
+    ("fednova", "none", ADAM, {}, "normaliser-undefined"),
+    ("fednova", "none", {"proximal_mu": 2.0, "local_learning_rate": 0.5}, {}, "pull-overshoots"),
+    ("fednova", "local", {"proximal_mu": 2.0, "local_learning_rate": 0.5}, {}, "pull-overshoots"),
+    ("fednova", "none", {"local_steps": 0}, {}, "parameter-out-of-range"),
+    ("fednova", "none", {"local_momentum": 1.0}, {}, "parameter-out-of-range"),
+    ("fednova", "none", {}, {"adapter": lora("product")}, "adapter-algorithm"),
+    ("fedprox", "none", {"proximal_mu": 0.1, **ADAM}, {}, "proximal-term-lost"),
+    ("fedprox", "local", {"proximal_mu": 0.1, **ADAM}, {}, "proximal-term-lost"),
+    ("fedavg", "none", {**ADAM, **MOMENTUM}, {}, "momentum-with-adam"),
+    *[
+        (name, "local", {**EPOCHS, **mu}, {}, "epochs-reveal-examples")
+        for name, mu in (("fedavg", {}), ("fednova", {}), ("fedprox", {"proximal_mu": 0.1}))
+    ],
+    *[(name, "local", EPOCHS, {}, "epochs-reveal-examples") for name in FEDOPT],
+    *[
+        (name, privacy, terms, {}, "local-terms-unused")
+        for name, privacy, unit in (
+            ("fedsgd", "distributed", 0),
+            ("zeroth-order", "none", 0),
+            ("evaluation", "none", 9),
+        )
+        for terms in (
+            {**ADAM, "weight_unit": unit},
+            {**MOMENTUM, "weight_unit": unit},
+            {**EPOCHS, "weight_unit": unit},
+        )
+    ],
     *[(name, "none", {"proximal_mu": 0.1}, {}, "proximal-without-fedprox") for name in FEDOPT],
     # server optimiser
     ("fedavg", "none", {"server_momentum": 0.9}, {}, "momentum-without-optimiser"),
@@ -90,6 +126,16 @@ def test_a_wrong_combination_is_refused_with_its_reason(
 
 
 ADMITTED: list[tuple[str, str | None, dict[str, Any], dict[str, Any]]] = [
+    *[("fednova", privacy, MOMENTUM, {}) for privacy in (None, "local", "none")],
+    ("fednova", "none", {**EPOCHS, "weight_unit": 9, "local_steps": 50}, {}),
+    ("fednova", "none", EPOCHS, {"device_noise_multiplier": 1.0}),
+    ("fednova", "none", {"proximal_mu": 0.5, **MOMENTUM}, {}),
+    ("fednova", "none", {"server_optimiser": "adam"}, {}),
+    *[("fednova", "none", {}, {"adapter": lora(kind)}) for kind in ("lora", "rolora", "fedsvd")],
+    *[("fedavg", privacy, ADAM, {}) for privacy in ("local", "none")],
+    ("fedavg", "local", MOMENTUM, {}),
+    ("fedavg", "none", EPOCHS, {}),
+    ("evaluation", "none", {"weight_unit": 9}, {}),
     *[(name, privacy, {}, {}) for name in FEDOPT for privacy in (None, "local", "none")],
     *[(name, "none", {}, {"device_noise_multiplier": 1.0}) for name in FEDOPT],
     *[(name, "none", {"weight_unit": 9}, {}) for name in FEDOPT],
@@ -123,3 +169,60 @@ def test_an_algorithms_name_is_enough(
     terms = create(name, "none", {}).training
     assert terms.server_optimiser == optimiser
     assert (terms.server_momentum, terms.server_beta2, terms.server_tau) == (momentum, beta2, tau)
+
+
+def test_segments_of_fednova_follow_from_noise() -> None:
+    plain = create("fednova", "none", {"local_steps": 7, **MOMENTUM})
+    assert [s.name for s in plain.segments] == ["delta", "weight", "loss", "normaliser"]
+    assert plain.segments[3].clip == public_steps(plain.training)
+    assert [s.name for s in create("fednova", "local", {}).segments] == ["delta"]
+    wider = msgspec.structs.replace(
+        plain, training=msgspec.structs.replace(plain.training, local_steps=8)
+    )
+    with pytest.raises(ConfigurationError) as refused:
+        check_manifest(wider)
+    assert refused.value.reason == "clip-mismatch"
+
+
+def test_the_normaliser_is_the_papers_for_sgd_momentum_and_a_proximal_term() -> None:
+    """Wang et al. 2020, section 4: each closed form, and the first steps by hand."""
+    for steps in (1, 2, 5, 40):
+        plain = create("fednova", "none", {}).training
+        assert normaliser(plain, steps) == steps
+        heavy = create("fednova", "none", {"local_momentum": 0.8}).training
+        expected = (steps - 0.8 * (1 - 0.8**steps) / (1 - 0.8)) / (1 - 0.8)
+        assert normaliser(heavy, steps) == pytest.approx(expected)
+        pulled = create(
+            "fednova", "none", {"proximal_mu": 0.5, "local_learning_rate": 0.2}
+        ).training
+        assert normaliser(pulled, steps) == pytest.approx((1 - 0.9**steps) / 0.1)
+    assert step_weights(3, momentum=0.5).tolist() == [1.75, 1.5, 1.0]
+    assert step_weights(3, pull=0.5).tolist() == [0.25, 0.5, 1.0]
+
+
+def test_steps_follow_from_the_devices_examples_only_with_epochs() -> None:
+    equal = create("fedavg", "none", {"local_steps": 5}).training
+    assert [steps_of(equal, n) for n in (1, 1000)] == [5, 5]
+    terms = {"local_steps": 10, "local_epochs": 2, "batch_size": 24}
+    epochs = create("fednova", "none", terms).training
+    assert [steps_of(epochs, n) for n in (1, 24, 25, 60, 1000)] == [1, 2, 3, 5, 10]
+
+
+def test_unequal_steps_without_fednova_are_said_plainly() -> None:
+    def said(algorithm: str, training: dict) -> bool:
+        return any("unequal numbers" in w for w in warnings(create(algorithm, "none", training)))
+
+    assert said("fedavg", EPOCHS)
+    assert said("fedadam", EPOCHS)
+    assert not said("fednova", EPOCHS)
+    assert not said("fedavg", {})
+
+
+def test_the_norm_of_local_noise_counts_momentum_and_the_normaliser() -> None:
+    def norm(algorithm: str, **training: Any) -> float | None:
+        return local_noise_norm(create(algorithm, "local", {"local_steps": 2, **training}))
+
+    plain = norm("fedavg")
+    assert norm("fedavg", **MOMENTUM) == pytest.approx(plain * ((1.9**2 + 1) / 2) ** 0.5)
+    assert norm("fednova") == pytest.approx(plain / 2)
+    assert norm("fedavg", **ADAM) is None
