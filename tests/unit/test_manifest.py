@@ -54,7 +54,19 @@ MANIFEST = m.Manifest(
         trainable=(m.TensorShape(name="b", rows=10, columns=10),),
         frozen=(),
     ),
-    training=None,
+    training=m.Training(
+        local_steps=2,
+        local_learning_rate=1.0,
+        batch_size=24,
+        proximal_mu=0.0,
+        server_optimiser="sgd",
+        server_learning_rate=1.0,
+        server_momentum=0.0,
+        weight_unit=0,
+        denominator=10.0,
+        max_tokens=64,
+        micro_batch=4,
+    ),
 )
 
 
@@ -106,19 +118,43 @@ def test_another_protocol_or_suite_is_refused(field: str, value: object) -> None
     assert refusal({**plain(), field: value}) == "manifest-version"
 
 
+PARTS = ("cohort", "deadlines", "encoding", "noise", "example_privacy", "budget")
+
+
+def later(part: str) -> set[str]:
+    """Fields of a part that old manifests lack; each has a neutral default."""
+    fields = msgspec.structs.fields(type(getattr(MANIFEST, part)))
+    return {field.name for field in fields if not field.required}
+
+
 def test_unknown_and_missing_fields_are_refused() -> None:
     """A field that one side does not know could weaken what the other side promises."""
     assert refusal({**plain(), "also": 1}) == "manifest-malformed"
     for field in plain():
         missing = {key: value for key, value in plain().items() if key != field}
         assert refusal(missing) == "manifest-malformed"
-    for part in ("cohort", "deadlines", "encoding", "noise", "example_privacy", "budget"):
+    for part in (*PARTS, "training"):
         inner = plain()[part]
         assert isinstance(inner, dict)
         assert refusal({**plain(), part: {**inner, "also": 1}}) == "manifest-malformed"
-        for field in inner:
+        for field in set(inner) - later(part):
             missing = {key: value for key, value in inner.items() if key != field}
             assert refusal({**plain(), part: missing}) == "manifest-malformed"
+
+
+def test_fields_that_came_later_are_neutral_where_an_old_manifest_lacks_them() -> None:
+    found = {part: later(part) for part in (*PARTS, "training")}
+    assert found["cohort"] >= {"degree", "threshold", "versions_back"}
+    assert found["training"] >= {"server_beta2", "server_tau", "local_optimiser", "local_epochs"}
+    old = dict(plain())
+    for part, names in found.items():
+        inner = old[part]
+        assert isinstance(inner, dict)
+        old[part] = {key: value for key, value in inner.items() if key not in names}
+    read = m.decode_manifest(msgspec.msgpack.encode(old))
+    for part, names in found.items():
+        for name in names:
+            assert getattr(getattr(read, part), name) in (0, (), "", "sgd"), (part, name)
 
 
 def test_fields_of_other_types_are_refused() -> None:
