@@ -37,6 +37,7 @@ from dp.grid import (
     scale_for,
 )
 from dp.rdp import epsilon_from_rdp, rdp_curve
+from dp.removable import kept_share
 from secagg.manifest import ExamplePrivacy, Manifest
 
 ACCOUNTANT_SKELLAM = "skellam-rdp/agarwal-kairouz-liu-2021"
@@ -71,28 +72,40 @@ class ReleaseFacts(msgspec.Struct, frozen=True, kw_only=True):
 
     ``survivors``: devices in the sum; for a cohort that ended after step 3 without a release, the
     manifest's ``survivors_min`` (what a dishonest aggregator may have opened).
+    ``masking_set``: devices that owed a vector, which decides how much noise stays where parts of
+    it are removable; 0 if it is not known.
     """
 
     survivors: int
+    masking_set: int = 0
 
 
-Releases = Sequence[ReleaseFacts] | Mapping[int, int] | int
+Releases = Sequence[ReleaseFacts] | Mapping[ReleaseFacts, int] | int
 
 
 ADJACENCY: Mapping[str, Adjacency] = {"example": "add-or-remove", "device": "zero-out"}
 """By unit: what the sensitivities of a task's releases are between."""
 
 
-def guaranteed_variance(manifest: Manifest, survivors: int) -> int:
-    """Noise variance per coordinate that counts in a sum of ``survivors``, integer units squared.
+def fewest(manifest: Manifest) -> ReleaseFacts:
+    """The release with the least noise that a manifest admits."""
+    return ReleaseFacts(survivors=manifest.cohort.survivors_min)
+
+
+def guaranteed_variance(manifest: Manifest, facts: ReleaseFacts) -> int:
+    """Noise variance per coordinate that counts in a released sum, integer units squared.
+
+    Where parts of the noise are removable: what stays of the shares that count, and the target
+    where the masking set is not known (no masking set leaves less, see :mod:`dp.removable`).
 
     Raises:
         AccountingError: ``survivors-too-few`` below the manifest's minimum;
+            ``masking-set-size`` for a set that the manifest does not admit;
             ``noise-missing`` without noise in the ring.
     """
-    if manifest.noise is None:
+    noise, rules, survivors = manifest.noise, manifest.cohort, facts.survivors
+    if noise is None:
         raise AccountingError("noise-missing", "The task adds no noise in the ring.")
-    rules = manifest.cohort
     if not rules.survivors_min <= survivors <= rules.size_max:
         raise AccountingError(
             "survivors-too-few" if survivors < rules.survivors_min else "survivors-too-many",
@@ -100,7 +113,19 @@ def guaranteed_variance(manifest: Manifest, survivors: int) -> int:
             expected=(rules.survivors_min, rules.size_max),
             found=survivors,
         )
-    return manifest.noise.share_variance * (survivors - rules.silent_max)
+    if not noise.removable_drops:
+        return noise.share_variance * (survivors - rules.silent_max)
+    if facts.masking_set == 0:
+        return noise.share_variance * noise.honest_min
+    if facts.masking_set < survivors:
+        raise AccountingError(
+            "masking-set-size",
+            "More devices survived than owed a vector.",
+            expected=f"at least {survivors}",
+            found=facts.masking_set,
+        )
+    share = kept_share(noise, rules, facts.masking_set, survivors)
+    return share * (survivors - rules.silent_max)
 
 
 def local_step(manifest: Manifest) -> SkellamRelease:
@@ -134,14 +159,17 @@ def accountant(manifest: Manifest) -> str:
 
 
 def ring_release(
-    manifest: Manifest, survivors: int, factor: int, adjacency: Adjacency = ADJACENCY["example"]
+    manifest: Manifest,
+    facts: ReleaseFacts,
+    factor: int,
+    adjacency: Adjacency = ADJACENCY["example"],
 ) -> Event:
-    """One sum of ``survivors``, for a unit that moves it by ``factor`` clipped vectors.
+    """One released sum, for a unit that moves it by ``factor`` clipped vectors.
 
     Raises:
         AccountingError: as :func:`guaranteed_variance`.
     """
-    variance = guaranteed_variance(manifest, survivors)
+    variance = guaranteed_variance(manifest, facts)
     l2 = l2_squared_units(manifest.segments) * factor**2
     l1 = l1_units(manifest.segments, factor)
     if manifest.noise is not None and manifest.noise.mechanism == "discrete-gaussian":
@@ -151,26 +179,22 @@ def ring_release(
     return SkellamRelease(l2, l1, variance, adjacency)
 
 
-def _counts(manifest: Manifest, releases: Releases) -> Counter[int]:
-    """Survivors -> number of charged releases."""
+def _counts(manifest: Manifest, releases: Releases) -> Counter[ReleaseFacts]:
+    """Facts -> number of charged releases."""
     if isinstance(releases, int):
         if releases < 0:
             raise AccountingError("parameter-out-of-range", "A count is not negative.")
-        return Counter({manifest.cohort.survivors_min: releases})
-    if isinstance(releases, Mapping):
-        return Counter(releases)
-    return Counter(release.survivors for release in releases)
+        return Counter({fewest(manifest): releases})
+    return Counter(releases)
 
 
 def _ring_event(
-    manifest: Manifest, counts: Counter[int], factor: int, adjacency: Adjacency
+    manifest: Manifest, counts: Counter[ReleaseFacts], factor: int, adjacency: Adjacency
 ) -> Composed:
-    return Composed(
-        tuple(
-            (ring_release(manifest, survivors, factor, adjacency), count)
-            for survivors, count in sorted(counts.items())
-        )
-    )
+    events: Counter[Event] = Counter()
+    for facts, count in counts.items():
+        events[ring_release(manifest, facts, factor, adjacency)] += count
+    return Composed(tuple(sorted(events.items(), key=lambda item: repr(item[0]))))
 
 
 def _sampled(event: Composed, rate: float) -> Composed:
@@ -211,8 +235,8 @@ def epsilon_of(event: Event, delta: float, slack_log2: float = -math.inf) -> flo
 def lines(manifest: Manifest, releases: Releases) -> tuple[PrivacyLine, ...]:
     """What ``releases`` of this task cost, one line per statement; empty without privacy.
 
-    ``releases``: facts of each, or survivors -> number of releases; an integer counts releases at
-    the fewest survivors (what a task is charged beforehand).
+    ``releases``: facts of each, or facts -> number of releases; an integer counts releases at the
+    fewest survivors (what a task is charged beforehand).
 
     Raises:
         AccountingError: an impossible release or parameter.
@@ -230,7 +254,7 @@ def lines(manifest: Manifest, releases: Releases) -> tuple[PrivacyLine, ...]:
 
 
 def _mode_c(
-    manifest: Manifest, privacy: ExamplePrivacy, counts: Counter[int]
+    manifest: Manifest, privacy: ExamplePrivacy, counts: Counter[ReleaseFacts]
 ) -> Iterator[PrivacyLine]:
     """Examples, by noise over the sum of all devices.
 
@@ -279,7 +303,7 @@ def _mode_a(manifest: Manifest, privacy: ExamplePrivacy, releases: int) -> Itera
         yield _amplified(line, sampled, timing)
 
 
-def _mode_b(manifest: Manifest, counts: Counter[int]) -> PrivacyLine:
+def _mode_b(manifest: Manifest, counts: Counter[ReleaseFacts]) -> PrivacyLine:
     """Whole devices, by noise over the sum of all devices."""
     adjacency, delta = ADJACENCY["device"], manifest.budget.delta
     event = _ring_event(manifest, counts, examples_factor(manifest), adjacency)
@@ -308,7 +332,8 @@ def _amplified(line: PrivacyLine, epsilon: float, assumption: str) -> PrivacyLin
 
 def draws_per_release(manifest: Manifest) -> int:
     """Coordinates of noise that all devices of the largest cohort draw for one sum."""
-    return manifest.data_length * manifest.cohort.size_max
+    parts = 1 if manifest.noise is None else 1 + len(manifest.noise.removable_drops)
+    return manifest.data_length * manifest.cohort.size_max * parts
 
 
 def slack_log2(draws: int) -> float:

@@ -98,7 +98,7 @@ class _Task:
     manifest: Manifest
     manifest_digest: bytes
     releases: list[AuditedRelease] = field(default_factory=list)
-    counts: Counter[int] = field(default_factory=Counter)  # charges by survivors
+    counts: Counter[ReleaseFacts] = field(default_factory=Counter)  # charges
     policies: list[dict[str, Any]] = field(default_factory=list)
     model: bytes | None = None
     admissible: bool = False  # passed the rules of dp.contracts
@@ -172,9 +172,9 @@ class _Audit:
             self.problem("task-inadmissible", "The task's own manifest was refused.", leaf)
             return
         facts = entry.facts(manifest)
-        statements = lines(manifest, task.counts + Counter([facts.survivors]))
-        task.counts[facts.survivors] += 1
-        variance = 0 if manifest.noise is None else guaranteed_variance(manifest, facts.survivors)
+        statements = lines(manifest, task.counts + Counter([facts]))
+        task.counts[facts] += 1
+        variance = 0 if manifest.noise is None else guaranteed_variance(manifest, facts)
         if record.get("noise_variance") != str(variance):
             self.problem("noise-variance", "The guaranteed noise is not what follows.", leaf)
         if (

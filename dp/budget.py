@@ -18,8 +18,10 @@ import msgspec
 from dp.accounting import (
     ADJACENCY,
     OVERRUN_DRAWS,
+    ReleaseFacts,
     draws_per_release,
     epsilon_of,
+    fewest,
     local_step,
     ring_release,
     slack_log2,
@@ -68,9 +70,10 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     charges: tuple[Charge, ...]
 
 
-def charges_of(manifest: Manifest, survivors: int | None = None) -> tuple[Charge, ...]:
-    """What one release costs, unamplified; without ``survivors``, at the fewest admissible."""
-    count = manifest.cohort.survivors_min if survivors is None else survivors
+def charges_of(manifest: Manifest, facts: ReleaseFacts | None = None) -> tuple[Charge, ...]:
+    """What one release costs, unamplified; without ``facts``, at the fewest survivors."""
+    if facts is None:
+        facts = fewest(manifest)
     charges = []
 
     def charge(unit: Unit, event: Event, draws: int, repeated: int = 1) -> None:
@@ -99,12 +102,12 @@ def charges_of(manifest: Manifest, survivors: int | None = None) -> tuple[Charge
     draws = draws_per_release(manifest)
     example = manifest.example_privacy
     if example is not None and example.mode == "distributed":
-        charge("example", ring_release(manifest, count, 1), draws + OVERRUN_DRAWS)
+        charge("example", ring_release(manifest, facts, 1), draws + OVERRUN_DRAWS)
     if example is not None and example.mode == "local":
         steps = manifest.training.local_steps if manifest.training is not None else 1
         charge("example", local_step(manifest), steps * manifest.data_length, steps)
     if manifest.device_privacy is not None:
-        charge("device", ring_release(manifest, count, examples_factor(manifest)), draws)
+        charge("device", ring_release(manifest, facts, examples_factor(manifest)), draws)
     return tuple(charges)
 
 
@@ -149,11 +152,11 @@ class Account(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
             Entry(cohort=cohort, task=manifest.task, state="reserved", charges=charges_of(manifest))
         )
 
-    def spend(self, cohort: str, manifest: Manifest, survivors: int | None = None) -> Account:
+    def spend(self, cohort: str, manifest: Manifest, facts: ReleaseFacts | None = None) -> Account:
         """Charge for good; idempotent. Without a reservation the cost must still be affordable.
 
-        ``survivors``: the confirmed number, known to the aggregator before it opens; a device
-        that does not know what may be opened charges the fewest.
+        ``facts``: the confirmed numbers, known to the aggregator before it opens; a device that
+        does not know what may be opened charges the fewest survivors.
 
         Raises:
             BudgetError: as :meth:`reserve`.
@@ -163,7 +166,7 @@ class Account(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
             self._same_task(known, manifest)
             if known.state == "spent":
                 return self
-        charges = charges_of(manifest, survivors)
+        charges = charges_of(manifest, facts)
         if known is None:
             self._afford(manifest, charges)
         return self._with(Entry(cohort=cohort, task=manifest.task, state="spent", charges=charges))

@@ -15,7 +15,7 @@ has closed, and journals the masked payload.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
@@ -26,11 +26,13 @@ from dp.discrete_gaussian import add_discrete_gaussian
 from dp.errors import MechanismError
 from dp.grid import clip_units, examples_factor, has_ring_noise, scale_for
 from dp.quantisation import to_units
+from dp.removable import add_parts, removable_part, share_levels
 from dp.rotation import rotate, rotate_back
 from dp.sampling import add_skellam, skellam
 from dp.stream import RandomBytes
-from secagg.manifest import ExamplePrivacy, Manifest, Segment
+from secagg.manifest import ExamplePrivacy, Manifest, Noise, Segment
 from secagg.ring import Lanes, centred, split_checks, with_checks
+from secagg.secret import Secret
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -165,6 +167,8 @@ def encode(
     *,
     rotation_seed: bytes,
     random_bytes: RandomBytes,
+    masking_set: int = 0,
+    noise_seeds: Sequence[Secret] = (),
 ) -> Lanes:
     """One device's payload, with check coordinates, not yet masked.
 
@@ -174,13 +178,15 @@ def encode(
             finite counts as zero (a failure must not show).
         rotation_seed: the cohort's ctx; public.
         random_bytes: cryptographically secure.
+        masking_set: devices that owe a vector in this cohort, and
+        noise_seeds: 32 bytes for each removable part of the noise, where the task has such parts.
 
     Returns:
         lanes[payload_length].
 
     Raises:
         MechanismError: ``segments-wrong``, ``segment-shape``, ``segment-type``,
-            ``segment-bound`` or (without privacy) ``values-not-finite``.
+            ``segment-bound``, ``noise-seeds`` or (without privacy) ``values-not-finite``.
     """
     names = [segment.name for segment in manifest.segments]
     if sorted(values) != sorted(names):
@@ -196,11 +202,40 @@ def encode(
     if has_ring_noise(manifest):
         if manifest.noise is None:
             raise MechanismError("noise-missing", "The manifest's mode needs noise in the ring.")
-        if manifest.noise.mechanism == "discrete-gaussian":
-            add_discrete_gaussian(data, manifest.noise.share_variance, random_bytes)
-        else:
-            add_skellam(data, manifest.noise.share_variance, random_bytes)
+        _add_noise(
+            manifest, manifest.noise, data, masking_set, noise_seeds, rotation_seed, random_bytes
+        )
     return with_checks(data, manifest.encoding.ring_bits, manifest.encoding.slice_length)
+
+
+def _add_noise(
+    manifest: Manifest,
+    noise: Noise,
+    data: NDArray[np.int64],
+    masking_set: int,
+    seeds: Sequence[Secret],
+    ctx: bytes,
+    random_bytes: RandomBytes,
+) -> None:
+    """The share of one device: the part that stays from ``random_bytes`` alone, then the others."""
+    if len(seeds) != len(noise.removable_drops):
+        raise MechanismError(
+            "noise-seeds",
+            "Each removable part of the noise has a seed of its own.",
+            expected=len(noise.removable_drops),
+            found=len(seeds),
+        )
+    if noise.mechanism == "discrete-gaussian":
+        add_discrete_gaussian(data, noise.share_variance, random_bytes)
+    elif not seeds:
+        add_skellam(data, noise.share_variance, random_bytes)
+    else:
+        add_skellam(data, share_levels(noise, manifest.cohort, masking_set)[0], random_bytes)
+        parts = [
+            removable_part(manifest, masking_set, level, seed, ctx)
+            for level, seed in enumerate(seeds)
+        ]
+        add_parts(data, parts)
 
 
 def _encode_segment(

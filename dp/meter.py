@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
-from dp.accounting import guaranteed_variance
+from dp.accounting import ReleaseFacts, guaranteed_variance
 from dp.grid import examples_factor, l2_squared_units
 from secagg.manifest import Manifest
 from secagg.ring import Lanes, centred, split_checks
@@ -45,7 +45,7 @@ class NoiseInterval(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def noise_interval(
-    manifest: Manifest, opened_payload: Lanes, survivors: int
+    manifest: Manifest, opened_payload: Lanes, facts: ReleaseFacts
 ) -> NoiseInterval | None:
     """Measure an opened sum; None for a task without noise in the ring, or too short a vector.
 
@@ -58,14 +58,14 @@ def noise_interval(
         split_checks(opened_payload, manifest.encoding.slice_length)[1],
         manifest.encoding.ring_bits,
     )
-    bound = math.sqrt(l2_squared_units(manifest.segments)) * examples_factor(manifest) * survivors
-    ends = _ends(data, bound)
+    length = math.sqrt(l2_squared_units(manifest.segments)) * examples_factor(manifest)
+    ends = _ends(data, length * facts.survivors)
     if ends is None:
         return None
     return NoiseInterval(
         low=math.floor(ends[0]),
         high=math.ceil(ends[1]),
-        guaranteed=guaranteed_variance(manifest, survivors),
+        guaranteed=guaranteed_variance(manifest, facts),
     )
 
 

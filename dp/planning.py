@@ -14,6 +14,7 @@ from dp.contracts.spec import BudgetSpec, CohortSpec, SegmentSpec, TaskSpec, Tra
 from dp.errors import AccountingError
 from dp.grid import l2_squared_units
 from dp.notes import verifier_key
+from dp.removable import kept_share
 from secagg.errors import ConfigurationError
 from secagg.manifest import Adapter, Manifest, TensorShape
 from secagg.ring import packed_size, payload_length
@@ -169,10 +170,13 @@ def _plan(
     batch: int,
 ) -> TaskPlan:
     segment, encoding, rules = manifest.segments[0], manifest.encoding, manifest.cohort
-    share = manifest.noise.share_variance if manifest.noise is not None else 0
+    noise = manifest.noise
+    if noise is None:
+        raise AccountingError("noise-missing", "A plan is for a task with noise in the ring.")
     contributions = rules.size_max * (batch if unit == "example" else 1)
     # The noise of a full cohort: what is really in the sum when nobody drops.
-    spread = math.sqrt(share * rules.size_max / l2_squared_units(manifest.segments))
+    left = kept_share(noise, rules, rules.size_max, rules.size_max) * rules.size_max
+    spread = math.sqrt(left / l2_squared_units(manifest.segments))
     ratio = spread * math.sqrt(manifest.data_length) / contributions
     lanes = payload_length(manifest.data_length, encoding.slice_length)
     return TaskPlan(
@@ -184,11 +188,11 @@ def _plan(
         survivors_min=rules.survivors_min,
         scale=segment.scale,
         clip_units=segment.clip_units,
-        share_variance=share,
+        share_variance=noise.share_variance,
         ring_bits=encoding.ring_bits,
         wrap_log2=encoding.wrap_log2,
         upload_bytes=packed_size(lanes, encoding.ring_bits),
-        overshoot=rules.size_max / (rules.survivors_min - rules.silent_max),
+        overshoot=left / (noise.share_variance * noise.honest_min),
         noise_norm_over_clip=ratio,
         useless=ratio > USELESS_RATIO,
         participations=rounds * rules.size_max / population,

@@ -18,7 +18,14 @@ from typing import Any, Literal
 import msgspec
 import rfc8785
 
-from dp.accounting import PrivacyLine, ReleaseFacts, guaranteed_variance, headline, lines
+from dp.accounting import (
+    PrivacyLine,
+    ReleaseFacts,
+    fewest,
+    guaranteed_variance,
+    headline,
+    lines,
+)
 from dp.contributors import INLINE_MAX, contributors_digest, listed
 from dp.errors import LedgerError
 from dp.tiles import ENTRY_BYTES_MAX
@@ -60,8 +67,8 @@ class ReleaseEntry(msgspec.Struct, frozen=True, kw_only=True):
     def facts(self, manifest: Manifest) -> ReleaseFacts:
         """What accounting sees; a charged cohort costs what its fewest survivors would."""
         if self.outcome == "charged":
-            return ReleaseFacts(survivors=manifest.cohort.survivors_min)
-        return ReleaseFacts(survivors=self.survivors)
+            return fewest(manifest)
+        return ReleaseFacts(survivors=self.survivors, masking_set=self.masking_set_size)
 
 
 def identity_digest(identity_key: bytes) -> bytes:
@@ -167,7 +174,7 @@ def release_record(
         )
     facts = entry.facts(manifest)
     statements = lines(manifest, [*previous, facts])
-    variance = 0 if manifest.noise is None else guaranteed_variance(manifest, facts.survivors)
+    variance = 0 if manifest.noise is None else guaranteed_variance(manifest, facts)
     apart = len(entry.contributors) > INLINE_MAX
     inline = () if apart else sorted(entry.contributors)
     return _canonical(

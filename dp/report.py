@@ -348,7 +348,7 @@ def _combined(tasks: list[AuditedTask]) -> tuple[Combined, ...]:
         draws, deltas = 1, []
         for task in tasks:
             for facts in task.facts:
-                for charge in charges_of(task.manifest, facts.survivors):
+                for charge in charges_of(task.manifest, facts):
                     if charge.unit == unit:
                         counts[charge.event()] += charge.count
                         draws += charge.draws

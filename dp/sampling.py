@@ -90,7 +90,7 @@ def skellam_weights(variance: int) -> list[int]:
     return weights
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=12)  # the parts of a task's shares
 def skellam_table(variance: int) -> SkellamTable:
     """The table for one variance (integer, at most 2^34); cached in the process."""
     return cumulative_table(skellam_weights(variance))
@@ -148,6 +148,15 @@ def add_skellam(values: NDArray[np.int64], variance: int, random_bytes: RandomBy
         variance: integer units squared, 1 to 2^46.
         random_bytes: cryptographically secure; asked once, for 32 bytes.
     """
+    draw_skellam(values, variance, BitStream(random_bytes))
+
+
+def draw_skellam(values: NDArray[np.int64], variance: int, stream: BitStream) -> None:
+    """As :func:`add_skellam`, from a given place of a stream: the same place, the same noise.
+
+    Floats only choose where a table ends; two machines that round them differently would still
+    agree but for about one draw in 2^84.
+    """
     if not 1 <= variance <= VARIANCE_MAX:
         raise LocalProtocolError(
             "variance-out-of-range",
@@ -155,7 +164,6 @@ def add_skellam(values: NDArray[np.int64], variance: int, random_bytes: RandomBy
             expected=f"1 to {VARIANCE_MAX}",
             found=variance,
         )
-    stream = BitStream(random_bytes)
     for part, count in _parts(variance):
         table = skellam_table(part)
         for _ in range(count):

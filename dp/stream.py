@@ -21,15 +21,19 @@ class BitStream:
 
     Computationally indistinguishable from uniform as far as AES-256 is a good cipher: the one
     assumption that stands between the sampler's statistical distance and the real one.
+
+    ``place``: streams under one key at different places, 2^64 cipher blocks apart, never meet.
     """
 
-    def __init__(self, random_bytes: RandomBytes) -> None:
+    def __init__(self, random_bytes: RandomBytes, place: int = 0) -> None:
         key = random_bytes(32)
         if len(key) != 32:
             raise LocalProtocolError(
                 "random-bytes", "random_bytes(n) must return n bytes.", expected=32, found=len(key)
             )
-        self._cipher = Cipher(algorithms.AES256(key), modes.CTR(bytes(16))).encryptor()
+        self._cipher = Cipher(
+            algorithms.AES256(key), modes.CTR((place << 64).to_bytes(16, "big"))
+        ).encryptor()
 
     def take(self, size_bytes: int) -> bytearray:
         """The next ``size_bytes`` of the stream."""

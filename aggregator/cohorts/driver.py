@@ -17,9 +17,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from aggregator.cohorts.actor import Cohort, CohortOver
 from aggregator.cohorts.adding import Adder
-from aggregator.cohorts.log import OPENED, Opened, Replay, begin, catch_up, survivors_of
+from aggregator.cohorts.log import OPENED, Opened, Replay, begin, catch_up
 from aggregator.cohorts.opening import claim_lease, opened_sum
-from aggregator.cohorts.releasing import Releaser
+from aggregator.cohorts.releasing import Releaser, facts_of
 from aggregator.cohorts.uploads import Uploads
 from aggregator.core import Core
 from aggregator.logs import get_logger
@@ -191,7 +191,7 @@ class Driver:
         if fixes_masking_set(cohort.state, state):
             await self._releaser.reserve(connection, cohort)
         if state.phase == "opening" and cohort.state.phase != "opening":
-            await self._releaser.spend(connection, cohort, len(survivors_of(state)))
+            await self._releaser.spend(connection, cohort, facts_of(state))
         for effect in effects:
             if isinstance(effect, Ended):
                 await self._releaser.end(connection, cohort, state, effect)

@@ -86,11 +86,11 @@ class Releaser:
         )
 
     async def spend(
-        self, connection: AsyncConnection, cohort: Cohort, survivors: int | None
+        self, connection: AsyncConnection, cohort: Cohort, facts: ReleaseFacts | None
     ) -> None:
-        """Debit for good; doing it twice changes nothing."""
+        """Debit for good; doing it twice changes nothing. None: at the fewest survivors."""
         account, _ = await self._account(connection, cohort.task)
-        account = account.spend(cohort.id, cohort.task.manifest, survivors)
+        account = account.spend(cohort.id, cohort.task.manifest, facts)
         await connection.execute(
             sa.update(tasks)
             .where(tasks.c.task == cohort.task.name)
@@ -168,7 +168,7 @@ class Releaser:
     def _compute(self, cohort: Cohort, opened: NDArray[Any], row: Any) -> Computed:
         """Decode, step, store. Runs in a thread."""
         manifest, blobs, state = cohort.task.manifest, self._core.blobs, cohort.state
-        cohort.measured = noise_interval(manifest, opened, len(survivors_of(state)))
+        cohort.measured = noise_interval(manifest, opened, facts_of(state))
         _demand_noise(cohort.measured)
         survivors = len(survivors_of(state))
         sums = decode(manifest, opened, survivors=survivors, rotation_seed=state.ctx)
@@ -264,13 +264,15 @@ class Releaser:
             "released_at": now,
             "seconds": now - row.opened_at,
         }
+        counted = entry.facts(task.manifest)
         await connection.execute(
             sa.insert(releases).values(
                 task=task.name,
                 release=entry.release,
                 cohort=cohort.id,
                 outcome=entry.outcome,
-                survivors=entry.facts(task.manifest).survivors,
+                survivors=counted.survivors,
+                masking_set=counted.masking_set,
                 leaf_index=leaf,
                 view=msgspec.json.encode(view).decode(),
             )
@@ -282,11 +284,11 @@ class Releaser:
 
     async def _facts(self, connection: AsyncConnection, task: Task) -> list[ReleaseFacts]:
         rows = await connection.execute(
-            sa.select(releases.c.survivors)
+            sa.select(releases.c.survivors, releases.c.masking_set)
             .where(releases.c.task == task.name)
             .order_by(releases.c.release)
         )
-        return [ReleaseFacts(survivors=row.survivors) for row in rows]
+        return [ReleaseFacts(survivors=row.survivors, masking_set=row.masking_set) for row in rows]
 
     # -- the end ----------------------------------------------------------------------------
 
@@ -350,6 +352,12 @@ class Releaser:
             survivors=survivors,
             culprits=[culprit.hex()[:16] for culprit in state.culprits],
         )
+
+
+def facts_of(state: State) -> ReleaseFacts:
+    """What accounting counts in a cohort whose survivors are confirmed."""
+    members = getattr(state, "masking_set", ())
+    return ReleaseFacts(survivors=len(survivors_of(state)), masking_set=len(members))
 
 
 def affordable(account: Account, manifest: Manifest) -> bool:

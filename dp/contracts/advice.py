@@ -8,6 +8,7 @@ import numpy as np
 
 from dp.contracts.local import step_weights
 from dp.grid import examples_factor
+from dp.removable import most_variance
 from secagg.manifest import Manifest
 
 USELESS_RATIO = 10.0
@@ -30,10 +31,11 @@ def noise_over_clip(manifest: Manifest) -> float | None:
 
 
 def overshoot(manifest: Manifest) -> float | None:
-    """Noise variance with all of the largest cohort over the guaranteed one."""
-    if manifest.noise is None:
+    """The largest noise variance that a sum can carry over the least that is guaranteed."""
+    noise = manifest.noise
+    if noise is None:
         return None
-    return manifest.cohort.size_max / manifest.noise.honest_min
+    return most_variance(noise, manifest.cohort) / (noise.share_variance * noise.honest_min)
 
 
 def local_noise_norm(manifest: Manifest) -> float | None:
@@ -68,8 +70,8 @@ def warnings(manifest: Manifest) -> tuple[str, ...]:
     extra = overshoot(manifest)
     if extra is not None and extra > 3:
         found.append(
-            f"If nobody drops out, the sum carries {extra:.1f} times the noise variance that is "
-            "accounted for. Raise survivors_min if drop-outs are rarer."
+            f"A sum may carry {extra:.1f} times the noise variance that is accounted for at the "
+            "fewest survivors. Raise survivors_min if drop-outs are rarer."
         )
     norm = local_noise_norm(manifest)
     if norm is not None and norm > manifest.segments[0].clip:

@@ -13,6 +13,7 @@ from dp.contracts.optimisers import BETA2, MOMENTUM, TAU, or_default, server_opt
 from dp.contracts.rules import in_range
 from dp.contracts.spec import SegmentSpec, TaskSpec
 from dp.grid import clip_units, equalised_scales, l2_squared_units, scale_for
+from dp.removable import most_variance
 from secagg.adapter import sent_length
 from secagg.degrees import plan_rules
 from secagg.errors import ConfigurationError
@@ -87,7 +88,7 @@ def build_manifest(
     )
     factor = spec.examples_max if mode == "distributed" else 1
     noise = _noise(spec, mode, cohort, segments, factor) if in_ring else None
-    bits, wrap = derive_ring(segments, cohort, noise.share_variance if noise else 0, factor)
+    bits, wrap = derive_ring(segments, cohort, most_variance(noise, cohort) if noise else 0, factor)
     manifest = Manifest(
         protocol=PROTOCOL_VERSION,
         suite=SUITE,

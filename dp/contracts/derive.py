@@ -54,7 +54,11 @@ def wrap_log2(
     """log2 of a bound on the probability that any coordinate of a sum wraps around.
 
     The signal counts fully (size_max devices, ``factor`` examples each), the noise by its Chernoff
-    tail at size_max shares, a union bound over the coordinates. 0 where the signal itself may wrap.
+    tail, a union bound over the coordinates. 0 where the signal itself may wrap. What is removed
+    before anyone looks, masks or parts of noise, may wrap as it likes.
+
+    Args:
+        variance: the largest that an opened sum carries (:func:`dp.removable.most_variance`).
     """
     signal = max(signal_bound(segments, cohort.size_max, factor), cohort.size_max)
     room = (1 << (ring_bits - 1)) - 1 - signal
@@ -63,7 +67,7 @@ def wrap_log2(
     if variance == 0:
         return WRAP_LOG2_FLOOR
     length = sum(segment.length for segment in segments)
-    tail = tail_log2(float(variance) * cohort.size_max, float(room + 1))
+    tail = tail_log2(float(variance), float(room + 1))
     return max(WRAP_LOG2_FLOOR, min(0.0, math.log2(length) + tail))
 
 

@@ -9,10 +9,11 @@ from fractions import Fraction
 from dp.contracts.derive import SHARE_VARIANCE_MAX, WRAP_LOG2_TARGET, wrap_log2
 from dp.discrete_gaussian import SIGMA_SQUARED_MAX
 from dp.grid import SCALE_MAX, clip_units, examples_factor, has_ring_noise, l2_squared_units
+from dp.removable import REMOVABLE_LEVELS_MAX, most_variance
 from secagg import limits, parameters
 from secagg.adapter import sent_length
 from secagg.errors import ConfigurationError
-from secagg.manifest import Manifest, Segment
+from secagg.manifest import CohortRules, Manifest, Noise, Segment
 
 
 def refuse(
@@ -121,6 +122,7 @@ def check_noise(manifest: Manifest) -> None:
         SIGMA_SQUARED_MAX if discrete else SHARE_VARIANCE_MAX,
         reason="noise-too-large" if discrete else "parameter-out-of-range",
     )
+    check_removable(noise, rules)
     needed = needed_variance(manifest)
     if Fraction(noise.share_variance) * honest < needed:
         refuse(
@@ -128,6 +130,29 @@ def check_noise(manifest: Manifest) -> None:
             "The guaranteed noise is below what the manifest promises.",
             expected=f"share_variance * {honest} >= {math.ceil(needed)}",
             found=noise.share_variance * honest,
+        )
+
+
+def check_removable(noise: Noise, rules: CohortRules) -> None:
+    """Every admissible number of drop-outs has a level, and what is left is Skellam noise."""
+    drops = noise.removable_drops
+    if not drops:
+        return
+    if noise.mechanism != "skellam":
+        refuse(
+            "removable-mechanism",
+            "Only parts of Skellam noise can be removed: others do not add up to their own kind.",
+            expected="skellam",
+            found=noise.mechanism,
+        )
+    most = rules.size_max - rules.survivors_min
+    ascending = all(low < high for low, high in zip((0, *drops), drops, strict=False))
+    if not (ascending and drops[-1] == most and len(drops) <= REMOVABLE_LEVELS_MAX):
+        refuse(
+            "removable-drops",
+            "The levels of removable noise do not cover the drop-outs that the task admits.",
+            expected=f"at most {REMOVABLE_LEVELS_MAX} ascending numbers, the last {most}",
+            found=list(drops),
         )
 
 
@@ -215,7 +240,8 @@ def check_encoding(manifest: Manifest) -> None:
             expected=limits.SLICE_LENGTH,
             found=encoding.slice_length,
         )
-    variance = manifest.noise.share_variance if manifest.noise is not None else 0
+    noise = manifest.noise
+    variance = most_variance(noise, manifest.cohort) if noise is not None else 0
     log2 = wrap_log2(
         encoding.ring_bits,
         manifest.segments,

@@ -36,8 +36,14 @@ def test_releases_are_charged_for_the_noise_that_their_survivors_guarantee() -> 
     worst = headline(lines(manifest, 4))
     assert headline(lines(manifest, facts(4, 4, 4, 4))) == worst
     assert headline(lines(manifest, facts(4, 5, 6, 6))) < worst
-    assert guaranteed_variance(manifest, 6) == 5 * manifest.noise.share_variance
-    assert guaranteed_variance(manifest, 4) == 3 * manifest.noise.share_variance
+    assert (
+        guaranteed_variance(manifest, ReleaseFacts(survivors=6))
+        == 5 * manifest.noise.share_variance
+    )
+    assert (
+        guaranteed_variance(manifest, ReleaseFacts(survivors=4))
+        == 3 * manifest.noise.share_variance
+    )
 
 
 @pytest.mark.parametrize(("survivors", "reason"), [(3, "few"), (0, "few"), (7, "many")])
@@ -171,6 +177,6 @@ def test_negative_counts_are_refused() -> None:
 
 def test_a_task_without_noise_in_the_ring_guarantees_none() -> None:
     with pytest.raises(AccountingError) as caught:
-        guaranteed_variance(built(algorithm="fedavg", budget=NO_LIMIT), 4)
+        guaranteed_variance(built(algorithm="fedavg", budget=NO_LIMIT), ReleaseFacts(survivors=4))
     assert caught.value.reason == "noise-missing"
     assert spec().budget.max_epsilon == 8.0

@@ -21,7 +21,7 @@ def test_account_and_lines_agree() -> None:
     manifest = built()
     book = account()
     for number, survivors in enumerate((4, 6, 5), 1):
-        book = book.spend(f"{number:02x}", manifest, survivors)
+        book = book.spend(f"{number:02x}", manifest, ReleaseFacts(survivors=survivors))
     facts = [ReleaseFacts(survivors=count) for count in (4, 6, 5)]
     assert book.epsilon("example") == pytest.approx(headline(lines(manifest, facts)), rel=1e-9)
     assert book.epsilon("device") == 0.0
@@ -40,7 +40,7 @@ def test_a_reservation_counts_fully_until_it_is_spent() -> None:
     reserved = account().reserve("aa", manifest)
     assert reserved.entry("aa").state == "reserved"
     assert reserved.epsilon("example") == account().spend("aa", manifest).epsilon("example")
-    spent = reserved.spend("aa", manifest, 6)
+    spent = reserved.spend("aa", manifest, ReleaseFacts(survivors=6))
     assert spent.entry("aa").state == "spent"
     assert 0 < spent.epsilon("example") < reserved.epsilon("example")
 

@@ -201,7 +201,9 @@ def test_a_task_with_it_decodes_accounts_and_charges_by_its_own_theorem() -> Non
     (other,) = lines(skellam, [ReleaseFacts(survivors=5), ReleaseFacts(survivors=4)])
     assert (line.accountant, other.accountant) == (ACCOUNTANT_DISCRETE_GAUSSIAN, ACCOUNTANT_SKELLAM)
     assert line.epsilon == pytest.approx(other.epsilon, rel=0.01)
-    account = Account(delta=manifest.budget.delta).spend("c", manifest, 5).spend("d", manifest, 4)
+    account = Account(delta=manifest.budget.delta)
+    for cohort, survivors in (("c", 5), ("d", 4)):
+        account = account.spend(cohort, manifest, ReleaseFacts(survivors=survivors))
     assert Account.from_json(account.to_json()) == account
     assert account.epsilon("device") == pytest.approx(line.epsilon)
     assert isinstance(charges_of(manifest)[0].event(), DiscreteGaussianSum)

@@ -6,6 +6,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from dp.accounting import ReleaseFacts
 from dp.contracts import BudgetSpec, CohortSpec
 from dp.mechanisms import ExampleSum, encode
 from dp.meter import noise_interval
@@ -42,7 +43,7 @@ def released(manifest: Manifest, variance: int, survivors: int) -> np.ndarray:
 def test_an_honest_release_is_certified_closely() -> None:
     manifest = device_level(1.0)
     total = 20 * manifest.noise.share_variance
-    interval = noise_interval(manifest, released(manifest, total, 20), 20)
+    interval = noise_interval(manifest, released(manifest, total, 20), ReleaseFacts(survivors=20))
     assert interval.low <= total <= interval.high
     # Twenty aligned vectors at d = 65,536: within a tenth on both sides.
     assert interval.low > 0.9 * total
@@ -54,8 +55,12 @@ def test_devices_that_leave_their_noise_out_are_shown() -> None:
     manifest = device_level(1.0)
     share = manifest.noise.share_variance
     # One silent survivor is counted on; five are not.
-    assert not noise_interval(manifest, released(manifest, 19 * share, 20), 20).missing
-    assert noise_interval(manifest, released(manifest, 15 * share, 20), 20).missing
+    assert not noise_interval(
+        manifest, released(manifest, 19 * share, 20), ReleaseFacts(survivors=20)
+    ).missing
+    assert noise_interval(
+        manifest, released(manifest, 15 * share, 20), ReleaseFacts(survivors=20)
+    ).missing
 
 
 def test_a_mode_c_sum_without_any_noise_is_shown() -> None:
@@ -75,7 +80,7 @@ def test_a_mode_c_sum_without_any_noise_is_shown() -> None:
                 total = payload
             else:
                 add_into(total, payload, manifest.encoding.ring_bits)
-        interval = noise_interval(manifest, total, 4)
+        interval = noise_interval(manifest, total, ReleaseFacts(survivors=4))
         assert interval.missing is missing
         # examples_max bounds the signal so loosely that nothing is certified from below.
         assert interval.low == 0
@@ -86,16 +91,18 @@ def test_an_honest_release_is_never_accused(multiplier: float) -> None:
     manifest = device_level(multiplier)
     for survivors in (15, 20):
         total = survivors * manifest.noise.share_variance
-        interval = noise_interval(manifest, released(manifest, total, survivors), survivors)
+        interval = noise_interval(
+            manifest, released(manifest, total, survivors), ReleaseFacts(survivors=survivors)
+        )
         assert interval.low <= total <= interval.high
         assert not interval.missing
 
 
 def test_nothing_is_said_without_noise_or_about_short_vectors() -> None:
     plain = built(algorithm="fedavg", privacy="none")
-    assert noise_interval(plain, np.zeros(0, dtype=np.uint32), 5) is None
+    assert noise_interval(plain, np.zeros(0, dtype=np.uint32), ReleaseFacts(survivors=5)) is None
     short = built()
     payload = encode(
         short, {"gradient": np.zeros(64, np.int64)}, rotation_seed=b"", random_bytes=seeded()
     )
-    assert noise_interval(short, payload, 4) is None
+    assert noise_interval(short, payload, ReleaseFacts(survivors=4)) is None
