@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dp.accounting import (
+    ReleaseFacts,
     epsilon_of,
     guaranteed_variance,
     lines,
@@ -123,14 +124,20 @@ def test_impossible_gaussians_are_refused(call: Callable[..., Any], z: float) ->
         assert cost(call, 1.0, rounds, delta) is None
 
 
-@given(integers, integers)
+@given(integers, integers, integers, st.booleans())
 @settings(max_examples=100, deadline=None)
-def test_any_count_of_releases_and_survivors(releases_: int, survivors: int) -> None:
+def test_any_count_of_releases_and_survivors(
+    releases_: int, survivors: int, members: int, removable: bool
+) -> None:
     manifest = built()
+    if removable:
+        noise = msgspec.structs.replace(manifest.noise, removable_drops=(1, 2))
+        manifest = msgspec.structs.replace(manifest, noise=noise)
+    facts = ReleaseFacts(survivors=survivors, masking_set=members)
     for attempt in (
         lambda: [line.epsilon for line in lines(manifest, releases_)],
-        lambda: [line.epsilon for line in lines(manifest, {survivors: releases_})],
-        lambda: [float(guaranteed_variance(manifest, survivors))],
+        lambda: [line.epsilon for line in lines(manifest, {facts: releases_})],
+        lambda: [float(guaranteed_variance(manifest, facts))],
     ):
         try:
             found = attempt()
