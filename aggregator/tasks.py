@@ -96,10 +96,10 @@ class Tasks:
         signing_key = SigningKey(core.keys.task.reveal())
         signature = bytes(signing_key.sign(encode_parts("manifest", encoded)).signature)
         task = self._task(encoded, signature)
-        model = models.initial(core.blobs, manifest)
+        vector = None
         if source is not None:
             vector = models.load(core.blobs, await self._present(source))
-            model = models.store(core.blobs, task.name, 0, vector)
+        model = models.initial(core.blobs, manifest, vector)
         try:
             async with core.database.write() as connection:
                 await connection.execute(

@@ -33,6 +33,7 @@ from client_sdk.contribution import TrainingJob, check_values
 from client_sdk.evaluation import evaluate
 from client_sdk.trainer import LoraTrainer
 from dp.accounting import headline, lines
+from dp.contracts.scaffold import control_step, has_control
 from dp.mechanisms import decode, encode
 from secagg.adapter import pairs, vector_length, vector_to_tensors
 from secagg.errors import ConfigurationError
@@ -115,6 +116,7 @@ class Run:
     ) -> tuple[list[NDArray[np.float32]], dict[str, float]]:
         """The global vectors at the end: one, or one per device that trains alone."""
         assert manifest.adapter is not None
+        assert manifest.training is not None
         zero = np.zeros(vector_length(manifest.adapter), np.float32)
         vectors = [zero] * (len(rows) if self.row.where == "alone" else 1)
         optimiser: Any = {}
@@ -124,11 +126,14 @@ class Run:
             LoraTrainer(copy.deepcopy(base), tokenizer, dataset, threads=1, random_bytes=source)
             for dataset, source in zip(rows, coins, strict=True)
         ]
+        control = np.zeros(len(zero))
+        own = [np.zeros(len(zero)) for _ in rows]
         for version in range(releases):
             contributions = []
             for k, trainer in enumerate(trainers):
                 vector = vectors[k if self.row.where == "alone" else 0]
-                job = TrainingJob(manifest, version, vector, version)
+                correction = control - own[k] if has_control(manifest) else None
+                job = TrainingJob(manifest, version, vector, version, correction=correction)
                 contributions.append(check_values(manifest, trainer.contribute(job)))
             if self.row.where == "federated":
                 if manifest.adapter.kind == "lora" and "delta" in contributions[0]:
@@ -137,6 +142,10 @@ class Run:
                 present = len(contributions)
                 step = server_step(manifest, vectors[0], optimiser, sums, version, present)
                 vectors, optimiser = [step.vector], step.optimiser
+                if has_control(manifest):  # as sent, but for the rounding
+                    for k, values in enumerate(contributions):
+                        own[k] -= control + values["delta"] / control_step(manifest.training)
+                    control = step.optimiser["control"]
             else:
                 vectors = [
                     (vector + _delta(values)).astype(np.float32)

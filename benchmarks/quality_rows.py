@@ -161,7 +161,7 @@ def _manifest(
     denominator = 0.0
     if distributed:
         denominator = 20.0 * clients  # near the number of examples in a sum
-    elif noise is not None:
+    elif noise is not None and algorithm != "scaffold":
         denominator = float(clients)
     spec = TaskSpec(
         task="quality",
@@ -185,6 +185,7 @@ def _manifest(
             micro_batch=8,
             directions=DIRECTIONS,
             perturbation=0.01,
+            population=clients if algorithm == "scaffold" else 0,
         ),
         base_model=BaseModel(name=model, fingerprint=fingerprint),
         adapter=adapter_spec(

@@ -18,6 +18,7 @@ import safetensors.numpy
 
 from client_sdk.device import Device
 from client_sdk.errors import TransportError
+from dp.contracts.scaffold import has_control
 from secagg.adapter import vector_length
 from secagg.api import Offer
 from secagg.errors import RemoteProtocolError
@@ -32,13 +33,17 @@ _TIME_MAX_S = 1e11  # Unix seconds; the year 5138
 
 @dataclass(frozen=True)
 class CheckIn:
-    """An admitted offer. ``skew_s``: the server's clock minus this device's."""
+    """An admitted offer. ``skew_s``: the server's clock minus this device's.
+
+    ``control``: SCAFFOLD's c of this version, float32[d]; None for other algorithms.
+    """
 
     offer: Offer
     manifest: Manifest
     digest: bytes
     skew_s: float
     vector: np.ndarray = field(repr=False)
+    control: np.ndarray | None = field(default=None, repr=False)
 
     def server_now(self, now_s: float) -> float:
         return now_s + self.skew_s
@@ -127,7 +132,7 @@ async def check_in(device: Device, task: str, offer: Offer) -> CheckIn:
         own_partner=device.bundle.certificate.partner_key,
         account=device.account,
     )
-    vector = await fetch_model(device, manifest, offer)
+    model = await fetch_model(device, manifest, offer)
     await device.emit(
         "checked-in",
         task,
@@ -135,7 +140,7 @@ async def check_in(device: Device, task: str, offer: Offer) -> CheckIn:
         releases=offer.releases,
         manifest_digest=digest.hex(),
     )
-    return CheckIn(offer, manifest, digest, skew_s, vector)
+    return CheckIn(offer, manifest, digest, skew_s, model["vector"], model.get("control"))
 
 
 def _check_numbers(offer: Offer) -> None:
@@ -161,18 +166,22 @@ def model_length(manifest: Manifest) -> int:
     return vector_length(manifest.adapter)
 
 
-async def fetch_model(device: Device, manifest: Manifest, offer: Offer) -> np.ndarray:
-    """The global vector (float32, read-only), from disk or by a resumable download.
+async def fetch_model(device: Device, manifest: Manifest, offer: Offer) -> dict[str, np.ndarray]:
+    """``vector`` and, with SCAFFOLD, ``control``; from disk or by a resumable download.
+
+    Both are float32[d], read-only.
 
     Raises:
         TransportError: ``model-size``, ``model-digest`` or ``model-malformed``.
     """
     length, model = model_length(manifest), offer.model
-    if not 0 < model.size_bytes <= 4 * length + _MODEL_HEADER_BYTES:
+    names = ("vector", "control") if has_control(manifest) else ("vector",)
+    size_max = 4 * length * len(names) + _MODEL_HEADER_BYTES
+    if not 0 < model.size_bytes <= size_max:
         raise TransportError(
             "model-size",
             "The offered model is larger than the adapter can be.",
-            expected=4 * length + _MODEL_HEADER_BYTES,
+            expected=size_max,
             found=model.size_bytes,
         )
     path = device.journal.models / model.digest.hex()
@@ -189,7 +198,7 @@ async def fetch_model(device: Device, manifest: Manifest, offer: Offer) -> np.nd
             )
         part.replace(path)
     _forget_other_models(path)
-    return _read_vector(path, length)
+    return _read_model(path, length, names)
 
 
 def _holds(path: Path, digest: bytes) -> bool:
@@ -205,22 +214,23 @@ def _forget_other_models(keep: Path) -> None:
             other.unlink()
 
 
-def _read_vector(path: Path, length: int) -> np.ndarray:
+def _read_model(path: Path, length: int, names: tuple[str, ...]) -> dict[str, np.ndarray]:
     try:
         tensors = safetensors.numpy.load_file(path)
     except Exception as error:  # the format's own error type is not public
         raise TransportError(
             "model-malformed", f"The model does not parse: {type(error).__name__}."
         ) from error
-    vector = next(iter(tensors.values())) if len(tensors) == 1 else None
-    if vector is None or vector.dtype != np.float32 or vector.shape != (length,):
+    found = {name: (str(t.dtype), t.shape) for name, t in tensors.items()}
+    if found != {name: ("float32", (length,)) for name in names}:
         raise TransportError(
             "model-malformed",
-            "The model is not one vector of the adapter's length.",
-            expected=f"one float32 tensor of shape ({length},)",
-            found={name: (str(t.dtype), t.shape) for name, t in tensors.items()},
+            "The model does not hold the vectors of the task's adapter and algorithm.",
+            expected=f"float32 tensors {', '.join(names)} of shape ({length},)",
+            found=found,
         )
-    if not np.isfinite(vector).all():
+    if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
         raise TransportError("model-malformed", "The model has values that are not finite.")
-    vector.flags.writeable = False
-    return vector
+    for tensor in tensors.values():
+        tensor.flags.writeable = False
+    return tensors

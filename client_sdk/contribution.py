@@ -28,6 +28,8 @@ class TrainingJob:
         vector: float32, read-only: the global adapter's change from its initialisation (empty
             for tasks without a model).
         releases: releases of the task so far, i.e. the step number of the global optimiser.
+        correction: float64, with SCAFFOLD c - c_k: to be added to the gradient of every local step,
+            after clip and noise. None elsewhere.
         deadline_s: seconds from now after which the result is ignored; None without a limit.
         stop: set when the result is no longer wanted; long work should look at it now and then.
     """
@@ -37,6 +39,7 @@ class TrainingJob:
     vector: np.ndarray
     releases: int
     deadline_s: float | None = None
+    correction: np.ndarray | None = None
     stop: threading.Event = field(default_factory=threading.Event)
 
 

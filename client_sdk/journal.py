@@ -9,6 +9,7 @@ One state folder belongs to one device and one process at a time:
 ``contribution``   the values that a contributor computed, so that a restart does not train again
 ``account``        what this device has spent, over all tasks
 ``checkpoint-*``   the last checkpoint seen, per ledger
+``control-*``      SCAFFOLD's control variate, per task (:mod:`client_sdk.control`)
 ``models/``        downloads
 
 The rule that makes a resumed device safe: journal (state, effects), then perform the effects; after
@@ -85,7 +86,8 @@ class _StoredArray(_Record, frozen=True, kw_only=True):
 class Contribution(_Record, frozen=True, kw_only=True):
     """A contributor's values for one model version. ``failed``: replaced by zeros.
 
-    ``name`` is random; the account remembers which contribution a charge was for.
+    ``name`` is random; the account remembers which contribution a charge was for. ``control``:
+    SCAFFOLD's c of that version, float32, little-endian.
     """
 
     version: int = _VERSION
@@ -94,6 +96,7 @@ class Contribution(_Record, frozen=True, kw_only=True):
     model_digest: bytes
     failed: str | None
     arrays: tuple[_StoredArray, ...]
+    control: bytes = b""
 
     @staticmethod
     def of(
@@ -101,6 +104,7 @@ class Contribution(_Record, frozen=True, kw_only=True):
         model_digest: bytes,
         values: Mapping[str, np.ndarray],
         failed: str | None,
+        control: np.ndarray | None = None,
     ) -> Contribution:
         """Wrap float64 or int64 arrays; the name is drawn at random."""
         return Contribution(
@@ -114,6 +118,7 @@ class Contribution(_Record, frozen=True, kw_only=True):
                 )
                 for name, array in values.items()
             ),
+            control=b"" if control is None else control.astype("<f4").tobytes(),
         )
 
     def values(self) -> dict[str, np.ndarray]:
@@ -223,7 +228,7 @@ class Journal:
     # ---- the session and its payload
 
     def load_session(self) -> SessionRecord | None:
-        return self._load("session", SessionRecord)
+        return self.load_record("session", SessionRecord)
 
     def save_session(self, record: SessionRecord) -> None:
         self._save("session", record)
@@ -253,7 +258,7 @@ class Journal:
     # ---- the contribution
 
     def load_contribution(self) -> Contribution | None:
-        return self._load("contribution", Contribution)
+        return self.load_record("contribution", Contribution)
 
     def save_contribution(self, contribution: Contribution) -> None:
         self._save("contribution", contribution)
@@ -270,7 +275,12 @@ class Journal:
     def save_blob(self, name: str, content: bytes) -> None:
         write_durably(self._folder / name, self._key.seal(name, content))
 
-    def _load(self, name: str, kind: type[_M]) -> _M | None:
+    def load_record(self, name: str, kind: type[_M]) -> _M | None:
+        """A record that was saved as MessagePack; None if there is none.
+
+        Raises:
+            StateError: ``state-damaged``.
+        """
         encoded = self.load_blob(name)
         if encoded is None:
             return None

@@ -14,12 +14,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from client_sdk.contribution import hides_failures, is_batch_secret, zero_contribution
+from client_sdk.control import DeviceControl
 from client_sdk.device import Device
 from client_sdk.errors import TransportError
 from client_sdk.events import EventKind
 from client_sdk.http import is_transient
 from client_sdk.session import Session
 from client_sdk.threads import finish_in_thread
+from dp.contracts.scaffold import has_control
 from dp.errors import MechanismError
 from dp.mechanisms import encode
 from secagg.client import (
@@ -166,10 +168,17 @@ class Participant:
         try:
             device.account.debit(session.manifest, effect.ctx, contribution.name)
             vector = await finish_in_thread(self._encode, contribution.values(), effect.ctx)
+            if has_control(session.manifest):
+                control = self._control()
+                await finish_in_thread(control.expect, effect.ctx, contribution, vector)
         except SecaggError as error:
             await session.cancel(error.reason, str(error))
             return
         await session.apply(VectorReady(vector))
+
+    def _control(self) -> DeviceControl:
+        config = self._session.config
+        return DeviceControl(self._device.journal, config.manifest, config.manifest_digest)
 
     def _encode(self, values: Mapping[str, np.ndarray], ctx: bytes) -> Lanes:
         """The payload; where noise hides failures, values that do not fit count as zeros."""
@@ -192,6 +201,8 @@ class Participant:
             manifest_digest=config.manifest_digest,
             identity_key=config.certificate.identity_key,
         )
+        if has_control(config.manifest):
+            await finish_in_thread(self._control().add, record.ctx)
         self._end(released=True)
         await self._tell(
             "released",

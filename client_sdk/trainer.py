@@ -128,6 +128,7 @@ class LoraTrainer:
             deadline_s=deadline_s,
             stopped=job.stop.is_set,
             version=job.version,
+            correction=job.correction,
         )
         values = algorithm(manifest, work)
         return values if start is None else sketched(manifest, work, start, values)

@@ -24,6 +24,7 @@ from client_sdk.contribution import (
     is_batch_secret,
     zero_contribution,
 )
+from client_sdk.control import DeviceControl
 from client_sdk.device import Device
 from client_sdk.errors import ContributionError
 from client_sdk.journal import Contribution
@@ -107,7 +108,8 @@ class Training:
             if not hides_failures(manifest):
                 raise
             values, failed = zero_contribution(manifest), str(error)
-        return Contribution.of(checkin.digest, checkin.offer.model.digest, values, failed)
+        digest = checkin.offer.model.digest
+        return Contribution.of(checkin.digest, digest, values, failed, checkin.control)
 
     async def _call(self, checkin: CheckIn, report_s: float | None) -> Mapping[str, np.ndarray]:
         """Call the contributor in its thread, within the time that slot and policy leave."""
@@ -145,6 +147,7 @@ class Training:
             vector=checkin.vector,
             releases=checkin.offer.releases,
             deadline_s=deadline_s,
+            correction=self._correction(checkin),
             stop=self._stop,
         )
 
@@ -163,6 +166,12 @@ class Training:
             return await asyncio.shield(self._running)
         finally:
             self._stop.set()
+
+    def _correction(self, checkin: CheckIn) -> np.ndarray | None:
+        if checkin.control is None:
+            return None
+        state = DeviceControl(self._device.journal, checkin.manifest, checkin.digest)
+        return state.correction(checkin.control)
 
 
 def _look(future: asyncio.Future[Any]) -> None:

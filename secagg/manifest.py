@@ -172,6 +172,7 @@ class Training(_Part, frozen=True):
     ball), beta2 and adaptivity; 0 where it has none. ``local_optimiser``, ``local_momentum``: of
     the device's steps. ``local_epochs``: passes over the device's own examples, in at most
     ``local_steps`` steps (0: every device takes ``local_steps``).
+    ``population``: SCAFFOLD's N, all devices that are enrolled, fixed and public.
     """
 
     local_steps: int
@@ -192,6 +193,7 @@ class Training(_Part, frozen=True):
     local_optimiser: LocalOptimiser = "sgd"
     local_momentum: float = 0.0
     local_epochs: int = 0
+    population: int = 0
 
 
 class Manifest(_Part, frozen=True):

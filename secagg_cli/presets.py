@@ -98,8 +98,11 @@ def preset_for(model: str) -> Preset:
     return _TINY if model == "tiny" else _SMOLLM2
 
 
-def task_terms(model: str, privacy: Privacy, algorithm: str) -> dict[str, Any]:
-    """Fields of a ``dp.contracts.TaskSpec``: ``TaskSpec(task=..., **task_terms(...), ...)``."""
+def task_terms(model: str, privacy: Privacy, algorithm: str, clients: int = 6) -> dict[str, Any]:
+    """Fields of a ``dp.contracts.TaskSpec``: ``TaskSpec(task=..., **task_terms(...), ...)``.
+
+    ``clients``: all devices that are enrolled.
+    """
     terms = preset_for(model).modes[privacy]
     unequal = algorithm == "fednova" and privacy == "none"
     return {
@@ -122,5 +125,6 @@ def task_terms(model: str, privacy: Privacy, algorithm: str) -> dict[str, Any]:
             denominator=terms.denominator,
             max_tokens=MAX_TOKENS,
             micro_batch=MICRO_BATCH,
+            population=clients if algorithm == "scaffold" else 0,
         ),
     }

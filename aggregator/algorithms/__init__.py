@@ -19,6 +19,7 @@ from aggregator.algorithms.fedsgd import descent
 from aggregator.algorithms.forms import FORMS
 from aggregator.algorithms.noise import mean_variance
 from aggregator.algorithms.optimisers import OptimiserState, apply, is_adaptive
+from aggregator.algorithms.scaffold import controlled
 from aggregator.algorithms.slopes import expanded
 from aggregator.algorithms.statistics import concatenated
 from dp.contracts.optimisers import NAMED_AFTER
@@ -30,7 +31,10 @@ Sums = Mapping[str, NDArray[np.float64]]
 
 @dataclass(frozen=True)
 class Step:
-    """``metrics``: what the sum says besides the vector, e.g. ``loss``."""
+    """``metrics``: what the sum says besides the vector, e.g. ``loss``.
+
+    ``optimiser``: the next state; SCAFFOLD's ``control`` also goes to devices, with the vector.
+    """
 
     vector: NDArray[np.float32]
     optimiser: OptimiserState
@@ -69,7 +73,7 @@ def server_step(
         return Step(concatenated(manifest, sums), {})
     if manifest.algorithm == "evaluation":
         return Step(vector, optimiser, measured(manifest, sums))
-    halves = {*_DIRECTIONS, "zeroth-order"}
+    halves = {*_DIRECTIONS, "scaffold", "zeroth-order"}
     if manifest.algorithm not in halves or manifest.training is None:
         raise ConfigurationError(
             "algorithm-unknown",
@@ -77,8 +81,12 @@ def server_step(
             expected=["evaluation", "sum", *sorted(halves)],
             found=manifest.algorithm,
         )
+    kept: OptimiserState = {}
     if manifest.algorithm == "zeroth-order":
         direction, metrics = expanded(manifest, sums, len(vector), version)
+    elif manifest.algorithm == "scaffold":
+        control = optimiser.get("control", np.zeros(len(vector)))
+        direction, kept["control"], metrics = controlled(manifest, sums, control, survivors)
     else:
         direction, metrics = _DIRECTIONS[manifest.algorithm](manifest, sums)
     form = FORMS.get("" if manifest.adapter is None else manifest.adapter.kind)
@@ -98,4 +106,4 @@ def server_step(
             "The step would make the global vector infinite or not a number.",
             remedy="Lower server_learning_rate.",
         )
-    return Step(after, state, metrics)
+    return Step(after, {**state, **kept}, metrics)

@@ -172,13 +172,13 @@ class Releaser:
         _demand_noise(cohort.measured)
         survivors = len(survivors_of(state))
         sums = decode(manifest, opened, survivors=survivors, rotation_seed=state.ctx)
-        before = models.load(blobs, bytes.fromhex(row.digest))
-        digest = row.optimiser_digest
-        optimiser = models.load_optimiser(blobs, bytes.fromhex(digest) if digest else None)
-        step = server_step(manifest, before, optimiser, sums, row.version, survivors)
+        model, digest = bytes.fromhex(row.digest), row.optimiser_digest
+        kept = models.load_state(blobs, model, bytes.fromhex(digest) if digest else None)
+        before = models.load(blobs, model)
+        step = server_step(manifest, before, kept, sums, row.version, survivors)
         return Computed(
             step=step,
-            model=models.store(blobs, manifest.task, row.version + 1, step.vector),
+            model=models.store(blobs, manifest.task, row.version + 1, step.vector, step.optimiser),
             optimiser=models.store_optimiser(blobs, step.optimiser),
             sum_digest=hashlib.sha256(opened.tobytes()).digest(),
             sum_norm=float(np.sqrt(sum(float(np.dot(v, v)) for v in sums.values()))),

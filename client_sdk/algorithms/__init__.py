@@ -1,6 +1,6 @@
 """Device halves of the federated algorithms: what one device adds to the sum."""
 
-from client_sdk.algorithms import evaluation, fedavg, fednova, fedsgd, zeroth_order
+from client_sdk.algorithms import evaluation, fedavg, fednova, fedsgd, scaffold, zeroth_order
 from client_sdk.algorithms.work import Algorithm, Work
 from dp.contracts.optimisers import NAMED_AFTER
 
@@ -10,6 +10,7 @@ ALGORITHMS: dict[str, Algorithm] = {
     "fedsgd": fedsgd.contribute,
     "fedavg": fedavg.contribute,
     "fednova": fednova.contribute,
+    "scaffold": scaffold.contribute,
     "fedprox": fedavg.contribute,  # the same steps with a proximal term
     **dict.fromkeys(NAMED_AFTER, fedavg.contribute),  # the server optimiser is the server's
 }

@@ -26,6 +26,7 @@ class Work:
         deadline_s: on ``clock``; None without a limit.
         stopped: whether the result is no longer wanted.
         version: of the global model; public seeds and phases follow from it.
+        correction: SCAFFOLD's c - c_k, float64[d]; None elsewhere.
     """
 
     adapted: AdaptedModel
@@ -38,6 +39,7 @@ class Work:
     deadline_s: float | None
     stopped: Callable[[], bool]
     version: int = 0
+    correction: NDArray[np.float64] | None = None
 
     def gradients(self) -> ExampleGradients:
         return ExampleGradients(

@@ -232,4 +232,5 @@ def _training(spec: TaskSpec, noisy: bool) -> Training:
         micro_batch=terms.micro_batch,
         directions=terms.directions if spec.algorithm == "zeroth-order" else 0,
         perturbation=terms.perturbation if spec.algorithm == "zeroth-order" else 0.0,
+        population=terms.population,
     )

@@ -28,6 +28,7 @@ from dp.contracts.rules import (
     in_range,
     refuse,
 )
+from dp.contracts.scaffold import Scaffold, has_control
 from dp.contracts.zeroth_order import ZerothOrder
 from dp.errors import AccountingError, LedgerError
 from dp.grid import examples_factor
@@ -49,6 +50,7 @@ ALGORITHMS: dict[str, Algorithm] = {
     "fednova": FedNova(),
     "fedprox": FedProx(),
     "fedsgd": FedSGD(),
+    "scaffold": Scaffold(),
     "sum": FederatedSum(),
     "zeroth-order": ZerothOrder(),
 }
@@ -188,6 +190,14 @@ def _check_training(manifest: Manifest) -> None:
     training = manifest.training
     if training is None:
         return
+    if not has_control(manifest) and training.population != 0:
+        refuse(
+            "population-without-control",
+            f"{manifest.algorithm} has no use for the enrolled population.",
+            expected=0,
+            found=training.population,
+            remedy="Leave population out, or use the algorithm 'scaffold'.",
+        )
     if manifest.algorithm != "zeroth-order" and training.directions != 0:
         refuse(
             "directions-without-zeroth-order",

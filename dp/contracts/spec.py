@@ -84,6 +84,7 @@ class TrainingSpec(_Table, frozen=True):
     ``size_max * batch_size`` for fedsgd, ``size_max`` for uniform weights, else the sum of weights.
     ``max_tokens``: tokens kept of an example. ``micro_batch``: examples at once in memory.
     ``directions``, ``perturbation``: slopes per release and step of each (``zeroth-order``).
+    ``population``: enrolled devices, whether they take part or not (``scaffold``).
     """
 
     local_steps: int = 2
@@ -104,6 +105,7 @@ class TrainingSpec(_Table, frozen=True):
     micro_batch: int = 4
     directions: int = 64
     perturbation: float = 0.01
+    population: int = 0
 
 
 class SegmentSpec(_Table, frozen=True):
@@ -118,8 +120,9 @@ class TaskSpec(_Table, frozen=True):
     """One federated task.
 
     ``algorithm``: ``fedsgd``, ``fedavg``, ``fedprox``, FedAvg with a server optimiser
-    (``fedavgm``, ``fedadagrad``, ``fedadam``, ``fedyogi``), ``fednova``, ``zeroth-order``,
-    ``evaluation`` (loss and accuracy, no step), or ``sum`` (federated statistics).
+    (``fedavgm``, ``fedadagrad``, ``fedadam``, ``fedyogi``), ``fednova``, ``scaffold``,
+    ``zeroth-order``, ``evaluation`` (loss and accuracy, no step), or ``sum`` (federated
+    statistics).
     ``privacy``: of one *example*. ``distributed`` (mode C, fedsgd): noise shares in the ring;
     ``local`` (mode A, fedavg and fedprox): DP-SGD on the device; ``none``.
     ``clip``: L2 bound, of one example's gradient with example privacy, else of a device's update.

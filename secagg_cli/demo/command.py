@@ -48,8 +48,8 @@ def demo(
         str | None,
         typer.Option(
             help="fedsgd for distributed (its default), or zeroth-order; fedavg (default), "
-            "fedprox, fednova, fedavgm, fedadagrad, fedadam or fedyogi else, and zeroth-order "
-            "without privacy."
+            "fedprox, fednova, scaffold, fedavgm, fedadagrad, fedadam or fedyogi else, and "
+            "zeroth-order without privacy."
         ),
     ] = None,
     out_dir: Annotated[
@@ -83,7 +83,7 @@ def demo(
 def _algorithm(name: str | None, privacy: Privacy) -> str:
     from dp.contracts.optimisers import NAMED_AFTER
 
-    fitting: tuple[str, ...] = ("fedavg", "fedprox", "fednova", *NAMED_AFTER)
+    fitting: tuple[str, ...] = ("fedavg", "fedprox", "fednova", "scaffold", *NAMED_AFTER)
     if privacy is Privacy.distributed:
         fitting = ("fedsgd", "zeroth-order")
     elif privacy is Privacy.none:

@@ -193,7 +193,7 @@ def read_vector(model_file: bytes) -> np.ndarray:
     """The global vector (float32[d]) in an aggregator's model file."""
     from safetensors.numpy import load
 
-    (vector,) = load(model_file).values()
+    vector: np.ndarray = load(model_file)["vector"]
     return vector
 
 

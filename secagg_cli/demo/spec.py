@@ -53,7 +53,7 @@ def task_spec(options: DemoOptions, plan: KillPlan, model_folder: Path, model: A
     base_model, adapter = describe(model, str(model_folder), preset_for(options.model).adapter)
     spec = TaskSpec(
         task=TASK,
-        **task_terms(options.model, options.privacy, options.algorithm),
+        **task_terms(options.model, options.privacy, options.algorithm, options.clients),
         device_noise_multiplier=options.device_noise,
         cohort=CohortSpec(
             size_min=options.clients,

@@ -106,13 +106,13 @@ def test_a_step_that_would_destroy_the_model_is_refused():
 
 def test_an_algorithm_without_a_server_half_is_refused_by_name():
     with pytest.raises(ConfigurationError) as refused:
-        step(manifest("scaffold", {"delta": 3}), [0, 0, 0], {"delta": [0, 0, 0]})
+        step(manifest("of-tomorrow", {"delta": 3}), [0, 0, 0], {"delta": [0, 0, 0]})
     assert refused.value.reason == "algorithm-unknown"
     assert "fedsgd" in refused.value.expected
 
 
 def test_every_algorithm_that_a_task_may_name_has_a_server_half():
-    assert set(ALGORITHMS) == {"sum", "evaluation", "zeroth-order", *_DIRECTIONS}
+    assert set(ALGORITHMS) == {"sum", "evaluation", "scaffold", "zeroth-order", *_DIRECTIONS}
 
 
 D = np.array([3.0, -0.5, 0.0])

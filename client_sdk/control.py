@@ -1,0 +1,122 @@
+"""SCAFFOLD's device state: c_k, moved only by what a release provably holds.
+
+A round's change of c_k is -c - dy / (K eta) (Karimireddy et al., ICML 2020, algorithm 1, option
+II), where dy is what was *sent*: after the clip and the rounding, so that the server, which derives
+the sum of the changes from the sum of the dy, means the same numbers. It is written down before the
+masked vector is, by the cohort's context, and added to c_k when the release of that very context is
+proven to hold this device. Nothing else moves c_k: a drop-out, an abort or a refusal leaves it.
+
+One sealed record holds c_k, the changes that wait and the contexts that were added, so that each
+step is one atomic write and doing it twice changes nothing.
+"""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from client_sdk.errors import StateError
+from client_sdk.journal import Contribution, Journal
+from dp.contracts.scaffold import control_step
+from dp.mechanisms import decode
+from secagg.manifest import Manifest
+from secagg.ring import Lanes
+
+# A task has one open cohort at a time, so an older cohort's end is in the ledger when the next one
+# masks; what waits beyond these few never left the device.
+_WAITING_MAX = 4
+_ADDED_MAX = 64
+
+
+class Waiting(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A change that waits for its receipt. ``change``: float64[d], little-endian."""
+
+    ctx: bytes
+    change: bytes
+
+
+class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``own``: c_k, float64[d], little-endian; empty means zeros. ``added``: contexts."""
+
+    version: int = 1
+    own: bytes = b""
+    waiting: tuple[Waiting, ...] = ()
+    added: tuple[bytes, ...] = ()
+
+
+class DeviceControl:
+    """The control variate of one device in one task."""
+
+    def __init__(self, journal: Journal, manifest: Manifest, manifest_digest: bytes) -> None:
+        self._journal = journal
+        self._manifest = manifest
+        self._length = manifest.segments[0].length
+        self._name = "control-" + manifest_digest.hex()[:32]
+        self._record = journal.load_record(self._name, _Record) or _Record()
+        if len(self._record.own) not in (0, 8 * self._length):
+            raise StateError(
+                "state-damaged",
+                "The control variate has another length.",
+                expected=8 * self._length,
+                found=len(self._record.own),
+            )
+
+    @property
+    def own(self) -> NDArray[np.float64]:
+        """c_k; zeros before the first release."""
+        if not self._record.own:
+            return np.zeros(self._length)
+        return np.frombuffer(self._record.own, "<f8")
+
+    @property
+    def waiting(self) -> tuple[Waiting, ...]:
+        """Oldest first."""
+        return self._record.waiting
+
+    def correction(self, control: NDArray[np.float32]) -> NDArray[np.float64]:
+        """c - c_k, float64[d], for a model whose control variate is ``control``."""
+        return control - self.own
+
+    def expect(self, ctx: bytes, contribution: Contribution, vector: Lanes) -> None:
+        """Write down what a release of ``ctx`` will add to c_k; on disk when it returns.
+
+        Args:
+            vector: the encoded payload before its mask, lanes[p].
+        """
+        training = self._manifest.training
+        assert training is not None  # noqa: S101  check_manifest has refused that
+        sent = decode(self._manifest, vector, survivors=1, rotation_seed=ctx)["delta"]
+        control = np.frombuffer(contribution.control, "<f4").astype(np.float64)
+        change = (-control - sent / control_step(training)).astype("<f8")
+        others = [entry for entry in self._record.waiting if entry.ctx != ctx]
+        waiting = [*others, Waiting(ctx=ctx, change=change.tobytes())]
+        self._save(msgspec.structs.replace(self._record, waiting=tuple(waiting[-_WAITING_MAX:])))
+
+    def add(self, ctx: bytes) -> None:
+        """Add the change that waits for ``ctx``, once; on disk when it returns.
+
+        Raises:
+            StateError: ``state-damaged``: no change was written down for this release.
+        """
+        record = self._record
+        if ctx in record.added:
+            return
+        change = next((entry.change for entry in record.waiting if entry.ctx == ctx), None)
+        if change is None:
+            raise StateError(
+                "state-damaged", "The control variate knows nothing of this release.", found=ctx
+            )
+        own = self.own + np.frombuffer(change, "<f8")
+        self._save(
+            msgspec.structs.replace(
+                record,
+                own=own.astype("<f8").tobytes(),
+                waiting=tuple(entry for entry in record.waiting if entry.ctx != ctx),
+                added=(*record.added, ctx)[-_ADDED_MAX:],
+            )
+        )
+
+    def _save(self, record: _Record) -> None:
+        self._journal.save_blob(self._name, msgspec.msgpack.encode(record))
+        self._record = record
