@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from functools import lru_cache
-from typing import Literal, get_args
+from typing import Literal
 
 import msgspec
 
@@ -26,7 +26,6 @@ from dp.events import (
     Event,
     PoissonSampled,
     SkellamRelease,
-    replace_one,
 )
 from dp.grid import (
     clip_units,
@@ -135,12 +134,17 @@ def local_step(manifest: Manifest) -> SkellamRelease:
         raise AccountingError("privacy-missing", "The task has no example-level privacy.")
     length = manifest.data_length
     units = clip_units(privacy.clip, scale_for(privacy.clip, length, noisy=True))
-    multiplier = _multiplier(privacy.noise_multiplier)
+    multiplier = checked_multiplier(privacy.noise_multiplier)
     variance = math.ceil(Fraction(multiplier) ** 2 * units * units)
     return SkellamRelease(units * units, l1_of(units, length), variance, ADJACENCY["example"])
 
 
-def _multiplier(noise_multiplier: float) -> float:
+def checked_multiplier(noise_multiplier: float) -> float:
+    """The noise multiplier, if it can be one.
+
+    Raises:
+        AccountingError: ``parameter-out-of-range``.
+    """
     if not (math.isfinite(noise_multiplier) and 0 < noise_multiplier <= MULTIPLIER_MAX):
         raise AccountingError(
             "parameter-out-of-range",
@@ -350,90 +354,3 @@ def _adversary(manifest: Manifest) -> str:
 def headline(statements: Sequence[PrivacyLine]) -> float | None:
     """The largest unamplified epsilon; None without privacy."""
     return max((line.epsilon for line in statements if not line.amplified), default=None)
-
-
-PLAN_SHARES = 100  # devices whose discrete Gaussian shares a plan adds up
-
-
-def _plan_units(length: int) -> int:
-    if length < 1:
-        raise AccountingError("parameter-out-of-range", "A vector has coordinates.")
-    return clip_units(1.0, scale_for(1.0, length, noisy=True))
-
-
-Mechanism = Literal["gaussian", "discrete-gaussian", "skellam"]
-
-
-def plan_epsilon(
-    noise_multiplier: float,
-    rounds: int,
-    delta: float,
-    sampling_rate: float = 1.0,
-    mechanism: Mechanism = "skellam",
-    *,
-    length: int = 92_160,
-    adjacency: Adjacency = "add-or-remove",
-) -> tuple[float, str]:
-    """Epsilon of ``rounds`` releases, rounded up, and the accountant's name.
-
-    ``gaussian`` is accounted by :func:`dp.gaussian.gaussian_epsilon`, ``discrete-gaussian`` as the
-    sum of ``PLAN_SHARES`` equal shares. ``length``: coordinates, for the bounds of the discrete
-    two. ``adjacency``: ``noise_multiplier`` is always noise over *clip*; under ``replace-one`` a
-    record moves the sum by two clips.
-
-    Raises:
-        AccountingError: ``parameter-out-of-range``, ``mechanism-unknown``,
-            ``adjacency-unaccounted``.
-    """
-    if not 1 <= rounds <= 10**7:
-        raise AccountingError(
-            "parameter-out-of-range", "Rounds are out of range.", expected="1..10^7", found=rounds
-        )
-    _multiplier(noise_multiplier)
-    if not (math.isfinite(sampling_rate) and 0 < sampling_rate <= 1):
-        raise AccountingError(
-            "parameter-out-of-range",
-            "The sampling rate is out of range.",
-            expected="0 < rate <= 1",
-            found=sampling_rate,
-        )
-    if not (math.isfinite(delta) and 0 < delta < 1):
-        raise AccountingError(
-            "parameter-out-of-range", "Delta is out of range.", expected="0..1", found=delta
-        )
-    if adjacency not in get_args(Adjacency):
-        raise AccountingError(
-            "adjacency-unknown",
-            "No such adjacency.",
-            expected=list(get_args(Adjacency)),
-            found=adjacency,
-        )
-    event: Event
-    match mechanism:
-        case "gaussian":
-            from dp.gaussian import gaussian_epsilon
-
-            return gaussian_epsilon(noise_multiplier, rounds, delta, sampling_rate, adjacency)
-        case "discrete-gaussian":
-            units = _plan_units(length)
-            share = math.ceil(Fraction(noise_multiplier) ** 2 * units**2 / PLAN_SHARES)
-            event = DiscreteGaussianSum(units**2, l1_of(units, length), share, PLAN_SHARES, length)
-            name = ACCOUNTANT_DISCRETE_GAUSSIAN
-        case "skellam":
-            units = _plan_units(length)
-            variance = math.ceil(Fraction(noise_multiplier) ** 2 * units**2)
-            event = SkellamRelease(units**2, l1_of(units, length), variance)
-            name = ACCOUNTANT_SKELLAM
-        case _:
-            raise AccountingError(
-                "mechanism-unknown",
-                "No such mechanism.",
-                expected=["gaussian", "discrete-gaussian", "skellam"],
-                found=mechanism,
-            )
-    if sampling_rate < 1:
-        event = PoissonSampled(sampling_rate, event)
-        name += POISSON
-    if adjacency == "replace-one":
-        event = replace_one(event)
-    return epsilon_of(Composed(((event, rounds),)), delta), name

@@ -89,6 +89,25 @@ class PoissonSampled(Event):
 
 
 @dataclass(frozen=True)
+class CorrelatedReleases(Event):
+    """All rounds of a training under correlated noise: C G + Z (:mod:`dp.correlated`).
+
+    Attributes:
+        coefficients: first column of the lower-triangular Toeplitz matrix C, integers.
+        rounds: rows of G, one vector a round.
+        participations: most rounds that one unit takes part in.
+        separation: least distance of two of them.
+        row: one row with a contribution of coefficient 1: its sensitivity, its noise. Not sampled.
+    """
+
+    coefficients: tuple[int, ...]
+    rounds: int
+    participations: int
+    separation: int
+    row: Event
+
+
+@dataclass(frozen=True)
 class Composed(Event):
     """Adaptive composition: each event with its count."""
 
@@ -104,6 +123,8 @@ def adjacency_of(event: Event) -> Adjacency | None:
     match event:
         case PoissonSampled(_, inner):
             return adjacency_of(inner)
+        case CorrelatedReleases():
+            return adjacency_of(event.row)
         case Composed(parts):
             found = {adjacency_of(part) for part, count in parts if count} - {None}
             if len(found) > 1:
@@ -146,6 +167,10 @@ def replace_one(event: Event) -> Event:
             return DiscreteGaussianRelease(z / 2, "replace-one")
         case GaussianRelease(z):
             return GaussianRelease(z / 2, "replace-one")
+        case CorrelatedReleases(coefficients, rounds, participations, separation, row):
+            return CorrelatedReleases(
+                coefficients, rounds, participations, separation, replace_one(row)
+            )
         case Composed(parts):
             return Composed(tuple((replace_one(part), count) for part, count in parts))
         case _:

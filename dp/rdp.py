@@ -32,9 +32,11 @@ from functools import lru_cache
 
 import numpy as np
 
+from dp.correlated import l1_sensitivity, squared_sensitivity
 from dp.errors import AccountingError
 from dp.events import (
     Composed,
+    CorrelatedReleases,
     DiscreteGaussianRelease,
     DiscreteGaussianSum,
     Event,
@@ -118,6 +120,29 @@ def _unlike(variance: float) -> float:
     return math.log1p(4 * series / (1 - 2 * series))
 
 
+def _whole(event: CorrelatedReleases) -> Event:
+    """All rows as one release: the row's noise, the sensitivity of the whole matrix."""
+    shape = (event.coefficients, event.rounds, event.participations, event.separation)
+    squared, absolute = squared_sensitivity(*shape), l1_sensitivity(*shape)
+    match event.row:
+        case SkellamRelease(l2, l1, variance, adjacency):
+            return SkellamRelease(l2 * squared, l1 * absolute, variance, adjacency)
+        case DiscreteGaussianSum(l2, l1, share, shares, length, adjacency):
+            return DiscreteGaussianSum(
+                l2 * squared, l1 * absolute, share, shares, length * event.rounds, adjacency
+            )
+        case DiscreteGaussianRelease(z, adjacency):
+            return DiscreteGaussianRelease(z / (math.sqrt(squared) * _OUTWARD), adjacency)
+        case GaussianRelease(z, adjacency):
+            return GaussianRelease(z / (math.sqrt(squared) * _OUTWARD), adjacency)
+        case _:
+            raise AccountingError(
+                "event-unknown",
+                "No accountant can vouch for such rows under correlated noise.",
+                found=type(event.row).__name__,
+            )
+
+
 def _poisson(rate: float, base: Mapping[int, float]) -> Mapping[int, float]:
     if not (math.isfinite(rate) and 0 < rate <= 1):
         raise AccountingError(
@@ -179,6 +204,14 @@ def rdp_curve(event: Event) -> Mapping[int, float]:
             return _gaussian(z)
         case DiscreteGaussianSum():
             return _discrete_gaussian_sum(event)
+        case CorrelatedReleases():
+            return rdp_curve(_whole(event))
+        case PoissonSampled(_, CorrelatedReleases()):
+            raise AccountingError(
+                "event-unknown",
+                "No accountant here vouches for sampling under correlated noise.",
+                remedy="Leave the sampling out: what the event costs without it holds too.",
+            )
         case PoissonSampled(rate, inner):
             if adjacency == "replace-one":
                 raise AccountingError(

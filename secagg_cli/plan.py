@@ -21,6 +21,7 @@ class Mechanism(enum.StrEnum):
     gaussian = "gaussian"
     discrete_gaussian = "discrete-gaussian"
     skellam = "skellam"
+    correlated = "correlated"
 
 
 class Adjacency(enum.StrEnum):
@@ -44,9 +45,21 @@ def privacy(
         Adjacency,
         typer.Option(help="A record more or less, or exchanged: that moves the sum by two clips."),
     ] = Adjacency.add_or_remove,
+    band: Annotated[
+        int, typer.Option(help="correlated: rounds over which noise partly cancels.", min=1, max=16)
+    ] = 4,
+    participations: Annotated[
+        int | None, typer.Option(help="correlated: most rounds of one unit; default: all.", min=1)
+    ] = None,
+    separation: Annotated[
+        int, typer.Option(help="correlated: least distance of two rounds of one unit.", min=1)
+    ] = 1,
     format: FormatOption = Format.text,
 ) -> None:
-    """Epsilon of so many releases, composed, between neighbours of the given kind."""
+    """Epsilon of so many releases, composed, between neighbours of the given kind.
+
+    The mechanism "correlated" is for comparison: no device of ours adds such noise.
+    """
     with Output(format) as out:
         _check_open_interval("noise-multiplier", noise_multiplier, 0, float("inf"))
         _check_open_interval("delta", delta, 0, 1)
@@ -57,17 +70,43 @@ def privacy(
                 expected="(0, 1]",
                 found=sampling_rate,
             )
-        from dp.accounting import plan_epsilon
+        from dp.plans import plan_correlated, plan_epsilon
 
-        epsilon, accountant = plan_epsilon(
-            noise_multiplier=noise_multiplier,
-            rounds=rounds,
-            delta=delta,
-            sampling_rate=sampling_rate,
-            mechanism=mechanism.value,
-            length=length,
-            adjacency=adjacency.value,
-        )
+        more: dict[str, float] = {}
+        if mechanism is Mechanism.correlated:
+            if sampling_rate < 1:
+                raise CommandError(
+                    "sampling-rate",
+                    "Nobody accounts for sampling under correlated noise.",
+                    expected=1,
+                    found=sampling_rate,
+                )
+            plan = plan_correlated(
+                noise_multiplier=noise_multiplier,
+                rounds=rounds,
+                delta=delta,
+                band=band,
+                participations=participations or rounds,
+                separation=separation,
+                length=length,
+                adjacency=adjacency.value,
+            )
+            epsilon, accountant = plan.epsilon, plan.accountant
+            more = {"sensitivity": plan.sensitivity, "noise_ratio": plan.noise_ratio}
+            out.say(
+                f"a unit moves all rounds together by {plan.sensitivity:.4g} clips; sums over "
+                f"rounds carry {plan.noise_ratio:.3g} times the noise of independent rounds"
+            )
+        else:
+            epsilon, accountant = plan_epsilon(
+                noise_multiplier=noise_multiplier,
+                rounds=rounds,
+                delta=delta,
+                sampling_rate=sampling_rate,
+                mechanism=mechanism.value,
+                length=length,
+                adjacency=adjacency.value,
+            )
         amplified = "" if sampling_rate == 1 else f", amplified by sampling at {sampling_rate}"
         out.say(
             f"epsilon {epsilon:.4f} at delta {delta:g} after {rounds} releases, "
@@ -84,6 +123,7 @@ def privacy(
                 "mechanism": mechanism.value,
                 "adjacency": adjacency.value,
                 "accountant": accountant,
+                **more,
             }
         )
 

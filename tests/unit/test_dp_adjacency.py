@@ -10,7 +10,7 @@ import pytest
 from dp_accounting.rdp import RdpAccountant
 from typer.testing import CliRunner
 
-from dp.accounting import ADJACENCY, epsilon_of, lines, plan_epsilon
+from dp.accounting import ADJACENCY, epsilon_of, lines
 from dp.budget import charges_of
 from dp.contracts import BudgetSpec
 from dp.errors import AccountingError
@@ -27,6 +27,7 @@ from dp.events import (
     replace_one,
 )
 from dp.gaussian import exact_epsilon, gaussian_epsilon, pld_epsilon, rdp_epsilon
+from dp.plans import plan_epsilon
 from secagg_cli.main import app
 from tests.dp_tasks import built
 

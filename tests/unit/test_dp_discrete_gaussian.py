@@ -15,7 +15,6 @@ from dp.accounting import (
     ACCOUNTANT_SKELLAM,
     ReleaseFacts,
     lines,
-    plan_epsilon,
 )
 from dp.budget import Account, charges_of
 from dp.contracts import BudgetSpec, CohortSpec, check_manifest
@@ -23,6 +22,7 @@ from dp.discrete_gaussian import add_discrete_gaussian, gaussian_table, gaussian
 from dp.errors import AccountingError
 from dp.events import DiscreteGaussianSum
 from dp.mechanisms import decode, encode
+from dp.plans import plan_epsilon
 from dp.rdp import epsilon_from_rdp, rdp_curve
 from secagg.errors import ConfigurationError, LocalProtocolError
 from secagg.ring import add_into

@@ -10,7 +10,7 @@ import pytest
 from dp_accounting.rdp import RdpAccountant
 from scipy import optimize, special, stats
 
-from dp.accounting import epsilon_of, plan_epsilon
+from dp.accounting import epsilon_of
 from dp.errors import AccountingError
 from dp.events import (
     Composed,
@@ -21,6 +21,7 @@ from dp.events import (
     SkellamRelease,
 )
 from dp.gaussian import pld_epsilon, rdp_epsilon
+from dp.plans import plan_epsilon
 from dp.rdp import ORDERS, epsilon_from_rdp, rdp_curve
 
 

@@ -1,0 +1,174 @@
+"""What releases will cost, before there is a task: one mechanism at a noise multiplier.
+
+A whole task, from its target, is :mod:`dp.planning`.
+"""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from typing import Literal, get_args
+
+import msgspec
+
+from dp.accounting import (
+    ACCOUNTANT_DISCRETE_GAUSSIAN,
+    ACCOUNTANT_SKELLAM,
+    POISSON,
+    checked_multiplier,
+    epsilon_of,
+)
+from dp.correlated import noise_ratio, prefix_coefficients, squared_sensitivity
+from dp.errors import AccountingError
+from dp.events import (
+    Adjacency,
+    Composed,
+    CorrelatedReleases,
+    DiscreteGaussianSum,
+    Event,
+    PoissonSampled,
+    SkellamRelease,
+    replace_one,
+)
+from dp.grid import clip_units, l1_of, scale_for
+
+CORRELATED = "+matrix/choquette-choo-2023"
+LENGTH_MAX = 1 << 40
+PLAN_SHARES = 100  # devices whose discrete Gaussian shares a plan adds up
+
+
+def _plan_units(length: int) -> int:
+    if not 1 <= length <= LENGTH_MAX:
+        raise AccountingError(
+            "parameter-out-of-range",
+            "The number of coordinates is out of range.",
+            expected=f"1 to {LENGTH_MAX}",
+            found=length if length < 1 else math.inf,
+        )
+    return clip_units(1.0, scale_for(1.0, length, noisy=True))
+
+
+Mechanism = Literal["gaussian", "discrete-gaussian", "skellam"]
+
+
+def plan_epsilon(
+    noise_multiplier: float,
+    rounds: int,
+    delta: float,
+    sampling_rate: float = 1.0,
+    mechanism: Mechanism = "skellam",
+    *,
+    length: int = 92_160,
+    adjacency: Adjacency = "add-or-remove",
+) -> tuple[float, str]:
+    """Epsilon of ``rounds`` releases, rounded up, and the accountant's name.
+
+    ``gaussian`` is accounted by :func:`dp.gaussian.gaussian_epsilon`, ``discrete-gaussian`` as the
+    sum of ``PLAN_SHARES`` equal shares. ``length``: coordinates, for the bounds of the discrete
+    two. ``adjacency``: ``noise_multiplier`` is always noise over *clip*; under ``replace-one`` a
+    record moves the sum by two clips.
+
+    Raises:
+        AccountingError: ``parameter-out-of-range``, ``mechanism-unknown``,
+            ``adjacency-unaccounted``.
+    """
+    if not 1 <= rounds <= 10**7:
+        raise AccountingError(
+            "parameter-out-of-range", "Rounds are out of range.", expected="1..10^7", found=rounds
+        )
+    checked_multiplier(noise_multiplier)
+    if not (math.isfinite(sampling_rate) and 0 < sampling_rate <= 1):
+        raise AccountingError(
+            "parameter-out-of-range",
+            "The sampling rate is out of range.",
+            expected="0 < rate <= 1",
+            found=sampling_rate,
+        )
+    if not (math.isfinite(delta) and 0 < delta < 1):
+        raise AccountingError(
+            "parameter-out-of-range", "Delta is out of range.", expected="0..1", found=delta
+        )
+    if adjacency not in get_args(Adjacency):
+        raise AccountingError(
+            "adjacency-unknown",
+            "No such adjacency.",
+            expected=list(get_args(Adjacency)),
+            found=adjacency,
+        )
+    event: Event
+    match mechanism:
+        case "gaussian":
+            from dp.gaussian import gaussian_epsilon
+
+            return gaussian_epsilon(noise_multiplier, rounds, delta, sampling_rate, adjacency)
+        case "discrete-gaussian":
+            units = _plan_units(length)
+            share = math.ceil(Fraction(noise_multiplier) ** 2 * units**2 / PLAN_SHARES)
+            event = DiscreteGaussianSum(units**2, l1_of(units, length), share, PLAN_SHARES, length)
+            name = ACCOUNTANT_DISCRETE_GAUSSIAN
+        case "skellam":
+            units = _plan_units(length)
+            variance = math.ceil(Fraction(noise_multiplier) ** 2 * units**2)
+            event = SkellamRelease(units**2, l1_of(units, length), variance)
+            name = ACCOUNTANT_SKELLAM
+        case _:
+            raise AccountingError(
+                "mechanism-unknown",
+                "No such mechanism.",
+                expected=["gaussian", "discrete-gaussian", "skellam"],
+                found=mechanism,
+            )
+    if sampling_rate < 1:
+        event = PoissonSampled(sampling_rate, event)
+        name += POISSON
+    if adjacency == "replace-one":
+        event = replace_one(event)
+    return epsilon_of(Composed(((event, rounds),)), delta), name
+
+
+class CorrelatedPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """``sensitivity``: of all rounds together, over the clip. ``noise_ratio``: noise in the sums
+    over rounds, over that of independent noise at the same cost."""
+
+    epsilon: float
+    accountant: str
+    sensitivity: float
+    noise_ratio: float
+
+
+def plan_correlated(
+    noise_multiplier: float,
+    rounds: int,
+    delta: float,
+    *,
+    band: int,
+    participations: int,
+    separation: int,
+    length: int = 92_160,
+    adjacency: Adjacency = "add-or-remove",
+) -> CorrelatedPlan:
+    """What ``rounds`` cost in which Skellam noise partly cancels (:mod:`dp.correlated`).
+
+    For comparison and auditing: no device adds such noise (docs/adr/0005-correlated-noise.md).
+    ``noise_multiplier``: noise of a row over the clip. ``band``: coefficients of the matrix, the
+    square root of prefix sums. ``participations`` and ``separation``: of the unit that is
+    protected; without a limit, ``rounds`` and 1.
+
+    Raises:
+        AccountingError: ``parameter-out-of-range``, ``sensitivity-unknown``.
+    """
+    coefficients = prefix_coefficients(min(band, rounds) if band > 0 else band)
+    shape = (coefficients, rounds, participations, separation)
+    squared, units = squared_sensitivity(*shape), _plan_units(length)
+    multiplier = Fraction(checked_multiplier(noise_multiplier))
+    variance = math.ceil((multiplier * units * coefficients[0]) ** 2)
+    row = SkellamRelease(units**2, l1_of(units, length), variance)
+    event: Event = CorrelatedReleases(*shape, row)
+    if adjacency == "replace-one":
+        event = replace_one(event)
+    return CorrelatedPlan(
+        epsilon=epsilon_of(event, delta),
+        accountant=ACCOUNTANT_SKELLAM + CORRELATED,
+        sensitivity=math.sqrt(squared) / coefficients[0],
+        noise_ratio=noise_ratio(*shape),
+    )

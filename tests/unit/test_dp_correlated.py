@@ -1,0 +1,247 @@
+"""Correlated noise: its sensitivity against brute force, its cost, and what nobody can account."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from dp.accounting import epsilon_of
+from dp.correlated import (
+    BAND_MAX,
+    l1_sensitivity,
+    noise_ratio,
+    prefix_coefficients,
+    squared_sensitivity,
+)
+from dp.errors import AccountingError
+from dp.events import (
+    Composed,
+    CorrelatedReleases,
+    DiscreteGaussianRelease,
+    DiscreteGaussianSum,
+    Event,
+    GaussianRelease,
+    PoissonSampled,
+    SkellamRelease,
+    adjacency_of,
+    replace_one,
+)
+from dp.gaussian import exact_epsilon
+from dp.plans import plan_correlated
+from dp.rdp import rdp_curve
+from secagg_cli.main import app
+
+
+def matrix(coefficients: tuple[int, ...], rounds: int) -> np.ndarray:
+    c = np.zeros((rounds, rounds), dtype=np.int64)
+    for t in range(rounds):
+        part = coefficients[: rounds - t]
+        c[t : t + len(part), t] = part
+    return c
+
+
+def admissible(rounds: int, participations: int, separation: int) -> list[tuple[int, ...]]:
+    return [
+        chosen
+        for size in range(1, participations + 1)
+        for chosen in itertools.combinations(range(rounds), size)
+        if all(b - a >= separation for a, b in itertools.pairwise(chosen))
+    ]
+
+
+def brute_force(coefficients: tuple[int, ...], rounds: int, k: int, b: int) -> tuple[int, int]:
+    """Largest squared norm over all sets of rounds and contributions of +-1, and the L1 norm."""
+    c = matrix(coefficients, rounds)
+    squared = absolute = 0
+    for chosen in admissible(rounds, k, b):
+        for signs in itertools.product((-1, 1), repeat=len(chosen)):
+            moved = c[:, chosen] @ np.array(signs)
+            squared = max(squared, int((moved**2).sum()))
+            absolute = max(absolute, int(np.abs(moved).sum()))
+    return squared, absolute
+
+
+falling = st.lists(st.integers(0, 9), min_size=1, max_size=5).map(
+    lambda c: tuple(sorted((1 + c[0], *c[1:]), reverse=True))
+)
+signed = st.lists(st.integers(-6, 6), min_size=1, max_size=4).map(lambda c: (c[0] or 1, *c[1:]))
+sizes = st.tuples(st.integers(5, 8), st.integers(1, 4), st.integers(1, 5))
+
+
+@given(falling, sizes)
+@settings(max_examples=60, deadline=None)
+def test_falling_coefficients_are_exact(
+    coefficients: tuple[int, ...], size: tuple[int, int, int]
+) -> None:
+    rounds, k, b = size
+    squared, absolute = brute_force(coefficients, rounds, k, b)
+    assert squared_sensitivity(coefficients, rounds, k, b) == squared
+    assert l1_sensitivity(coefficients, rounds, k, b) == absolute
+
+
+@given(signed, sizes)
+@settings(max_examples=60, deadline=None)
+def test_any_coefficients_are_covered_and_without_overlap_exact(
+    coefficients: tuple[int, ...], size: tuple[int, int, int]
+) -> None:
+    rounds, k, b = size
+    squared, absolute = brute_force(coefficients, rounds, k, b)
+    bound = squared_sensitivity(coefficients, rounds, k, b)
+    assert bound >= squared
+    assert l1_sensitivity(coefficients, rounds, k, b) >= absolute
+    if len(coefficients) <= b:
+        assert bound == squared
+
+
+def test_vectors_in_any_direction_are_covered() -> None:
+    """Contributions are vectors, not signs: the bound holds for those in other directions too."""
+    rng = np.random.default_rng(3)
+    coefficients, rounds, k, b = (8, 4, 3), 9, 3, 2
+    c, bound = matrix(coefficients, rounds), squared_sensitivity((8, 4, 3), 9, 3, 2)
+    sets = admissible(rounds, k, b)
+    for chosen in (sets[int(i)] for i in rng.integers(0, len(sets), 300)):
+        unit = rng.normal(size=(len(chosen), 5))
+        unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+        assert np.linalg.norm(c[:, chosen] @ unit) ** 2 <= bound * (1 + 1e-12)
+
+
+@pytest.mark.parametrize(("k", "b", "band"), [(1, 8, 4), (3, 4, 4), (4, 6, 5)])
+def test_banded_sensitivity_is_root_k_times_the_columns_norm(k: int, b: int, band: int) -> None:
+    coefficients = prefix_coefficients(band)
+    norm = sum(c * c for c in coefficients)
+    assert squared_sensitivity(coefficients, 64, k, b) == k * norm
+    # At the end columns are cut, so fewer rounds than k fit as a whole.
+    if k > 1:
+        assert squared_sensitivity(coefficients, (k - 1) * b + 1, k, b) < k * norm
+    assert squared_sensitivity(coefficients, 64, 10**6, b) == squared_sensitivity(
+        coefficients, 64, 1 + 63 // b, b
+    )
+
+
+def test_prefix_coefficients_are_the_square_root_of_prefix_sums() -> None:
+    band = 12
+    coefficients = prefix_coefficients(band)
+    assert coefficients[:3] == (4**11, 4**11 // 2, 4**11 * 3 // 8)
+    square = np.convolve(
+        np.array(coefficients, float) / coefficients[0],
+        np.array(coefficients, float) / coefficients[0],
+    )[:band]
+    np.testing.assert_allclose(square, 1.0, rtol=1e-12)
+    for wrong in (0, -1, BAND_MAX + 1):
+        with pytest.raises(AccountingError):
+            prefix_coefficients(wrong)
+
+
+def test_without_correlation_it_is_plain_composition() -> None:
+    row = SkellamRelease(1 << 20, 1 << 15, 1 << 24)
+    whole = CorrelatedReleases((1,), 12, 5, 1, row)
+    plain = Composed(((row, 5),))
+    assert epsilon_of(whole, 1e-6) == pytest.approx(epsilon_of(plain, 1e-6), rel=1e-9)
+    assert noise_ratio((1,), 12, 5, 1) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        SkellamRelease(100, 60, 10_000),
+        DiscreteGaussianSum(100, 60, 1_000, 10, 8),
+        DiscreteGaussianRelease(10.0),
+        GaussianRelease(10.0),
+    ],
+)
+def test_every_kind_of_row_costs_about_what_a_gaussian_does(row: Event) -> None:
+    shape = ((2, 1), 10, 3, 4)  # S^2 = 3 * 5
+    found = epsilon_of(CorrelatedReleases(*shape, row), 1e-6)
+    assert found >= exact_epsilon(10.0 / math.sqrt(15), 1, 1e-6)
+    assert found == pytest.approx(epsilon_of(GaussianRelease(10.0 / math.sqrt(15)), 1e-6), rel=0.02)
+
+
+def test_replacing_counts_twice_here_too() -> None:
+    event = CorrelatedReleases((2, 1), 10, 3, 4, SkellamRelease(100, 60, 10_000))
+    replaced = replace_one(event)
+    assert (adjacency_of(event), adjacency_of(replaced)) == ("add-or-remove", "replace-one")
+    assert epsilon_of(replaced, 1e-6) > 1.9 * epsilon_of(event, 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("event", "reason"),
+    [
+        (PoissonSampled(0.1, CorrelatedReleases((1,), 4, 1, 1, GaussianRelease(1.0))), "unknown"),
+        (CorrelatedReleases((1,), 4, 1, 1, PoissonSampled(0.1, GaussianRelease(1.0))), "unknown"),
+        (CorrelatedReleases((1,), 4, 1, 1, Composed(())), "unknown"),
+        (CorrelatedReleases((1, 2, -1), 64, 20, 1, GaussianRelease(1.0)), "sensitivity-unknown"),
+        (CorrelatedReleases((), 4, 1, 1, GaussianRelease(1.0)), "out-of-range"),
+        (CorrelatedReleases((0, 1), 4, 1, 1, GaussianRelease(1.0)), "out-of-range"),
+        (CorrelatedReleases((1, 1), 1, 1, 1, GaussianRelease(1.0)), "out-of-range"),
+        (CorrelatedReleases((1,), 0, 1, 1, GaussianRelease(1.0)), "out-of-range"),
+        (CorrelatedReleases((1,), 4, 0, 1, GaussianRelease(1.0)), "out-of-range"),
+        (CorrelatedReleases((1,), 4, 1, 0, GaussianRelease(1.0)), "out-of-range"),
+        (CorrelatedReleases((10**40,), 4, 1, 1, GaussianRelease(1.0)), "out-of-range"),
+        (CorrelatedReleases((1,), 10**9, 1, 1, GaussianRelease(1.0)), "out-of-range"),
+    ],
+)
+def test_what_nobody_can_account_fails_closed(event: Event, reason: str) -> None:
+    with pytest.raises(AccountingError) as caught:
+        rdp_curve(event)
+    assert reason in caught.value.reason
+
+
+def simulated_ratio(coefficients: tuple[int, ...], rounds: int, k: int, b: int) -> float:
+    """The same by matrices: noise of A C^-1 times S, against independent noise times sqrt(k)."""
+    c = matrix(coefficients, rounds).astype(float)
+    sums = np.tri(rounds)
+    correlated = np.linalg.norm(sums @ np.linalg.inv(c)) * math.sqrt(
+        squared_sensitivity(coefficients, rounds, k, b)
+    )
+    return float(correlated / (np.linalg.norm(sums) * math.sqrt(min(k, 1 + (rounds - 1) // b))))
+
+
+@pytest.mark.parametrize(
+    ("band", "rounds", "k", "b"), [(1, 8, 2, 3), (4, 16, 4, 4), (4, 12, 12, 1), (8, 9, 1, 9)]
+)
+def test_the_noise_of_sums_is_that_of_the_matrices(band: int, rounds: int, k: int, b: int) -> None:
+    coefficients = prefix_coefficients(band)
+    assert noise_ratio(coefficients, rounds, k, b) == pytest.approx(
+        simulated_ratio(coefficients, rounds, k, b), rel=1e-9
+    )
+
+
+@pytest.mark.parametrize(
+    ("k", "b", "ratios"),
+    [
+        (64, 1, (1.01, 1.04, 1.11, 1.25)),
+        (8, 8, (0.76, 0.59, 0.48, 0.50)),
+        (4, 16, (0.76, 0.59, 0.48, 0.41)),
+    ],
+)
+def test_correlation_helps_rare_participants_and_hurts_constant_ones(
+    k: int, b: int, ratios: tuple[float, ...]
+) -> None:
+    """The table of ADR 5."""
+    for band, ratio in zip((2, 4, 8, 16), ratios, strict=True):
+        plan = plan_correlated(4.0, 64, 1e-5, band=band, participations=k, separation=b)
+        assert plan.noise_ratio == pytest.approx(ratio, abs=0.005)
+
+
+def test_the_command_prints_sensitivity_and_what_is_gained() -> None:
+    command = [
+        *("plan", "privacy", "--noise-multiplier", "4", "--rounds", "64", "--delta", "1e-5"),
+        *("--mechanism", "correlated", "--band", "16", "--format", "json"),
+    ]
+    rare = CliRunner().invoke(app, [*command, "--participations", "4", "--separation", "16"])
+    found = json.loads(rare.stdout)
+    assert found["epsilon"] == pytest.approx(3.1412, abs=1e-3)
+    assert found["sensitivity"] == pytest.approx(2.788, abs=1e-3)
+    assert "matrix" in found["accountant"]
+    replaced = CliRunner().invoke(app, [*command, "--adjacency", "replace-one"])
+    every = CliRunner().invoke(app, command)
+    assert json.loads(replaced.stdout)["epsilon"] > 1.9 * json.loads(every.stdout)["epsilon"]
+    sampled = CliRunner().invoke(app, [*command, "--sampling-rate", "0.5"])
+    assert json.loads(sampled.stdout)["error"]["reason"] == "sampling-rate"
