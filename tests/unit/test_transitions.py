@@ -1,63 +1,52 @@
-"""Every (phase, event) cell of both tables, fed with real messages."""
+"""Every (phase, event) cell of both tables, on the real states of a recorded run.
+
+A cell of the table steps to one of its targets. Any other cell is refused by the one reason that is
+due there, or passed over in silence, and leaves every byte of the state as it was.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
 
+import msgspec
 import pytest
-from protocol_run import recorded_run
+from protocol_run import Run, recorded_run
 
 from secagg import client, messages, server, transitions
 from secagg.client import machine as client_machine
 from secagg.errors import LocalProtocolError, RemoteProtocolError, SecaggError
+from secagg.secret import Secret
 from secagg.server import machine as server_machine
 
-CLIENT_PHASES = [
-    "advertised",
-    "shared",
-    "checked",
-    "awaiting-vector",
-    "uploading",
-    "confirmed",
-    "unmasked",
-]
-CLIENT_EVENTS = [
-    "Roster",
-    "Inbox",
-    "MaskingSet",
-    "VectorReady",
-    "SurvivorSet",
-    "Confirmations",
-    "Receipt",
-    "Abort",
-    "Cancel",
-]
-SERVER_EVENTS = [
-    "Deals",
-    "Ready",
-    "Complaint",
-    "MaskedInput",
-    "VectorAdded",
-    "Confirmation",
-    "Unmask",
-    "SumOpened",
-    "SumRefused",
-    "ReleaseCommitted",
-    "Tick",
-    "Cancel",
-]
-# Phases in which a server message of the recorded run was obeyed before.
-OBEYED_BEFORE = {
-    "Roster": CLIENT_PHASES[1:],
-    "Inbox": CLIENT_PHASES[2:],
-    "MaskingSet": CLIENT_PHASES[3:],
-    "SurvivorSet": CLIENT_PHASES[5:],
-    "Confirmations": CLIENT_PHASES[6:],
+CLIENT_PHASES = [*dict.fromkeys(phase for phase, _ in transitions.CLIENT)]
+CLIENT_EVENTS = sorted({event for _, event in transitions.CLIENT})
+SERVER_PHASES = list(transitions.SERVER_ORDER)
+SERVER_EVENTS = sorted({event for _, event in transitions.SERVER})
+# The phase that a message of the recorded run led to: from there on it was obeyed before.
+LED_TO = {
+    "Roster": "shared",
+    "Inbox": "checked",
+    "MaskingSet": "awaiting-vector",
+    "SurvivorSet": "confirmed",
+    "Confirmations": "unmasked",
 }
 
 
-def client_event(name: str) -> client.Event:
-    run = recorded_run()
+def laid_open(value: Any) -> Any:
+    """Everything in a state, secrets too, as something that compares."""
+    if isinstance(value, Secret):
+        return "secret", value.reveal()
+    if is_dataclass(value) and not isinstance(value, type):
+        return type(value), [laid_open(getattr(value, field.name)) for field in fields(value)]
+    if isinstance(value, dict):
+        return [(key, laid_open(inner)) for key, inner in value.items()]
+    if isinstance(value, (tuple, list)):
+        return [laid_open(inner) for inner in value]
+    return value
+
+
+def client_event(run: Run, name: str) -> client.Event:
     if name == "Abort":
         abort = messages.Abort(run.aggregator.state.facts.cohort, "too-few-vectors")
         return client.Received(run.sign(abort), run.aggregator.now_s)
@@ -66,8 +55,13 @@ def client_event(name: str) -> client.Event:
     return run.client_events[name]
 
 
-def server_event(name: str) -> server.Event:
-    run = recorded_run()
+def client_state(run: Run, phase: str) -> client.State:
+    if phase == "failed":
+        return client.Failed("deadline", "The device's own deadline passed.", None)
+    return run.client_states[phase]
+
+
+def server_event(run: Run, name: str) -> server.Event:
     now_s = run.aggregator.now_s
     match name:
         case "Complaint":
@@ -88,82 +82,152 @@ def server_event(name: str) -> server.Event:
     return run.server_events[name]
 
 
+def server_state(run: Run, phase: str, event: str) -> server.State:
+    """Without memory of messages taken before, so that the cell itself is met."""
+    if phase == "aborted":
+        cancel = server_event(run, "Cancel")
+        return server.step(run.task.server, run.server_states["masking"], cancel)[0]
+    state = replace(run.server_states[phase], accepted={})
+    if (phase, event) == ("masking", "VectorAdded"):  # a vector is announced before it comes
+        announced = server_event(run, "MaskedInput")
+        state, _ = server.step(run.task.server, state, announced)
+    return state
+
+
+# -- the device ------------------------------------------------------------------------------------
+
+
+def obeyed_before(phase: str, event: str) -> bool:
+    led_to = LED_TO.get(event)
+    return led_to is not None and CLIENT_PHASES.index(led_to) <= CLIENT_PHASES.index(phase)
+
+
+def client_refusal(phase: str, event: str) -> tuple[type[SecaggError], str]:
+    if event == "VectorReady":
+        return LocalProtocolError, "vector-not-due"
+    if phase == "advertised":
+        return RemoteProtocolError, "frame-kind"  # nothing but a roster is even verified
+    return RemoteProtocolError, "message-not-due"
+
+
 @pytest.mark.parametrize("event", CLIENT_EVENTS)
-@pytest.mark.parametrize("phase", [*CLIENT_PHASES, "finished"])
+@pytest.mark.parametrize("phase", [*CLIENT_PHASES, *sorted(transitions.CLIENT_TERMINAL)])
 def test_client_cell(phase: str, event: str) -> None:
     run = recorded_run()
-    state = run.client_states[phase]
-    config = run.device.config
-
-    def step() -> client_machine.Outcome:
-        return client.step(config, state, client_event(event), run.tools())
-
-    if phase == "finished":
-        assert step() == (state, ())
-    elif (phase, event) in transitions.CLIENT:
-        after, effects = step()
+    config, state, given = run.device.config, client_state(run, phase), client_event(run, event)
+    before = laid_open(state)
+    if (phase, event) in transitions.CLIENT:
+        after, effects = client.step(config, state, given, run.tools())
         assert after.phase in transitions.CLIENT[phase, event]
         assert effects
-        if event not in ("Abort", "Cancel"):
-            assert after.phase != "failed"
-    elif phase in OBEYED_BEFORE.get(event, ()):
-        after, effects = step()
+        assert (after.phase == "failed") == (event in ("Abort", "Cancel"))
+    elif phase in transitions.CLIENT_TERMINAL or obeyed_before(phase, event):
+        after, effects = client.step(config, state, given, run.tools())
         assert after is state
         assert effects == ()
     else:
-        with pytest.raises((RemoteProtocolError, LocalProtocolError)) as caught:
-            step()
-        assert caught.value.reason in (
-            "message-not-due",
-            "vector-not-due",
-            "frame-kind",
-            "signature-invalid",
-        )
+        error, reason = client_refusal(phase, event)
+        with pytest.raises(SecaggError) as caught:
+            client.step(config, state, given, run.tools())
+        assert (type(caught.value), caught.value.reason) == (error, reason)
+        if reason == "message-not-due":
+            due = sorted(due for known, due in transitions.CLIENT if known == phase)
+            assert (caught.value.expected, caught.value.found) == (due, event)
+    assert laid_open(state) == before
+
+
+@pytest.mark.parametrize("event", sorted(LED_TO))
+@pytest.mark.parametrize("phase", CLIENT_PHASES)
+def test_another_message_of_a_kind_that_was_obeyed_is_refused(phase: str, event: str) -> None:
+    if not obeyed_before(phase, event):
+        return
+    run = recorded_run()
+    state = run.client_states[phase]
+    assert not isinstance(state, client.Advertised)
+    # Its digest is not the one in the journal, whatever its bytes are.
+    number = messages.KINDS[getattr(messages, event)][0]
+    session = replace(state.session, accepted={**state.session.accepted, number: bytes(32)})
+    state = replace(state, session=session)
+    before = laid_open(state)
+    with pytest.raises(RemoteProtocolError) as caught:
+        client.step(run.device.config, state, client_event(run, event), run.tools())
+    assert caught.value.reason == ("frame-kind" if event == "Roster" else "message-changed")
+    assert laid_open(state) == before
+
+
+# -- the aggregator --------------------------------------------------------------------------------
+
+
+def is_late(phase: str, event: str) -> bool:
+    """A device's message that was due before: written down without the table's own function."""
+    due = {"Deals": 0, "Ready": 1, "Complaint": 1, "MaskedInput": 2, "Confirmation": 3, "Unmask": 4}
+    return event in due and due[event] < SERVER_PHASES.index(phase)
 
 
 @pytest.mark.parametrize("event", SERVER_EVENTS)
-@pytest.mark.parametrize("phase", [*transitions.SERVER_ORDER, "released"])
+@pytest.mark.parametrize("phase", [*SERVER_PHASES, *sorted(transitions.SERVER_TERMINAL)])
 def test_server_cell(phase: str, event: str) -> None:
     run = recorded_run()
-    # Without memory of what was taken before, so that the cell itself is met.
-    state = replace(run.server_states[phase], accepted={})
-
-    def step() -> tuple[server.State, tuple[server.Effect, ...]]:
-        return server.step(run.task.server, state, server_event(event))
-
-    if phase == "released" or (
-        phase in transitions.SERVER_ORDER
-        and transitions.server_is_late(phase, event)
-        and event in server_machine._HANDLERS
-        and hasattr(messages, event)
-    ):
-        after, effects = step()
+    state, given = server_state(run, phase, event), server_event(run, event)
+    before = laid_open(state)
+    if (phase, event) in transitions.SERVER:
+        after, _ = server.step(run.task.server, state, given)
+        assert after.phase in transitions.SERVER[phase, event]
+    elif phase in transitions.SERVER_TERMINAL or is_late(phase, event):
+        after, effects = server.step(run.task.server, state, given)
         assert after is state
         assert effects == ()
-    elif (phase, event) not in transitions.SERVER:
-        with pytest.raises(SecaggError) as caught:
-            step()
-        assert caught.value.reason in ("message-not-due", "event-not-due")
-    elif event == "VectorAdded":
-        announced, _ = server.step(run.task.server, state, server_event("MaskedInput"))
-        after, _ = server.step(run.task.server, announced, server_event(event))
-        assert after.phase in transitions.SERVER[phase, event]
     else:
-        after, _ = step()
-        assert after.phase in transitions.SERVER[phase, event]
+        from_device = isinstance(given, server.Received)
+        error = RemoteProtocolError if from_device else LocalProtocolError
+        with pytest.raises(error) as caught:
+            server.step(run.task.server, state, given)
+        assert caught.value.reason == ("message-not-due" if from_device else "event-not-due")
+        due = sorted(due for known, due in transitions.SERVER if known == phase)
+        assert (caught.value.expected, caught.value.found) == (due, event)
+        if isinstance(caught.value, RemoteProtocolError):
+            assert caught.value.culprit == state.facts.identity(run.index)
+    assert laid_open(state) == before
+
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "Deals": {"deals": ()},
+    "MaskedInput": {"vector_digest": bytes(32)},
+    "Confirmation": {"survivor_set_digest": bytes(32)},
+}
+
+
+@pytest.mark.parametrize("event", CHANGES)
+@pytest.mark.parametrize("phase", SERVER_PHASES)
+def test_what_a_device_said_before_stands(phase: str, event: str) -> None:
+    if not is_late(phase, event):
+        return
+    run = recorded_run()
+    state, given = run.server_states[phase], server_event(run, event)
+    before = laid_open(state)
+    after, effects = server.step(run.task.server, state, given)
+    assert after is state
+    assert effects == ()
+    said, _ = messages.peek(given.message, getattr(messages, event))
+    other = run.sign_as_device(msgspec.structs.replace(said, **CHANGES[event]))
+    with pytest.raises(RemoteProtocolError) as caught:
+        server.step(run.task.server, state, server.Received(run.index, other, given.now_s))
+    assert caught.value.reason == "message-changed"
+    assert caught.value.culprit == state.facts.identity(run.index)
+    assert laid_open(state) == before
+
+
+# -- the tables ------------------------------------------------------------------------------------
 
 
 def test_every_row_has_a_handler_and_every_handler_a_row() -> None:
-    handled = {event for _, event in transitions.SERVER}
-    assert handled == set(server_machine._HANDLERS)
-    assert handled == set(SERVER_EVENTS)
+    assert set(SERVER_EVENTS) == set(server_machine._HANDLERS)
     rows = {
         (phase, event)
         for phase, event in transitions.CLIENT
         if event not in ("VectorReady", "Cancel", "Roster")
     }
     assert rows == {(phase, kind.__name__) for phase, kind in client_machine._HANDLERS}
-    assert {event for _, event in transitions.CLIENT} == set(CLIENT_EVENTS)
 
 
 def test_every_phase_is_reachable_and_every_target_is_a_phase() -> None:
@@ -175,3 +239,4 @@ def test_every_phase_is_reachable_and_every_target_is_a_phase() -> None:
         targets = {target for row in table.values() for target in row}
         assert targets | {start} == phases
         assert all(phase not in terminal for phase, _ in table)
+    assert set(SERVER_PHASES) == {phase for phase, _ in transitions.SERVER}
