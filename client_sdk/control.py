@@ -4,7 +4,10 @@ A round's change of c_k is -c - dy / (K eta) (Karimireddy et al., ICML 2020, alg
 II), where dy is what was *sent*: after the clip and the rounding, so that the server, which derives
 the sum of the changes from the sum of the dy, means the same numbers. It is written down before the
 masked vector is, by the cohort's context, and added to c_k when the release of that very context is
-proven to hold this device. Nothing else moves c_k: a drop-out, an abort or a refusal leaves it.
+proven to hold this device: by its receipt, or, where that was lost, by the ledger, which
+:func:`settle` asks before the next training. Nothing else moves c_k: a drop-out, an abort or a
+refusal leaves it. A release whose receipt was lost must not be forgotten: the server has counted
+the device's change, and what c holds beyond the mean of the c_k stays in it for good.
 
 One sealed record holds c_k, the changes that wait and the contexts that were added, so that each
 step is one atomic write and doing it twice changes nothing.
@@ -18,6 +21,8 @@ from numpy.typing import NDArray
 
 from client_sdk.errors import StateError
 from client_sdk.journal import Contribution, Journal
+from client_sdk.ledger import LedgerWatch
+from client_sdk.threads import finish_in_thread
 from dp.contracts.scaffold import control_step
 from dp.mechanisms import decode
 from secagg.manifest import Manifest
@@ -30,10 +35,14 @@ _ADDED_MAX = 64
 
 
 class Waiting(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A change that waits for its receipt. ``change``: float64[d], little-endian."""
+    """A change that waits for its receipt. ``change``: float64[d], little-endian.
+
+    ``since``: leaves of the ledger that hold no record of the cohort.
+    """
 
     ctx: bytes
     change: bytes
+    since: int
 
 
 class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -78,11 +87,12 @@ class DeviceControl:
         """c - c_k, float64[d], for a model whose control variate is ``control``."""
         return control - self.own
 
-    def expect(self, ctx: bytes, contribution: Contribution, vector: Lanes) -> None:
+    def expect(self, ctx: bytes, contribution: Contribution, vector: Lanes, since: int = 0) -> None:
         """Write down what a release of ``ctx`` will add to c_k; on disk when it returns.
 
         Args:
             vector: the encoded payload before its mask, lanes[p].
+            since: leaves of the ledger now.
         """
         training = self._manifest.training
         assert training is not None  # noqa: S101  check_manifest has refused that
@@ -90,7 +100,7 @@ class DeviceControl:
         control = np.frombuffer(contribution.control, "<f4").astype(np.float64)
         change = (-control - sent / control_step(training)).astype("<f8")
         others = [entry for entry in self._record.waiting if entry.ctx != ctx]
-        waiting = [*others, Waiting(ctx=ctx, change=change.tobytes())]
+        waiting = [*others, Waiting(ctx=ctx, change=change.tobytes(), since=since)]
         self._save(msgspec.structs.replace(self._record, waiting=tuple(waiting[-_WAITING_MAX:])))
 
     def add(self, ctx: bytes) -> None:
@@ -117,6 +127,46 @@ class DeviceControl:
             )
         )
 
+    def forget(self, ctx: bytes) -> None:
+        """The cohort ended without this device: its change is nothing."""
+        self._waiting_now([entry for entry in self.waiting if entry.ctx != ctx])
+
+    def looked(self, ctx: bytes, size: int) -> None:
+        """The first ``size`` leaves of the ledger do not speak of the cohort."""
+        replace = msgspec.structs.replace
+        self._waiting_now([replace(e, since=size) if e.ctx == ctx else e for e in self.waiting])
+
+    def _waiting_now(self, waiting: list[Waiting]) -> None:
+        if tuple(waiting) != self._record.waiting:
+            self._save(msgspec.structs.replace(self._record, waiting=tuple(waiting)))
+
     def _save(self, record: _Record) -> None:
         self._journal.save_blob(self._name, msgspec.msgpack.encode(record))
         self._record = record
+
+
+async def settle(
+    control: DeviceControl,
+    ledger: LedgerWatch,
+    *,
+    task: str,
+    manifest_digest: bytes,
+    identity_key: bytes,
+) -> None:
+    """Ask the ledger about each change whose receipt never came.
+
+    Raises:
+        LedgerError: the ledger's answer does not verify.
+    """
+    for entry in control.waiting:
+        held, size = await ledger.holds(
+            entry.ctx,
+            task=task,
+            manifest_digest=manifest_digest,
+            identity_key=identity_key,
+            since=entry.since,
+        )
+        if held is None:
+            await finish_in_thread(control.looked, entry.ctx, size)
+        else:
+            await finish_in_thread(control.add if held else control.forget, entry.ctx)

@@ -91,14 +91,7 @@ class LedgerWatch:
             "ctx": ctx.hex(),
             "manifest_digest": manifest_digest.hex(),
         }
-        found = {key: record.get(key) for key in expected}
-        if found != expected:
-            raise LedgerError(
-                "release-mismatch",
-                "The ledger's record is not that of this device's release.",
-                expected=expected,
-                found=found,
-            )
+        _demand(record, expected)
         own = identity_digest(identity_key)
         if (await self._contributors(record)).count(own) != 1:
             raise LedgerError(
@@ -107,6 +100,52 @@ class LedgerWatch:
                 expected=own.hex(),
             )
         return record
+
+    async def holds(
+        self, ctx: bytes, *, task: str, manifest_digest: bytes, identity_key: bytes, since: int
+    ) -> tuple[bool | None, int]:
+        """How cohort ``ctx`` ended for this device, which has lost its receipt.
+
+        Args:
+            since: leaves of the log before the cohort masked; the record cannot be older.
+
+        Returns:
+            Whether the ledger provably lists this device in the cohort's release (False too if it
+            was charged without one), or None while the ledger has no record of the cohort; and
+            the leaves that were looked through.
+
+        Raises:
+            LedgerError: as :meth:`verify_release`.
+        """
+
+        async def look() -> tuple[int | None, int]:
+            checkpoint = await self._advance(0)
+            return await self._find(ctx, since, checkpoint.size), checkpoint.size
+
+        leaf_index, size = await self._patiently(look)
+        if leaf_index is None:
+            return None, size
+        record = await self._patiently(lambda: self._prove(leaf_index))
+        claim = {"task": task, "ctx": ctx.hex(), "manifest_digest": manifest_digest.hex()}
+        _demand(record, {"type": "release", **claim})
+        if record.get("outcome") != "released":
+            return False, size
+        return identity_digest(identity_key) in await self._contributors(record), size
+
+    async def _find(self, ctx: bytes, since: int, size: int) -> int | None:
+        """The first leaf that speaks of ``ctx``; unverified, so it remains to be proven."""
+        bundles = [
+            b for b in tiles.bundles_of(size) if b.number * tiles.TILE_WIDTH + b.width > since
+        ]
+        files = await self._fetch(bundle.path for bundle in bundles)
+        for bundle in bundles:
+            first = bundle.number * tiles.TILE_WIDTH
+            for offset, entry in enumerate(
+                tiles.parse_bundle(tiles.fetch(files.get, bundle), bundle.width)
+            ):
+                if first + offset >= since and _parse(entry).get("ctx") == ctx.hex():
+                    return first + offset
+        return None
 
     async def _contributors(self, record: Mapping[str, object]) -> tuple[bytes, ...]:
         """From the record, or from the file that it names and that must match."""
@@ -193,6 +232,17 @@ class LedgerWatch:
                     raise LedgerError(reason, str(error)) from error
             await self._sleep(_WAIT_S * 2**attempt)
         raise AssertionError("the last attempt returns or raises")
+
+
+def _demand(record: Mapping[str, object], expected: Mapping[str, object]) -> None:
+    found = {key: record.get(key) for key in expected}
+    if found != expected:
+        raise LedgerError(
+            "release-mismatch",
+            "The ledger's record is not that of this device's release.",
+            expected=expected,
+            found=found,
+        )
 
 
 def _parse(entry: bytes) -> dict[str, object]:

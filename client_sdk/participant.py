@@ -169,8 +169,10 @@ class Participant:
             device.account.debit(session.manifest, effect.ctx, contribution.name)
             vector = await finish_in_thread(self._encode, contribution.values(), effect.ctx)
             if has_control(session.manifest):
+                seen = device.ledger.remembered()
+                since = 0 if seen is None else seen.size
                 control = self._control()
-                await finish_in_thread(control.expect, effect.ctx, contribution, vector)
+                await finish_in_thread(control.expect, effect.ctx, contribution, vector, since)
         except SecaggError as error:
             await session.cancel(error.reason, str(error))
             return

@@ -24,11 +24,12 @@ from client_sdk.contribution import (
     is_batch_secret,
     zero_contribution,
 )
-from client_sdk.control import DeviceControl
+from client_sdk.control import DeviceControl, settle
 from client_sdk.device import Device
 from client_sdk.errors import ContributionError
 from client_sdk.journal import Contribution
 from client_sdk.threads import finish_in_thread, start_in_thread
+from dp.contracts.scaffold import has_control
 
 _SLOT_SHARE = 0.5  # of a slot's length that must be left for training
 
@@ -61,9 +62,12 @@ class Training:
 
         Raises:
             ContributionError: the contributor failed where its failure is no secret.
+            LedgerError: SCAFFOLD: the ledger's word on an earlier release does not verify.
         """
         device, task = self._device, checkin.manifest.task
         report_s = report_at(checkin)
+        if has_control(checkin.manifest):
+            await self._settle(checkin)
         contribution = self.reusable(checkin)
         if contribution is not None:
             await device.emit("trained", task, version=checkin.offer.model.version, reused=True)
@@ -166,6 +170,16 @@ class Training:
             return await asyncio.shield(self._running)
         finally:
             self._stop.set()
+
+    async def _settle(self, checkin: CheckIn) -> None:
+        device = self._device
+        await settle(
+            DeviceControl(device.journal, checkin.manifest, checkin.digest),
+            device.ledger,
+            task=checkin.manifest.task,
+            manifest_digest=checkin.digest,
+            identity_key=device.bundle.certificate.identity_key,
+        )
 
     def _correction(self, checkin: CheckIn) -> np.ndarray | None:
         if checkin.control is None:

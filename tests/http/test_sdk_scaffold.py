@@ -15,7 +15,8 @@ from aiohttp import web
 from quadratics import LENGTH, OPTIMUM, Quadratic, fixed_point_of_fedavg, quadratic_spec
 from sdk_world import QUICK, TASK, TOKEN, Killed, NoContributor, World, kill_at
 
-from client_sdk import RunResult, TransportError
+from client_sdk import RunResult, TransportError, journal
+from client_sdk._files import write_durably
 from client_sdk.control import DeviceControl
 from client_sdk.journal import Journal
 from client_sdk.keystore import open_storage_key
@@ -105,6 +106,29 @@ async def test_a_dropout_moves_nothing_of_its_own(tmp_path: Path) -> None:
         assert await is_mean(world)
 
 
+@pytest.mark.parametrize("kind", ["confirmed", "unmasked"])
+async def test_a_lost_receipt_is_found_in_the_ledger(tmp_path: Path, kind: str) -> None:
+    """The server forgot the session, but the sum holds this device: so must its c_k."""
+    spec = quadratic_spec("scaffold", deadlines=DeadlineSpec(report_s=60.0, unmask_s=2.0))
+    async with World(tmp_path, spec) as world:
+        others = [asyncio.create_task(run(world, n)) for n in range(1, DEVICES)]
+        with pytest.raises(Killed):
+            await world.device("d0", kill_at(kind)).run_async(Quadratic(0), task=TASK, rounds=1)
+        await asyncio.gather(*others)
+
+        async def gate(request: web.Request, body: bytes) -> web.Response | None:
+            path = request.path
+            return web.Response(status=404) if path.startswith("/v1/sessions/") else None
+
+        world.gate = gate
+        assert (await world.device("d0").resume_async()).aborted == 1
+        assert not own(world, 0).any()
+        assert not await is_mean(world)
+        world.gate = None
+        await asyncio.gather(*(run(world, n) for n in range(DEVICES)))
+        assert await is_mean(world)
+
+
 async def test_the_servers_control_survives_its_restart(tmp_path: Path) -> None:
     async with World(tmp_path, quadratic_spec("scaffold")) as world:
         await asyncio.gather(*(run(world, n) for n in range(DEVICES)))
@@ -150,3 +174,35 @@ async def test_a_model_file_with_other_tensors_is_refused(
         with pytest.raises(TransportError) as refused:
             await world.device("d0", transport=QUICK).run_async(Quadratic(0), task=TASK)
         assert refused.value.reason == "model-malformed"
+
+
+@pytest.mark.parametrize("place", ["before", "after"])
+@pytest.mark.parametrize("number", [1, 2])
+async def test_a_device_that_dies_at_a_write_of_its_control_variate_counts_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, place: str
+) -> None:
+    """Write 1 is what will be added (before the vector is), write 2 the receipt's addition."""
+    writes = 0
+
+    def write(path: Path, data: bytes) -> None:
+        nonlocal writes
+        mine = path.parent == tmp_path / "d0" and path.name.startswith("control-")
+        writes += mine
+        due = mine and writes == number
+        if due and place == "before":
+            raise Killed
+        write_durably(path, data)
+        if due:
+            raise Killed
+
+    monkeypatch.setattr(journal, "write_durably", write)
+    async with World(tmp_path, quadratic_spec("scaffold")) as world:
+        others = [asyncio.create_task(run(world, n)) for n in range(1, DEVICES)]
+        with pytest.raises(Killed):
+            await run(world, 0)
+        result = await world.device("d0").run_async(NoContributor(), task=TASK, rounds=1)
+        assert len(result.releases) == 1
+        await asyncio.gather(*others)
+        assert await is_mean(world)
+        await asyncio.gather(*(run(world, n) for n in range(DEVICES)))
+        assert await is_mean(world)

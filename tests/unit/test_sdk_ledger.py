@@ -206,3 +206,44 @@ async def test_a_log_that_is_rendered_a_moment_later_is_waited_for(tmp_path: Pat
 
 async def test_a_record_that_is_no_json_is_refused(tmp_path: Path) -> None:
     assert await reason_of(Log([b"\xff"]), tmp_path, leaf=0) == "release-mismatch"
+
+
+LOST = {key: CLAIM[key] for key in ("task", "manifest_digest", "identity_key")}
+
+
+@pytest.mark.parametrize(
+    ("record", "held"),
+    [
+        (release(1), True),
+        (release(1, contributors=[identity_digest(b"a" * 32).hex()]), False),
+        (release(1, outcome="charged", contributors=[]), False),
+        (release(1, ctx=(b"y" * 32).hex()), None),
+    ],
+)
+@pytest.mark.parametrize("since", [0, 3, 300])
+async def test_a_lost_receipt_is_answered_by_the_ledger(
+    tmp_path: Path, record: bytes, held: bool | None, since: int
+) -> None:
+    log = Log([*entries(since), record, *entries(2)])
+    assert await watch(log, tmp_path).holds(CTX, **LOST, since=since) == (held, since + 3)
+
+
+async def test_leaves_before_the_cohort_are_not_looked_at(tmp_path: Path) -> None:
+    log = Log([release(1), *entries(3)])
+    assert await watch(log, tmp_path).holds(CTX, **LOST, since=1) == (None, 4)
+
+
+async def test_a_release_that_is_shown_but_not_in_the_log_is_no_answer(tmp_path: Path) -> None:
+    honest, forged = Log(entries(9)), Log([*entries(8), release(1)])
+    (bundle,) = tiles.bundles_of(9)
+    honest.files[bundle.path] = forged.files[bundle.path]
+    with pytest.raises(LedgerError) as caught:
+        await watch(honest, tmp_path).holds(CTX, **LOST, since=0)
+    assert caught.value.reason == "release-not-proven"
+
+
+async def test_a_record_of_another_task_about_the_same_cohort_is_refused(tmp_path: Path) -> None:
+    log = Log([release(1, task="another")])
+    with pytest.raises(LedgerError) as caught:
+        await watch(log, tmp_path).holds(CTX, **LOST, since=0)
+    assert caught.value.reason == "release-mismatch"
