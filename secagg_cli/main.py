@@ -22,7 +22,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command("demo")(demo.demo)
+app.command("demo", cls=demo.DemoCommand)(demo.demo)
 app.command("serve")(serve.serve)
 app.add_typer(task.app, name="task")
 app.add_typer(enroll.partner_app, name="partner")

@@ -6,20 +6,22 @@ SmolLM2's row. ``denominator`` is a public constant near the number of examples 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from dp.contracts import TrainingSpec
+import msgspec
+
+from dp.contracts import TrainingSpec, suggested
 from secagg.manifest import AdapterKind
 
 Privacy = Literal["distributed", "local", "none"]
 
 MAX_TOKENS = 64
 MICRO_BATCH = 4
-ADAPTIVE = ("fedadagrad", "fedadam", "fedyogi")
-ADAPTIVE_RATE = 0.1  # a step per coordinate; near the best of 0.03, 0.1, 0.3 for the tiny model
-NOVA_STEPS = 8  # fednova without privacy: one pass over a device's own examples, at most so many
 BATCH_SIZE = 24  # expected examples of a device in a step
+
+# Where A moves as well, or is orthonormal, a step of the same rate goes further.
+FORM_RATES: dict[AdapterKind, float] = {}
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,7 @@ class AdapterPreset:
 class TrainingPreset:
     """Terms of training and of example-level privacy for one mode.
 
-    ``update_clip`` bounds a device's whole update (fedavg, fedprox); ``proximal_mu`` counts only
-    for fedprox.
+    ``update_clip`` bounds a device's whole update.
     """
 
     clip: float = 1.0
@@ -48,7 +49,6 @@ class TrainingPreset:
     update_clip: float = 1.0
     local_steps: int = 1
     local_learning_rate: float = 1.0
-    proximal_mu: float = 0.0
     server_learning_rate: float = 1.0
     denominator: float = 0.0
 
@@ -68,11 +68,8 @@ _SMOLLM2 = Preset(
             update_clip=256.0,
             local_steps=2,
             local_learning_rate=3.0,
-            proximal_mu=0.05,
         ),
-        "none": TrainingPreset(
-            update_clip=16.0, local_steps=2, local_learning_rate=2.0, proximal_mu=0.05
-        ),
+        "none": TrainingPreset(update_clip=16.0, local_steps=2, local_learning_rate=2.0),
     },
 )
 _TINY = Preset(
@@ -84,11 +81,8 @@ _TINY = Preset(
             update_clip=16.0,
             local_steps=2,
             local_learning_rate=2.0,
-            proximal_mu=0.05,
         ),
-        "none": TrainingPreset(
-            update_clip=16.0, local_steps=4, local_learning_rate=2.0, proximal_mu=0.05
-        ),
+        "none": TrainingPreset(update_clip=16.0, local_steps=4, local_learning_rate=2.0),
     },
 )
 
@@ -98,13 +92,32 @@ def preset_for(model: str) -> Preset:
     return _TINY if model == "tiny" else _SMOLLM2
 
 
-def task_terms(model: str, privacy: Privacy, algorithm: str, clients: int = 6) -> dict[str, Any]:
+def adapter_for(model: str, form: AdapterKind, clients: int) -> AdapterPreset:
+    """The model's adapter in another form; sketches are wide enough for an exact sum."""
+    adapter = preset_for(model).adapter
+    sketch = adapter.rank * (clients + 1) if form == "product" else 0
+    return replace(adapter, kind=form, sketch=sketch)
+
+
+def task_terms(
+    model: str, privacy: Privacy, algorithm: str, form: AdapterKind = "ffa-lora"
+) -> dict[str, Any]:
     """Fields of a ``dp.contracts.TaskSpec``: ``TaskSpec(task=..., **task_terms(...), ...)``.
 
-    ``clients``: all devices that are enrolled.
+    What the algorithm's declaration suggests replaces the preset's training terms.
     """
     terms = preset_for(model).modes[privacy]
-    unequal = algorithm == "fednova" and privacy == "none"
+    factor = FORM_RATES.get(form, 1.0)
+    one_step = privacy == "distributed"
+    training = TrainingSpec(
+        local_steps=terms.local_steps,
+        local_learning_rate=terms.local_learning_rate * (1.0 if one_step else factor),
+        batch_size=BATCH_SIZE,
+        server_learning_rate=terms.server_learning_rate * (factor if one_step else 1.0),
+        denominator=terms.denominator,
+        max_tokens=MAX_TOKENS,
+        micro_batch=MICRO_BATCH,
+    )
     return {
         "algorithm": algorithm,
         "privacy": privacy,
@@ -113,18 +126,5 @@ def task_terms(model: str, privacy: Privacy, algorithm: str, clients: int = 6) -
         "sampling_rate": terms.sampling_rate,
         "examples_max": terms.examples_max,
         "update_clip": terms.update_clip,
-        "training": TrainingSpec(
-            local_steps=NOVA_STEPS if unequal else terms.local_steps,
-            local_epochs=1 if unequal else 0,
-            local_learning_rate=terms.local_learning_rate,
-            batch_size=BATCH_SIZE,
-            proximal_mu=terms.proximal_mu if algorithm == "fedprox" else 0.0,
-            server_learning_rate=(
-                ADAPTIVE_RATE if algorithm in ADAPTIVE else terms.server_learning_rate
-            ),
-            denominator=terms.denominator,
-            max_tokens=MAX_TOKENS,
-            micro_batch=MICRO_BATCH,
-            population=clients if algorithm == "scaffold" else 0,
-        ),
+        "training": msgspec.structs.replace(training, **suggested(algorithm)),
     }

@@ -2,7 +2,7 @@
 
 from dp.contracts.advice import local_noise_norm, noise_over_clip, overshoot, warnings
 from dp.contracts.build import build_manifest
-from dp.contracts.check import ALGORITHMS, check_manifest
+from dp.contracts.check import ALGORITHMS, check_manifest, suggested
 from dp.contracts.spec import (
     BudgetSpec,
     CohortSpec,
@@ -27,5 +27,6 @@ __all__ = [
     "noise_over_clip",
     "overshoot",
     "parse_spec",
+    "suggested",
     "warnings",
 ]

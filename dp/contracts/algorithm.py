@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 from dp.contracts.spec import SegmentSpec, TaskSpec
 from secagg.manifest import Manifest
@@ -12,6 +13,9 @@ class Algorithm(Protocol):
     """A declaration in one file of ``dp.contracts``.
 
     ``default_privacy``: example-level mode where the spec names none.
+
+    A declaration may have ``suggested``, a mapping of fields of ``TrainingSpec``: what to start
+    from where the spec's own defaults would teach nothing (``secagg demo`` uses it).
     """
 
     default_privacy: str
@@ -27,3 +31,9 @@ class Algorithm(Protocol):
     def check(self, manifest: Manifest) -> None:
         """Refuse what this algorithm excludes: ConfigurationError."""
         ...
+
+
+def suggested_terms(algorithm: Algorithm) -> Mapping[str, Any]:
+    """Fields of ``TrainingSpec`` that the declaration suggests; empty where it has none."""
+    terms: Mapping[str, Any] = getattr(algorithm, "suggested", {})
+    return terms

@@ -6,9 +6,11 @@ It trusts nothing in the manifest: derived values are derived again and compared
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from dp.accounting import headline, lines, local_step
-from dp.contracts.algorithm import Algorithm
+from dp.contracts.algorithm import Algorithm, suggested_terms
 from dp.contracts.derive import SHARE_VARIANCE_MAX
 from dp.contracts.evaluation import Evaluation
 from dp.contracts.fedavg import FedAvg
@@ -71,6 +73,15 @@ def algorithm_named(name: str) -> Algorithm:
             expected=sorted(ALGORITHMS),
             found=name,
         ) from None
+
+
+def suggested(name: str) -> Mapping[str, Any]:
+    """Fields of ``TrainingSpec`` to start from with this algorithm, from its declaration.
+
+    Raises:
+        ConfigurationError: ``algorithm-unknown``.
+    """
+    return suggested_terms(algorithm_named(name))
 
 
 def check_manifest(manifest: Manifest) -> None:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperOption
 
-from secagg_cli.output import CommandError, Format, FormatOption, Output
+from secagg_cli.output import Format, FormatOption, Output
 from secagg_cli.processes import die_with_parent, interruptible
 
 
@@ -20,6 +21,22 @@ class Privacy(enum.StrEnum):
     distributed = "distributed"
     local = "local"
     none = "none"
+
+
+class DemoCommand(TyperCommand):
+    """Its help lists the names of ``--algorithm``, which are known only when they are looked up."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        from secagg_cli.demo.choice import algorithm_names, form_names
+
+        for parameter in self.params:
+            if isinstance(parameter, TyperOption) and parameter.name == "algorithm":
+                parameter.help = (
+                    f"An algorithm ({', '.join(algorithm_names())}), or a form of LoRA for fedsgd "
+                    f"or fedavg ({', '.join(form_names())}). Default: fedsgd, and fedavg with "
+                    "--privacy local or none; always ffa-lora."
+                )
+        super().format_help(ctx, formatter)
 
 
 def demo(
@@ -35,22 +52,19 @@ def demo(
         float, typer.Option(help="Fraction of devices killed in every round.", min=0, max=0.9)
     ] = 0.3,
     privacy: Annotated[
-        Privacy,
+        Privacy | None,
         typer.Option(
-            help="distributed: noise shares in the masked sum; local: DP-SGD on the device; none."
+            help="distributed: noise shares in the masked sum; local: DP-SGD on the device; none. "
+            "Default: the algorithm's own."
         ),
-    ] = Privacy.distributed,
+    ] = None,
     device_noise: Annotated[
         float,
         typer.Option(help="Noise over a device's bound, for device-level privacy; 0: none.", min=0),
     ] = 0.0,
     algorithm: Annotated[
         str | None,
-        typer.Option(
-            help="fedsgd for distributed (its default), or zeroth-order; fedavg (default), "
-            "fedprox, fednova, scaffold, fedavgm, fedadagrad, fedadam or fedyogi else, and "
-            "zeroth-order without privacy."
-        ),
+        typer.Option(metavar="NAME", help="An algorithm, or a form of LoRA."),
     ] = None,
     out_dir: Annotated[
         Path | None,
@@ -61,40 +75,19 @@ def demo(
     """Train one adapter over several killed and revived devices, under differential privacy."""
     with Output(format) as out, interruptible():
         die_with_parent()
+        from secagg_cli.demo.choice import resolve
         from secagg_cli.demo.folder import check_folder
         from secagg_cli.demo.run import run_demo
         from secagg_cli.demo.spec import DemoOptions
 
         check_folder(out_dir)
-
         options = DemoOptions(
             model=model,
             clients=clients,
             rounds=rounds,
             drop=drop,
-            privacy=privacy.value,
             device_noise=device_noise,
-            algorithm=_algorithm(algorithm, privacy),
             folder=out_dir,
         )
-        out.result(run_demo(options, out))
-
-
-def _algorithm(name: str | None, privacy: Privacy) -> str:
-    from dp.contracts.optimisers import NAMED_AFTER
-
-    fitting: tuple[str, ...] = ("fedavg", "fedprox", "fednova", "scaffold", *NAMED_AFTER)
-    if privacy is Privacy.distributed:
-        fitting = ("fedsgd", "zeroth-order")
-    elif privacy is Privacy.none:
-        fitting = (*fitting, "zeroth-order")
-    if name is None:
-        return fitting[0]
-    if name not in fitting:
-        raise CommandError(
-            "algorithm-privacy",
-            f"--algorithm {name} does not go with --privacy {privacy.value}.",
-            expected=" or ".join(fitting),
-            found=name,
-        )
-    return name
+        chosen = resolve(algorithm, None if privacy is None else privacy.value, options)
+        out.result(run_demo(chosen, out))

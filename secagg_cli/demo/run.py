@@ -60,6 +60,9 @@ def run_demo(options: DemoOptions, out: Output) -> dict[str, Any]:
         evaluator = Evaluator(model_folder, heldout)
         service.wait()
         out.say(f"aggregator: {service.url}, a process of its own, SQLite in {service.data_dir}")
+        out.say(
+            f"algorithm: {options.algorithm}, LoRA form {options.form}, privacy {options.privacy}"
+        )
         spec = task_spec(options, plan, model_folder, evaluator.model)
         devices, reports = _enrol(folder, plan, spec, model_folder, clients, service, children, out)
         before = Background(lambda: evaluator.measure(prompt))

@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
 from secagg_cli.base_model import describe
 from secagg_cli.demo.kills import KillPlan
-from secagg_cli.presets import preset_for, task_terms
+from secagg_cli.presets import Privacy, adapter_for, task_terms
 
 if TYPE_CHECKING:
     from dp.contracts import TaskSpec
+    from secagg.manifest import AdapterKind
 
 TASK = "demo"
 MAX_EPSILON = 8.0  # the budget where the settings permit it, unamplified
@@ -30,16 +31,21 @@ _REPORT_S = 3600.0
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """The command line. ``device_noise`` 0: no device-level noise. ``folder`` None: a new one."""
+    """The command line. ``device_noise`` 0: no device-level noise. ``folder`` None: a new one.
+
+    ``form`` of the adapter, ``algorithm`` and ``privacy`` follow from ``--algorithm``; see
+    ``secagg_cli.demo.choice``.
+    """
 
     model: str
     clients: int
     rounds: int
     drop: float
-    privacy: Literal["distributed", "local", "none"]
     device_noise: float
-    algorithm: str
     folder: Path | None
+    privacy: Privacy = "distributed"
+    algorithm: str = "fedsgd"
+    form: AdapterKind = "ffa-lora"
 
 
 def task_spec(options: DemoOptions, plan: KillPlan, model_folder: Path, model: Any) -> TaskSpec:
@@ -50,10 +56,12 @@ def task_spec(options: DemoOptions, plan: KillPlan, model_folder: Path, model: A
     """
     from dp.contracts import BudgetSpec, CohortSpec, DeadlineSpec, TaskSpec
 
-    base_model, adapter = describe(model, str(model_folder), preset_for(options.model).adapter)
+    base_model, adapter = describe(
+        model, str(model_folder), adapter_for(options.model, options.form, options.clients)
+    )
     spec = TaskSpec(
         task=TASK,
-        **task_terms(options.model, options.privacy, options.algorithm, options.clients),
+        **task_terms(options.model, options.privacy, options.algorithm, options.form),
         device_noise_multiplier=options.device_noise,
         cohort=CohortSpec(
             size_min=options.clients,

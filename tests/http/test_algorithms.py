@@ -1,0 +1,62 @@
+"""Every algorithm and every form of LoRA of the demo, with its settings, over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from sdk_world import TASK, World
+from tiny_training import tiny, tiny_folder
+
+from client_sdk.adapted import AdaptedModel
+from client_sdk.evaluation import evaluate
+from client_sdk.lora import base_fingerprint
+from client_sdk.trainer import LoraTrainer
+from secagg_cli.corpus import load_clients
+from secagg_cli.demo.choice import names, resolve
+from secagg_cli.demo.kills import plan_kills
+from secagg_cli.demo.spec import DemoOptions, task_spec
+from tests.dp_tasks import seeded
+
+DEVICES, ROUNDS = 3, 2
+
+
+@pytest.mark.parametrize("name", names())
+async def test_the_demo_s_task_of_every_name_trains_over_http(tmp_path: Path, name: str) -> None:
+    options = DemoOptions("tiny", DEVICES, ROUNDS, drop=0.0, device_noise=0.0, folder=None)
+    options = resolve(name, None, options)
+    model, tokenizer = tiny()
+    plan, _ = plan_kills(DEVICES, 0.0)
+    spec = msgspec.structs.replace(task_spec(options, plan, tiny_folder(), model), task=TASK)
+    data = load_clients(DEVICES)
+    async with World(tmp_path, spec) as world:
+        trainers = [
+            LoraTrainer(copy.deepcopy(model), tokenizer, client.train, threads=1) for client in data
+        ]
+        results = await asyncio.gather(
+            *(
+                world.device(f"d{n}").run_async(trainer, task=TASK, rounds=ROUNDS)
+                for n, trainer in enumerate(trainers)
+            )
+        )
+        vector = await world.sums()
+        view = await world.view()
+        audit = world.audit()
+        manifest = world.manifest()
+    assert [len(result.releases) for result in results] == [ROUNDS] * DEVICES
+    assert [entry["outcome"] for entry in view["releases"]] == ["released"] * ROUNDS
+    assert (audit.verified, audit.releases) == (True, ROUNDS)
+    heldout = [pair for client in data for pair in client.heldout]
+    before = evaluate(model, tokenizer, heldout)
+    adapted = AdaptedModel(model, manifest, base_fingerprint(model))
+    adapted.load(vector)
+    after = evaluate(adapted.model, tokenizer, heldout)
+    print(name, options.algorithm, options.form, options.privacy, before, after)
+    assert math.isfinite(after)
+    assert np.linalg.norm(vector) > 0
