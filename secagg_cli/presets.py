@@ -6,7 +6,8 @@ SmolLM2's row. ``denominator`` is a public constant near the number of examples 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import msgspec
@@ -19,9 +20,6 @@ Privacy = Literal["distributed", "local", "none"]
 MAX_TOKENS = 64
 MICRO_BATCH = 4
 BATCH_SIZE = 24  # expected examples of a device in a step
-
-# Where A moves as well, or is orthonormal, a step of the same rate goes further.
-FORM_RATES: dict[AdapterKind, float] = {}
 
 
 @dataclass(frozen=True)
@@ -55,12 +53,21 @@ class TrainingPreset:
 
 @dataclass(frozen=True)
 class Preset:
+    """``form_rates``: factors of the mode's rate in other forms of LoRA than the adapter's own.
+
+    ``slopes_rate``: zeroth order's server rate in every mode.
+    """
+
     adapter: AdapterPreset
     modes: dict[Privacy, TrainingPreset]
+    slopes_rate: float
+    form_rates: Mapping[AdapterKind, float] = field(default_factory=dict)
 
 
 _SMOLLM2 = Preset(
     adapter=AdapterPreset("ffa-lora", rank=4, alpha=8, target_modules=("q_proj", "v_proj")),
+    slopes_rate=0.1,  # tiny's over the ratio of the adapters' lengths; not measured
+    form_rates={"lora": 0.25, "product": 0.25},
     modes={
         "distributed": TrainingPreset(server_learning_rate=4.5, denominator=100.0),
         "local": TrainingPreset(
@@ -74,6 +81,8 @@ _SMOLLM2 = Preset(
 )
 _TINY = Preset(
     adapter=AdapterPreset("ffa-lora", rank=4, alpha=8, target_modules=("o_proj", "down_proj")),
+    slopes_rate=10.0,
+    form_rates={"lora": 0.25, "product": 0.25},  # at 1 the loss may rise
     modes={
         "distributed": TrainingPreset(server_learning_rate=8.0, denominator=100.0),
         "local": TrainingPreset(
@@ -100,20 +109,29 @@ def adapter_for(model: str, form: AdapterKind, clients: int) -> AdapterPreset:
 
 
 def task_terms(
-    model: str, privacy: Privacy, algorithm: str, form: AdapterKind = "ffa-lora"
+    model: str,
+    privacy: Privacy,
+    algorithm: str,
+    clients: int = 6,
+    form: AdapterKind = "ffa-lora",
 ) -> dict[str, Any]:
     """Fields of a ``dp.contracts.TaskSpec``: ``TaskSpec(task=..., **task_terms(...), ...)``.
 
-    What the algorithm's declaration suggests replaces the preset's training terms.
+    ``clients``: all devices that are enrolled. What the algorithm's declaration suggests replaces
+    the preset's training terms.
     """
-    terms = preset_for(model).modes[privacy]
-    factor = FORM_RATES.get(form, 1.0)
-    one_step = privacy == "distributed"
+    preset = preset_for(model)
+    terms, factor = preset.modes[privacy], preset.form_rates.get(form, 1.0)
+    server, local = terms.server_learning_rate, terms.local_learning_rate
+    if privacy == "distributed":
+        server *= factor
+    else:
+        local *= factor
     training = TrainingSpec(
         local_steps=terms.local_steps,
-        local_learning_rate=terms.local_learning_rate * (1.0 if one_step else factor),
+        local_learning_rate=local,
         batch_size=BATCH_SIZE,
-        server_learning_rate=terms.server_learning_rate * (factor if one_step else 1.0),
+        server_learning_rate=preset.slopes_rate if algorithm == "zeroth-order" else server,
         denominator=terms.denominator,
         max_tokens=MAX_TOKENS,
         micro_batch=MICRO_BATCH,
@@ -126,5 +144,5 @@ def task_terms(
         "sampling_rate": terms.sampling_rate,
         "examples_max": terms.examples_max,
         "update_clip": terms.update_clip,
-        "training": msgspec.structs.replace(training, **suggested(algorithm)),
+        "training": msgspec.structs.replace(training, **suggested(algorithm, privacy, clients)),
     }

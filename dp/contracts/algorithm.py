@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from dp.contracts.spec import SegmentSpec, TaskSpec
 from secagg.manifest import Manifest
@@ -14,8 +14,7 @@ class Algorithm(Protocol):
 
     ``default_privacy``: example-level mode where the spec names none.
 
-    A declaration may have ``suggested``, a mapping of fields of ``TrainingSpec``: what to start
-    from where the spec's own defaults would teach nothing (``secagg demo`` uses it).
+    A declaration may also have ``suggested(privacy, population)``: see :class:`Suggesting`.
     """
 
     default_privacy: str
@@ -33,7 +32,10 @@ class Algorithm(Protocol):
         ...
 
 
-def suggested_terms(algorithm: Algorithm) -> Mapping[str, Any]:
-    """Fields of ``TrainingSpec`` that the declaration suggests; empty where it has none."""
-    terms: Mapping[str, Any] = getattr(algorithm, "suggested", {})
-    return terms
+@runtime_checkable
+class Suggesting(Protocol):
+    """A declaration that knows terms to start from where the spec's own would teach nothing."""
+
+    def suggested(self, privacy: str, population: int) -> Mapping[str, Any]:
+        """Fields of ``TrainingSpec`` in an example-level mode, for so many enrolled devices."""
+        ...

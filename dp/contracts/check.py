@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dp.accounting import headline, lines, local_step
-from dp.contracts.algorithm import Algorithm, suggested_terms
+from dp.contracts.algorithm import Algorithm, Suggesting
 from dp.contracts.derive import SHARE_VARIANCE_MAX
 from dp.contracts.evaluation import Evaluation
 from dp.contracts.fedavg import FedAvg
@@ -75,13 +75,14 @@ def algorithm_named(name: str) -> Algorithm:
         ) from None
 
 
-def suggested(name: str) -> Mapping[str, Any]:
-    """Fields of ``TrainingSpec`` to start from with this algorithm, from its declaration.
+def suggested(name: str, privacy: str, population: int) -> Mapping[str, Any]:
+    """Fields of ``TrainingSpec`` to start from with an algorithm; empty where it knows none.
 
     Raises:
         ConfigurationError: ``algorithm-unknown``.
     """
-    return suggested_terms(algorithm_named(name))
+    algorithm = algorithm_named(name)
+    return algorithm.suggested(privacy, population) if isinstance(algorithm, Suggesting) else {}
 
 
 def check_manifest(manifest: Manifest) -> None:

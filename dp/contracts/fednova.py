@@ -9,6 +9,8 @@ tau_eff is the public |a|_1 of ``local_steps``; sensitivity is the clip of d.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from dp.contracts.averaging import averaging_denominator, averaging_segments, check_averaging
 from dp.contracts.local import STEPS_MAX, normaliser
@@ -21,6 +23,10 @@ NORMALISER = "normaliser"
 
 class FedNova:
     default_privacy = "local"
+
+    def suggested(self, privacy: str, population: int) -> Mapping[str, Any]:
+        """Without privacy one pass over a device's own examples, at most 8 steps."""
+        return {"local_steps": 8, "local_epochs": 1} if privacy == "none" else {}
 
     def segments(self, spec: TaskSpec, length: int, *, noisy: bool) -> tuple[SegmentSpec, ...]:
         found = averaging_segments(spec, length, noisy)

@@ -7,6 +7,9 @@ other algorithm may name the same optimisers in its training terms.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from dp.contracts.fedavg import FedAvg
 from dp.contracts.optimisers import TAU
 from dp.contracts.rules import refuse
@@ -16,8 +19,10 @@ from secagg.manifest import Manifest, ServerOptimiser
 class FedOpt(FedAvg):
     def __init__(self, optimiser: ServerOptimiser) -> None:
         self._optimiser = optimiser
-        # A step per coordinate; near the best of 0.03, 0.1, 0.3 for the demo's tiny model.
-        self.suggested = {"server_learning_rate": 0.1} if optimiser in TAU else {}
+
+    def suggested(self, privacy: str, population: int) -> Mapping[str, Any]:
+        """A step per coordinate: near the best of 0.03, 0.1, 0.3 for the demo's tiny model."""
+        return {"server_learning_rate": 0.1} if self._optimiser in TAU else {}
 
     def check(self, manifest: Manifest) -> None:
         super().check(manifest)

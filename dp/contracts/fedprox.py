@@ -5,7 +5,8 @@ The pull is added after clip and noise: it depends on the device's iterate only,
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any
 
 from dp.contracts.averaging import averaging_denominator, averaging_segments, check_averaging
 from dp.contracts.rules import in_range
@@ -15,7 +16,9 @@ from secagg.manifest import Manifest
 
 class FedProx:
     default_privacy = "local"
-    suggested: ClassVar = {"proximal_mu": 0.05}
+
+    def suggested(self, privacy: str, population: int) -> Mapping[str, Any]:
+        return {"proximal_mu": 0.05}
 
     def segments(self, spec: TaskSpec, length: int, *, noisy: bool) -> tuple[SegmentSpec, ...]:
         return averaging_segments(spec, length, noisy)

@@ -23,6 +23,9 @@ were clipped and noised, so using it again is post-processing.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from dp.contracts.averaging import LOSS_CLIP, WIDE_UPDATE_CLIP
 from dp.contracts.local import check_local
 from dp.contracts.rules import adapter_length, check_segments, in_range, refuse
@@ -45,6 +48,9 @@ def control_step(training: Training) -> float:
 
 class Scaffold:
     default_privacy = "local"
+
+    def suggested(self, privacy: str, population: int) -> Mapping[str, Any]:
+        return {"population": population}
 
     def segments(self, spec: TaskSpec, length: int, *, noisy: bool) -> tuple[SegmentSpec, ...]:
         clip = WIDE_UPDATE_CLIP if spec.update_clip is None else spec.update_clip

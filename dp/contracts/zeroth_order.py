@@ -8,6 +8,9 @@ clips its one scalar; Tang et al., arXiv 2401.04343); with device privacy a devi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from dp.contracts.averaging import has_privacy, weighted_segments
 from dp.contracts.rules import adapter_length, check_segments, in_range, refuse
 from dp.contracts.spec import SegmentSpec, TaskSpec
@@ -18,6 +21,9 @@ DIRECTIONS_MAX = 1 << 16
 
 class ZerothOrder:
     default_privacy = "distributed"
+
+    def suggested(self, privacy: str, population: int) -> Mapping[str, Any]:
+        return {"directions": 16}
 
     def segments(self, spec: TaskSpec, length: int, *, noisy: bool) -> tuple[SegmentSpec, ...]:
         count = spec.training.directions

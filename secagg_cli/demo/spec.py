@@ -61,7 +61,9 @@ def task_spec(options: DemoOptions, plan: KillPlan, model_folder: Path, model: A
     )
     spec = TaskSpec(
         task=TASK,
-        **task_terms(options.model, options.privacy, options.algorithm, options.form),
+        **task_terms(
+            options.model, options.privacy, options.algorithm, options.clients, options.form
+        ),
         device_noise_multiplier=options.device_noise,
         cohort=CohortSpec(
             size_min=options.clients,

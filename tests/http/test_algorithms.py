@@ -1,11 +1,9 @@
-"""Every algorithm and every form of LoRA of the demo, with its settings, over HTTP."""
+"""Every algorithm and every form of LoRA of the demo, with the demo's settings, over HTTP."""
 
 from __future__ import annotations
 
 import asyncio
 import copy
-import math
-from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -37,7 +35,8 @@ async def test_the_demo_s_task_of_every_name_trains_over_http(tmp_path: Path, na
     data = load_clients(DEVICES)
     async with World(tmp_path, spec) as world:
         trainers = [
-            LoraTrainer(copy.deepcopy(model), tokenizer, client.train, threads=1) for client in data
+            LoraTrainer(copy.deepcopy(model), tokenizer, c.train, threads=1, random_bytes=seeded(n))
+            for n, c in enumerate(data)
         ]
         results = await asyncio.gather(
             *(
@@ -57,6 +56,7 @@ async def test_the_demo_s_task_of_every_name_trains_over_http(tmp_path: Path, na
     adapted = AdaptedModel(model, manifest, base_fingerprint(model))
     adapted.load(vector)
     after = evaluate(adapted.model, tokenizer, heldout)
-    print(name, options.algorithm, options.form, options.privacy, before, after)
-    assert math.isfinite(after)
+    assert np.isfinite(after)
     assert np.linalg.norm(vector) > 0
+    if options.privacy != "distributed":  # there noise shares of every run are others
+        assert after < before

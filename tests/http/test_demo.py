@@ -107,7 +107,11 @@ def test_what_cannot_work_is_refused_before_anything_starts(tmp_path: Path) -> N
     (tmp_path / "mine").write_text("keep me")
     for options, reason in (
         (["--out", str(tmp_path)], "out-not-empty"),
-        (["--out", str(tmp_path / "x"), "--algorithm", "fedavg"], "algorithm-privacy"),
+        (
+            ["--out", str(tmp_path / "x"), "--algorithm", "fedavg", "--privacy", "distributed"],
+            "algorithm-privacy",
+        ),
+        (["--out", str(tmp_path / "x"), "--algorithm", "fedavgg"], "algorithm-unknown"),
         (["--out", str(tmp_path / "y"), "--model", "no-such-model"], "model-unknown"),
     ):
         done = subprocess.run([*DEMO, *options, "--format", "json"], capture_output=True, text=True)
