@@ -32,6 +32,8 @@ from client_sdk._files import make_private_folder, remove_durably, write_durably
 from client_sdk.errors import StateError
 from client_sdk.keystore import StorageKey
 from secagg.client import Effect, Failed, Finished, ProvideVector, Send, Upload
+from secagg.messages import AdmittedModel
+from secagg.secret import Secret
 
 _VERSION = 1
 _M = TypeVar("_M")
@@ -136,8 +138,16 @@ def _store_effect(effect: Effect) -> StoredEffect:
     match effect:
         case Send(message):
             return StoredEffect(kind=kind, blobs=(message,))
-        case ProvideVector(ctx, cohort_size):
-            return StoredEffect(kind=kind, blobs=(ctx,), numbers=(cohort_size,))
+        case ProvideVector(ctx, cohort_size, noise_seeds, models, staleness):
+            return StoredEffect(
+                kind=kind,
+                blobs=(
+                    ctx,
+                    *(model.digest for model in models),
+                    *(seed.reveal() for seed in noise_seeds),
+                ),
+                numbers=(cohort_size, staleness, *(model.version for model in models)),
+            )
         case Upload(header, _):
             return StoredEffect(kind=kind, blobs=(header,))
         case Finished(release, leaf_index):
@@ -156,8 +166,13 @@ def load_effect(stored: StoredEffect, payload: bytes | None) -> Effect:
     match stored:
         case StoredEffect(kind="Send", blobs=(message,)):
             return Send(message)
-        case StoredEffect(kind="ProvideVector", blobs=(ctx,), numbers=(cohort_size,)):
-            return ProvideVector(ctx, cohort_size)
+        case StoredEffect(
+            kind="ProvideVector", blobs=(ctx, *blobs), numbers=(cohort_size, *numbers)
+        ):
+            staleness, *versions = numbers or [0]  # journals before several models lack it
+            digests, seeds = blobs[: len(versions)], blobs[len(versions) :]
+            models = tuple(map(AdmittedModel, versions, digests))
+            return ProvideVector(ctx, cohort_size, tuple(map(Secret, seeds)), models, staleness)
         case StoredEffect(kind="Upload", blobs=(header,)) if payload is not None:
             return Upload(header, payload)
         case StoredEffect(kind="Finished", numbers=(release, leaf_index)):

@@ -12,16 +12,20 @@ from typing import Literal
 
 from secagg.hashing import derive, digest, encode_parts
 from secagg.limits import PROTOCOL_VERSION, SHARE_BYTES, SUITE
-from secagg.messages import RosterEntry
+from secagg.messages import AdmittedModel, RosterEntry
 from secagg.secret import Secret
 
 KIND_PAIR_SEED = b"pair seed"
 KIND_SHARES = b"shares"
 LEFT_OUT = "left-out"  # Abort.reason to one device while the cohort goes on
-SHARE_OF_SELF_SEED, SHARE_OF_MASK_SECRET = 0, 1  # RevealedShare.kind
+SHARE_OF_SELF_SEED, SHARE_OF_MASK_SECRET, SHARE_OF_NOISE_SEED = 0, 1, 2  # + level of the noise
 _SHARE_LABELS = {SHARE_OF_SELF_SEED: "self share", SHARE_OF_MASK_SECRET: "mask share"}
 MASK_KEY, CHANNEL_KEY = "mask-key", "channel-key"  # labels of secagg.keys.kem_private_key
-SEALED_SHARES_BYTES = 2 * SHARE_BYTES  # share of mask_secret, then share of self_seed
+
+
+def sealed_shares_bytes(noise_levels: int) -> int:
+    """Size of what a deal seals: shares of the self seed, the mask secret and each noise seed."""
+    return (2 + noise_levels) * SHARE_BYTES
 
 
 def _integers(values: Sequence[int]) -> bytes:
@@ -38,10 +42,25 @@ def self_seed_commitment(identity_key: bytes, self_seed: Secret) -> bytes:
     return digest("self seed", identity_key, self_seed.reveal())
 
 
+def noise_seed_commitment(identity_key: bytes, level: int, seed: Secret) -> bytes:
+    """Commitment to the seed of one removable part of a device's noise; 32 bytes."""
+    return digest(f"noise seed {level}", identity_key, seed.reveal())
+
+
 def roster_digest(entries: Sequence[RosterEntry]) -> bytes:
     """Digest of the whole roster in order; 32 bytes."""
-    parts = [part for entry in entries for part in (entry.identity_key, entry.advert_digest)]
+    parts: list[bytes] = []
+    for entry in entries:
+        parts += (entry.identity_key, entry.advert_digest, entry.model.to_bytes(8, "little"))
     return digest("roster", *parts)
+
+
+def models_digest(models: Sequence[AdmittedModel]) -> bytes:
+    """Digest of the admitted models in order; 32 bytes."""
+    parts: list[bytes] = []
+    for model in models:
+        parts += (model.version.to_bytes(8, "little"), model.digest)
+    return digest("models", *parts)
 
 
 def context(
@@ -50,10 +69,10 @@ def context(
     cohort: bytes,
     attempt: int,
     manifest_digest: bytes,
-    model_digests: Sequence[bytes],
-    entries: Sequence[RosterEntry],
+    models: Sequence[AdmittedModel],
+    roster: bytes,
 ) -> bytes:
-    """``ctx`` of one cohort's exchange; 32 bytes."""
+    """``ctx`` of one cohort's exchange; 32 bytes. ``roster``: its digest."""
     return digest(
         "context",
         _integers([PROTOCOL_VERSION]),
@@ -62,8 +81,8 @@ def context(
         cohort,
         _integers([attempt]),
         manifest_digest,
-        digest("models", *model_digests),
-        roster_digest(entries),
+        models_digest(models),
+        roster,
     )
 
 
@@ -89,7 +108,20 @@ def pair_seed(mask_secret: Secret, ctx: bytes, sealer_key: bytes, other_key: byt
 
 def share_hash(kind: int, ctx: bytes, dealer_key: bytes, holder_key: bytes, share: bytes) -> bytes:
     """Hash of one share, labelled by its kind, so that a lying share is named; 32 bytes."""
-    return digest(_SHARE_LABELS[kind], ctx, dealer_key, holder_key, share)
+    label = _SHARE_LABELS.get(kind) or f"noise share {kind - SHARE_OF_NOISE_SEED}"
+    return digest(label, ctx, dealer_key, holder_key, share)
+
+
+def opened_levels(
+    removable_drops: Sequence[int], masking_set_size: int, survivors: int
+) -> tuple[int, ...]:
+    """Levels (from 0) of the noise that these survivors do not need, so that it is taken off.
+
+    Level k covers drop-outs beyond t_k (t_0 = 0) up to t_{k+1} = ``removable_drops[k]``.
+    """
+    lost = masking_set_size - survivors
+    needed_beyond = (0, *removable_drops)
+    return tuple(level for level in range(len(removable_drops)) if lost <= needed_beyond[level])
 
 
 def pair_sign(own: int, other: int) -> Literal[1, -1]:

@@ -18,6 +18,8 @@ DEGREE_MAX = 512  # neighbours; what a device sends and receives in step 2 is th
 SECURITY_BITS = 40  # a sparse graph fails to protect with probability 2^-40 per cohort at most
 GRINDING_BITS = 64  # rosters that an aggregator may try for a circle that suits it, log2
 CORRECTNESS_BITS = 20  # random drop-outs end a sparse cohort with probability 2^-20 at most
+NOISE_LEVELS_MAX = 8  # removable parts of a device's noise, each a seed that is shared
+VERSIONS_BACK_MAX = 64  # model versions that one cohort admits, beside the newest
 
 RING_BITS_MIN, RING_BITS_MAX = 8, 62  # sums must fit int64 after centring
 VECTOR_LENGTH_MAX = 1 << 28  # coordinates, 1 GiB in 32-bit lanes
@@ -25,6 +27,6 @@ SLICE_LENGTH = 1 << 16  # data coordinates per opening slice; one check coordina
 
 MANIFEST_BYTES_MAX = 1 << 20  # names of a few thousand LoRA tensors
 ADVERT_BYTES_MAX = 8_192  # two public keys (2,432), certificate, signature
-DEAL_BYTES_MAX = 8_192  # two seals and two share hashes
+DEAL_BYTES_MAX = 8_192  # two seals, ten shares and their hashes
 SMALL_MESSAGE_BYTES_MAX = 4_096  # check results, confirmations, uploads, aborts, receipts
 CLOCK_SKEW_S = 300  # seconds between a device's clock and the aggregator's

@@ -219,6 +219,11 @@ class Manifest(_Part, frozen=True):
     training: Training | None
 
     @property
+    def removable_drops(self) -> tuple[int, ...]:
+        """Drop-outs up to which each removable part of the noise is needed; empty: none is."""
+        return self.noise.removable_drops if self.noise else ()
+
+    @property
     def data_length(self) -> int:
         """Coordinates of all segments, without check coordinates."""
         return sum(segment.length for segment in self.segments)

@@ -49,21 +49,33 @@ class Advert(Message, frozen=True):
     expires_at: int  # Unix seconds
 
 
+class AdmittedModel(Message, frozen=True):
+    """A version of the global model from which devices of the cohort trained."""
+
+    version: int
+    digest: bytes
+
+
 class RosterEntry(Message, frozen=True):
-    """One row of the roster: a device's identity key and the digest of its signed advert."""
+    """One row of the roster: a device's identity key, the digest of its signed advert, and the
+    place of its model in ``Roster.models``."""
 
     identity_key: bytes
     advert_digest: bytes
+    model: int
 
 
 class Roster(Message, frozen=True):
-    """Step 2, aggregator to device: the closed cohort, ordered strictly by identity key."""
+    """Step 2, aggregator to device: the closed cohort, ordered strictly by identity key.
+
+    ``models`` are ordered strictly by version; a synchronous cohort has exactly one.
+    """
 
     task: str
     cohort: bytes
     attempt: int
     manifest_digest: bytes
-    model_digests: tuple[bytes, ...]
+    models: tuple[AdmittedModel, ...]
     entries: tuple[RosterEntry, ...]
     index: int
     neighbour_adverts: tuple[tuple[int, bytes], ...]  # (index, signed advert), sorted by index
@@ -72,7 +84,9 @@ class Roster(Message, frozen=True):
 class Deal(Message, frozen=True):
     """Step 2, device to neighbour: sealed pair seed (empty unless sealer) and sealed shares.
 
-    ``mask_share_hash`` and ``self_share_hash`` let a lying share be named later.
+    The shares are those of the self seed, of the mask secret and of the seed of each removable
+    part of the noise, in this order; ``share_hashes``, one per share, let a lying share be named
+    later.
     """
 
     ctx: bytes
@@ -80,15 +94,18 @@ class Deal(Message, frozen=True):
     recipient: int
     sealed_pair_seed: bytes
     sealed_shares: bytes
-    mask_share_hash: bytes
-    self_share_hash: bytes
+    share_hashes: tuple[bytes, ...]
 
 
 class Deals(Message, frozen=True):
-    """Step 2, device to aggregator: one signed :class:`Deal` per neighbour, sorted by index."""
+    """Step 2, device to aggregator: one signed :class:`Deal` per neighbour, sorted by index.
+
+    ``noise_commitments``: to the seed of each removable part of its noise.
+    """
 
     ctx: bytes
     deals: tuple[bytes, ...]
+    noise_commitments: tuple[bytes, ...]
 
 
 class Inbox(Message, frozen=True):
@@ -158,7 +175,8 @@ class Confirmations(Message, frozen=True):
 
 
 class RevealedShare(Message, frozen=True):
-    """``kind`` 0: share of the owner's self seed (owner in U); 1: of its mask secret."""
+    """``kind`` 0: share of the owner's self seed (owner in U); 1: of its mask secret; 2 + level:
+    of the seed of that removable part of its noise (owner in U)."""
 
     owner: int
     kind: int
@@ -166,7 +184,8 @@ class RevealedShare(Message, frozen=True):
 
 
 class Unmask(Message, frozen=True):
-    """Step 5, device to aggregator: one share per neighbour in S, sorted by owner."""
+    """Step 5, device to aggregator: per neighbour in S the share of its mask secret, or those of
+    its self seed and its opened noise seeds; sorted by (owner, kind)."""
 
     ctx: bytes
     index: int
@@ -198,10 +217,11 @@ class Signed(Message, frozen=True):
 
 # kind byte, size cap in bytes. A cap for a message with a list counts its largest cohort.
 _N = limits.COHORT_MAX
-_K = limits.COMPLETE_GRAPH_MAX * 4  # neighbours; a sparse graph has fewer than this
+_K = limits.DEGREE_MAX
+_REVEALED = 1 + limits.NOISE_LEVELS_MAX  # shares per neighbour
 KINDS: dict[type[Message], tuple[int, int]] = {
     Advert: (1, limits.ADVERT_BYTES_MAX),
-    Roster: (2, _N * 72 + _K * limits.ADVERT_BYTES_MAX),
+    Roster: (2, _N * 73 + _K * limits.ADVERT_BYTES_MAX),
     Deal: (3, limits.DEAL_BYTES_MAX),
     Deals: (4, _K * limits.DEAL_BYTES_MAX),
     Inbox: (5, _K * limits.DEAL_BYTES_MAX),
@@ -212,7 +232,7 @@ KINDS: dict[type[Message], tuple[int, int]] = {
     SurvivorSet: (10, _N * 8 + limits.SMALL_MESSAGE_BYTES_MAX),
     Confirmation: (11, limits.SMALL_MESSAGE_BYTES_MAX),
     Confirmations: (12, _N * 512),
-    Unmask: (13, _K * 64 + limits.SMALL_MESSAGE_BYTES_MAX),
+    Unmask: (13, _K * _REVEALED * 48 + limits.SMALL_MESSAGE_BYTES_MAX),
     Receipt: (14, limits.SMALL_MESSAGE_BYTES_MAX),
     Abort: (15, limits.SMALL_MESSAGE_BYTES_MAX),
 }

@@ -13,18 +13,32 @@ from secagg.errors import LocalProtocolError, RemoteProtocolError
 from secagg.manifest import Manifest
 from secagg.masks import MaskTerm, apply_masks
 from secagg.ring import Lanes, centred, split_checks
+from secagg.secret import Secret
+
+
+@dataclass(frozen=True, eq=False)
+class NoiseSeed:
+    """The opened seed of one removable part of the noise of the device at roster index
+    ``owner``."""
+
+    owner: int
+    level: int
+    seed: Secret
 
 
 @dataclass(frozen=True, eq=False)
 class OpeningPlan:
-    """The masks that are left in a partial sum of ``length`` payload coordinates.
+    """What is left in a partial sum of ``length`` payload coordinates beside the data.
 
     ``terms`` carry the sign with which each mask has to be *added* to remove it.
+    ``noise_seeds``: parts of the noise that the survivors do not need; what is drawn from them is
+    known one floor up, so the driver takes it off.
     """
 
     ring_bits: int
     length: int
     terms: tuple[MaskTerm, ...] = field(repr=False)
+    noise_seeds: tuple[NoiseSeed, ...] = ()
 
 
 def open_slice(plan: OpeningPlan, partial_sum: Lanes, lo: int, hi: int) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from secagg import bounds
 from secagg.errors import ConfigurationError
+from secagg.graph import Graph
 from secagg.limits import (
     COHORT_MAX,
     COHORT_MIN,
@@ -20,6 +21,7 @@ from secagg.limits import (
     GRINDING_BITS,
     SECURITY_BITS,
 )
+from secagg.manifest import CohortRules
 from secagg.tails import either_log2
 
 
@@ -40,6 +42,29 @@ def threshold(neighbour_count: int, corrupt: int) -> int:
             remedy="Form larger cohorts or declare fewer corrupt devices.",
         )
     return needed
+
+
+def threshold_on(graph: Graph, rules: CohortRules) -> int:
+    """Shares needed to open one secret in a cohort with this graph, under these rules.
+
+    Raises:
+        ConfigurationError: ``threshold-unreachable``.
+    """
+    if graph.is_complete:
+        return threshold(graph.neighbour_count, rules.corrupt_max)
+    if not graph.degree < 2 * rules.threshold <= 2 * graph.degree:
+        raise ConfigurationError(
+            "threshold-unreachable",
+            "The threshold of a sparse graph is more than half of its degree.",
+            expected=f"{graph.degree // 2 + 1} to {graph.degree}",
+            found=rules.threshold,
+        )
+    return rules.threshold
+
+
+def confirmations_needed(cohort_size: int, corrupt: int) -> int:
+    """Confirmations of one survivor set that no other set can have too: more than (n + c)/2."""
+    return (cohort_size + corrupt) // 2 + 1
 
 
 def dropouts_tolerated(cohort_size: int, corrupt: int) -> int:
@@ -141,12 +166,12 @@ def check_confirmations(clients: int, survivors: int, corrupt: int) -> None:
     Raises:
         ConfigurationError: ``confirmations-unreachable``.
     """
-    if 2 * survivors <= clients + corrupt:
+    if survivors < confirmations_needed(clients, corrupt):
         raise ConfigurationError(
             "confirmations-unreachable",
             f"In a cohort of {clients}, more than (n + c)/2 of the roster must confirm one "
             "survivor set.",
-            expected=f"at least {(clients + corrupt) // 2 + 1} survivors",
+            expected=f"at least {confirmations_needed(clients, corrupt)} survivors",
             found=survivors,
             remedy="Declare fewer drop-outs or fewer corrupt devices, or bring the largest cohort "
             "nearer to the least.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import nacl.signing
 
 from secagg import limits, messages
+from secagg.context import sealed_shares_bytes
 from secagg.ring import packed_size
 
 
@@ -41,10 +42,10 @@ def upload_bytes(payload_length: int, ring_bits: int, clients: int, degree: int)
 
 def _deals(key: nacl.signing.SigningKey, blank: bytes, last: int, degree: int) -> messages.Deals:
     sealed_seed = bytes(limits.SEED_BYTES + limits.SEAL_OVERHEAD_BYTES)
-    sealed_shares = bytes(2 * limits.SHARE_BYTES + limits.SEAL_OVERHEAD_BYTES)
+    sealed_shares = bytes(sealed_shares_bytes(0) + limits.SEAL_OVERHEAD_BYTES)
     deals = []
     for number in range(degree):
         seed = sealed_seed if number < (degree + 1) // 2 else b""
-        deal = messages.Deal(blank, last, last, seed, sealed_shares, blank, blank)
+        deal = messages.Deal(blank, last, last, seed, sealed_shares, (blank, blank))
         deals.append(messages.sign(deal, blank, key))
-    return messages.Deals(blank, tuple(deals))
+    return messages.Deals(blank, tuple(deals), ())

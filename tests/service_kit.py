@@ -246,7 +246,7 @@ class Device:
                 names = {"shared": "deals", "checked": "ready", "confirmed": "confirmation"}
                 await self.point(names.get(self.state.phase, "unmask"))
                 await self.post(message)
-            case client.ProvideVector(ctx, _):
+            case client.ProvideVector(ctx):
                 lanes = encode(
                     self.config.manifest,
                     {"count": self.value},

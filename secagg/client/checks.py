@@ -7,10 +7,11 @@ removes them one by one and shows what each one stops.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 
-from secagg import graph, parameters
+from secagg import parameters
 from secagg.adverts import check_advert
 from secagg.client.events import ClientConfig
 from secagg.client.states import Advertised, Session
@@ -20,8 +21,18 @@ from secagg.context import (
     survivor_set_digest,
 )
 from secagg.errors import RemoteProtocolError
+from secagg.graph import Graph
 from secagg.limits import CLOCK_SKEW_S, DIGEST_BYTES, IDENTITY_KEY_BYTES
-from secagg.messages import Abort, Advert, Confirmation, Message, Roster, verify
+from secagg.messages import (
+    Abort,
+    AdmittedModel,
+    Advert,
+    Confirmation,
+    Message,
+    Roster,
+    peek,
+    verify,
+)
 
 
 def check_addressed(config: ClientConfig, state: Advertised, roster: Roster) -> None:
@@ -83,19 +94,52 @@ def check_task(config: ClientConfig, state: Advertised, roster: Roster, now_s: f
         )
 
 
-def check_models(state: Advertised, roster: Roster) -> None:
-    """Exactly one model is admitted: the one that this device trained on.
+def check_models(config: ClientConfig, state: Advertised, roster: Roster) -> int:
+    """The admitted models are few enough and each has a cohort behind it; returns how many
+    versions this device's own is behind the newest.
 
     Were devices of one sum given different models, their sum could be taken apart by what each
-    model makes of its data (Pasquini et al., CCS 2022).
+    model makes of its data (Pasquini et al., CCS 2022). So a synchronous cohort admits exactly
+    one, and an asynchronous one admits none that fewer devices trained on than make a cohort.
+    That a model is in the ledger is for the driver to check before it provides a vector.
     """
-    if roster.model_digests != (state.model_digest,):
+    rules = config.manifest.cohort
+    versions = [model.version for model in roster.models]
+    digests = {model.digest for model in roster.models}
+    rising = all(later > earlier for earlier, later in pairwise(versions))
+    if (
+        not versions
+        or versions[0] < 0
+        or not rising
+        or len(digests) != len(versions)
+        or any(len(model.digest) != DIGEST_BYTES for model in roster.models)
+        or versions[-1] - versions[0] > rules.versions_back
+    ):
         raise RemoteProtocolError(
             "roster-models",
-            "A synchronous cohort admits exactly the model that this device trained on.",
-            expected=[state.model_digest.hex()],
-            found=[found.hex() for found in roster.model_digests],
+            "The cohort admits models that its manifest does not.",
+            expected=f"distinct models of {rules.versions_back + 1} consecutive versions at most",
+            found=[(model.version, model.digest.hex()) for model in roster.models][:8],
         )
+    behind = Counter(entry.model for entry in roster.entries)
+    floor = max(rules.survivors_min, config.survivors_min)
+    if set(behind) != set(range(len(versions))) or min(behind.values()) < floor:
+        raise RemoteProtocolError(
+            "roster-models",
+            "Fewer devices than make a cohort trained on one of the admitted models.",
+            expected=f"at least {floor} for each of {len(versions)}",
+            found=sorted(behind.items())[:8],
+        )
+    advert, _ = peek(state.advert, Advert)
+    own = AdmittedModel(advert.model_version, advert.model_digest)
+    if roster.models[roster.entries[roster.index].model] != own:
+        raise RemoteProtocolError(
+            "roster-models",
+            "The roster admits this device with another model than the one it trained on.",
+            expected=(own.version, own.digest.hex()),
+            found=[(model.version, model.digest.hex()) for model in roster.models][:8],
+        )
+    return versions[-1] - own.version
 
 
 def check_size(config: ClientConfig, roster: Roster) -> None:
@@ -124,13 +168,16 @@ def check_order(roster: Roster) -> None:
         )
 
 
-def check_neighbours(config: ClientConfig, roster: Roster, now_s: float) -> dict[int, Advert]:
+def check_neighbours(
+    config: ClientConfig, roster: Roster, graph: Graph, now_s: float
+) -> dict[int, Advert]:
     """The neighbours' verified adverts, by roster index.
 
     A neighbour counts if its partner's key is in the manifest *and* trusted by this device, its
-    advert is the one in the roster, signed by it, for this task and model, and not expired.
+    advert is the one in the roster, signed by it, for this task and its admitted model, and not
+    expired.
     """
-    expected = tuple(graph.neighbours(roster.index, len(roster.entries)))
+    expected = graph.neighbours(roster.index)
     found = tuple(index for index, _ in roster.neighbour_adverts)
     if found != expected:
         raise RemoteProtocolError(
@@ -159,21 +206,17 @@ def check_neighbours(config: ClientConfig, roster: Roster, now_s: float) -> dict
                 expected=entry.identity_key.hex(),
                 found=advert.certificate.identity_key.hex(),
             )
-        if advert.model_digest not in roster.model_digests:
+        admitted = roster.models[entry.model]
+        if (advert.model_version, advert.model_digest) != (admitted.version, admitted.digest):
             raise RemoteProtocolError(
                 "roster-models",
-                f"Neighbour {index} trained on a model that is not admitted.",
+                f"Neighbour {index} trained on another model than the roster says.",
                 culprit=entry.identity_key,
-                expected=[admitted.hex() for admitted in roster.model_digests],
-                found=advert.model_digest.hex(),
+                expected=(admitted.version, admitted.digest.hex()),
+                found=(advert.model_version, advert.model_digest.hex()),
             )
         adverts[index] = advert
     return adverts
-
-
-def share_threshold(config: ClientConfig, neighbours: int) -> int:
-    """t for this device's number of neighbours; computed here, never taken from the server."""
-    return parameters.threshold(neighbours, config.manifest.cohort.corrupt_max)
 
 
 def _check_indices(name: str, members: Sequence[int], size: int) -> None:
@@ -212,7 +255,7 @@ def check_masking_set(
 def check_survivor_set(
     config: ClientConfig, session: Session, masking_set: Sequence[int], members: Sequence[int]
 ) -> None:
-    """U lies within S, holds this device, and is large enough for manifest and device."""
+    """U lies within S, holds this device, and is large enough for manifest, device and noise."""
     _check_indices("survivor-set", members, len(session.identity_keys))
     if outside := frozenset(members).difference(masking_set):
         raise RemoteProtocolError(
@@ -222,6 +265,14 @@ def check_survivor_set(
         )
     _check_alive("survivor-set", session, members)
     _check_enough("survivor-set", config, members)
+    drops = config.manifest.removable_drops
+    if drops and len(masking_set) - len(members) > drops[-1]:
+        raise RemoteProtocolError(
+            "survivor-set-noise",
+            "More devices are missing than the noise of the others makes up for.",
+            expected=f"at most {drops[-1]}",
+            found=len(masking_set) - len(members),
+        )
 
 
 def _check_alive(name: str, session: Session, members: Sequence[int]) -> None:
@@ -243,34 +294,65 @@ def _check_enough(name: str, config: ClientConfig, members: Sequence[int]) -> No
 
 
 def check_confirmations(
+    config: ClientConfig,
     session: Session,
     masking_set: Sequence[int],
     survivors: Sequence[int],
     signed_confirmations: Sequence[bytes],
 ) -> None:
-    """At least t neighbours confirmed with their signature the same S and U as this device."""
+    """At least t neighbours, and on a sparse graph more than (n + c)/2 of the roster, confirmed
+    with their signature the same S and U as this device.
+
+    Neighbours alone would not do on a sparse graph: its arcs could be shown different sets. Two
+    sets that so many of the roster confirmed would have an honest device in common.
+
+    Signatures are verified until both counts are reached: all neighbours', then of others.
+    """
     masking = masking_set_digest(session.ctx, masking_set)
     own = (masking, survivor_set_digest(session.ctx, masking, survivors))
-    alive = frozenset(survivors)
-    confirmed: set[int] = set()
+    alive, neighbours = frozenset(survivors), frozenset(session.neighbours)
+    near: set[int] = set()
+    far: dict[int, bytes] = {}
     for signed in signed_confirmations:
-        message, signer = verify(signed, session.ctx, Confirmation)
-        if message.index not in alive or signer != session.identity_keys[message.index]:
+        message, envelope = peek(signed, Confirmation)
+        index = message.index
+        if index not in alive or envelope.signer != session.identity_keys[index]:
             raise RemoteProtocolError(
-                "confirmation-signer", "A confirmation is not from a survivor.", found=signer.hex()
+                "confirmation-signer",
+                "A confirmation is not from a survivor.",
+                found=envelope.signer.hex(),
             )
+        if index in neighbours:
+            verify(signed, session.ctx, Confirmation)
         if (message.masking_set_digest, message.survivor_set_digest) != own:
             raise RemoteProtocolError(
                 "confirmations-differ",
-                f"Device {message.index} was shown another set of survivors.",
+                f"Device {index} was shown another set of survivors.",
                 expected=own[1].hex(),
                 found=message.survivor_set_digest.hex(),
             )
-        confirmed.add(message.index)
-    if len(confirmed.intersection(session.neighbours)) < session.threshold:
+        if index in neighbours:
+            near.add(index)
+        else:
+            far[index] = signed
+    if len(near) < session.threshold:
         raise RemoteProtocolError(
             "confirmations-too-few",
             "Too few neighbours confirmed the survivors.",
             expected=f"at least {session.threshold}",
-            found=len(confirmed.intersection(session.neighbours)),
+            found=len(near),
         )
+    if session.graph.is_complete:
+        return
+    needed = parameters.confirmations_needed(
+        len(session.identity_keys), config.manifest.cohort.corrupt_max
+    )
+    if len(near) + len(far) < needed:
+        raise RemoteProtocolError(
+            "confirmations-too-few",
+            "Too little of the roster confirmed the survivors.",
+            expected=f"at least {needed}",
+            found=len(near) + len(far),
+        )
+    for signed in list(far.values())[: max(0, needed - len(near))]:
+        verify(signed, session.ctx, Confirmation)

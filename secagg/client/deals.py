@@ -6,7 +6,7 @@ import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from secagg import graph, keys, sharing
+from secagg import keys, sharing
 from secagg.client.events import ClientConfig
 from secagg.client.states import Advertised, HeldShares, Session, Shared
 from secagg.context import (
@@ -14,11 +14,10 @@ from secagg.context import (
     KIND_PAIR_SEED,
     KIND_SHARES,
     MASK_KEY,
-    SEALED_SHARES_BYTES,
-    SHARE_OF_MASK_SECRET,
-    SHARE_OF_SELF_SEED,
+    noise_seed_commitment,
     pair_seed,
     seal_info,
+    sealed_shares_bytes,
     share_hash,
 )
 from secagg.errors import RemoteProtocolError
@@ -34,26 +33,30 @@ def make_deals(
     session: Session,
     adverts: Mapping[int, Advert],
     tools: Tools,
-) -> Deals:
-    """One signed deal per neighbour: shares of both secrets and, from the edge's sealer, the seed
+) -> tuple[Deals, tuple[Secret, ...]]:
+    """One signed deal per neighbour: shares of every secret and, from the edge's sealer, the seed
     of the mask that the two have in common.
+
+    Returns:
+        The deals, and the seeds of the removable parts of the noise, drawn here: after the roster
+        has closed and for this cohort alone.
 
     Raises:
         RemoteProtocolError: a neighbour's public key is malformed; names it.
     """
-    mask_shares = sharing.split(
-        state.mask_secret, session.threshold, session.neighbours, tools.random_bytes
+    noise_seeds = tuple(
+        Secret(tools.random_bytes(SEED_BYTES)) for _ in config.manifest.removable_drops
     )
-    self_shares = sharing.split(
-        state.self_seed, session.threshold, session.neighbours, tools.random_bytes
-    )
+    by_kind = [
+        sharing.split(secret, session.threshold, session.neighbours, tools.random_bytes)
+        for secret in (state.self_seed, state.mask_secret, *noise_seeds)
+    ]
     identity = keys.signing_key(config.identity)
     own = session.identity_keys[session.index]
-    ctx = session.ctx
+    ctx, graph = session.ctx, session.graph
     deals = []
     for neighbour in session.neighbours:
-        mask_share = mask_shares[neighbour].reveal()
-        self_share = self_shares[neighbour].reveal()
+        shares = [dealt[neighbour].reveal() for dealt in by_kind]
         peer = session.identity_keys[neighbour]
         advert = adverts[neighbour]
         try:
@@ -65,22 +68,25 @@ def make_deals(
                     pair_seed(state.mask_secret, ctx, own, peer).reveal(),
                 )
             sealed_shares = tools.seal(
-                advert.channel_key, seal_info(ctx, own, peer, KIND_SHARES), mask_share + self_share
+                advert.channel_key, seal_info(ctx, own, peer, KIND_SHARES), b"".join(shares)
             )
         except RemoteProtocolError as error:
             error.culprit = peer
             raise
+        hashes = [share_hash(kind, ctx, own, peer, share) for kind, share in enumerate(shares)]
         deal = Deal(
             ctx=ctx,
             sender=session.index,
             recipient=neighbour,
             sealed_pair_seed=sealed_pair_seed,
             sealed_shares=sealed_shares,
-            mask_share_hash=share_hash(SHARE_OF_MASK_SECRET, ctx, own, peer, mask_share),
-            self_share_hash=share_hash(SHARE_OF_SELF_SEED, ctx, own, peer, self_share),
+            share_hashes=tuple(hashes),
         )
         deals.append(sign(deal, ctx, identity))
-    return Deals(ctx, tuple(deals))
+    commitments = tuple(
+        noise_seed_commitment(own, level, seed) for level, seed in enumerate(noise_seeds)
+    )
+    return Deals(ctx, tuple(deals), commitments), noise_seeds
 
 
 @dataclass(frozen=True)
@@ -101,6 +107,7 @@ def open_inbox(state: Shared, inbox: Inbox) -> Opened:
         RemoteProtocolError: the inbox itself is none that an honest aggregator sends.
     """
     session = state.session
+    graph, neighbours = session.graph, frozenset(session.neighbours)
     mask_key = keys.kem_private_key(state.mask_secret, MASK_KEY)
     channel_key = keys.kem_private_key(state.channel_secret, CHANNEL_KEY)
     opened = Opened({}, {}, {})
@@ -108,7 +115,7 @@ def open_inbox(state: Shared, inbox: Inbox) -> Opened:
     for signed in inbox.deals:
         claimed, _ = peek(signed, Deal)
         dealer = claimed.sender
-        if dealer <= last or dealer not in session.neighbours:
+        if dealer <= last or dealer not in neighbours:
             raise RemoteProtocolError(
                 "inbox-dealer",
                 "The inbox is not a strictly ordered list of neighbours' deals.",
@@ -118,7 +125,7 @@ def open_inbox(state: Shared, inbox: Inbox) -> Opened:
         last = dealer
         try:
             deal = verify_deal(session, dealer, signed)
-            shares = open_shares(session, deal, channel_key)
+            shares = open_shares(session, deal, channel_key, len(state.noise_seeds))
             if graph.sealer(dealer, session.index) == dealer:
                 opened.pair_seeds[dealer] = open_pair_seed(session, deal, mask_key)
             else:
@@ -149,24 +156,28 @@ def verify_deal(session: Session, dealer: int, signed: bytes) -> Deal:
     return deal
 
 
-def open_shares(session: Session, deal: Deal, channel_key: keys.KemPrivateKey) -> HeldShares:
-    """Unseal the two shares and compare them with the hashes that the dealer signed."""
+def open_shares(
+    session: Session, deal: Deal, channel_key: keys.KemPrivateKey, noise_levels: int
+) -> HeldShares:
+    """Unseal the shares and compare them with the hashes that the dealer signed."""
     dealer = session.identity_keys[deal.sender]
     own = session.identity_keys[session.index]
     info = seal_info(session.ctx, dealer, own, KIND_SHARES)
-    both = keys.hpke_open(channel_key, info, deal.sealed_shares)
-    mask_share, self_share = both[:SHARE_BYTES], both[SHARE_BYTES:]
-    mask_hash = share_hash(SHARE_OF_MASK_SECRET, session.ctx, dealer, own, mask_share)
-    self_hash = share_hash(SHARE_OF_SELF_SEED, session.ctx, dealer, own, self_share)
-    if (
-        len(both) != SEALED_SHARES_BYTES
-        or not hmac.compare_digest(mask_hash, deal.mask_share_hash)
-        or not hmac.compare_digest(self_hash, deal.self_share_hash)
+    together = keys.hpke_open(channel_key, info, deal.sealed_shares)
+    shares = [
+        together[start : start + SHARE_BYTES] for start in range(0, len(together), SHARE_BYTES)
+    ]
+    hashes = [
+        share_hash(kind, session.ctx, dealer, own, share) for kind, share in enumerate(shares)
+    ]
+    if len(together) != sealed_shares_bytes(noise_levels) or not hmac.compare_digest(
+        b"".join(hashes), b"".join(deal.share_hashes)
     ):
         raise RemoteProtocolError(
             "deal-shares", "The shares do not match their signed hashes.", culprit=dealer
         )
-    return HeldShares(of_mask_secret=Secret(mask_share), of_self_seed=Secret(self_share))
+    self_seed, mask_secret, *noise = map(Secret, shares)
+    return HeldShares(of_mask_secret=mask_secret, of_self_seed=self_seed, of_noise=tuple(noise))
 
 
 def open_pair_seed(session: Session, deal: Deal, mask_key: keys.KemPrivateKey) -> Secret:

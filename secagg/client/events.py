@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from secagg.manifest import Manifest
-from secagg.messages import Certificate
+from secagg.messages import AdmittedModel, Certificate
 from secagg.ring import Lanes
 from secagg.secret import Secret
 
@@ -81,10 +81,19 @@ class Send:
 @dataclass(frozen=True)
 class ProvideVector:
     """Debit the device's budget, draw noise for this cohort alone, encode, and answer with
-    :class:`VectorReady`. ``cohort_size`` is the number of devices in the masking set."""
+    :class:`VectorReady`.
+
+    ``cohort_size``: devices in the masking set. ``noise_seeds``: one per removable part of the
+    noise, 32 bytes; the driver draws that part from it and from nothing else, so that it can be
+    taken off. ``models``: those that the cohort admits; ``staleness``: versions between this
+    device's model and the newest of them.
+    """
 
     ctx: bytes
     cohort_size: int
+    noise_seeds: tuple[Secret, ...] = ()
+    models: tuple[AdmittedModel, ...] = ()
+    staleness: int = 0
 
 
 @dataclass(frozen=True)

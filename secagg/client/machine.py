@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Callable
 from typing import Any
 
-from secagg import graph, keys, masks, ring, transitions
+from secagg import keys, masks, parameters, ring, transitions
 from secagg.client import checks, deals
 from secagg.client.events import (
     Cancel,
@@ -43,14 +43,18 @@ from secagg.context import (
     LEFT_OUT,
     MASK_KEY,
     SHARE_OF_MASK_SECRET,
+    SHARE_OF_NOISE_SEED,
     SHARE_OF_SELF_SEED,
     context,
     masking_set_digest,
+    opened_levels,
     pair_sign,
+    roster_digest,
     self_seed_commitment,
     survivor_set_digest,
 )
 from secagg.errors import ConfigurationError, LocalProtocolError, RemoteProtocolError
+from secagg.graph import Graph
 from secagg.hashing import digest
 from secagg.limits import DIGEST_BYTES, SEED_BYTES
 from secagg.messages import (
@@ -213,29 +217,35 @@ def _share(
     config: ClientConfig, state: Advertised, roster: Roster, event: Received, tools: Tools
 ) -> Outcome:
     checks.check_task(config, state, roster, event.now_s)
-    checks.check_models(state, roster)
     checks.check_size(config, roster)
+    staleness = checks.check_models(config, state, roster)
     checks.check_order(roster)
-    adverts = checks.check_neighbours(config, roster, event.now_s)
-    neighbours = tuple(graph.neighbours(roster.index, len(roster.entries)))
+    rules = config.manifest.cohort
+    order_seed = roster_digest(roster.entries)
+    graph = Graph(len(roster.entries), rules.degree, order_seed)
+    adverts = checks.check_neighbours(config, roster, graph, event.now_s)
     session = Session(
         ctx=context(
             task=roster.task,
             cohort=roster.cohort,
             attempt=roster.attempt,
             manifest_digest=roster.manifest_digest,
-            model_digests=roster.model_digests,
-            entries=roster.entries,
+            models=roster.models,
+            roster=order_seed,
         ),
         cohort=roster.cohort,
         index=roster.index,
         identity_keys=tuple(entry.identity_key for entry in roster.entries),
-        neighbours=neighbours,
-        threshold=checks.share_threshold(config, len(neighbours)),
+        neighbours=tuple(adverts),
+        threshold=parameters.threshold_on(graph, rules),
         accepted={KINDS[Roster][0]: _message_digest(event.message)},
+        degree=graph.degree,
+        order_seed=graph.order_seed,
+        models=roster.models,
+        staleness=staleness,
     )
-    dealt = deals.make_deals(config, state, session, adverts, tools)
-    shared = Shared(session, state.mask_secret, state.self_seed, state.channel_secret)
+    dealt, noise_seeds = deals.make_deals(config, state, session, adverts, tools)
+    shared = Shared(session, state.mask_secret, state.self_seed, state.channel_secret, noise_seeds)
     return shared, (Send(_sign(config, dealt, session.ctx)),)
 
 
@@ -247,7 +257,7 @@ def _check(config: ClientConfig, state: Shared, inbox: Inbox, seen: bytes) -> Ou
         accused = tuple(sorted(opened.refused))
         evidence = tuple(opened.refused[dealer] for dealer in accused)
         answer = Complaint(session.ctx, session.index, accused, evidence)
-    checked = Checked(session, state.self_seed, opened.pair_seeds, opened.shares)
+    checked = Checked(session, state.self_seed, opened.pair_seeds, opened.shares, state.noise_seeds)
     return checked, (Send(_sign(config, answer, session.ctx)),)
 
 
@@ -255,16 +265,19 @@ def _fix_masking_set(
     config: ClientConfig, state: Checked, message: MaskingSet, seen: bytes
 ) -> Outcome:
     session = accept(state.session, KINDS[MaskingSet][0], seen)
-    members = message.members
+    members, inside = message.members, frozenset(message.members)
     checks.check_masking_set(config, session, members, tuple(state.shares))
     awaiting = AwaitingVector(
         session,
         members,
         state.self_seed,
-        {index: seed for index, seed in state.pair_seeds.items() if index in members},
-        {index: shares for index, shares in state.shares.items() if index in members},
+        {index: seed for index, seed in state.pair_seeds.items() if index in inside},
+        {index: shares for index, shares in state.shares.items() if index in inside},
     )
-    return awaiting, (ProvideVector(session.ctx, len(members)),)
+    provide = ProvideVector(
+        session.ctx, len(members), state.noise_seeds, session.models, session.staleness
+    )
+    return awaiting, (provide,)
 
 
 def _mask(config: ClientConfig, state: AwaitingVector, event: VectorReady) -> Outcome:
@@ -316,18 +329,28 @@ def _confirm(config: ClientConfig, state: Uploading, message: SurvivorSet, seen:
 
 
 def _unmask(config: ClientConfig, state: Confirmed, message: Confirmations, seen: bytes) -> Outcome:
-    """Step 5: one share per neighbour in S, of its self seed if it survived, else of its mask
-    secret; then all shares are forgotten, so there is nothing left for a second answer."""
+    """Step 5: per neighbour in S, the share of its mask secret if it dropped, else those of its
+    self seed and of the noise that the survivors do not need. Then all shares are forgotten, so
+    there is nothing left for a second answer."""
     session = accept(state.session, KINDS[Confirmations][0], seen)
-    checks.check_confirmations(session, state.masking_set, state.survivors, message.confirmations)
-    survivors = frozenset(state.survivors)
-    shares = tuple(
-        RevealedShare(owner, SHARE_OF_SELF_SEED, held.of_self_seed.reveal())
-        if owner in survivors
-        else RevealedShare(owner, SHARE_OF_MASK_SECRET, held.of_mask_secret.reveal())
-        for owner, held in sorted(state.shares.items())
+    checks.check_confirmations(
+        config, session, state.masking_set, state.survivors, message.confirmations
     )
-    answer = Unmask(session.ctx, session.index, shares)
+    survivors = frozenset(state.survivors)
+    levels = opened_levels(
+        config.manifest.removable_drops, len(state.masking_set), len(state.survivors)
+    )
+    shares: list[RevealedShare] = []
+    for owner, held in sorted(state.shares.items()):
+        if owner not in survivors:
+            shares.append(RevealedShare(owner, SHARE_OF_MASK_SECRET, held.of_mask_secret.reveal()))
+            continue
+        shares.append(RevealedShare(owner, SHARE_OF_SELF_SEED, held.of_self_seed.reveal()))
+        shares += (
+            RevealedShare(owner, SHARE_OF_NOISE_SEED + level, held.of_noise[level].reveal())
+            for level in levels
+        )
+    answer = Unmask(session.ctx, session.index, tuple(shares))
     return Unmasked(session), (Send(_sign(config, answer, session.ctx)),)
 
 

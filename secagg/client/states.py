@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, TypeVar
 
 from secagg.client.events import Failed, Finished
+from secagg.graph import Graph
+from secagg.messages import AdmittedModel
 from secagg.secret import Secret
 
 
@@ -18,6 +20,8 @@ class Session:
     """What the accepted roster fixed; nothing in it is secret.
 
     ``accepted``: message kind number -> digest of the message of that kind that was obeyed.
+    ``degree``, ``order_seed``: of the graph. ``staleness``: versions between this device's model
+    and the newest of the admitted ``models``.
     """
 
     ctx: bytes
@@ -27,14 +31,23 @@ class Session:
     neighbours: tuple[int, ...]
     threshold: int
     accepted: dict[int, bytes]
+    degree: int = 0
+    order_seed: bytes = b""
+    models: tuple[AdmittedModel, ...] = ()
+    staleness: int = 0
+
+    @property
+    def graph(self) -> Graph:
+        return Graph(len(self.identity_keys), self.degree, self.order_seed)
 
 
 @dataclass(frozen=True)
 class HeldShares:
-    """Shares that one neighbour dealt to this device, 33 bytes each."""
+    """Shares that one neighbour dealt to this device, 33 bytes each; ``of_noise`` by level."""
 
     of_mask_secret: Secret
     of_self_seed: Secret
+    of_noise: tuple[Secret, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -53,7 +66,7 @@ class Advertised:
 
 @dataclass(frozen=True)
 class Shared:
-    """Step 2 done: the deals are out."""
+    """Step 2 done: the deals are out. ``noise_seeds``: of the removable parts, by level."""
 
     phase: ClassVar[str] = "shared"
 
@@ -61,6 +74,7 @@ class Shared:
     mask_secret: Secret
     self_seed: Secret
     channel_secret: Secret
+    noise_seeds: tuple[Secret, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -73,6 +87,7 @@ class Checked:
     self_seed: Secret
     pair_seeds: dict[int, Secret]
     shares: dict[int, HeldShares]
+    noise_seeds: tuple[Secret, ...] = ()
 
 
 @dataclass(frozen=True)

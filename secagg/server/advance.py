@@ -10,10 +10,10 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
-from secagg import graph, keys
+from secagg import keys, parameters
 from secagg.context import LEFT_OUT
 from secagg.messages import Abort, Confirmations, Inbox, MaskingSet, Message, SurvivorSet, sign
-from secagg.server import collect
+from secagg.server import collect, unmask
 from secagg.server.events import Deliver, Effect, Ended, ServerConfig, Wake
 from secagg.server.states import (
     Aborted,
@@ -69,9 +69,16 @@ def openable(facts: Facts, owners: Collection[int], holders: Collection[int]) ->
     """Every owner has at least t of the holders among its neighbours."""
     present = frozenset(holders)
     return all(
-        len(present.intersection(graph.neighbours(owner, facts.size))) >= facts.threshold
+        len(present.intersection(facts.graph.neighbours(owner))) >= facts.threshold
         for owner in owners
     )
+
+
+def agreeable(config: ServerConfig, facts: Facts, devices: Collection[int]) -> bool:
+    """So many devices can confirm one survivor set that no other can be confirmed too; on the
+    complete graph every device's own threshold sees to that."""
+    needed = parameters.confirmations_needed(facts.size, config.manifest.cohort.corrupt_max)
+    return facts.graph.is_complete or len(devices) >= needed
 
 
 def to_checking(config: ServerConfig, state: Sharing, now_s: float) -> Outcome:
@@ -90,7 +97,7 @@ def to_checking(config: ServerConfig, state: Sharing, now_s: float) -> Outcome:
             state.facts.ctx,
             tuple(
                 state.signed_deals[dealer][recipient]
-                for dealer in graph.neighbours(recipient, state.facts.size)
+                for dealer in state.facts.graph.neighbours(recipient)
                 if dealer in state.signed_deals
             ),
         )
@@ -114,8 +121,15 @@ def to_masking(config: ServerConfig, state: Checking, now_s: float) -> Outcome:
 
 def to_confirming(config: ServerConfig, state: Masking, now_s: float) -> Outcome:
     survivors = tuple(sorted(state.added))
+    drops = state.facts.removable_drops
+    noisy = not drops or len(state.masking_set) - len(survivors) <= drops[-1]
     enough = len(survivors) >= config.manifest.cohort.survivors_min
-    if not enough or not openable(state.facts, state.masking_set, survivors):
+    if (
+        not enough
+        or not noisy
+        or not agreeable(config, state.facts, survivors)
+        or not openable(state.facts, state.masking_set, survivors)
+    ):
         return abort(config, state, "too-few-vectors")
     deadline_s = now_s + config.manifest.deadlines.confirm_s
     fields, effects = leave_out(config, state, survivors)
@@ -133,11 +147,14 @@ def to_confirming(config: ServerConfig, state: Masking, now_s: float) -> Outcome
 
 def to_unmasking(config: ServerConfig, state: Confirming, now_s: float) -> Outcome:
     confirmed = sorted(state.confirmations)
-    if not openable(state.facts, confirmed, confirmed) or not openable(
-        state.facts, state.masking_set, confirmed
+    if (
+        not agreeable(config, state.facts, confirmed)
+        or not openable(state.facts, confirmed, confirmed)
+        or not openable(state.facts, state.masking_set, confirmed)
     ):
         return abort(config, state, "too-few-confirmations")
     deadline_s = now_s + config.manifest.deadlines.unmask_s
+    due = unmask.secrets_due(state.facts, state.masking_set, state.survivors, state.masking_set)
     unmasking = Unmasking(
         **common(state),
         deadline_s=deadline_s,
@@ -145,6 +162,7 @@ def to_unmasking(config: ServerConfig, state: Confirming, now_s: float) -> Outco
         masking_set=state.masking_set,
         survivors=state.survivors,
         shares={},
+        lacking=dict.fromkeys(due, state.facts.threshold),
     )
     proof = Confirmations(state.facts.ctx, tuple(state.confirmations[index] for index in confirmed))
     effects = deliver(config, state.facts, state.survivors, proof)

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from secagg import graph, ring
-from secagg.context import (
-    SEALED_SHARES_BYTES,
-    masking_set_digest,
-    survivor_set_digest,
-)
+from secagg import ring
+from secagg.context import masking_set_digest, sealed_shares_bytes, survivor_set_digest
 from secagg.errors import LocalProtocolError, RemoteProtocolError
 from secagg.hashing import digest
 from secagg.limits import DIGEST_BYTES, SEAL_OVERHEAD_BYTES, SEED_BYTES
@@ -24,7 +20,15 @@ from secagg.messages import (
     verify,
 )
 from secagg.server.events import AcceptUpload, ServerConfig
-from secagg.server.states import Checking, Confirming, DealFacts, Facts, Masking, Sharing
+from secagg.server.states import (
+    Checking,
+    Confirming,
+    DealFacts,
+    Dealing,
+    Facts,
+    Masking,
+    Sharing,
+)
 
 
 def take_deals(state: Sharing, index: int, message: Deals) -> Sharing:
@@ -34,7 +38,7 @@ def take_deals(state: Sharing, index: int, message: Deals) -> Sharing:
     recipients; a recipient that finds one invalid sends it back as proof against its dealer.
     """
     facts = state.facts
-    recipients = tuple(graph.neighbours(index, facts.size))
+    recipients = facts.graph.neighbours(index)
     if len(message.deals) != len(recipients):
         raise RemoteProtocolError(
             "deals-count",
@@ -43,12 +47,21 @@ def take_deals(state: Sharing, index: int, message: Deals) -> Sharing:
             expected=len(recipients),
             found=len(message.deals),
         )
+    sizes = [len(commitment) for commitment in message.noise_commitments]
+    if sizes != [DIGEST_BYTES] * len(facts.removable_drops):
+        raise RemoteProtocolError(
+            "deals-commitments",
+            "A device commits once to the seed of each removable part of its noise.",
+            culprit=facts.identity(index),
+            expected=[DIGEST_BYTES] * len(facts.removable_drops),
+            found=sizes[:8],
+        )
     kept: dict[int, DealFacts] = {}
     for recipient, signed in zip(recipients, message.deals, strict=True):
         kept[recipient] = _deal_facts(facts, index, recipient, signed)
     return replace(
         state,
-        dealt={**state.dealt, index: kept},
+        dealt={**state.dealt, index: Dealing(kept, message.noise_commitments)},
         signed_deals={
             **state.signed_deals,
             index: dict(zip(recipients, message.deals, strict=True)),
@@ -68,23 +81,13 @@ def _deal_facts(facts: Facts, dealer: int, recipient: int, signed: bytes) -> Dea
             expected=(dealer, recipient),
             found=(deal.sender, deal.recipient),
         )
-    seals = graph.sealer(dealer, recipient) == dealer
-    sizes = tuple(
-        map(
-            len,
-            (
-                deal.sealed_pair_seed,
-                deal.sealed_shares,
-                deal.mask_share_hash,
-                deal.self_share_hash,
-            ),
-        )
-    )
+    seals = facts.graph.sealer(dealer, recipient) == dealer
+    levels = len(facts.removable_drops)
+    sizes = tuple(map(len, (deal.sealed_pair_seed, deal.sealed_shares, *deal.share_hashes)))
     expected = (
         SEAL_OVERHEAD_BYTES + SEED_BYTES if seals else 0,
-        SEAL_OVERHEAD_BYTES + SEALED_SHARES_BYTES,
-        DIGEST_BYTES,
-        DIGEST_BYTES,
+        SEAL_OVERHEAD_BYTES + sealed_shares_bytes(levels),
+        *(DIGEST_BYTES for _ in range(2 + levels)),
     )
     if sizes != expected:
         raise RemoteProtocolError(
@@ -96,8 +99,7 @@ def _deal_facts(facts: Facts, dealer: int, recipient: int, signed: bytes) -> Dea
         )
     return DealFacts(
         digest=digest("deal", signed),
-        mask_share_hash=deal.mask_share_hash,
-        self_share_hash=deal.self_share_hash,
+        share_hashes=deal.share_hashes,
         sealed_pair_seed=deal.sealed_pair_seed,
     )
 
@@ -130,7 +132,7 @@ def take_ready(state: Checking, index: int, message: Ready | Complaint) -> Check
     disputed: set[int] = set()
     guilty: set[int] = set()
     for dealer, evidence in zip(accused, message.evidence, strict=True):
-        kept = state.dealt.get(dealer, {}).get(index) if dealer in state.dealers else None
+        kept = state.dealt[dealer].to.get(index) if dealer in state.dealers else None
         if kept is None or kept.digest != digest("deal", evidence):
             raise RemoteProtocolError(
                 "complaint-evidence",

@@ -109,7 +109,7 @@ def _authenticate(state: State, event: Received) -> Message | None:
             "index-out-of-roster", "No device has this index.", found=event.index
         )
     seen = digest("message", event.message)
-    if seen in (state.accepted.get((event.index, KINDS[kind][0])) for kind in _FROM_DEVICES):
+    if seen in (of_kind.get(event.index) for of_kind in state.accepted.values()):
         return None
     sender = facts.identity(event.index)
     message: Message
@@ -124,7 +124,7 @@ def _authenticate(state: State, event: Received) -> Message | None:
             expected=event.index,
             found=claimed,
         )
-    if (event.index, KINDS[type(message)][0]) in state.accepted:
+    if event.index in state.accepted.get(KINDS[type(message)][0], {}):
         raise RemoteProtocolError(
             "message-changed",
             f"Another {name} was taken before; the first one stands.",
@@ -144,8 +144,9 @@ def _authenticate(state: State, event: Received) -> Message | None:
 
 
 def _accept(state: Any, event: Received, message: Message) -> Any:
-    key = (event.index, KINDS[type(message)][0])
-    return replace(state, accepted={**state.accepted, key: digest("message", event.message)})
+    kind = KINDS[type(message)][0]
+    of_kind = {**state.accepted.get(kind, {}), event.index: digest("message", event.message)}
+    return replace(state, accepted={**state.accepted, kind: of_kind})
 
 
 # -- sharing ----------------------------------------------------------------------------------
@@ -195,7 +196,7 @@ def _on_confirmation(
 
 def _on_unmask(config: ServerConfig, state: Unmasking, event: Received, message: Unmask) -> Outcome:
     state = _accept(unmask.take_unmask(state, event.index, message), event, message)
-    if not unmask.enough_shares(state):
+    if state.lacking:
         return state, ()
     try:
         plan = unmask.make_plan(config, state)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from secagg import adverts as advert_rules
-from secagg import graph, keys, parameters
-from secagg.context import advert_digest, context
+from secagg import keys, parameters
+from secagg.context import advert_digest, context, roster_digest
 from secagg.errors import LocalProtocolError, RemoteProtocolError
-from secagg.messages import Advert, Roster, RosterEntry, sign
+from secagg.graph import Graph
+from secagg.messages import AdmittedModel, Advert, Roster, RosterEntry, sign
 from secagg.server.advance import Outcome
 from secagg.server.events import Deliver, Effect, ServerConfig, Wake
 from secagg.server.states import Facts, Sharing
@@ -61,18 +63,17 @@ def open_cohort(
     identities = [advert.certificate.identity_key for advert, _ in checked]
     if len(set(identities)) != len(identities):
         raise LocalProtocolError("cohort-twice", "A device is in the cohort twice.")
-    models = {advert.model_digest for advert, _ in checked}
-    if len(models) != 1:
-        raise LocalProtocolError(
-            "cohort-models",
-            "The devices of a synchronous cohort trained on one model.",
-            expected=1,
-            found=len(models),
-        )
+    models = _admitted_models(config, [advert for advert, _ in checked])
     entries = tuple(
-        RosterEntry(advert.certificate.identity_key, advert_digest(signed))
+        RosterEntry(
+            advert.certificate.identity_key,
+            advert_digest(signed),
+            models.index(AdmittedModel(advert.model_version, advert.model_digest)),
+        )
         for advert, signed in checked
     )
+    order_seed = roster_digest(entries)
+    graph = Graph(len(entries), rules.degree, order_seed)
     facts = Facts(
         cohort=cohort,
         attempt=attempt,
@@ -81,12 +82,15 @@ def open_cohort(
             cohort=cohort,
             attempt=attempt,
             manifest_digest=config.manifest_digest,
-            model_digests=tuple(models),
-            entries=entries,
+            models=models,
+            roster=order_seed,
         ),
         roster=entries,
         adverts=tuple(advert for advert, _ in checked),
-        threshold=parameters.threshold(len(graph.neighbours(0, len(entries))), rules.corrupt_max),
+        models=models,
+        graph=graph,
+        threshold=parameters.threshold_on(graph, rules),
+        removable_drops=config.manifest.removable_drops,
     )
     deadline_s = now_s + config.manifest.deadlines.share_s
     state = Sharing(facts=facts, accepted={}, dealt={}, signed_deals={}, deadline_s=deadline_s)
@@ -98,13 +102,33 @@ def open_cohort(
             cohort=cohort,
             attempt=attempt,
             manifest_digest=config.manifest_digest,
-            model_digests=tuple(models),
+            models=models,
             entries=entries,
             index=index,
             neighbour_adverts=tuple(
-                (neighbour, checked[neighbour][1])
-                for neighbour in graph.neighbours(index, len(entries))
+                (neighbour, checked[neighbour][1]) for neighbour in graph.neighbours(index)
             ),
         )
         effects.append(Deliver(index, sign(roster, b"", key)))
     return state, (*effects, Wake(deadline_s))
+
+
+def _admitted_models(config: ServerConfig, adverts: Sequence[Advert]) -> tuple[AdmittedModel, ...]:
+    """The models that these devices trained on, by version; devices would refuse any others."""
+    rules = config.manifest.cohort
+    behind = Counter(AdmittedModel(advert.model_version, advert.model_digest) for advert in adverts)
+    models = tuple(sorted(behind, key=lambda model: model.version))
+    versions = [model.version for model in models]
+    if (
+        len(set(versions)) != len(versions)
+        or versions[-1] - versions[0] > rules.versions_back
+        or (len(models) > 1 and min(behind.values()) < rules.survivors_min)
+    ):
+        raise LocalProtocolError(
+            "cohort-models",
+            "A cohort admits one model of each version within the manifest's bound, each with at "
+            "least as many devices behind it as make a sum.",
+            expected=(rules.versions_back + 1, rules.survivors_min),
+            found=[(model.version, count) for model, count in behind.items()][:8],
+        )
+    return models

@@ -6,21 +6,25 @@ import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from secagg.messages import Advert, RosterEntry
+from secagg.graph import Graph
+from secagg.messages import AdmittedModel, Advert, RosterEntry
 from secagg.opening import OpeningPlan
 from secagg.secret import Secret
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What the roster fixed. ``adverts`` are in roster order."""
+    """What the roster and the manifest fixed. ``adverts`` are in roster order."""
 
     cohort: bytes
     attempt: int
     ctx: bytes
     roster: tuple[RosterEntry, ...]
     adverts: tuple[Advert, ...]
+    models: tuple[AdmittedModel, ...]
+    graph: Graph
     threshold: int
+    removable_drops: tuple[int, ...]
 
     @property
     def size(self) -> int:
@@ -34,7 +38,7 @@ class Facts:
 class _Phase:
     """Common to all phases.
 
-    ``accepted``: (device, message kind number) -> digest of the message that was obeyed.
+    ``accepted``: message kind number -> device -> digest of the message that was obeyed.
     ``culprits``: identity keys of devices that provably broke the rules.
     ``gone``: devices that were left out and told so.
     """
@@ -42,7 +46,7 @@ class _Phase:
     phase: ClassVar[str]
 
     facts: Facts
-    accepted: dict[tuple[int, int], bytes] = field(repr=False)
+    accepted: dict[int, dict[int, bytes]] = field(repr=False)
     culprits: tuple[bytes, ...] = ()
     gone: frozenset[int] = frozenset()
     deadline_s: float = math.inf  # Unix seconds
@@ -58,15 +62,22 @@ class _Phase:
 
 @dataclass(frozen=True)
 class DealFacts:
-    """What the aggregator keeps of a deal after it delivered it."""
+    """What the aggregator keeps of a deal after it delivered it. ``share_hashes``: by kind."""
 
     digest: bytes
-    mask_share_hash: bytes
-    self_share_hash: bytes
+    share_hashes: tuple[bytes, ...]
     sealed_pair_seed: bytes = field(repr=False)
 
 
-Dealt = dict[int, dict[int, DealFacts]]  # dealer -> recipient -> facts
+@dataclass(frozen=True)
+class Dealing:
+    """What a device dealt: to each recipient, and its commitments to its noise seeds."""
+
+    to: dict[int, DealFacts] = field(repr=False)
+    noise_commitments: tuple[bytes, ...]
+
+
+Dealt = dict[int, Dealing]  # by dealer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,14 +133,19 @@ class Confirming(_Phase):
 
 @dataclass(frozen=True, kw_only=True)
 class Unmasking(_Phase):
-    """Waiting for shares. ``shares``: owner -> holder -> verified share."""
+    """Waiting for shares.
+
+    ``shares``: holder -> (owner, kind) -> verified share. ``lacking``: (owner, kind) -> how many
+    more shares of that secret are needed; what is complete is not in it.
+    """
 
     phase: ClassVar[str] = "unmasking"
 
     dealt: Dealt = field(repr=False)
     masking_set: tuple[int, ...]
     survivors: tuple[int, ...]
-    shares: dict[int, dict[int, Secret]] = field(repr=False)
+    shares: dict[int, dict[tuple[int, int], Secret]] = field(repr=False)
+    lacking: dict[tuple[int, int], int] = field(repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -74,6 +74,7 @@ class Device:
         number: int,
         *,
         model_digest: bytes,
+        model_version: int = 1,
         vector: Callable[[], Lanes],
         tools: Tools,
         drop: Drop = Drop.NEVER,
@@ -87,7 +88,7 @@ class Device:
         self.state: client.State
         self.state, (sent,) = client.advertise(
             config,
-            model_version=1,
+            model_version=model_version,
             model_digest=model_digest,
             now_s=EPOCH_S,
             lifetime_s=_LIFETIME_S,

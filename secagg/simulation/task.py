@@ -14,6 +14,7 @@ from secagg.manifest import (
     Deadlines,
     Encoding,
     Manifest,
+    Noise,
     Segment,
     encode_manifest,
     manifest_digest,
@@ -61,6 +62,12 @@ class Task:
         return self.server.manifest
 
 
+def _noise(removable_drops: tuple[int, ...]) -> Noise:
+    return Noise(
+        mechanism="skellam", share_variance=1, honest_min=1, removable_drops=removable_drops
+    )
+
+
 def make_task(
     clients: int,
     length: int,
@@ -72,12 +79,18 @@ def make_task(
     survivors_min: int = 2,
     corrupt_max: int = 0,
     own_minimum: int = 2,
+    degree: int = 0,
+    threshold: int = 0,
+    versions_back: int = 0,
+    removable_drops: tuple[int, ...] = (),
 ) -> Task:
     """A task over ``length`` plain coordinates for ``clients`` enrolled devices.
 
     Args:
         size_min: the manifest's smallest cohort; by default all of ``clients``.
         own_minimum: each device's own ``survivors_min``.
+        degree, threshold: of a sparse graph; 0: complete.
+        removable_drops: levels of noise whose seeds are shared; simulated devices draw no noise.
     """
     random = SeededBytes(seed, "task")
     partner, task_key = random(SEED_BYTES), random(SEED_BYTES)
@@ -97,6 +110,9 @@ def make_task(
             survivors_min=survivors_min,
             corrupt_max=corrupt_max,
             silent_max=0,
+            degree=degree,
+            threshold=threshold,
+            versions_back=versions_back,
         ),
         deadlines=Deadlines(
             report_s=_STEP_S,
@@ -108,7 +124,7 @@ def make_task(
         ),
         segments=(Segment(name="vector", length=length, clip=0.0, scale=1, clip_units=0),),
         encoding=Encoding(ring_bits=ring_bits, slice_length=slice_length, wrap_log2=-40.0),
-        noise=None,
+        noise=_noise(removable_drops) if removable_drops else None,
         example_privacy=None,
         device_privacy=None,
         budget=Budget(max_epsilon=None, delta=0.0, releases_max=1_000_000),

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import cached_property
 
 import msgspec
 import numpy as np
 
-from secagg import client, graph, keys, masks, messages, ring, sharing
+from secagg import client, keys, masks, messages, ring, sharing
 from secagg.context import (
     KIND_PAIR_SEED,
     KIND_SHARES,
@@ -23,10 +24,12 @@ from secagg.context import (
     masking_set_digest,
     pair_seed,
     pair_sign,
+    roster_digest,
     seal_info,
     share_hash,
     survivor_set_digest,
 )
+from secagg.graph import Graph
 from secagg.keys import hpke_seal, signing_key
 from secagg.messages import Message
 from secagg.secret import Secret
@@ -63,7 +66,7 @@ class Adversary:
         self.masked: dict[int, np.ndarray] = {}
         self.confirmations: dict[int, bytes] = {}
         self.shares: dict[tuple[int, int], dict[int, bytes]] = defaultdict(dict)
-        self.model_digests: tuple[bytes, ...] = (task.model_digest,)
+        self.models = (messages.AdmittedModel(1, task.model_digest),)
 
     @property
     def size(self) -> int:
@@ -79,9 +82,19 @@ class Adversary:
     @property
     def entries(self) -> tuple[messages.RosterEntry, ...]:
         return tuple(
-            messages.RosterEntry(self.identity(index), advert_digest(advert))
+            messages.RosterEntry(self.identity(index), advert_digest(advert), self.model_of(index))
             for index, advert in enumerate(self.adverts)
         )
+
+    def model_of(self, index: int) -> int:
+        """Place of the device's model among those admitted; the first if it is not."""
+        advert, _ = messages.peek(self.adverts[index], messages.Advert)
+        digests = [model.digest for model in self.models]
+        return digests.index(advert.model_digest) if advert.model_digest in digests else 0
+
+    @cached_property
+    def graph(self) -> Graph:
+        return Graph(self.size, self.task.manifest.cohort.degree, roster_digest(self.entries))
 
     @property
     def ctx(self) -> bytes:
@@ -90,8 +103,8 @@ class Adversary:
             cohort=self.cohort,
             attempt=0,
             manifest_digest=self.task.server.manifest_digest,
-            model_digests=self.model_digests,
-            entries=self.entries,
+            models=self.models,
+            roster=roster_digest(self.entries),
         )
 
     def roster(self, index: int) -> messages.Roster:
@@ -100,11 +113,11 @@ class Adversary:
             cohort=self.cohort,
             attempt=0,
             manifest_digest=self.task.server.manifest_digest,
-            model_digests=self.model_digests,
+            models=self.models,
             entries=self.entries,
             index=index,
             neighbour_adverts=tuple(
-                (other, self.adverts[other]) for other in graph.neighbours(index, self.size)
+                (other, self.adverts[other]) for other in self.graph.neighbours(index)
             ),
         )
 
@@ -124,7 +137,7 @@ class Adversary:
         message, _ = messages.peek(signed, *messages.KINDS)
         match message:
             case messages.Deals(deals=deals):
-                neighbours = graph.neighbours(index, self.size)
+                neighbours = self.graph.neighbours(index)
                 self.deals[index] = dict(zip(neighbours, deals, strict=True))
             case messages.MaskedInput() if payload is not None:
                 length = ring.payload_length(
@@ -145,7 +158,7 @@ class Adversary:
             self.say(index, self.roster(index))
 
     def inbox(self, index: int) -> messages.Inbox:
-        dealers = [d for d in graph.neighbours(index, self.size) if index in self.deals.get(d, {})]
+        dealers = [d for d in self.graph.neighbours(index) if index in self.deals.get(d, {})]
         return messages.Inbox(self.ctx, tuple(self.deals[d][index] for d in dealers))
 
     def check(self, only: Sequence[int] | None = None) -> None:
@@ -194,7 +207,7 @@ class Adversary:
     def pair_seed_from(self, owner: int, mask_secret: Secret, other: int) -> Secret:
         """The pair seed of an edge from one end's mask secret, as an honest opening would."""
         own, peer = self.identity(owner), self.identity(other)
-        if graph.sealer(owner, other) == owner:
+        if self.graph.sealer(owner, other) == owner:
             return pair_seed(mask_secret, self.ctx, own, peer)
         deal, _ = messages.peek(self.deals[other][owner], messages.Deal)
         info = seal_info(self.ctx, peer, own, KIND_PAIR_SEED)
@@ -238,7 +251,11 @@ class Adversary:
             mask_secret = self.mask_secret(owner, threshold)
             if mask_secret is None:
                 return None
-            seeds += [(self.pair_seed_from(owner, mask_secret, s), 1) for s in survivors]
+            seeds += [
+                (self.pair_seed_from(owner, mask_secret, other), pair_sign(other, owner))
+                for other in survivors
+                if self.graph.adjacent(owner, other)
+            ]
         total = sum(self.masked[index].astype(np.uint64) for index in survivors)
         return self.strip(total.astype("<u4"), seeds)
 
@@ -270,7 +287,7 @@ def forge_deal(adversary: Adversary, dealer: int, victim: int, pair_seed: Secret
     ctx = adversary.ctx
     share = b"\x01" * 33
     sealed_pair_seed = b""
-    if graph.sealer(dealer, victim) == dealer:
+    if adversary.graph.sealer(dealer, victim) == dealer:
         info = seal_info(ctx, sender, recipient, KIND_PAIR_SEED)
         sealed_pair_seed = hpke_seal(advert.mask_key, info, pair_seed.reveal())
     forged = msgspec.structs.replace(
@@ -279,7 +296,9 @@ def forge_deal(adversary: Adversary, dealer: int, victim: int, pair_seed: Secret
         sealed_shares=hpke_seal(
             advert.channel_key, seal_info(ctx, sender, recipient, KIND_SHARES), share + share
         ),
-        mask_share_hash=share_hash(SHARE_OF_MASK_SECRET, ctx, sender, recipient, share),
-        self_share_hash=share_hash(SHARE_OF_SELF_SEED, ctx, sender, recipient, share),
+        share_hashes=tuple(
+            share_hash(kind, ctx, sender, recipient, share)
+            for kind in (SHARE_OF_SELF_SEED, SHARE_OF_MASK_SECRET)
+        ),
     )
     return messages.sign(forged, ctx, signing_key(adversary.task.server.task_key))

@@ -42,7 +42,7 @@ def alive_here_and_dead_there(adversary: Adversary) -> None:
 
 def test_a_low_threshold_would_give_away_both_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     """The weakened build shares with t = k // 2, so 2t does not exceed k + c."""
-    monkeypatch.setattr(checks, "share_threshold", lambda config, neighbours: neighbours // 2)
+    monkeypatch.setattr(parameters, "threshold_on", lambda graph, rules: graph.neighbour_count // 2)
     adversary = Adversary(task())
     alive_here_and_dead_there(adversary)
     stolen = read_from_both_secrets(adversary, victim=0, threshold=2)

@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 from adversary import Adversary
 
-from secagg import client, sharing
-from secagg.client import checks
+from secagg import client, parameters, sharing
 from secagg.context import pair_sign
 from secagg.secret import Secret
 from secagg.simulation import Task, make_devices, make_task
@@ -158,7 +157,7 @@ def test_with_a_threshold_that_a_third_reaches_they_read_the_vector(
     world: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The weakened build shares with t = 3, which the colluders hold."""
-    monkeypatch.setattr(checks, "share_threshold", lambda config, neighbours: COLLUDERS)
+    monkeypatch.setattr(parameters, "threshold_on", lambda graph, rules: COLLUDERS)
     view = look(world)
     assert view.residual.tolist() == inputs(world)[0].tolist()
     if world:

@@ -92,8 +92,7 @@ def transplant(adversary: Adversary, target: int, colluder: int) -> tuple[Secret
         planted = msgspec.structs.replace(
             own,
             sealed_shares=stolen.sealed_shares,
-            mask_share_hash=stolen.mask_share_hash,
-            self_share_hash=stolen.self_share_hash,
+            share_hashes=stolen.share_hashes,
         )
         adversary.deals[colluder][holder] = messages.sign(planted, adversary.ctx, key)
     adversary.check()

@@ -127,7 +127,7 @@ def replace_all_keys(adversary: Adversary, victim: int) -> np.ndarray | None:
         peer = adversary.identity(other)
         channel = keys.kem_private_key(channel_secret, CHANNEL_KEY)
         both = hpke_open(channel, seal_info(ctx, own, peer, KIND_SHARES), deal.sealed_shares)
-        self_shares[other] = both[33:]
+        self_shares[other] = both[:33]
         pair_seeds[other] = Secret(b"f" * 32)
         if deal.sealed_pair_seed:
             mask_key = keys.kem_private_key(mask_secret, MASK_KEY)

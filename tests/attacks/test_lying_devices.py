@@ -139,8 +139,8 @@ def test_a_share_that_does_not_match_its_hash_is_refused_at_once() -> None:
             return None
         key = signing_key(shown.devices[LIAR].identity)
         deal, _ = messages.peek(message.deals[0], messages.Deal)
-        wrong = msgspec.structs.replace(deal, self_share_hash=bytes(32))
-        return messages.Deals(ctx, (messages.sign(wrong, ctx, key), *message.deals[1:]))
+        wrong = msgspec.structs.replace(deal, share_hashes=(bytes(32), deal.share_hashes[1]))
+        return messages.Deals(ctx, (messages.sign(wrong, ctx, key), *message.deals[1:]), ())
 
     shown = task()
     result = run_cohort(shown, one_hot(), hooks=rewriting(shown, change))
@@ -152,7 +152,7 @@ def test_without_checking_hashes_a_bad_dealer_is_found_too_late(
 ) -> None:
     """The weakened device takes any share; the honest holder is then blamed for it."""
 
-    def open_shares(session, deal, channel_key):
+    def open_shares(session, deal, channel_key, noise_levels):
         info = seal_info(
             session.ctx,
             session.identity_keys[deal.sender],
@@ -160,7 +160,7 @@ def test_without_checking_hashes_a_bad_dealer_is_found_too_late(
             KIND_SHARES,
         )
         both = deals.keys.hpke_open(channel_key, info, deal.sealed_shares)
-        return client.HeldShares(Secret(both[:33]), Secret(both[33:]))
+        return client.HeldShares(of_self_seed=Secret(both[:33]), of_mask_secret=Secret(both[33:]))
 
     monkeypatch.setattr(deals, "open_shares", open_shares)
     shown = task()
@@ -170,8 +170,8 @@ def test_without_checking_hashes_a_bad_dealer_is_found_too_late(
         if not isinstance(message, messages.Deals):
             return None
         deal, _ = messages.peek(message.deals[0], messages.Deal)
-        wrong = msgspec.structs.replace(deal, self_share_hash=bytes(32))
-        return messages.Deals(ctx, (messages.sign(wrong, ctx, key), *message.deals[1:]))
+        wrong = msgspec.structs.replace(deal, share_hashes=(bytes(32), deal.share_hashes[1]))
+        return messages.Deals(ctx, (messages.sign(wrong, ctx, key), *message.deals[1:]), ())
 
     result = run_cohort(shown, one_hot(), hooks=rewriting(shown, change))
     assert len(result.ended.culprits) == 1
@@ -197,7 +197,9 @@ def test_a_seed_that_only_a_colluder_accepts_is_pinned_on_its_sealer() -> None:
             )
             changed = list(message.deals)
             changed[place] = messages.sign(rubbish, message.ctx, key)
-            return [messages.sign(messages.Deals(message.ctx, tuple(changed)), message.ctx, key)]
+            return [
+                messages.sign(messages.Deals(message.ctx, tuple(changed), ()), message.ctx, key)
+            ]
         if isinstance(message, messages.Complaint):
             ready = messages.Ready(message.ctx, message.index)
             return [messages.sign(ready, message.ctx, colluder_key)]
@@ -283,7 +285,7 @@ def test_a_deal_with_a_broken_signature_proves_its_dealers_guilt() -> None:
             broken.append(
                 msgspec.msgpack.encode(messages.Signed(envelope.frame, envelope.signer, wrong))
             )
-        return messages.Deals(ctx, tuple(broken))
+        return messages.Deals(ctx, tuple(broken), ())
 
     result = run_cohort(shown, one_hot(), hooks=rewriting(shown, change))
     assert_released_without(result, LIAR)
@@ -305,7 +307,7 @@ def test_a_sealer_that_seals_no_seed_is_left_out() -> None:
                     deal, sealed_pair_seed=bytes(len(deal.sealed_pair_seed))
                 )
             changed.append(messages.sign(deal, ctx, key))
-        return messages.Deals(ctx, tuple(changed))
+        return messages.Deals(ctx, tuple(changed), ())
 
     result = run_cohort(shown, one_hot(), hooks=rewriting(shown, change))
     assert_released_without(result, LIAR)

@@ -32,7 +32,7 @@ def misaddressed(field: str) -> Callable[[Task], Hooks]:
                     "recipient": {"recipient": own},
                 }[field]
                 changed.append(messages.sign(msgspec.structs.replace(deal, **values), ctx, key))
-            return messages.Deals(ctx, tuple(changed))
+            return messages.Deals(ctx, tuple(changed), ())
 
         return rewriting(shown, change)
 
@@ -56,8 +56,7 @@ def test_without_the_address_check_one_device_stops_everyone(
         deal, _ = messages.peek(signed, messages.Deal)
         return server.states.DealFacts(
             digest=collect.digest("deal", signed),
-            mask_share_hash=deal.mask_share_hash,
-            self_share_hash=deal.self_share_hash,
+            share_hashes=deal.share_hashes,
             sealed_pair_seed=deal.sealed_pair_seed,
         )
 

@@ -49,18 +49,19 @@ def two_models() -> tuple[Adversary, int]:
         victim_config,
         0,
         model_digest=crafted,
+        model_version=2,
         vector=devices[0]._vector,
         tools=seeded_tools(5),
     )
     adversary = Adversary(shown, devices=devices)
-    adversary.model_digests = (shown.model_digest, crafted)
+    adversary.models = (*adversary.models, messages.AdmittedModel(2, crafted))
     return adversary, next(i for i, d in enumerate(adversary.devices) if d.number == 0)
 
 
 def test_two_models_in_one_sum_would_show_one_devices_update(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(checks, "check_models", lambda *_: None)
+    monkeypatch.setattr(checks, "check_models", lambda *_: 0)
     adversary, victim = two_models()
     opened = crafted_model(adversary, victim)
     assert opened is not None
@@ -76,7 +77,7 @@ def test_a_second_model_is_refused_by_everyone() -> None:
 def test_a_neighbour_on_another_model_is_refused() -> None:
     """Even if the roster claims that there is one model."""
     adversary, victim = two_models()
-    adversary.model_digests = (adversary.task.model_digest,)
+    adversary.models = adversary.models[:1]
     adversary.share()
     others = [d for i, d in enumerate(adversary.devices) if i != victim]
     assert {failed_reason(device) for device in others} == {"roster-models"}

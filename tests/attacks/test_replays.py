@@ -59,8 +59,8 @@ def test_without_context_in_signatures_seals_and_hashes_old_deals_count(
         )
         return deal
 
-    def shares(session, deal, key):
-        return genuine_shares(replace(session, ctx=deal.ctx), deal, key)
+    def shares(session, deal, key, levels):
+        return genuine_shares(replace(session, ctx=deal.ctx), deal, key, levels)
 
     def seed(session, deal, key):
         return genuine_seed(replace(session, ctx=deal.ctx), deal, key)

@@ -13,7 +13,7 @@ from protocol_run import CLIENTS, Run, recorded_run, secrets_in
 from secagg import client, messages
 from secagg.errors import LocalProtocolError, RemoteProtocolError
 from secagg.keys import signing_key
-from secagg.messages import Roster
+from secagg.messages import AdmittedModel, Roster
 from secagg.simulation import EPOCH_S, make_task, seeded_tools
 
 _replace = msgspec.structs.replace
@@ -121,9 +121,12 @@ ENDS_THE_EXCHANGE: dict[str, tuple[str, Callable[[Roster], Roster]]] = {
     "another manifest": ("roster-manifest", lambda r: _replace(r, manifest_digest=bytes(32))),
     "a short cohort name": ("roster-malformed", lambda r: _replace(r, cohort=b"c")),
     "a negative attempt": ("roster-malformed", lambda r: _replace(r, attempt=-1)),
-    "another model": ("roster-models", lambda r: _replace(r, model_digests=(bytes(32),))),
-    "no model": ("roster-models", lambda r: _replace(r, model_digests=())),
-    "a model twice": ("roster-models", lambda r: _replace(r, model_digests=r.model_digests * 2)),
+    "another model": (
+        "roster-models",
+        lambda r: _replace(r, models=(AdmittedModel(0, bytes(32)),)),
+    ),
+    "no model": ("roster-models", lambda r: _replace(r, models=())),
+    "a model twice": ("roster-models", lambda r: _replace(r, models=r.models * 2)),
     "too few devices": ("cohort-size", without_last),
     "wrong order": ("roster-order", swapped),
     "a device twice": ("roster-order", doubled),

@@ -13,6 +13,7 @@ from secagg.errors import RemoteProtocolError
 from secagg.messages import (
     KINDS,
     Abort,
+    AdmittedModel,
     Advert,
     Certificate,
     Complaint,
@@ -55,13 +56,13 @@ SAMPLES: tuple[Message, ...] = (
         HASH,
         0,
         HASH,
-        (HASH,),
-        (RosterEntry(PUBLIC, HASH), RosterEntry(HASH, PUBLIC)),
+        (AdmittedModel(0, HASH),),
+        (RosterEntry(PUBLIC, HASH, 0), RosterEntry(HASH, PUBLIC, 0)),
         1,
         ((0, b"signed advert"),),
     ),
-    Deal(CTX, 0, 1, b"", b"sealed", HASH, HASH),
-    Deals(CTX, (b"deal", b"other deal")),
+    Deal(CTX, 0, 1, b"", b"sealed", (HASH, HASH)),
+    Deals(CTX, (b"deal", b"other deal"), (HASH,)),
     Inbox(CTX, (b"deal",)),
     Ready(CTX, 4),
     Complaint(CTX, 4, (1, 2), (b"deal", b"deal")),
@@ -363,14 +364,13 @@ def test_a_message_of_another_signer_is_refused(message: Message) -> None:
 
 
 def test_a_signature_of_one_kind_does_not_count_for_another() -> None:
-    """Deals and Inbox have the same fields, so only the labels tell them apart."""
-    deals = sign(Deals(CTX, (b"deal",)), CTX, KEY)
-    _, envelope = peek(deals, Deals)
-    inbox = encode(Inbox(CTX, (b"deal",)))
-    assert inbox[2:] == envelope.frame[2:]
-    forged = msgspec.msgpack.encode(Signed(inbox, envelope.signer, envelope.signature))
-    assert outcome(lambda: verify(forged, CTX, Inbox)) == "signature-invalid"
-    assert signature_input(Deals, CTX, b"x") != signature_input(Inbox, CTX, b"x")
+    """MaskingSet and SurvivorSet have the same fields, so only the labels tell them apart."""
+    _, envelope = peek(sign(MaskingSet(CTX, (0, 1)), CTX, KEY), MaskingSet)
+    survivors = encode(SurvivorSet(CTX, (0, 1)))
+    assert survivors[2:] == envelope.frame[2:]
+    forged = msgspec.msgpack.encode(Signed(survivors, envelope.signer, envelope.signature))
+    assert outcome(lambda: verify(forged, CTX, SurvivorSet)) == "signature-invalid"
+    assert signature_input(MaskingSet, CTX, b"x") != signature_input(SurvivorSet, CTX, b"x")
 
 
 @pytest.mark.parametrize(
@@ -403,9 +403,9 @@ def test_a_signed_message_has_a_size_cap(message: Message) -> None:
 def test_the_largest_roster_fits_its_cap() -> None:
     """10,000 entries and the most neighbours of a complete graph; about 1.1 MB."""
     entries = tuple(
-        RosterEntry(number.to_bytes(32, "big"), HASH) for number in range(limits.COHORT_MAX)
+        RosterEntry(number.to_bytes(32, "big"), HASH, 0) for number in range(limits.COHORT_MAX)
     )
     advert = sign(SAMPLES[0], b"", KEY)
     adverts = tuple((number, advert) for number in range(limits.COMPLETE_GRAPH_MAX - 1))
-    roster = Roster("task", HASH, 0, HASH, (HASH,), entries, 0, adverts)
+    roster = Roster("task", HASH, 0, HASH, (AdmittedModel(0, HASH),), entries, 0, adverts)
     assert decode(encode(roster), Roster) == roster

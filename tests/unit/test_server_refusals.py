@@ -62,8 +62,11 @@ BAD_DEALS: dict[str, tuple[str, Callable[[Run], Message]]] = {
         "deal-size",
         with_deal(lambda d: _replace(d, sealed_shares=d.sealed_shares + b"x")),
     ),
-    "a short hash": ("deal-size", with_deal(lambda d: _replace(d, self_share_hash=b"h"))),
-    "no hash": ("deal-size", with_deal(lambda d: _replace(d, mask_share_hash=b""))),
+    "a short hash": (
+        "deal-size",
+        with_deal(lambda d: _replace(d, share_hashes=(b"h", d.share_hashes[1]))),
+    ),
+    "no hash": ("deal-size", with_deal(lambda d: _replace(d, share_hashes=d.share_hashes[:1]))),
     "a seed from the wrong end or none": (
         "deal-size",
         with_deal(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 
 import pytest
 from protocol_run import make_recorded, recorded_run
@@ -13,6 +15,7 @@ from secagg.errors import LocalProtocolError
 from secagg.secret import Secret
 from secagg.simulation import Aggregator, Hooks, LocalDevices, drive, make_task
 
+FROZEN = Path(__file__).with_name("snapshots-1.json")
 PHASES = [state.phase for state in _STATES]
 
 
@@ -104,3 +107,23 @@ def test_the_snapshot_of_a_finished_masking_holds_no_seed() -> None:
     for phase in ("uploading", "confirmed", "unmasked", "finished"):
         data = client.snapshot(run.client_states[phase])
         assert not any(seed.reveal() in data for seed in seeds)
+
+
+def test_snapshots_of_version_1_still_load_and_go_on() -> None:
+    """Written before there were sparse graphs, several models and noise seeds."""
+    frozen = json.loads(FROZEN.read_text())["snapshots"]
+    assert set(frozen) == set(PHASES)
+    for phase, data in frozen.items():
+        old = bytes.fromhex(data)
+        assert old[0] == 1
+        state = client.restore(old)
+        assert state.phase == phase
+        again = client.snapshot(state)
+        assert again[0] == 2
+        assert plain(client.restore(again)) == plain(state)
+        if isinstance(state, (client.Shared, client.Checked, client.Uploading)):
+            assert state.session.graph.is_complete
+    cancel = client.Cancel("test", "The device gives up.")
+    config, tools = recorded_run().device.config, recorded_run().tools()
+    state, _ = client.step(config, client.restore(bytes.fromhex(frozen["checked"])), cancel, tools)
+    assert isinstance(state, client.Failed)

@@ -385,6 +385,8 @@ def contexts() -> Case:
         "share_hashes": {
             "self share": context.share_hash(0, ctx, dealer, holder, share).hex(),
             "mask share": context.share_hash(1, ctx, dealer, holder, share).hex(),
+            "noise share 0": context.share_hash(2, ctx, dealer, holder, share).hex(),
+            "noise share 7": context.share_hash(9, ctx, dealer, holder, share).hex(),
         },
         "sealers": [[i, j, graph.sealer(i, j)] for i in range(5) for j in range(5) if i != j],
         "complete_graph": [list(graph.neighbours(i, 5)) for i in range(5)],

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -171,7 +172,8 @@ def opened(secret: bytes, label: str, info: bytes, seal: bytes) -> bytes:
 
 
 def roster_digest(entries: Sequence[Sequence[bytes]]) -> bytes:
-    return labelled("roster", *(part for entry in entries for part in entry[:2]))
+    parts = [(identity, advert, integers(model)) for identity, advert, model in entries]
+    return labelled("roster", *(part for entry in parts for part in entry))
 
 
 def context(
@@ -179,7 +181,7 @@ def context(
     cohort: bytes,
     attempt: int,
     manifest_digest: bytes,
-    model_digests: Sequence[bytes],
+    models: Sequence[Sequence[Any]],
     entries: Sequence[Sequence[bytes]],
 ) -> bytes:
     return labelled(
@@ -190,7 +192,7 @@ def context(
         cohort,
         integers(attempt),
         manifest_digest,
-        labelled("models", *model_digests),
+        labelled("models", *(part for v, digest in models for part in (integers(v), digest))),
         roster_digest(entries),
     )
 

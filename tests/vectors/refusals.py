@@ -84,14 +84,15 @@ def _rosters(e: Exchange) -> Iterator[tuple[str, bytes]]:
     swapped[others[0]], swapped[others[1]] = swapped[others[1]], swapped[others[0]]
     doubled = list(entries)
     doubled[others[1]] = doubled[others[0]]
+    other = messages.AdmittedModel(roster.models[0].version + 1, b"m" * 32)
     changes: dict[str, dict[str, Any]] = {
         "another-task": {"task": "another"},
         "another-manifest": {"manifest_digest": b"m" * 32},
         "cohort-of-31-bytes": {"cohort": b"c" * 31},
         "attempt-of-33-bits": {"attempt": 1 << 32},
-        "no-model": {"model_digests": ()},
-        "another-model": {"model_digests": (b"m" * 32,)},
-        "two-models": {"model_digests": (*roster.model_digests, b"m" * 32)},
+        "no-model": {"models": ()},
+        "another-model": {"models": (other,)},
+        "two-models": {"models": (*roster.models, other)},
         "entries-out-of-order": {"entries": tuple(swapped)},
         "an-identity-twice": {"entries": tuple(doubled)},
         "no-place": {"index": len(entries)},

@@ -318,6 +318,11 @@ class Exchange:
         return ref.kdf(self.secret(sealer, "mask_secret"), "pair seed", self.ctx, *keys)
 
 
+def levels(name: str) -> range:
+    """Removable parts of the noise in a transcript's task."""
+    return range(len(transcript.REMOVABLE_DROPS.get(name, ())))
+
+
 exchanges = pytest.mark.parametrize("name", transcript.NAMES)
 
 
@@ -351,19 +356,23 @@ def test_deals_hold_the_pair_seeds_and_shares_of_both_secrets(name: str) -> None
     exchange = Exchange(name)
     ctx = exchange.ctx
     dealt: dict[int, dict[int, bytes]] = {}
-    for sender, (_, deals) in exchange.all("Deals").items():
+    for sender, (_, deals, commitments) in exchange.all("Deals").items():
+        assert len(commitments) == len(levels(name))
         for signed in deals:
             fields = envelope_verifies(signed, ctx, "Deal", 3)
             assert fields is not None
             assert fields[:2] == [ctx, sender]
-            recipient, sealed_seed, sealed_shares, mask_hash, self_hash = fields[2:7]
+            recipient, sealed_seed, sealed_shares, hashes = fields[2:6]
             pair = exchange.entries[sender][0], exchange.entries[recipient][0]
             channel = exchange.secret(recipient, "channel_secret")
             both = ref.opened(
                 channel, "channel-key", ref.parts("seal", ctx, *pair, b"shares"), sealed_shares
             )
-            assert ref.labelled("mask share", ctx, *pair, both[:33]) == mask_hash
-            assert ref.labelled("self share", ctx, *pair, both[33:66]) == self_hash
+            labels = ("self share", "mask share", *(f"noise share {n}" for n in levels(name)))
+            cut = [both[33 * at : 33 * at + 33] for at in range(len(labels))]
+            assert b"".join(cut) == both
+            for label, share, expected in zip(labels, cut, hashes, strict=True):
+                assert ref.labelled(label, ctx, *pair, share) == expected
             dealt.setdefault(sender, {})[recipient] = both
             if ref.sealer(sender, recipient) == sender:
                 info = ref.parts("seal", ctx, *pair, b"pair seed")
@@ -377,7 +386,7 @@ def test_deals_hold_the_pair_seeds_and_shares_of_both_secrets(name: str) -> None
     for sender, held in dealt.items():
         for offset in range(transcript.CLIENTS - threshold):
             few = dict(list(held.items())[offset : offset + threshold])
-            for at, secret in ((0, "mask_secret"), (33, "self_seed")):
+            for at, secret in ((0, "self_seed"), (33, "mask_secret")):
                 value = ref.joined({holder: both[at : at + 33] for holder, both in few.items()})
                 assert value == int.from_bytes(exchange.secret(sender, secret), "little")
 
@@ -412,6 +421,13 @@ def test_payloads_are_the_inputs_behind_their_masks_and_the_sum_opens(name: str)
     assert exchange.data["sum"] == [sum(column) for column in zip(*chosen, strict=True)]
 
 
+def test_noise_seeds_are_opened_where_nobody_dropped_and_nowhere_else() -> None:
+    for name in transcript.NAMES:
+        exchange = Exchange(name)
+        kinds = {kind for _, f in exchange.all("Unmask").items() for _, kind, _ in f[2]}
+        assert (2 in kinds) == (name == "noise-taken-off")
+
+
 def open_sum(exchange: Exchange, members: list[int], salt: bytes, total: list[int]) -> list[int]:
     """The sum from what survivors revealed alone."""
     bits = exchange.bits
@@ -419,8 +435,15 @@ def open_sum(exchange: Exchange, members: list[int], salt: bytes, total: list[in
     revealed: dict[tuple[int, int], dict[int, bytes]] = {}
     for holder, fields in exchange.all("Unmask").items():
         for owner, kind, share in fields[2]:
-            assert kind == (0 if owner in survivors else 1)
+            assert kind in ((0, 2) if owner in survivors else (1,))
             revealed.setdefault((owner, kind), {})[holder] = share
+    dealt = exchange.all("Deals")
+    for owner, kind in revealed:
+        if kind < 2:
+            continue
+        seed = ref.joined(revealed[owner, kind]).to_bytes(32, "little")
+        commitment = ref.labelled(f"noise seed {kind - 2}", exchange.entries[owner][0], seed)
+        assert commitment == dealt[owner][2][kind - 2]
     terms: list[tuple[bytes, int]] = []
     for owner in members:
         secret = ref.joined(revealed[owner, 0 if owner in survivors else 1]).to_bytes(32, "little")
