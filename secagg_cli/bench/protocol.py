@@ -191,7 +191,7 @@ def _sealing(repeat: int) -> list[_Row]:
     from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
 
     from secagg import keys
-    from secagg.context import CHANNEL_KEY, SEALED_SHARES_BYTES
+    from secagg.context import CHANNEL_KEY, sealed_shares_bytes
     from secagg.secret import Secret
 
     suite = Suite(KEM.MLKEM768_X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
@@ -199,7 +199,7 @@ def _sealing(repeat: int) -> list[_Row]:
     private = keys.kem_private_key(secret, CHANNEL_KEY)
     public = private.public_key()
     public_bytes = keys.kem_public_key(secret, CHANNEL_KEY)
-    info, plain = secrets.token_bytes(128), secrets.token_bytes(SEALED_SHARES_BYTES)
+    info, plain = secrets.token_bytes(128), secrets.token_bytes(sealed_shares_bytes(0))
     sealed = keys.hpke_seal(public_bytes, info, plain)
 
     def seal() -> None:
