@@ -302,17 +302,20 @@ async def put_mail(
     effects: Sequence[Effect],
 ) -> None:
     """Insert the messages of ``Deliver`` effects behind those already ``delivered`` per index."""
+    rows = await asyncio.to_thread(_mail_rows, session_ids, delivered, effects)
+    if rows:
+        await connection.execute(sa.insert(mail), rows)
+
+
+def _mail_rows(
+    session_ids: Sequence[str], delivered: Mapping[int, int], effects: Sequence[Effect]
+) -> list[dict[str, Any]]:
+    """Signs the messages: in a thread, for a cohort's rosters and inboxes take a while."""
     counts = dict(delivered)
     rows = []
     for effect in effects:
         if isinstance(effect, Deliver):
             counts[effect.index] = number = counts.get(effect.index, 0) + 1
-            rows.append(
-                {
-                    "session": session_ids[effect.index],
-                    "number": number,
-                    "message": effect.message,
-                }
-            )
-    if rows:
-        await connection.execute(sa.insert(mail), rows)
+            session = session_ids[effect.index]
+            rows.append({"session": session, "number": number, "message": effect.message})
+    return rows

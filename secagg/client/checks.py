@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import pairwise
 
 from secagg import parameters
@@ -22,7 +23,7 @@ from secagg.context import (
 )
 from secagg.errors import RemoteProtocolError
 from secagg.graph import Graph
-from secagg.limits import CLOCK_SKEW_S, DIGEST_BYTES, IDENTITY_KEY_BYTES
+from secagg.limits import CLOCK_SKEW_S, COHORT_MAX, DIGEST_BYTES, IDENTITY_KEY_BYTES
 from secagg.messages import (
     Abort,
     AdmittedModel,
@@ -293,6 +294,21 @@ def _check_enough(name: str, config: ClientConfig, members: Sequence[int]) -> No
         )
 
 
+# A process with many devices of one cohort sees the same confirmations many times; a failure is
+# not remembered, so whatever raises is looked at again.
+
+
+@lru_cache(maxsize=COHORT_MAX)
+def _claimed(signed: bytes) -> tuple[Confirmation, bytes]:
+    message, envelope = peek(signed, Confirmation)
+    return message, envelope.signer
+
+
+@lru_cache(maxsize=COHORT_MAX)
+def _verified(signed: bytes, ctx: bytes) -> None:
+    verify(signed, ctx, Confirmation)
+
+
 def check_confirmations(
     config: ClientConfig,
     session: Session,
@@ -314,16 +330,16 @@ def check_confirmations(
     near: set[int] = set()
     far: dict[int, bytes] = {}
     for signed in signed_confirmations:
-        message, envelope = peek(signed, Confirmation)
+        message, signer = _claimed(signed)
         index = message.index
-        if index not in alive or envelope.signer != session.identity_keys[index]:
+        if index not in alive or signer != session.identity_keys[index]:
             raise RemoteProtocolError(
                 "confirmation-signer",
                 "A confirmation is not from a survivor.",
-                found=envelope.signer.hex(),
+                found=signer.hex(),
             )
         if index in neighbours:
-            verify(signed, session.ctx, Confirmation)
+            _verified(signed, session.ctx)
         if (message.masking_set_digest, message.survivor_set_digest) != own:
             raise RemoteProtocolError(
                 "confirmations-differ",
@@ -355,4 +371,4 @@ def check_confirmations(
             found=len(near) + len(far),
         )
     for signed in list(far.values())[: max(0, needed - len(near))]:
-        verify(signed, session.ctx, Confirmation)
+        _verified(signed, session.ctx)

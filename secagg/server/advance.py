@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from secagg import keys, parameters
@@ -33,7 +34,7 @@ def deliver(
     config: ServerConfig, facts: Facts, to: Collection[int], message: Message
 ) -> list[Effect]:
     signed = sign(message, facts.ctx, keys.signing_key(config.task_key))
-    return [Deliver(index, signed) for index in sorted(to)]
+    return [Deliver(index, lambda: signed) for index in sorted(to)]
 
 
 def common(state: State) -> dict[str, Any]:
@@ -91,18 +92,20 @@ def to_checking(config: ServerConfig, state: Sharing, now_s: float) -> Outcome:
     checking = Checking(
         **fields, deadline_s=deadline_s, dealt=state.dealt, dealers=dealers, accusations={}
     )
-    key = keys.signing_key(config.task_key)
-    for recipient in dealers:
-        inbox = Inbox(
-            state.facts.ctx,
-            tuple(
-                state.signed_deals[dealer][recipient]
-                for dealer in state.facts.graph.neighbours(recipient)
-                if dealer in state.signed_deals
-            ),
-        )
-        effects.append(Deliver(recipient, sign(inbox, state.facts.ctx, key)))
+    effects += (
+        Deliver(recipient, partial(_inbox, config, state, recipient)) for recipient in dealers
+    )
     return checking, (*effects, Wake(deadline_s))
+
+
+def _inbox(config: ServerConfig, state: Sharing, recipient: int) -> bytes:
+    facts = state.facts
+    deals = tuple(
+        state.signed_deals[dealer][recipient]
+        for dealer in facts.graph.neighbours(recipient)
+        if dealer in state.signed_deals
+    )
+    return sign(Inbox(facts.ctx, deals), facts.ctx, keys.signing_key(config.task_key))
 
 
 def to_masking(config: ServerConfig, state: Checking, now_s: float) -> Outcome:

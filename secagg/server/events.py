@@ -6,6 +6,7 @@ driver commits an event together with its effects in one transaction, then perfo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from secagg.manifest import Manifest
@@ -88,12 +89,22 @@ Event = Received | VectorAdded | Tick | SumOpened | SumRefused | ReleaseCommitte
 # -- effects ----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Deliver:
-    """Put this signed message into the mailbox of the device with this roster index."""
+    """Put a signed message into the mailbox of the device with this roster index.
+
+    ``make`` gives the message's bytes, the same each time. They are made when they are read: the
+    rosters of a cohort of thousands do not fit in memory all at once.
+    """
+
+    __match_args__ = ("index", "message")
 
     index: int
-    message: bytes = field(repr=False)
+    make: Callable[[], bytes] = field(repr=False)
+
+    @property
+    def message(self) -> bytes:
+        return self.make()
 
 
 @dataclass(frozen=True)

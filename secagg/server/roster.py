@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 
 from secagg import adverts as advert_rules
 from secagg import keys, parameters
@@ -94,23 +95,30 @@ def open_cohort(
     )
     deadline_s = now_s + config.manifest.deadlines.share_s
     state = Sharing(facts=facts, accepted={}, dealt={}, signed_deals={}, deadline_s=deadline_s)
-    key = keys.signing_key(config.task_key)
-    effects: list[Effect] = []
-    for index in range(len(entries)):
-        roster = Roster(
-            task=config.manifest.task,
-            cohort=cohort,
-            attempt=attempt,
-            manifest_digest=config.manifest_digest,
-            models=models,
-            entries=entries,
-            index=index,
-            neighbour_adverts=tuple(
-                (neighbour, checked[neighbour][1]) for neighbour in graph.neighbours(index)
-            ),
-        )
-        effects.append(Deliver(index, sign(roster, b"", key)))
+    signed_adverts = tuple(signed for _, signed in checked)
+    effects: list[Effect] = [
+        Deliver(index, partial(_roster, config, facts, signed_adverts, index))
+        for index in range(facts.size)
+    ]
     return state, (*effects, Wake(deadline_s))
+
+
+def _roster(
+    config: ServerConfig, facts: Facts, signed_adverts: Sequence[bytes], index: int
+) -> bytes:
+    roster = Roster(
+        task=config.manifest.task,
+        cohort=facts.cohort,
+        attempt=facts.attempt,
+        manifest_digest=config.manifest_digest,
+        models=facts.models,
+        entries=facts.roster,
+        index=index,
+        neighbour_adverts=tuple(
+            (neighbour, signed_adverts[neighbour]) for neighbour in facts.graph.neighbours(index)
+        ),
+    )
+    return sign(roster, b"", keys.signing_key(config.task_key))
 
 
 def _admitted_models(config: ServerConfig, adverts: Sequence[Advert]) -> tuple[AdmittedModel, ...]:

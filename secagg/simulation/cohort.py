@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -60,6 +60,15 @@ class CohortResult:
     digest: bytes
 
 
+@dataclass(frozen=True)
+class Mail:
+    """A message for a device that is made when it leaves."""
+
+    number: int
+    effect: server.Deliver
+    now_s: float
+
+
 class Aggregator:
     """A driver of the aggregator's machine in memory: mailboxes, partial sum, clock."""
 
@@ -73,7 +82,7 @@ class Aggregator:
         self.refused: list[tuple[int, str]] = []
         self.ended: server.Ended | None = None
         self.total: Integers | None = None
-        self.outbox: deque[Delivery] = deque()
+        self.outbox: deque[Mail] = deque()
         self._digest = hashlib.sha256()
         self._uploads: dict[int, server.AcceptUpload] = {}
         encoding = task.manifest.encoding
@@ -138,8 +147,8 @@ class Aggregator:
     def _perform(self, effects: Sequence[server.Effect]) -> None:
         for effect in effects:
             match effect:
-                case server.Deliver(index, message):
-                    self.outbox.append(Delivery(self.numbers[index], message, self.now_s))
+                case server.Deliver(index):
+                    self.outbox.append(Mail(self.numbers[index], effect, self.now_s))
                 case server.AcceptUpload(index, vector_digest, _):
                     self._note(index.to_bytes(4, "little"), vector_digest)
                     self._uploads[index] = effect
@@ -181,14 +190,9 @@ def drive(aggregator: Aggregator, devices: Devices) -> CohortResult:
         if not aggregator.outbox:
             aggregator.tick()
             continue
-        batch: list[Delivery] = []
-        while aggregator.outbox:
-            delivery = aggregator.outbox.popleft()
-            messages: Sequence[bytes] = [delivery.message]
-            if hooks.downward:
-                messages = hooks.downward(delivery.number, delivery.message)
-            batch += [Delivery(delivery.number, m, delivery.now_s) for m in messages]
-        outputs = list(devices.deliver(batch))
+        due = tuple(aggregator.outbox)
+        aggregator.outbox.clear()
+        outputs = list(devices.deliver(_messages(due, hooks)))
         if hooks.order:
             outputs = hooks.order(outputs)
         aggregator.now_s += _LATENCY_S
@@ -208,6 +212,15 @@ def drive(aggregator: Aggregator, devices: Devices) -> CohortResult:
         ended=aggregator.ended,
         digest=aggregator.digest,
     )
+
+
+def _messages(due: Sequence[Mail], hooks: Hooks) -> Iterator[Delivery]:
+    for mail in due:
+        messages: Sequence[bytes] = [mail.effect.message]
+        if hooks.downward:
+            messages = hooks.downward(mail.number, messages[0])
+        for message in messages:
+            yield Delivery(mail.number, message, mail.now_s)
 
 
 def make_devices(

@@ -86,7 +86,7 @@ class LocalRounds:
         self._devices = self._plan.devices(self._task, round_number, range(self._plan.clients))
         return self._devices.advertise()
 
-    def deliver(self, deliveries: Sequence[Delivery]) -> Sequence[Output]:
+    def deliver(self, deliveries: Iterable[Delivery]) -> Sequence[Output]:
         return self._devices.deliver(deliveries)
 
     def close(self) -> None:

@@ -8,7 +8,7 @@ not change what it does.
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection
 
 import msgspec
@@ -32,6 +32,8 @@ class _Batch(msgspec.Struct, tag=True):
 
     items: list[_Item]
 
+
+_BATCH_BYTES = 1 << 26  # of messages on their way to the workers at once
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_command = msgspec.msgpack.Decoder(_Order | _Batch).decode
@@ -67,16 +69,27 @@ class WorkerRounds:
             adverts[place :: len(self._pipes)] = _decode_adverts(pipe.recv_bytes())
         return adverts
 
-    def deliver(self, deliveries: Sequence[Delivery]) -> Sequence[Output]:
+    def deliver(self, deliveries: Iterable[Delivery]) -> Sequence[Output]:
+        """In batches of a bounded size, since a cohort's rosters together may be gigabytes."""
+        answers: list[_Answer] = []
         shares: list[list[_Item]] = [[] for _ in self._pipes]
+        size = 0
         for place, delivery in enumerate(deliveries):
             item = (place, delivery.number, delivery.message, delivery.now_s)
             shares[delivery.number % len(self._pipes)].append(item)
-        for pipe, items in zip(self._pipes, shares, strict=True):
-            pipe.send_bytes(_encode(_Batch(items)))
-        answers = [a for pipe in self._pipes for a in _decode_answers(pipe.recv_bytes())]
+            size += len(delivery.message)
+            if size > _BATCH_BYTES:
+                answers += self._exchange(shares)
+                shares, size = [[] for _ in self._pipes], 0
+        answers += self._exchange(shares)
         answers.sort(key=lambda answer: answer[0])  # stable: one device's outputs keep their order
         return [Output(number, message, payload) for _, number, message, payload in answers]
+
+    def _exchange(self, shares: Sequence[list[_Item]]) -> Iterator[_Answer]:
+        for pipe, items in zip(self._pipes, shares, strict=True):
+            pipe.send_bytes(_encode(_Batch(items)))
+        for pipe in self._pipes:
+            yield from _decode_answers(pipe.recv_bytes())
 
     def close(self) -> None:
         for pipe in self._pipes:
