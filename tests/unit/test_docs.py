@@ -99,7 +99,7 @@ def test_protocol_page_states_the_limits() -> None:
     for said in (
         limits.SUITE,
         f"`slice_length` = {limits.SLICE_LENGTH:,}",
-        f"at most {limits.COMPLETE_GRAPH_MAX})",
+        f"at most {limits.COMPLETE_GRAPH_MAX} or at most `degree` + 1",
         f"{limits.RING_BITS_MIN} <= b <= {limits.RING_BITS_MAX}",
         f"keys have {limits.KEM_PUBLIC_KEY_BYTES:,} bytes",
         f"{limits.SEAL_OVERHEAD_BYTES:,} bytes more than the plaintext",
