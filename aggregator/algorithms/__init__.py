@@ -17,11 +17,11 @@ from aggregator.algorithms.evaluation import measured
 from aggregator.algorithms.fednova import rescaled
 from aggregator.algorithms.fedsgd import descent
 from aggregator.algorithms.forms import FORMS
-from aggregator.algorithms.noise import mean_variance
 from aggregator.algorithms.optimisers import OptimiserState, apply, is_adaptive
 from aggregator.algorithms.scaffold import controlled
 from aggregator.algorithms.slopes import expanded
 from aggregator.algorithms.statistics import concatenated
+from dp.contracts.known_noise import mean_variance
 from dp.contracts.optimisers import NAMED_AFTER
 from secagg.errors import ConfigurationError, SecaggError
 from secagg.manifest import Manifest
@@ -58,11 +58,13 @@ def server_step(
     sums: Sums,
     version: int = 0,
     survivors: int = 0,
+    masking_set: int = 0,
 ) -> Step:
     """The next version from the current one and the decoded sums by segment name.
 
     ``version``: of ``vector``; phases and public seeds of an adapter's form follow from it.
-    ``survivors``: contributors to the sums; the noise of their shares follows from it.
+    ``survivors``: contributors to the sums, ``masking_set``: devices that owed a vector (0: not
+    known); the noise of their shares follows from them.
 
     Raises:
         ConfigurationError: ``algorithm-unknown``, ``optimiser-unknown``.
@@ -91,7 +93,9 @@ def server_step(
         direction, metrics = _DIRECTIONS[manifest.algorithm](manifest, sums)
     form = FORMS.get("" if manifest.adapter is None else manifest.adapter.kind)
     if form is None:
-        known = mean_variance(manifest, survivors) if is_adaptive(manifest.training) else 0.0
+        known = 0.0
+        if is_adaptive(manifest.training):
+            known = mean_variance(manifest, survivors, masking_set)
         moved, state = apply(
             manifest.training, vector.astype(np.float64), optimiser, direction, known
         )

@@ -168,14 +168,16 @@ class Releaser:
     def _compute(self, cohort: Cohort, opened: NDArray[Any], row: Any) -> Computed:
         """Decode, step, store. Runs in a thread."""
         manifest, blobs, state = cohort.task.manifest, self._core.blobs, cohort.state
-        cohort.measured = noise_interval(manifest, opened, facts_of(state))
+        counted = facts_of(state)
+        cohort.measured = noise_interval(manifest, opened, counted)
         _demand_noise(cohort.measured)
-        survivors = len(survivors_of(state))
-        sums = decode(manifest, opened, survivors=survivors, rotation_seed=state.ctx)
+        sums = decode(manifest, opened, survivors=counted.survivors, rotation_seed=state.ctx)
         model, digest = bytes.fromhex(row.digest), row.optimiser_digest
         kept = models.load_state(blobs, model, bytes.fromhex(digest) if digest else None)
         before = models.load(blobs, model)
-        step = server_step(manifest, before, kept, sums, row.version, survivors)
+        step = server_step(
+            manifest, before, kept, sums, row.version, counted.survivors, counted.masking_set
+        )
         return Computed(
             step=step,
             model=models.store(blobs, manifest.task, row.version + 1, step.vector, step.optimiser),

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from dp.contracts.known_noise import mean_deviation
 from dp.contracts.local import step_weights
 from dp.grid import examples_factor
 from dp.removable import most_variance
@@ -98,6 +99,13 @@ def warnings(manifest: Manifest) -> tuple[str, ...]:
         found.append(
             "Devices take unequal numbers of steps, and those with more pull the mean towards "
             "their own optimum. The algorithm 'fednova' undoes that."
+        )
+    deviation = mean_deviation(manifest)
+    if training is not None and 0 < training.server_tau < deviation / 4:
+        found.append(
+            f"Noise of {deviation:.2g} in every coordinate of the mean meets server_tau = "
+            f"{training.server_tau:g}: where there is no signal, steps are noise over server_tau. "
+            "Leave server_tau out, or raise it to the noise."
         )
     if example is None and manifest.device_privacy is None:
         found.append(

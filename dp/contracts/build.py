@@ -6,8 +6,11 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
+from msgspec.structs import replace
+
 from dp.contracts.check import algorithm_named, check_manifest
 from dp.contracts.derive import derive_ring, share_variance
+from dp.contracts.known_noise import mean_deviation
 from dp.contracts.local import ONE_STEP
 from dp.contracts.optimisers import BETA2, MOMENTUM, TAU, or_default, server_optimiser
 from dp.contracts.rules import in_range
@@ -129,8 +132,21 @@ def build_manifest(
         adapter=spec.adapter,
         training=None if spec.algorithm == "sum" else _training(spec, noisy),
     )
+    manifest = _with_tau(spec, manifest)
     check_manifest(manifest)
     return manifest
+
+
+def _with_tau(spec: TaskSpec, manifest: Manifest) -> Manifest:
+    """Where the spec leaves tau open, no less than the noise in a coordinate of the mean.
+
+    v - n is small where there is only noise, and a step there is noise over tau.
+    """
+    training = manifest.training
+    if training is None or training.server_tau == 0 or spec.training.server_tau is not None:
+        return manifest
+    tau = max(training.server_tau, mean_deviation(manifest))
+    return replace(manifest, training=replace(training, server_tau=tau))
 
 
 def _check_spec(spec: TaskSpec, mode: str) -> None:

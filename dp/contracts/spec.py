@@ -78,7 +78,8 @@ class TrainingSpec(_Table, frozen=True):
     and ``fedyogi`` are named after needs no second word here.
     ``server_learning_rate``: of that step. ``server_momentum``: heavy ball, or beta1; None: 0.9
     where moments decay, else 0. ``server_beta2``: None: 0.99 for adam and yogi.
-    ``server_tau``: adaptivity of adagrad, adam and yogi; None: 0.001.
+    ``server_tau``: adaptivity of adagrad, adam and yogi; None: 0.001, or the standard deviation
+    of the noise in a coordinate of the mean, where that is more.
     ``weight_unit``: examples that count as weight 1; 0 means uniform weights.
     ``denominator``: public constant that the sum is divided by. 0 lets the algorithm choose:
     ``size_max * batch_size`` for fedsgd, ``size_max`` for uniform weights, else the sum of weights.

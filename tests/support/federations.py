@@ -152,7 +152,7 @@ class QuadraticWork(Work):
 
 
 class Federation:
-    """One task over the devices of a problem.
+    """One task over the devices of a problem; no service counts its releases.
 
     Args:
         training: terms of ``TrainingSpec``.
@@ -182,7 +182,7 @@ class Federation:
                 "cohort": CohortSpec(
                     size_min=count, size_max=count, survivors_min=survivors_min or count
                 ),
-                "budget": BudgetSpec(max_epsilon=None, releases_max=1_000),
+                "budget": BudgetSpec(max_epsilon=None, releases_max=4),
                 "training": TrainingSpec(**{**terms, **(training or {})}),
                 "adapter": adapter((problem.length,), 1),
                 **changes,

@@ -1,0 +1,57 @@
+"""How much noise of known variance a released mean carries: what adaptive optimisers must know."""
+
+from __future__ import annotations
+
+import math
+
+from dp.contracts.fednova import public_steps
+from dp.removable import kept_share, most_variance
+from secagg.errors import LocalProtocolError
+from secagg.manifest import Manifest
+
+
+def mean_variance(manifest: Manifest, survivors: int, masking_set: int = 0) -> float:
+    """Variance per coordinate of the survivors' noise shares in the mean, real units squared.
+
+    The variance in the sum over (scale * public denominator)^2, times FedNova's tau_eff^2. Mode B's
+    rotation is orthonormal and changes nothing. 0 without noise in the ring. Stochastic rounding
+    (at most 1/4 unit squared per device) is left out: it is under 0.1 % of a noise worth the name.
+
+    Args:
+        masking_set: devices that owed a vector. Where parts of the noise are removable, what stayed
+            follows from it; 0: not known, the target is then counted.
+
+    Raises:
+        LocalProtocolError: ``survivors-missing``.
+    """
+    noise = manifest.noise
+    if noise is None or manifest.training is None:
+        return 0.0
+    if survivors < 1:
+        raise LocalProtocolError(
+            "survivors-missing",
+            "The noise in a sum follows from the number of its contributors.",
+            expected=">= 1",
+            found=survivors,
+        )
+    if not noise.removable_drops:
+        total = noise.share_variance * survivors
+    elif masking_set:
+        total = kept_share(noise, manifest.cohort, masking_set, survivors) * survivors
+    else:
+        total = noise.share_variance * noise.honest_min
+    return total / _divisor(manifest) ** 2
+
+
+def mean_deviation(manifest: Manifest) -> float:
+    """The largest standard deviation of that noise in a coordinate of the mean, real units."""
+    if manifest.noise is None or manifest.training is None:
+        return 0.0
+    return math.sqrt(most_variance(manifest.noise, manifest.cohort)) / _divisor(manifest)
+
+
+def _divisor(manifest: Manifest) -> float:
+    """Integer units of a sum per real unit of the direction that the server takes."""
+    assert manifest.training is not None  # noqa: S101  the callers have looked
+    steps = public_steps(manifest.training) if manifest.algorithm == "fednova" else 1.0
+    return manifest.segments[0].scale * manifest.training.denominator / steps
