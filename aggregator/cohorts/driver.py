@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -33,6 +34,16 @@ _log = get_logger("driver")
 _OPENING_TRIES = 3
 
 
+@dataclass(frozen=True)
+class Member:
+    """What never changes about the session of a device in an open cohort."""
+
+    identity: bytes
+    task: str
+    cohort: str
+    index: int
+
+
 class Live:
     """One open cohort with what serves it on this replica."""
 
@@ -41,6 +52,16 @@ class Live:
         self.uploads = Uploads(core, cohort)
         self.adder = Adder(core, cohort, self.uploads)
         self.opening: asyncio.Task[None] | None = None
+
+    def members(self) -> dict[str, Member]:
+        """By session."""
+        cohort = self.cohort
+        return {
+            session: Member(entry.identity_key, cohort.task.name, cohort.id, index)
+            for index, (session, entry) in enumerate(
+                zip(cohort.sessions, cohort.state.roster, strict=True)
+            )
+        }
 
     async def close(self, *, ended: bool) -> None:
         await self.adder.close()
@@ -64,6 +85,7 @@ class Driver:
         self._tasks = tasks_
         self._releaser = releaser
         self._live: dict[str, Live] = {}
+        self._members: dict[str, Member] = {}  # of the cohorts in _live
         self._loading = asyncio.Lock()
         self._background: set[asyncio.Task[None]] = set()
 
@@ -77,9 +99,9 @@ class Driver:
             for task in tuple(self._background):
                 task.cancel()
             await asyncio.gather(*self._background, return_exceptions=True)
-            for cohort, live in tuple(self._live.items()):
+            for live in tuple(self._live.values()):
                 await live.close(ended=False)
-                self._live.pop(cohort, None)
+                self._forget(live)
 
     def spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         """Run in the background until it ends or the driver closes."""
@@ -98,6 +120,10 @@ class Driver:
     @property
     def live(self) -> dict[str, Live]:
         return self._live
+
+    def member(self, session: str) -> Member | None:
+        """The session, if its cohort is served here; else the database knows."""
+        return self._members.get(session)
 
     async def get(self, cohort: str) -> Live:
         """
@@ -161,6 +187,7 @@ class Driver:
             self._core, task, cohort, replay, members, self._commit_more, self._committed
         )
         live = self._live[cohort] = Live(self._core, actor)
+        self._members.update(live.members())
         self._core.metrics.open_cohorts.set(len(self._live))
         # Who waits here for what another replica has committed would miss it otherwise.
         self._core.signals.notify(*(f"session:{session}" for session in members))
@@ -208,9 +235,14 @@ class Driver:
             self.maybe_open(live)
             self.kick()
 
+    def _forget(self, live: Live) -> None:
+        if self._live.pop(live.cohort.id, None) is not None:
+            for session in live.cohort.sessions:
+                self._members.pop(session, None)
+
     async def _ended(self, live: Live) -> None:
         cohort = live.cohort
-        self._live.pop(cohort.id, None)
+        self._forget(live)
         self._core.metrics.open_cohorts.set(len(self._live))
         await live.close(ended=True)
         await asyncio.to_thread(self._core.blobs.delete_folder, f"partial/{cohort.id}")

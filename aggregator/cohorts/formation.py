@@ -68,17 +68,16 @@ async def report_in(core: Core, task: Task, identity: bytes, signed: bytes) -> s
     """
     session = advert_digest(signed).hex()
     now = core.clock()
-    async with core.database.read() as connection:
-        known = await connection.scalar(
-            sa.select(sessions.c.identity).where(sessions.c.session == session)
-        )
-    if known is None:
+    known = await core.database.rows(
+        sa.select(sessions.c.identity).where(sessions.c.session == session)
+    )
+    if not known:
         advert = await asyncio.to_thread(check_advert, task.config, signed, int(now))
         if advert.certificate.identity_key != identity:
             raise Refusal(403, "advert-not-yours", "The advert is another device's.")
         await _insert(core, task, session, identity, signed, advert, now)
         core.metrics.adverts.labels(task.name).inc()
-    elif known != identity.hex():
+    elif known[0].identity != identity.hex():
         raise Refusal(403, "advert-not-yours", "The advert is another device's.")
     return session
 

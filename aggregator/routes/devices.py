@@ -60,24 +60,22 @@ def routes(service: Service) -> list[web.RouteDef]:
         )
 
     async def current(task: str) -> Any:
-        async with core.database.read() as connection:
-            return (
-                await connection.execute(
-                    sa.select(
-                        tasks.c.state,
-                        tasks.c.charges,
-                        versions.c.version,
-                        versions.c.digest,
-                        versions.c.size_bytes,
-                        versions.c.opened_at,
-                    )
-                    .join(
-                        versions,
-                        (versions.c.task == tasks.c.task) & (versions.c.version == tasks.c.version),
-                    )
-                    .where(tasks.c.task == task)
-                )
-            ).one()
+        (row,) = await core.database.rows(
+            sa.select(
+                tasks.c.state,
+                tasks.c.charges,
+                versions.c.version,
+                versions.c.digest,
+                versions.c.size_bytes,
+                versions.c.opened_at,
+            )
+            .join(
+                versions,
+                (versions.c.task == tasks.c.task) & (versions.c.version == tasks.c.version),
+            )
+            .where(tasks.c.task == task)
+        )
+        return row
 
     async def model(request: web.Request) -> web.StreamResponse:
         service.access.identity(request)
@@ -102,12 +100,11 @@ def routes(service: Service) -> list[web.RouteDef]:
 
 async def model_file(service: Service, digest: str) -> web.StreamResponse:
     """A model of some version, with Range support; the digest is its entity tag."""
-    async with service.core.database.read() as connection:
-        known = await connection.scalar(
-            sa.select(versions.c.digest).where(versions.c.digest == digest).limit(1)
-        )
+    known = await service.core.database.rows(
+        sa.select(versions.c.digest).where(versions.c.digest == digest).limit(1)
+    )
     path = service.core.blobs.path(f"{MODELS}/{digest}")
-    if known is None or not path.is_file():
+    if not known or not path.is_file():
         raise not_found("model")
     headers = {"Content-Type": "application/octet-stream", "Cache-Control": "max-age=86400"}
     return web.FileResponse(path, headers=headers)

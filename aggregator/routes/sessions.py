@@ -36,19 +36,19 @@ def routes(service: Service) -> list[web.RouteDef]:
     core, settings, driver = service.core, service.core.settings, service.driver
 
     async def find(request: web.Request) -> Session:
-        identity = service.access.identity(request)
-        async with core.database.read() as connection:
-            row = (
-                await connection.execute(
-                    sa.select(sessions, tasks.c.version)
-                    .join(tasks, tasks.c.task == sessions.c.task)
-                    .where(sessions.c.session == request.match_info["session"])
-                )
-            ).first()
-        if row is None:
+        identity, name = service.access.identity(request), request.match_info["session"]
+        if (member := driver.member(name)) is not None:
+            _demand_own(member.identity, identity)
+            return Session(name, member.task, member.cohort, member.index, stale=False)
+        rows = await core.database.rows(
+            sa.select(sessions, tasks.c.version)
+            .join(tasks, tasks.c.task == sessions.c.task)
+            .where(sessions.c.session == name)
+        )
+        if not rows:
             raise not_found("session")
-        if row.identity != identity.hex():
-            raise Refusal(403, "session-not-yours", "The session is another device's.")
+        row = rows[0]
+        _demand_own(bytes.fromhex(row.identity), identity)
         stale = row.cohort is None and (
             row.model_version != row.version or row.expires_at <= core.clock()
         )
@@ -71,15 +71,12 @@ def routes(service: Service) -> list[web.RouteDef]:
         until = loop.time() + wait_s
         while True:
             with core.signals.listen(f"session:{session.id}") as arrived:
-                async with core.database.read() as connection:
-                    rows = (
-                        await connection.execute(
-                            sa.select(mail.c.number, mail.c.message)
-                            .where(mail.c.session == session.id, mail.c.number > after)
-                            .order_by(mail.c.number)
-                            .limit(_MAIL_BATCH)
-                        )
-                    ).all()
+                rows = await core.database.rows(
+                    sa.select(mail.c.number, mail.c.message)
+                    .where(mail.c.session == session.id, mail.c.number > after)
+                    .order_by(mail.c.number)
+                    .limit(_MAIL_BATCH)
+                )
                 found = tuple(row.message for row in rows)
                 if after == 0 and rows and rows[0].number > 1:
                     raise stale()  # the roster is gone: the cohort has ended without this device
@@ -142,6 +139,11 @@ def routes(service: Service) -> list[web.RouteDef]:
         web.get(f"{base}/vector", get_vector),
         web.put(f"{base}/vector", put_vector),
     ]
+
+
+def _demand_own(owner: bytes, caller: bytes) -> None:
+    if owner != caller:
+        raise Refusal(403, "session-not-yours", "The session is another device's.")
 
 
 def stale() -> Refusal:

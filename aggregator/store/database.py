@@ -9,7 +9,7 @@ update or an insert under a primary key.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ class Database:
         else:
             options["pool_size"] = 10
         self._engine = create_async_engine(parsed, **options)
+        self._reader = _sqlite_reader(parsed) if self.is_sqlite and parsed.database else None
         self._writer = asyncio.Lock()
         if self.is_sqlite:
             sa.event.listen(self._engine.sync_engine, "connect", _configure_sqlite)
@@ -64,6 +65,17 @@ class Database:
     async def read(self) -> AsyncIterator[AsyncConnection]:
         async with self._engine.connect() as connection:
             yield connection
+
+    async def rows(self, statement: sa.Select[Any]) -> Sequence[sa.Row[Any]]:
+        """All rows of one query that needs no other beside it.
+
+        On SQLite it runs in a thread at one go, which costs a tenth of :meth:`read`: there every
+        step of a connection is a message to a thread of its own and back.
+        """
+        if self._reader is not None:
+            return await asyncio.to_thread(_all_rows, self._reader, statement)
+        async with self.read() as connection:
+            return (await connection.execute(statement)).all()
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncConnection]:
@@ -117,6 +129,29 @@ class Database:
 
     async def close(self) -> None:
         await self._engine.dispose()
+        if self._reader is not None:
+            self._reader.dispose()
+
+
+def _sqlite_reader(url: sa.URL) -> sa.Engine:
+    """Connections for single queries in threads; each query is a transaction of its own."""
+    reader = sa.create_engine(
+        url.set(drivername="sqlite"),
+        hide_parameters=True,
+        connect_args={"timeout": _BUSY_MS / 1_000},
+        isolation_level="AUTOCOMMIT",
+    )
+
+    def configure(connection: Any, _: Any) -> None:
+        connection.execute("PRAGMA query_only=ON").close()
+
+    sa.event.listen(reader, "connect", configure)
+    return reader
+
+
+def _all_rows(reader: sa.Engine, statement: sa.Select[Any]) -> Sequence[sa.Row[Any]]:
+    with reader.connect() as connection:
+        return connection.execute(statement).all()
 
 
 def _configure_sqlite(connection: Any, _: Any) -> None:
