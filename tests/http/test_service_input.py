@@ -206,6 +206,26 @@ async def test_a_session_answers_only_its_own_device(server, prober):
     assert reason(answer) == (409, "session-waiting")
 
 
+async def test_a_session_in_an_open_cohort_answers_only_its_own_device(server):
+    fleet = devices(server, 4)
+    asked = []
+
+    async def others_try(name):
+        if name != "deals" or asked:
+            return
+        assert server.service.driver.member(fleet[0].session.rpartition("/")[2]) is not None
+        for other in fleet[1:]:
+            for method, path in (("GET", "messages"), ("POST", "messages"), ("GET", "vector")):
+                answer = await other.request(method, f"{fleet[0].session}/{path}")
+                asked.append(reason(answer))
+
+    fleet[0].hold = others_try
+    assert finished(await run(fleet)) == 4
+    assert asked == [(403, "session-not-yours")] * 9
+    for device in fleet:  # its cohort has ended: not in memory any more, yet still its own
+        assert server.service.driver.member(device.session.rpartition("/")[2]) is None
+
+
 BODIES = {
     "too long": (lambda p: p + b"x", 413, "body-too-large"),
     "flipped": (lambda p: p[:-1] + bytes([p[-1] ^ 1]), 400, "vector-digest"),

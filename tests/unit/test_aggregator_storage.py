@@ -6,12 +6,15 @@ import os
 import numpy as np
 import pytest
 import safetensors.numpy
+import sqlalchemy as sa
 
 from aggregator import models
 from aggregator.blobs import BlobMissing, BlobStore
 from aggregator.keys import load_keys, private_text
 from aggregator.settings import Settings
 from aggregator.signals import Signals
+from aggregator.store.database import Database
+from aggregator.store.schema import partners
 from secagg.errors import ConfigurationError
 
 
@@ -111,6 +114,21 @@ def test_database_urls_get_an_asynchronous_driver(tmp_path):
 
 def test_the_token_does_not_show_in_the_settings(tmp_path):
     assert "hunter2" not in repr(Settings(operator_token="hunter2", data_dir=tmp_path))
+
+
+async def test_a_single_query_sees_the_last_commit_and_cannot_write(tmp_path):
+    database = Database(f"sqlite+aiosqlite:///{tmp_path / 'x.db'}")
+    await database.migrate()
+    query = sa.select(partners.c.name).order_by(partners.c.name)
+    assert await database.rows(query) == []
+    for number, name in enumerate(["a", "b"]):
+        async with database.write() as connection:
+            row = {"name": name, "partner_key": bytes([number]).hex() * 32, "added_at": 0.0}
+            await connection.execute(sa.insert(partners).values(row))
+        assert [row.name for row in await database.rows(query)] == ["a", "b"][: number + 1]
+    with pytest.raises(sa.exc.OperationalError, match="readonly"):
+        await database.rows(sa.delete(partners))
+    await database.close()
 
 
 async def test_a_signal_wakes_its_listeners_and_is_forgotten():
