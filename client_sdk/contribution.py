@@ -8,13 +8,14 @@ at a time.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 
 from client_sdk.errors import ContributionError
+from dp.sampling import poisson_batch
 from secagg.manifest import Manifest
 
 
@@ -69,6 +70,13 @@ def is_batch_secret(manifest: Manifest) -> bool:
 def hides_failures(manifest: Manifest) -> bool:
     """Whether a failed contribution is replaced by zero plus noise (modes B and C)."""
     return manifest.noise is not None
+
+
+def takes_part(manifest: Manifest, random_bytes: Callable[[int], bytes]) -> bool:
+    """The device's secret coin for one cohort; always true where the task has no abstention."""
+    privacy = manifest.device_privacy
+    rate = privacy.participation_rate if privacy is not None else 1.0
+    return len(poisson_batch(1, rate, random_bytes)) == 1
 
 
 def zero_contribution(manifest: Manifest) -> dict[str, np.ndarray]:

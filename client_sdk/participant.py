@@ -13,7 +13,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from client_sdk.contribution import hides_failures, is_batch_secret, zero_contribution
+from client_sdk.contribution import (
+    hides_failures,
+    is_batch_secret,
+    takes_part,
+    zero_contribution,
+)
 from client_sdk.control import DeviceControl
 from client_sdk.device import Device
 from client_sdk.errors import TransportError
@@ -185,6 +190,8 @@ class Participant:
     def _encode(self, values: Mapping[str, np.ndarray], ctx: bytes) -> Lanes:
         """The payload; where noise hides failures, values that do not fit count as zeros."""
         manifest = self._session.manifest
+        if not takes_part(manifest, os.urandom):
+            values = zero_contribution(manifest)
         try:
             return encode(manifest, values, rotation_seed=ctx, random_bytes=os.urandom)
         except MechanismError:

@@ -37,7 +37,7 @@ from dp.grid import (
 )
 from dp.rdp import epsilon_from_rdp, rdp_curve
 from dp.removable import kept_share
-from secagg.manifest import ExamplePrivacy, Manifest
+from secagg.manifest import DevicePrivacy, ExamplePrivacy, Manifest
 
 ACCOUNTANT_SKELLAM = "skellam-rdp/agarwal-kairouz-liu-2021"
 ACCOUNTANT_DISCRETE_GAUSSIAN = "discrete-gaussian-sum-rdp/kairouz-liu-steinke-2021"
@@ -253,7 +253,7 @@ def lines(manifest: Manifest, releases: Releases) -> tuple[PrivacyLine, ...]:
         else:
             result += _mode_a(manifest, manifest.example_privacy, sum(counts.values()))
     if manifest.device_privacy is not None:
-        result.append(_mode_b(manifest, counts))
+        result += _mode_b(manifest, manifest.device_privacy, counts)
     return tuple(result)
 
 
@@ -307,21 +307,31 @@ def _mode_a(manifest: Manifest, privacy: ExamplePrivacy, releases: int) -> Itera
         yield _amplified(line, sampled, timing)
 
 
-def _mode_b(manifest: Manifest, counts: Counter[ReleaseFacts]) -> PrivacyLine:
-    """Whole devices, by noise over the sum of all devices."""
+def _mode_b(
+    manifest: Manifest, privacy: DevicePrivacy, counts: Counter[ReleaseFacts]
+) -> Iterator[PrivacyLine]:
+    """Whole devices, by noise over the sum of all devices.
+
+    Secret abstention is Poisson sampling of devices, against the aggregator too: beside a device
+    whose contribution is always zero stands one that puts it in by an unseen coin.
+    """
     adjacency, delta = ADJACENCY["device"], manifest.budget.delta
     event = _ring_event(manifest, counts, examples_factor(manifest), adjacency)
-    draws = draws_per_release(manifest)
-    return PrivacyLine(
+    slack = slack_log2(sum(counts.values()) * draws_per_release(manifest))
+    line = PrivacyLine(
         mode="B",
         unit="device",
         adversary=_adversary(manifest),
         adjacency=adjacency,
         amplified=False,
         accountant=accountant(manifest),
-        epsilon=epsilon_of(event, delta, slack_log2(sum(counts.values()) * draws)),
+        epsilon=epsilon_of(event, delta, slack),
         delta=delta,
     )
+    yield line
+    if privacy.participation_rate < 1:
+        sampled = epsilon_of(_sampled(event, privacy.participation_rate), delta, slack)
+        yield _amplified(line, sampled, ", if nothing but the sum depends on who abstains")
 
 
 def _amplified(line: PrivacyLine, epsilon: float, assumption: str) -> PrivacyLine:

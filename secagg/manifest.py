@@ -77,10 +77,15 @@ class ExamplePrivacy(_Part, frozen=True):
 
 
 class DevicePrivacy(_Part, frozen=True):
-    """Device-level terms (mode B): the L2 bound of a device's whole contribution and the noise."""
+    """Device-level terms (mode B): the L2 bound of a device's whole contribution and the noise.
+
+    ``participation_rate``: with this probability, by a secret coin for each cohort, a device puts
+    its contribution in; else it sends zero and its noise, and nobody can tell.
+    """
 
     clip: float
     noise_multiplier: float
+    participation_rate: float = 1.0
 
 
 class Budget(_Part, frozen=True):

@@ -118,6 +118,7 @@ def build_manifest(
             DevicePrivacy(
                 clip=_device_clip(segments, factor),
                 noise_multiplier=spec.device_noise_multiplier,
+                participation_rate=spec.participation_rate,
             )
             if device_level
             else None
@@ -153,6 +154,14 @@ def _check_spec(spec: TaskSpec, mode: str) -> None:
     """What must hold before anything can be derived at all."""
     in_range("device_noise_multiplier", spec.device_noise_multiplier, 0, 1e4)
     in_range("clip", spec.clip, 0, 1e12, open_low=True)
+    if spec.participation_rate != 1 and not spec.device_noise_multiplier:
+        raise ConfigurationError(
+            "abstention-without-device-noise",
+            "A device can abstain unseen only where noise hides what it sends.",
+            expected="participation_rate = 1",
+            found=spec.participation_rate,
+            remedy="Set device_noise_multiplier, or leave participation_rate out.",
+        )
     if spec.update_clip is not None:
         in_range("update_clip", spec.update_clip, 0, 1e12, open_low=True)
     if mode != "none":
@@ -243,7 +252,7 @@ def _training(spec: TaskSpec, noisy: bool) -> Training:
         local_epochs=terms.local_epochs,
         weight_unit=terms.weight_unit,
         denominator=terms.denominator
-        or algorithm_named(spec.algorithm).denominator(spec, noisy=noisy),
+        or algorithm_named(spec.algorithm).denominator(spec, noisy=noisy) * spec.participation_rate,
         max_tokens=terms.max_tokens,
         micro_batch=terms.micro_batch,
         directions=terms.directions if spec.algorithm == "zeroth-order" else 0,

@@ -171,6 +171,7 @@ def _check_privacy(manifest: Manifest) -> None:
     if device is not None:
         in_range("device clip", device.clip, 0, 1e13, open_low=True)
         in_range("device noise multiplier", device.noise_multiplier, 0, 1e4, open_low=True)
+        in_range("participation_rate", device.participation_rate, 2**-11, 1)
         if manifest.algorithm not in ("sum", "evaluation"):  # several segments, one joint bound
             bound = manifest.segments[0].clip * examples_factor(manifest)
             if not math.isclose(device.clip, bound, rel_tol=1e-9):

@@ -134,6 +134,9 @@ class TaskSpec(_Table, frozen=True):
     device-level privacy, which it is the unit of; else 64, since then it protects nothing and
     only keeps the sum inside the ring.
     ``device_noise_multiplier``: noise over a *device's* bound, for device-level privacy; 0: none.
+    ``participation_rate``: with device-level privacy, the probability with which a device of the
+    cohort puts its contribution in, by a secret coin; else it sends zero and its noise. Means are
+    divided by it; a ``sum`` is that of those who took part.
     ``mechanism``: of the noise in the ring. Sums of Skellam shares are Skellam; the discrete
     Gaussian costs what the Gaussian does up to a term that vanishes for such large shares.
     ``report_slot_s``: devices report in exactly this long after a version opens, so that time
@@ -151,6 +154,7 @@ class TaskSpec(_Table, frozen=True):
     examples_max: int = 256
     update_clip: float | None = None
     device_noise_multiplier: float = 0.0
+    participation_rate: float = 1.0
     mechanism: Literal["skellam", "discrete-gaussian"] = "skellam"
     report_slot_s: float = 0.0
     segments: tuple[SegmentSpec, ...] = ()

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from dp.accounting import (
+    POISSON,
     PrivacyLine,
     ReleaseFacts,
+    _counts,
+    _ring_event,
+    _sampled,
+    epsilon_of,
     guaranteed_variance,
     headline,
     lines,
@@ -14,6 +21,7 @@ from dp.accounting import (
 )
 from dp.contracts import BudgetSpec, TrainingSpec
 from dp.errors import AccountingError
+from secagg.errors import ConfigurationError
 from tests.dp_tasks import DEMO_ADAPTER, built, spec, statistics
 
 NO_LIMIT = BudgetSpec(max_epsilon=None)
@@ -113,6 +121,41 @@ def test_modes_are_separate_lines_and_never_one_epsilon() -> None:
     # The noise of one mode is never counted in the other.
     assert lines(both, 2)[:2] == lines(example_only, 2)
     assert lines(both, 2)[2].epsilon == lines(device_only, 2)[0].epsilon
+
+
+def test_abstention_gives_devices_an_amplified_line_of_their_own_and_no_headline() -> None:
+    terms = {"algorithm": "fedavg", "privacy": "none", "device_noise_multiplier": 2.0}
+    everyone = built(**terms, budget=NO_LIMIT)
+    coins = built(**terms, participation_rate=0.125, budget=NO_LIMIT)
+    plain, amplified = lines(coins, 4)
+    assert (plain,) == lines(everyone, 4)
+    assert (amplified.amplified, amplified.unit, amplified.adjacency) == (
+        True,
+        "device",
+        "zero-out",
+    )
+    assert amplified.accountant.endswith(POISSON)
+    assert amplified.epsilon < plain.epsilon / 2
+    assert headline(lines(coins, 4)) == plain.epsilon
+    event = _sampled(_ring_event(coins, _counts(coins, 4), 1, "zero-out"), 0.125)
+    assert amplified.epsilon >= epsilon_of(event, coins.budget.delta)
+    assert coins.training.denominator == everyone.training.denominator / 8
+
+
+@pytest.mark.parametrize(
+    ("terms", "reason"),
+    [
+        ({"device_noise_multiplier": 0.0}, "abstention-without-device-noise"),
+        ({"participation_rate": 0.0}, "parameter-out-of-range"),
+        ({"participation_rate": 1.5}, "parameter-out-of-range"),
+        ({"participation_rate": math.nan}, "parameter-out-of-range"),
+    ],
+)
+def test_a_rate_of_abstention_that_is_none_is_refused(terms: dict[str, float], reason: str) -> None:
+    given = {"device_noise_multiplier": 2.0, "participation_rate": 0.5, **terms}
+    with pytest.raises(ConfigurationError) as caught:
+        built(algorithm="fedavg", privacy="none", budget=NO_LIMIT, **given)
+    assert caught.value.reason == reason
 
 
 def test_device_noise_in_mode_c_covers_the_sum_of_a_whole_device() -> None:
