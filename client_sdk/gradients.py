@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from opacus.grad_sample import GradSampleHooks
@@ -33,6 +33,21 @@ _IGNORED = -100
 warnings.filterwarnings("ignore", message="Full backward hook is firing when gradients")
 
 Method = Literal["hooks", "loop"]
+
+
+def check_method(method: str) -> None:
+    """Only ways of which every gradient is compared with a loop; ghost clipping is none.
+
+    Raises:
+        ContributionError: ``gradient-method``.
+    """
+    if method not in get_args(Method):
+        raise ContributionError(
+            "gradient-method",
+            "No such way to per-example gradients.",
+            expected=list(get_args(Method)),
+            found=method,
+        )
 
 
 def sequence_losses(model: nn.Module, rows: Sequence[Row], pad_token: int) -> Tensor:
@@ -103,7 +118,8 @@ class ExampleGradients:
         length: :meth:`flat` fills its rows with zeros up to this length.
 
     Raises:
-        ContributionError: ``trainable-set`` if the model trains other parameters than these.
+        ContributionError: ``trainable-set`` if the model trains other parameters than these;
+            ``gradient-method``.
     """
 
     def __init__(
@@ -124,6 +140,7 @@ class ExampleGradients:
                 found=len(trainable),
                 remedy="Freeze everything outside the adapter.",
             )
+        check_method(method)
         self._model = model
         self._parameters: tuple[Any, ...] = tuple(parameters)  # Opacus adds attributes
         self._pad_token = pad_token
@@ -190,11 +207,13 @@ class ExampleGradients:
         losses, gradients = [], []
         for row in rows:
             loss = sequence_losses(self._model, [row], self._pad_token).sum()
+            # Not autograd.grad: under reentrant checkpointing it finds no gradient, silently.
+            loss.backward()
             gradients.append(
-                torch.autograd.grad(
-                    loss, self._parameters, allow_unused=True, materialize_grads=True
-                )
+                [p.new_zeros(p.shape) if p.grad is None else p.grad for p in self._parameters]
             )
+            for parameter in self._parameters:
+                parameter.grad = None
             losses.append(loss.detach())
         for parameter, per_example in zip(
             self._parameters, zip(*gradients, strict=True), strict=True

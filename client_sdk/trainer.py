@@ -24,7 +24,7 @@ from client_sdk.algorithms.products import sketched
 from client_sdk.algorithms.work import Work
 from client_sdk.errors import ContributionError
 from client_sdk.examples import Example, Row, encode_example
-from client_sdk.gradients import Method, check_hooks
+from client_sdk.gradients import Method, check_hooks, check_method
 from secagg.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class LoraTrainer:
         clock: monotonic seconds.
 
     Raises:
-        ContributionError: ``dataset-empty``; ``threads``.
+        ContributionError: ``dataset-empty``; ``gradient-method``; ``threads``.
     """
 
     def __init__(
@@ -75,6 +75,7 @@ class LoraTrainer:
     ) -> None:
         if len(dataset) == 0:
             raise ContributionError("dataset-empty", "There is no example to train on.")
+        check_method(method)
         self._base = model
         self._tokenizer = tokenizer
         self._dataset = dataset
