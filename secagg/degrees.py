@@ -17,6 +17,7 @@ from typing import Literal
 
 from secagg import bounds
 from secagg.errors import ConfigurationError
+from secagg.graph import is_complete
 from secagg.limits import (
     COHORT_MAX,
     COHORT_MIN,
@@ -136,6 +137,54 @@ def plan_rules(size_min: int, size_max: int, survivors_min: int, corrupt: int) -
             return degree, needed
     raise _unreachable(
         f"{size_min} to {size_max} devices, {corrupt} corrupt, {survivors_min} survivors"
+    )
+
+
+def assess(model: ThreatModel, degree: int, needed: int) -> CohortPlan:
+    """What any degree and threshold give against an active aggregator; the bits are not read.
+
+    ``degree`` 0, or one that makes the graph complete, stands for the complete graph; ``needed``
+    then follows.
+
+    Raises:
+        ConfigurationError: as :func:`plan_cohort` for counts out of range, or
+            ``threshold-unreachable``.
+    """
+    _check(model)
+    n, corrupt = model.clients, model.corrupt
+    if is_complete(n, degree):
+        needed, never = threshold(n - 1, corrupt), -math.inf
+        failure = never if model.dropouts <= dropouts_tolerated(n, corrupt) else 0.0
+        return CohortPlan(n - 1, needed, never, never, never, failure)
+    twice = bounds.opened_twice_log2(n, n, corrupt, degree, needed)
+    cut = bounds.cut_log2(n, n, corrupt, degree, needed)
+    security = min(0.0, either_log2(twice, cut) + GRINDING_BITS)
+    failure = bounds.unopened_log2(n, model.dropouts, degree, needed)
+    if 2 * (n - model.dropouts) <= n + corrupt:
+        failure = 0.0
+    return CohortPlan(degree, needed, twice, cut, security, failure)
+
+
+def safest_threshold(model: ThreatModel, degree: int) -> int:
+    """The largest threshold of a sparse graph that random drop-outs leave its correctness bits.
+
+    For experiments with a degree of one's own; it promises nothing about security.
+
+    Raises:
+        ConfigurationError: ``correctness-missed`` if that is not more than half of the degree.
+    """
+    failure = 0.0
+    for needed in range(degree, degree // 2, -1):
+        failure = bounds.unopened_log2(model.clients, model.dropouts, degree, needed)
+        if failure <= -model.correctness_bits:
+            return needed
+    raise ConfigurationError(
+        "correctness-missed",
+        f"At degree {degree}, {model.dropouts} random drop-outs of {model.clients} leave some "
+        "device without enough neighbours too often, whatever the threshold.",
+        expected=f"2^-{model.correctness_bits} at most",
+        found=f"2^{failure:.1f}",
+        remedy="A larger degree, fewer drop-outs, or a threshold of your own.",
     )
 
 

@@ -148,6 +148,11 @@ def _finite(value: Any) -> Any:
     return value
 
 
+def power(log2: float) -> str:
+    """A probability given by its log2, for people."""
+    return f"2^{log2:.1f}" if math.isfinite(log2) else "0"
+
+
 def _both_values(error: SecaggError) -> str:
     if error.expected is None and error.found is None:
         return error.message

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import enum
-import math
 from typing import Annotated
 
 import typer
 
 from secagg.limits import CORRECTNESS_BITS, SECURITY_BITS
-from secagg_cli.output import CommandError, Format, FormatOption, Output
+from secagg_cli.output import CommandError, Format, FormatOption, Output, power
 from secagg_cli.plan_sizes import memory, task
 
 app = typer.Typer(no_args_is_help=True, help="Account and size a task before it exists.")
@@ -180,9 +179,9 @@ def cohort(
             rosters = "the best of 2^64 rosters" if adversary == Adversary.active else "the roster"
             out.say(
                 f"fails with probability at most: one device is opened twice "
-                f"{_power(plan.opened_twice_log2)}, the sum falls apart {_power(plan.cut_log2)}; "
-                f"either, for {rosters}, {_power(plan.security_log2)}; random drop-outs end the "
-                f"cohort {_power(plan.failure_log2)}"
+                f"{power(plan.opened_twice_log2)}, the sum falls apart {power(plan.cut_log2)}; "
+                f"either, for {rosters}, {power(plan.security_log2)}; random drop-outs end the "
+                f"cohort {power(plan.failure_log2)}"
             )
         out.result(
             {
@@ -194,21 +193,12 @@ def cohort(
                 "corrupt": corrupt_max,
                 "dropouts": lost,
                 "dropouts_tolerated": plan.degree - plan.threshold,
-                "opened_twice_log2": _finite(plan.opened_twice_log2),
-                "cut_log2": _finite(plan.cut_log2),
-                "security_log2": _finite(plan.security_log2),
-                "failure_log2": _finite(plan.failure_log2),
+                "opened_twice_log2": round(plan.opened_twice_log2, 3),
+                "cut_log2": round(plan.cut_log2, 3),
+                "security_log2": round(plan.security_log2, 3),
+                "failure_log2": round(plan.failure_log2, 3),
             }
         )
-
-
-def _finite(log2: float) -> float | None:
-    """None for an event that cannot happen: JSON has no infinity."""
-    return round(log2, 3) if math.isfinite(log2) else None
-
-
-def _power(log2: float) -> str:
-    return f"2^{log2:.1f}" if math.isfinite(log2) else "0"
 
 
 def _check_open_interval(name: str, value: float, low: float, high: float) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from secagg_cli.output import CommandError, Format, FormatOption, Output
+from secagg_cli.output import CommandError, Format, FormatOption, Output, power
 
 
 def simulate(
@@ -20,9 +20,30 @@ def simulate(
     seed: Annotated[int, typer.Option(help="The same seed replays the same run.")] = 0,
     bits: Annotated[int, typer.Option(help="Bits per coordinate of the ring.")] = 32,
     processes: Annotated[int, typer.Option(help="Worker processes.", min=1)] = 1,
+    corrupt: Annotated[
+        float,
+        typer.Option(help="Fraction that the threshold assumes to be corrupt.", min=0, max=0.5),
+    ] = 0.1,
+    degree: Annotated[
+        int,
+        typer.Option(
+            help="Neighbours of each device where the graph is sparse (more than 128 devices); "
+            "0: what plan cohort derives.",
+            min=0,
+        ),
+    ] = 0,
+    threshold: Annotated[
+        int,
+        typer.Option(
+            help="Shares that open a secret there; 0: derived, or with a degree the largest that "
+            "random drop-outs leave 2^-20.",
+            min=0,
+        ),
+    ] = 0,
     format: FormatOption = Format.text,
 ) -> None:
-    """Run the protocol in this process; every released sum is compared with the true one.
+    """Run the protocol without a network; every released sum is compared with the true one, and
+    the cohorts that random drop-outs ended with what was predicted.
 
     Exit code 1 if any released sum was wrong or no cohort could be released at all.
     """
@@ -39,10 +60,23 @@ def simulate(
             seed=seed,
             bits=bits,
             processes=processes,
+            corrupt=corrupt,
+            degree=degree,
+            threshold=threshold,
         )
         seconds = time.monotonic() - start
         if not result.exact:
             raise CommandError("sum-wrong", "A released sum differs from the contributors' sum.")
+        plan = result.predicted
+        out.say(
+            f"{'complete' if plan.degree == clients - 1 else 'sparse'} graph: degree "
+            f"{plan.degree}, threshold {plan.threshold}; an active aggregator succeeds with "
+            f"probability {power(plan.security_log2)} at most"
+        )
+        out.say(
+            f"failed cohorts: {result.aborted} of {rounds}; predicted for random drop-outs: "
+            f"{power(plan.failure_log2)} of all at most"
+        )
         out.say(
             f"released {result.released}, aborted {result.aborted}, every sum exact, "
             f"{seconds:.1f} s, digest {result.digest}"
@@ -53,6 +87,12 @@ def simulate(
                 "rounds": result.rounds,
                 "released": result.released,
                 "aborted": result.aborted,
+                "failed": result.aborted,
+                "failure_rate": result.aborted / rounds,
+                "predicted_failure_rate": 2.0**plan.failure_log2,
+                "degree": plan.degree,
+                "threshold": plan.threshold,
+                "security_log2": round(plan.security_log2, 3),
                 "seconds": round(seconds, 3),
                 "digest": result.digest,
             }

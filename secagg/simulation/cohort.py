@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -45,7 +45,7 @@ class CohortResult:
         total: the released sum, int64[data_length], or None.
         survivors: enrolment numbers of the contributors, sorted; empty if there is no release.
         numbers: enrolment number of each roster index.
-        events: everything that went into the aggregator's machine and was not refused.
+        events: everything that went into the aggregator's machine and was not refused, if kept.
         refused: (enrolment number, reason) of messages that the aggregator refused.
         ended: the machine's last word.
     """
@@ -70,13 +70,24 @@ class Mail:
 
 
 class Aggregator:
-    """A driver of the aggregator's machine in memory: mailboxes, partial sum, clock."""
+    """A driver of the aggregator's machine in memory: mailboxes, partial sum, clock.
+
+    ``keep_events``: remember what went into the machine, which is every message of the cohort.
+    """
 
     def __init__(
-        self, task: Task, adverts: Sequence[bytes], *, cohort: bytes, attempt: int, hooks: Hooks
+        self,
+        task: Task,
+        adverts: Sequence[bytes],
+        *,
+        cohort: bytes,
+        attempt: int,
+        hooks: Hooks,
+        keep_events: bool = True,
     ) -> None:
         self.task = task
         self.hooks = hooks
+        self.keep_events = keep_events
         self.now_s = float(EPOCH_S)
         self.events: list[server.Event] = []
         self.refused: list[tuple[int, str]] = []
@@ -141,7 +152,8 @@ class Aggregator:
         except RemoteProtocolError as error:
             self.refused.append((number, error.reason))
             return
-        self.events.append(event)
+        if self.keep_events:
+            self.events.append(event)
         self._perform(effects)
 
     def _perform(self, effects: Sequence[server.Effect]) -> None:
@@ -190,11 +202,13 @@ def drive(aggregator: Aggregator, devices: Devices) -> CohortResult:
         if not aggregator.outbox:
             aggregator.tick()
             continue
-        due = tuple(aggregator.outbox)
-        aggregator.outbox.clear()
-        outputs = list(devices.deliver(_messages(due, hooks)))
+        batch, aggregator.outbox = aggregator.outbox, deque()
+        arriving: Iterable[Delivery] = _arriving(batch, hooks)
+        if hooks.downward:  # which may look at a whole batch before any device does
+            arriving = list(arriving)
+        outputs: Iterable[Output] = devices.deliver(arriving)
         if hooks.order:
-            outputs = hooks.order(outputs)
+            outputs = hooks.order(list(outputs))
         aggregator.now_s += _LATENCY_S
         for output in outputs:
             aggregator.receive(output)
@@ -214,8 +228,10 @@ def drive(aggregator: Aggregator, devices: Devices) -> CohortResult:
     )
 
 
-def _messages(due: Sequence[Mail], hooks: Hooks) -> Iterator[Delivery]:
-    for mail in due:
+def _arriving(batch: deque[Mail], hooks: Hooks) -> Iterator[Delivery]:
+    """What reaches the devices of a batch; each message is forgotten as soon as it is under way."""
+    while batch:
+        mail = batch.popleft()
         messages: Sequence[bytes] = [mail.effect.message]
         if hooks.downward:
             messages = hooks.downward(mail.number, messages[0])

@@ -50,7 +50,7 @@ class Delivery:
 class Devices(Protocol):
     """Wherever the devices of one cohort run."""
 
-    def deliver(self, deliveries: Iterable[Delivery]) -> Sequence[Output]:
+    def deliver(self, deliveries: Iterable[Delivery]) -> Iterable[Output]:
         """Give each device its messages, in order; what they send in answer, in that order."""
 
 
@@ -138,8 +138,6 @@ class LocalDevices:
     def advertise(self) -> Sequence[bytes]:
         return [device.advert for _, device in sorted(self.devices.items())]
 
-    def deliver(self, deliveries: Iterable[Delivery]) -> Sequence[Output]:
-        outputs: list[Output] = []
+    def deliver(self, deliveries: Iterable[Delivery]) -> Iterable[Output]:
         for delivery in deliveries:
-            outputs += self.devices[delivery.number].receive(delivery.message, delivery.now_s)
-        return outputs
+            yield from self.devices[delivery.number].receive(delivery.message, delivery.now_s)

@@ -12,27 +12,38 @@ from secagg import ring
 from secagg.simulation.devices import Delivery, Device, Drop, LocalDevices, Output
 from secagg.simulation.task import SeededBytes, Task, make_task, seeded_tools
 
-_CORRUPT_SHARE = 10  # one device in ten is assumed corrupt
+
+def lost(clients: int, dropout: float) -> int:
+    """Devices that each round loses."""
+    return int(dropout * clients)
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """Everything that a simulation is a function of; ``seed`` replays it."""
+    """Everything that a simulation is a function of; ``seed`` replays it.
+
+    ``corrupt``: devices that the threshold assumes to be corrupt; none of the simulated ones is.
+    ``degree``, ``threshold``: of a sparse graph; 0: complete.
+    """
 
     clients: int
     length: int
     dropout: float
     seed: int
     bits: int
+    corrupt: int
+    degree: int
+    threshold: int
 
     def task(self) -> Task:
-        lost = int(self.dropout * self.clients)
         return make_task(
             self.clients,
             self.length,
             seed=self.seed,
             ring_bits=self.bits,
-            survivors_min=max(2, self.clients - lost),
-            corrupt_max=self.clients // _CORRUPT_SHARE,
+            survivors_min=max(2, self.clients - lost(self.clients, self.dropout)),
+            corrupt_max=self.corrupt,
+            degree=self.degree,
+            threshold=self.threshold,
         )
 
     def vector(self, round_number: int, number: int) -> npt.NDArray[np.int64]:
@@ -48,8 +59,8 @@ class Plan(msgspec.Struct, frozen=True):
         for place in range(self.clients - 1, 0, -1):
             other = random.below(place + 1)
             order[place], order[other] = order[other], order[place]
-        lost = order[: int(self.dropout * self.clients)]
-        return {number: Drop(random.below(int(Drop.NEVER))) for number in sorted(lost)}
+        gone = order[: lost(self.clients, self.dropout)]
+        return {number: Drop(random.below(int(Drop.NEVER))) for number in sorted(gone)}
 
     def devices(self, task: Task, round_number: int, numbers: Iterable[int]) -> LocalDevices:
         """The devices of one round with these enrolment numbers."""
@@ -86,7 +97,7 @@ class LocalRounds:
         self._devices = self._plan.devices(self._task, round_number, range(self._plan.clients))
         return self._devices.advertise()
 
-    def deliver(self, deliveries: Iterable[Delivery]) -> Sequence[Output]:
+    def deliver(self, deliveries: Iterable[Delivery]) -> Iterable[Output]:
         return self._devices.deliver(deliveries)
 
     def close(self) -> None:

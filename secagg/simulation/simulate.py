@@ -9,9 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from secagg import ring
+from secagg.degrees import CohortPlan, ThreatModel, assess, plan_rules, safest_threshold
 from secagg.errors import ConfigurationError
+from secagg.graph import is_complete
+from secagg.limits import COMPLETE_GRAPH_MAX
 from secagg.simulation.cohort import Aggregator, CohortResult, Hooks, drive
-from secagg.simulation.plan import LocalRounds, Plan
+from secagg.simulation.plan import LocalRounds, Plan, lost
 from secagg.simulation.task import SeededBytes, Task
 from secagg.simulation.workers import WorkerRounds
 
@@ -25,6 +28,8 @@ class SimulationResult:
             every contributor is in it once.
         rounds, released, aborted: cohorts in all, and how they ended.
         survivors: contributors per released round.
+        predicted: what degree and threshold promise; ``aborted / rounds`` should be at most about
+            2^``predicted.failure_log2``, since nothing but random drop-outs goes wrong here.
         digest: hex; equal for equal arguments, on any machine and any number of processes.
     """
 
@@ -33,6 +38,7 @@ class SimulationResult:
     released: int
     aborted: int
     survivors: tuple[int, ...]
+    predicted: CohortPlan
     digest: str
 
 
@@ -44,6 +50,9 @@ def simulate(
     seed: int = 0,
     bits: int = 32,
     processes: int = 1,
+    corrupt: float = 0.1,
+    degree: int = 0,
+    threshold: int = 0,
 ) -> SimulationResult:
     """Run ``rounds`` cohorts of ``clients`` devices through the real machines.
 
@@ -53,9 +62,14 @@ def simulate(
         seed: replays the same vectors, drop-outs, decisions and sums.
         bits: ring width.
         processes: worker processes for the devices; 1 keeps everything in this one.
+        corrupt: fraction of the devices that the threshold assumes to be corrupt.
+        degree: of the graph of more than 128 devices; 0: what ``secagg.degrees`` derives.
+        threshold: on that graph; 0: with a degree of one's own the largest that random drop-outs
+            leave 2^-20, else the derived one.
 
     Raises:
-        ConfigurationError: ``simulation-parameters``, or no threshold exists for this size.
+        ConfigurationError: ``simulation-parameters``, ``degree-unused``, or no degree or threshold
+            exists for this size.
     """
     if clients < 2 or length < 1 or not 0 <= dropout < 1 or rounds < 1 or processes < 1:
         raise ConfigurationError(
@@ -64,7 +78,10 @@ def simulate(
             expected="clients >= 2, length >= 1, 0 <= dropout < 1, rounds >= 1, processes >= 1",
             found=(clients, length, dropout, rounds, processes),
         )
-    plan = Plan(clients, length, dropout, seed, bits)
+    model = ThreatModel(clients, int(corrupt * clients), lost(clients, dropout))
+    degree, threshold = _graph(model, degree, threshold)
+    predicted = assess(model, degree, threshold)
+    plan = Plan(clients, length, dropout, seed, bits, model.corrupt, degree, threshold)
     task = plan.task()
     pool: LocalRounds | WorkerRounds = LocalRounds(plan, task)
     if processes > 1:
@@ -79,8 +96,27 @@ def simulate(
         released=len(survivors),
         aborted=rounds - len(survivors),
         survivors=survivors,
+        predicted=predicted,
         digest=digest.hexdigest(),
     )
+
+
+def _graph(model: ThreatModel, degree: int, threshold: int) -> tuple[int, int]:
+    """Degree and threshold of the task; (0, 0) for the complete graph."""
+    if is_complete(model.clients, degree or 2):
+        if degree or threshold:
+            raise ConfigurationError(
+                "degree-unused",
+                f"Cohorts of at most {COMPLETE_GRAPH_MAX} devices, or of one more than the degree, "
+                "have the complete graph.",
+                expected="no degree and no threshold",
+                found=(degree, threshold),
+            )
+        return 0, 0
+    if not degree:
+        survivors = model.clients - model.dropouts
+        return plan_rules(model.clients, model.clients, survivors, model.corrupt)
+    return degree, threshold or safest_threshold(model, degree)
 
 
 def _run_round(
@@ -88,7 +124,9 @@ def _run_round(
 ) -> CohortResult:
     cohort = SeededBytes(plan.seed, "cohort", round_number)(32)
     adverts = pool.advertise(round_number)
-    aggregator = Aggregator(task, adverts, cohort=cohort, attempt=0, hooks=Hooks())
+    aggregator = Aggregator(
+        task, adverts, cohort=cohort, attempt=0, hooks=Hooks(), keep_events=False
+    )
     return drive(aggregator, pool)
 
 

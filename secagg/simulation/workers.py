@@ -2,12 +2,16 @@
 
 Parent and workers exchange MessagePack bytes over pipes; nothing that comes out of a protocol
 machine is pickled. A device draws everything from its own seed, so the split into processes does
-not change what it does.
+not change what it does. Messages go out in portions, the next one before the answers to the last
+are read, so that devices and aggregator work at the same time and no more than two portions are
+copied at once.
 """
 
 from __future__ import annotations
 
 import multiprocessing
+import queue
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection
 
@@ -15,6 +19,9 @@ import msgspec
 
 from secagg.simulation.devices import Delivery, LocalDevices, Output
 from secagg.simulation.plan import Plan
+
+_PORTION_BYTES = 16 << 20  # of messages under way at once
+_PORTION_MESSAGES = 64  # fewer would wait for each other more often
 
 _Item = tuple[int, int, bytes, float]  # place in the batch, device, message, now_s
 _Answer = tuple[int, int, bytes, bytes | None]  # place in the batch, device, message, payload
@@ -32,8 +39,6 @@ class _Batch(msgspec.Struct, tag=True):
 
     items: list[_Item]
 
-
-_BATCH_BYTES = 1 << 26  # of messages on their way to the workers at once
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_command = msgspec.msgpack.Decoder(_Order | _Batch).decode
@@ -69,21 +74,29 @@ class WorkerRounds:
             adverts[place :: len(self._pipes)] = _decode_adverts(pipe.recv_bytes())
         return adverts
 
-    def deliver(self, deliveries: Iterable[Delivery]) -> Sequence[Output]:
-        """In batches of a bounded size, since a cohort's rosters together may be gigabytes."""
-        answers: list[_Answer] = []
+    def deliver(self, deliveries: Iterable[Delivery]) -> Iterator[Output]:
+        sent = 0
+        for portion in _portions(deliveries):
+            self._send(portion)
+            if sent:
+                yield from self._answers()
+            sent += 1
+        if sent:
+            yield from self._answers()
+
+    def _send(self, portion: Sequence[Delivery]) -> None:
         shares: list[list[_Item]] = [[] for _ in self._pipes]
-        size = 0
-        for place, delivery in enumerate(deliveries):
+        for place, delivery in enumerate(portion):
             item = (place, delivery.number, delivery.message, delivery.now_s)
             shares[delivery.number % len(self._pipes)].append(item)
-            size += len(delivery.message)
-            if size > _BATCH_BYTES:
-                answers += self._exchange(shares)
-                shares, size = [[] for _ in self._pipes], 0
-        answers += self._exchange(shares)
+        for pipe, items in zip(self._pipes, shares, strict=True):
+            pipe.send_bytes(_encode(_Batch(items)))
+
+    def _answers(self) -> Iterator[Output]:
+        answers = [a for pipe in self._pipes for a in _decode_answers(pipe.recv_bytes())]
         answers.sort(key=lambda answer: answer[0])  # stable: one device's outputs keep their order
-        return [Output(number, message, payload) for _, number, message, payload in answers]
+        for _, number, message, payload in answers:
+            yield Output(number, message, payload)
 
     def _exchange(self, shares: Sequence[list[_Item]]) -> Iterator[_Answer]:
         for pipe, items in zip(self._pipes, shares, strict=True):
@@ -98,15 +111,28 @@ class WorkerRounds:
             process.join()
 
 
+def _portions(deliveries: Iterable[Delivery]) -> Iterator[list[Delivery]]:
+    portion: list[Delivery] = []
+    size = 0
+    for delivery in deliveries:
+        portion.append(delivery)
+        size += len(delivery.message)
+        if size >= _PORTION_BYTES or len(portion) >= _PORTION_MESSAGES:
+            yield portion
+            portion, size = [], 0
+    if portion:
+        yield portion
+
+
 def _work(pipe: Connection, encoded_plan: bytes) -> None:
     plan = msgspec.msgpack.decode(encoded_plan, type=Plan)
     task = plan.task()
     devices = LocalDevices(())
-    while True:
-        try:
-            command = _decode_command(pipe.recv_bytes())
-        except EOFError:
-            return
+    commands: queue.Queue[bytes | None] = queue.Queue()
+    # The pipe is emptied while answers are written: else both ends could wait for each other.
+    threading.Thread(target=_listen, args=(pipe, commands), daemon=True).start()
+    while (encoded := commands.get()) is not None:
+        command = _decode_command(encoded)
         if isinstance(command, _Order):
             devices = plan.devices(task, command.round_number, command.numbers)
             pipe.send_bytes(_encode(list(devices.advertise())))
@@ -116,3 +142,12 @@ def _work(pipe: Connection, encoded_plan: bytes) -> None:
             for output in devices.deliver([Delivery(number, message, now_s)]):
                 answers.append((place, output.number, output.message, output.payload))
         pipe.send_bytes(_encode(answers))
+
+
+def _listen(pipe: Connection, commands: queue.Queue[bytes | None]) -> None:
+    while True:
+        try:
+            commands.put(pipe.recv_bytes())
+        except EOFError:
+            commands.put(None)
+            return

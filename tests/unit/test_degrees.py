@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 
 from secagg import bounds
-from secagg.degrees import ThreatModel, evaluate, plan_cohort, plan_rules
+from secagg.degrees import (
+    ThreatModel,
+    assess,
+    evaluate,
+    plan_cohort,
+    plan_rules,
+    safest_threshold,
+)
 from secagg.errors import ConfigurationError
 from secagg.graph import Graph
 from secagg.limits import DEGREE_MAX, GRINDING_BITS
@@ -238,6 +245,27 @@ def test_a_range_that_no_degree_serves_is_refused() -> None:
 def test_a_degree_is_the_circle_of_both_sides_at_most() -> None:
     assert DEGREE_MAX % 2 == 0
     assert plan_cohort(ThreatModel(1000, 100, 300)).degree <= DEGREE_MAX
+
+
+def test_any_degree_and_threshold_can_be_assessed() -> None:
+    model = ThreatModel(1000, 100, 100)
+    assert assess(model, 138, 102) == plan_cohort(model)
+    weak = assess(model, 60, 40)
+    assert weak.security_log2 > -40
+    assert assess(ThreatModel(1000, 100, 100), 1000, 0) == assess(model, 0, 0)
+    assert assess(model, 0, 0).failure_log2 == -math.inf
+    assert assess(ThreatModel(10, 0, 5), 0, 0).failure_log2 == 0.0
+    assert assess(ThreatModel(1000, 400, 300), 138, 102).failure_log2 == 0.0, "no majority is left"
+
+
+def test_the_safest_threshold_is_the_largest_that_random_drop_outs_leave() -> None:
+    model = ThreatModel(1000, 100, 100)
+    needed = safest_threshold(model, 100)
+    assert bounds.unopened_log2(1000, 100, 100, needed) <= -20
+    assert bounds.unopened_log2(1000, 100, 100, needed + 1) > -20
+    with pytest.raises(ConfigurationError) as caught:
+        safest_threshold(model, 10)
+    assert caught.value.reason == "correctness-missed"
 
 
 def test_asking_for_more_never_costs_fewer_neighbours() -> None:
