@@ -49,11 +49,12 @@ def split(
     coefficients = [int.from_bytes(secret.reveal(), "little")] + [
         int.from_bytes(random_bytes(48), "little") % PRIME for _ in range(threshold - 1)
     ]
+    coefficients.reverse()
     shares = {}
     for holder in holders:
-        value = 0
-        for coefficient in reversed(coefficients):
-            value = (value * point(holder) + coefficient) % PRIME
+        x, value = point(holder), 0
+        for coefficient in coefficients:
+            value = (value * x + coefficient) % PRIME
         shares[holder] = Secret(value.to_bytes(SHARE_BYTES, "little"))
     return shares
 
@@ -79,22 +80,25 @@ def check_share(share: bytes) -> None:
 def lagrange_at_zero(holders: Sequence[int]) -> dict[int, int]:
     """Coefficients that open any secret from the shares of exactly these roster indices.
 
-    One modular inversion for all of them.
+    The coefficient of x is the product of all points over x * prod(other - x): one product, and one
+    modular inversion for all of them.
     """
     _check_holders(holders)
-    numerators, denominators = [], []
-    for holder in holders:
-        numerator = denominator = 1
-        for other in holders:
-            if other != holder:
-                numerator = numerator * point(other) % PRIME
-                denominator = denominator * (point(other) - point(holder)) % PRIME
-        numerators.append(numerator)
+    points = [point(holder) for holder in holders]
+    product = 1
+    for x in points:
+        product = product * x % PRIME
+    denominators = []
+    for x in points:
+        denominator = x
+        for other in points:
+            if other != x:
+                denominator = denominator * (other - x) % PRIME
         denominators.append(denominator)
     inverses = _invert_all(denominators)
     return {
-        holder: numerator * inverse % PRIME
-        for holder, numerator, inverse in zip(holders, numerators, inverses, strict=True)
+        holder: product * inverse % PRIME
+        for holder, inverse in zip(holders, inverses, strict=True)
     }
 
 
