@@ -97,8 +97,7 @@ def lagrange_at_zero(holders: Sequence[int]) -> dict[int, int]:
         denominators.append(denominator)
     inverses = _invert_all(denominators)
     return {
-        holder: product * inverse % PRIME
-        for holder, inverse in zip(holders, inverses, strict=True)
+        holder: product * inverse % PRIME for holder, inverse in zip(holders, inverses, strict=True)
     }
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
-from typing import Protocol
+from typing import Any, Protocol
 
 from secagg import client
 from secagg.errors import RemoteProtocolError
@@ -129,15 +129,46 @@ class Device:
         return outputs
 
 
+class _Shared:
+    """One copy of what all devices of a cohort hold alike: ten thousand devices would otherwise
+    keep ten thousand lists of as many identity keys."""
+
+    def __init__(self) -> None:
+        self._tuples: dict[str, tuple[Any, ...]] = {}
+
+    def of(self, state: Any) -> Any:
+        """The same state over the shared copies; what differs from them stays as it is."""
+        changes: dict[str, Any] = {}
+        session = getattr(state, "session", None)
+        if session is not None:
+            keys = self._kept("identity_keys", session.identity_keys)
+            if keys is not session.identity_keys:
+                changes["session"] = replace(session, identity_keys=keys)
+        for name in ("masking_set", "survivors"):
+            members = getattr(state, name, ())
+            kept = self._kept(name, members)
+            if kept is not members:
+                changes[name] = kept
+        return replace(state, **changes) if changes else state
+
+    def _kept(self, name: str, value: tuple[Any, ...]) -> tuple[Any, ...]:
+        kept = self._tuples.setdefault(name, value) if value else value
+        return kept if kept == value else value
+
+
 class LocalDevices:
     """Devices in this process."""
 
     def __init__(self, devices: Iterable[Device]) -> None:
         self.devices = {device.number: device for device in devices}
+        self._shared = _Shared()
 
     def advertise(self) -> Sequence[bytes]:
         return [device.advert for _, device in sorted(self.devices.items())]
 
     def deliver(self, deliveries: Iterable[Delivery]) -> Iterable[Output]:
         for delivery in deliveries:
-            yield from self.devices[delivery.number].receive(delivery.message, delivery.now_s)
+            device = self.devices[delivery.number]
+            outputs = device.receive(delivery.message, delivery.now_s)
+            device.state = self._shared.of(device.state)
+            yield from outputs
