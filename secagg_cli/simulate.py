@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Annotated
 
 import typer
 
 from secagg_cli.output import CommandError, Format, FormatOption, Output, power
+
+PHASES = ("sharing", "checking", "masking", "confirming", "unmasking")  # with a deadline each
 
 
 def simulate(
@@ -19,7 +22,12 @@ def simulate(
     rounds: Annotated[int, typer.Option(help="Cohorts to run.", min=1)] = 1,
     seed: Annotated[int, typer.Option(help="The same seed replays the same run.")] = 0,
     bits: Annotated[int, typer.Option(help="Bits per coordinate of the ring.")] = 32,
-    processes: Annotated[int, typer.Option(help="Worker processes.", min=1)] = 1,
+    processes: Annotated[
+        int,
+        typer.Option(
+            help="Worker processes; 0: one per core for more than 128 clients, else none.", min=0
+        ),
+    ] = 0,
     corrupt: Annotated[
         float,
         typer.Option(help="Fraction that the threshold assumes to be corrupt.", min=0, max=0.5),
@@ -48,22 +56,33 @@ def simulate(
     Exit code 1 if any released sum was wrong or no cohort could be released at all.
     """
     with Output(format) as out:
+        from secagg.limits import COMPLETE_GRAPH_MAX
         from secagg.simulation import simulate as run
 
         out.say(f"Simulating {rounds} round(s) of {clients} devices with {length} coordinates ...")
+        if processes == 0:
+            processes = len(os.sched_getaffinity(0)) if clients > COMPLETE_GRAPH_MAX else 1
         start = time.monotonic()
-        result = run(
-            clients=clients,
-            length=length,
-            dropout=dropout,
-            rounds=rounds,
-            seed=seed,
-            bits=bits,
-            processes=processes,
-            corrupt=corrupt,
-            degree=degree,
-            threshold=threshold,
-        )
+        with out.progress() as progress:
+            bar = progress.add_task("enrolling", total=rounds * len(PHASES))
+
+            def show(round_number: int, phase: str) -> None:
+                done = round_number * len(PHASES) + PHASES.index(phase)
+                progress.update(bar, completed=done, description=f"{phase} ({round_number + 1})")
+
+            result = run(
+                clients=clients,
+                length=length,
+                dropout=dropout,
+                rounds=rounds,
+                seed=seed,
+                bits=bits,
+                processes=processes,
+                corrupt=corrupt,
+                degree=degree,
+                threshold=threshold,
+                on_phase=show,
+            )
         seconds = time.monotonic() - start
         if not result.exact:
             raise CommandError("sum-wrong", "A released sum differs from the contributors' sum.")

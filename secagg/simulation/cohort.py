@@ -28,12 +28,14 @@ class Hooks:
     ``downward(number, message)``: the messages that reach the device instead of this one.
     ``vector(number, payload)``: the packed vector that arrives instead of this one.
     ``order(items)``: reorders one batch of what is on its way to the aggregator.
+    ``phase(name)``: is told each phase that the aggregator enters.
     """
 
     upward: Callable[[int, bytes], Sequence[bytes]] | None = None
     downward: Callable[[int, bytes], Sequence[bytes]] | None = None
     vector: Callable[[int, bytes], bytes] | None = None
     order: Callable[[list[Output]], list[Output]] | None = None
+    phase: Callable[[str], None] | None = None
 
 
 @dataclass
@@ -168,6 +170,8 @@ class Aggregator:
                     self._open(plan)
                 case server.Wake():
                     self._note(self.state.phase.encode())
+                    if self.hooks.phase:
+                        self.hooks.phase(self.state.phase)
                 case server.Ended(reason, _):
                     self.ended = effect
                     self._note(b"ended", (reason or "").encode())

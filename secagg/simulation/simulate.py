@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -53,6 +55,7 @@ def simulate(
     corrupt: float = 0.1,
     degree: int = 0,
     threshold: int = 0,
+    on_phase: Callable[[int, str], None] | None = None,
 ) -> SimulationResult:
     """Run ``rounds`` cohorts of ``clients`` devices through the real machines.
 
@@ -66,6 +69,7 @@ def simulate(
         degree: of the graph of more than 128 devices; 0: what ``secagg.degrees`` derives.
         threshold: on that graph; 0: with a degree of one's own the largest that random drop-outs
             leave 2^-20, else the derived one.
+        on_phase: is told round number and phase as each phase begins.
 
     Raises:
         ConfigurationError: ``simulation-parameters``, ``degree-unused``, or no degree or threshold
@@ -87,7 +91,12 @@ def simulate(
     if processes > 1:
         pool = WorkerRounds(plan, min(processes, clients))
     with contextlib.closing(pool):
-        results = [_run_round(plan, task, pool, number) for number in range(rounds)]
+        results = [
+            _run_round(
+                plan, task, pool, number, Hooks(phase=on_phase and partial(on_phase, number))
+            )
+            for number in range(rounds)
+        ]
     digest = hashlib.sha256(b"".join(result.digest for result in results))
     survivors = tuple(len(result.survivors) for result in results if result.total is not None)
     return SimulationResult(
@@ -120,13 +129,11 @@ def _graph(model: ThreatModel, degree: int, threshold: int) -> tuple[int, int]:
 
 
 def _run_round(
-    plan: Plan, task: Task, pool: LocalRounds | WorkerRounds, round_number: int
+    plan: Plan, task: Task, pool: LocalRounds | WorkerRounds, round_number: int, hooks: Hooks
 ) -> CohortResult:
     cohort = SeededBytes(plan.seed, "cohort", round_number)(32)
     adverts = pool.advertise(round_number)
-    aggregator = Aggregator(
-        task, adverts, cohort=cohort, attempt=0, hooks=Hooks(), keep_events=False
-    )
+    aggregator = Aggregator(task, adverts, cohort=cohort, attempt=0, hooks=hooks, keep_events=False)
     return drive(aggregator, pool)
 
 
