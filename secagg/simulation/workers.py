@@ -98,12 +98,6 @@ class WorkerRounds:
         for _, number, message, payload in answers:
             yield Output(number, message, payload)
 
-    def _exchange(self, shares: Sequence[list[_Item]]) -> Iterator[_Answer]:
-        for pipe, items in zip(self._pipes, shares, strict=True):
-            pipe.send_bytes(_encode(_Batch(items)))
-        for pipe in self._pipes:
-            yield from _decode_answers(pipe.recv_bytes())
-
     def close(self) -> None:
         for pipe in self._pipes:
             pipe.close()
