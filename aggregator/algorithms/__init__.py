@@ -42,7 +42,7 @@ class Step:
 
 
 # algorithm -> (manifest, sums) -> (direction in which the vector moves, metrics)
-_DIRECTIONS: dict[str, Callable[[Manifest, Sums], tuple[NDArray[np.float64], dict[str, float]]]] = {
+DIRECTIONS: dict[str, Callable[[Manifest, Sums], tuple[NDArray[np.float64], dict[str, float]]]] = {
     "fedavg": averaged_delta,
     "fednova": rescaled,
     "fedprox": averaged_delta,  # the proximal term is the device's; the server half is FedAvg's
@@ -75,7 +75,7 @@ def server_step(
         return Step(concatenated(manifest, sums), {})
     if manifest.algorithm == "evaluation":
         return Step(vector, optimiser, measured(manifest, sums))
-    halves = {*_DIRECTIONS, "scaffold", "zeroth-order"}
+    halves = {*DIRECTIONS, "scaffold", "zeroth-order"}
     if manifest.algorithm not in halves or manifest.training is None:
         raise ConfigurationError(
             "algorithm-unknown",
@@ -90,7 +90,7 @@ def server_step(
         control = optimiser.get("control", np.zeros(len(vector)))
         direction, kept["control"], metrics = controlled(manifest, sums, control, survivors)
     else:
-        direction, metrics = _DIRECTIONS[manifest.algorithm](manifest, sums)
+        direction, metrics = DIRECTIONS[manifest.algorithm](manifest, sums)
     form = FORMS.get("" if manifest.adapter is None else manifest.adapter.kind)
     if form is None:
         known = 0.0

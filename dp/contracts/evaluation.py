@@ -48,4 +48,12 @@ class Evaluation:
                 found=manifest.example_privacy.mode,
                 remedy="Set device_noise_multiplier for privacy of a whole device.",
             )
+        if manifest.training.server_optimiser != "sgd":
+            refuse(
+                "step-unused",
+                "An evaluation takes no step that an optimiser could shape.",
+                expected="sgd",
+                found=manifest.training.server_optimiser,
+                remedy="Leave server_optimiser out.",
+            )
         check_joint_clip(manifest)

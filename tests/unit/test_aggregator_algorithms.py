@@ -4,7 +4,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from aggregator.algorithms import _DIRECTIONS, server_step
+from aggregator.algorithms import DIRECTIONS, server_step
 from dp.contracts import ALGORITHMS, build_manifest
 from dp.notes import verifier_key
 from secagg.errors import ConfigurationError, LocalProtocolError, SecaggError
@@ -112,7 +112,7 @@ def test_an_algorithm_without_a_server_half_is_refused_by_name():
 
 
 def test_every_algorithm_that_a_task_may_name_has_a_server_half():
-    assert set(ALGORITHMS) == {"sum", "evaluation", "scaffold", "zeroth-order", *_DIRECTIONS}
+    assert set(ALGORITHMS) == {"sum", "evaluation", "scaffold", "zeroth-order", *DIRECTIONS}
 
 
 D = np.array([3.0, -0.5, 0.0])

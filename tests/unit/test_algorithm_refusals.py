@@ -6,16 +6,21 @@ tasks beside it keep the table honest: a refusal that refuses everything would f
 
 from __future__ import annotations
 
+import ast
+import re
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
-from dp.contracts import BudgetSpec, TrainingSpec, check_manifest, local_noise_norm, warnings
+from dp.contracts import BudgetSpec, TrainingSpec, check, check_manifest, local_noise_norm, warnings
 from dp.contracts.fednova import public_steps
 from dp.contracts.local import normaliser, step_weights, steps_of
+from dp.errors import AccountingError
 from secagg.errors import ConfigurationError
-from tests.dp_tasks import built, spec
+from secagg.manifest import Manifest
+from tests.dp_tasks import built, spec, statistics
 from tests.unit.test_lora_forms import adapter as lora
 
 NO_LIMIT = BudgetSpec(max_epsilon=None)
@@ -44,7 +49,27 @@ EPOCHS = {"local_epochs": 1}
 REFUSED: list[tuple[str, str | None, dict[str, Any], dict[str, Any], str]] = [
     # privacy mode
     *[(name, "distributed", {}, {}, "privacy-mode") for name in ("fedavg", *FEDOPT)],
+    ("fedprox", "distributed", {"proximal_mu": 0.1}, {}, "privacy-mode"),
+    ("scaffold", "distributed", {"population": 6}, {}, "privacy-mode"),
+    ("fedsgd", "local", {}, {}, "privacy-mode"),
+    ("fedsgd", "none", {}, {}, "privacy-mode"),
+    ("zeroth-order", "local", {}, {}, "privacy-mode"),
+    ("evaluation", "local", {"weight_unit": 9}, {}, "privacy-mode"),
+    (
+        "scaffold",
+        "none",
+        {"population": 6},
+        {"device_noise_multiplier": 1.0},
+        "control-with-device-noise",
+    ),
     # weights
+    ("fedavg", "local", {"weight_unit": 9}, {}, "weights-with-noise"),
+    ("fedprox", "local", {"weight_unit": 9, "proximal_mu": 0.1}, {}, "weights-with-noise"),
+    ("fedsgd", "distributed", {"weight_unit": 9}, {}, "weights-with-noise"),
+    ("zeroth-order", "distributed", {"weight_unit": 9}, {}, "weights-with-noise"),
+    ("scaffold", "none", {"population": 6, "weight_unit": 9}, {}, "weights-with-control"),
+    ("scaffold", "none", {"population": 6, "denominator": 9.0}, {}, "weights-with-control"),
+    ("evaluation", "none", {"weight_unit": 0}, {}, "parameter-out-of-range"),
     *[(name, "local", {"weight_unit": 9}, {}, "weights-with-noise") for name in FEDOPT],
     (
         "fedadam",
@@ -84,7 +109,32 @@ REFUSED: list[tuple[str, str | None, dict[str, Any], dict[str, Any], str]] = [
         )
     ],
     *[(name, "none", {"proximal_mu": 0.1}, {}, "proximal-without-fedprox") for name in FEDOPT],
+    ("fedavg", "none", {"proximal_mu": 0.1}, {}, "proximal-without-fedprox"),
+    ("fedsgd", "distributed", {"proximal_mu": 0.1}, {}, "proximal-without-fedprox"),
+    ("fedprox", "none", {"proximal_mu": 0.0}, {}, "parameter-out-of-range"),
+    ("zeroth-order", "none", {"proximal_mu": 0.1}, {}, "local-steps"),
+    *[
+        ("scaffold", privacy, {"population": 6, **terms}, {}, reason)
+        for privacy in ("local", "none")
+        for terms, reason in (
+            (ADAM, "local-optimiser-with-control"),
+            (MOMENTUM, "local-optimiser-with-control"),
+            (EPOCHS, "epochs-with-control"),
+            ({"proximal_mu": 0.1}, "proximal-with-control"),
+        )
+    ],
+    ("fedavg", "none", {"population": 6}, {}, "population-without-control"),
+    ("fedavg", "none", {}, {"adapter": None}, "adapter-missing"),
     # server optimiser
+    *[
+        ("scaffold", "none", {"population": 6, "server_optimiser": name}, {}, reason)
+        for name, reason in (
+            ("momentum", "optimiser-with-control"),
+            ("adam", "optimiser-with-control"),
+        )
+    ],
+    ("evaluation", "none", {"weight_unit": 9, "server_optimiser": "adam"}, {}, "step-unused"),
+    ("evaluation", "none", {"weight_unit": 9, "server_optimiser": "momentum"}, {}, "step-unused"),
     ("fedavg", "none", {"server_momentum": 0.9}, {}, "momentum-without-optimiser"),
     ("fedavg", "none", {"server_beta2": 0.9}, {}, "beta2-without-optimiser"),
     ("fedavg", "none", {"server_tau": 0.1}, {}, "tau-without-optimiser"),
@@ -101,6 +151,19 @@ REFUSED: list[tuple[str, str | None, dict[str, Any], dict[str, Any], str]] = [
     ("fedadam", "none", {"server_optimiser": "yogi"}, {}, "server-optimiser"),
     ("zeroth-order", "none", {"server_optimiser": "adam"}, {}, "moments-of-directions"),
     # adapter form
+    *[
+        ("scaffold", "none", {"population": 6}, {"adapter": lora(kind)}, "adapter-algorithm")
+        for kind in ("rolora", "fedsvd", "product")
+    ],
+    *[
+        ("zeroth-order", "none", {}, {"adapter": lora(kind)}, "adapter-algorithm")
+        for kind in ("rolora", "fedsvd", "product")
+    ],
+    ("fedsgd", "distributed", {}, {"adapter": lora("product")}, "adapter-algorithm"),
+    *[
+        (name, "local", mu, {"adapter": lora("product")}, "product-example-privacy")
+        for name, mu in (("fedavg", {}), ("fedprox", {"proximal_mu": 0.1}))
+    ],
     *[
         (name, "none", {}, {"adapter": lora(kind)}, "moments-across-factors")
         for name in FEDOPT
@@ -226,3 +289,70 @@ def test_the_norm_of_local_noise_counts_momentum_and_the_normaliser() -> None:
     assert norm("fedavg", **MOMENTUM) == pytest.approx(plain * ((1.9**2 + 1) / 2) ** 0.5)
     assert norm("fednova") == pytest.approx(plain / 2)
     assert norm("fedavg", **ADAM) is None
+
+
+def tampered(manifest: Manifest, part: str, **changes: Any) -> Manifest:
+    inner = msgspec.structs.replace(getattr(manifest, part), **changes)
+    return msgspec.structs.replace(manifest, **{part: inner})
+
+
+def vetoed(manifest: Manifest) -> str:
+    with pytest.raises(ConfigurationError) as refused:
+        check_manifest(manifest)
+    return refused.value.reason
+
+
+TRAINED = [
+    (name, {"population": 6} if name == "scaffold" else {"weight_unit": 9})
+    for name in ("fedavg", "fedprox", "fednova", "fedadam", "scaffold", "evaluation")
+]
+
+
+@pytest.mark.parametrize(("algorithm", "training"), TRAINED)
+def test_a_manifest_without_training_terms_is_vetoed(algorithm: str, training: dict) -> None:
+    if algorithm == "fedprox":
+        training = {**training, "proximal_mu": 0.1}
+    manifest = create(algorithm, "none", training)
+    assert vetoed(msgspec.structs.replace(manifest, training=None)) == "training-missing"
+
+
+def test_what_no_spec_can_say_is_vetoed_by_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    private, plain = create("fedavg", "local", {}), create("fedavg", "none", {})
+    assert vetoed(tampered(private, "training", denominator=0.0)) == "denominator-missing"
+    found = vetoed(tampered(plain, "training", directions=3))
+    assert found == "directions-without-zeroth-order"
+    assert vetoed(tampered(plain, "encoding", ring_bits=63)) == "ring-too-large"
+    for name in ("fedsgd", "zeroth-order"):
+        manifest = create(name, "distributed", {})
+        assert vetoed(msgspec.structs.replace(manifest, training=None)) == "training-missing"
+
+    def unable(*_: object) -> None:
+        raise AccountingError("event-unknown", "No accountant vouches for this.")
+
+    monkeypatch.setattr(check, "lines", unable)
+    assert vetoed(private) == "cost-unknown"
+
+
+def test_a_payload_beyond_the_limit_is_refused() -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        built(statistics(("a", 1 << 28, 1.0), ("b", 1, 1.0), budget=NO_LIMIT))
+    assert refused.value.reason == "vector-too-long"
+
+
+def test_every_reason_of_a_declaration_has_its_test() -> None:
+    """A refusal that nobody has seen may never come, or say something else."""
+    root = Path(__file__).resolve().parents[2]
+    word = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)+")
+    reasons = set()
+    for file in (root / "dp" / "contracts").glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if not isinstance(node, ast.Call) or not node.args:
+                continue
+            name = getattr(node.func, "id", "")
+            first = node.args[0]
+            if name in ("refuse", "ConfigurationError") and isinstance(first, ast.Constant):
+                reasons.add(first.value)
+    assert len(reasons) > 50
+    assert all(word.fullmatch(reason) for reason in reasons)
+    tests = "".join(file.read_text() for file in (root / "tests").rglob("*.py"))
+    assert {reason for reason in reasons if f'"{reason}"' not in tests} == set()
