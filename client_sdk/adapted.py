@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from client_sdk.errors import ContributionError
 from client_sdk.lora import base_fingerprint, vector_to_tensors
@@ -162,7 +163,9 @@ def fingerprint_of(model: nn.Module) -> bytes:
 
 def _inject(model: PreTrainedModel, adapter: Adapter) -> PeftModel:
     if not set(adapter.target_modules) <= {
-        name.rpartition(".")[2] for name, m in model.named_modules() if type(m) is nn.Linear
+        name.rpartition(".")[2]
+        for name, m in model.named_modules()
+        if type(m) in (nn.Linear, Conv1D)
     }:
         raise ContributionError(
             "adapter-targets",
@@ -171,7 +174,7 @@ def _inject(model: PreTrainedModel, adapter: Adapter) -> PeftModel:
             remedy="Load the model without quantisation, or ask for another task.",
         )
     config = LoraConfig(
-        task_type="CAUSAL_LM",
+        task_type="CAUSAL_LM" if model.can_generate() else None,
         r=adapter.rank,
         lora_alpha=adapter.alpha,
         target_modules=list(adapter.target_modules),
@@ -182,6 +185,7 @@ def _inject(model: PreTrainedModel, adapter: Adapter) -> PeftModel:
     model.requires_grad_(False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft uses transformers' old names
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")  # it corrects
         injected = get_peft_model(model, config, adapter_name=_NAME)
     assert isinstance(injected, PeftModel)  # noqa: S101  (mixed adapters are another type)
     return injected

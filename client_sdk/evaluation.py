@@ -32,7 +32,10 @@ def evaluate(
         ContributionError: ``evaluation-empty`` if nothing remains.
     """
     rows = [encode_example(tokenizer, example, max_tokens) for example in examples]
-    rows = sorted((row for row in rows if any(row.counts)), key=lambda row: len(row.tokens))
+    rows = sorted(
+        (row for row in rows if any(row.counts) or row.label is not None),
+        key=lambda row: len(row.tokens),
+    )
     if not rows:
         raise ContributionError("evaluation-empty", "No example has an answer to evaluate.")
     pad = next((t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None), 0)

@@ -1,6 +1,7 @@
 """From an app's examples to token rows: one conversation, one row, one unit of privacy.
 
-An example is a (prompt, answer) pair or ``{"messages": [{"role": ..., "content": ...}, ...]}``.
+An example is a (prompt, answer) pair or ``{"messages": [{"role": ..., "content": ...}, ...]}``; for
+a classifier it is ``{"text": ..., "label": ...}``, the class a number from 0 on.
 Rows that were packed or tokenised elsewhere are refused: in a packed row the pack, not the
 conversation, would be what the noise protects.
 """
@@ -21,10 +22,14 @@ Example = Mapping[str, Any] | tuple[str, str]
 
 @dataclass(frozen=True)
 class Row:
-    """Tokens of one conversation and, for each, whether it counts in the loss."""
+    """Tokens of one conversation and, for each, whether it counts in the loss.
+
+    ``label``: the class of a text for a classifier, where no token counts.
+    """
 
     tokens: tuple[int, ...]
     counts: tuple[bool, ...]
+    label: int | None = None
 
 
 def encode_example(tokenizer: PreTrainedTokenizerBase, example: Example, max_tokens: int) -> Row:
@@ -36,12 +41,29 @@ def encode_example(tokenizer: PreTrainedTokenizerBase, example: Example, max_tok
     Raises:
         ContributionError: ``example-form``, ``example-packed``, ``example-template``.
     """
+    if isinstance(example, Mapping) and "label" in example:
+        return _labelled(tokenizer, example, max_tokens)
     messages = _messages(example)
     if not tokenizer.chat_template:
         tokens, counts = _plain(tokenizer, messages)
     else:
         tokens, counts = _templated(tokenizer, messages)
     return Row(tuple(tokens[:max_tokens]), tuple(counts[:max_tokens]))
+
+
+def _labelled(
+    tokenizer: PreTrainedTokenizerBase, example: Mapping[str, Any], max_tokens: int
+) -> Row:
+    text, label = example.get("text"), example["label"]
+    if not isinstance(text, str) or not isinstance(label, int) or label < 0:
+        raise ContributionError(
+            "example-form",
+            "A labelled example is a text and the number of its class.",
+            expected="text and label",
+            found=(type(text).__name__, label),
+        )
+    tokens = list(tokenizer(text)["input_ids"])[:max_tokens]
+    return Row(tuple(tokens), (False,) * len(tokens), label)
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:

@@ -53,7 +53,11 @@ def check_method(method: str) -> None:
 def sequence_losses(model: nn.Module, rows: Sequence[Row], pad_token: int) -> Tensor:
     """Mean negative log likelihood per row over its counted tokens; float32[len(rows)].
 
-    Rows without a counted token have loss 0.
+    Of a row with a label, that of the label. Rows with neither have loss 0.
+
+    Raises:
+        ContributionError: ``example-model``: a classifier with rows that have no label, or another
+            model with rows that have one; ``example-label``.
     """
     return _losses(*_predictions(model, rows, pad_token))
 
@@ -88,10 +92,36 @@ def _predictions(model: nn.Module, rows: Sequence[Row], pad_token: int) -> tuple
     options: dict[str, object] = {"use_cache": False}
     if _cuts_logits(model):
         options["logits_to_keep"] = length - first + 1
+    labels = [row.label for row in rows]
+    labelled = any(label is not None for label in labels)
+    if labelled:
+        options = {}
     logits = model(input_ids=tokens.to(device), attention_mask=present.to(device), **options).logits
+    if labelled or logits.dim() != 3:
+        return _classes(logits, labels)
     if logits.shape[1] == length:
         logits = logits[:, first - 1 :]
     return logits[:, :-1], targets[:, first:].to(device)
+
+
+def _classes(logits: Tensor, labels: Sequence[int | None]) -> tuple[Tensor, Tensor]:
+    """Logits of a classifier as if each row were one position, and the classes."""
+    known = [label for label in labels if label is not None]
+    if logits.dim() != 2 or len(known) != len(labels):
+        raise ContributionError(
+            "example-model",
+            "The examples are not of the model's kind.",
+            expected="labels for a classifier, conversations for a language model",
+            found=f"{len(known)} of {len(labels)} with a label",
+        )
+    if max(known) >= logits.shape[1]:
+        raise ContributionError(
+            "example-label",
+            "The model has no such class.",
+            expected=f"below {logits.shape[1]}",
+            found=max(known),
+        )
+    return logits[:, None, :], torch.tensor(known, device=logits.device)[:, None]
 
 
 def _losses(logits: Tensor, targets: Tensor) -> Tensor:
@@ -109,7 +139,9 @@ def _cuts_logits(model: nn.Module) -> bool:
 class ExampleGradients:
     """Fills ``grad_sample`` of the parameters with one gradient per example.
 
-    A context manager: hooks are removed at its end, so the app's model is left as it was.
+    A context manager: hooks are removed at its end, so the app's model is left as it was. Dropout
+    is off meanwhile: its coins would come from a generator that anyone may have seeded, and hooks
+    and loop would draw different ones, so that nothing could be compared.
 
     Args:
         parameters: the trainable tensors; no other parameter of the model may require gradients.
@@ -151,6 +183,9 @@ class ExampleGradients:
     def __enter__(self) -> ExampleGradients:
         self._was_training = self._model.training
         self._model.train()
+        self._dropout = [(m, m.p) for m in self._model.modules() if isinstance(m, nn.Dropout)]
+        for module, _ in self._dropout:
+            module.p = 0.0
         if self._method == "hooks":
             self._hooks = GradSampleHooks(self._model, loss_reduction="sum", strict=True)
         return self
@@ -168,6 +203,8 @@ class ExampleGradients:
             parameter.grad = None
             if hasattr(parameter, "grad_sample"):
                 del parameter.grad_sample
+        for module, rate in self._dropout:
+            module.p = rate
         self._model.train(self._was_training)
 
     def run(self, rows: Sequence[Row]) -> Tensor:

@@ -44,12 +44,20 @@ _FINGERPRINT_CHUNK = 1 << 22
 
 
 def write_peft_folder(
-    path: str | os.PathLike[str], manifest: Manifest, vector: NDArray[Any]
+    path: str | os.PathLike[str],
+    manifest: Manifest,
+    vector: NDArray[Any],
+    *,
+    task_type: str | None = "CAUSAL_LM",
 ) -> Path:
     """Write ``adapter_config.json`` and ``adapter_model.safetensors`` as peft itself would.
 
     ``PeftModel.from_pretrained(base, path)`` then gives the global model. The folder appears whole
     or not at all; an earlier one at ``path`` is replaced.
+
+    Args:
+        task_type: peft's; None for a classifier (its head is frozen and part of the base model, and
+            ``SEQ_CLS`` would want one in the folder).
 
     Raises:
         LocalProtocolError: ``no-adapter`` if the manifest trains no adapter; ``adapter-length``.
@@ -60,7 +68,7 @@ def write_peft_folder(
     tensors = vector_to_tensors(adapter, vector)
     config = {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": task_type,
         "base_model_name_or_path": manifest.base_model.name,
         "r": adapter.rank,
         "lora_alpha": adapter.alpha,
@@ -121,15 +129,16 @@ def adapter_spec(
     found: set[str] = set()
     for name, module in model.named_modules():
         target = name.rpartition(".")[2]
-        if target not in target_modules or not hasattr(module, "in_features"):
+        size = _linear_size(module)
+        if target not in target_modules or size is None:
             continue
         found.add(target)
         name = name.removeprefix(_PREFIX)
         a_shapes[name] = TensorShape(
-            name=f"{_PREFIX}{name}.lora_A.weight", rows=rank, columns=int(module.in_features)
+            name=f"{_PREFIX}{name}.lora_A.weight", rows=rank, columns=size[0]
         )
         b_shapes[name] = TensorShape(
-            name=f"{_PREFIX}{name}.lora_B.weight", rows=int(module.out_features), columns=rank
+            name=f"{_PREFIX}{name}.lora_B.weight", rows=size[1], columns=rank
         )
         order.append(name)
     if found != set(target_modules):
@@ -156,6 +165,15 @@ def adapter_spec(
         frozen=frozen,
         sketch=sketch,
     )
+
+
+def _linear_size(module: Any) -> tuple[int, int] | None:
+    """Inputs and outputs of a linear layer, or of GPT-2's transposed one; else None."""
+    if hasattr(module, "in_features"):
+        return int(module.in_features), int(module.out_features)
+    if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
+        return int(module.nx), int(module.nf)
+    return None
 
 
 def _skeleton(config: Any) -> nn.Module:

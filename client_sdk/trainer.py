@@ -42,11 +42,12 @@ class LoraTrainer:
     """Trains the task's LoRA adapter on local examples (a ``client_sdk.Contributor``).
 
     Args:
-        model: a transformers causal language model. The trainer freezes it and injects the task's
-            adapter; ``trainer.model`` is then the peft model.
+        model: a transformers causal language model or sequence classifier. The trainer freezes it
+            (a classifier's head too) and injects the task's adapter; ``trainer.model`` is then the
+            peft model.
         tokenizer: the model's tokenizer.
-        dataset: conversations, each (prompt, answer) or ``{"messages": [...]}``. One item is one
-            unit of example-level privacy.
+        dataset: conversations, each (prompt, answer) or ``{"messages": [...]}``; for a classifier
+            ``{"text": ..., "label": ...}``. One item is one unit of example-level privacy.
         micro_batch: most examples in one pass; the manifest may ask for fewer.
         method: ``hooks`` (Opacus) or ``loop`` (one example at a time, least memory).
         threads: torch threads of this process; default from ``SECAGG_TORCH_THREADS``, else torch's.
@@ -166,9 +167,14 @@ class LoraTrainer:
         """
         adapted.load(_spread(adapted.vector_length))
         size = int(adapted.model.get_input_embeddings().weight.shape[0])
+        labels = range(len(_SELF_TEST_LENGTHS)) if not self._base.can_generate() else (None, None)
         rows = [
-            Row(tuple((17 * t + 5) % size for t in range(n)), (False,) * 3 + (True,) * (n - 3))
-            for n in _SELF_TEST_LENGTHS
+            Row(
+                tuple((17 * t + 5) % size for t in range(n)),
+                (False,) * 3 + (True,) * (n - 3),
+                label,
+            )
+            for n, label in zip(_SELF_TEST_LENGTHS, labels, strict=True)
         ]
         for version in (1, 0) if adapted.adapter.kind == "rolora" else (0,):  # each factor once
             adapted.choose(version)
