@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,6 +20,8 @@ from client_sdk.errors import ContributionError
 from client_sdk.events import Event
 from client_sdk.policy import PrivacyPolicy
 from client_sdk.training import Training, report_at
+from dp.accounting import lines
+from dp.mechanisms import encode
 from secagg.api import ModelVersion, Offer
 from secagg.manifest import Manifest, encode_manifest
 
@@ -147,6 +150,49 @@ async def test_a_ready_contribution_waits_for_its_slot_too(tmp_path: Path) -> No
     assert again.name == first.name
     assert setting.clock.slept == [60.0, 58.0]
     assert len(runs.jobs) == 1
+
+
+def works_for(seconds_each: float, batch: int, clock: Clock, fails_above: int = 100) -> Runs:
+    """A mode C contributor: time by the size of its batch, out of memory for large ones."""
+
+    def work(job: TrainingJob) -> Mapping[str, np.ndarray]:
+        clock.now += seconds_each * batch
+        if batch > fails_above:
+            raise MemoryError(f"{batch} examples")
+        values = zero_contribution(job.manifest)
+        values["gradient"][:batch] = batch
+        return values
+
+    return Runs(work)
+
+
+@pytest.mark.parametrize("fails_above", [100, 0, 7])
+async def test_neither_the_time_nor_the_form_of_a_report_shows_the_batch(
+    tmp_path: Path, fails_above: int
+) -> None:
+    """Small, large and failing batches: the same moment, the same segments, the same length.
+
+    Without slots the moment shows the batch, and then no line of the report is amplified.
+    """
+    reports: dict[float, set[tuple[Any, ...]]] = {}
+    for slot_s in (60.0, 0.0):
+        manifest = make_manifest(fedsgd_spec(report_slot_s=slot_s), VERIFIER)
+        seen = reports.setdefault(slot_s, set())
+        for batch in (0, 1, 8, 16):
+            setting = Setting(tmp_path / f"{slot_s}-{batch}")
+            runs = works_for(2.5, batch, setting.clock, fails_above)
+            checkin = checkin_of(manifest, clock=setting.clock)
+            contribution = await Training(setting.device, runs).contribution(checkin)
+            assert (contribution.failed is not None) == (batch > fails_above)
+            form = [(k, v.shape, v.dtype) for k, v in contribution.values().items()]
+            payload = encode(
+                manifest, contribution.values(), rotation_seed=b"", random_bytes=os.urandom
+            )
+            assert np.count_nonzero(payload) > 0.9 * payload.size  # the noise is there
+            seen.add((setting.clock.now, str(form), payload.nbytes, tuple(setting.kinds())))
+        assert all(not line.amplified for line in lines(manifest, 1)) == (slot_s == 0)
+    assert len(reports[60.0]) == 1
+    assert len(reports[0.0]) == 4  # what slots are for
 
 
 async def test_a_failure_sends_zeros_where_noise_hides_it(tmp_path: Path) -> None:
