@@ -1,33 +1,40 @@
-"""What each algorithm learns at each epsilon: real runs, one file per run, a table and a chart.
+"""What each algorithm learns at each epsilon: real runs, their lines in a file, a table, a chart.
 
-    python -m benchmarks.quality run --model tiny --seeds 3
-    python -m benchmarks.quality table --model tiny
+    python -m benchmarks.quality run --model tiny
+    python -m benchmarks.quality table --model tiny --into docs/algorithms.md
+    python -m benchmarks.quality run --model smollm2                    # days of CPU
+    python -m benchmarks.quality run --model smollm2 --rates 4 --rows FFA-LoRA --seeds 1
 
 Devices are the topics of the English ``chatterbot-corpus``. Every run goes through the real halves:
 the trainer's contribution, its encoding with its share of noise, the sum in the ring, the decoding
-and the server's step. Masks cancel and change no sum, so they are left out, and so is HTTP. A run
-that has its file is not repeated: stop and go on as you like, or start several at once with other
-seeds.
+and the server's step. Masks cancel and change no sum, so they are left out, and so is HTTP. How
+rates are chosen is in ``benchmarks.quality_plan``. A run that has its line is not repeated: stop
+and go on as you like, or start several processes at once.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import json
+import fcntl
+import hashlib
 import math
 import os
+import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from aggregator.algorithms import server_step
+from benchmarks.quality_plan import Key, Plan, Results, missing
 from benchmarks.quality_report import write_report
-from benchmarks.quality_rows import ROWS, Row, model_of, seeded, task_of
+from benchmarks.quality_rows import ROWS, model_of, seeded, task_of
 from client_sdk.adapted import AdaptedModel
 from client_sdk.contribution import TrainingJob, check_values
 from client_sdk.evaluation import evaluate
@@ -36,49 +43,38 @@ from dp.accounting import headline, lines
 from dp.contracts.scaffold import control_step, has_control
 from dp.mechanisms import decode, encode
 from secagg.adapter import pairs, vector_length, vector_to_tensors
-from secagg.errors import ConfigurationError
+from secagg.errors import ConfigurationError, SecaggError
 from secagg.manifest import Manifest
 from secagg.ring import add_into, packed_size, payload_length
-from secagg_cli.corpus import load_clients
+from secagg_cli.corpus import Pair, load_clients
 
-EPSILONS: tuple[float | None, ...] = (None, 8.0, 3.0)
-RESULTS = Path("benchmarks/results/quality")
+RESULTS = Path(__file__).resolve().parent / "quality-results"
+_VALIDATION_SHARE, _VALIDATION_MIN = 0.12, 4
+_DIGITS = 4
 
 
 class Run:
     """One row at one epsilon, rate and seed."""
 
-    def __init__(
-        self,
-        row: Row,
-        model: str,
-        clients: int,
-        steps: int,
-        seed: int,
-        rate: float,
-        epsilon: float | None,
-    ) -> None:
-        self.row, self.model, self.clients, self.steps = row, model, clients, steps
-        self.seed, self.rate, self.epsilon = seed, rate, epsilon
-        name = f"{row.name.replace(' ', '-').lower()}_eps{epsilon or 'inf'}_rate{rate}_seed{seed}"
-        self.path = RESULTS / f"{model}-{clients}x{steps}" / f"{name}.json"
+    def __init__(self, key: Key, model: str, clients: int, steps: int) -> None:
+        self.row = next(row for row in ROWS if row.name == key.row)
+        self.key, self.model, self.clients, self.steps = key, model, clients, steps
 
     def measure(self) -> dict[str, Any]:
         """Train and evaluate.
 
         Raises:
             ConfigurationError: the combination is refused.
+            SecaggError: the training diverged.
         """
-        row = self.row
+        row, key = self.row, self.key
         manifest = task_of(
-            row, self.model, self.clients, self.steps, self.seed, self.rate, self.epsilon
+            row, self.model, self.clients, self.steps, key.seed, key.rate, key.epsilon
         )
         base, tokenizer, fingerprint = model_of(self.model)
-        data = load_clients(self.clients, self.seed)
-        rows = [client.train for client in data]
+        rows, pairs_ = data_of(self.clients, key.seed, key.phase)
         if row.where == "pooled":
-            rows = [[pair for part in rows for pair in part]]
-        heldout = [pair for client in data for pair in client.heldout]
+            rows = ([pair for part in rows for pair in part],)
         releases = manifest.budget.releases_max
         cpu = time.process_time()
         vectors, extra = self._train(manifest, base, tokenizer, rows, releases)
@@ -87,32 +83,31 @@ class Run:
         adapted = AdaptedModel(copy.deepcopy(base), manifest, fingerprint)
         for vector in vectors:
             adapted.load(vector)
-            losses.append(evaluate(adapted.model, tokenizer, heldout))
+            losses.append(evaluate(adapted.model, tokenizer, pairs_))
         federated = row.where == "federated"
         bits, slices = manifest.encoding.ring_bits, manifest.encoding.slice_length
         up = packed_size(payload_length(manifest.data_length, slices), bits) * releases
-        down = 4 * len(vectors[0]) * releases
+        down = 4 * len(vectors[0]) * releases * (2 if has_control(manifest) else 1)
         cost = headline(lines(manifest, releases))
+        privacy = manifest.example_privacy
         return {
-            "row": row.name,
-            "epsilon": self.epsilon,
-            "spent": cost,
-            "noise_multiplier": (
-                manifest.example_privacy.noise_multiplier if manifest.example_privacy else 0.0
-            ),
-            "rate": self.rate,
-            "seed": self.seed,
-            "loss": float(np.mean(losses)),
-            "before": evaluate(base, tokenizer, heldout),
+            "loss": round(float(np.mean(losses)), _DIGITS),
+            "spent": None if cost is None else round(cost, _DIGITS),
+            "noise_multiplier": round(privacy.noise_multiplier, _DIGITS) if privacy else 0.0,
             "bytes_up": up if federated else 0,
             "bytes_down": down if federated else 0,
-            "device_seconds": seconds,
+            "device_seconds": round(seconds, 2),
             "releases": releases,
             **extra,
         }
 
     def _train(
-        self, manifest: Manifest, base: Any, tokenizer: Any, rows: list[Any], releases: int
+        self,
+        manifest: Manifest,
+        base: Any,
+        tokenizer: Any,
+        rows: Sequence[list[Pair]],
+        releases: int,
     ) -> tuple[list[NDArray[np.float32]], dict[str, float]]:
         """The global vectors at the end: one, or one per device that trains alone."""
         assert manifest.adapter is not None
@@ -121,7 +116,7 @@ class Run:
         vectors = [zero] * (len(rows) if self.row.where == "alone" else 1)
         optimiser: Any = {}
         extra: dict[str, float] = {}
-        coins = [seeded(self.row.name, self.seed, k) for k in range(len(rows))]
+        coins = [seeded(self.row.name, self.key.seed, k) for k in range(len(rows))]
         trainers = [
             LoraTrainer(copy.deepcopy(base), tokenizer, dataset, threads=1, random_bytes=source)
             for dataset, source in zip(rows, coins, strict=True)
@@ -137,7 +132,8 @@ class Run:
                 contributions.append(check_values(manifest, trainer.contribute(job)))
             if self.row.where == "federated":
                 if manifest.adapter.kind == "lora" and "delta" in contributions[0]:
-                    extra["product_error"] = product_error(manifest, vectors[0], contributions)
+                    error = product_error(manifest, vectors[0], contributions)
+                    extra["product_error"] = round(error, _DIGITS)
                 sums = summed(manifest, contributions, coins, version)
                 present = len(contributions)
                 step = server_step(manifest, vectors[0], optimiser, sums, version, present)
@@ -193,30 +189,77 @@ def product_error(
     return math.sqrt(wrong / right) if right else 0.0
 
 
-def run_all(args: argparse.Namespace) -> None:
-    """Every run that has no file yet, seeds outermost so that a stopped table is an even one."""
-    chosen = [row for row in ROWS if not args.rows or row.name in args.rows.split(",")]
-    for seed in range(args.first_seed, args.first_seed + args.seeds):
-        for epsilon in EPSILONS:
-            for row in chosen:
-                for rate in row.rates[: args.rates] if row.exists else ():
-                    _one(Run(row, args.model, args.clients, args.steps, seed, rate, epsilon))
+@cache
+def data_of(clients: int, seed: int, phase: str) -> tuple[tuple[list[Pair], ...], list[Pair]]:
+    """Training pairs of each device, and the pairs that judge: validation or test.
+
+    The test pairs are the same for all seeds and are in no device's data. Of the rest the seed
+    draws a validation part, whole questions, which no run of that seed trains on.
+    """
+    training, judging = [], []
+    for client in load_clients(clients):
+        questions = {question.casefold() for question, _ in client.train}
+        count = max(_VALIDATION_MIN, round(_VALIDATION_SHARE * len(questions)))
+        chosen = set(sorted(questions, key=lambda q: _place(seed, q))[:count])
+        validation = [pair for pair in client.train if pair[0].casefold() in chosen]
+        training.append([pair for pair in client.train if pair[0].casefold() not in chosen])
+        judging += validation if phase == "tune" else client.heldout
+    return tuple(training), judging
 
 
-def _one(run: Run) -> None:
-    if run.path.exists():
-        return
-    run.path.parent.mkdir(parents=True, exist_ok=True)
+def _place(seed: int, question: str) -> bytes:
+    return hashlib.sha256(f"validation {seed}\n{question}".encode()).digest()
+
+
+def base_loss(model: str, clients: int) -> float:
+    """The base model's loss on the test pairs."""
+    base, tokenizer, _ = model_of(model)
+    return evaluate(base, tokenizer, data_of(clients, 0, "test")[1])
+
+
+def run_all(args: argparse.Namespace, plan: Plan, results: Results) -> None:
+    """Every run that is missing; several processes share the work."""
+    chosen = [r.name for r in ROWS if r.exists and (not args.rows or r.name in args.rows)]
+    torch.set_num_threads(1)
+    while True:
+        todo = missing(plan, results.all(), chosen)
+        taken = next((claim for key in todo if (claim := _claim(results.path, key))), None)
+        if taken is None:
+            return
+        key, lock = taken
+        with lock:
+            if key not in results.all():  # else another process has just ended it
+                _one(Run(key, args.model, args.clients, args.steps), results)
+
+
+def _claim(path: Path, key: Key) -> tuple[Key, IO[bytes]] | None:
+    """The run for this process alone; the lock goes with the process, however it ends."""
+    folder = Path(tempfile.gettempdir()) / f"quality-claims-{path.stem}"
+    folder.mkdir(exist_ok=True)
+    file = (folder / hashlib.sha256(repr(key).encode()).hexdigest()[:24]).open("wb")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return key, file
+
+
+def _one(run: Run, results: Results) -> None:
     started = time.monotonic()
     try:
         result = run.measure()
     except ConfigurationError as error:
-        result = {"row": run.row.name, "epsilon": run.epsilon, "refused": error.reason}
-    staging = run.path.with_suffix(f".{os.getpid()}.tmp")
-    staging.write_text(json.dumps(result, indent=1) + "\n")
-    staging.rename(run.path)
-    said = result.get("refused") or f"{result['loss']:.3f}"
-    print(f"{time.monotonic() - started:6.1f} s  {run.path.stem}: {said}", flush=True)
+        result = {"refused": error.reason}
+    except SecaggError as error:
+        result = {"loss": None, "failed": error.reason}
+    result["load"] = round(os.getloadavg()[0], 1)
+    results.add(run.key, result)
+    print(f"{time.monotonic() - started:6.1f} s  {run.key}: {result}", flush=True)
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split(","))
 
 
 def main() -> None:
@@ -225,15 +268,20 @@ def main() -> None:
     parser.add_argument("--model", default="tiny", help="tiny or smollm2")
     parser.add_argument("--clients", type=int, default=6)
     parser.add_argument("--steps", type=int, default=8, help="gradient steps on every device")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--rates", type=int, default=None, help="use only the first so many rates")
-    parser.add_argument("--rows", default="", help="names, comma between; default all")
+    parser.add_argument("--seeds", type=int, default=5, help="that are reported")
+    parser.add_argument(
+        "--rates", type=_numbers, default=Plan().rates, help="comma between; one: no tuning"
+    )
+    parser.add_argument(
+        "--rows", type=lambda text: text.split(","), help="names, comma between; default all"
+    )
     parser.add_argument("--into", type=Path, default=None, help="Markdown file to update")
     args = parser.parse_args()
+    plan = Plan(seeds=tuple(range(args.seeds)), rates=args.rates)
+    results = Results(RESULTS / f"{args.model}-{args.clients}x{args.steps}.jsonl")
     if args.command == "run":
-        run_all(args)
-    write_report(RESULTS / f"{args.model}-{args.clients}x{args.steps}", args.into)
+        run_all(args, plan, results)
+    write_report(plan, results, base_loss(args.model, args.clients), args.into)
 
 
 if __name__ == "__main__":

@@ -1,59 +1,94 @@
-"""The table (Markdown) and the chart (SVG) of ``benchmarks.quality``, from its result files."""
+"""The table (Markdown) and the chart (SVG) of ``benchmarks.quality``, from its results file."""
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
-from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
+from benchmarks.quality_plan import Cell, Plan, Results, loss_of
 from benchmarks.quality_rows import ROWS
 
 BEGIN, END = "<!-- quality table: {} -->", "<!-- end of quality table: {} -->"
 _COLOURS = {None: "#1b6e53", 8.0: "#c77700", 3.0: "#a3263c"}
+Cells = dict[tuple[str, float | None], Cell]
 
 
-@dataclass(frozen=True)
-class Cell:
-    """A row at an epsilon: the best rate's runs over the seeds."""
-
-    losses: tuple[float, ...]
-    rate: float
-    runs: tuple[dict[str, Any], ...]
-
-    @property
-    def mean(self) -> float:
-        return statistics.mean(self.losses)
-
-    @property
-    def spread(self) -> float:
-        return statistics.stdev(self.losses) if len(self.losses) > 1 else 0.0
+def cells(plan: Plan, results: Results) -> Cells:
+    """By row and epsilon."""
+    found = results.all()
+    return {
+        (row.name, epsilon): Cell(plan, found, row.name, epsilon)
+        for row in ROWS
+        for epsilon in plan.epsilons
+    }
 
 
-def cells(folder: Path) -> dict[tuple[str, float | None], Cell | str]:
-    """By (row, epsilon): the cell, or the reason of a refusal."""
-    by_rate: dict[tuple[str, float | None], dict[float, list[dict[str, Any]]]]
-    by_rate = defaultdict(lambda: defaultdict(list))
-    found: dict[tuple[str, float | None], Cell | str] = {}
-    for path in sorted(folder.glob("*.json")):
-        run = json.loads(path.read_text())
-        key = (run["row"], run["epsilon"])
-        if "refused" in run:
-            found[key] = run["refused"]
-        else:
-            by_rate[key][run["rate"]].append(run)
-    for key, rates in by_rate.items():
-        most = max(len(runs) for runs in rates.values())
-        made = [
-            Cell(tuple(run["loss"] for run in runs), rate, tuple(runs))
-            for rate, runs in rates.items()
-            if len(runs) == most
-        ]
-        found[key] = min(made, key=lambda cell: cell.mean if math.isfinite(cell.mean) else 1e9)
-    return found
+def mean(cell: Cell) -> float:
+    return statistics.mean(loss_of(run) for run in cell.tests())
+
+
+def spread(cell: Cell) -> float:
+    """Standard deviation over the seeds; 0 for a single one."""
+    losses = [loss_of(run) for run in cell.tests()]
+    return statistics.stdev(losses) if len(losses) > 1 and math.isfinite(sum(losses)) else 0.0
+
+
+def table(plan: Plan, results: Results, before: float) -> str:
+    """The Markdown table, with what has to be known to read it."""
+    made = cells(plan, results)
+    names = ["∞" if epsilon is None else f"{epsilon:g}" for epsilon in plan.epsilons]
+    heads = [text for name in names for text in (f"loss at ε = {name}", "ppl")]
+    columns = ["row", *heads, "up", "down", "device s", f"rates at ε = {', '.join(names)}"]
+    rows = [columns, ["---"] * len(columns)]
+    rows.append(_line("base model", [f"{before:.3f}", _perplexity(before)], len(columns)))
+    for row in ROWS:
+        of_row = [made[row.name, epsilon] for epsilon in plan.epsilons]
+        if not row.exists:
+            rows.append(_line(row.name, ["not in this version"], len(columns)))
+            continue
+        losses = [text for cell in of_row for text in _loss(cell, len(plan.seeds))]
+        rates = ", ".join(_rate(cell) for cell in of_row)
+        rows.append([row.name, *losses, *_costs(of_row), rates])
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([*lines, "", _notes(plan, results)]) + "\n"
+
+
+def _line(name: str, parts: Sequence[str], length: int) -> list[str]:
+    return [name, *parts, *[""] * (length - 1 - len(parts))]
+
+
+def _perplexity(loss: float) -> str:
+    return f"{math.exp(min(loss, 50)):.0f}"
+
+
+def _loss(cell: Cell, wanted: int) -> tuple[str, str]:
+    if cell.refused is not None:
+        return "none", ""
+    runs = cell.tests()
+    if not runs:
+        return "not run", ""
+    failed = sum(1 for run in runs if not math.isfinite(loss_of(run)))
+    if failed:
+        return f"{failed} of {len(runs)} diverged", ""
+    few = f" ({len(runs)} seeds)" if len(runs) < wanted else ""
+    return f"{mean(cell):.3f} ± {spread(cell):.3f}{few}", _perplexity(mean(cell))
+
+
+def _rate(cell: Cell) -> str:
+    if cell.rate is None or not cell.tests():
+        return "–"
+    return f"{cell.rate:g}{'*' if cell.at_the_edge else ''}"
+
+
+def _costs(of_row: Sequence[Cell]) -> list[str]:
+    """Bytes of one device over all releases, and its CPU seconds; of a private cell if any."""
+    runs = [run for cell in of_row for run in cell.tests() if "bytes_up" in run]
+    if not runs:
+        return ["", "", ""]
+    seconds = statistics.mean(run["device_seconds"] for run in runs)
+    return [_size(runs[-1]["bytes_up"]), _size(runs[-1]["bytes_down"]), f"{seconds:.1f}"]
 
 
 def _size(count: float) -> str:
@@ -64,58 +99,44 @@ def _size(count: float) -> str:
     return f"{count:.1f} GB"
 
 
-def _text(cell: Cell | str | None) -> tuple[str, str]:
-    if cell is None:
-        return "not run", ""
-    if isinstance(cell, str):
-        return "none", ""
-    spread = f" ± {cell.spread:.3f}" if len(cell.losses) > 1 else ""
-    return f"{cell.mean:.3f}{spread}", f"{math.exp(min(cell.mean, 50)):.1f}"
+def _notes(plan: Plan, results: Results) -> str:
+    found = results.all()
+    loads = [run["load"] for run in found.values()]
+    shown = " ".join(f"{rate:g}" for rate in plan.rates)
+    text = (
+        f"± is the standard deviation over {len(plan.seeds)} seeds. Rates tried in every row: "
+        f"{shown}; * marks a choice at their edge. "
+        f"{sum(1 for key in found if key.phase == 'tune')} runs to choose rates, "
+        f"{sum(1 for key in found if key.phase == 'test')} reported."
+    )
+    if loads:
+        text += (
+            f" Device seconds are CPU time on a machine under a load of {min(loads):g} to "
+            f"{max(loads):g}."
+        )
+    errors = [run["product_error"] for run in found.values() if "product_error" in run]
+    if errors:
+        text += (
+            " Averaged factors of plain LoRA, in the last release, are off the mean of the "
+            f"products by {100 * statistics.median(errors):.1f} % in the median run "
+            f"and {100 * max(errors):.0f} % in the worst (Frobenius norm)."
+        )
+    return text
 
 
-def table(folder: Path) -> str:
-    """The Markdown table."""
-    found = cells(folder)
-    lines = [
-        "| row | loss at ε = ∞ | ppl | at ε = 8 | ppl | at ε = 3 | ppl | up | down | device s |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    runs = [cell.runs for cell in found.values() if isinstance(cell, Cell)]
-    if runs:
-        seeds = sorted({run["seed"] for group in runs for run in group})
-        before = statistics.mean({run["seed"]: run["before"] for g in runs for run in g}.values())
-        ppl = f"{math.exp(before):.1f}"
-        base = f"| base model | {before:.3f} | {ppl} | | | | | 0 B | 0 B | 0 |"
-        lines.append(base)
-        lines.insert(0, f"Seeds {seeds}; ± is the standard deviation over them.\n")
-    for row in ROWS:
-        if not row.exists:
-            lines.append(f"| {row.name} | not in this version | | | | | | | | |")
-            continue
-        parts = [_text(found.get((row.name, epsilon))) for epsilon in (None, 8.0, 3.0)]
-        private = found.get((row.name, 8.0))
-        shown = private if isinstance(private, Cell) else found.get((row.name, None))
-        costs = ["", "", ""]
-        if isinstance(shown, Cell):
-            run = shown.runs[0]
-            seconds = statistics.mean(r["device_seconds"] for r in shown.runs)
-            costs = [_size(run["bytes_up"]), _size(run["bytes_down"]), f"{seconds:.1f}"]
-        cols = [text for pair in parts for text in pair]
-        lines.append("| " + " | ".join([row.name, *cols, *costs]) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def chart(folder: Path) -> str:
+def chart(plan: Plan, results: Results, before: float) -> str:
     """The SVG: one line of marks per row, one colour per epsilon, whiskers for the spread."""
-    found = cells(folder)
-    names = [row.name for row in ROWS if any((row.name, e) in found for e in (None, 8.0, 3.0))]
-    values = [cell for cell in found.values() if isinstance(cell, Cell)]
-    if not values:
+    made = {
+        key: cell
+        for key, cell in cells(plan, results).items()
+        if cell.tests() and math.isfinite(mean(cell))
+    }
+    names = [row.name for row in ROWS if any(name == row.name for name, _ in made)]
+    if not names:
         return ""
-    before = values[0].runs[0]["before"]
-    low = min(cell.mean - cell.spread for cell in values) - 0.1
-    high = min(max(max(cell.mean + cell.spread for cell in values), before) + 0.1, before + 1.0)
-    height, left, width = 60 + 26 * len(names), 130, 540
+    low = min(mean(cell) - spread(cell) for cell in made.values()) - 0.1
+    high = min(max(before, *(mean(c) + spread(c) for c in made.values())) + 0.1, before + 1.0)
+    height, left, width = 60 + 26 * len(names), 140, 530
 
     def x(loss: float) -> float:
         return left + (min(loss, high) - low) / (high - low) * width
@@ -133,16 +154,10 @@ def chart(folder: Path) -> str:
         y = 22 + 26 * i
         parts.append(f'<text x="{left - 8}" y="{y + 4}" text-anchor="end">{name}</text>')
         parts.append(f'<line x1="{left}" x2="{left + width}" y1="{y}" y2="{y}" stroke="#e4e4e4"/>')
-        for offset, epsilon in ((-4, None), (0, 8.0), (4, 3.0)):
-            cell = found.get((name, epsilon))
-            if not isinstance(cell, Cell):
-                continue
-            colour, at = _COLOURS[epsilon], y + offset
-            parts.append(
-                f'<line x1="{x(cell.mean - cell.spread):.1f}" x2="{x(cell.mean + cell.spread):.1f}"'
-                f' y1="{at}" y2="{at}" stroke="{colour}"/>'
-                f'<circle cx="{x(cell.mean):.1f}" cy="{at}" r="4" fill="{colour}"/>'
-            )
+        for offset, epsilon in zip((-5, 0, 5), _COLOURS, strict=True):
+            cell = made.get((name, epsilon))
+            if cell is not None:
+                parts.append(_mark(cell, _COLOURS[epsilon], y + offset, x))
     ticks = [low + (high - low) * k / 5 for k in range(6)]
     parts += [
         f'<text x="{x(t):.1f}" y="{height - 10}" text-anchor="middle">{t:.2f}</text>' for t in ticks
@@ -156,15 +171,24 @@ def chart(folder: Path) -> str:
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
-def write_report(folder: Path, into: Path | None) -> None:
+def _mark(cell: Cell, colour: str, y: int, x: Callable[[float], float]) -> str:
+    middle, half = mean(cell), spread(cell)
+    return (
+        f'<line x1="{x(middle - half):.1f}" x2="{x(middle + half):.1f}" y1="{y}" y2="{y}" '
+        f'stroke="{colour}"/><circle cx="{x(middle):.1f}" cy="{y}" r="4" fill="{colour}"/>'
+    )
+
+
+def write_report(plan: Plan, results: Results, before: float, into: Path | None) -> None:
     """Print the table; with ``into`` put it between its marks there, and the chart beside it."""
-    made = table(folder)
+    made = table(plan, results, before)
     print(made)
     if into is None:
         return
-    begin, end = BEGIN.format(folder.name), END.format(folder.name)
+    name = results.path.stem
+    begin, end = BEGIN.format(name), END.format(name)
     text = into.read_text()
-    before, _, rest = text.partition(begin)
-    _, _, after = rest.partition(end)
-    into.write_text(f"{before}{begin}\n{made}{end}{after}")
-    (into.parent / f"quality-{folder.name}.svg").write_text(chart(folder))
+    head, _, rest = text.partition(begin)
+    _, _, tail = rest.partition(end)
+    into.write_text(f"{head}{begin}\n{made}{end}{tail}")
+    (into.parent / f"quality-{name}.svg").write_text(chart(plan, results, before))
