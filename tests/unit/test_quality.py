@@ -1,89 +1,158 @@
-"""The quality benchmark: resumable, honest about what it did not run, and its shape is readable."""
+"""The quality benchmark: even to its rows, resumable, and honest about what it did not run."""
 
 from __future__ import annotations
 
-import json
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 
 import pytest
 
 from benchmarks import quality, quality_report
+from benchmarks.quality_plan import Cell, Key, Plan, Results, missing
 from benchmarks.quality_rows import ROWS, noise_for, task_of
 from dp.accounting import headline, lines
 
 FFA = next(row for row in ROWS if row.name == "FFA-LoRA")
+PLAN = Plan(seeds=(0, 1), rates=(1.0, 4.0, 16.0), epsilons=(None, 3.0), tuning_seeds=(100, 101))
+ROW = "FedAvg"
 
 
-def _result(folder, row, epsilon, seed, loss, rate=1.0, **more):
-    fields = {
-        "row": row,
-        "epsilon": epsilon,
-        "seed": seed,
-        "rate": rate,
-        "loss": loss,
-        "before": 7.0,
-        "bytes_up": 1_500_000,
-        "bytes_down": 2_000,
-        "device_seconds": 3.0,
-        **more,
-    }
-    folder.mkdir(exist_ok=True)
-    (folder / f"{row}-{epsilon}-{seed}-{rate}.json").write_text(json.dumps(fields))
+@pytest.fixture
+def results(tmp_path):
+    return Results(tmp_path / "tiny-6x8.jsonl")
 
 
-def test_the_table_takes_the_best_rate_and_names_what_was_not_run(tmp_path):
-    folder = tmp_path / "tiny-6x16"
-    for seed, (good, bad) in enumerate([(5.0, 6.0), (5.2, 4.0), (5.4, 9.0)]):
-        _result(folder, "FedAvg", None, seed, good, rate=2.0)
-        _result(folder, "FedAvg", None, seed, bad, rate=4.0)
-    made = quality_report.table(folder)
+def add(results, phase, rate, seed, loss, row=ROW, epsilon=None, **more):
+    fields = {"loss": loss, "bytes_up": 1_500_000, "bytes_down": 2_000, "device_seconds": 3.0}
+    results.add(Key(phase, row, epsilon, rate, seed), fields | {"load": 1.0} | more)
+
+
+def tuned(results, **where):
+    """16 is out after the first seed; 4 is better than 1 over both."""
+    for rate, losses in ((1.0, (5.0, 5.6)), (4.0, (5.1, 5.2)), (16.0, (9.0, None))):
+        for seed, loss in zip(PLAN.tuning_seeds, losses, strict=True):
+            if loss is not None:
+                add(results, "tune", rate, seed, loss, **where)
+
+
+def todo(results, rows=(ROW,)):
+    return missing(PLAN, results.all(), rows)
+
+
+def test_every_row_is_tuned_over_the_same_rates_before_any_is_reported(results):
+    keys = todo(results, ("FedAvg", "FFA-LoRA"))
+    assert {key.phase for key in keys} == {"tune"}
+    assert {key.seed for key in keys} == {100}
+    for row in ("FedAvg", "FFA-LoRA"):
+        for epsilon in PLAN.epsilons:
+            tried = [key.rate for key in keys if (key.row, key.epsilon) == (row, epsilon)]
+            assert tuple(tried) == PLAN.rates
+
+
+def test_the_best_rates_of_one_seed_are_compared_over_all_and_the_rest_is_not_run(results):
+    for rate, loss in ((1.0, 5.0), (4.0, 5.1), (16.0, 9.0)):
+        add(results, "tune", rate, 100, loss)
+    keys = [key for key in todo(results) if key.epsilon is None]
+    assert [(key.phase, key.rate, key.seed) for key in keys] == [
+        ("tune", 1.0, 101),
+        ("tune", 4.0, 101),
+    ]
+
+
+def test_the_rate_is_chosen_by_the_mean_validation_loss_and_never_by_a_reported_run(results):
+    tuned(results)
+    add(results, "test", 1.0, 0, 0.1)  # somebody's test run at another rate changes nothing
+    cell = Cell(PLAN, results.all(), ROW, None)
+    assert cell.rate == 4.0
+    assert not cell.at_the_edge
+    keys = [key for key in todo(results) if key.epsilon is None]
+    assert [(key.phase, key.rate, key.seed) for key in keys] == [("test", 4.0, 0), ("test", 4.0, 1)]
+
+
+def test_a_run_that_diverged_counts_as_infinitely_bad(results):
+    for rate, seed, loss in ((1.0, 100, 6.0), (4.0, 100, 5.0), (16.0, 100, None)):
+        add(results, "tune", rate, seed, loss)
+    add(results, "tune", 1.0, 101, 6.0)
+    add(results, "tune", 4.0, 101, None, failed="training-diverged")
+    assert Cell(PLAN, results.all(), ROW, None).rate == 1.0
+
+
+def test_a_single_rate_needs_no_tuning(results):
+    plan = replace(PLAN, rates=(4.0,))
+    assert {key.phase for key in missing(plan, results.all(), [ROW])} == {"test"}
+
+
+def test_a_refused_combination_is_shown_as_none_and_not_tried_again(results):
+    results.add(Key("tune", ROW, 3.0, 1.0, 100), {"refused": "no-example-privacy", "load": 1.0})
+    assert all(key.epsilon is None for key in todo(results))
+    assert "| FedAvg | not run |  | none |" in quality_report.table(PLAN, results, 7.0)
+
+
+def test_a_line_that_another_process_is_writing_is_read_when_it_is_whole(results):
+    tuned(results)
+    whole = results.path.read_bytes()
+    results.path.write_bytes(whole[:-10])
+    fresh = Results(results.path)
+    assert len(fresh.all()) == 4
+    results.path.write_bytes(whole)
+    assert len(fresh.all()) == 5
+
+
+def test_the_table_shows_mean_spread_and_cost_and_names_what_was_not_run(results):
+    tuned(results)
+    add(results, "test", 4.0, 0, 5.1)
+    add(results, "test", 4.0, 1, 5.3)
+    made = quality_report.table(PLAN, results, 7.0)
     line = next(text for text in made.splitlines() if text.startswith("| FedAvg |"))
-    assert line.startswith("| FedAvg | 5.200 ± 0.200 | 181.3 | not run |")
-    assert "1.5 MB" in line
+    assert line.startswith("| FedAvg | 5.200 ± 0.141 | 181 | not run |")
+    assert line.endswith("| 1.5 MB | 2.0 KB | 3.0 | 4, – |")
+    assert "| base model | 7.000 | 1097 |" in made
+    assert "5 runs to choose rates, 2 reported" in made
 
 
-def test_an_unfinished_rate_is_not_compared_with_a_finished_one(tmp_path):
-    folder = tmp_path / "tiny-6x16"
-    for seed in range(2):
-        _result(folder, "FedAvg", 8.0, seed, 5.0, rate=2.0)
-    _result(folder, "FedAvg", 8.0, 0, 1.0, rate=4.0)
-    cell = quality_report.cells(folder)[("FedAvg", 8.0)]
-    assert cell.rate == 2.0
+def test_the_table_says_how_few_seeds_there_are_and_marks_a_rate_at_the_edge(results):
+    for seed in PLAN.tuning_seeds:
+        for rate in PLAN.rates:
+            add(results, "tune", rate, seed, 8 - rate / 8)
+    add(results, "test", 16.0, 0, 5.0)
+    made = quality_report.table(PLAN, results, 7.0)
+    assert "5.000 ± 0.000 (1 seeds)" in made
+    assert "| 16*, – |" in made
 
 
-def test_a_refused_combination_is_shown_as_none(tmp_path):
-    folder = tmp_path / "tiny-6x16"
-    _result(folder, "FedAvg", None, 0, 5.0)
-    (folder / "x.json").write_text(
-        json.dumps({"row": "exact product", "epsilon": 3.0, "refused": "no-example-privacy"})
-    )
-    line = next(
-        t for t in quality_report.table(folder).splitlines() if t.startswith("| exact product")
-    )
-    assert "| none |" in line
-
-
-def test_the_chart_is_well_formed_and_has_a_mark_for_each_cell(tmp_path):
-    folder = tmp_path / "tiny-6x16"
-    _result(folder, "FedAvg", None, 0, 5.0)
-    _result(folder, "FedAvg", 3.0, 0, 6.0)
-    root = ET.fromstring(quality_report.chart(folder))  # noqa: S314  (our own text)
+def test_the_chart_is_well_formed_and_has_a_mark_for_each_cell(results):
+    for epsilon in PLAN.epsilons:
+        tuned(results, epsilon=epsilon)
+        add(results, "test", 4.0, 0, 5.0, epsilon=epsilon)
+    root = ET.fromstring(quality_report.chart(PLAN, results, 7.0))  # noqa: S314  (our own text)
     circles = [e for e in root.iter() if e.tag.endswith("circle")]
     assert len(circles) == 2 + 3  # marks, and the legend's
 
 
-def test_the_report_replaces_only_what_is_between_its_marks(tmp_path):
-    folder = tmp_path / "tiny-6x16"
-    _result(folder, "FedAvg", None, 0, 5.0)
+def test_the_report_replaces_only_what_is_between_its_marks(results, tmp_path):
+    tuned(results)
+    add(results, "test", 4.0, 0, 5.0)
     page = tmp_path / "page.md"
-    begin, end = (m.format(folder.name) for m in (quality_report.BEGIN, quality_report.END))
+    begin, end = (m.format("tiny-6x8") for m in (quality_report.BEGIN, quality_report.END))
     page.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
-    quality_report.write_report(folder, page)
+    quality_report.write_report(PLAN, results, 7.0, page)
     text = page.read_text()
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")
     assert "old" not in text
-    assert (tmp_path / "quality-tiny-6x16.svg").exists()
+    assert (tmp_path / "quality-tiny-6x8.svg").exists()
+
+
+def test_tuning_sees_no_test_pair_and_no_run_trains_on_what_judges_it():
+    _, test_pairs = quality.data_of(6, 0, "test")
+    for seed in (0, 1, 100):
+        training, validation = quality.data_of(6, seed, "tune")
+        assert quality.data_of(6, seed, "test") == (training, test_pairs)
+        trained = {pair for device in training for pair in device}
+        assert not {q for q, _ in trained} & {q for q, _ in validation}
+        assert not trained & set(test_pairs)
+        assert not set(validation) & set(test_pairs)
+    assert quality.data_of(6, 0, "tune")[1] != quality.data_of(6, 1, "tune")[1]
 
 
 @pytest.mark.parametrize("epsilon", [8.0, 3.0])
@@ -94,12 +163,19 @@ def test_the_noise_is_the_least_that_keeps_the_promise(epsilon):
     assert manifest.example_privacy.noise_multiplier == noise_for(FFA, "tiny", 3, 2, epsilon)
 
 
-def test_a_run_with_its_file_is_not_repeated(tmp_path, monkeypatch):
-    monkeypatch.setattr(quality, "RESULTS", tmp_path)
-    run = quality.Run(FFA, "tiny", 2, 1, 0, 4.0, None)
-    quality._one(run)
-    found = json.loads(run.path.read_text())
-    assert found["loss"] < found["before"]
-    run.path.write_text("{}")
-    quality._one(run)
-    assert run.path.read_text() == "{}"
+@pytest.mark.parametrize("row", [row for row in ROWS if row.exists], ids=lambda row: row.name)
+def test_every_row_is_a_task_that_the_validator_admits(row):
+    task_of(row, "tiny", 3, 2, 0, 1.0, None)
+    if row.private is not None:
+        manifest = task_of(row, "tiny", 3, 2, 0, 1.0, 8.0)
+        assert headline(lines(manifest, manifest.budget.releases_max)) <= 8.0
+
+
+def test_a_run_with_its_line_is_not_repeated(results, monkeypatch):
+    plan = Plan(seeds=(0,), rates=(4.0,), epsilons=(None,))
+    arguments = type("A", (), {"rows": ["FFA-LoRA"], "model": "tiny", "clients": 2, "steps": 1})()
+    quality.run_all(arguments, plan, results)
+    (result,) = results.all().values()
+    assert result["loss"] < quality.base_loss("tiny", 2)
+    monkeypatch.setattr(quality, "_one", lambda *_: pytest.fail("ran again"))
+    quality.run_all(arguments, plan, results)
