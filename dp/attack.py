@@ -9,6 +9,11 @@ claims proves a bug; one below it proves nothing.
 
 The attacker here is as strong as the claim: it knows everything but the coins, and its canaries
 are gradients along directions of their own, as large as the clip lets them be.
+
+Guesses are a blunt tool for the clip: one run cannot tell an epsilon from twice that. The same
+scores also measure the clip itself: the mean over canaries that are in less that over those that
+are out is how far one example moves a sum. More than one clip, by five standard errors, breaks the
+promise too. Less than half a clip says that the attack looked at nothing.
 """
 
 from __future__ import annotations
@@ -36,9 +41,13 @@ if TYPE_CHECKING:
 _GUESSED = (16, 8, 4, 2, 1)  # the attacker guesses m / 16, ..., m of the coins
 _CANARY = 1e3  # gradients far longer than the clip
 _EPSILON_MAX = 64.0
+_SIGMAS = 5.0  # of the interval for the influence: a false alarm in three million runs
+_IN_VAIN = 0.5
 
 Share = Callable[["Manifest", "NDArray[np.int64]", "RandomBytes"], "Lanes"]
 """What one device makes of its clipped total: its payload, noise included."""
+BatchSum = Callable[["Manifest", "RandomBytes"], ExampleSum]
+"""What a device adds up its examples' gradients with."""
 
 
 class Judgement(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,17 +60,33 @@ class Judgement(msgspec.Struct, frozen=True, kw_only=True):
     confidence: float
 
 
+class Influence(msgspec.Struct, frozen=True, kw_only=True):
+    """How far one canary moved one sum along its direction, in clips: five standard errors either
+    way. At most 1 if the clip holds."""
+
+    lower: float
+    measured: float
+    upper: float
+
+
 class AttackResult(msgspec.Struct, frozen=True, kw_only=True):
     """``epsilon_upper``: the accountant's unamplified cost of the same releases."""
 
     judgement: Judgement
+    influence: Influence
     epsilon_upper: float
     delta: float
     releases: int
 
     @property
     def holds(self) -> bool:
-        return self.judgement.epsilon_lower <= self.epsilon_upper
+        """Whether neither the guesses nor the measured clip break the promise."""
+        return self.judgement.epsilon_lower <= self.epsilon_upper and self.influence.lower <= 1
+
+    @property
+    def in_vain(self) -> bool:
+        """Whether the canaries hardly moved anything, so that nothing was tested."""
+        return self.influence.upper < _IN_VAIN
 
 
 def guess_probability(
@@ -155,6 +180,21 @@ def judge(
     return best
 
 
+def influence(scores: NDArray[np.float64], included: NDArray[np.bool_], clips: float) -> Influence:
+    """The difference of the two means, over ``clips``: what a canary can move a score by.
+
+    Args:
+        scores: float[m]; sums over the releases with canaries, less those without.
+        included: bool[m], the coins, some of each.
+    """
+    members, others = scores[included], scores[~included]
+    measured = float(members.mean() - others.mean()) / clips
+    error = math.sqrt(members.var(ddof=1) / len(members) + others.var(ddof=1) / len(others)) / clips
+    return Influence(
+        lower=measured - _SIGMAS * error, measured=measured, upper=measured + _SIGMAS * error
+    )
+
+
 def honest_share(manifest: Manifest, total: NDArray[np.int64], random_bytes: RandomBytes) -> Lanes:
     """The payload as a device makes it, :func:`dp.mechanisms.encode`."""
     return encode(manifest, {"gradient": total}, rotation_seed=b"", random_bytes=random_bytes)
@@ -170,36 +210,48 @@ def run_attack(
     learning_rate: float,
     random_bytes: RandomBytes,
     share: Share = honest_share,
+    batch_sum: BatchSum = ExampleSum,
     only_even: bool = False,
 ) -> AttackResult:
     """Train in mode C with canaries, release by release, and attack what was released.
 
     As many devices send as the accounting counts on, the fewest honest ones; the canaries are in
-    the first one's batch.
+    the first one's batch. A canary's direction has one coordinate in each half of the vector, so
+    that a clip of each part alone is seen as well.
 
     Args:
         manifest: mode C with room for ``canaries`` examples in one batch.
         gradients: per-example gradients of the honest data at a model, float[d] each.
-        canaries: at most d; half of them, by fair coins, take part in every release.
+        canaries: at most d / 2; half of them, by fair coins, take part in every release.
         learning_rate: of the step along the mean of the honest examples.
-        share: replaced to show that a bug is caught.
+        share: replaced to show that a bug of the noise is caught.
+        batch_sum: replaced to show that a bug of the clip is caught.
         only_even: canaries take part in every other release only, and the attacker subtracts the
             others: finds noise that repeats.
 
     Raises:
-        AccountingError: ``no-privacy`` or ``parameter-out-of-range``.
+        AccountingError: ``no-privacy``, ``parameter-out-of-range``, ``coins-alike``.
     """
     upper = headline(lines(manifest, releases))
     if upper is None or manifest.noise is None:
         raise AccountingError("no-privacy", "There is no claim to attack.")
-    if not 1 <= canaries <= manifest.data_length:
+    half = manifest.data_length // 2
+    if not 1 <= canaries <= half:
         raise AccountingError(
             "parameter-out-of-range",
             "Each canary needs a direction of its own.",
-            expected=f"1 to {manifest.data_length}",
+            expected=f"1 to {half}",
             found=canaries,
         )
     coins = np.frombuffer(random_bytes(canaries), np.uint8) & 1 == 1
+    if not 2 <= coins.sum() <= canaries - 2:
+        raise AccountingError(
+            "coins-alike",
+            "Hardly any canary is on one of the two sides, so there is nothing to compare.",
+            expected="at least 2 in and 2 out",
+            found=int(coins.sum()),
+            remedy="More canaries.",
+        )
     senders = manifest.noise.honest_min
     model, scores = np.zeros(manifest.data_length), np.zeros(canaries)
     for release in range(releases):
@@ -207,7 +259,7 @@ def run_attack(
         honest = gradients(model)
         payload: Lanes | None = None
         for device in range(senders):
-            batch = ExampleSum(manifest, random_bytes)
+            batch = batch_sum(manifest, random_bytes)
             for gradient in honest[device::senders]:
                 batch.add(gradient)
             if device == 0 and with_canaries:
@@ -220,11 +272,14 @@ def run_attack(
         if payload is None:
             raise AssertionError("a cohort has at least one honest device")
         released = decode(manifest, payload, survivors=senders, rotation_seed=b"")["gradient"]
-        scores += released[:canaries] * (1 if with_canaries else -1)
+        along = (released[:canaries] + released[half : half + canaries]) / math.sqrt(2)
+        scores += along * (1 if with_canaries else -1)
         model = model - learning_rate * released / max(1, len(honest))
-    delta = manifest.budget.delta
+    delta, segment = manifest.budget.delta, manifest.segments[0]
+    taken_part = (releases + 1) // 2 if only_even else releases
     return AttackResult(
         judgement=judge(scores, coins, delta, confidence),
+        influence=influence(scores, coins, taken_part * segment.clip_units / segment.scale),
         epsilon_upper=upper,
         delta=delta,
         releases=releases,
@@ -234,5 +289,5 @@ def run_attack(
 def _add_canaries(batch: ExampleSum, coins: NDArray[np.bool_], length: int) -> None:
     for index in np.flatnonzero(coins):
         gradient = np.zeros(length)
-        gradient[index] = _CANARY
+        gradient[[index, length // 2 + index]] = _CANARY
         batch.add(gradient)

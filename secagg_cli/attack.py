@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from dp.attack import AttackResult, Share
+    from dp.attack import AttackResult, BatchSum, Share
     from secagg.manifest import Manifest
 
 _RANK, _FEATURES, _EXAMPLES = 4, 32, 48
@@ -30,6 +30,9 @@ class Sabotage(StrEnum):
     no_noise = "no-noise"
     lost_noise = "lost-noise"
     no_clip = "no-clip"
+    two_clips = "two-clips"
+    counted_twice = "counted-twice"
+    clipped_by_tensor = "clipped-by-tensor"
     repeated_noise = "repeated-noise"
 
 
@@ -49,7 +52,7 @@ def attack(
 
     One run of mode C (distributed example-level noise) on a small LoRA-like classifier, with
     canaries; the attacker sees every released sum. Exit code 1 if the lower bound exceeds the
-    accountant's: then a promise is broken.
+    accountant's, or if an example moves a sum by more than the clip: then a promise is broken.
     """
     with Output(format) as out:
         result = run(canaries, releases, noise_multiplier, confidence, sabotage, os.urandom)
@@ -62,6 +65,12 @@ def attack(
             f"epsilon is at least {found.epsilon_lower:.3f} (confidence {confidence:g}); "
             f"the accountant says at most {result.epsilon_upper:.3f} (delta {result.delta:g})"
         )
+        out.say(
+            f"an example moves a sum by {result.influence.measured:.3f} clips, "
+            f"{result.influence.lower:.3f} to {result.influence.upper:.3f}"
+        )
+        if result.in_vain:
+            out.say("The canaries moved next to nothing, so nothing was tested.", style="yellow")
         if not result.holds:
             out.say("The promise is broken: the mechanism leaks more than it claims.", style="red")
         out.result(report(result))
@@ -77,6 +86,10 @@ def report(result: AttackResult) -> dict[str, Any]:
         "epsilon_lower": found.epsilon_lower,
         "confidence": found.confidence,
         "epsilon_upper": result.epsilon_upper,
+        "influence_lower": result.influence.lower,
+        "influence": result.influence.measured,
+        "influence_upper": result.influence.upper,
+        "in_vain": result.in_vain,
         "delta": result.delta,
         "canaries": found.canaries,
         "guesses": found.guesses,
@@ -96,7 +109,7 @@ def run(
     """The attack on one trained classifier whose mechanism may be broken on purpose."""
     from dp.attack import run_attack
 
-    classes = -(-canaries // _RANK)
+    classes = 2 * -(-canaries // _RANK)
     manifest = _manifest(classes, canaries, releases, noise_multiplier)
     return run_attack(
         manifest,
@@ -107,6 +120,7 @@ def run(
         learning_rate=1.0,
         random_bytes=random_bytes,
         share=_share(sabotage),
+        batch_sum=_batch_sum(sabotage),
         only_even=sabotage is Sabotage.repeated_noise,
     )
 
@@ -119,7 +133,10 @@ def _manifest(classes: int, canaries: int, releases: int, noise_multiplier: floa
     from secagg.manifest import Adapter, TensorShape
 
     public = bytes(SigningKey(bytes(32)).verify_key)  # signs nothing
-    tensor = TensorShape(name="head.lora_B.weight", rows=classes, columns=_RANK)
+    tensors = tuple(
+        TensorShape(name=f"{part}.lora_B.weight", rows=classes // 2, columns=_RANK)
+        for part in ("first", "second")
+    )
     spec = TaskSpec(
         task="attack",
         noise_multiplier=noise_multiplier,
@@ -129,9 +146,9 @@ def _manifest(classes: int, canaries: int, releases: int, noise_multiplier: floa
             kind="ffa-lora",
             rank=_RANK,
             alpha=_RANK,
-            target_modules=("head",),
+            target_modules=("first", "second"),
             seed=bytes(32),
-            trainable=(tensor,),
+            trainable=tensors,
             frozen=(),
         ),
     )
@@ -191,9 +208,41 @@ def _share(sabotage: Sabotage) -> Share:
         return honest_share(manifest, total, lambda n: hashlib.shake_256(b"seed").digest(n))
 
     return {
-        Sabotage.none: honest_share,
         Sabotage.no_noise: no_noise,
         Sabotage.lost_noise: lost_noise,
         Sabotage.no_clip: no_clip,
         Sabotage.repeated_noise: repeated_noise,
-    }[sabotage]
+    }.get(sabotage, honest_share)
+
+
+def _batch_sum(sabotage: Sabotage) -> BatchSum:
+    import msgspec
+
+    from dp.mechanisms import ExampleSum
+
+    def two_clips(manifest, random_bytes):  # type: ignore[no-untyped-def]
+        segment = manifest.segments[0]
+        wider = msgspec.structs.replace(segment, clip_units=2 * segment.clip_units)
+        return ExampleSum(msgspec.structs.replace(manifest, segments=(wider,)), random_bytes)
+
+    class CountedTwice(ExampleSum):
+        """An example that two overlapping micro-batches hold."""
+
+        def add(self, gradient):  # type: ignore[no-untyped-def]
+            super().add(gradient)
+            super().add(gradient)
+
+    class ClippedByTensor(ExampleSum):
+        """Each tensor's gradient has the whole clip to itself: an example moves by its root 2."""
+
+        def add(self, gradient):  # type: ignore[no-untyped-def]
+            part = gradient.copy()
+            part[len(part) // 2 :] = 0
+            super().add(part)
+            super().add(gradient - part)
+
+    return {
+        Sabotage.two_clips: two_clips,
+        Sabotage.counted_twice: CountedTwice,
+        Sabotage.clipped_by_tensor: ClippedByTensor,
+    }.get(sabotage, ExampleSum)

@@ -9,7 +9,13 @@ import pytest
 from scipy import stats
 from typer.testing import CliRunner
 
-from dp.attack import epsilon_lower_bound, guess_probability, judge
+from dp.attack import (
+    AttackResult,
+    epsilon_lower_bound,
+    guess_probability,
+    influence,
+    judge,
+)
 from dp.errors import AccountingError
 from secagg_cli.attack import Sabotage, run
 from secagg_cli.main import app
@@ -96,11 +102,67 @@ def test_the_attack_sees_what_little_noise_does_not_hide() -> None:
     assert result.judgement.epsilon_lower > 1.5
 
 
-@pytest.mark.parametrize("sabotage", [bug for bug in Sabotage if bug is not Sabotage.none])
-def test_a_broken_mechanism_is_caught(sabotage: Sabotage) -> None:
+LOUD = (Sabotage.no_noise, Sabotage.lost_noise, Sabotage.no_clip, Sabotage.repeated_noise)
+CLIPS = {
+    Sabotage.no_clip: 8.0,
+    Sabotage.two_clips: 2.0,
+    Sabotage.counted_twice: 2.0,
+    Sabotage.clipped_by_tensor: 2**0.5,
+}
+
+
+@pytest.mark.parametrize("sabotage", LOUD)
+def test_a_broken_mechanism_is_caught_by_guesses(sabotage: Sabotage) -> None:
     result = run(1024, 4, 4.0, 0.95, sabotage, seeded(5))
     assert result.judgement.epsilon_lower > 1.2 * result.epsilon_upper
     assert not result.holds
+
+
+@pytest.mark.parametrize("sabotage", list(CLIPS))
+def test_a_broken_clip_is_caught_by_its_measure(sabotage: Sabotage) -> None:
+    """Guesses alone would not see twice the clip: they refute less than the honest claim."""
+    result = run(1024, 4, 1.0, 0.95, sabotage, seeded(5))
+    found = result.influence
+    assert found.lower <= CLIPS[sabotage] <= found.upper
+    assert found.lower > 1
+    assert not result.holds
+    if sabotage in (Sabotage.two_clips, Sabotage.counted_twice, Sabotage.clipped_by_tensor):
+        assert result.judgement.epsilon_lower < result.epsilon_upper
+
+
+def test_every_sabotage_is_caught_by_one_of_the_two() -> None:
+    assert {*LOUD, *CLIPS, Sabotage.none} == set(Sabotage)
+
+
+@pytest.mark.parametrize("noise_multiplier", [1.0, 4.0])
+def test_an_honest_example_moves_a_sum_by_one_clip(noise_multiplier: float) -> None:
+    result = run(1024, 4, noise_multiplier, 0.95, Sabotage.none, seeded(11))
+    found = result.influence
+    assert found.lower <= 1 <= found.upper
+    assert not result.in_vain
+    error = noise_multiplier * 2 / np.sqrt(1024 * 4)
+    assert found.upper - found.lower == pytest.approx(2 * 5 * error, rel=0.15)
+
+
+def test_an_attack_that_moves_nothing_says_so() -> None:
+    rng = np.random.default_rng(2)
+    coins = rng.random(4000) < 0.5
+    found = influence(rng.normal(size=4000), coins, 10.0)
+    assert found.lower < 0 < found.upper < 0.1
+    result = AttackResult(
+        judgement=judge(rng.normal(size=4000), coins, 1e-5, 0.95),
+        influence=found,
+        epsilon_upper=2.0,
+        delta=1e-5,
+        releases=1,
+    )
+    assert result.in_vain
+
+
+def test_coins_that_all_fall_alike_are_refused() -> None:
+    with pytest.raises(AccountingError) as caught:
+        run(16, 1, 4.0, 0.95, Sabotage.none, lambda count: bytes(count))
+    assert caught.value.reason == "coins-alike"
 
 
 def test_the_command_prints_both_bounds_and_fails_when_the_promise_is_broken() -> None:
@@ -109,5 +171,9 @@ def test_the_command_prints_both_bounds_and_fails_when_the_promise_is_broken() -
     found = json.loads(honest.stdout)
     assert (honest.exit_code, found["holds"]) == (0, True)
     assert found["epsilon_lower"] < found["epsilon_upper"]
+    assert found["influence_lower"] < 1 < found["influence_upper"]
+    clip = CliRunner().invoke(app, [*command, "--sabotage", "two-clips"])
+    assert (clip.exit_code, json.loads(clip.stdout)["holds"]) == (1, False)
+    assert json.loads(clip.stdout)["influence_lower"] > 1
     broken = CliRunner().invoke(app, [*command, "--sabotage", "no-noise"])
     assert (broken.exit_code, json.loads(broken.stdout)["holds"]) == (1, False)
