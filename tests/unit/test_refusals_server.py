@@ -1,0 +1,432 @@
+"""What the aggregator says when it refuses: reason, both values, the device that is to blame."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import msgspec
+import pytest
+from protocol_run import CLIENTS, make_recorded, recorded_run
+from said import said
+
+from secagg import messages, parameters, server
+from secagg.adverts import check_advert
+from secagg.context import masking_set_digest, survivor_set_digest
+from secagg.errors import ConfigurationError, LocalProtocolError, RemoteProtocolError, SecaggError
+from secagg.keys import identity_public_key, signing_key
+from secagg.messages import (
+    Advert,
+    Complaint,
+    Confirmation,
+    Deal,
+    Deals,
+    MaskedInput,
+    Ready,
+    RevealedShare,
+    Unmask,
+)
+from secagg.secret import Secret
+from secagg.server import collect, unmask
+from secagg.simulation import EPOCH_S
+
+_replace = msgspec.structs.replace
+RUN = recorded_run()
+CONFIG = RUN.task.server
+STATES = RUN.server_states
+FACTS = STATES["sharing"].facts
+INDEX, CTX = RUN.index, FACTS.ctx
+SELF = FACTS.identity(INDEX)
+EVERYONE = tuple(range(CLIENTS))
+OTHERS = tuple(index for index in EVERYONE if index != INDEX)
+FIRST = OTHERS[0]
+
+
+def genuine(kind: type[Any]) -> Any:
+    return messages.peek(RUN.server_events[kind.__name__].message, kind)[0]
+
+
+DEALS, HEADER, UNMASK = genuine(Deals), genuine(MaskedInput), genuine(Unmask)
+FIRST_DEAL = messages.peek(DEALS.deals[0], Deal)[0]
+INBOX = messages.peek(RUN.client_events["Inbox"].message, messages.Inbox)[0]
+DELIVERED = INBOX.deals[0]  # by the device FIRST
+MASKING = masking_set_digest(CTX, EVERYONE)
+SURVIVORS = survivor_set_digest(CTX, MASKING, EVERYONE)
+SIGNED_ADVERT = RUN.device.advert
+ADVERT = messages.peek(SIGNED_ADVERT, Advert)[0]
+STRANGER = Secret(b"s" * 32)
+DUE = [(owner, 0) for owner in OTHERS]  # every neighbour survived: shares of their self seeds
+
+
+def take_deals(**changes: Any) -> None:
+    collect.take_deals(STATES["sharing"], INDEX, _replace(DEALS, **changes))
+
+
+def with_first(**changes: Any) -> tuple[bytes, ...]:
+    return (RUN.sign_as_device(_replace(FIRST_DEAL, **changes)), *DEALS.deals[1:])
+
+
+def take_ready(message: Ready | Complaint, **changes: Any) -> server.Checking:
+    return collect.take_ready(replace(STATES["checking"], **changes), INDEX, message)
+
+
+def complaint(*accused: int, evidence: tuple[bytes, ...] = (DELIVERED,)) -> Complaint:
+    return Complaint(CTX, INDEX, accused, evidence)
+
+
+def take_header(index: int = INDEX, masking_set: tuple[int, ...] = EVERYONE, **changes: Any) -> Any:
+    state = replace(STATES["masking"], masking_set=masking_set)
+    return collect.take_masked_input(CONFIG, state, index, _replace(HEADER, **changes))
+
+
+def take_confirmation(survivors: tuple[int, ...] = EVERYONE, digest: bytes = SURVIVORS) -> None:
+    state = replace(STATES["confirming"], survivors=survivors)
+    collect.take_confirmation(state, INDEX, Confirmation(CTX, INDEX, MASKING, digest), b"")
+
+
+def take_unmask(shares: tuple[RevealedShare, ...]) -> None:
+    unmask.take_unmask(STATES["unmasking"], INDEX, Unmask(CTX, INDEX, shares))
+
+
+def receive(phase: str, message: messages.Message, index: int = INDEX) -> None:
+    event = server.Received(index, RUN.sign_as_device(message), EPOCH_S)
+    server.step(CONFIG, replace(STATES[phase], accepted={}), event)
+
+
+def advert(key: Secret | None = None, now_s: float = EPOCH_S, **changes: Any) -> None:
+    signed = messages.sign(
+        _replace(ADVERT, **changes), b"", signing_key(key or RUN.device.config.identity)
+    )
+    manifest = CONFIG.manifest
+    check_advert(signed, manifest, CONFIG.manifest_digest, manifest.partner_keys, now_s)
+
+
+def open_cohort(adverts: list[bytes], **rules: Any) -> None:
+    manifest = CONFIG.manifest
+    changed = _replace(manifest, cohort=_replace(manifest.cohort, **rules))
+    server.open_cohort(
+        replace(CONFIG, manifest=changed),
+        cohort=bytes(32),
+        attempt=0,
+        adverts=adverts,
+        now_s=EPOCH_S,
+    )
+
+
+ADVERTS = [device.advert for device in make_recorded(RUN.task)]
+
+
+def of_another_version(signed: bytes) -> bytes:
+    advert, _ = messages.peek(signed, Advert)
+    (owner,) = (d for d in RUN.task.devices if d.certificate == advert.certificate)
+    newer = _replace(advert, model_version=advert.model_version + 1)
+    return messages.sign(newer, b"", signing_key(owner.identity))
+
+
+SEAL, SHARES = len(FIRST_DEAL.sealed_pair_seed), len(FIRST_DEAL.sealed_shares)
+WANTED_SIZES = (1_216, 1_216, 32, 32)
+
+
+class Case(NamedTuple):
+    call: Callable[[], Any]
+    reason: str
+    expected: object = None
+    found: object = None
+    culprit: bytes | None = SELF
+
+
+CASES: dict[str, Case] = {
+    "a deal missing": Case(
+        lambda: take_deals(deals=DEALS.deals[1:]), "deals-count", CLIENTS - 1, CLIENTS - 2
+    ),
+    "a commitment too many": Case(
+        lambda: take_deals(noise_commitments=(b"c",)), "deals-commitments", [], [1]
+    ),
+    "a deal for another": Case(
+        lambda: take_deals(deals=with_first(recipient=OTHERS[1])),
+        "deal-address",
+        (INDEX, FIRST),
+        (INDEX, OTHERS[1]),
+    ),
+    "a deal of another": Case(
+        lambda: take_deals(deals=with_first(sender=OTHERS[1])),
+        "deal-address",
+        (INDEX, FIRST),
+        (OTHERS[1], FIRST),
+    ),
+    "a deal of a wrong size": Case(
+        lambda: take_deals(deals=with_first(share_hashes=(bytes(32), b"h"))),
+        "deal-size",
+        (SEAL, SHARES, 32, 32),
+        (SEAL, SHARES, 32, 1),
+    ),
+    "a check of one that did not deal": Case(
+        lambda: take_ready(Ready(CTX, INDEX), dealers=OTHERS), "not-a-dealer"
+    ),
+    "a second check": Case(
+        lambda: take_ready(Ready(CTX, INDEX), answered=frozenset({INDEX})),
+        "message-changed",
+        culprit=None,  # the machine adds its sender
+    ),
+    "a complaint about nobody": Case(
+        lambda: take_ready(complaint(evidence=())), "complaint-malformed"
+    ),
+    "a complaint out of order": Case(
+        lambda: take_ready(complaint(OTHERS[1], FIRST, evidence=(b"", b""))), "complaint-malformed"
+    ),
+    "a complaint without evidence": Case(
+        lambda: take_ready(complaint(FIRST, evidence=())), "complaint-malformed"
+    ),
+    "evidence against another": Case(
+        lambda: take_ready(complaint(OTHERS[1])), "complaint-evidence"
+    ),
+    "evidence against oneself": Case(lambda: take_ready(complaint(INDEX)), "complaint-evidence"),
+    "a vector of one outside S": Case(
+        lambda: take_header(masking_set=OTHERS), "not-in-masking-set"
+    ),
+    "a vector of a wrong size": Case(
+        lambda: take_header(size_bytes=1),
+        "masked-input",
+        (MASKING.hex(), HEADER.size_bytes),
+        (MASKING.hex(), 1),
+    ),
+    "a vector for another S": Case(
+        lambda: take_header(masking_set_digest=b"m"),
+        "masked-input",
+        (MASKING.hex(), HEADER.size_bytes),
+        (b"m".hex(), HEADER.size_bytes),
+    ),
+    "a short digest": Case(lambda: take_header(vector_digest=b"d"), "masked-input"),
+    "a confirmation of one outside U": Case(
+        lambda: take_confirmation(survivors=OTHERS),
+        "confirmation",
+        survivor_set_digest(CTX, MASKING, OTHERS).hex(),
+        SURVIVORS.hex(),
+    ),
+    "a confirmation of another U": Case(
+        lambda: take_confirmation(digest=b"u" * 32),
+        "confirmation",
+        SURVIVORS.hex(),
+        (b"u" * 32).hex(),
+    ),
+    "a share missing": Case(lambda: take_unmask(UNMASK.shares[1:]), "unmask-shares", DUE, DUE[1:]),
+    "a share of the other kind": Case(
+        lambda: take_unmask((RevealedShare(FIRST, 1, UNMASK.shares[0].share), *UNMASK.shares[1:])),
+        "unmask-shares",
+        DUE,
+        [(FIRST, 1), *DUE[1:]],
+    ),
+    "a message for another exchange": Case(
+        lambda: receive("checking", Ready(b"c", INDEX)), "message-context", INDEX, INDEX
+    ),
+    "a message from another": Case(
+        lambda: receive("checking", Ready(CTX, FIRST)), "message-context", INDEX, FIRST
+    ),
+    "a message too early": Case(
+        lambda: receive("sharing", Ready(CTX, INDEX)),
+        "message-not-due",
+        ["Cancel", "Deals", "Tick"],
+        "Ready",
+    ),
+    "a check after a check": Case(
+        lambda: server.step(
+            CONFIG,
+            replace(STATES["checking"], answered=frozenset({INDEX})),
+            RUN.server_events["Ready"],
+        ),
+        "message-changed",
+    ),
+    "an advert signed by another": Case(
+        lambda: advert(STRANGER),
+        "advert-signer",
+        SELF.hex(),
+        identity_public_key(STRANGER).hex(),
+        identity_public_key(STRANGER),
+    ),
+    "an advert for another task": Case(
+        lambda: advert(task="other"),
+        "advert-manifest",
+        (CONFIG.manifest.task, CONFIG.manifest_digest.hex()),
+        ("other", CONFIG.manifest_digest.hex()),
+    ),
+    "an expired advert": Case(
+        lambda: advert(now_s=ADVERT.expires_at + 300.5),
+        "advert-expired",
+        f"at least {ADVERT.expires_at + 300.5:.0f}",
+        ADVERT.expires_at,
+    ),
+    "an advert with a short nonce": Case(
+        lambda: advert(nonce=b"n"), "advert-malformed", WANTED_SIZES, (*WANTED_SIZES[:3], 1)
+    ),
+    "an advert with a short model": Case(
+        lambda: advert(model_digest=b"m"), "advert-malformed", WANTED_SIZES, WANTED_SIZES
+    ),
+    "an advert with one key twice": Case(
+        lambda: advert(channel_key=ADVERT.mask_key), "advert-malformed"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_device_that_breaks_the_rules_is_told_how_and_named(name: str) -> None:
+    case = CASES[name]
+    with pytest.raises(RemoteProtocolError) as caught:
+        case.call()
+    assert said(caught.value) == (case.reason, case.expected, case.found)
+    assert caught.value.culprit == case.culprit
+
+
+VERSIONS = [(1, CLIENTS - 1), (2, 1)]
+MISUSE: dict[str, Case] = {
+    "an index beyond the roster": Case(
+        lambda: receive("sharing", DEALS, CLIENTS), "index-out-of-roster", None, CLIENTS
+    ),
+    "a vector that was not announced": Case(
+        lambda: collect.take_vector(
+            replace(STATES["masking"], announced=frozenset({3, 1}), added=frozenset({1})), 0
+        ),
+        "vector-not-due",
+        [3],
+        0,
+    ),
+    "a vector added twice": Case(
+        lambda: collect.take_vector(
+            replace(STATES["masking"], announced=frozenset({3, 1}), added=frozenset({1})), 1
+        ),
+        "vector-not-due",
+        [3],
+        1,
+    ),
+    "too few adverts": Case(
+        lambda: open_cohort(ADVERTS[1:]), "cohort-size", (CLIENTS, CLIENTS), CLIENTS - 1
+    ),
+    "a device twice": Case(
+        lambda: open_cohort([*ADVERTS[1:], ADVERTS[1]], size_min=2), "cohort-twice"
+    ),
+    "two versions of the model": Case(
+        lambda: open_cohort([of_another_version(ADVERTS[0]), *ADVERTS[1:]]),
+        "cohort-models",
+        (1, 3),
+        VERSIONS,
+    ),
+    "a version with too few behind it": Case(
+        lambda: open_cohort([of_another_version(ADVERTS[0]), *ADVERTS[1:]], versions_back=1),
+        "cohort-models",
+        (2, 3),
+        VERSIONS,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISUSE)
+def test_a_driver_hears_what_it_did_wrong(name: str) -> None:
+    with pytest.raises(LocalProtocolError) as caught:
+        MISUSE[name].call()
+    reason, expected, found = said(caught.value)
+    found = sorted(found) if reason == "cohort-models" else found
+    assert (reason, expected, found) == MISUSE[name][1:4]
+
+
+def unreachable(sparse: bool) -> None:
+    if sparse:
+        rules = CONFIG.manifest.cohort
+        ring = parameters.Graph(200, 10, bytes(32))
+        parameters.threshold_on(ring, _replace(rules, degree=10, threshold=5))
+    parameters.threshold(5, 5)
+
+
+CONFIGURATIONS: dict[str, tuple[Callable[[], Any], str, object, object]] = {
+    "no threshold": (lambda: unreachable(False), "threshold-unreachable", "at most 5 shares", 6),
+    "a sparse threshold of half": (
+        lambda: unreachable(True),
+        "threshold-unreachable",
+        "6 to 10",
+        5,
+    ),
+    "corrupt below zero": (lambda: parameters.threshold(5, -1), "corrupt-negative", None, -1),
+    "a cohort of one": (
+        lambda: parameters.check_cohort(1, 5, 2, 0),
+        "cohort-size",
+        "2 <= size_min <= size_max",
+        (1, 5),
+    ),
+    "a roster too long": (
+        lambda: parameters.check_cohort(5, 1 << 20, 4, 0),
+        "cohort-too-large",
+        f"at most {parameters.COHORT_MAX}",
+        1 << 20,
+    ),
+    "more survivors than devices": (
+        lambda: parameters.check_cohort(5, 6, 6, 0),
+        "survivors-min",
+        "2..5",
+        6,
+    ),
+    "fewer survivors than shares": (
+        lambda: parameters.check_cohort(6, 6, 4, 1),
+        "survivors-below-threshold",
+        "survivors_min >= 5",
+        4,
+    ),
+    "a degree for nothing": (
+        lambda: parameters.check_cohort(6, 6, 5, 1, 4, 3),
+        "degree-unused",
+        "degree = threshold = 0",
+        (4, 3),
+    ),
+    "no degree": (
+        lambda: parameters.check_cohort(6, 200, 5, 1),
+        "degree-missing",
+        "a degree and a threshold",
+        (0, 0),
+    ),
+    "an odd degree": (
+        lambda: parameters.check_cohort(6, 200, 5, 1, 11, 8),
+        "degree-range",
+        f"an even degree from 2 to {parameters.DEGREE_MAX}",
+        11,
+    ),
+    "half of the degree": (
+        lambda: parameters.check_cohort(6, 200, 5, 1, 10, 5),
+        "threshold-range",
+        "6..10",
+        5,
+    ),
+    "too few to confirm": (
+        lambda: parameters.check_confirmations(200, 104, 8),
+        "confirmations-unreachable",
+        "at least 105 survivors",
+        104,
+    ),
+    "nobody honest": (
+        lambda: parameters._check_sparse(150, 200, 150, 100, 60),
+        "threshold-unreachable",
+        "at most 149",
+        150,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_a_task_that_cannot_be_is_refused_in_figures(name: str) -> None:
+    call, *expected = CONFIGURATIONS[name]
+    with pytest.raises(ConfigurationError) as caught:
+        call()
+    assert list(said(caught.value)) == expected
+
+
+def test_configurations_pass_at_their_bounds() -> None:
+    parameters.check_confirmations(200, 105, 8)
+    parameters.check_sizes(2, 2, 2, 0)
+    rules = CONFIG.manifest.cohort
+    for threshold in (6, 10):
+        ring = parameters.Graph(200, 10, bytes(32))
+        assert parameters.threshold_on(ring, _replace(rules, threshold=threshold)) == threshold
+
+
+def test_a_driver_event_that_is_not_due_says_what_is() -> None:
+    with pytest.raises(SecaggError, match="SumOpened is not due") as caught:
+        server.step(CONFIG, STATES["masking"], server.SumOpened(EPOCH_S))
+    due = ["Cancel", "MaskedInput", "Tick", "VectorAdded"]
+    assert said(caught.value) == ("event-not-due", due, "SumOpened")
