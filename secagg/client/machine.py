@@ -31,6 +31,7 @@ from secagg.client.states import (
     AwaitingVector,
     Checked,
     Confirmed,
+    Joined,
     Session,
     Shared,
     State,
@@ -168,7 +169,9 @@ def _message_digest(message: bytes) -> bytes:
     return digest("message", message)
 
 
-def _authenticate(config: ClientConfig, state: State, signed: bytes) -> Message | None:
+def _authenticate(
+    config: ClientConfig, state: Advertised | Joined, signed: bytes
+) -> Message | None:
     """The verified message, or None if it was obeyed before."""
     task_key = config.manifest.task_key
     message: Message
@@ -176,8 +179,6 @@ def _authenticate(config: ClientConfig, state: State, signed: bytes) -> Message 
         roster, _ = verify(signed, b"", Roster, signer=task_key)
         checks.check_addressed(config, state, roster)
         return roster
-    if isinstance(state, (Finished, Failed)):
-        return None
     session = state.session
     if _message_digest(signed) in session.accepted.values():
         return None

@@ -106,13 +106,31 @@ def test_every_order_is_equally_likely() -> None:
     assert statistic < 49.7, "the 0.999 quantile"
 
 
+def test_words_that_would_favour_some_places_are_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """2^32 mod 3 = 1: the largest word has no two equals, so it is passed over."""
+    drawn = iter([2**32 - 1, 2**32 - 3, 2**32 - 2])
+    monkeypatch.setattr(graph, "_words", lambda seed, size: drawn)
+    order, positions = graph._circle.__wrapped__(bytes(32), 3)
+    assert next(drawn, None) is None, "one skipped, one for each place but the first"
+    assert order == (2, 0, 1)
+    assert positions == (1, 2, 0)
+
+
 def test_another_roster_draws_another_circle() -> None:
     assert Graph(200, 20, seed(1)).neighbours(0) != Graph(200, 20, seed(2)).neighbours(0)
 
 
 @pytest.mark.parametrize(
     ("size", "degree", "complete"),
-    [(128, 10, True), (129, 10, False), (129, 128, True), (129, 126, False), (5000, 0, True)],
+    [
+        (128, 10, True),
+        (129, 10, False),
+        (129, 128, True),
+        (129, 126, False),
+        (131, 130, True),
+        (132, 130, False),
+        (5000, 0, True),
+    ],
 )
 def test_where_the_graph_is_complete(size: int, degree: int, complete: bool) -> None:
     assert Graph(size, degree, seed(0)).is_complete is complete

@@ -15,6 +15,7 @@ from secagg.hashing import derive, encode_parts
 from secagg.limits import KEM_PUBLIC_KEY_BYTES, SEAL_OVERHEAD_BYTES
 from secagg.messages import Certificate
 from secagg.secret import Secret
+from secagg.tools import system_tools
 
 PARTNER, OTHER_PARTNER, DEVICE = (Secret(bytes([number]) * 32) for number in (1, 2, 3))
 PARTNER_KEY = keys.identity_public_key(PARTNER)
@@ -321,3 +322,11 @@ def test_a_low_order_ephemeral_key_is_refused(point: bytes) -> None:
 @pytest.mark.parametrize("fill", [b"\0", b"\xff"])
 def test_constant_bytes_are_no_seal(fill: bytes) -> None:
     assert seal_refusal(fill * (SEAL_OVERHEAD_BYTES + 66)) == "seal-invalid"
+
+
+def test_the_real_tools_draw_from_the_system_and_seal_for_good() -> None:
+    tools = system_tools()
+    assert len({tools.random_bytes(32) for _ in range(8)}) == 8
+    assert [len(tools.random_bytes(size)) for size in (0, 1, 48)] == [0, 1, 48]
+    sealed = tools.seal(KEM_PUBLIC, b"info", b"text")
+    assert keys.hpke_open(KEM_PRIVATE, b"info", sealed) == b"text"

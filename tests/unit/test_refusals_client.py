@@ -12,9 +12,18 @@ import pytest
 from protocol_run import CLIENTS, Run, recorded_run
 from said import said
 
-from secagg import client, messages
+from secagg import client, keys, messages
 from secagg.client import checks, deals
-from secagg.context import advert_digest, masking_set_digest, survivor_set_digest
+from secagg.context import (
+    CHANNEL_KEY,
+    KIND_PAIR_SEED,
+    KIND_SHARES,
+    MASK_KEY,
+    advert_digest,
+    masking_set_digest,
+    seal_info,
+    survivor_set_digest,
+)
 from secagg.errors import LocalProtocolError, RemoteProtocolError, SecaggError
 from secagg.graph import Graph
 from secagg.keys import identity_public_key, signing_key
@@ -85,6 +94,19 @@ def ring(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr("secagg.graph.COMPLETE_GRAPH_MAX", 3)
     session = replace(SESSION, degree=2, order_seed=bytes(32), threshold=2)
     return replace(session, neighbours=session.graph.neighbours(INDEX))
+
+
+def private_key(label: str) -> Any:
+    secret = SHARED.mask_secret if label == MASK_KEY else SHARED.channel_secret
+    return keys.kem_private_key(secret, label)
+
+
+def sealed_by_first(label: str, kind: bytes, contents: bytes) -> Deal:
+    """A deal of the device FIRST, with these contents sealed to this device."""
+    secret = SHARED.mask_secret if label == MASK_KEY else SHARED.channel_secret
+    info = seal_info(CTX, identity(FIRST), OWN, kind)
+    sealed = keys.hpke_seal(keys.kem_public_key(secret, label), info, contents)
+    return Deal(CTX, FIRST, INDEX, sealed, sealed, (bytes(32), bytes(32)))
 
 
 class Case(NamedTuple):
@@ -309,6 +331,25 @@ CASES: dict[str, Case] = {
         "a neighbour above -1",
         INDEX,
     ),
+    "a pair seed of a wrong size": Case(
+        lambda: deals.open_pair_seed(
+            SESSION, sealed_by_first(MASK_KEY, KIND_PAIR_SEED, b"short"), private_key(MASK_KEY)
+        ),
+        "deal-pair-seed",
+        32,
+        5,
+        identity(FIRST),
+    ),
+    "shares other than the signed hashes": Case(
+        lambda: deals.open_shares(
+            SESSION,
+            sealed_by_first(CHANNEL_KEY, KIND_SHARES, bytes(66)),
+            private_key(CHANNEL_KEY),
+            0,
+        ),
+        "deal-shares",
+        culprit=identity(FIRST),
+    ),
     "a deal for another": Case(
         lambda: deals.verify_deal(
             SESSION, INDEX, RUN.sign_as_device(Deal(CTX, INDEX, FIRST, b"", b"", ()))
@@ -423,6 +464,10 @@ def test_the_end_says_why() -> None:
     assert (state.reason, state.culprit) == ("roster-manifest", None)
     assert state.message.startswith("The roster is for another task or manifest. [roster-manifest]")
     assert "found ('other'," in state.message
+    hopeless = rules(corrupt_max=CLIENTS - 1)  # no threshold serves such a cohort
+    state, _ = client.step(hopeless, ADVERTISED, RUN.client_events["Roster"], RUN.tools())
+    assert isinstance(state, client.Failed)
+    assert state.reason == "threshold-unreachable"
     cohort = RUN.aggregator.state.facts.cohort
     for reason, said_as, text in (
         ("left-out", "left-out", "The cohort goes on without this device."),

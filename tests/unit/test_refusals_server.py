@@ -128,6 +128,16 @@ SEAL, SHARES = len(FIRST_DEAL.sealed_pair_seed), len(FIRST_DEAL.sealed_shares)
 WANTED_SIZES = (1_216, 1_216, 32, 32)
 
 
+def plan_from_shares(value: int, **facts: Any) -> None:
+    """Open from shares of a constant polynomial, as dealers who lie could deal them."""
+    share = Secret(value.to_bytes(33, "little"))
+    shares = {
+        holder: {(owner, 0): share for owner in EVERYONE if owner != holder} for holder in EVERYONE
+    }
+    state = STATES["unmasking"]
+    unmask.make_plan(CONFIG, replace(state, shares=shares, facts=replace(state.facts, **facts)))
+
+
 class Case(NamedTuple):
     call: Callable[[], Any]
     reason: str
@@ -216,6 +226,12 @@ CASES: dict[str, Case] = {
         "unmask-shares",
         DUE,
         [(FIRST, 1), *DUE[1:]],
+    ),
+    "shares that open to no secret": Case(
+        lambda: plan_from_shares(1 << 256), "shares-inconsistent", culprit=FACTS.identity(0)
+    ),
+    "shares that open to another seed": Case(
+        lambda: plan_from_shares(1), "dealer-self-seed", culprit=FACTS.identity(0)
     ),
     "a message for another exchange": Case(
         lambda: receive("checking", Ready(b"c", INDEX)), "message-context", INDEX, INDEX

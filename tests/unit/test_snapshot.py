@@ -98,6 +98,11 @@ def test_damaged_snapshots_are_refused_by_name(phase: str) -> None:
         client.restore(good[:1] + b"\xff" + good[2:])
 
 
+def test_what_is_no_part_of_a_state_is_not_written() -> None:
+    with pytest.raises(NotImplementedError, match="object"):
+        client.snapshot(client.Failed("reason", "Text.", object()))  # type: ignore[arg-type]
+
+
 def test_the_snapshot_of_a_finished_masking_holds_no_seed() -> None:
     """What opened the vector is gone before its first byte leaves."""
     run = recorded_run()

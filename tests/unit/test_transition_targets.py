@@ -119,3 +119,34 @@ def test_every_target_of_a_device_is_reached(monkeypatch: pytest.MonkeyPatch) ->
     for phase, message in broken(run):
         step(phase, message)
     assert moves == moves_of(transitions.CLIENT)
+
+
+def test_a_step_that_the_table_does_not_know_is_a_bug_and_gives_no_state(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = recorded_run()
+    for name, table, machine, config, state, event, tools in (
+        (
+            "CLIENT",
+            transitions.CLIENT,
+            client,
+            run.device.config,
+            run.client_states["advertised"],
+            run.client_events["Roster"],
+            (run.tools(),),
+        ),
+        (
+            "SERVER",
+            transitions.SERVER,
+            server,
+            run.task.server,
+            run.server_states["opening"],
+            run.server_events["SumOpened"],
+            (),
+        ),
+    ):
+        cell = (state.phase, message_name(event))
+        (target,) = (phase for phase in table[cell] if phase not in ("failed", "aborted"))
+        monkeypatch.setattr(transitions, name, {**table, cell: frozenset({"elsewhere"})})
+        with pytest.raises(AssertionError, match=f"{state.phase} may not become {target} on"):
+            machine.step(config, state, event, *tools)
