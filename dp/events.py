@@ -80,8 +80,8 @@ class GaussianRelease(Event):
 class PoissonSampled(Event):
     """``event`` on a batch that every record joins by an independent secret coin of ``rate``.
 
-    Whoever is not in the batch is, to ``event``, a record less or a unit of zeros: the two
-    adjacencies for which the accounting of sampling holds.
+    ``event``: one sum with additive noise. Whoever is not in the batch is, to it, a record less or
+    a unit of zeros: the two adjacencies for which the accounting of sampling holds.
     """
 
     rate: float

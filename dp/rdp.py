@@ -18,8 +18,9 @@ Formulas, checked against the papers:
   t = sum over k < n of log((1 + 2 r) / (1 - 2 r)), r = x / (1 - x), x = exp(-2 pi^2 s k / (k + 1)):
   the first bound of Kairouz, Liu, Steinke, "The Distributed Discrete Gaussian Mechanism" (ICML
   2021), Proposition 14, which has 10 times the sum of x for t. Proof in docs/privacy.md.
-* Poisson sampling of any mechanism, Zhu and Wang, "Poisson Subsampled Renyi Differential Privacy"
-  (ICML 2019), Theorem 5 (sound for every mechanism; loose by the factor 3).
+* Poisson sampling of one sum with symmetric noise on the integers (or the reals): the formula of
+  Mironov, Talwar, Zhang (arXiv 1908.10530) for any such noise, proved in docs/sampling.md. Zhu and
+  Wang (ICML 2019, Theorem 5) have a factor 3 more, for noise without symmetry.
 * Conversion, Canonne, Kamath, Steinke (NeurIPS 2020), Proposition 12:
   eps = eps(a) + log(1 - 1/a) - log(delta a) / (a - 1).
 """
@@ -53,6 +54,7 @@ ORDERS: tuple[int, ...] = (
     *(2**k * m // 4 for k in range(8, 20) for m in (5, 6, 7, 8)),
 )
 _SHARES_MAX = 10**6
+_SYMMETRIC = (SkellamRelease, DiscreteGaussianSum, DiscreteGaussianRelease, GaussianRelease)
 _OUTWARD = 1.0 + 1e-12  # more than the rounding of the few hundred operations behind a value
 
 
@@ -162,26 +164,17 @@ def _poisson(rate: float, base: Mapping[int, float]) -> Mapping[int, float]:
     # serves where the bound is not computed.
     curve = dict(base)
     for order in range(2, _DENSE_MAX + 1):
-        terms = [
-            (order - 1) * log_p + math.log(order * rate - rate + 1),
+        k = np.arange(2, order + 1)
+        terms = (
             log_factorial[order]
-            - log_factorial[2]
-            - log_factorial[order - 2]
-            + 2 * log_q
-            + (order - 2) * log_p
-            + dense[2],
-        ]
-        k = np.arange(3, order + 1)
-        terms_k = (
-            math.log(3.0)
-            + log_factorial[order]
             - log_factorial[k]
             - log_factorial[order - k]
             + (order - k) * log_p
             + k * log_q
             + (k - 1) * dense[k]
         )
-        every = np.concatenate([np.array(terms), terms_k])
+        first = (order - 1) * log_p + math.log(order * rate - rate + 1)
+        every = np.append(terms, first)
         peak = float(every.max())
         total = peak + math.log(float(np.exp(every - peak).sum()))
         curve[order] = min(max(total, 0.0) / (order - 1) * _OUTWARD + 1e-12, base[order])
@@ -206,12 +199,6 @@ def rdp_curve(event: Event) -> Mapping[int, float]:
             return _discrete_gaussian_sum(event)
         case CorrelatedReleases():
             return rdp_curve(_whole(event))
-        case PoissonSampled(_, CorrelatedReleases()):
-            raise AccountingError(
-                "event-unknown",
-                "No accountant here vouches for sampling under correlated noise.",
-                remedy="Leave the sampling out: what the event costs without it holds too.",
-            )
         case PoissonSampled(rate, inner):
             if adjacency == "replace-one":
                 raise AccountingError(
@@ -219,6 +206,14 @@ def rdp_curve(event: Event) -> Mapping[int, float]:
                     "The theorem that accounts for sampling is about a record more or less.",
                     expected="add-or-remove or zero-out",
                     found=adjacency,
+                )
+            if not isinstance(inner, _SYMMETRIC):
+                raise AccountingError(
+                    "event-unknown",
+                    "No accountant here vouches for sampling of such an event.",
+                    expected="one sum with additive noise",
+                    found=type(inner).__name__,
+                    remedy="Leave the sampling out: what the event costs without it holds too.",
                 )
             return _poisson(rate, rdp_curve(inner))
         case Composed(parts):

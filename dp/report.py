@@ -215,8 +215,9 @@ def report_data(audit: AuditResult) -> ReportData:
             "the manifest in the task's record and the number of survivors in each release.",
             "The formulas: Skellam noise by Agarwal, Kairouz and Liu (2021); sums of discrete "
             "Gaussian shares by Kairouz, Liu and Steinke (2021), Proposition 14; Poisson sampling "
-            "by Zhu and Wang (2019), Theorem 5; conversion to (epsilon, delta) by Canonne, Kamath "
-            "and Steinke (2020), Proposition 12; integer orders; rounded up.",
+            "as Mironov, Talwar and Zhang (2019), for symmetric noise on the integers too (the "
+            "proof is docs/sampling.md of the source code); conversion to (epsilon, delta) by "
+            "Canonne, Kamath and Steinke (2020), Proposition 12; integer orders; rounded up.",
             "Whoever keeps older checkpoints can show that the log was never rewritten.",
         ),
     )

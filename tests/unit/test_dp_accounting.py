@@ -76,7 +76,7 @@ def test_amplified_line_in_mode_c_only_with_a_public_slot() -> None:
     assert amplified.amplified
     assert amplified.epsilon < plain.epsilon
     assert "slots" in amplified.adversary
-    assert "zhu-wang" in amplified.accountant
+    assert "symmetric-noise" in amplified.accountant
     # The chance that a batch overruns its cap is paid from delta, so no line is free of it.
     assert headline([plain, amplified]) == plain.epsilon
 

@@ -65,16 +65,12 @@ def test_curves_of_discrete_gaussian_sums_are_rounded_up(
 
 
 def sampled_exactly(rate: float, order: int, base: dict[int, float]) -> mpmath.mpf:
-    """Zhu and Wang (2019), Theorem 5, term by term."""
-    q, total = mpmath.mpf(rate), mpmath.mpf(0)
-    total += (1 - q) ** (order - 1) * (order * q - q + 1)
-    total += (
-        mpmath.binomial(order, 2) * q**2 * (1 - q) ** (order - 2) * mpmath.exp(mpmath.mpf(base[2]))
-    )
-    for k in range(3, order + 1):
+    """The formula of docs/sampling.md, term by term."""
+    q = mpmath.mpf(rate)
+    total = (1 - q) ** (order - 1) * (order * q - q + 1)
+    for k in range(2, order + 1):
         total += (
-            3
-            * mpmath.binomial(order, k)
+            mpmath.binomial(order, k)
             * (1 - q) ** (order - k)
             * q**k
             * mpmath.exp((k - 1) * mpmath.mpf(base[k]))
