@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from aggregator.algorithms.averaging import averaged_delta
 from aggregator.algorithms.evaluation import measured
+from aggregator.algorithms.fedbuff import buffered
 from aggregator.algorithms.fednova import rescaled
 from aggregator.algorithms.fedsgd import descent
 from aggregator.algorithms.forms import FORMS
@@ -59,12 +60,14 @@ def server_step(
     version: int = 0,
     survivors: int = 0,
     masking_set: int = 0,
+    lag: int = 0,
 ) -> Step:
     """The next version from the current one and the decoded sums by segment name.
 
     ``version``: of ``vector``; phases and public seeds of an adapter's form follow from it.
     ``survivors``: contributors to the sums, ``masking_set``: devices that owed a vector (0: not
     known); the noise of their shares follows from them.
+    ``lag``: versions between the newest model that they trained on and ``vector`` (FedBuff).
 
     Raises:
         ConfigurationError: ``algorithm-unknown``, ``optimiser-unknown``.
@@ -75,7 +78,7 @@ def server_step(
         return Step(concatenated(manifest, sums), {})
     if manifest.algorithm == "evaluation":
         return Step(vector, optimiser, measured(manifest, sums))
-    halves = {*DIRECTIONS, "scaffold", "zeroth-order"}
+    halves = {*DIRECTIONS, "fedbuff", "scaffold", "zeroth-order"}
     if manifest.algorithm not in halves or manifest.training is None:
         raise ConfigurationError(
             "algorithm-unknown",
@@ -86,6 +89,8 @@ def server_step(
     kept: OptimiserState = {}
     if manifest.algorithm == "zeroth-order":
         direction, metrics = expanded(manifest, sums, len(vector), version)
+    elif manifest.algorithm == "fedbuff":
+        direction, metrics = buffered(sums, survivors, lag)
     elif manifest.algorithm == "scaffold":
         control = optimiser.get("control", np.zeros(len(vector)))
         direction, kept["control"], metrics = controlled(manifest, sums, control, survivors)

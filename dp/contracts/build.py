@@ -88,6 +88,7 @@ def build_manifest(
         silent_max=silent,
         degree=degree,
         threshold=needed,
+        versions_back=spec.cohort.versions_back,
     )
     factor = spec.examples_max if mode == "distributed" else 1
     noise = _noise(spec, mode, cohort, segments, factor) if in_ring else None

@@ -14,6 +14,7 @@ from dp.contracts.algorithm import Algorithm, Suggesting
 from dp.contracts.derive import SHARE_VARIANCE_MAX
 from dp.contracts.evaluation import Evaluation
 from dp.contracts.fedavg import FedAvg
+from dp.contracts.fedbuff import FedBuff, check_versions
 from dp.contracts.federated_sum import FederatedSum
 from dp.contracts.fednova import FedNova
 from dp.contracts.fedopt import FedOpt
@@ -48,6 +49,7 @@ from secagg.manifest import Manifest, encode_manifest
 ALGORITHMS: dict[str, Algorithm] = {
     "evaluation": Evaluation(),
     "fedavg": FedAvg(),
+    "fedbuff": FedBuff(),
     **{name: FedOpt(optimiser) for name, optimiser in NAMED_AFTER.items()},
     "fednova": FedNova(),
     "fedprox": FedProx(),
@@ -94,6 +96,7 @@ def check_manifest(manifest: Manifest) -> None:
     algorithm = algorithm_named(manifest.algorithm)
     _check_identity(manifest)
     check_cohort(manifest)
+    check_versions(manifest)
     for name in ("report_s", "share_s", "check_s", "masked_input_s", "confirm_s", "unmask_s"):
         in_range(name, getattr(manifest.deadlines, name), 0, 30 * 86_400, open_low=True)
     in_range("report_slot_s", manifest.report_slot_s, 0, 30 * 86_400)

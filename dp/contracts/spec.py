@@ -34,6 +34,7 @@ class CohortSpec(_Table, frozen=True):
     ``corrupt_max``: devices assumed to collude with the aggregator; raises the threshold.
     ``silent_max``: survivors whose noise does not count. None: 1 (or ``corrupt_max``, if larger)
     with noise in the ring, since a participant knows its own share, else 0.
+    ``versions_back``: how many versions older than the newest a cohort's models may be (fedbuff).
     """
 
     size_min: int = 6
@@ -41,6 +42,7 @@ class CohortSpec(_Table, frozen=True):
     survivors_min: int = 4
     corrupt_max: int = 0
     silent_max: int | None = None
+    versions_back: int = 0
 
 
 class DeadlineSpec(_Table, frozen=True):
@@ -122,7 +124,7 @@ class TaskSpec(_Table, frozen=True):
 
     ``algorithm``: ``fedsgd``, ``fedavg``, ``fedprox``, FedAvg with a server optimiser
     (``fedavgm``, ``fedadagrad``, ``fedadam``, ``fedyogi``), ``fednova``, ``scaffold``,
-    ``zeroth-order``, ``evaluation`` (loss and accuracy, no step), or ``sum`` (federated
+    ``fedbuff``, ``zeroth-order``, ``evaluation`` (loss and accuracy, no step), or ``sum`` (federated
     statistics).
     ``privacy``: of one *example*. ``distributed`` (mode C, fedsgd): noise shares in the ring;
     ``local`` (mode A, fedavg and fedprox): DP-SGD on the device; ``none``.

@@ -1,0 +1,36 @@
+"""The server half of FedBuff (Nguyen et al., AISTATS 2022, algorithm 1): the mean of a buffer.
+
+Devices have weighed their updates by s(tau) already, with tau counted from the newest model that
+their cohort admits. Where that is itself older than the present one by ``lag`` versions, the mean
+is weighed by s(lag) once more: exact for a buffer of one version, else a little less than
+s(tau + lag).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dp.contracts.fedbuff import staleness_weight
+from secagg.errors import LocalProtocolError
+
+
+def buffered(
+    sums: Mapping[str, NDArray[np.float64]], survivors: int, lag: int
+) -> tuple[NDArray[np.float64], dict[str, float]]:
+    """s(lag) (1/K) sum of s(tau) delta, float64[d], and metrics.
+
+    Raises:
+        LocalProtocolError: ``survivors-missing``.
+    """
+    if survivors < 1:
+        raise LocalProtocolError(
+            "survivors-missing",
+            "FedBuff divides by the number of contributors.",
+            expected=">= 1",
+            found=survivors,
+        )
+    metrics = {"loss": float(sums["loss"][0]) / survivors} if "loss" in sums else {}
+    return staleness_weight(lag) * sums["delta"] / survivors, metrics

@@ -1,0 +1,120 @@
+"""FedBuff (Nguyen et al., AISTATS 2022, algorithm 1): buffers of updates that began from different
+versions of the model.
+
+    x <- x + eta_g (1/K) sum over the buffer of s(tau_k) delta_k,    s(tau) = 1 / sqrt(1 + tau)
+
+The masks of a cohort cancel only inside it, so a buffer is a cohort of devices that have finished.
+It admits models up to ``versions_back`` versions old, none of them with fewer than
+``survivors_min`` devices behind it; tau counts the versions between a device's model and the newest
+that the cohort admits.
+
+A device multiplies by s after its update is clipped: before, a long update would be scaled into the
+clip and count in full, however stale. s <= 1, so the sensitivity stays the clip. K is the number of
+contributors, which is public.
+
+Cohorts of whoever is ready earn no amplification by sampling: each release is counted as it is.
+"""
+
+from __future__ import annotations
+
+import math
+
+from dp.contracts.averaging import LOSS_CLIP, WIDE_UPDATE_CLIP, has_privacy
+from dp.contracts.local import check_local
+from dp.contracts.rules import adapter_length, check_segments, in_range, refuse
+from dp.contracts.spec import SegmentSpec, TaskSpec
+from secagg.manifest import Manifest, Training
+
+NAME = "fedbuff"
+VERSIONS_BACK_MAX = 64
+_OPTIMISERS = ("sgd", "momentum")
+
+
+def staleness_weight(staleness: int) -> float:
+    """s(tau) of the paper's experiments, for tau >= 0 versions; in ]0, 1]."""
+    return 1 / math.sqrt(1 + staleness)
+
+
+def check_versions(manifest: Manifest) -> None:
+    """Only a buffer admits more than one version.
+
+    Raises:
+        ConfigurationError: ``versions-without-buffer``, ``versions-back``.
+    """
+    back = manifest.cohort.versions_back
+    if manifest.algorithm == NAME:
+        in_range("versions_back", back, 1, VERSIONS_BACK_MAX, reason="versions-back")
+    elif back != 0:
+        refuse(
+            "versions-without-buffer",
+            f"All devices of a {manifest.algorithm} cohort train on one version.",
+            expected="versions_back = 0",
+            found=back,
+            remedy="Use the algorithm 'fedbuff'.",
+        )
+
+
+class FedBuff:
+    default_privacy = "local"
+
+    def segments(self, spec: TaskSpec, length: int, *, noisy: bool) -> tuple[SegmentSpec, ...]:
+        clip = spec.update_clip
+        if clip is None:
+            clip = 1.0 if spec.device_noise_multiplier else WIDE_UPDATE_CLIP
+        delta = SegmentSpec(name="delta", length=length, clip=clip)
+        return (delta,) if noisy else (delta, SegmentSpec(name="loss", length=1, clip=LOSS_CLIP))
+
+    def denominator(self, spec: TaskSpec, *, noisy: bool) -> float:
+        return 0.0  # the contributors, whose number is public
+
+    def check(self, manifest: Manifest) -> None:
+        length = adapter_length(manifest)
+        training, example = manifest.training, manifest.example_privacy
+        if training is None:
+            refuse("training-missing", "fedbuff needs the training terms.")
+            return
+        if example is not None and example.mode != "local":
+            refuse(
+                "privacy-mode",
+                "A secret batch belongs to one version and one sum.",
+                expected="local or none",
+                found=example.mode,
+                remedy="Use fedsgd for privacy = 'distributed'.",
+            )
+        plain = [] if has_privacy(manifest) else [("loss", 1)]
+        check_segments(manifest, [("delta", length), *plain])
+        _check_terms(training)
+        check_local(manifest)
+        if manifest.report_slot_s != 0:
+            refuse(
+                "slot-with-buffer",
+                "A buffer closes when enough devices are ready.",
+                expected="report_slot_s = 0",
+                found=manifest.report_slot_s,
+            )
+
+
+def _check_terms(training: Training) -> None:
+    if training.weight_unit != 0 or training.denominator != 0:
+        refuse(
+            "weights-with-buffer",
+            "An update's weight in a buffer is its staleness weight.",
+            expected="weight_unit = 0 and denominator = 0",
+            found=(training.weight_unit, training.denominator),
+            remedy="Use uniform weights; the sum is divided by its contributors.",
+        )
+    if training.proximal_mu != 0:
+        refuse(
+            "proximal-without-fedprox",
+            "A proximal term makes it FedProx.",
+            expected="proximal_mu = 0",
+            found=training.proximal_mu,
+            remedy="Use the algorithm 'fedprox'.",
+        )
+    if training.server_optimiser not in _OPTIMISERS:
+        refuse(
+            "optimiser-with-buffer",
+            "Second moments would mix updates of several ages and weights.",
+            expected=" or ".join(_OPTIMISERS),
+            found=training.server_optimiser,
+        )
