@@ -68,7 +68,7 @@ async def task_view(core: Core, task: Task) -> dict[str, Any]:
             sa.select(sa.func.count()).where(
                 sessions.c.task == task.name,
                 sessions.c.cohort.is_(None),
-                sessions.c.model_version == row.version,
+                sessions.c.model_version >= row.version - manifest.cohort.versions_back,
                 sessions.c.expires_at > core.clock(),
             )
         )

@@ -117,7 +117,8 @@ class Tasks:
                     )
                 )
                 await insert_version(connection, task.name, 0, model, None, now)
-                await self._ledger.append(connection, [task_record(encoded, signature)])
+                record = task_record(encoded, signature, model.digest)
+                await self._ledger.append(connection, [record])
         except Conflict as error:
             raise conflict("task-exists", f"A task named {task.name!r} exists.") from error
         await self._ledger.publish()

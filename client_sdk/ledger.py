@@ -132,19 +132,61 @@ class LedgerWatch:
             return False, size
         return identity_digest(identity_key) in await self._contributors(record), size
 
+    async def verify_models(
+        self, digests: frozenset[bytes], *, task: str, manifest_digest: bytes
+    ) -> None:
+        """Each of these models is proven to be one that the task was created with or released.
+
+        Raises:
+            LedgerError: as :meth:`verify_release`, or ``model-not-in-ledger``.
+        """
+        wanted = {digest.hex() for digest in digests}
+        claim = {"task": task, "manifest_digest": manifest_digest.hex()}
+
+        async def look() -> dict[str, int]:
+            checkpoint = await self._advance(0)
+            found: dict[str, int] = {}
+            for bundle in reversed(list(tiles.bundles_of(checkpoint.size))):
+                for index, record in await self._bundle(bundle):
+                    if claim.items() <= record.items() and _model_of(record) in wanted:
+                        found[str(_model_of(record))] = index
+                if len(found) == len(wanted):
+                    break
+            if missing := wanted - found.keys():
+                raise LogError(
+                    "model-not-in-ledger",
+                    "The cohort admits a model that this task never released.",
+                    expected="models of the ledger",
+                    found=sorted(missing)[:4],
+                )
+            return found
+
+        for model, index in (await self._patiently(look)).items():
+            record = await self._patiently(lambda index=index: self._prove(index))
+            _demand(record, claim)
+            if _model_of(record) != model:
+                raise LedgerError(
+                    "model-not-in-ledger",
+                    "The ledger's record is not about the model that it was shown for.",
+                    expected=model,
+                    found=_model_of(record),
+                )
+
+    async def _bundle(self, bundle: tiles.Tile) -> list[tuple[int, dict[str, object]]]:
+        """Leaf indices and records of one bundle; unverified."""
+        files = await self._fetch([bundle.path])
+        entries = tiles.parse_bundle(tiles.fetch(files.get, bundle), bundle.width)
+        first = bundle.number * tiles.TILE_WIDTH
+        return [(first + offset, _parse(entry)) for offset, entry in enumerate(entries)]
+
     async def _find(self, ctx: bytes, since: int, size: int) -> int | None:
         """The first leaf that speaks of ``ctx``; unverified, so it remains to be proven."""
-        bundles = [
-            b for b in tiles.bundles_of(size) if b.number * tiles.TILE_WIDTH + b.width > since
-        ]
-        files = await self._fetch(bundle.path for bundle in bundles)
-        for bundle in bundles:
-            first = bundle.number * tiles.TILE_WIDTH
-            for offset, entry in enumerate(
-                tiles.parse_bundle(tiles.fetch(files.get, bundle), bundle.width)
-            ):
-                if first + offset >= since and _parse(entry).get("ctx") == ctx.hex():
-                    return first + offset
+        for bundle in tiles.bundles_of(size):
+            if bundle.number * tiles.TILE_WIDTH + bundle.width <= since:
+                continue
+            for index, record in await self._bundle(bundle):
+                if index >= since and record.get("ctx") == ctx.hex():
+                    return index
         return None
 
     async def _contributors(self, record: Mapping[str, object]) -> tuple[bytes, ...]:
@@ -232,6 +274,15 @@ class LedgerWatch:
                     raise LedgerError(reason, str(error)) from error
             await self._sleep(_WAIT_S * 2**attempt)
         raise AssertionError("the last attempt returns or raises")
+
+
+def _model_of(record: Mapping[str, object]) -> object:
+    """The digest of the model that a record vouches for, hex; None if it is about none."""
+    if record.get("type") == "task":
+        return record.get("model_digest")
+    if record.get("type") == "release" and record.get("outcome") == "released":
+        return record.get("new_model_digest")
+    return None
 
 
 def _demand(record: Mapping[str, object], expected: Mapping[str, object]) -> None:

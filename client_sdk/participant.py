@@ -25,7 +25,9 @@ from client_sdk.errors import TransportError
 from client_sdk.events import EventKind
 from client_sdk.http import is_transient
 from client_sdk.session import Session
+from client_sdk.staleness import weighed
 from client_sdk.threads import finish_in_thread
+from dp.contracts import fedbuff
 from dp.contracts.scaffold import has_control
 from dp.errors import MechanismError
 from dp.mechanisms import encode
@@ -171,8 +173,13 @@ class Participant:
             await session.cancel("contribution-spent", "The secret batch served another cohort.")
             return
         try:
+            if session.manifest.cohort.versions_back:
+                await self._demand_models(effect)
             device.account.debit(session.manifest, effect.ctx, contribution.name)
-            vector = await finish_in_thread(self._encode, contribution.values(), effect.ctx)
+            values = contribution.values()
+            if session.manifest.algorithm == fedbuff.NAME:
+                values = weighed(session.manifest, values, effect.staleness)
+            vector = await finish_in_thread(self._encode, values, effect.ctx)
             if has_control(session.manifest):
                 seen = device.ledger.remembered()
                 since = 0 if seen is None else seen.size
@@ -182,6 +189,21 @@ class Participant:
             await session.cancel(error.reason, str(error))
             return
         await session.apply(VectorReady(vector))
+
+    async def _demand_models(self, effect: ProvideVector) -> None:
+        """Every model that a buffer admits is one that the ledger has released.
+
+        The roster has shown already that each has a cohort behind it (``secagg.client.checks``).
+
+        Raises:
+            LedgerError: ``model-not-in-ledger``; or the ledger itself does not verify.
+        """
+        config = self._session.config
+        await self._device.ledger.verify_models(
+            frozenset(model.digest for model in effect.models),
+            task=config.manifest.task,
+            manifest_digest=config.manifest_digest,
+        )
 
     def _control(self) -> DeviceControl:
         config = self._session.config
@@ -271,7 +293,7 @@ class Participant:
         cursor, poll_s = session.record.cursor, transport.settings.poll_s
         if not isinstance(session.state, Advertised):
             return await transport.messages(session.id, cursor, poll_s)
-        version = session.record.model_version
+        version = session.record.model_version + session.manifest.cohort.versions_back
         mail = asyncio.create_task(transport.messages(session.id, cursor, poll_s))
         offer = asyncio.create_task(transport.offer(session.record.task, version, poll_s))
         try:

@@ -27,7 +27,14 @@ from dp.contracts import check_manifest
 from dp.contributors import contributors_of, listed
 from dp.errors import LedgerError
 from dp.notes import Checkpoint, Verifier, open_checkpoint, parse_verifier
-from dp.records import ReleaseEntry, line_record, parse_record, parse_release, parse_task
+from dp.records import (
+    ReleaseEntry,
+    line_record,
+    parse_first_model,
+    parse_record,
+    parse_release,
+    parse_task,
+)
 from dp.witness import WitnessPolicy, cosigned_at
 from secagg.errors import SecaggError
 from secagg.hashing import encode_parts
@@ -100,7 +107,7 @@ class _Task:
     releases: list[AuditedRelease] = field(default_factory=list)
     counts: Counter[ReleaseFacts] = field(default_factory=Counter)  # charges
     policies: list[dict[str, Any]] = field(default_factory=list)
-    model: bytes | None = None
+    models: list[bytes | None] = field(default_factory=lambda: [None])  # by version; None: untold
     admissible: bool = False  # passed the rules of dp.contracts
 
 
@@ -125,7 +132,9 @@ class _Audit:
         if manifest.task in self.tasks:
             self.problem("task-repeated", f"Task {manifest.task} was created twice.", leaf)
             return
-        self.tasks[manifest.task] = _Task(leaf, manifest, digest_of_manifest)
+        self.tasks[manifest.task] = _Task(
+            leaf, manifest, digest_of_manifest, models=[parse_first_model(record)]
+        )
         try:
             nacl.signing.VerifyKey(manifest.task_key).verify(
                 encode_parts("manifest", encoded), signature
@@ -215,11 +224,26 @@ class _Audit:
         ):
             self.problem("contributors", "The contributors are not the survivors.", leaf)
         if task.manifest.training is not None:
-            if task.model is not None and task.model not in entry.model_digests:
-                self.problem(
-                    "model-chain", "The release does not start from the model before it.", leaf
-                )
-            task.model = entry.new_model_digest
+            self._chained(entry, task, leaf)
+            task.models.append(entry.new_model_digest)
+
+    def _chained(self, entry: ReleaseEntry, task: _Task, leaf: int) -> None:
+        """The devices trained on versions that the task had, none too old for its manifest."""
+        back = task.manifest.cohort.versions_back
+        first = max(0, len(task.models) - 1 - back)
+        admitted = task.models[first:]
+        unknown = set(entry.model_digests) - set(admitted)
+        if None in admitted and len(unknown) == 1:  # version 0, which the ledger did not name
+            task.models[0] = unknown.pop()
+        if unknown or not entry.model_digests:
+            self.problem(
+                "model-chain", "The release does not start from a model that it may.", leaf
+            )
+        elif entry.model_versions and entry.model_digests != tuple(
+            task.models[version] if version < len(task.models) else None
+            for version in entry.model_versions
+        ):
+            self.problem("model-versions", "The models are not those of the versions.", leaf)
 
     def _compare(
         self, record: dict[str, Any], statements: Sequence[PrivacyLine], leaf: int

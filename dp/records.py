@@ -45,8 +45,9 @@ class ReleaseEntry(msgspec.Struct, frozen=True, kw_only=True):
     ``release``: number of this charge within its task, from 1. ``survivors``, ``contributors``,
     ``sum_digest`` and ``new_model_digest`` are empty (0) for a cohort that was ``charged`` without
     a release. ``contributors`` are :func:`identity_digest` of the devices in the sum.
-    ``released_at``: Unix seconds. ``measured_variance``: ends of the noise meter's interval
-    (:mod:`dp.meter`), where there is one.
+    ``model_digests``: of the models that its members trained on, by version; ``model_versions``:
+    those versions. ``released_at``: Unix seconds. ``measured_variance``: ends of the noise meter's
+    interval (:mod:`dp.meter`), where there is one.
     """
 
     release: int
@@ -63,6 +64,7 @@ class ReleaseEntry(msgspec.Struct, frozen=True, kw_only=True):
     released_at: int
     outcome: Outcome
     measured_variance: tuple[int, int] | None = None
+    model_versions: tuple[int, ...] = ()
 
     def facts(self, manifest: Manifest) -> ReleaseFacts:
         """What accounting sees; a charged cohort costs what its fewest survivors would."""
@@ -110,12 +112,15 @@ def _canonical(record: Record) -> bytes:
     return encoded
 
 
-def task_record(manifest_bytes: bytes, manifest_signature: bytes) -> bytes:
+def task_record(
+    manifest_bytes: bytes, manifest_signature: bytes, model_digest: bytes = b""
+) -> bytes:
     """A task was created. The manifest is stored whole (zlib, base64): it is what auditors trust.
 
     Args:
         manifest_bytes: as signed and sent to devices.
         manifest_signature: Ed25519 by the task key over ``encode_parts("manifest", bytes)``.
+        model_digest: of version 0; empty where it is not told.
 
     Raises:
         LedgerError: ``record-too-large``.
@@ -131,6 +136,7 @@ def task_record(manifest_bytes: bytes, manifest_signature: bytes) -> bytes:
             "manifest": base64.b64encode(zlib.compress(manifest_bytes, 9)).decode(),
             "manifest_signature": manifest_signature.hex(),
         }
+        | ({"model_digest": model_digest.hex()} if model_digest else {})
     )
 
 
@@ -202,6 +208,7 @@ def release_record(
             "released_at": entry.released_at,
         }
         | ({"contributors_digest": contributors_digest(entry.contributors).hex()} if apart else {})
+        | ({"model_versions": list(entry.model_versions)} if entry.model_versions else {})
     )
 
 
@@ -298,6 +305,21 @@ def parse_task(record: Record) -> tuple[bytes, Manifest, bytes]:
     return encoded, manifest, signature
 
 
+def parse_first_model(record: Record) -> bytes | None:
+    """Digest of a task's version 0; None where its record does not tell.
+
+    Raises:
+        LedgerError: ``record-malformed``.
+    """
+    value = record.get("model_digest")
+    if value is None:
+        return None
+    try:
+        return bytes.fromhex(value)
+    except (TypeError, ValueError) as error:
+        raise LedgerError("record-malformed", "A task record's model is no digest.") from error
+
+
 def parse_release(record: Record) -> ReleaseEntry:
     """The facts of a release record; ``contributors`` is empty where they stand in a file.
 
@@ -325,6 +347,16 @@ def parse_release(record: Record) -> ReleaseEntry:
             raise ValueError("measured_variance is no interval")
         return (int(ends[0]), int(ends[1])) if ends else None
 
+    def versions() -> tuple[int, ...]:
+        if "model_versions" not in record:  # a ledger of before FedBuff
+            return ()
+        found = record["model_versions"]
+        if type(found) is not list or len(found) != len(record["model_digests"]):
+            raise ValueError("model_versions are not those of the models")
+        if any(type(version) is not int or version < 0 for version in found):
+            raise ValueError("model_versions are no versions")
+        return tuple(found)
+
     try:
         listed(record)
         if record["outcome"] not in ("released", "charged"):
@@ -339,6 +371,7 @@ def parse_release(record: Record) -> ReleaseEntry:
             survivors=count("survivors"),
             contributors=tuple(unhex(value) for value in record["contributors"]),
             model_digests=tuple(unhex(value) for value in record["model_digests"]),
+            model_versions=versions(),
             sum_digest=unhex(record["sum_digest"]),
             new_model_digest=unhex(record["new_model_digest"]),
             released_at=count("released_at"),

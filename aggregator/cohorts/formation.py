@@ -1,6 +1,7 @@
 """Adverts wait until enough devices are ready; then they close into a cohort.
 
-A cohort closes when ``size_max`` fresh adverts for the task's current version are there, or when
+A cohort closes when ``size_max`` fresh adverts for the task's current version (FedBuff: for
+versions within the manifest's bound; see :mod:`aggregator.cohorts.choosing`) are there, or when
 ``size_min`` are and ``report_s`` has passed since the first (or since the task's last cohort
 ended, which gives its members time to report in again). A task has at most one open cohort: the
 next version depends on its release. Every claim is a conditional update, so that replicas that
@@ -11,11 +12,13 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
 
 from aggregator.cohorts.actor import put_mail
+from aggregator.cohorts.choosing import Ready, choose
 from aggregator.cohorts.log import OPENED, Opened, Replay, begin, encode_opened
 from aggregator.cohorts.releasing import affordable
 from aggregator.core import Core
@@ -46,13 +49,6 @@ class NotYet:
     """``again_s``: Unix seconds at which time alone could form a cohort; None: not by time."""
 
     again_s: float | None
-
-
-@dataclass(frozen=True)
-class _Waiting:
-    session: str
-    advert: bytes
-    received_at: float
 
 
 async def report_in(core: Core, task: Task, identity: bytes, signed: bytes) -> str:
@@ -95,20 +91,23 @@ async def _insert(
         row = (
             await connection.execute(
                 sa.select(tasks.c.state, tasks.c.version, versions.c.digest)
-                .join(
+                .outerjoin(
                     versions,
-                    (versions.c.task == tasks.c.task) & (versions.c.version == tasks.c.version),
+                    (versions.c.task == tasks.c.task)
+                    & (versions.c.version == advert.model_version),
                 )
                 .where(tasks.c.task == task.name)
             )
         ).one()
         if row.state != "open":
             raise conflict(f"task-{row.state}", f"The task is {row.state}.")
-        if (advert.model_version, advert.model_digest.hex()) != (row.version, row.digest):
+        oldest = row.version - task.manifest.cohort.versions_back
+        known = row.digest == advert.model_digest.hex()
+        if not known or not oldest <= advert.model_version <= row.version:
             raise conflict(
                 "advert-stale",
                 "The advert is for another version of the model.",
-                expected=row.version,
+                expected=row.version if oldest == row.version else (oldest, row.version),
                 found=advert.model_version,
                 remedy="Check in again and train from the current version.",
             )
@@ -154,18 +153,23 @@ async def try_form(core: Core, task: Task) -> Formed | NotYet:
             )
         ).one()
         found = await connection.execute(
-            sa.select(sessions.c.session, sessions.c.advert, sessions.c.received_at)
+            sa.select(
+                sessions.c.session,
+                sessions.c.advert,
+                sessions.c.model_version,
+                sessions.c.received_at,
+            )
             .where(
                 sessions.c.task == task.name,
                 sessions.c.cohort.is_(None),
-                sessions.c.model_version == row.version,
+                sessions.c.model_version >= row.version - rules.versions_back,
                 sessions.c.expires_at > now + _ADVERT_MARGIN_S,
             )
             .order_by(sessions.c.received_at, sessions.c.session)
-            .limit(rules.size_max)
+            .limit(None if rules.versions_back else rules.size_max)
         )
-        waiting = [_Waiting(s.session, s.advert, s.received_at) for s in found]
-    if len(waiting) < rules.size_min:
+        waiting = choose([Ready(*ready) for ready in found], rules)
+    if not waiting:
         return NotYet(None)
     if not affordable(Account.from_json(row.account.encode()), task.manifest):
         await _finish(core, task)
@@ -189,7 +193,7 @@ async def _finish(core: Core, task: Task) -> None:
 
 
 async def _form(
-    core: Core, task: Task, version: int, attempt: int, waiting: list[_Waiting], now: float
+    core: Core, task: Task, version: int, attempt: int, waiting: Sequence[Ready], now: float
 ) -> Formed | NotYet:
     cohort = secrets.token_bytes(32)
     opened = Opened(cohort, attempt, tuple(w.advert for w in waiting), now)
@@ -241,7 +245,7 @@ async def _form(
     return Formed(cohort.hex(), replay, ordered)
 
 
-async def _drop_bad(core: Core, task: Task, waiting: list[_Waiting], now: float) -> None:
+async def _drop_bad(core: Core, task: Task, waiting: Sequence[Ready], now: float) -> None:
     """Remove adverts that no longer verify (a certificate or the advert has expired)."""
     for entry in waiting:
         try:

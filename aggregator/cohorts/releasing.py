@@ -176,7 +176,14 @@ class Releaser:
         kept = models.load_state(blobs, model, bytes.fromhex(digest) if digest else None)
         before = models.load(blobs, model)
         step = server_step(
-            manifest, before, kept, sums, row.version, counted.survivors, counted.masking_set
+            manifest,
+            before,
+            kept,
+            sums,
+            row.version,
+            counted.survivors,
+            counted.masking_set,
+            row.version - state.facts.models[-1].version,
         )
         return Computed(
             step=step,
@@ -409,7 +416,8 @@ def _entry(
         masking_set_size=len(getattr(state, "masking_set", ())),
         survivors=len(survivors),
         contributors=tuple(identity_digest(facts.identity(index)) for index in survivors),
-        model_digests=tuple(sorted({advert.model_digest for advert in facts.adverts})),
+        model_digests=tuple(model.digest for model in facts.models),
+        model_versions=tuple(model.version for model in facts.models),
         sum_digest=computed.sum_digest if computed else b"",
         new_model_digest=computed.model.digest if computed else b"",
         released_at=int(now),

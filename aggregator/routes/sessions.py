@@ -29,7 +29,7 @@ class Session:
     task: str
     cohort: str | None
     index: int
-    stale: bool  # it waits, but can never be in a cohort: expired, or for an older version
+    stale: bool  # it waits, but can never be in a cohort: expired, or for too old a version
 
 
 def routes(service: Service) -> list[web.RouteDef]:
@@ -49,8 +49,9 @@ def routes(service: Service) -> list[web.RouteDef]:
             raise not_found("session")
         row = rows[0]
         _demand_own(bytes.fromhex(row.identity), identity)
+        rules = (await service.tasks.get(row.task)).manifest.cohort
         stale = row.cohort is None and (
-            row.model_version != row.version or row.expires_at <= core.clock()
+            row.model_version < row.version - rules.versions_back or row.expires_at <= core.clock()
         )
         return Session(row.session, row.task, row.cohort, row.roster_index or 0, stale)
 

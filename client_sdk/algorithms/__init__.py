@@ -1,6 +1,14 @@
 """Device halves of the federated algorithms: what one device adds to the sum."""
 
-from client_sdk.algorithms import evaluation, fedavg, fednova, fedsgd, scaffold, zeroth_order
+from client_sdk.algorithms import (
+    evaluation,
+    fedavg,
+    fedbuff,
+    fednova,
+    fedsgd,
+    scaffold,
+    zeroth_order,
+)
 from client_sdk.algorithms.work import Algorithm, Work
 from dp.contracts.optimisers import NAMED_AFTER
 
@@ -9,6 +17,7 @@ ALGORITHMS: dict[str, Algorithm] = {
     "zeroth-order": zeroth_order.contribute,
     "fedsgd": fedsgd.contribute,
     "fedavg": fedavg.contribute,
+    "fedbuff": fedbuff.contribute,
     "fednova": fednova.contribute,
     "scaffold": scaffold.contribute,
     "fedprox": fedavg.contribute,  # the same steps with a proximal term

@@ -26,13 +26,20 @@ from dp.contracts.spec import SegmentSpec, TaskSpec
 from secagg.manifest import Manifest, Training
 
 NAME = "fedbuff"
-VERSIONS_BACK_MAX = 64
+VERSIONS_BACK, VERSIONS_BACK_MAX = 4, 64  # default and limit
 _OPTIMISERS = ("sgd", "momentum")
 
 
 def staleness_weight(staleness: int) -> float:
     """s(tau) of the paper's experiments, for tau >= 0 versions; in ]0, 1]."""
     return 1 / math.sqrt(1 + staleness)
+
+
+def versions_back(spec: TaskSpec) -> int:
+    """The spec's bound, or the algorithm's default."""
+    if spec.cohort.versions_back is not None:
+        return spec.cohort.versions_back
+    return VERSIONS_BACK if spec.algorithm == NAME else 0
 
 
 def check_versions(manifest: Manifest) -> None:

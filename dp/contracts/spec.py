@@ -34,7 +34,8 @@ class CohortSpec(_Table, frozen=True):
     ``corrupt_max``: devices assumed to collude with the aggregator; raises the threshold.
     ``silent_max``: survivors whose noise does not count. None: 1 (or ``corrupt_max``, if larger)
     with noise in the ring, since a participant knows its own share, else 0.
-    ``versions_back``: how many versions older than the newest a cohort's models may be (fedbuff).
+    ``versions_back``: how many versions older than the newest a cohort's models may be. None: 4 for
+    fedbuff, else 0.
     """
 
     size_min: int = 6
@@ -42,7 +43,7 @@ class CohortSpec(_Table, frozen=True):
     survivors_min: int = 4
     corrupt_max: int = 0
     silent_max: int | None = None
-    versions_back: int = 0
+    versions_back: int | None = None
 
 
 class DeadlineSpec(_Table, frozen=True):
@@ -124,8 +125,8 @@ class TaskSpec(_Table, frozen=True):
 
     ``algorithm``: ``fedsgd``, ``fedavg``, ``fedprox``, FedAvg with a server optimiser
     (``fedavgm``, ``fedadagrad``, ``fedadam``, ``fedyogi``), ``fednova``, ``scaffold``,
-    ``fedbuff``, ``zeroth-order``, ``evaluation`` (loss and accuracy, no step), or ``sum`` (federated
-    statistics).
+    ``fedbuff``, ``zeroth-order``, ``evaluation`` (loss and accuracy, no step), or ``sum``
+    (federated statistics).
     ``privacy``: of one *example*. ``distributed`` (mode C, fedsgd): noise shares in the ring;
     ``local`` (mode A, fedavg and fedprox): DP-SGD on the device; ``none``.
     ``clip``: L2 bound, of one example's gradient with example privacy, else of a device's update.
