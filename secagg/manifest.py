@@ -105,7 +105,8 @@ class CohortRules(_Part, frozen=True):
     ``degree``, ``threshold``: of the graph of a cohort that is too large for the complete one
     (0: every cohort has the complete graph, and its threshold follows from its size).
     ``versions_back``: a cohort admits models up to so many versions older than its newest
-    (0: synchronous, exactly one model).
+    (0: synchronous, exactly one model). ``model_min``: devices behind each admitted model (0:
+    ``survivors_min``, of which a cohort has room for one only).
     """
 
     size_min: int
@@ -116,6 +117,12 @@ class CohortRules(_Part, frozen=True):
     degree: int = 0
     threshold: int = 0
     versions_back: int = 0
+    model_min: int = 0
+
+    @property
+    def behind_each_model(self) -> int:
+        """Fewest devices of a cohort that trained on one of its models."""
+        return self.model_min or self.survivors_min
 
 
 class Deadlines(_Part, frozen=True):

@@ -96,12 +96,12 @@ def check_task(config: ClientConfig, state: Advertised, roster: Roster, now_s: f
 
 
 def check_models(config: ClientConfig, state: Advertised, roster: Roster) -> int:
-    """The admitted models are few enough and each has a cohort behind it; returns how many
+    """The admitted models are few enough and each has devices behind it; returns how many
     versions this device's own is behind the newest.
 
     Were devices of one sum given different models, their sum could be taken apart by what each
     model makes of its data (Pasquini et al., CCS 2022). So a synchronous cohort admits exactly
-    one, and an asynchronous one admits none that fewer devices trained on than make a cohort.
+    one, and an asynchronous one admits none that too few devices trained on.
     That a model is in the ledger is for the driver to check before it provides a vector.
     """
     rules = config.manifest.cohort
@@ -123,11 +123,11 @@ def check_models(config: ClientConfig, state: Advertised, roster: Roster) -> int
             found=[(model.version, model.digest.hex()) for model in roster.models][:8],
         )
     behind = Counter(entry.model for entry in roster.entries)
-    floor = max(rules.survivors_min, config.survivors_min)
+    floor = max(rules.behind_each_model, config.survivors_min)
     if set(behind) != set(range(len(versions))) or min(behind.values()) < floor:
         raise RemoteProtocolError(
             "roster-models",
-            "Fewer devices than make a cohort trained on one of the admitted models.",
+            "Too few devices trained on one of the admitted models.",
             expected=f"at least {floor} for each of {len(versions)}",
             found=sorted(behind.items())[:8],
         )

@@ -130,13 +130,13 @@ def _admitted_models(config: ServerConfig, adverts: Sequence[Advert]) -> tuple[A
     if (
         len(set(versions)) != len(versions)
         or versions[-1] - versions[0] > rules.versions_back
-        or (len(models) > 1 and min(behind.values()) < rules.survivors_min)
+        or (len(models) > 1 and min(behind.values()) < rules.behind_each_model)
     ):
         raise LocalProtocolError(
             "cohort-models",
-            "A cohort admits one model of each version within the manifest's bound, each with at "
-            "least as many devices behind it as make a sum.",
-            expected=(rules.versions_back + 1, rules.survivors_min),
+            "A cohort admits one model of each version within the manifest's bound, each with "
+            "enough devices behind it.",
+            expected=(rules.versions_back + 1, rules.behind_each_model),
             found=[(model.version, count) for model, count in behind.items()][:8],
         )
     return models

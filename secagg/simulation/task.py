@@ -82,6 +82,7 @@ def make_task(
     degree: int = 0,
     threshold: int = 0,
     versions_back: int = 0,
+    model_min: int = 0,
     removable_drops: tuple[int, ...] = (),
 ) -> Task:
     """A task over ``length`` plain coordinates for ``clients`` enrolled devices.
@@ -113,6 +114,7 @@ def make_task(
             degree=degree,
             threshold=threshold,
             versions_back=versions_back,
+            model_min=model_min,
         ),
         deadlines=Deadlines(
             report_s=_STEP_S,

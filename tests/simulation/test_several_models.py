@@ -95,6 +95,19 @@ def test_the_aggregator_forms_no_cohort_that_devices_would_refuse(
     assert caught.value.reason == "cohort-models"
 
 
+def test_fewer_devices_than_make_a_sum_may_stand_behind_a_model_where_the_manifest_says_so() -> (
+    None
+):
+    """More than half of a cohort must survive, so no two models can have that many behind them."""
+    terms = {"slice_length": 4, "survivors_min": 5, "versions_back": 2, "model_min": 3}
+    task = make_task(CLIENTS, CLIENTS, **terms)
+    result = run_cohort(task, [], devices=devices_on(task, [model(7)] * 5 + [model(5)] * 3))
+    assert isinstance(result.state, server.Released)
+    with pytest.raises(LocalProtocolError) as caught:
+        run_cohort(task, [], devices=devices_on(task, [model(7)] * 6 + [model(5)] * 2))
+    assert caught.value.reason == "cohort-models"
+
+
 def _shown(change) -> set[str | None]:
     """How devices end that are shown a changed roster by whoever holds the task key."""
     task = shown_task(2)
