@@ -138,6 +138,14 @@ class PrivacyPolicy:
                 found=manifest.cohort.survivors_min,
                 remedy="Raise the task's survivors_min, or lower min_cohort in this app's policy.",
             )
+        if manifest.cohort.versions_back and manifest.cohort.behind_each_model < self.min_cohort:
+            raise PolicyRefusal(
+                "model-cohort-too-small",
+                "One of a buffer's models could have so few devices behind it.",
+                expected=f"at least {self.min_cohort}",
+                found=manifest.cohort.behind_each_model,
+                remedy="Raise the task's model_min, or lower min_cohort in this app's policy.",
+            )
         trusted = self.trusted_partners(own_partner)
         if own_partner not in manifest.partner_keys or not trusted & set(manifest.partner_keys):
             raise PolicyRefusal(

@@ -100,7 +100,7 @@ class Session:
             manifest=encoded_manifest,
             model_version=model_version,
             model_digest=model_digest,
-            survivors_min=max(manifest.cohort.survivors_min, survivors_min),
+            survivors_min=survivors_min,
             partner_keys=tuple(sorted(partner_keys)),
             contribution=contribution,
             state=b"",

@@ -1,9 +1,9 @@
 """Which of the devices that have reported in make a cohort.
 
 A synchronous cohort is the first ``size_max`` of one version. A buffer (FedBuff) admits several
-versions, but none with fewer than ``survivors_min`` devices behind it: every device refuses such a
-roster, since a model that was made for a few of them could take their updates apart. So versions
-are whole groups; a device whose group is too small waits, and keeps nobody else waiting.
+versions, but none with fewer than ``model_min`` devices behind it: every device refuses such a
+roster, since a model that only a few trained on could take their updates apart. So versions are
+whole groups; a device whose group is too small waits, and keeps nobody else waiting.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ def choose(waiting: Sequence[Ready], rules: CohortRules) -> tuple[Ready, ...]:
         waiting: of admissible versions only, in order of arrival.
     """
     counts = Counter(ready.version for ready in waiting)
-    usable = sorted(v for v, count in counts.items() if count >= rules.survivors_min)
+    usable = sorted(v for v, count in counts.items() if count >= rules.behind_each_model)
     best: tuple[int, ...] = ()
     best_size = rules.size_min - 1
     for versions in _sets(usable[:_VERSIONS_MAX]):
         size = min(rules.size_max, sum(counts[version] for version in versions))
-        if size > best_size and len(versions) * rules.survivors_min <= rules.size_max:
+        if size > best_size and len(versions) * rules.behind_each_model <= rules.size_max:
             best, best_size = versions, size
-    return _fill(waiting, best, best_size, rules.survivors_min) if best else ()
+    return _fill(waiting, best, best_size, rules.behind_each_model) if best else ()
 
 
 def _sets(versions: Sequence[int]) -> Iterable[tuple[int, ...]]:

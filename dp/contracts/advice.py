@@ -119,4 +119,10 @@ def warnings(manifest: Manifest) -> tuple[str, ...]:
             "Devices report in when they are ready, so time may show the batch: no amplified "
             "statement is made."
         )
+    rules = manifest.cohort
+    if rules.versions_back and 2 * rules.behind_each_model > rules.size_max:
+        found.append(
+            f"No buffer of {rules.size_max} has room for two versions with {rules.model_min} "
+            "devices behind each: devices wait for others of their own version. Use larger cohorts."
+        )
     return tuple(found)

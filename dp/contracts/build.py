@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from dp.contracts.check import algorithm_named, check_manifest
 from dp.contracts.derive import derive_ring, share_variance
-from dp.contracts.fedbuff import versions_back
+from dp.contracts.fedbuff import versions_of
 from dp.contracts.known_noise import mean_deviation
 from dp.contracts.local import ONE_STEP
 from dp.contracts.optimisers import BETA2, MOMENTUM, TAU, or_default, server_optimiser
@@ -81,6 +81,7 @@ def build_manifest(
         spec.cohort.survivors_min,
         spec.cohort.corrupt_max,
     )
+    versions_back, model_min = versions_of(spec)
     cohort = CohortRules(
         size_min=spec.cohort.size_min,
         size_max=spec.cohort.size_max,
@@ -89,7 +90,8 @@ def build_manifest(
         silent_max=silent,
         degree=degree,
         threshold=needed,
-        versions_back=versions_back(spec),
+        versions_back=versions_back,
+        model_min=model_min,
     )
     factor = spec.examples_max if mode == "distributed" else 1
     noise = _noise(spec, mode, cohort, segments, factor) if in_ring else None

@@ -4,8 +4,8 @@ versions of the model.
     x <- x + eta_g (1/K) sum over the buffer of s(tau_k) delta_k,    s(tau) = 1 / sqrt(1 + tau)
 
 The masks of a cohort cancel only inside it, so a buffer is a cohort of devices that have finished.
-It admits models up to ``versions_back`` versions old, none of them with fewer than
-``survivors_min`` devices behind it; tau counts the versions between a device's model and the newest
+It admits models up to ``versions_back`` versions old, each released by the ledger and with at least
+``model_min`` devices behind it; tau counts the versions between a device's model and the newest
 that the cohort admits.
 
 A device multiplies by s after its update is clipped: before, a long update would be scaled into the
@@ -27,6 +27,7 @@ from secagg.manifest import Manifest, Training
 
 NAME = "fedbuff"
 VERSIONS_BACK, VERSIONS_BACK_MAX = 4, 64  # default and limit
+MODEL_MIN = 2
 _OPTIMISERS = ("sgd", "momentum")
 
 
@@ -35,28 +36,33 @@ def staleness_weight(staleness: int) -> float:
     return 1 / math.sqrt(1 + staleness)
 
 
-def versions_back(spec: TaskSpec) -> int:
-    """The spec's bound, or the algorithm's default."""
-    if spec.cohort.versions_back is not None:
-        return spec.cohort.versions_back
-    return VERSIONS_BACK if spec.algorithm == NAME else 0
+def versions_of(spec: TaskSpec) -> tuple[int, int]:
+    """(``versions_back``, ``model_min``) of the spec, or the algorithm's defaults."""
+    cohort, buffered = spec.cohort, spec.algorithm == NAME
+    back, behind = cohort.versions_back, cohort.model_min
+    if back is None:
+        back = VERSIONS_BACK if buffered else 0
+    if behind is None:
+        behind = max(MODEL_MIN, cohort.survivors_min // 2) if buffered else 0
+    return back, behind
 
 
 def check_versions(manifest: Manifest) -> None:
     """Only a buffer admits more than one version.
 
     Raises:
-        ConfigurationError: ``versions-without-buffer``, ``versions-back``.
+        ConfigurationError: ``versions-without-buffer``, ``versions-back``, ``model-min``.
     """
-    back = manifest.cohort.versions_back
+    rules = manifest.cohort
     if manifest.algorithm == NAME:
-        in_range("versions_back", back, 1, VERSIONS_BACK_MAX, reason="versions-back")
-    elif back != 0:
+        in_range("versions_back", rules.versions_back, 1, VERSIONS_BACK_MAX, reason="versions-back")
+        in_range("model_min", rules.model_min, MODEL_MIN, rules.survivors_min, reason="model-min")
+    elif (rules.versions_back, rules.model_min) != (0, 0):
         refuse(
             "versions-without-buffer",
             f"All devices of a {manifest.algorithm} cohort train on one version.",
-            expected="versions_back = 0",
-            found=back,
+            expected="versions_back = 0 and model_min = 0",
+            found=(rules.versions_back, rules.model_min),
             remedy="Use the algorithm 'fedbuff'.",
         )
 

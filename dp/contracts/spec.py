@@ -35,7 +35,8 @@ class CohortSpec(_Table, frozen=True):
     ``silent_max``: survivors whose noise does not count. None: 1 (or ``corrupt_max``, if larger)
     with noise in the ring, since a participant knows its own share, else 0.
     ``versions_back``: how many versions older than the newest a cohort's models may be. None: 4 for
-    fedbuff, else 0.
+    fedbuff, else 0. ``model_min``: devices behind each of these models. None: half of survivors_min
+    for fedbuff, at least 2; else 0.
     """
 
     size_min: int = 6
@@ -44,6 +45,7 @@ class CohortSpec(_Table, frozen=True):
     corrupt_max: int = 0
     silent_max: int | None = None
     versions_back: int | None = None
+    model_min: int | None = None
 
 
 class DeadlineSpec(_Table, frozen=True):

@@ -208,6 +208,59 @@ async def test_a_record_that_is_no_json_is_refused(tmp_path: Path) -> None:
     assert await reason_of(Log([b"\xff"]), tmp_path, leaf=0) == "release-mismatch"
 
 
+MODELS = {"task": "stats", "manifest_digest": b"m" * 32}
+
+
+def task_leaf(model: bytes, **changes: object) -> bytes:
+    record = {"type": "task", "task": "stats", "manifest_digest": (b"m" * 32).hex()}
+    return json.dumps({**record, "model_digest": model.hex(), **changes}).encode()
+
+
+async def test_the_models_of_a_buffer_are_those_of_the_ledger(tmp_path: Path) -> None:
+    log = Log(
+        [
+            task_leaf(b"0" * 32),
+            release(1, new_model_digest=(b"1" * 32).hex()),
+            *entries(300),
+            release(2, new_model_digest=(b"2" * 32).hex()),
+        ]
+    )
+    await watch(log, tmp_path).verify_models(frozenset({b"2" * 32}), **MODELS)
+    models = frozenset({b"0" * 32, b"1" * 32, b"2" * 32})
+    await watch(log, tmp_path).verify_models(models, **MODELS)
+
+
+@pytest.mark.parametrize(
+    "leaf",
+    [
+        release(1, new_model_digest=(b"2" * 32).hex()),
+        release(1, new_model_digest=(b"1" * 32).hex(), task="another"),
+        release(1, new_model_digest=(b"1" * 32).hex(), manifest_digest="00"),
+        release(1, new_model_digest=(b"1" * 32).hex(), outcome="charged"),
+        task_leaf(b"1" * 32, type="policy"),
+    ],
+    ids=["another model", "another task", "another manifest", "no release", "no task"],
+)
+async def test_a_model_that_was_never_released_is_refused(tmp_path: Path, leaf: bytes) -> None:
+    with pytest.raises(LedgerError) as caught:
+        await watch(Log([*entries(2), leaf]), tmp_path).verify_models(
+            frozenset({b"1" * 32}), **MODELS
+        )
+    assert caught.value.reason == "model-not-in-ledger"
+
+
+async def test_a_release_of_a_model_that_is_shown_but_not_logged_is_refused(
+    tmp_path: Path,
+) -> None:
+    crafted = release(1, new_model_digest=(b"1" * 32).hex())
+    honest, forged = Log(entries(9)), Log([*entries(8), crafted])
+    (bundle,) = tiles.bundles_of(9)
+    honest.files[bundle.path] = forged.files[bundle.path]
+    with pytest.raises(LedgerError) as caught:
+        await watch(honest, tmp_path).verify_models(frozenset({b"1" * 32}), **MODELS)
+    assert caught.value.reason == "release-not-proven"
+
+
 LOST = {key: CLAIM[key] for key in ("task", "manifest_digest", "identity_key")}
 
 
