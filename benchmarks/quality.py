@@ -38,6 +38,7 @@ from benchmarks.quality_rows import ROWS, model_of, seeded, task_of
 from client_sdk.adapted import AdaptedModel
 from client_sdk.contribution import TrainingJob, check_values
 from client_sdk.evaluation import evaluate
+from client_sdk.staleness import weighed
 from client_sdk.trainer import LoraTrainer
 from dp.accounting import headline, lines
 from dp.contracts.scaffold import control_step, has_control
@@ -121,15 +122,23 @@ class Run:
             LoraTrainer(copy.deepcopy(base), tokenizer, dataset, threads=1, random_bytes=source)
             for dataset, source in zip(rows, coins, strict=True)
         ]
+        has_versions = manifest.cohort.versions_back > 0  # then every second device is one behind
+        older = zero
         control = np.zeros(len(zero))
         own = [np.zeros(len(zero)) for _ in rows]
         for version in range(releases):
             contributions = []
             for k, trainer in enumerate(trainers):
                 vector = vectors[k if self.row.where == "alone" else 0]
+                behind = int(has_versions and version > 0 and k % 2)
+                if behind:
+                    vector = older
                 correction = control - own[k] if has_control(manifest) else None
-                job = TrainingJob(manifest, version, vector, version, correction=correction)
-                contributions.append(check_values(manifest, trainer.contribute(job)))
+                job = TrainingJob(
+                    manifest, version - behind, vector, version, correction=correction
+                )
+                values = check_values(manifest, trainer.contribute(job))
+                contributions.append(weighed(manifest, values, behind) if has_versions else values)
             if self.row.where == "federated":
                 if manifest.adapter.kind == "lora" and "delta" in contributions[0]:
                     error = product_error(manifest, vectors[0], contributions)
@@ -137,6 +146,7 @@ class Run:
                 sums = summed(manifest, contributions, coins, version)
                 present = len(contributions)
                 step = server_step(manifest, vectors[0], optimiser, sums, version, present)
+                older = vectors[0]
                 vectors, optimiser = [step.vector], step.optimiser
                 if has_control(manifest):  # as sent, but for the rounding
                     for k, values in enumerate(contributions):

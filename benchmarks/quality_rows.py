@@ -169,7 +169,7 @@ def _manifest(
     denominator = 0.0
     if distributed:
         denominator = 20.0 * clients  # near the number of examples in a sum
-    elif noise is not None and algorithm != "scaffold":
+    elif noise is not None and algorithm not in ("scaffold", "fedbuff"):
         denominator = float(clients)
     spec = TaskSpec(
         task="quality",
