@@ -34,10 +34,11 @@ from numpy.typing import NDArray
 from aggregator.algorithms import server_step
 from benchmarks.quality_plan import Key, Plan, Results, missing
 from benchmarks.quality_report import write_report
-from benchmarks.quality_rows import ROWS, model_of, seeded, task_of
+from benchmarks.quality_rows import MAX_TOKENS, ROWS, model_of, seeded, task_of
 from client_sdk.adapted import AdaptedModel
 from client_sdk.contribution import TrainingJob, check_values
 from client_sdk.evaluation import evaluate
+from client_sdk.examples import encode_example
 from client_sdk.staleness import weighed
 from client_sdk.trainer import LoraTrainer
 from dp.accounting import headline, lines
@@ -221,10 +222,29 @@ def _place(seed: int, question: str) -> bytes:
     return hashlib.sha256(f"validation {seed}\n{question}".encode()).digest()
 
 
-def base_loss(model: str, clients: int) -> float:
-    """The base model's loss on the test pairs."""
+def references(model: str, clients: int) -> dict[str, float]:
+    """Losses on the test pairs without any federated training.
+
+    ``token frequencies`` guesses every token by how often it is in the devices' answers (add-one
+    smoothing), whatever the question: what is above it has not learnt more than that.
+    """
     base, tokenizer, _ = model_of(model)
-    return evaluate(base, tokenizer, data_of(clients, 0, "test")[1])
+    training, test = data_of(clients, 0, "test")
+    counts = np.ones(len(tokenizer))
+    for token in (t for part in training for pair in part for t in _answer(tokenizer, pair)):
+        counts[token] += 1
+    surprise = -np.log(counts / counts.sum())
+    answers = [_answer(tokenizer, pair) for pair in test]
+    return {
+        "base model": evaluate(base, tokenizer, test),
+        "token frequencies": float(np.mean([surprise[answer].mean() for answer in answers])),
+    }
+
+
+def _answer(tokenizer: Any, pair: Pair) -> list[int]:
+    """The tokens that count in the loss."""
+    row = encode_example(tokenizer, pair, MAX_TOKENS)
+    return [token for token, counted in zip(row.tokens, row.counts, strict=True) if counted]
 
 
 def run_all(args: argparse.Namespace, plan: Plan, results: Results) -> None:
@@ -291,7 +311,7 @@ def main() -> None:
     results = Results(RESULTS / f"{args.model}-{args.clients}x{args.steps}.jsonl")
     if args.command == "run":
         run_all(args, plan, results)
-    write_report(plan, results, base_loss(args.model, args.clients), args.into)
+    write_report(plan, results, references(args.model, args.clients), args.into)
 
 
 if __name__ == "__main__":

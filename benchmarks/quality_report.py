@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.quality_plan import Cell, Plan, Results, loss_of
@@ -35,14 +35,15 @@ def spread(cell: Cell) -> float:
     return statistics.stdev(losses) if len(losses) > 1 and math.isfinite(sum(losses)) else 0.0
 
 
-def table(plan: Plan, results: Results, before: float) -> str:
+def table(plan: Plan, results: Results, references: Mapping[str, float]) -> str:
     """The Markdown table, with what has to be known to read it."""
     made = cells(plan, results)
     names = ["∞" if epsilon is None else f"{epsilon:g}" for epsilon in plan.epsilons]
     heads = [text for name in names for text in (f"loss at ε = {name}", "ppl")]
     columns = ["row", *heads, "up", "down", "device s", f"rates at ε = {', '.join(names)}"]
     rows = [columns, ["---"] * len(columns)]
-    rows.append(_line("base model", [f"{before:.3f}", _perplexity(before)], len(columns)))
+    for name, loss in references.items():
+        rows.append(_line(name, [f"{loss:.3f}", _perplexity(loss)], len(columns)))
     for row in ROWS:
         of_row = [made[row.name, epsilon] for epsilon in plan.epsilons]
         if not row.exists:
@@ -124,7 +125,7 @@ def _notes(plan: Plan, results: Results) -> str:
     return text
 
 
-def chart(plan: Plan, results: Results, before: float) -> str:
+def chart(plan: Plan, results: Results, references: Mapping[str, float]) -> str:
     """The SVG: one line of marks per row, one colour per epsilon, whiskers for the spread."""
     made = {
         key: cell
@@ -134,8 +135,9 @@ def chart(plan: Plan, results: Results, before: float) -> str:
     names = [row.name for row in ROWS if any(name == row.name for name, _ in made)]
     if not names:
         return ""
-    low = min(mean(cell) - spread(cell) for cell in made.values()) - 0.1
-    high = min(max(before, *(mean(c) + spread(c) for c in made.values())) + 0.1, before + 1.0)
+    top, bottom = max(references.values()), min(references.values())
+    low = min(bottom, *(mean(cell) - spread(cell) for cell in made.values())) - 0.1
+    high = min(max(top, *(mean(c) + spread(c) for c in made.values())) + 0.1, top + 1.0)
     height, left, width = 60 + 26 * len(names), 140, 530
 
     def x(loss: float) -> float:
@@ -145,11 +147,14 @@ def chart(plan: Plan, results: Results, before: float) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + width + 20} {height}" '
         'font-family="sans-serif" font-size="12">',
         '<rect width="100%" height="100%" fill="white"/>',
-        f'<line x1="{x(before):.1f}" x2="{x(before):.1f}" y1="10" y2="{height - 40}" '
-        'stroke="#888" stroke-dasharray="4 3"/>',
-        f'<text x="{x(before):.1f}" y="{height - 26}" text-anchor="middle" fill="#666">'
-        "base model</text>",
     ]
+    for name, loss in references.items():
+        parts.append(
+            f'<line x1="{x(loss):.1f}" x2="{x(loss):.1f}" y1="10" y2="{height - 40}" '
+            'stroke="#888" stroke-dasharray="4 3"/>'
+            f'<text x="{x(loss):.1f}" y="{height - 26}" text-anchor="middle" fill="#666">'
+            f"{name}</text>"
+        )
     for i, name in enumerate(names):
         y = 22 + 26 * i
         parts.append(f'<text x="{left - 8}" y="{y + 4}" text-anchor="end">{name}</text>')
@@ -179,9 +184,11 @@ def _mark(cell: Cell, colour: str, y: int, x: Callable[[float], float]) -> str:
     )
 
 
-def write_report(plan: Plan, results: Results, before: float, into: Path | None) -> None:
+def write_report(
+    plan: Plan, results: Results, references: Mapping[str, float], into: Path | None
+) -> None:
     """Print the table; with ``into`` put it between its marks there, and the chart beside it."""
-    made = table(plan, results, before)
+    made = table(plan, results, references)
     print(made)
     if into is None:
         return
@@ -191,4 +198,4 @@ def write_report(plan: Plan, results: Results, before: float, into: Path | None)
     head, _, rest = text.partition(begin)
     _, _, tail = rest.partition(end)
     into.write_text(f"{head}{begin}\n{made}{end}{tail}")
-    (into.parent / f"quality-{name}.svg").write_text(chart(plan, results, before))
+    (into.parent / f"quality-{name}.svg").write_text(chart(plan, results, references))

@@ -41,7 +41,7 @@ from secagg_cli.models import ensure_model, load_model
 from secagg_cli.presets import preset_for
 
 DELTA = 1e-5
-BATCH, SAMPLING_RATE, CLIP = 24, 0.25, 1.0
+BATCH, SAMPLING_RATE, CLIP, MAX_TOKENS = 24, 0.25, 1.0, 64
 DIRECTIONS = 8
 UNEQUAL_STEPS_MAX = 3  # one pass over 35 to 141 pairs in batches of 24, cut at three steps
 
@@ -190,7 +190,7 @@ def _manifest(
             proximal_mu=0.05 if algorithm == "fedprox" else 0.0,
             server_learning_rate=rate if server_side else 1.0,
             denominator=denominator,
-            max_tokens=64,
+            max_tokens=MAX_TOKENS,
             micro_batch=8,
             directions=DIRECTIONS,
             perturbation=0.01,

@@ -15,6 +15,7 @@ from dp.accounting import headline, lines
 FFA = next(row for row in ROWS if row.name == "FFA-LoRA")
 PLAN = Plan(seeds=(0, 1), rates=(1.0, 4.0, 16.0), epsilons=(None, 3.0), tuning_seeds=(100, 101))
 ROW = "FedAvg"
+REFERENCES = {"base model": 7.0, "token frequencies": 5.5}
 
 
 @pytest.fixture
@@ -85,7 +86,7 @@ def test_a_single_rate_needs_no_tuning(results):
 def test_a_refused_combination_is_shown_as_none_and_not_tried_again(results):
     results.add(Key("tune", ROW, 3.0, 1.0, 100), {"refused": "no-example-privacy", "load": 1.0})
     assert all(key.epsilon is None for key in todo(results))
-    assert "| FedAvg | not run |  | none |" in quality_report.table(PLAN, results, 7.0)
+    assert "| FedAvg | not run |  | none |" in quality_report.table(PLAN, results, REFERENCES)
 
 
 def test_a_line_that_another_process_is_writing_is_read_when_it_is_whole(results):
@@ -102,7 +103,7 @@ def test_the_table_shows_mean_spread_and_cost_and_names_what_was_not_run(results
     tuned(results)
     add(results, "test", 4.0, 0, 5.1)
     add(results, "test", 4.0, 1, 5.3)
-    made = quality_report.table(PLAN, results, 7.0)
+    made = quality_report.table(PLAN, results, REFERENCES)
     line = next(text for text in made.splitlines() if text.startswith("| FedAvg |"))
     assert line.startswith("| FedAvg | 5.200 ± 0.141 | 181 | not run |")
     assert line.endswith("| 1.5 MB | 2.0 KB | 3.0 | 4, – |")
@@ -115,7 +116,7 @@ def test_the_table_says_how_few_seeds_there_are_and_marks_a_rate_at_the_edge(res
         for rate in PLAN.rates:
             add(results, "tune", rate, seed, 8 - rate / 8)
     add(results, "test", 16.0, 0, 5.0)
-    made = quality_report.table(PLAN, results, 7.0)
+    made = quality_report.table(PLAN, results, REFERENCES)
     assert "5.000 ± 0.000 (1 seeds)" in made
     assert "| 16*, – |" in made
 
@@ -124,7 +125,7 @@ def test_the_chart_is_well_formed_and_has_a_mark_for_each_cell(results):
     for epsilon in PLAN.epsilons:
         tuned(results, epsilon=epsilon)
         add(results, "test", 4.0, 0, 5.0, epsilon=epsilon)
-    root = ET.fromstring(quality_report.chart(PLAN, results, 7.0))  # noqa: S314  (our own text)
+    root = ET.fromstring(quality_report.chart(PLAN, results, REFERENCES))  # noqa: S314  (our own text)
     circles = [e for e in root.iter() if e.tag.endswith("circle")]
     assert len(circles) == 2 + 3  # marks, and the legend's
 
@@ -135,7 +136,7 @@ def test_the_report_replaces_only_what_is_between_its_marks(results, tmp_path):
     page = tmp_path / "page.md"
     begin, end = (m.format("tiny-6x8") for m in (quality_report.BEGIN, quality_report.END))
     page.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
-    quality_report.write_report(PLAN, results, 7.0, page)
+    quality_report.write_report(PLAN, results, REFERENCES, page)
     text = page.read_text()
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")
@@ -176,6 +177,6 @@ def test_a_run_with_its_line_is_not_repeated(results, monkeypatch):
     arguments = type("A", (), {"rows": ["FFA-LoRA"], "model": "tiny", "clients": 2, "steps": 1})()
     quality.run_all(arguments, plan, results)
     (result,) = results.all().values()
-    assert result["loss"] < quality.base_loss("tiny", 2)
+    assert result["loss"] < quality.references("tiny", 2)["base model"]
     monkeypatch.setattr(quality, "_one", lambda *_: pytest.fail("ran again"))
     quality.run_all(arguments, plan, results)
