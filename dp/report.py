@@ -17,6 +17,7 @@ from dp.budget import Unit, charges_of
 from dp.contracts import overshoot, warnings
 from dp.events import Composed, Event
 from dp.grid import examples_factor
+from secagg.limits import COMPLETE_GRAPH_MAX, GRINDING_BITS, SECURITY_BITS
 from secagg.manifest import Manifest
 
 _PROFILE_DELTAS = (1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9)
@@ -297,6 +298,9 @@ def _parameters(manifest: Manifest) -> tuple[Parameter, ...]:
     row("cohort", f"{rules.size_min} to {rules.size_max}", "devices that start a sum")
     row("survivors_min", rules.survivors_min, "fewest devices in a released sum")
     row("corrupt_max", rules.corrupt_max, "devices that may work with the aggregator")
+    if rules.degree:
+        row("degree", rules.degree, "neighbours that each device of a large cohort has")
+        row("threshold", rules.threshold, "neighbours who open one secret of a device together")
     row("silent_max", rules.silent_max, "survivors whose noise is not counted")
     if example is not None:
         where = "by every device in every local step" if example.mode == "local" else "over the sum"
@@ -372,7 +376,7 @@ def _exposure(manifest: Manifest) -> tuple[Exposure, ...]:
             who="the aggregator and its operator",
             what=f"{sums} over at least {rules.survivors_min} devices, who took part, and when; "
             "not one device's update, unless more than "
-            f"{rules.corrupt_max} of a device's neighbours work with it",
+            f"{rules.corrupt_max} devices of its cohort work with it",
         ),
         Exposure(
             who="every participant",
@@ -402,6 +406,13 @@ def _assumptions(manifest: Manifest) -> tuple[str, ...]:
         "AES-256, SHA-256, Ed25519 and the hybrid key exchange hold; random bytes come from the "
         "operating system.",
     ]
+    if rules.degree:
+        found.append(
+            f"A cohort of more than {COMPLETE_GRAPH_MAX} devices shares masks with "
+            f"{rules.degree} neighbours each, on a circle drawn from its roster: with a chance of "
+            f"at most 2^-{SECURITY_BITS} per cohort the circle is one on which that many devices "
+            f"open more, if the aggregator tries at most 2^{GRINDING_BITS} rosters."
+        )
     if manifest.noise is not None:
         found.append(
             f"At least {manifest.noise.honest_min} of the fewest {rules.survivors_min} survivors "

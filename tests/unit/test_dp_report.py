@@ -12,7 +12,7 @@ import rfc8785
 from typer.testing import CliRunner
 
 from dp.audit import verify_ledger
-from dp.contracts import BudgetSpec
+from dp.contracts import BudgetSpec, CohortSpec
 from dp.ledger import LedgerBuilder
 from dp.report import ReportData, report_data
 from secagg_cli.main import app
@@ -48,6 +48,17 @@ def test_report_of_the_default_task() -> None:
     assert task.unprotected
     assert task.assumptions
     assert task.exposure
+
+
+def test_report_of_a_large_cohort_says_what_its_graph_leaves_to_chance() -> None:
+    small = report(built(), (4,)).tasks[0]
+    cohort = CohortSpec(size_min=200, size_max=200, survivors_min=180, corrupt_max=10)
+    (task,) = report(built(cohort=cohort), (190,)).tasks
+    rows = {row.name: row.value for row in task.parameters}
+    assert 0 < int(rows["degree"]) / 2 < int(rows["threshold"]) <= int(rows["degree"])
+    assert any("2^-40" in assumed and "2^64" in assumed for assumed in task.assumptions)
+    assert not {"degree", "threshold"} & {row.name for row in small.parameters}
+    assert len(task.assumptions) == len(small.assumptions) + 1
 
 
 def test_report_is_plain_data() -> None:
