@@ -1,6 +1,6 @@
 """The aggregator under one cohort of real devices over loopback HTTP.
 
-    python benchmarks/service.py --clients 128 --length 100000 --dropout 0.1
+    python benchmarks/service.py --clients 200 --length 100000 --dropout 0.1
 
 The service is a process of its own (``python -m aggregator.main``, SQLite on disk); the devices are
 ``client_sdk.Client`` objects with sealed journals, spread over a few processes. Each contributes a
@@ -194,7 +194,7 @@ async def released_sum(url: str) -> np.ndarray:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--clients", type=int, default=128)
+    parser.add_argument("--clients", type=int, default=200)
     parser.add_argument("--length", type=int, default=100_000)
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--processes", type=int, default=2, help="that hold the devices")
