@@ -11,10 +11,10 @@ import pytest
 from protocol_run import CLIENTS, make_recorded, recorded_run
 from said import said
 
-from secagg import messages, parameters, server
+from secagg import messages, server
 from secagg.adverts import check_advert
 from secagg.context import masking_set_digest, survivor_set_digest
-from secagg.errors import ConfigurationError, LocalProtocolError, RemoteProtocolError, SecaggError
+from secagg.errors import LocalProtocolError, RemoteProtocolError, SecaggError
 from secagg.keys import identity_public_key, signing_key
 from secagg.messages import (
     Advert,
@@ -342,103 +342,6 @@ def test_a_driver_hears_what_it_did_wrong(name: str) -> None:
     reason, expected, found = said(caught.value)
     found = sorted(found) if reason == "cohort-models" else found
     assert (reason, expected, found) == MISUSE[name][1:4]
-
-
-def unreachable(sparse: bool) -> None:
-    if sparse:
-        rules = CONFIG.manifest.cohort
-        ring = parameters.Graph(200, 10, bytes(32))
-        parameters.threshold_on(ring, _replace(rules, degree=10, threshold=5))
-    parameters.threshold(5, 5)
-
-
-CONFIGURATIONS: dict[str, tuple[Callable[[], Any], str, object, object]] = {
-    "no threshold": (lambda: unreachable(False), "threshold-unreachable", "at most 5 shares", 6),
-    "a sparse threshold of half": (
-        lambda: unreachable(True),
-        "threshold-unreachable",
-        "6 to 10",
-        5,
-    ),
-    "corrupt below zero": (lambda: parameters.threshold(5, -1), "corrupt-negative", None, -1),
-    "a cohort of one": (
-        lambda: parameters.check_cohort(1, 5, 2, 0),
-        "cohort-size",
-        "2 <= size_min <= size_max",
-        (1, 5),
-    ),
-    "a roster too long": (
-        lambda: parameters.check_cohort(5, 1 << 20, 4, 0),
-        "cohort-too-large",
-        f"at most {parameters.COHORT_MAX}",
-        1 << 20,
-    ),
-    "more survivors than devices": (
-        lambda: parameters.check_cohort(5, 6, 6, 0),
-        "survivors-min",
-        "2..5",
-        6,
-    ),
-    "fewer survivors than shares": (
-        lambda: parameters.check_cohort(6, 6, 4, 1),
-        "survivors-below-threshold",
-        "survivors_min >= 5",
-        4,
-    ),
-    "a degree for nothing": (
-        lambda: parameters.check_cohort(6, 6, 5, 1, 4, 3),
-        "degree-unused",
-        "degree = threshold = 0",
-        (4, 3),
-    ),
-    "no degree": (
-        lambda: parameters.check_cohort(6, 200, 5, 1),
-        "degree-missing",
-        "a degree and a threshold",
-        (0, 0),
-    ),
-    "an odd degree": (
-        lambda: parameters.check_cohort(6, 200, 5, 1, 11, 8),
-        "degree-range",
-        f"an even degree from 2 to {parameters.DEGREE_MAX}",
-        11,
-    ),
-    "half of the degree": (
-        lambda: parameters.check_cohort(6, 200, 5, 1, 10, 5),
-        "threshold-range",
-        "6..10",
-        5,
-    ),
-    "too few to confirm": (
-        lambda: parameters.check_confirmations(200, 104, 8),
-        "confirmations-unreachable",
-        "at least 105 survivors",
-        104,
-    ),
-    "nobody honest": (
-        lambda: parameters._check_sparse(150, 200, 150, 100, 60),
-        "threshold-unreachable",
-        "at most 149",
-        150,
-    ),
-}
-
-
-@pytest.mark.parametrize("name", CONFIGURATIONS)
-def test_a_task_that_cannot_be_is_refused_in_figures(name: str) -> None:
-    call, *expected = CONFIGURATIONS[name]
-    with pytest.raises(ConfigurationError) as caught:
-        call()
-    assert list(said(caught.value)) == expected
-
-
-def test_configurations_pass_at_their_bounds() -> None:
-    parameters.check_confirmations(200, 105, 8)
-    parameters.check_sizes(2, 2, 2, 0)
-    rules = CONFIG.manifest.cohort
-    for threshold in (6, 10):
-        ring = parameters.Graph(200, 10, bytes(32))
-        assert parameters.threshold_on(ring, _replace(rules, threshold=threshold)) == threshold
 
 
 def test_a_driver_event_that_is_not_due_says_what_is() -> None:
