@@ -26,6 +26,7 @@ from dp.events import (
     Event,
     PoissonSampled,
     SkellamRelease,
+    replace_one,
 )
 from dp.grid import (
     clip_units,
@@ -235,11 +236,15 @@ def epsilon_of(event: Event, delta: float, slack_log2: float = -math.inf) -> flo
     return epsilon_from_rdp(curve, delta - slack)
 
 
-def lines(manifest: Manifest, releases: Releases) -> tuple[PrivacyLine, ...]:
+def lines(
+    manifest: Manifest, releases: Releases, *, replaced: bool = False
+) -> tuple[PrivacyLine, ...]:
     """What ``releases`` of this task cost, one line per statement; empty without privacy.
 
     ``releases``: facts of each, or facts -> number of releases; an integer counts releases at the
-    fewest survivors (what a task is charged beforehand).
+    fewest survivors (what a task is charged beforehand). ``replaced``: the same releases between
+    neighbours that exchange a record (a device: its data), at twice the sensitivity; no such line
+    is amplified.
 
     Raises:
         AccountingError: an impossible release or parameter.
@@ -248,87 +253,86 @@ def lines(manifest: Manifest, releases: Releases) -> tuple[PrivacyLine, ...]:
     result: list[PrivacyLine] = []
     if manifest.example_privacy is not None:
         if manifest.example_privacy.mode == "distributed":
-            result += _mode_c(manifest, manifest.example_privacy, counts)
+            result += _mode_c(manifest, manifest.example_privacy, counts, replaced)
         else:
-            result += _mode_a(manifest, manifest.example_privacy, sum(counts.values()))
+            total = sum(counts.values())
+            result += _mode_a(manifest, manifest.example_privacy, total, replaced)
     if manifest.device_privacy is not None:
-        result += _mode_b(manifest, manifest.device_privacy, counts)
+        result += _mode_b(manifest, manifest.device_privacy, counts, replaced)
     return tuple(result)
 
 
+def _line(
+    mode: Literal["A", "B", "C"],
+    adversary: str,
+    name: str,
+    event: Composed,
+    delta: float,
+    slack: float,
+    replaced: bool,
+) -> PrivacyLine:
+    """The unamplified statement about an event of mode ``mode``."""
+    unit: Literal["example", "device"] = "device" if mode == "B" else "example"
+    return PrivacyLine(
+        mode=mode,
+        unit=unit,
+        adversary=adversary,
+        adjacency="replace-one" if replaced else ADJACENCY[unit],
+        amplified=False,
+        accountant=name,
+        epsilon=epsilon_of(replace_one(event) if replaced else event, delta, slack),
+        delta=delta,
+    )
+
+
 def _mode_c(
-    manifest: Manifest, privacy: ExamplePrivacy, counts: Counter[ReleaseFacts]
+    manifest: Manifest, privacy: ExamplePrivacy, counts: Counter[ReleaseFacts], replaced: bool
 ) -> Iterator[PrivacyLine]:
     """Examples, by noise over the sum of all devices.
 
     That a batch may exceed its public cap is paid from delta in both lines: what is left out then
     depends on the other examples, so a neighbour may move the sum by more than the clip.
     """
-    adjacency = ADJACENCY["example"]
-    event, delta = _ring_event(manifest, counts, 1, adjacency), manifest.budget.delta
+    delta = manifest.budget.delta
+    event = _ring_event(manifest, counts, 1, ADJACENCY["example"])
     releases = sum(counts.values())
     slack = slack_log2(releases * (draws_per_release(manifest) + OVERRUN_DRAWS))
-    line = PrivacyLine(
-        mode="C",
-        unit="example",
-        adversary=_adversary(manifest),
-        adjacency=adjacency,
-        amplified=False,
-        accountant=accountant(manifest),
-        epsilon=epsilon_of(event, delta, slack),
-        delta=delta,
-    )
+    line = _line("C", _adversary(manifest), accountant(manifest), event, delta, slack, replaced)
     yield line
-    if manifest.report_slot_s > 0 and privacy.sampling_rate < 1:
+    if manifest.report_slot_s > 0 and privacy.sampling_rate < 1 and not replaced:
         sampled = epsilon_of(_sampled(event, privacy.sampling_rate), delta, slack)
         yield _amplified(line, sampled, ", if report-in slots and failures do not show the batch")
 
 
-def _mode_a(manifest: Manifest, privacy: ExamplePrivacy, releases: int) -> Iterator[PrivacyLine]:
+def _mode_a(
+    manifest: Manifest, privacy: ExamplePrivacy, releases: int, replaced: bool
+) -> Iterator[PrivacyLine]:
     """Examples, by the noise of every local step on the device itself."""
     steps = releases * (manifest.training.local_steps if manifest.training is not None else 1)
     event, delta = Composed(((local_step(manifest), steps),)), manifest.budget.delta
     slack = slack_log2(steps * manifest.data_length)
-    line = PrivacyLine(
-        mode="A",
-        unit="example",
-        adversary="everyone",
-        adjacency=ADJACENCY["example"],
-        amplified=False,
-        accountant=ACCOUNTANT_SKELLAM,
-        epsilon=epsilon_of(event, delta, slack),
-        delta=delta,
-    )
+    line = _line("A", "everyone", ACCOUNTANT_SKELLAM, event, delta, slack, replaced)
     yield line
-    if privacy.sampling_rate < 1:
+    if privacy.sampling_rate < 1 and not replaced:
         sampled = epsilon_of(_sampled(event, privacy.sampling_rate), delta, slack)
         timing = "" if manifest.report_slot_s > 0 else ", if time does not show the batch"
         yield _amplified(line, sampled, timing)
 
 
 def _mode_b(
-    manifest: Manifest, privacy: DevicePrivacy, counts: Counter[ReleaseFacts]
+    manifest: Manifest, privacy: DevicePrivacy, counts: Counter[ReleaseFacts], replaced: bool
 ) -> Iterator[PrivacyLine]:
     """Whole devices, by noise over the sum of all devices.
 
     Secret abstention is Poisson sampling of devices, against the aggregator too: beside a device
     whose contribution is always zero stands one that puts it in by an unseen coin.
     """
-    adjacency, delta = ADJACENCY["device"], manifest.budget.delta
-    event = _ring_event(manifest, counts, examples_factor(manifest), adjacency)
+    delta = manifest.budget.delta
+    event = _ring_event(manifest, counts, examples_factor(manifest), ADJACENCY["device"])
     slack = slack_log2(sum(counts.values()) * draws_per_release(manifest))
-    line = PrivacyLine(
-        mode="B",
-        unit="device",
-        adversary=_adversary(manifest),
-        adjacency=adjacency,
-        amplified=False,
-        accountant=accountant(manifest),
-        epsilon=epsilon_of(event, delta, slack),
-        delta=delta,
-    )
+    line = _line("B", _adversary(manifest), accountant(manifest), event, delta, slack, replaced)
     yield line
-    if privacy.participation_rate < 1:
+    if privacy.participation_rate < 1 and not replaced:
         sampled = epsilon_of(_sampled(event, privacy.participation_rate), delta, slack)
         yield _amplified(line, sampled, ", if nothing but the sum depends on who abstains")
 

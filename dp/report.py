@@ -72,7 +72,8 @@ class ProfilePoint(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TaskReport(msgspec.Struct, frozen=True, kw_only=True):
-    """``planned``: the lines if all releases happen with the fewest survivors."""
+    """``planned``: the lines if all releases happen with the fewest survivors. ``replaced``: what
+    happened, between neighbours that exchange a record instead."""
 
     task: str
     algorithm: str
@@ -82,6 +83,7 @@ class TaskReport(msgspec.Struct, frozen=True, kw_only=True):
     parameters: tuple[Parameter, ...]
     lines: tuple[PrivacyLine, ...]
     planned: tuple[PrivacyLine, ...]
+    replaced: tuple[PrivacyLine, ...]
     releases: tuple[ReleaseRow, ...]
     budget: BudgetRow
     profile: tuple[ProfilePoint, ...]
@@ -115,6 +117,10 @@ _FIGURES = (
     Figure(
         name="planned epsilon",
         value="the same, with releases_max releases of the fewest survivors",
+    ),
+    Figure(
+        name="epsilon under replace-one",
+        value="the same releases with both sensitivities doubled, never amplified",
     ),
     Figure(
         name="budget left",
@@ -238,6 +244,7 @@ def _task(task: AuditedTask) -> TaskReport:
         parameters=_parameters(manifest),
         lines=task.lines,
         planned=lines(manifest, manifest.budget.releases_max),
+        replaced=lines(manifest, task.facts, replaced=True),
         releases=tuple(
             ReleaseRow(
                 number=release.entry.release,

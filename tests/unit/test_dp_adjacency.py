@@ -11,6 +11,7 @@ from dp_accounting.rdp import RdpAccountant
 from typer.testing import CliRunner
 
 from dp.accounting import ADJACENCY, epsilon_of, lines
+from dp.audit import verify_ledger
 from dp.budget import charges_of
 from dp.contracts import BudgetSpec
 from dp.errors import AccountingError
@@ -28,8 +29,9 @@ from dp.events import (
 )
 from dp.gaussian import exact_epsilon, gaussian_epsilon, pld_epsilon, rdp_epsilon
 from dp.plans import plan_epsilon
+from dp.report import report_data
 from secagg_cli.main import app
-from tests.dp_tasks import built
+from tests.dp_tasks import VERIFIER, built, ledger, served
 
 RELEASES: tuple[Event, ...] = (
     SkellamRelease(100, 50, 400),
@@ -133,6 +135,40 @@ def test_every_line_and_every_charge_names_its_neighbours() -> None:
             assert line.adjacency in get_args(Adjacency)
         for charge in charges_of(manifest):
             assert charge.event().adjacency == ADJACENCY[charge.unit]
+
+
+def test_lines_under_replace_one_are_never_amplified_and_cost_about_twice() -> None:
+    manifest = built(
+        report_slot_s=60.0,
+        device_noise_multiplier=1.0,
+        noise_multiplier=1.4,
+        examples_max=16,
+        budget=BudgetSpec(max_epsilon=None),
+    )
+    declared, replaced = lines(manifest, 1), lines(manifest, 1, replaced=True)
+    assert [line.amplified for line in declared] == [False, True, False]
+    assert [(line.mode, line.adjacency) for line in replaced] == [
+        ("C", "replace-one"),
+        ("B", "replace-one"),
+    ]
+    for line in replaced:
+        (same,) = (d for d in declared if d.mode == line.mode and not d.amplified)
+        assert 1.9 * same.epsilon < line.epsilon < 4 * same.epsilon
+        assert (line.unit, line.adversary, line.delta) == (same.unit, same.adversary, same.delta)
+    local = built(algorithm="fedavg", noise_multiplier=4.0, budget=BudgetSpec(max_epsilon=None))
+    (line,) = lines(local, 1, replaced=True)
+    assert line.epsilon > 1.9 * lines(local, 1)[0].epsilon
+    assert lines(manifest, 0, replaced=True)[0].epsilon == 0.0
+
+
+def test_the_report_says_what_replacing_costs() -> None:
+    manifest = built()
+    audit = verify_ledger(served(ledger(manifest, (4, 5))).get, VERIFIER)
+    (task,) = report_data(audit).tasks
+    assert [line.adjacency for line in task.replaced] == ["replace-one"]
+    assert task.replaced[0].epsilon > 1.9 * task.lines[0].epsilon
+    figures = [figure.name for figure in report_data(audit).figures]
+    assert "epsilon under replace-one" in figures
 
 
 def test_the_command_names_the_adjacency() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,11 +16,12 @@ from dp.attack import (
     guess_probability,
     influence,
     judge,
+    run_attack,
 )
 from dp.errors import AccountingError
 from secagg_cli.attack import Sabotage, run
 from secagg_cli.main import app
-from tests.dp_tasks import seeded
+from tests.dp_tasks import adapter, built, seeded
 
 
 def reference(m: int, r: int, v: int, eps: float, delta: float) -> float:
@@ -157,6 +159,32 @@ def test_an_attack_that_moves_nothing_says_so() -> None:
         releases=1,
     )
     assert result.in_vain
+
+
+@pytest.mark.parametrize(
+    ("changes", "canaries", "reason"),
+    [
+        ({}, 9, "parameter-out-of-range"),
+        ({}, 0, "parameter-out-of-range"),
+        ({"algorithm": "fedavg", "privacy": "none"}, 8, "no-privacy"),
+    ],
+)
+def test_an_attack_that_cannot_be_made_is_refused(
+    changes: dict[str, Any], canaries: int, reason: str
+) -> None:
+    """Sixteen numbers have room for eight canaries."""
+    manifest = built(adapter=adapter((4,)), examples_max=32, **changes)
+    with pytest.raises(AccountingError) as caught:
+        run_attack(
+            manifest,
+            lambda model: [],
+            canaries=canaries,
+            releases=1,
+            confidence=0.95,
+            learning_rate=1.0,
+            random_bytes=seeded(),
+        )
+    assert caught.value.reason == reason
 
 
 def test_coins_that_all_fall_alike_are_refused() -> None:

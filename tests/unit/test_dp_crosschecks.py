@@ -13,6 +13,7 @@ from opacus.accountants import GaussianAccountant, PRVAccountant, RDPAccountant
 from scipy import special
 
 from dp.accounting import epsilon_of
+from dp.errors import AccountingError
 from dp.events import Composed, GaussianRelease, PoissonSampled, SkellamRelease
 from dp.gaussian import exact_epsilon, gaussian_epsilon, pld_epsilon, rdp_epsilon
 
@@ -130,6 +131,28 @@ def test_below_its_reach_the_pld_steps_aside() -> None:
     epsilon, name = gaussian_epsilon(2.0, 100, 1e-18, 0.1)
     assert name == "rdp/dp-accounting"
     assert 5.0 < epsilon < 7.0
+
+
+def test_hopeless_gaussians_cost_infinity_and_mighty_ones_nothing() -> None:
+    assert exact_epsilon(1e-9, 1, 1e-5) == math.inf
+    assert exact_epsilon(1e9, 1, 1e-5) == 0.0
+    assert gaussian_epsilon(1e-9, 1, 1e-5)[0] == math.inf
+    assert gaussian_epsilon(1e9, 1, 1e-5, 0.5)[0] == 0.0
+
+
+@pytest.mark.parametrize("outcome", [OverflowError("too large"), MemoryError(), math.nan])
+def test_an_accountant_that_finds_no_number_is_a_typed_error(
+    outcome: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def get_epsilon(self: object, delta: float) -> object:
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr("dp.gaussian.RdpAccountant.get_epsilon", get_epsilon)
+    with pytest.raises(AccountingError) as caught:
+        rdp_epsilon(1.0, 1, 1e-5)
+    assert caught.value.reason == "accountant-failed"
 
 
 def test_a_distribution_too_wide_for_the_pld_is_not_tried() -> None:
