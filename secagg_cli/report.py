@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import io
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -154,4 +155,6 @@ def _time(seconds: float) -> str:
 
 
 def _epsilon(value: float | None) -> str:
+    if value is not None and math.isinf(value):
+        return "beyond what is vouched for"
     return "none" if value is None else f"{value:.3f}"

@@ -31,6 +31,7 @@ from dp.gaussian import exact_epsilon, gaussian_epsilon, pld_epsilon, rdp_epsilo
 from dp.plans import plan_epsilon
 from dp.report import report_data
 from secagg_cli.main import app
+from secagg_cli.report import render
 from tests.dp_tasks import VERIFIER, built, ledger, served
 
 RELEASES: tuple[Event, ...] = (
@@ -180,3 +181,14 @@ def test_the_command_names_the_adjacency() -> None:
         assert found[adjacency]["adjacency"] == adjacency
     assert found["add-or-remove"]["epsilon"] == pytest.approx(4.3772, abs=1e-4)
     assert found["replace-one"]["epsilon"] == pytest.approx(9.9973, abs=1e-4)
+
+
+def test_the_page_says_it_and_shows_no_infinity() -> None:
+    plain = verify_ledger(served(ledger(built(), (4, 5))).get, VERIFIER)
+    page = render(report_data(plain))
+    cost = report_data(plain).tasks[0].replaced[0].epsilon
+    assert f"one example (mode C): epsilon {cost:.3f}." in page
+    loud = built(noise_multiplier=0.7, budget=BudgetSpec(max_epsilon=None))
+    page = render(report_data(verify_ledger(served(ledger(loud, (4, 4, 4, 4))).get, VERIFIER)))
+    assert "epsilon beyond what is vouched for" in page
+    assert "inf" not in page.replace("info", "")
