@@ -5,8 +5,9 @@
 The choice of cohorts, the weights, the encoding, the sum in the ring and the server step are the
 real ones; masks and HTTP are left out, since they change no sum. A device's loss is
 1/2 |y - b_k|^2 with its own b_k and noisy gradients; training takes |N(0, 1)| units of time, drawn
-anew each time (half-normal durations, as FLSim, Meta's simulator of FedBuff, offers). Counted are device updates in released sums, updates that were thrown away, and
-time, until the mean loss is within ``TARGET`` of its range.
+anew each time (half-normal durations, as FLSim, Meta's simulator of FedBuff, offers). Counted are
+device updates in released sums, updates that were thrown away, and time, until the mean loss is
+within ``TARGET`` of its range.
 """
 
 from __future__ import annotations
