@@ -67,7 +67,7 @@ class Preset:
 _SMOLLM2 = Preset(
     adapter=AdapterPreset("ffa-lora", rank=4, alpha=8, target_modules=("q_proj", "v_proj")),
     slopes_rate=0.1,  # tiny's over the ratio of the adapters' lengths; not measured
-    form_rates={"lora": 0.25, "product": 0.25},
+    form_rates={"lora": 0.25, "product": 0.25},  # tiny's; not measured
     modes={
         "distributed": TrainingPreset(server_learning_rate=4.5, denominator=100.0),
         "local": TrainingPreset(
