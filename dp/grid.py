@@ -35,7 +35,7 @@ def scale_for(clip: float, length: int, *, noisy: bool) -> int:
 
 
 def _ratio(units: float, clip: float) -> float:
-    ratio = units / clip
+    ratio = units / _possible(clip)
     if ratio > SCALE_MAX:
         raise ConfigurationError(
             "clip-out-of-range",
@@ -47,13 +47,21 @@ def _ratio(units: float, clip: float) -> float:
     return ratio
 
 
+def _possible(clip: float) -> float:
+    if not 0 < clip < math.inf:
+        raise ConfigurationError(
+            "clip-out-of-range", "A clip is positive and finite.", expected="> 0", found=clip
+        )
+    return clip
+
+
 def clip_units(clip: float, scale: int) -> int:
     """floor(clip * scale), exactly.
 
     Raises:
         ConfigurationError: ``clip-out-of-range`` unless 1 <= units <= 2^30.
     """
-    units = math.floor(Fraction(clip) * scale)
+    units = math.floor(Fraction(_possible(clip)) * scale)
     if not 1 <= units <= CLIP_UNITS_MAX:
         raise ConfigurationError(
             "clip-out-of-range",

@@ -20,6 +20,7 @@ from dp.accounting import (
     slack_log2,
 )
 from dp.attack import epsilon_lower_bound, guess_probability
+from dp.budget import Account, charges_of
 from dp.contracts import BudgetSpec
 from dp.events import (
     Composed,
@@ -33,6 +34,7 @@ from dp.events import (
     replace_one,
 )
 from dp.gaussian import exact_epsilon, gaussian_epsilon, pld_epsilon, rdp_epsilon
+from dp.grid import clip_units, equalised_scales, scale_for
 from dp.plans import plan_correlated, plan_epsilon
 from dp.rdp import epsilon_from_rdp, rdp_curve
 from secagg.errors import SecaggError
@@ -206,6 +208,25 @@ def test_any_noise_multiplier_of_a_local_step(z: float) -> None:
             local_step(msgspec.structs.replace(manifest, example_privacy=changed)).variance
         )
     )
+
+
+@given(reals, st.integers(1, 1 << 30), st.booleans())
+@settings(max_examples=200, deadline=None)
+def test_any_clip(clip: float, length: int, noisy: bool) -> None:
+    cost(lambda: clip_units(clip, scale_for(clip, length, noisy=noisy)))
+    cost(lambda: clip_units(clip, length))
+    cost(lambda: max(equalised_scales([clip, 1.0], [length, 4])))
+
+
+@given(integers, integers, integers)
+@settings(max_examples=100, deadline=None)
+def test_any_charge(survivors: int, masking_set: int, times: int) -> None:
+    """An account charges a possible release and refuses any other with a type."""
+    manifest = built()
+    account = Account(delta=1e-5, max_epsilon=8.0)
+    facts = ReleaseFacts(survivors=survivors, masking_set=masking_set)
+    cost(lambda: account.spend("01", manifest, facts).epsilon("example"))
+    cost(lambda: sum(charge.count for charge in charges_of(manifest, facts)))
 
 
 @given(st.integers(-2, 40), st.integers(-2, 40), st.integers(-2, 40), reals, reals)
