@@ -32,6 +32,7 @@ from secagg.api import EnrolmentBundle
 from secagg.secret import Secret
 
 _FAILURES_MAX = 3  # of a contributor in a row, where a failure is no secret
+_TOO_OLD = ("model-superseded", "advert-stale")  # of the model: there is a newer one to train from
 _Deliver = Callable[[Event], Awaitable[None]]
 
 
@@ -92,7 +93,7 @@ class _Pace:
             self._aborts = 0
         elif outcome.reason == "left-out":  # the cohort goes on without this device
             self.until_s = outcome.ends_by_s
-        elif outcome.reason != "model-superseded":
+        elif outcome.reason not in _TOO_OLD:
             self.after_version = None
             if self._aborts:
                 settings = self._device.settings

@@ -21,7 +21,7 @@ from client_sdk.contribution import (
 )
 from client_sdk.control import DeviceControl
 from client_sdk.device import Device
-from client_sdk.errors import TransportError
+from client_sdk.errors import LedgerError, TransportError
 from client_sdk.events import EventKind
 from client_sdk.http import is_transient
 from client_sdk.session import Session
@@ -172,9 +172,15 @@ class Participant:
         if is_batch_secret(session.manifest) and served not in (None, effect.ctx):
             await session.cancel("contribution-spent", "The secret batch served another cohort.")
             return
-        try:
-            if session.manifest.cohort.versions_back:
+        if session.manifest.cohort.versions_back:
+            try:
                 await self._demand_models(effect)
+            except LedgerError as error:
+                if error.reason != "model-not-in-ledger":
+                    raise
+                await session.cancel(error.reason, str(error))
+                return
+        try:
             device.account.debit(session.manifest, effect.ctx, contribution.name)
             values = contribution.values()
             if session.manifest.algorithm == fedbuff.NAME:

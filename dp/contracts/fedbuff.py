@@ -27,7 +27,7 @@ from secagg.manifest import Manifest, Training
 
 NAME = "fedbuff"
 VERSIONS_BACK, VERSIONS_BACK_MAX = 4, 64  # default and limit
-MODEL_MIN = 2
+HONEST_BEHIND = 2  # devices behind each model that do not work with the aggregator
 _OPTIMISERS = ("sgd", "momentum")
 
 
@@ -43,7 +43,8 @@ def versions_of(spec: TaskSpec) -> tuple[int, int]:
     if back is None:
         back = VERSIONS_BACK if buffered else 0
     if behind is None:
-        behind = max(MODEL_MIN, cohort.survivors_min // 2) if buffered else 0
+        fewest = HONEST_BEHIND + cohort.corrupt_max
+        behind = max(fewest, cohort.survivors_min // 2) if buffered else 0
     return back, behind
 
 
@@ -56,7 +57,8 @@ def check_versions(manifest: Manifest) -> None:
     rules = manifest.cohort
     if manifest.algorithm == NAME:
         in_range("versions_back", rules.versions_back, 1, VERSIONS_BACK_MAX, reason="versions-back")
-        in_range("model_min", rules.model_min, MODEL_MIN, rules.survivors_min, reason="model-min")
+        fewest = HONEST_BEHIND + rules.corrupt_max
+        in_range("model_min", rules.model_min, fewest, rules.survivors_min, reason="model-min")
     elif (rules.versions_back, rules.model_min) != (0, 0):
         refuse(
             "versions-without-buffer",

@@ -36,7 +36,7 @@ class CohortSpec(_Table, frozen=True):
     with noise in the ring, since a participant knows its own share, else 0.
     ``versions_back``: how many versions older than the newest a cohort's models may be. None: 4 for
     fedbuff, else 0. ``model_min``: devices behind each of these models. None: half of survivors_min
-    for fedbuff, at least 2; else 0.
+    for fedbuff, at least corrupt_max + 2; else 0.
     """
 
     size_min: int = 6

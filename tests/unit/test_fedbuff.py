@@ -51,6 +51,14 @@ class TestDeclaration:
             ({"cohort": msgspec.structs.replace(COHORT, versions_back=65)}, "versions-back"),
             ({"cohort": msgspec.structs.replace(COHORT, model_min=1)}, "model-min"),
             ({"cohort": msgspec.structs.replace(COHORT, model_min=5)}, "model-min"),
+            (
+                {
+                    "cohort": CohortSpec(
+                        size_min=9, size_max=9, corrupt_max=2, survivors_min=7, model_min=3
+                    )
+                },
+                "model-min",
+            ),
             ({"report_slot_s": 60.0}, "slot-with-buffer"),
         ],
     )
