@@ -26,6 +26,7 @@ from secagg.manifest import CohortRules, Manifest, encode_manifest, manifest_dig
 from tests.dp_tasks import ORIGIN, VERIFIER, built, entry, seeded, served, signed_task
 
 COHORT = CohortSpec(size_min=6, size_max=6, survivors_min=4)
+CORRUPT = CohortSpec(size_min=9, size_max=9, corrupt_max=2, survivors_min=7)
 NO_LIMIT = BudgetSpec(max_epsilon=None, releases_max=10)
 
 
@@ -37,6 +38,7 @@ class TestDeclaration:
     def test_defaults_of_the_bounds(self) -> None:
         rules = manifest().cohort
         assert (rules.versions_back, rules.model_min) == (4, 2)
+        assert manifest(cohort=CORRUPT).cohort.model_min == 4  # two of them honest
         assert built(quadratic_spec("fedavg")).cohort.versions_back == 0
 
     @pytest.mark.parametrize(
@@ -51,14 +53,7 @@ class TestDeclaration:
             ({"cohort": msgspec.structs.replace(COHORT, versions_back=65)}, "versions-back"),
             ({"cohort": msgspec.structs.replace(COHORT, model_min=1)}, "model-min"),
             ({"cohort": msgspec.structs.replace(COHORT, model_min=5)}, "model-min"),
-            (
-                {
-                    "cohort": CohortSpec(
-                        size_min=9, size_max=9, corrupt_max=2, survivors_min=7, model_min=3
-                    )
-                },
-                "model-min",
-            ),
+            ({"cohort": msgspec.structs.replace(CORRUPT, model_min=3)}, "model-min"),
             ({"report_slot_s": 60.0}, "slot-with-buffer"),
         ],
     )
