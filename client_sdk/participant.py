@@ -185,7 +185,7 @@ class Participant:
             values = contribution.values()
             if session.manifest.algorithm == fedbuff.NAME:
                 values = weighed(session.manifest, values, effect.staleness)
-            vector = await finish_in_thread(self._encode, values, effect.ctx)
+            vector = await finish_in_thread(self._encode, values, effect)
             if has_control(session.manifest):
                 seen = device.ledger.remembered()
                 since = 0 if seen is None else seen.size
@@ -215,18 +215,28 @@ class Participant:
         config = self._session.config
         return DeviceControl(self._device.journal, config.manifest, config.manifest_digest)
 
-    def _encode(self, values: Mapping[str, np.ndarray], ctx: bytes) -> Lanes:
+    def _encode(self, values: Mapping[str, np.ndarray], effect: ProvideVector) -> Lanes:
         """The payload; where noise hides failures, values that do not fit count as zeros."""
         manifest = self._session.manifest
         if not takes_part(manifest, os.urandom):
             values = zero_contribution(manifest)
+
+        def encoded(vector: Mapping[str, np.ndarray]) -> Lanes:
+            return encode(
+                manifest,
+                vector,
+                rotation_seed=effect.ctx,
+                random_bytes=os.urandom,
+                masking_set=effect.cohort_size,
+                noise_seeds=effect.noise_seeds,
+            )
+
         try:
-            return encode(manifest, values, rotation_seed=ctx, random_bytes=os.urandom)
+            return encoded(values)
         except MechanismError:
             if not hides_failures(manifest):
                 raise
-        zeros = zero_contribution(manifest)
-        return encode(manifest, zeros, rotation_seed=ctx, random_bytes=os.urandom)
+        return encoded(zero_contribution(manifest))
 
     async def _finish(self, effect: Finished) -> Outcome:
         record, config = self._session.record, self._session.config

@@ -30,6 +30,7 @@ import numpy as np
 from dp.errors import AccountingError, MechanismError
 from dp.sampling import draw_skellam
 from dp.stream import BitStream
+from secagg.context import opened_levels
 from secagg.hashing import derive
 from secagg.limits import SEED_BYTES, SLICE_LENGTH
 from secagg.manifest import CohortRules, Manifest, Noise
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 LEVELS = 3  # of a task that does not say otherwise
-REMOVABLE_LEVELS_MAX = 8  # each is one more secret that every device shares
 
 
 def drop_levels(most: int, levels: int = LEVELS) -> tuple[int, ...]:
@@ -77,9 +77,8 @@ def share_levels(noise: Noise, rules: CohortRules, masking_set: int) -> tuple[in
 
 def kept_share(noise: Noise, rules: CohortRules, masking_set: int, survivors: int) -> int:
     """Variance of what stays of each survivor's share once the parts above are removed."""
-    lost = masking_set - survivors
-    kept = sum(lost > drops for drops in (0, *noise.removable_drops[:-1]))
-    return share_levels(noise, rules, masking_set)[kept if noise.removable_drops else 0]
+    removed = opened_levels(noise.removable_drops, masking_set, survivors)
+    return share_levels(noise, rules, masking_set)[len(noise.removable_drops) - len(removed)]
 
 
 def most_variance(noise: Noise, rules: CohortRules) -> int:

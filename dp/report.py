@@ -129,7 +129,9 @@ _FIGURES = (
     Figure(
         name="noise over bound",
         value="share_variance times (survivors - silent_max), its root over the exact integer "
-        "bound clip_units",
+        "bound clip_units; with removable_drops what stays of a share, ceil(share_variance times "
+        "honest_min / (masking_set_size - silent_max - t)), t the least level of at least as many "
+        "drop-outs, in the place of share_variance",
     ),
     Figure(name="dropped", value="cohort_size less survivors, both in the release's record"),
     Figure(
@@ -321,7 +323,13 @@ def _parameters(manifest: Manifest) -> tuple[Parameter, ...]:
         row("device noise_multiplier", device.noise_multiplier, "noise over that bound")
     if manifest.noise is not None:
         row("share_variance", manifest.noise.share_variance, "one device's noise, units squared")
-        row("overshoot", overshoot(manifest) or 0.0, "noise of a full cohort over the guaranteed")
+        drops = manifest.noise.removable_drops
+        row(
+            "removable noise",
+            ", ".join(map(str, drops)) if drops else "none",
+            "drop-outs up to which each further part is kept; the others are taken off the sum",
+        )
+        row("overshoot", overshoot(manifest) or 0.0, "most noise in a sum over the guaranteed")
     for segment in manifest.segments:
         row(
             f"segment {segment.name}",

@@ -246,12 +246,14 @@ class Device:
                 names = {"shared": "deals", "checked": "ready", "confirmed": "confirmation"}
                 await self.point(names.get(self.state.phase, "unmask"))
                 await self.post(message)
-            case client.ProvideVector(ctx):
+            case client.ProvideVector(ctx, members, seeds):
                 lanes = encode(
                     self.config.manifest,
                     {"count": self.value},
                     rotation_seed=ctx,
                     random_bytes=self.tools.random_bytes,
+                    masking_set=members,
+                    noise_seeds=seeds,
                 )
                 await self.feed(client.VectorReady(lanes))
             case client.Upload(header, payload):

@@ -1,4 +1,5 @@
-"""Removing the masks from a sum: in a thread pool, slice by slice, never on the event loop.
+"""Removing masks and needless noise from a sum: in a thread pool, slice by slice, never on the
+event loop.
 
 The partial sums of all shards add up. The slices of one array are disjoint, so threads open them
 in place without locks; key stream and addition release the interpreter lock.
@@ -17,6 +18,7 @@ from aggregator.cohorts.adding import blob_name
 from aggregator.cohorts.log import survivors_of
 from aggregator.core import Core
 from aggregator.store.schema import cohorts, partial_sums
+from dp.removable import RemovablePart, removable_part, remove_parts
 from secagg.opening import OpeningPlan, check_sum, open_slice
 from secagg.ring import add_into, lane_dtype
 
@@ -45,7 +47,7 @@ async def claim_lease(core: Core, cohort: str) -> bool:
 
 
 async def opened_sum(core: Core, cohort: Cohort, plan: OpeningPlan) -> NDArray[np.unsignedinteger]:
-    """The unmasked payload, lanes[p], with its check coordinates verified.
+    """The unmasked payload, lanes[p], needless noise taken off, its check coordinates verified.
 
     Raises:
         RemoteProtocolError: ``check-coordinates``.
@@ -69,9 +71,35 @@ async def opened_sum(core: Core, cohort: Cohort, plan: OpeningPlan) -> NDArray[n
                 for lo in range(0, plan.length, step)
             )
         )
+        parts = _needless_noise(cohort, plan)
+        if parts:
+            stride = cohort.task.manifest.encoding.slice_length + 1
+            await asyncio.gather(
+                *(
+                    loop.run_in_executor(
+                        core.pool,
+                        remove_parts,
+                        total,
+                        parts,
+                        plan.ring_bits,
+                        lo,
+                        min(lo + stride, plan.length),
+                    )
+                    for lo in range(0, plan.length, stride)
+                )
+            )
     survivors = len(survivors_of(cohort.state))
     await asyncio.to_thread(check_sum, cohort.task.manifest, total, survivors)
     return total
+
+
+def _needless_noise(cohort: Cohort, plan: OpeningPlan) -> list[RemovablePart]:
+    """The parts of the survivors' noise whose seeds were opened."""
+    members = len(getattr(cohort.state, "masking_set", ()))
+    return [
+        removable_part(cohort.task.manifest, members, opened.level, opened.seed, cohort.state.ctx)
+        for opened in plan.noise_seeds
+    ]
 
 
 def _load(core: Core, names: list[str], plan: OpeningPlan) -> NDArray[np.unsignedinteger]:

@@ -17,7 +17,7 @@ from dp.contracts.optimisers import BETA2, MOMENTUM, TAU, or_default, server_opt
 from dp.contracts.rules import in_range
 from dp.contracts.spec import SegmentSpec, TaskSpec
 from dp.grid import clip_units, equalised_scales, l2_squared_units, scale_for
-from dp.removable import most_variance
+from dp.removable import drop_levels, most_variance
 from secagg.adapter import sent_length
 from secagg.degrees import plan_rules
 from secagg.errors import ConfigurationError
@@ -216,7 +216,14 @@ def _noise(
         shares.append(share_variance(l2, spec.noise_multiplier, max(1, honest)))
     if spec.device_noise_multiplier:
         shares.append(share_variance(l2 * factor**2, spec.device_noise_multiplier, max(1, honest)))
-    return Noise(mechanism=spec.mechanism, share_variance=max(shares), honest_min=honest)
+    removable = spec.removable_noise and spec.mechanism == "skellam"
+    most = max(0, cohort.size_max - cohort.survivors_min)
+    return Noise(
+        mechanism=spec.mechanism,
+        share_variance=max(shares),
+        honest_min=honest,
+        removable_drops=drop_levels(most) if removable else (),
+    )
 
 
 def _device_clip(segments: tuple[Segment, ...], factor: int) -> float:

@@ -9,7 +9,7 @@ from fractions import Fraction
 from dp.contracts.derive import SHARE_VARIANCE_MAX, WRAP_LOG2_TARGET, wrap_log2
 from dp.discrete_gaussian import SIGMA_SQUARED_MAX
 from dp.grid import SCALE_MAX, clip_units, examples_factor, has_ring_noise, l2_squared_units
-from dp.removable import REMOVABLE_LEVELS_MAX, most_variance
+from dp.removable import most_variance
 from secagg import limits, parameters
 from secagg.adapter import sent_length
 from secagg.errors import ConfigurationError
@@ -147,11 +147,11 @@ def check_removable(noise: Noise, rules: CohortRules) -> None:
         )
     most = rules.size_max - rules.survivors_min
     ascending = all(low < high for low, high in zip((0, *drops), drops, strict=False))
-    if not (ascending and drops[-1] == most and len(drops) <= REMOVABLE_LEVELS_MAX):
+    if not (ascending and drops[-1] == most and len(drops) <= limits.NOISE_LEVELS_MAX):
         refuse(
             "removable-drops",
             "The levels of removable noise do not cover the drop-outs that the task admits.",
-            expected=f"at most {REMOVABLE_LEVELS_MAX} ascending numbers, the last {most}",
+            expected=f"at most {limits.NOISE_LEVELS_MAX} ascending numbers, the last {most}",
             found=list(drops),
         )
 

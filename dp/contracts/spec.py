@@ -144,6 +144,9 @@ class TaskSpec(_Table, frozen=True):
     divided by it; a ``sum`` is that of those who took part.
     ``mechanism``: of the noise in the ring. Sums of Skellam shares are Skellam; the discrete
     Gaussian costs what the Gaussian does up to a term that vanishes for such large shares.
+    ``removable_noise``: devices add Skellam noise in parts, and those that the survivors of a
+    cohort do not need are taken off its sum; without it every sum keeps what the fewest survivors
+    would have needed. Costs one more secret per level and device, and drawing the parts again.
     ``report_slot_s``: devices report in exactly this long after a version opens, so that time
     does not show the batch; 0: when they are ready (no amplified statement is then made).
     ``start_from``: task whose present model is this one's version 0, with the same base model and
@@ -161,6 +164,7 @@ class TaskSpec(_Table, frozen=True):
     device_noise_multiplier: float = 0.0
     participation_rate: float = 1.0
     mechanism: Literal["skellam", "discrete-gaussian"] = "skellam"
+    removable_noise: bool = True
     report_slot_s: float = 0.0
     segments: tuple[SegmentSpec, ...] = ()
     cohort: CohortSpec = CohortSpec()

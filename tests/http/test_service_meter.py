@@ -39,6 +39,8 @@ class Noiseless(Device):
             {"count": self.value},
             rotation_seed=effect.ctx,
             random_bytes=self.tools.random_bytes,
+            masking_set=effect.cohort_size,
+            noise_seeds=effect.noise_seeds,
         )
         return await self.feed(client.VectorReady(lanes))
 
