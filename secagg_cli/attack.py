@@ -140,6 +140,7 @@ def _manifest(classes: int, canaries: int, releases: int, noise_multiplier: floa
     spec = TaskSpec(
         task="attack",
         noise_multiplier=noise_multiplier,
+        removable_noise=False,  # the cohort has the fewest survivors: every part would stay
         examples_max=canaries + _EXAMPLES,
         budget=BudgetSpec(max_epsilon=None, releases_max=releases),
         adapter=Adapter(

@@ -54,7 +54,9 @@ DEMO_ADAPTER = adapter((576, 192) * 30)  # SmolLM2-135M, rank 4: 92,160 numbers
 
 
 def spec(**changes: Any) -> TaskSpec:
-    return TaskSpec(**{"task": "demo", "adapter": adapter(), **changes})
+    """Of a task whose devices need no seeds of an exchange: no part of its noise is removable."""
+    terms = {"task": "demo", "adapter": adapter(), "removable_noise": False}
+    return TaskSpec(**terms | changes)
 
 
 def statistics(*segments: tuple[str, int, float], **changes: Any) -> TaskSpec:
@@ -62,6 +64,7 @@ def statistics(*segments: tuple[str, int, float], **changes: Any) -> TaskSpec:
         **{
             "task": "statistics",
             "algorithm": "sum",
+            "removable_noise": False,
             "segments": tuple(SegmentSpec(name=n, length=d, clip=c) for n, d, c in segments),
             **changes,
         }

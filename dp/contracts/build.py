@@ -216,7 +216,7 @@ def _noise(
         shares.append(share_variance(l2, spec.noise_multiplier, max(1, honest)))
     if spec.device_noise_multiplier:
         shares.append(share_variance(l2 * factor**2, spec.device_noise_multiplier, max(1, honest)))
-    removable = spec.removable_noise and spec.mechanism == "skellam"
+    removable = spec.removable_noise and spec.mechanism == "skellam" and honest >= 1
     most = max(0, cohort.size_max - cohort.survivors_min)
     return Noise(
         mechanism=spec.mechanism,

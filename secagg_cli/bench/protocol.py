@@ -256,10 +256,12 @@ def _signatures(repeat: int) -> list[_Row]:
 
 
 def _encoding(length: int, repeat: int) -> list[_Row]:
-    """Rotation, clip, stochastic rounding and Skellam noise; the noise table is made before."""
+    """Rotation, clip, stochastic rounding and Skellam noise with its removable parts; the noise
+    tables are made before."""
     import numpy as np
 
     from dp.mechanisms import encode
+    from secagg.secret import Secret
 
     values = np.frombuffer(secrets.token_bytes(length), np.int8).astype(np.float64)
     values /= float(np.linalg.norm(values)) or 1.0
@@ -268,7 +270,12 @@ def _encoding(length: int, repeat: int) -> list[_Row]:
 
     def work() -> object:
         return encode(
-            manifest, {name: values}, rotation_seed=bytes(32), random_bytes=secrets.token_bytes
+            manifest,
+            {name: values},
+            rotation_seed=bytes(32),
+            random_bytes=secrets.token_bytes,
+            masking_set=manifest.cohort.size_max,
+            noise_seeds=[Secret(secrets.token_bytes(32)) for _ in manifest.removable_drops],
         )
 
     work()

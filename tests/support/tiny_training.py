@@ -77,7 +77,7 @@ def tiny_task(
             task="demo",
             base_model=BaseModel(name="tiny", fingerprint=tiny_fingerprint()),
             adapter=tiny_adapter(kind),
-            **terms,
+            **{"removable_noise": False, **terms},
         )
     )
 
