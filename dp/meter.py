@@ -6,6 +6,11 @@ with variance V on each of d coordinates, independent of X. Then
 but for a negligible probability (t = 8, s = t sqrt(2 / d) + 3 t^2 / d for the nearly Gaussian
 Skellam). Bounding |X| from above gives a lower end for V, minimising over |X| an upper end.
 
+Noise that was taken off but had never been added stands in Y with the other sign, as E. It looks
+like noise and protects nothing, for its seed is open. The scalar product of all that was taken off
+with Y is then about -|E|^2; for honest devices it stays within t |Y| times the root of the variance
+taken off. What goes beyond that does not count as energy.
+
 The upper end holds whatever the devices sent; the lower end only if they kept to the clip, for a
 vector that is too long looks like noise. An honest release can have a low lower end: only an upper
 end below the guaranteed variance shows that noise is missing. A sum that is refused for it has
@@ -22,6 +27,7 @@ import numpy as np
 
 from dp.accounting import ReleaseFacts, guaranteed_variance
 from dp.grid import examples_factor, l2_squared_units
+from dp.removable import Removed
 from secagg.manifest import Manifest
 from secagg.ring import Lanes, centred, split_checks
 
@@ -45,12 +51,16 @@ class NoiseInterval(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def noise_interval(
-    manifest: Manifest, opened_payload: Lanes, facts: ReleaseFacts
+    manifest: Manifest,
+    opened_payload: Lanes,
+    facts: ReleaseFacts,
+    removed: Removed | None = None,
 ) -> NoiseInterval | None:
     """Measure an opened sum; None for a task without noise in the ring, or too short a vector.
 
     Args:
         opened_payload: lanes with check coordinates, as :func:`dp.mechanisms.decode` takes them.
+        removed: what was taken off them before, if anything.
     """
     if manifest.noise is None:
         return None
@@ -59,7 +69,7 @@ def noise_interval(
         manifest.encoding.ring_bits,
     )
     length = math.sqrt(l2_squared_units(manifest.segments)) * examples_factor(manifest)
-    ends = _ends(data, length * facts.survivors)
+    ends = _ends(data, length * facts.survivors, removed)
     if ends is None:
         return None
     return NoiseInterval(
@@ -69,13 +79,18 @@ def noise_interval(
     )
 
 
-def _ends(data: NDArray[np.int64], bound: float) -> tuple[float, float] | None:
+def _ends(
+    data: NDArray[np.int64], bound: float, removed: Removed | None
+) -> tuple[float, float] | None:
     length = len(data)
     spread = _SIGMAS * math.sqrt(2 / length) + 3 * _SIGMAS**2 / length
     if spread >= 0.5:
         return None
     floats = data.astype(np.float64)
     energy = float(floats @ floats)
+    if removed is not None:
+        by_chance = _SIGMAS * math.sqrt(removed.variance * energy)
+        energy = max(0.0, energy + min(0.0, removed.product + by_chance))
     # |Y|^2 >= |N|^2 - t^2 V, whatever |X| is.
     high = energy / (length * (1 - spread) - _SIGMAS**2)
     # |Y|^2 <= B^2 + 2 t B sqrt(V) + (1 + s) d V: the smallest V that explains the energy.

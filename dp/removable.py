@@ -34,7 +34,7 @@ from secagg.context import opened_levels
 from secagg.hashing import derive
 from secagg.limits import SEED_BYTES, SLICE_LENGTH
 from secagg.manifest import CohortRules, Manifest, Noise
-from secagg.ring import Lanes, ring_mask
+from secagg.ring import Lanes, centred, ring_mask
 from secagg.secret import Secret
 
 if TYPE_CHECKING:
@@ -97,6 +97,15 @@ def most_variance(noise: Noise, rules: CohortRules) -> int:
 
 
 @dataclass(frozen=True)
+class Removed:
+    """What was taken off a sum: its variance per coordinate, and its scalar product with the rest
+    (the sum of what :func:`remove_parts` returned)."""
+
+    variance: int
+    product: float
+
+
+@dataclass(frozen=True)
 class RemovablePart:
     """One part of one device's noise: the key of its stream and its variance."""
 
@@ -144,7 +153,7 @@ def add_parts(data: NDArray[np.int64], parts: Sequence[RemovablePart]) -> None:
 
 def remove_parts(
     payload: Lanes, parts: Sequence[RemovablePart], ring_bits: int, lo: int, hi: int
-) -> None:
+) -> float:
     """Take the noise of all parts off payload coordinates ``lo`` to ``hi``, in place.
 
     Exact: the integers that :func:`add_parts` added are subtracted in the ring. Ranges that do not
@@ -153,6 +162,10 @@ def remove_parts(
     Args:
         payload: lanes of the *whole* opened payload, check coordinates included.
         lo: a multiple of ``SLICE_LENGTH + 1``.
+
+    Returns:
+        The scalar product of what was taken off with what is left, over these coordinates: about
+        0, unless some of it had never been added (:mod:`dp.meter`).
 
     Raises:
         MechanismError: ``noise-slice``.
@@ -165,7 +178,7 @@ def remove_parts(
             expected=f"multiples of {stride}, up to {len(payload)}",
             found=(lo, hi),
         )
-    mask = ring_mask(ring_bits)
+    mask, product = ring_mask(ring_bits), 0.0
     for start in range(lo, hi, stride):
         lanes = payload[start + 1 : min(start + stride, hi)]
         noise = np.zeros(len(lanes), np.int64)
@@ -173,3 +186,5 @@ def remove_parts(
             _draw(noise, part, start // stride)
         np.subtract(lanes, noise.astype(lanes.dtype), out=lanes)
         np.bitwise_and(lanes, mask, out=lanes)
+        product += float(noise.astype(np.float64) @ centred(lanes, ring_bits))
+    return product

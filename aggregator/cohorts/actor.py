@@ -24,6 +24,7 @@ from aggregator.store.database import Conflict, expect_one
 from aggregator.store.schema import cohort_events, cohorts, mail
 from aggregator.tasks import Task
 from dp.meter import NoiseInterval
+from dp.removable import Removed
 from secagg.errors import SecaggError
 from secagg.server import Cancel, Deliver, Effect, Event, State, step
 
@@ -88,7 +89,8 @@ class Cohort:
         self.sessions = tuple(session_ids)
         self._commit_more = commit_more
         self._committed = committed
-        self.measured: NoiseInterval | None = None  # of the sum that this replica opened
+        self.removed: Removed | None = None  # from the sum that this replica opened, and
+        self.measured: NoiseInterval | None = None  # of that sum
         self.ended_elsewhere = False  # by another replica
         self._queue: asyncio.Queue[Batch] = asyncio.Queue()
         self._worker = asyncio.create_task(self._work(), name=f"cohort-{cohort[:8]}")

@@ -18,7 +18,7 @@ from aggregator.cohorts.adding import blob_name
 from aggregator.cohorts.log import survivors_of
 from aggregator.core import Core
 from aggregator.store.schema import cohorts, partial_sums
-from dp.removable import RemovablePart, removable_part, remove_parts
+from dp.removable import RemovablePart, Removed, removable_part, remove_parts
 from secagg.opening import OpeningPlan, check_sum, open_slice
 from secagg.ring import add_into, lane_dtype
 
@@ -74,7 +74,7 @@ async def opened_sum(core: Core, cohort: Cohort, plan: OpeningPlan) -> NDArray[n
         parts = _needless_noise(cohort, plan)
         if parts:
             stride = cohort.task.manifest.encoding.slice_length + 1
-            await asyncio.gather(
+            products = await asyncio.gather(
                 *(
                     loop.run_in_executor(
                         core.pool,
@@ -88,6 +88,7 @@ async def opened_sum(core: Core, cohort: Cohort, plan: OpeningPlan) -> NDArray[n
                     for lo in range(0, plan.length, stride)
                 )
             )
+            cohort.removed = Removed(sum(part.variance for part in parts), sum(products))
     survivors = len(survivors_of(cohort.state))
     await asyncio.to_thread(check_sum, cohort.task.manifest, total, survivors)
     return total

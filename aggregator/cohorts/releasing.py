@@ -169,7 +169,7 @@ class Releaser:
         """Decode, step, store. Runs in a thread."""
         manifest, blobs, state = cohort.task.manifest, self._core.blobs, cohort.state
         counted = facts_of(state)
-        cohort.measured = noise_interval(manifest, opened, counted)
+        cohort.measured = noise_interval(manifest, opened, counted, cohort.removed)
         _demand_noise(cohort.measured)
         sums = decode(manifest, opened, survivors=counted.survivors, rotation_seed=state.ctx)
         model, digest = bytes.fromhex(row.digest), row.optimiser_digest

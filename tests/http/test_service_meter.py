@@ -66,7 +66,7 @@ async def test_a_released_sum_is_recorded_with_the_noise_measured_in_it(tmp_path
         (recorded,) = await audited(server)
         low, high = recorded.entry.measured_variance
         share = recorded.guaranteed_variance // 3
-        # Four honest shares, or three and the least that a sampler can draw.
+        # Four honest shares, or three: what is taken off a silent device's does not count.
         assert low <= (4 - silent) * share <= high
         assert 0.8 * high < (4 - silent) * share < 1.25 * low
 
