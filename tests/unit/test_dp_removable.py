@@ -19,6 +19,7 @@ from dp.mechanisms import decode, encode
 from dp.meter import noise_interval
 from dp.removable import (
     RemovablePart,
+    Removed,
     add_parts,
     drop_levels,
     kept_share,
@@ -238,6 +239,48 @@ def test_what_is_left_is_the_parts_that_stay_and_the_signal_bit_for_bit(survivor
     remove_parts(total, parts, bits, 0, SLICE_LENGTH + 1)
     assert np.array_equal(total, expected)
     assert decode(manifest, total, survivors=survivors, rotation_seed=CTX)["x"].std() > 0
+
+
+@pytest.mark.parametrize("silent", [0, 1, 3])
+def test_noise_that_is_taken_off_but_was_never_added_does_not_count_as_noise(silent: int) -> None:
+    """A device that leaves all its noise out still deals seeds; their noise is then in the sum."""
+    manifest = removable(length=20_000)
+    bits, members = manifest.encoding.ring_bits, 10
+    facts = ReleaseFacts(survivors=members, masking_set=members)
+    total = opened_sum(manifest, members, members)
+    parts = [
+        removable_part(manifest, members, level, secret(device, level), CTX)
+        for device in range(members)
+        for level in range(len(manifest.noise.removable_drops))
+    ]
+    # What opened_sum took off is put back; the silent devices' shares are taken out whole.
+    data = np.zeros(manifest.data_length, np.int64)
+    add_parts(data, parts)
+    lanes = with_checks(data, bits, SLICE_LENGTH)
+    lanes[0] = 0
+    add_into(total, lanes, bits)
+    for device in range(silent):
+        payload = encode(
+            manifest,
+            {"x": np.zeros(manifest.data_length)},
+            rotation_seed=CTX,
+            random_bytes=seeded(device),
+            masking_set=members,
+            noise_seeds=seeds(manifest, device),
+        )
+        payload[0] = 0
+        np.subtract(total, payload, out=total)
+    np.bitwise_and(total, (1 << bits) - 1, out=total)
+    product = remove_parts(total, parts, bits, 0, len(total))
+    removed = Removed(sum(part.variance for part in parts), product)
+    share = kept_share(manifest.noise, manifest.cohort, members, members)
+    real = (members - silent) * share
+    measured = noise_interval(manifest, total, facts, removed)
+    assert measured.low <= real <= measured.high < 1.5 * real
+    # One device is assumed to add nothing, three are not.
+    assert measured.missing == (silent == 3)
+    if silent:
+        assert noise_interval(manifest, total, facts).high > 1.05 * measured.high
 
 
 def test_parts_are_removed_from_whole_slices_only() -> None:

@@ -24,6 +24,7 @@ from dp.accounting import lines
 from dp.mechanisms import encode
 from secagg.api import ModelVersion, Offer
 from secagg.manifest import Manifest, encode_manifest
+from secagg.secret import Secret
 
 VERIFIER = "ledger.test+b311a02c+ATtqJ7zOtqQtYqOo0CpvDXNlMhV3HeJDpjrASKGLWdop"
 OPENED = 1_000_000.0
@@ -186,7 +187,12 @@ async def test_neither_the_time_nor_the_form_of_a_report_shows_the_batch(
             assert (contribution.failed is not None) == (batch > fails_above)
             form = [(k, v.shape, v.dtype) for k, v in contribution.values().items()]
             payload = encode(
-                manifest, contribution.values(), rotation_seed=b"", random_bytes=os.urandom
+                manifest,
+                contribution.values(),
+                rotation_seed=b"",
+                random_bytes=os.urandom,
+                masking_set=manifest.cohort.size_max,
+                noise_seeds=[Secret(os.urandom(32)) for _ in manifest.removable_drops],
             )
             assert np.count_nonzero(payload) > 0.9 * payload.size  # the noise is there
             seen.add((setting.clock.now, str(form), payload.nbytes, tuple(setting.kinds())))
