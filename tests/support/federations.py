@@ -177,6 +177,7 @@ class Federation:
         spec = TaskSpec(
             **{
                 "task": "conformance",
+                "removable_noise": False,  # these devices draw their noise without an exchange
                 "algorithm": algorithm,
                 "privacy": "none",
                 "cohort": CohortSpec(

@@ -111,6 +111,7 @@ def manifest_of(family: str, kind: AdapterKind, model: Any, **changes: Any) -> M
         TaskSpec(
             **{
                 "task": family,
+                "removable_noise": False,
                 "algorithm": "fedsgd",
                 "privacy": "distributed",
                 "sampling_rate": 1.0,
