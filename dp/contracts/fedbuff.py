@@ -23,10 +23,11 @@ from dp.contracts.averaging import LOSS_CLIP, WIDE_UPDATE_CLIP, has_privacy
 from dp.contracts.local import check_local
 from dp.contracts.rules import adapter_length, check_segments, in_range, refuse
 from dp.contracts.spec import SegmentSpec, TaskSpec
+from secagg.limits import VERSIONS_BACK_MAX
 from secagg.manifest import Manifest, Training
 
 NAME = "fedbuff"
-VERSIONS_BACK, VERSIONS_BACK_MAX = 4, 64  # default and limit
+VERSIONS_BACK = 4  # of a task that does not say otherwise
 HONEST_BEHIND = 2  # devices behind each model that do not work with the aggregator
 _OPTIMISERS = ("sgd", "momentum")
 
