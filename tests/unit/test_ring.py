@@ -76,7 +76,9 @@ def test_vectors_of_other_shape_or_type_do_not_add() -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [np.zeros(3), np.zeros(3, np.int32), np.zeros((3, 1), np.int64)], ids=str
+    "data",
+    [np.zeros(3), np.zeros(3, np.int32), np.zeros((3, 1), np.int64)],
+    ids=["float", "int32", "column"],
 )
 def test_only_a_flat_int64_vector_becomes_a_payload(data: np.ndarray) -> None:
     with pytest.raises(LocalProtocolError) as caught:
