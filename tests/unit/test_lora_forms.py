@@ -18,7 +18,7 @@ from secagg.adapter import (
     vector_length,
     vector_to_tensors,
 )
-from secagg.errors import ConfigurationError
+from secagg.errors import ConfigurationError, LocalProtocolError
 from secagg.manifest import Adapter, TensorShape
 from secagg.ring import add_into
 from secagg.sketches import recover, sketch, truncated
@@ -118,6 +118,24 @@ def test_one_rank_more_than_the_sketch_has_columns_is_not_exact():
     b, a = generator.normal(size=(pair.rows, 10)), generator.normal(size=(10, pair.columns))
     left, right = recover(shape, pair, 0, sketch(shape, pair, 0, b, a))
     assert np.linalg.norm(left @ right - b @ a) / np.linalg.norm(b @ a) > 1e-2
+
+
+def test_a_layer_smaller_than_its_sketch_is_summed_whole_at_any_rank():
+    shape = adapter("product", layers=((12, 10),))
+    (pair,) = pairs(shape)
+    generator = np.random.default_rng(8)
+    b, a = generator.normal(size=(pair.rows, 10)), generator.normal(size=(10, pair.columns))
+    summed = sketch(shape, pair, 0, b, a)
+    assert summed.size == pair.rows * pair.columns == sent_length(shape)
+    left, right = recover(shape, pair, 0, summed)
+    np.testing.assert_allclose(left @ right, b @ a)
+
+
+def test_a_factor_without_its_partner_is_refused():
+    whole = adapter("lora")
+    for lone in (whole.trainable[:1], whole.trainable[1:2], whole.trainable[:3]):
+        with pytest.raises(LocalProtocolError, match="adapter-tensor"):
+            pairs(msgspec.structs.replace(whole, trainable=lone))
 
 
 def test_sketches_have_the_norm_of_the_product_on_average():
