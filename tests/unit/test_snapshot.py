@@ -6,11 +6,13 @@ import json
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
+import msgspec
 import pytest
 from protocol_run import make_recorded, recorded_run
+from said import said
 
 from secagg import client, server
-from secagg.client.snapshot import _STATES
+from secagg.client.snapshot import _READABLE, _STATES
 from secagg.errors import LocalProtocolError
 from secagg.secret import Secret
 from secagg.simulation import Aggregator, Hooks, LocalDevices, drive, make_task
@@ -96,6 +98,24 @@ def test_damaged_snapshots_are_refused_by_name(phase: str) -> None:
         client.restore(b"\x63" + good[1:])
     with pytest.raises(LocalProtocolError, match="snapshot-malformed"):
         client.restore(good[:1] + b"\xff" + good[2:])
+
+
+@pytest.mark.parametrize("value", [5, "text", None, [1]])
+def test_a_secret_that_is_no_bytes_is_refused(value: object) -> None:
+    """Of a number, Python would make so many zero bytes."""
+    data = client.snapshot(states()["advertised"])
+    fields_of = msgspec.msgpack.decode(data[2:])
+    assert isinstance(fields_of["mask_secret"], bytes)
+    changed = data[:2] + msgspec.msgpack.encode({**fields_of, "mask_secret": value})
+    with pytest.raises(LocalProtocolError, match="snapshot-malformed"):
+        client.restore(changed)
+
+
+def test_a_snapshot_of_another_version_says_which() -> None:
+    for data, found in ((b"", None), (b"\x09\x00", 9)):
+        with pytest.raises(LocalProtocolError) as caught:
+            client.restore(data)
+        assert said(caught.value) == ("snapshot-version", _READABLE, found)
 
 
 def test_what_is_no_part_of_a_state_is_not_written() -> None:
