@@ -90,6 +90,18 @@ CONFIGURATIONS: dict[str, tuple[Callable[[], Any], str, object, object]] = {
         "at least 105 survivors",
         104,
     ),
+    "too many at risk of too few neighbours": (
+        lambda: parameters.check_cohort(200, 200, 180, 10, 40, 30),
+        "correctness-missed",
+        "2^-20 at most",
+        "2^-4.2",
+    ),
+    "too many corrupt": (
+        lambda: parameters.check_cohort(200, 200, 180, 50, 20, 11),
+        "security-missed",
+        "2^-104 at most, 64 bits of it against chosen rosters",
+        "2^0.0",
+    ),
     "nobody honest": (
         lambda: parameters._check_sparse(150, 200, 150, 100, 60),
         "threshold-unreachable",
@@ -108,6 +120,8 @@ def test_a_task_that_cannot_be_is_refused_in_figures(name: str) -> None:
 
 
 def test_configurations_pass_at_their_bounds() -> None:
+    parameters._check_degree(129, 2, 2)
+    parameters._check_degree(129, parameters.DEGREE_MAX, parameters.DEGREE_MAX // 2 + 1)
     parameters.check_confirmations(200, 105, 8)
     parameters.check_sizes(2, 2, 2, 0)
     assert [on_ring(threshold) for threshold in (6, 10)] == [6, 10]

@@ -331,6 +331,18 @@ def test_no_secret_is_left_when_a_cohort_ends(phase: str) -> None:
     assert secrets_in(run.server_states["released"]) == []
 
 
+def test_the_last_state_says_what_was_released() -> None:
+    run = recorded_run()
+    opening, releasing, released = (
+        run.server_states[phase] for phase in ("opening", "releasing", "released")
+    )
+    for state in (opening, releasing, released):
+        assert state.masking_set == state.survivors == tuple(range(CLIENTS))
+    committed = run.server_events["ReleaseCommitted"]
+    after, _ = server.step(run.task.server, releasing, replace(committed, release=7, leaf_index=9))
+    assert (after.release, after.leaf_index) == (7, 9)
+
+
 def test_shares_are_held_while_unmasking_and_forgotten_when_the_sum_is_open() -> None:
     run = recorded_run()
     unmasking = [s for s, _ in run.aggregator.trace if s.phase == "unmasking"][-1]
