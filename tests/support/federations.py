@@ -23,6 +23,7 @@ from client_sdk.algorithms.work import Work
 from client_sdk.examples import Row
 from dp.contracts import BudgetSpec, CohortSpec, TaskSpec, TrainingSpec, build_manifest
 from dp.mechanisms import decode, encode
+from secagg.adapter import vector_length
 from secagg.manifest import Manifest, encode_manifest, manifest_digest
 from secagg.ring import Lanes, add_into
 from secagg.simulation import Aggregator, Device, Drop, Hooks, LocalDevices, drive, make_task
@@ -185,7 +186,7 @@ class Federation:
                 ),
                 "budget": BudgetSpec(max_epsilon=None, releases_max=4),
                 "training": TrainingSpec(**{**terms, **(training or {})}),
-                "adapter": adapter((problem.length,), 1),
+                "adapter": changes.get("adapter") or adapter((problem.length,), 1),
                 **changes,
             }
         )
@@ -197,7 +198,8 @@ class Federation:
             partner_keys=self._task.manifest.partner_keys,
         )
         self.seed = seed
-        self.vector = np.zeros(problem.length, np.float32)
+        assert self.manifest.adapter is not None
+        self.vector = np.zeros(vector_length(self.manifest.adapter), np.float32)
         self.optimiser: dict[str, Vector] = {}
         self.version = 0
         self.metrics: dict[str, float] = {}
