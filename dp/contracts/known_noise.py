@@ -13,9 +13,10 @@ from secagg.manifest import Manifest
 def mean_variance(manifest: Manifest, survivors: int, masking_set: int = 0) -> float:
     """Variance per coordinate of the survivors' noise shares in the mean, real units squared.
 
-    The variance in the sum over (scale * public denominator)^2, times FedNova's tau_eff^2. Mode B's
-    rotation is orthonormal and changes nothing. 0 without noise in the ring. Stochastic rounding
-    (at most 1/4 unit squared per device) is left out: it is under 0.1 % of a noise worth the name.
+    The variance in the sum over (scale * public denominator)^2, times FedNova's tau_eff^2; 0 without
+    noise in the ring or without such a mean. Mode B's rotation is orthonormal and changes nothing.
+    Stochastic rounding (at most 1/4 unit squared per device) is left out: it is under 0.1 % of a
+    noise worth the name.
 
     Args:
         masking_set: devices that owed a vector. Where parts of the noise are removable, what stayed
@@ -25,7 +26,7 @@ def mean_variance(manifest: Manifest, survivors: int, masking_set: int = 0) -> f
         LocalProtocolError: ``survivors-missing``.
     """
     noise = manifest.noise
-    if noise is None or manifest.training is None:
+    if noise is None or not _divides(manifest):
         return 0.0
     if survivors < 1:
         raise LocalProtocolError(
@@ -45,9 +46,14 @@ def mean_variance(manifest: Manifest, survivors: int, masking_set: int = 0) -> f
 
 def mean_deviation(manifest: Manifest) -> float:
     """The largest standard deviation of that noise in a coordinate of the mean, real units."""
-    if manifest.noise is None or manifest.training is None:
+    if manifest.noise is None or not _divides(manifest):
         return 0.0
     return math.sqrt(most_variance(manifest.noise, manifest.cohort)) / _divisor(manifest)
+
+
+def _divides(manifest: Manifest) -> bool:
+    """Whether a mean is taken at all: statistics and evaluations divide by no constant."""
+    return manifest.training is not None and manifest.training.denominator > 0
 
 
 def _divisor(manifest: Manifest) -> float:

@@ -16,6 +16,7 @@ import pytest
 
 from dp.contracts import BudgetSpec, TrainingSpec, check, check_manifest, local_noise_norm, warnings
 from dp.contracts.fednova import public_steps
+from dp.contracts.known_noise import mean_deviation, mean_variance
 from dp.contracts.local import normaliser, step_weights, steps_of
 from dp.errors import AccountingError
 from secagg.errors import ConfigurationError
@@ -279,6 +280,12 @@ def test_unequal_steps_without_fednova_are_said_plainly() -> None:
     assert said("fedadam", EPOCHS)
     assert not said("fednova", EPOCHS)
     assert not said("fedavg", {})
+
+
+def test_a_noisy_evaluation_takes_no_mean_and_is_warned_of_nothing_here() -> None:
+    manifest = create("evaluation", "none", {"weight_unit": 9}, device_noise_multiplier=1.0)
+    assert mean_deviation(manifest) == mean_variance(manifest, 6) == 0.0
+    assert not any("server_tau" in text for text in warnings(manifest))
 
 
 def test_the_norm_of_local_noise_counts_momentum_and_the_normaliser() -> None:
