@@ -17,7 +17,7 @@ import math
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from dp.sampling import TABLE_VARIANCE_LARGE, SkellamTable, add_from_table, cumulative_table
+from dp.sampling import TABLE_VARIANCE_LARGE, NoiseTable, add_from_table, cumulative_table
 from dp.stream import BitStream, RandomBytes
 from secagg.errors import LocalProtocolError
 
@@ -57,7 +57,7 @@ def gaussian_weights(sigma_squared: int) -> list[int]:
 
 
 @lru_cache(maxsize=4)
-def gaussian_table(sigma_squared: int) -> SkellamTable:
+def gaussian_table(sigma_squared: int) -> NoiseTable:
     """The cumulative table of |X| for one parameter; cached in the process."""
     return cumulative_table(gaussian_weights(sigma_squared))
 

@@ -13,7 +13,7 @@ from scipy import stats
 from dp import sampling
 from dp.accounting import SAMPLER_LOG2
 from dp.sampling import (
-    SkellamTable,
+    NoiseTable,
     add_skellam,
     binomial_tail_log2,
     examples_held_max,
@@ -118,11 +118,27 @@ def test_low_bits_decide_only_ties() -> None:
         return np.array([4, 7, 8], dtype=np.uint64)[:count]
 
     found = look_up(
-        SkellamTable(high, low), np.array([9, 10, 11, 20, 20, 40], dtype=np.uint64), draw_low
+        NoiseTable(high, low), np.array([9, 10, 11, 20, 20, 40], dtype=np.uint64), draw_low
     )
     # 10 with low 4 < 5 stays; 20 with low 7 passes thresholds 1 and 7; with low 8 likewise, not 9
     assert found.tolist() == [0, 0, 1, 3, 3, 5]
     assert asked == [3]
+
+
+@pytest.mark.parametrize("variance", [1, 30, 10**4, 10**7, 1 << 28])
+def test_the_guided_search_finds_what_a_plain_one_does(variance: int) -> None:
+    table = skellam_table(variance)
+    uniform = np.frombuffer(seeded(9)(8 * 50_000), "<u8")
+    some = table.high[:: max(1, len(table.high) // 2000)]
+    edges = np.array([0, 1, 2**63, 2**64 - 2, 2**64 - 1], dtype=np.uint64)
+    asked = np.concatenate([uniform, some, some + np.uint64(1), some - np.uint64(1), edges])
+    # Low bits of 0 leave a tie at the first row that is not below.
+    found = look_up(table, asked, lambda count: np.zeros(count, dtype=np.uint64))
+    expected = np.searchsorted(table.high, asked, side="left")
+    tied = table.high[np.minimum(expected, len(table.high) - 1)] == asked
+    assert np.array_equal(found[~tied], expected[~tied])
+    lows = table.low[np.minimum(expected, len(table.high) - 1)]
+    assert np.array_equal(found[tied & (lows > 0)], expected[tied & (lows > 0)])
 
 
 def test_cumulative_table_rises_to_just_below_one() -> None:
