@@ -162,6 +162,8 @@ def test_truncation_and_forks_are_seen_by_whoever_kept_a_checkpoint() -> None:
         (2, lambda r: r["lines"][0].update(adversary="nobody"), "epsilon-mismatch"),
         (2, lambda r: r["lines"][0].update(delta="1e-09"), "epsilon-mismatch"),
         (2, lambda r: r["lines"][0].update(epsilon_micro=1), "epsilon-mismatch"),
+        (2, lambda r: r["lines"][0].update(accountant="gdp/opacus"), "epsilon-mismatch"),
+        (2, lambda r: r["lines"][0].update(adjacency="replace-one"), "epsilon-mismatch"),
         (2, lambda r: r["lines"][0].pop("mode"), "epsilon-mismatch"),
         (2, lambda r: r.update(lines=[1]), "epsilon-mismatch"),
         (2, lambda r: r.update(survivors=6), "contributors"),
