@@ -148,8 +148,8 @@ def _worst_rounds(
 
 
 def _is_falling(coefficients: Sequence[int]) -> bool:
-    below = (*coefficients[1:], 0)
-    return all(c >= after >= 0 for c, after in zip(coefficients, below, strict=True))
+    below = (*coefficients[1:], 0)  # falling to 0, so never negative
+    return all(c >= after for c, after in zip(coefficients, below, strict=True))
 
 
 def _product(coefficients: Sequence[int], rounds: int, s: int, t: int) -> int:

@@ -132,6 +132,13 @@ def test_a_broken_clip_is_caught_by_its_measure(sabotage: Sabotage) -> None:
         assert result.judgement.epsilon_lower < result.epsilon_upper
 
 
+def test_noise_that_repeats_hides_nothing_of_the_clip() -> None:
+    """Subtracted, it leaves one clip for each release that the canaries were in."""
+    found = run(256, 3, 4.0, 0.95, Sabotage.repeated_noise, seeded(5)).influence
+    assert found.measured == pytest.approx(1.0, abs=0.02)
+    assert found.upper - found.lower < 0.1
+
+
 def test_every_sabotage_is_caught_by_one_of_the_two() -> None:
     assert {*LOUD, *CLIPS, Sabotage.none} == set(Sabotage)
 

@@ -100,6 +100,33 @@ def test_any_coefficients_are_covered_and_without_overlap_exact(
         assert bound == squared
 
 
+@given(
+    st.lists(st.integers(1, 9), min_size=1, max_size=4).map(tuple),
+    st.integers(4, 7),
+    st.integers(1, 3),
+)
+@settings(max_examples=60, deadline=None)
+def test_rising_coefficients_are_exact_where_all_sets_are_tried(
+    coefficients: tuple[int, ...], rounds: int, k: int
+) -> None:
+    """Without negative entries nothing cancels, and late columns are cut."""
+    squared, _ = brute_force(coefficients, rounds, k, 1)
+    assert squared_sensitivity(coefficients, rounds, k, 1) == squared
+
+
+@pytest.mark.parametrize("noisy", [True, False])
+def test_all_rows_are_one_release_of_the_whole_sensitivity(noisy: bool) -> None:
+    """Coarse noise, for which L1 and the number of coordinates count too."""
+    shape = ((3, 2, 1), 6, 2, 3)  # columns (3, 2, 1) twice: 14 + 14, and 6 + 6
+    if noisy:
+        row: Event = SkellamRelease(9, 5, 12)
+        whole: Event = SkellamRelease(9 * 28, 5 * 12, 12)
+    else:
+        row = DiscreteGaussianSum(9, 50, 1, 3, 4)
+        whole = DiscreteGaussianSum(9 * 28, 50 * 12, 1, 3, 4 * 6)
+    assert rdp_curve(CorrelatedReleases(*shape, row)) == rdp_curve(whole)
+
+
 def test_vectors_in_any_direction_are_covered() -> None:
     """Contributions are vectors, not signs: the bound holds for those in other directions too."""
     rng = np.random.default_rng(3)
