@@ -134,7 +134,7 @@ def test_a_broken_clip_is_caught_by_its_measure(sabotage: Sabotage) -> None:
 
 def test_noise_that_repeats_hides_nothing_of_the_clip() -> None:
     """Subtracted, it leaves one clip for each release that the canaries were in."""
-    found = run(256, 3, 4.0, 0.95, Sabotage.repeated_noise, seeded(5)).influence
+    found = run(256, 4, 4.0, 0.95, Sabotage.repeated_noise, seeded(5)).influence
     assert found.measured == pytest.approx(1.0, abs=0.02)
     assert found.upper - found.lower < 0.1
 
