@@ -57,7 +57,8 @@ class SessionRecord(_Record, frozen=True, kw_only=True):
 
     ``state`` is the machine's snapshot, ``effects`` what is to be done (again), ``cursor`` the
     number of messages taken from the mailbox. ``joined_at``: Unix seconds at which the roster was
-    accepted, and ``ctx`` its context; empty before. ``payload_digest``: SHA-256 of the payload
+    accepted, and ``ctx`` its context; empty before. ``masking_set`` and ``survivors``: sizes of the
+    sets that were confirmed; 0 before. ``payload_digest``: SHA-256 of the payload
     beside, empty without one.
     """
 
@@ -77,6 +78,8 @@ class SessionRecord(_Record, frozen=True, kw_only=True):
     joined_at: float = 0.0
     ctx: bytes = b""
     payload_digest: bytes = b""
+    masking_set: int = 0
+    survivors: int = 0
 
 
 class _StoredArray(_Record, frozen=True, kw_only=True):

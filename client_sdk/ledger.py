@@ -75,8 +75,14 @@ class LedgerWatch:
         ctx: bytes,
         manifest_digest: bytes,
         identity_key: bytes,
+        masking_set: int = 0,
+        survivors: int = 0,
     ) -> Mapping[str, object]:
         """The release's record, proven to be in the log that this device remembers.
+
+        Args:
+            masking_set, survivors: sizes of the sets that this device confirmed; epsilon and the
+                guaranteed noise follow from them. 0: not known (a session of an older version).
 
         Raises:
             LedgerError: as :meth:`advance`, or ``release-not-proven``, ``release-mismatch``,
@@ -91,6 +97,8 @@ class LedgerWatch:
             "ctx": ctx.hex(),
             "manifest_digest": manifest_digest.hex(),
         }
+        if survivors:
+            expected |= {"masking_set_size": masking_set, "survivors": survivors}
         _demand(record, expected)
         own = identity_digest(identity_key)
         if (await self._contributors(record)).count(own) != 1:

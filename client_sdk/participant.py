@@ -247,6 +247,8 @@ class Participant:
             ctx=record.ctx,
             manifest_digest=config.manifest_digest,
             identity_key=config.certificate.identity_key,
+            masking_set=record.masking_set,
+            survivors=record.survivors,
         )
         if has_control(config.manifest):
             await finish_in_thread(self._control().add, record.ctx)

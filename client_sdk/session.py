@@ -209,6 +209,10 @@ class Session:
             return
         if isinstance(self.state, Advertised) and isinstance(state, Shared):
             self.record = replace(self.record, joined_at=self._clock(), ctx=state.session.ctx)
+        if isinstance(state, Confirmed):
+            self.record = replace(
+                self.record, masking_set=len(state.masking_set), survivors=len(state.survivors)
+            )
         self._commit(state, effects)
 
     def _commit(self, state: State, effects: tuple[Effect, ...]) -> None:

@@ -65,6 +65,7 @@ def release(number: int, **changes: object) -> bytes:
         "manifest_digest": (b"m" * 32).hex(),
         "contributors": [identity_digest(key).hex() for key in (b"a" * 32, DEVICE)],
         "survivors": 5,
+        "masking_set_size": 6,
     }
     return json.dumps({**record, **changes}).encode()
 
@@ -148,6 +149,24 @@ async def test_a_release_is_proven_by_tiles(tmp_path: Path, leaf: int) -> None:
     log[leaf] = release(1)
     record = await watch(Log(log), tmp_path).verify_release(leaf, **CLAIM)
     assert record["survivors"] == 5
+
+
+@pytest.mark.parametrize(
+    ("masking_set", "survivors", "proven"),
+    [(6, 5, True), (0, 0, True), (6, 4, False), (7, 5, False), (5, 5, False)],
+)
+async def test_a_record_of_other_sets_than_the_device_confirmed_is_refused(
+    tmp_path: Path, masking_set: int, survivors: int, proven: bool
+) -> None:
+    """Epsilon and the guaranteed noise follow from both sizes: they are not the operator's word."""
+    watched = watch(Log([release(1)]), tmp_path)
+    asked = watched.verify_release(0, **CLAIM, masking_set=masking_set, survivors=survivors)
+    if proven:
+        assert (await asked)["survivors"] == 5
+        return
+    with pytest.raises(LedgerError) as caught:
+        await asked
+    assert caught.value.reason == "release-mismatch"
 
 
 @pytest.mark.parametrize(
