@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 from sdk_world import TASK, Killed, NoContributor, OneHot, World, kill_at, plain_spec
 
+from aggregator.cohorts import releasing
 from client_sdk import RunResult
 from dp.contracts import DeadlineSpec
+from dp.records import ReleaseEntry
 
 DEVICES = 4
 
@@ -33,6 +37,24 @@ async def test_two_rounds_sum_exactly_and_every_receipt_is_proven(tmp_path: Path
             assert (result.aborted, result.refusals) == (0, ())
         audit = world.audit()
         assert (audit.verified, audit.releases) == (True, 2)
+
+
+async def test_a_record_with_other_sets_than_were_confirmed_is_not_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An aggregator that writes a larger masking set would claim more noise than there is."""
+    honest = releasing._entry
+
+    def lying(*arguments: Any) -> ReleaseEntry:
+        entry = honest(*arguments)
+        return msgspec.structs.replace(entry, masking_set_size=entry.masking_set_size + 1)
+
+    monkeypatch.setattr(releasing, "_entry", lying)
+    async with World(tmp_path, plain_spec(DEVICES)) as world:
+        found = await asyncio.gather(
+            *(run(world, n) for n in range(DEVICES)), return_exceptions=True
+        )
+    assert [getattr(error, "reason", error) for error in found] == ["release-mismatch"] * DEVICES
 
 
 async def test_events_come_in_order_and_the_app_sees_each_before_the_next(tmp_path: Path) -> None:
