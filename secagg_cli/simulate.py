@@ -58,6 +58,7 @@ def simulate(
     with Output(format) as out:
         from secagg.limits import COMPLETE_GRAPH_MAX
         from secagg.simulation import simulate as run
+        from secagg.tails import either_log2
 
         out.say(f"Simulating {rounds} round(s) of {clients} devices with {length} coordinates ...")
         if processes == 0:
@@ -89,8 +90,9 @@ def simulate(
         plan = result.predicted
         out.say(
             f"{'complete' if plan.degree == clients - 1 else 'sparse'} graph: degree "
-            f"{plan.degree}, threshold {plan.threshold}; an active aggregator succeeds with "
-            f"probability {power(plan.security_log2)} at most"
+            f"{plan.degree}, threshold {plan.threshold}; an active aggregator opens more than the "
+            f"sum with probability {power(either_log2(plan.opened_twice_log2, plan.cut_log2))} on one "
+            f"roster, {power(plan.security_log2)} on the best of 2^64, at most"
         )
         out.say(
             f"failed cohorts: {result.aborted} of {rounds}; predicted for random drop-outs: "
