@@ -25,7 +25,7 @@ from client_sdk.ledger import LedgerWatch
 from client_sdk.participant import Outcome, Participant
 from client_sdk.policy import PrivacyPolicy
 from client_sdk.session import Session
-from client_sdk.training import Training
+from client_sdk.training import Training, version_of
 from client_sdk.transport import Transport
 from secagg.access import issue_access_token
 from secagg.api import EnrolmentBundle
@@ -304,8 +304,8 @@ class Client:
                 device.journal,
                 device.bundle,
                 offer.manifest,
-                model_version=offer.model.version,
-                model_digest=offer.model.digest,
+                model_version=version_of(contribution, checkin),
+                model_digest=contribution.model_digest,
                 contribution=contribution.name,
                 survivors_min=device.policy.min_cohort,
                 partner_keys=device.partner_keys,

@@ -92,7 +92,8 @@ class Contribution(_Record, frozen=True, kw_only=True):
     """A contributor's values for one model version. ``failed``: replaced by zeros.
 
     ``name`` is random; the account remembers which contribution a charge was for. ``control``:
-    SCAFFOLD's c of that version, float32, little-endian.
+    SCAFFOLD's c of that version, float32, little-endian. ``model_version``: -1 where an older
+    software journalled it.
     """
 
     version: int = _VERSION
@@ -102,6 +103,7 @@ class Contribution(_Record, frozen=True, kw_only=True):
     failed: str | None
     arrays: tuple[_StoredArray, ...]
     control: bytes = b""
+    model_version: int = -1
 
     @staticmethod
     def of(
@@ -110,6 +112,7 @@ class Contribution(_Record, frozen=True, kw_only=True):
         values: Mapping[str, np.ndarray],
         failed: str | None,
         control: np.ndarray | None = None,
+        model_version: int = -1,
     ) -> Contribution:
         """Wrap float64 or int64 arrays; the name is drawn at random."""
         return Contribution(
@@ -124,6 +127,7 @@ class Contribution(_Record, frozen=True, kw_only=True):
                 for name, array in values.items()
             ),
             control=b"" if control is None else control.astype("<f4").tobytes(),
+            model_version=model_version,
         )
 
     def values(self) -> dict[str, np.ndarray]:

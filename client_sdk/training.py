@@ -48,6 +48,13 @@ def report_at(checkin: CheckIn) -> float | None:
     return opened_at + max(1, math.ceil(passed)) * slot_s
 
 
+def version_of(contribution: Contribution, checkin: CheckIn) -> int:
+    """The model version that a contribution was trained from."""
+    if contribution.model_digest == checkin.offer.model.digest:
+        return checkin.offer.model.version
+    return contribution.model_version
+
+
 class Training:
     """Runs one contributor, one call at a time, and journals what it returns."""
 
@@ -70,7 +77,8 @@ class Training:
             await self._settle(checkin)
         contribution = self.reusable(checkin)
         if contribution is not None:
-            await device.emit("trained", task, version=checkin.offer.model.version, reused=True)
+            version = version_of(contribution, checkin)
+            await device.emit("trained", task, version=version, reused=True)
         else:
             started = device.clock()
             await device.emit("training", task, version=checkin.offer.model.version)
@@ -89,16 +97,22 @@ class Training:
         return contribution
 
     def reusable(self, checkin: CheckIn) -> Contribution | None:
-        """The journalled contribution, if it is for this offer and may serve (again)."""
+        """The journalled contribution, if it is for this offer and may serve (again).
+
+        A buffer (FedBuff) also takes one of an older version within its bound, if it has reached
+        masking in no cohort yet: else it may be in a sum already.
+        """
         journal = self._device.journal
         contribution = journal.load_contribution()
         if contribution is None:
             return None
-        fits = (contribution.manifest_digest, contribution.model_digest) == (
-            checkin.digest,
-            checkin.offer.model.digest,
-        )
         served = self._device.account.served(contribution.name) is not None
+        oldest = checkin.offer.model.version - checkin.manifest.cohort.versions_back
+        present = contribution.model_digest == checkin.offer.model.digest
+        admitted = oldest <= contribution.model_version < checkin.offer.model.version
+        fits = contribution.manifest_digest == checkin.digest and (
+            present or (admitted and not served)
+        )
         if fits and not (served and is_batch_secret(checkin.manifest)):
             return contribution
         journal.drop_contribution()
@@ -113,7 +127,8 @@ class Training:
                 raise
             values, failed = zero_contribution(manifest), str(error)
         digest = checkin.offer.model.digest
-        return Contribution.of(checkin.digest, digest, values, failed, checkin.control)
+        version = checkin.offer.model.version
+        return Contribution.of(checkin.digest, digest, values, failed, checkin.control, version)
 
     async def _call(self, checkin: CheckIn, report_s: float | None) -> Mapping[str, np.ndarray]:
         """Call the contributor in its thread, within the time that slot and policy leave."""

@@ -344,7 +344,10 @@ def _parameters(manifest: Manifest) -> tuple[Parameter, ...]:
     )
     if manifest.training is not None:
         row("local_steps", manifest.training.local_steps, "steps on a device for each sum")
-        row("denominator", manifest.training.denominator, "public constant under the sum")
+        if manifest.training.denominator:
+            row("denominator", manifest.training.denominator, "public constant under the sum")
+        else:
+            row("denominator", "from the sum", "the contributors, or the sum of their weights")
     return tuple(rows)
 
 

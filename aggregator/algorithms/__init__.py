@@ -90,7 +90,7 @@ def server_step(
     if manifest.algorithm == "zeroth-order":
         direction, metrics = expanded(manifest, sums, len(vector), version)
     elif manifest.algorithm == "fedbuff":
-        direction, metrics = buffered(sums, survivors, lag)
+        direction, metrics = buffered(manifest, sums, survivors, lag)
     elif manifest.algorithm == "scaffold":
         control = optimiser.get("control", np.zeros(len(vector)))
         direction, kept["control"], metrics = controlled(manifest, sums, control, survivors)

@@ -15,12 +15,15 @@ from numpy.typing import NDArray
 
 from dp.contracts.fedbuff import staleness_weight
 from secagg.errors import LocalProtocolError
+from secagg.manifest import Manifest
 
 
 def buffered(
-    sums: Mapping[str, NDArray[np.float64]], survivors: int, lag: int
+    manifest: Manifest, sums: Mapping[str, NDArray[np.float64]], survivors: int, lag: int
 ) -> tuple[NDArray[np.float64], dict[str, float]]:
     """s(lag) (1/K) sum of s(tau) delta, float64[d], and metrics.
+
+    K is the number of contributors, less those who are expected to have abstained.
 
     Raises:
         LocalProtocolError: ``survivors-missing``.
@@ -33,4 +36,6 @@ def buffered(
             found=survivors,
         )
     metrics = {"loss": float(sums["loss"][0]) / survivors} if "loss" in sums else {}
-    return staleness_weight(lag) * sums["delta"] / survivors, metrics
+    device = manifest.device_privacy
+    present = survivors * (device.participation_rate if device is not None else 1.0)
+    return staleness_weight(lag) * sums["delta"] / present, metrics

@@ -15,7 +15,7 @@ from sdk_world import TASK, Killed, NoContributor, World, kill_at
 
 from client_sdk import Event, RunResult
 from client_sdk.contribution import TrainingJob
-from dp.contracts import CohortSpec, TaskSpec
+from dp.contracts import BudgetSpec, CohortSpec, TaskSpec
 
 COHORT = CohortSpec(size_min=4, size_max=4, survivors_min=3, versions_back=2, model_min=2)
 
@@ -178,3 +178,72 @@ async def test_a_model_that_was_never_released_is_refused_by_those_who_are_shown
         assert aborted.detail["reason"] == "model-not-in-ledger"
         kinds = [event.kind for event in events]
         assert "uploading" not in kinds[: kinds.index("aborted")]
+
+
+async def test_an_update_that_no_cohort_took_serves_a_later_one_and_is_not_computed_anew(
+    tmp_path: Path,
+) -> None:
+    """The device dies when it has trained, and comes back when there is another version."""
+    async with World(tmp_path, spec()) as world:
+        peer = Slow(8.0, ready=False)
+        waiting = asyncio.create_task(run(world, "peer", peer))
+        with pytest.raises(Killed):
+            await world.device("slow", kill_at("trained")).run_async(Slow(8.0), task=TASK, rounds=1)
+        await until_training(peer)
+        await asyncio.gather(*(run(world, f"fast{n}", Slow(0.0)) for n in range(4)))
+        peer.go.set()
+        others = [asyncio.create_task(run(world, f"again{n}", Slow(0.0))) for n in range(2)]
+        result = await run(world, "slow", NoContributor())
+        await asyncio.gather(waiting, *others)
+        assert [release.model_version for release in result.releases] == [0]
+        assert (await world.sums())[0] == pytest.approx(2 * 8.0 / np.sqrt(2) / 4, abs=1e-3)
+
+
+async def test_waiting_updates_survive_a_restart_of_the_service(tmp_path: Path) -> None:
+    async with World(tmp_path, spec()) as world:
+        slow = [Slow(8.0, ready=False) for _ in range(2)]
+        reported = asyncio.Event()
+
+        def on_event(event: Event) -> None:
+            if event.kind == "reported":
+                reported.set()
+
+        devices = [world.device("s0", on_event), world.device("s1")]
+        waiting = [
+            asyncio.create_task(d.run_async(s, task=TASK, rounds=1))
+            for d, s in zip(devices, slow, strict=True)
+        ]
+        await until_training(*slow)
+        await asyncio.gather(*(run(world, f"fast{n}", Slow(0.0)) for n in range(4)))
+        slow[0].go.set()
+        await asyncio.wait_for(reported.wait(), 60)
+        await world.restart()
+        slow[1].go.set()
+        await asyncio.gather(*waiting, *(run(world, f"again{n}", Slow(0.0)) for n in range(2)))
+        assert [device.versions for device in slow] == [[0], [0]]
+        assert (await world.sums())[0] == pytest.approx(2 * 8.0 / np.sqrt(2) / 4, abs=1e-3)
+        assert world.audit().verified
+
+
+async def test_a_buffer_under_device_level_noise_is_accounted_like_any_release(
+    tmp_path: Path,
+) -> None:
+    budget = BudgetSpec(max_epsilon=None, delta=1e-5, releases_max=2)
+    noisy = spec(device_noise_multiplier=8.0, budget=budget)
+
+    class Noisy(Slow):
+        def contribute(self, job: TrainingJob) -> Mapping[str, np.ndarray]:
+            return {"delta": super().contribute(job)["delta"]}
+
+    async with World(tmp_path, noisy) as world:
+        slow = [Noisy(1.0, ready=False) for _ in range(2)]
+        waiting = [asyncio.create_task(run(world, f"s{n}", s)) for n, s in enumerate(slow)]
+        await until_training(*slow)
+        await asyncio.gather(*(run(world, f"fast{n}", Noisy(1.0)) for n in range(4)))
+        for device in slow:
+            device.go.set()
+        await asyncio.gather(*waiting, *(run(world, f"again{n}", Noisy(1.0)) for n in range(2)))
+        audit = world.audit()
+        assert audit.verified
+        assert [r.entry.model_versions for r in audit.tasks[0].releases] == [(0,), (0, 1)]
+        assert audit.epsilon is not None

@@ -79,7 +79,9 @@ class TestDeclaration:
         [{}, {"privacy": "local", "noise_multiplier": 8.0}, {"device_noise_multiplier": 8.0}],
     )
     def test_both_units_of_privacy_are_admitted(self, terms: dict[str, Any]) -> None:
-        names = [segment.name for segment in manifest(**terms).segments]
+        task = manifest(**terms)
+        warnings(task)
+        names = [segment.name for segment in task.segments]
         assert names == (["delta"] if terms else ["delta", "loss"])
 
     def test_a_policy_refuses_models_with_fewer_behind_them_than_its_minimum(
@@ -210,6 +212,12 @@ class TestWeights:
         sums = {"delta": np.full(LENGTH, 6.0), "loss": np.zeros(1)}
         step = server_step(manifest(), np.zeros(LENGTH, np.float32), {}, sums, 9, 6, 6, 3)
         np.testing.assert_allclose(step.vector, 0.5)
+
+    def test_those_who_are_expected_to_abstain_are_not_counted(self) -> None:
+        task = manifest(device_noise_multiplier=8.0, participation_rate=0.5)
+        sums = {"delta": np.full(LENGTH, 6.0)}
+        step = server_step(task, np.zeros(LENGTH, np.float32), {}, sums, 9, 6)
+        np.testing.assert_allclose(step.vector, 2.0)
 
     def test_the_number_of_contributors_is_needed(self) -> None:
         sums = {"delta": np.zeros(LENGTH), "loss": np.zeros(1)}
