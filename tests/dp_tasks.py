@@ -117,7 +117,7 @@ def ledger(manifest: Manifest, survivors: tuple[int, ...]) -> LedgerBuilder:
     digest = manifest_digest(encode_manifest(manifest))
     for number, count in enumerate(survivors, 1):
         builder.append(release_record(manifest, digest, facts, entry(number, count)))
-        facts.append(ReleaseFacts(survivors=count))
+        facts.append(entry(number, count).facts(manifest))
     return builder
 
 

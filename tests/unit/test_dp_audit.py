@@ -11,7 +11,7 @@ import msgspec
 import pytest
 import rfc8785
 
-from dp.accounting import headline, lines
+from dp.accounting import ReleaseFacts, guaranteed_variance, headline, lines
 from dp.audit import AuditResult, verify_ledger
 from dp.contracts import BudgetSpec, TrainingSpec
 from dp.errors import AccountingError, LedgerError
@@ -209,6 +209,37 @@ def test_a_record_that_lies_is_found_even_if_it_is_signed(
     result = audited(edited(ledger(built(), (4, 5, 6)), leaf, change))
     assert reason in reasons(result)
     assert not result.verified
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        # Another masking set leaves another noise, whatever else the record says.
+        (lambda r: r.update(masking_set_size=5), "noise-variance"),
+        (lambda r: r.update(masking_set_size=5), "epsilon-mismatch"),
+        (lambda r: r.update(cohort_size=7, masking_set_size=7), "masking-set-size"),
+    ],
+)
+def test_with_removable_noise_the_masking_set_decides_what_is_charged(
+    change: Callable[[dict[str, Any]], object], reason: str
+) -> None:
+    manifest = built()
+    assert (manifest.cohort.survivors_min, manifest.cohort.size_max) == (4, 6)
+    # One level for one drop-out and for two: with one, more is left than is needed.
+    manifest = msgspec.structs.replace(
+        manifest,
+        noise=msgspec.structs.replace(manifest.noise, removable_drops=(2,)),
+        encoding=msgspec.structs.replace(manifest.encoding, wrap_log2=-40.0),
+    )
+    builder = ledger(manifest, (4, 5, 6))
+    honest = audited(served(builder))
+    assert honest.verified, honest.problems
+    recorded = [release.guaranteed_variance for release in honest.tasks[0].releases]
+    assert recorded == [
+        guaranteed_variance(manifest, ReleaseFacts(survivors=u, masking_set=6)) for u in (4, 5, 6)
+    ]
+    assert 3 * recorded[1] == 4 * recorded[0]
+    assert reason in reasons(audited(edited(builder, 2, change)))
 
 
 def test_a_record_that_is_not_canonical_is_found() -> None:
