@@ -71,7 +71,7 @@ async def opened_sum(core: Core, cohort: Cohort, plan: OpeningPlan) -> NDArray[n
                 for lo in range(0, plan.length, step)
             )
         )
-        parts = _needless_noise(cohort, plan)
+        parts = await loop.run_in_executor(core.pool, _needless_noise, cohort, plan)
         if parts:
             stride = cohort.task.manifest.encoding.slice_length + 1
             products = await asyncio.gather(
