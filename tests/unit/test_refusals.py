@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from said import said
 
-from secagg import graph, keys, masks, ring, sharing
+from secagg import graph, keys, masks, messages, ring, sharing
 from secagg.errors import ConfigurationError, LocalProtocolError, RemoteProtocolError, SecaggError
+from secagg.messages import Abort, Ready, Receipt
 from secagg.opening import OpeningPlan, check_sum, open_slice
 from secagg.secret import Secret
 from secagg.simulation import make_task
@@ -22,6 +23,9 @@ PARTNER_KEY, DEVICE_KEY = keys.identity_public_key(PARTNER), keys.identity_publi
 CERTIFICATE = keys.issue_certificate(PARTNER, DEVICE_KEY, 1_000)
 FORGED = keys.Certificate(DEVICE_KEY, PARTNER_KEY, 1_000, bytes(64))
 KEM_SECRET = Secret(b"k" * 32)
+FRAME = messages.encode(Ready(b"c", 1))
+SIGNED = messages.sign(Ready(b"c", 1), b"c", keys.signing_key(DEVICE))
+READY_MAX = messages.KINDS[Ready][1]
 
 
 class Case(NamedTuple):
@@ -164,6 +168,53 @@ CASES = {
         ),
         REMOTE,
         "seal-invalid",
+    ),
+    "half a frame": Case(lambda: messages.decode(b"\x01", Ready), REMOTE, "frame-truncated"),
+    "a frame of another version": Case(
+        lambda: messages.decode(b"\x02\x06", Ready), REMOTE, "frame-version", 1, 2
+    ),
+    "a frame of another kind": Case(
+        lambda: messages.decode(FRAME, Receipt, Abort),
+        REMOTE,
+        "frame-kind",
+        ["Abort", "Receipt"],
+        "Ready",
+    ),
+    "a frame of no kind": Case(
+        lambda: messages.decode(b"\x01\xff", Ready), REMOTE, "frame-kind", ["Ready"], 255
+    ),
+    "a frame too large": Case(
+        lambda: messages.decode(FRAME + bytes(READY_MAX), Ready),
+        REMOTE,
+        "frame-too-large",
+        READY_MAX,
+        len(FRAME) + READY_MAX,
+    ),
+    "a signed message too large": Case(
+        lambda: messages.peek(bytes(READY_MAX + 129), Ready),
+        REMOTE,
+        "frame-too-large",
+        READY_MAX + 128,
+        READY_MAX + 129,
+    ),
+    "a body that does not parse": Case(
+        lambda: messages.decode(FRAME[:-1], Ready), REMOTE, "frame-malformed"
+    ),
+    "a message signed by another": Case(
+        lambda: messages.verify(SIGNED, b"c", Ready, signer=PARTNER_KEY),
+        REMOTE,
+        "signer-unexpected",
+        PARTNER_KEY.hex(),
+        DEVICE_KEY.hex(),
+    ),
+    "a signature for another exchange, of a known signer": Case(
+        lambda: messages.verify(SIGNED, b"d", Ready, signer=DEVICE_KEY),
+        REMOTE,
+        "signature-invalid",
+        culprit=DEVICE_KEY,
+    ),
+    "a signature for another exchange, of whomever": Case(
+        lambda: messages.verify(SIGNED, b"d", Ready), REMOTE, "signature-invalid"
     ),
     "a slice beyond the sum": Case(
         lambda: open_slice(OpeningPlan(32, 3, ()), np.zeros(3, "<u4"), 1, 4),

@@ -193,10 +193,33 @@ def test_each_phase_ends_at_its_deadline(phase: str) -> None:
     assert secrets_in(result.state) == []
 
 
-@pytest.mark.parametrize("phase", transitions.SERVER_ORDER)
-def test_a_wake_is_asked_for_at_the_deadline_of_every_phase_that_waits(phase: str) -> None:
-    state = recorded_run().server_states[phase]
-    assert math.isfinite(state.deadline_s) == (phase in STEP_OF_PHASE)
+def test_a_wake_is_asked_for_at_the_deadline_of_every_phase_that_waits() -> None:
+    """Each phase has its own time, counted from the event that began it."""
+    run = recorded_run()
+    names = ("share_s", "check_s", "masked_input_s", "confirm_s", "unmask_s")
+    times = {name: 10.0 * place for place, name in enumerate(names, 1)}
+    manifest = run.task.manifest
+    changed = _replace(manifest, deadlines=_replace(manifest.deadlines, **times))
+    config = replace(run.task.server, manifest=changed)
+    after_s = dict(zip(STEP_OF_PHASE, times.values(), strict=True))
+    for before, event in run.aggregator.trace:
+        after, effects = server.step(config, before, event)
+        wakes = [effect.at_s for effect in effects if isinstance(effect, server.Wake)]
+        if after.phase == before.phase or after.phase not in after_s:
+            assert wakes == []
+            continue
+        assert wakes == [after.deadline_s] == [event.now_s + after_s.pop(after.phase)]
+    assert set(after_s) == {"sharing"}, "which open_cohort begins"
+    assert math.isinf(run.server_states["opening"].deadline_s)
+    sharing, effects = server.open_cohort(
+        run.task.server,
+        cohort=bytes(32),
+        attempt=0,
+        adverts=adverts_of(run.task),
+        now_s=EPOCH_S,
+    )
+    assert effects[-1] == server.Wake(sharing.deadline_s)
+    assert sharing.deadline_s == EPOCH_S + manifest.deadlines.share_s
 
 
 # -- duplicates, order, replay ---------------------------------------------------------------------
