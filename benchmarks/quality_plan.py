@@ -90,6 +90,10 @@ class Cell:
         self.row, self.epsilon = row, epsilon
         self.refused = next((r["refused"] for r in self._of.values() if "refused" in r), None)
 
+    @property
+    def begun(self) -> bool:
+        return bool(self._of)
+
     def finalists(self) -> tuple[float, ...] | None:
         """The best rates of the first tuning seed; None while one of its runs is missing."""
         rates = self._plan.rates

@@ -69,7 +69,7 @@ def _loss(cell: Cell, wanted: int) -> tuple[str, str]:
         return "none", ""
     runs = cell.tests()
     if not runs:
-        return "not run", ""
+        return ("rate not chosen yet" if cell.begun else "not run"), ""
     failed = sum(1 for run in runs if not math.isfinite(loss_of(run)))
     if failed:
         return f"{failed} of {len(runs)} diverged", ""

@@ -103,12 +103,14 @@ def test_the_table_shows_mean_spread_and_cost_and_names_what_was_not_run(results
     tuned(results)
     add(results, "test", 4.0, 0, 5.1)
     add(results, "test", 4.0, 1, 5.3)
+    add(results, "tune", 4.0, 100, 5.3, row="FFA-LoRA")
     made = quality_report.table(PLAN, results, REFERENCES)
     line = next(text for text in made.splitlines() if text.startswith("| FedAvg |"))
     assert line.startswith("| FedAvg | 5.200 ± 0.141 | 181 | not run |")
     assert line.endswith("| 1.5 MB | 2.0 KB | 3.0 | 4, – |")
     assert "| base model | 7.000 | 1097 |" in made
-    assert "5 runs to choose rates, 2 reported" in made
+    assert "| FFA-LoRA | rate not chosen yet |" in made
+    assert "6 runs to choose rates, 2 reported" in made
 
 
 def test_the_table_says_how_few_seeds_there_are_and_marks_a_rate_at_the_edge(results):
