@@ -70,6 +70,8 @@ def task_spec(options: DemoOptions, plan: KillPlan, model_folder: Path, model: A
             size_max=options.clients,
             survivors_min=plan.survivors_min,
             corrupt_max=0,
+            # what the demo's devices demand of any sum, and so of those behind a model
+            model_min=plan.survivors_min if options.algorithm == "fedbuff" else None,
         ),
         deadlines=DeadlineSpec(
             report_s=_REPORT_S,
