@@ -197,5 +197,6 @@ def write_report(
     text = into.read_text()
     head, _, rest = text.partition(begin)
     _, _, tail = rest.partition(end)
-    into.write_text(f"{head}{begin}\n{made}{end}{tail}")
+    page = f"{head}{begin}\n{made}{end}{tail}"
+    into.write_text(page if page.endswith("\n") else page + "\n")
     (into.parent / f"quality-{name}.svg").write_text(chart(plan, results, references))
