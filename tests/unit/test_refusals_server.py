@@ -94,6 +94,11 @@ def receive(phase: str, message: messages.Message, index: int = INDEX) -> None:
     server.step(CONFIG, replace(STATES[phase], accepted={}), event)
 
 
+def signed_by_first(message: messages.Message) -> bytes:
+    owner = RUN.task.devices[RUN.aggregator.numbers[FIRST]]
+    return messages.sign(message, CTX, signing_key(owner.identity))
+
+
 def advert(key: Secret | None = None, now_s: float = EPOCH_S, **changes: Any) -> None:
     signed = messages.sign(
         _replace(ADVERT, **changes), b"", signing_key(key or RUN.device.config.identity)
@@ -238,6 +243,17 @@ CASES: dict[str, Case] = {
     ),
     "a message from another": Case(
         lambda: receive("checking", Ready(CTX, FIRST)), "message-context", INDEX, FIRST
+    ),
+    "a message signed by another": Case(
+        lambda: server.step(
+            CONFIG,
+            replace(STATES["checking"], accepted={}),
+            server.Received(INDEX, signed_by_first(Ready(CTX, INDEX)), EPOCH_S),
+        ),
+        "signer-unexpected",
+        SELF.hex(),
+        FACTS.identity(FIRST).hex(),
+        None,  # whoever carried it need not have made it
     ),
     "a message too early": Case(
         lambda: receive("sharing", Ready(CTX, INDEX)),
