@@ -326,7 +326,7 @@ def waited_for(state: machine.State) -> set[int]:
             return set(state.survivors) - state.confirmations.keys()
         case machine.Unmasking():
             number, _ = KINDS[Unmask]
-            return {i for i in state.survivors if (i, number) not in state.accepted}
+            return set(state.survivors) - state.accepted.get(number, {}).keys()
     return set()
 
 
