@@ -364,6 +364,7 @@ def test_the_last_state_says_what_was_released() -> None:
     committed = run.server_events["ReleaseCommitted"]
     after, _ = server.step(run.task.server, releasing, replace(committed, release=7, leaf_index=9))
     assert (after.release, after.leaf_index) == (7, 9)
+    assert after.masking_set == after.survivors == tuple(range(CLIENTS))
 
 
 def test_shares_are_held_while_unmasking_and_forgotten_when_the_sum_is_open() -> None:
