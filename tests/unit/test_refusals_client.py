@@ -36,6 +36,7 @@ from secagg.context import (
     advert_digest,
 )
 from secagg.errors import RemoteProtocolError
+from secagg.limits import CLOCK_SKEW_S
 from secagg.messages import AdmittedModel
 from secagg.simulation import EPOCH_S
 
@@ -188,7 +189,7 @@ def test_a_demand_that_is_not_met(name: str) -> None:
 def test_the_genuine_roster_passes_and_so_do_its_bounds() -> None:
     checks.check_addressed(CONFIG, ADVERTISED, ROSTER)
     checks.check_task(CONFIG, ADVERTISED, roster(attempt=(1 << 32) - 1), EPOCH_S)
-    checks.check_task(CONFIG, ADVERTISED, ROSTER, ADVERTISED.expires_at + 60)
+    checks.check_task(CONFIG, ADVERTISED, ROSTER, ADVERTISED.expires_at + CLOCK_SKEW_S)
     assert checks.check_models(CONFIG, ADVERTISED, ROSTER) == 0
     checks.check_size(rules(size_min=CLIENTS, size_max=CLIENTS), ROSTER)
 

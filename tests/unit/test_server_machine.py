@@ -222,6 +222,19 @@ def test_a_wake_is_asked_for_at_the_deadline_of_every_phase_that_waits() -> None
     assert sharing.deadline_s == EPOCH_S + manifest.deadlines.share_s
 
 
+@pytest.mark.parametrize(("drops", "goes_on"), [((), True), ((2,), True), ((1,), False)])
+def test_survivors_whose_noise_does_not_do_are_not_opened(
+    drops: tuple[int, ...], goes_on: bool
+) -> None:
+    run = recorded_run()
+    masking = run.server_states["masking"]
+    facts = replace(masking.facts, threshold=2, removable_drops=drops)
+    state = replace(masking, facts=facts, added=frozenset({0, 2, 3}))
+    after, _ = server.step(run.task.server, state, server.Tick(math.inf))
+    assert after.phase == ("confirming" if goes_on else "aborted")
+    assert goes_on or after.reason == "too-few-vectors"
+
+
 # -- duplicates, order, replay ---------------------------------------------------------------------
 
 
