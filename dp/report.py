@@ -223,9 +223,10 @@ def report_data(audit: AuditResult) -> ReportData:
             "It checks the signature, hashes every record, and computes every epsilon again from "
             "the manifest in the task's record and the number of survivors in each release.",
             "The formulas: Skellam noise by Agarwal, Kairouz and Liu (2021); sums of discrete "
-            "Gaussian shares by Kairouz, Liu and Steinke (2021), Proposition 14; Poisson sampling "
-            "as Mironov, Talwar and Zhang (2019), for symmetric noise on the integers too (the "
-            "proof is docs/sampling.md of the source code); conversion to (epsilon, delta) by "
+            "Gaussian shares by Kairouz, Liu and Steinke (2021), the first bound of Proposition "
+            "14; Poisson sampling as Mironov, Talwar and Zhang (2019), for symmetric noise on the "
+            "integers too (the proof is docs/sampling.md of the source code); conversion to "
+            "(epsilon, delta) by "
             "Canonne, Kamath and Steinke (2020), Proposition 12; integer orders; rounded up.",
             "Whoever keeps older checkpoints can show that the log was never rewritten.",
         ),
