@@ -58,14 +58,6 @@ def check_averaging(manifest: Manifest, plain: Sequence[tuple[str, int]] = ()) -
     if not private:
         expected += [("weight", 1), ("loss", 1), *plain]
     check_segments(manifest, expected)
-    if manifest.example_privacy is not None and manifest.example_privacy.mode != "local":
-        refuse(
-            "privacy-mode",
-            "Noise over the sum of examples needs one sum per step.",
-            expected="local or none",
-            found=manifest.example_privacy.mode,
-            remedy="Use fedsgd for privacy = 'distributed'.",
-        )
     if private and training.weight_unit != 0:
         refuse(
             "weights-with-noise",

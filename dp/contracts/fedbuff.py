@@ -85,18 +85,10 @@ class FedBuff:
 
     def check(self, manifest: Manifest) -> None:
         length = adapter_length(manifest)
-        training, example = manifest.training, manifest.example_privacy
+        training = manifest.training
         if training is None:
             refuse("training-missing", "fedbuff needs the training terms.")
             return
-        if example is not None and example.mode != "local":
-            refuse(
-                "privacy-mode",
-                "A secret batch belongs to one version and one sum.",
-                expected="local or none",
-                found=example.mode,
-                remedy="Use fedsgd for privacy = 'distributed'.",
-            )
         plain = [] if has_privacy(manifest) else [("loss", 1)]
         check_segments(manifest, [("delta", length), *plain])
         _check_terms(training)

@@ -59,11 +59,19 @@ def check_local(manifest: Manifest) -> None:
     """Ranges of the local terms, and what each excludes.
 
     Raises:
-        ConfigurationError: ``parameter-out-of-range``, ``momentum-with-adam``,
+        ConfigurationError: ``privacy-mode``, ``parameter-out-of-range``, ``momentum-with-adam``,
             ``epochs-reveal-examples``, ``proximal-term-lost``.
     """
-    training = manifest.training
+    training, example = manifest.training, manifest.example_privacy
     assert training is not None  # noqa: S101  the caller has refused that
+    if example is not None and example.mode != "local":
+        refuse(
+            "privacy-mode",
+            "Noise over the sum of examples needs one sum per step.",
+            expected="local or none",
+            found=example.mode,
+            remedy="Use fedsgd for privacy = 'distributed'.",
+        )
     in_range("local_steps", training.local_steps, 1, STEPS_MAX)
     in_range("local_epochs", training.local_epochs, 0, 1000)
     in_range("local_learning_rate", training.local_learning_rate, 0, 1e6, open_low=True)
@@ -75,7 +83,7 @@ def check_local(manifest: Manifest) -> None:
             expected="local_momentum = 0",
             found=training.local_momentum,
         )
-    if training.local_epochs != 0 and manifest.example_privacy is not None:
+    if training.local_epochs != 0 and example is not None:
         refuse(
             "epochs-reveal-examples",
             "The number of steps would follow from the number of examples, which is private.",

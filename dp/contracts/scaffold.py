@@ -62,7 +62,7 @@ class Scaffold:
 
     def check(self, manifest: Manifest) -> None:
         length = adapter_length(manifest)
-        training, example = manifest.training, manifest.example_privacy
+        training = manifest.training
         if training is None:
             refuse("training-missing", "scaffold needs the training terms.")
             return
@@ -74,15 +74,8 @@ class Scaffold:
                 found=manifest.device_privacy.noise_multiplier,
                 remedy="Use privacy = 'local', or fedavg for device-level privacy.",
             )
-        if example is not None and example.mode != "local":
-            refuse(
-                "privacy-mode",
-                "Noise over the sum of examples needs one sum per step.",
-                expected="local or none",
-                found=example.mode,
-                remedy="Use fedsgd for privacy = 'distributed'.",
-            )
-        check_segments(manifest, [("delta", length)] + ([] if example else [("loss", 1)]))
+        plain = [] if manifest.example_privacy else [("loss", 1)]
+        check_segments(manifest, [("delta", length), *plain])
         _check_terms(training)
         check_local(manifest)
         in_range(
