@@ -42,7 +42,7 @@ _STATES: tuple[type[State], ...] = (
 def _reveal(value: Any) -> bytes:
     if isinstance(value, Secret):
         return value.reveal()
-    raise NotImplementedError(type(value).__name__)
+    raise TypeError(f"a snapshot holds no {type(value).__name__}")
 
 
 def _hide(kind: type[Any], value: Any) -> Any:

@@ -119,7 +119,7 @@ def test_a_snapshot_of_another_version_says_which() -> None:
 
 
 def test_what_is_no_part_of_a_state_is_not_written() -> None:
-    with pytest.raises(NotImplementedError, match="object"):
+    with pytest.raises(TypeError, match="object"):
         client.snapshot(client.Failed("reason", "Text.", object()))  # type: ignore[arg-type]
 
 
