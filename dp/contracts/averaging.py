@@ -17,14 +17,18 @@ def has_privacy(manifest: Manifest) -> bool:
     return manifest.example_privacy is not None or manifest.device_privacy is not None
 
 
+def _update(spec: TaskSpec, name: str, length: int) -> SegmentSpec:
+    clip = spec.update_clip
+    if clip is None:
+        clip = 1.0 if spec.device_noise_multiplier else WIDE_UPDATE_CLIP
+    return SegmentSpec(name=name, length=length, clip=clip)
+
+
 def weighted_segments(
     spec: TaskSpec, name: str, length: int, noisy: bool
 ) -> tuple[SegmentSpec, ...]:
     """(name, length) with any privacy; else weight * it, weight (<= 1) and weight * mean loss."""
-    clip = spec.update_clip
-    if clip is None:
-        clip = 1.0 if spec.device_noise_multiplier else WIDE_UPDATE_CLIP
-    update = SegmentSpec(name=name, length=length, clip=clip)
+    update = _update(spec, name, length)
     if noisy:
         return (update,)
     return (
@@ -32,6 +36,12 @@ def weighted_segments(
         SegmentSpec(name="weight", length=1, clip=1.0),
         SegmentSpec(name="loss", length=1, clip=LOSS_CLIP),
     )
+
+
+def uniform_segments(spec: TaskSpec, length: int, noisy: bool) -> tuple[SegmentSpec, ...]:
+    """("delta", length) with any privacy; else also the mean loss. Every device counts as one."""
+    delta = _update(spec, "delta", length)
+    return (delta,) if noisy else (delta, SegmentSpec(name="loss", length=1, clip=LOSS_CLIP))
 
 
 def averaging_segments(spec: TaskSpec, length: int, noisy: bool) -> tuple[SegmentSpec, ...]:

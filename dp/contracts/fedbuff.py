@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 
-from dp.contracts.averaging import LOSS_CLIP, WIDE_UPDATE_CLIP, has_privacy
+from dp.contracts.averaging import has_privacy, uniform_segments
 from dp.contracts.local import check_local
 from dp.contracts.rules import adapter_length, check_segments, in_range, refuse
 from dp.contracts.spec import SegmentSpec, TaskSpec
@@ -74,11 +74,7 @@ class FedBuff:
     default_privacy = "local"
 
     def segments(self, spec: TaskSpec, length: int, *, noisy: bool) -> tuple[SegmentSpec, ...]:
-        clip = spec.update_clip
-        if clip is None:
-            clip = 1.0 if spec.device_noise_multiplier else WIDE_UPDATE_CLIP
-        delta = SegmentSpec(name="delta", length=length, clip=clip)
-        return (delta,) if noisy else (delta, SegmentSpec(name="loss", length=1, clip=LOSS_CLIP))
+        return uniform_segments(spec, length, noisy)
 
     def denominator(self, spec: TaskSpec, *, noisy: bool) -> float:
         return 0.0  # the contributors, whose number is public

@@ -26,7 +26,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dp.contracts.averaging import LOSS_CLIP, WIDE_UPDATE_CLIP
+from dp.contracts.averaging import uniform_segments
 from dp.contracts.local import check_local
 from dp.contracts.rules import adapter_length, check_segments, in_range, refuse
 from dp.contracts.spec import SegmentSpec, TaskSpec
@@ -53,9 +53,7 @@ class Scaffold:
         return {"population": population}
 
     def segments(self, spec: TaskSpec, length: int, *, noisy: bool) -> tuple[SegmentSpec, ...]:
-        clip = WIDE_UPDATE_CLIP if spec.update_clip is None else spec.update_clip
-        delta = SegmentSpec(name="delta", length=length, clip=clip)
-        return (delta,) if noisy else (delta, SegmentSpec(name="loss", length=1, clip=LOSS_CLIP))
+        return uniform_segments(spec, length, noisy)
 
     def denominator(self, spec: TaskSpec, *, noisy: bool) -> float:
         return 0.0  # the contributors, whose number is public
