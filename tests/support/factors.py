@@ -18,11 +18,10 @@ from torch import Tensor
 
 from client_sdk.algorithms import ALGORITHMS
 from client_sdk.algorithms.products import sketched
-from client_sdk.algorithms.work import Work
 from client_sdk.examples import Row
 from secagg.adapter import sent_length, size, trained, vector_to_tensors
 from secagg.manifest import Adapter, AdapterKind, TensorShape
-from tests.support.federations import Federation, QuadraticWork, Values
+from tests.support.federations import Federation, Values
 
 Vector = NDArray[np.float64]
 A, B = "layer.lora_A.weight", "layer.lora_B.weight"
@@ -136,23 +135,10 @@ class LayerFederation(Federation):
             **changes,
         )
 
-    def work(self, device: int) -> Work:
+    def model_of(self, device: int) -> tuple[Any, Any]:
         assert self.manifest.adapter is not None
         iterate = FactorIterate(self.manifest.adapter, self.vector, self.version)
-        target = self.problem.targets[device]  # type: ignore[attr-defined]
-        return QuadraticWork(
-            adapted=iterate,  # type: ignore[arg-type]
-            rows=[Row((i,), (True,)) for i in range(self.problem.examples(device))],
-            pad_token=0,
-            micro_batch=1 << 20,
-            method="loop",
-            random_bytes=self.coins(device),
-            clock=lambda: 0.0,
-            deadline_s=None,
-            stopped=lambda: False,
-            version=self.version,
-            source=FactorGradients(target, iterate),  # type: ignore[arg-type]
-        )
+        return iterate, FactorGradients(self.problem.targets[device], iterate)  # type: ignore[attr-defined]
 
     def contributions(self) -> list[Values]:
         """As the trainer: the form ``product`` sketches what the algorithm found."""

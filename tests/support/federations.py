@@ -209,9 +209,9 @@ class Federation:
 
     def work(self, device: int) -> Work:
         """What the device's algorithm is called with in this release."""
-        iterate = Iterate(self.vector)
+        iterate, source = self.model_of(device)
         return QuadraticWork(
-            adapted=iterate,  # type: ignore[arg-type]
+            adapted=iterate,
             rows=[Row((i,), (True,)) for i in range(self.problem.examples(device))],
             pad_token=0,
             micro_batch=1 << 20,
@@ -221,8 +221,13 @@ class Federation:
             deadline_s=None,
             stopped=lambda: False,
             version=self.version,
-            source=Gradients(self.problem, device, iterate),
+            source=source,
         )
+
+    def model_of(self, device: int) -> tuple[Any, Any]:
+        """The device's iterate, and where its gradients come from."""
+        iterate = Iterate(self.vector)
+        return iterate, Gradients(self.problem, device, iterate)
 
     def contributions(self) -> list[Values]:
         """What every device would send in this release."""
