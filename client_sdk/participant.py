@@ -199,7 +199,7 @@ class Participant:
     async def _demand_models(self, effect: ProvideVector) -> None:
         """Every model that a buffer admits is one that the ledger has released.
 
-        The roster has shown already that each has a cohort behind it (``secagg.client.checks``).
+        That each has enough devices behind it the roster has shown (``secagg.client.checks``).
 
         Raises:
             LedgerError: ``model-not-in-ledger``; or the ledger itself does not verify.
