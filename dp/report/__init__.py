@@ -1,0 +1,18 @@
+"""The data of a privacy report, in plain words and numbers; the page is drawn floors above.
+
+It holds what NIST SP 800-226, "How to DP-fy ML" (arXiv 2303.00654) and the OpenDP deployments
+registry ask for, as far as a ledger can know it, and says what a ledger cannot know.
+
+==================  ================================================================
+``data``            the structures
+``build``           from an audited ledger to releases, costs and budget
+``parameters``      a manifest's parameters with their meanings
+``words``           who may have seen what, assumptions, what is not protected
+``reading``         how to read any report, and how to compute its figures again
+==================  ================================================================
+"""
+
+from dp.report.build import report_data
+from dp.report.data import ReportData, TaskReport
+
+__all__ = ["ReportData", "TaskReport", "report_data"]

@@ -1,0 +1,63 @@
+"""The parameters of a task's manifest, each with its meaning."""
+
+from __future__ import annotations
+
+from dp.contracts import overshoot
+from dp.report.data import Parameter
+from secagg.manifest import Manifest
+
+
+def parameters(manifest: Manifest) -> tuple[Parameter, ...]:
+    """All rows that this manifest has."""
+    rows = []
+
+    def row(name: str, value: object, meaning: str) -> None:
+        text = f"{value:g}" if isinstance(value, float) else str(value)
+        rows.append(Parameter(name=name, value=text, meaning=meaning))
+
+    rules, example, device = manifest.cohort, manifest.example_privacy, manifest.device_privacy
+    row("cohort", f"{rules.size_min} to {rules.size_max}", "devices that start a sum")
+    row("survivors_min", rules.survivors_min, "fewest devices in a released sum")
+    row("corrupt_max", rules.corrupt_max, "devices that may work with the aggregator")
+    if rules.degree:
+        row("degree", rules.degree, "neighbours that each device of a large cohort has")
+        row("threshold", rules.threshold, "neighbours who open one secret of a device together")
+    row("silent_max", rules.silent_max, "survivors whose noise is not counted")
+    if example is not None:
+        where = "by every device in every local step" if example.mode == "local" else "over the sum"
+        row("clip", example.clip, "L2 bound of one example's gradient")
+        row("noise_multiplier", example.noise_multiplier, f"noise over the clip, {where}")
+        row("sampling_rate", example.sampling_rate, "chance that an example joins a batch")
+        if example.mode == "distributed":
+            row("examples_max", example.examples_max, "most examples of a device in one sum")
+    if device is not None:
+        row("device clip", device.clip, "L2 bound of a device's whole contribution")
+        row("device noise_multiplier", device.noise_multiplier, "noise over that bound")
+    if manifest.noise is not None:
+        row("share_variance", manifest.noise.share_variance, "one device's noise, units squared")
+        drops = manifest.noise.removable_drops
+        row(
+            "removable noise",
+            ", ".join(map(str, drops)) if drops else "none",
+            "drop-outs up to which each further part is kept; the others are taken off the sum",
+        )
+        row("overshoot", overshoot(manifest) or 0.0, "most noise in a sum over the guaranteed")
+    for segment in manifest.segments:
+        row(
+            f"segment {segment.name}",
+            f"{segment.length} numbers",
+            f"clip {segment.clip:g}, {segment.scale} units per 1, exact bound {segment.clip_units}",
+        )
+    row("ring", f"{manifest.encoding.ring_bits} bits", "size of a coordinate under the masks")
+    row(
+        "wrap-around",
+        f"2^{manifest.encoding.wrap_log2:.0f}",
+        "bound on the chance that a sum overflows; costs accuracy, never privacy",
+    )
+    if manifest.training is not None:
+        row("local_steps", manifest.training.local_steps, "steps on a device for each sum")
+        if manifest.training.denominator:
+            row("denominator", manifest.training.denominator, "public constant under the sum")
+        else:
+            row("denominator", "from the sum", "the contributors, or the sum of their weights")
+    return tuple(rows)

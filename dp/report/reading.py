@@ -1,0 +1,91 @@
+"""What a reader of any report must know, and how each figure of it is computed again."""
+
+from __future__ import annotations
+
+from dp.report.data import Figure, Statement
+
+READING = (
+    Statement(
+        name="Setting",
+        text="Data stay on the devices. Masked sums leave a cohort; the aggregator can open a sum "
+        "and nothing smaller. Each release is one access to the data of every device in it.",
+    ),
+    Statement(
+        name="What epsilon says",
+        text="Whoever sees the releases can raise the odds of any guess about one protected unit "
+        "by a factor of at most e to the epsilon, but for a chance of delta. Epsilons of different "
+        "rows answer different questions and are not comparable.",
+    ),
+    Statement(
+        name="Who enforces it",
+        text="Devices clip, add the noise and keep an account of their own, which refuses more "
+        "rounds than the budget allows; the aggregator debits before it opens a sum.",
+    ),
+    Statement(
+        name="Accounting",
+        text="Of what happened: the noise guaranteed by the real survivors of each release, by "
+        "Rényi divergences at integer orders, without any amplification in the headline, and "
+        "rounded up.",
+    ),
+    Statement(
+        name="Randomness",
+        text="Noise is drawn in integers from AES-256-CTR under keys of the operating system's "
+        "generator, exactly but for tails below 2^-100. No floating point enters the proof.",
+    ),
+    Statement(
+        name="Tuning",
+        text="Runs that chose this task's parameters are in this account only if they are tasks of "
+        "this ledger.",
+    ),
+)
+
+FIGURES = (
+    Figure(
+        name="epsilon of a line",
+        value="the manifest in the task's record, and outcome and survivors of its release records "
+        "in order; a charged cohort counts as one with the fewest survivors",
+    ),
+    Figure(
+        name="planned epsilon",
+        value="the same, with releases_max releases of the fewest survivors",
+    ),
+    Figure(
+        name="epsilon under replace-one",
+        value="the same releases with both sensitivities doubled, never amplified",
+    ),
+    Figure(
+        name="budget left",
+        value="max_epsilon of the manifest less the largest line without amplification",
+    ),
+    Figure(
+        name="noise over bound",
+        value="share_variance times (survivors - silent_max), its root over the exact integer "
+        "bound clip_units; with removable_drops what stays of a share, ceil(share_variance times "
+        "honest_min / (masking_set_size - silent_max - t)), t the least level of at least as many "
+        "drop-outs, in the place of share_variance",
+    ),
+    Figure(name="dropped", value="cohort_size less survivors, both in the release's record"),
+    Figure(
+        name="epsilon at another delta",
+        value="the same divergences, converted at that delta",
+    ),
+    Figure(
+        name="cohort and drop-out chart",
+        value="survivors and cohort_size of each release record, in order",
+    ),
+)
+
+RECOMPUTE = (
+    "Bring the ledger's verifier key from outside the ledger: from the partner who "
+    "enrolled the devices, never from the ledger itself.",
+    "Run: secagg audit verify LEDGER --key VERIFIER_KEY --format json",
+    "It checks the signature, hashes every record, and computes every epsilon again from "
+    "the manifest in the task's record and the number of survivors in each release.",
+    "The formulas: Skellam noise by Agarwal, Kairouz and Liu (2021); sums of discrete "
+    "Gaussian shares by Kairouz, Liu and Steinke (2021), the first bound of Proposition "
+    "14; Poisson sampling as Mironov, Talwar and Zhang (2019), for symmetric noise on the "
+    "integers too (the proof is docs/sampling.md of the source code); conversion to "
+    "(epsilon, delta) by "
+    "Canonne, Kamath and Steinke (2020), Proposition 12; integer orders; rounded up.",
+    "Whoever keeps older checkpoints can show that the log was never rewritten.",
+)

@@ -1,0 +1,115 @@
+"""Who may have seen what, what a task rests on, and what it does not protect, in plain words."""
+
+from __future__ import annotations
+
+from dp.report.data import Exposure
+from secagg.limits import COMPLETE_GRAPH_MAX, GRINDING_BITS, SECURITY_BITS
+from secagg.manifest import Manifest
+
+
+def exposure(manifest: Manifest) -> tuple[Exposure, ...]:
+    """Everyone who sees something, and what."""
+    noisy = manifest.noise is not None
+    local = manifest.example_privacy is not None and manifest.example_privacy.mode == "local"
+    sums = "sums with noise" if noisy or local else "exact sums"
+    rules = manifest.cohort
+    return (
+        Exposure(
+            who="the aggregator and its operator",
+            what=f"{sums} over at least {rules.survivors_min} devices, who took part, and when; "
+            "not one device's update, unless more than "
+            f"{rules.corrupt_max} devices of its cohort work with it",
+        ),
+        Exposure(
+            who="every participant",
+            what="the global model of each version, the cohort's roster, its own share of noise",
+        ),
+        Exposure(
+            who="everyone who reads the ledger",
+            what="this task's rules, times, sizes of cohorts, and pseudonyms of contributors, by "
+            "which one device's releases can be linked",
+        ),
+        Exposure(who="everyone who gets the model", what="what the released sums made of it"),
+        Exposure(
+            who="whoever records the traffic",
+            what="sizes and times of messages; the contents stay masked even against a future "
+            "quantum computer",
+        ),
+    )
+
+
+def assumptions(manifest: Manifest) -> tuple[str, ...]:
+    """What must hold for the statements of this task to be true."""
+    rules = manifest.cohort
+    found = [
+        "The partners certify real, distinct devices, not many identities of one machine.",
+        f"At most {rules.corrupt_max} devices of a cohort work with the aggregator to open one "
+        "device's update.",
+        "Devices run the published code: they clip, add their noise and keep their journal.",
+        "AES-256, SHA-256, Ed25519 and the hybrid key exchange hold; random bytes come from the "
+        "operating system.",
+    ]
+    if rules.degree:
+        found.append(
+            f"A cohort of more than {COMPLETE_GRAPH_MAX} devices shares masks with "
+            f"{rules.degree} neighbours each, on a circle drawn from its roster: with a chance of "
+            f"at most 2^-{SECURITY_BITS} per cohort the circle is one on which that many devices "
+            f"open more, if the aggregator tries at most 2^{GRINDING_BITS} rosters."
+        )
+    if manifest.noise is not None:
+        found.append(
+            f"At least {manifest.noise.honest_min} of the fewest {rules.survivors_min} survivors "
+            f"add their noise and keep it secret; the noise of {rules.silent_max} is not counted."
+        )
+        found.append(
+            "The measured noise is an interval computed from each sum. Its upper end holds "
+            "whatever devices sent, and a sum whose upper end is below the guaranteed noise is "
+            "not used; its lower end holds only if devices kept to their clip, since too long a "
+            "vector looks like noise."
+        )
+    example = manifest.example_privacy
+    if example is not None:
+        found.append(
+            "An example is one training sequence, held by one device. Copies of it, and other "
+            "sequences by the same person, count separately."
+        )
+        if example.mode == "distributed":
+            found.append(
+                f"A device holds few enough examples that a batch exceeds {example.examples_max} "
+                "with a chance of at most 2^-80, and chose them without looking at a batch."
+            )
+        if example.sampling_rate < 1:
+            found.append(
+                "Amplified lines hold only where the coins of each batch stay secret in the "
+                "device, and neither time nor failures show the batch."
+            )
+    if manifest.device_privacy is not None:
+        found.append(
+            "Device-level neighbours differ in one device's data; the device takes part either way."
+        )
+    found.append(
+        "Survivor counts are what the ledger says. The lines account for what happened; whatever "
+        "an adversary chooses, the planned lines bound it."
+    )
+    return tuple(found)
+
+
+def unprotected(manifest: Manifest) -> tuple[str, ...]:
+    """What nobody should take for protected."""
+    found = [
+        "That a device takes part, when, and for how long.",
+        "What the base model and its tokenizer learned before this task.",
+        "Facts about the whole population: learning them is the purpose.",
+        "Hyperparameters that were tuned on the same data outside this ledger.",
+        "Correctness against devices that lie: a device can send any vector within its bound.",
+    ]
+    if manifest.example_privacy is not None and manifest.device_privacy is None:
+        found.append("A device as a whole: what all its examples have in common may show.")
+    if manifest.device_privacy is not None and manifest.example_privacy is None:
+        found.append(
+            "No separate statement is made for single examples beyond the device's (changing one "
+            "example may move a device's contribution by twice its bound)."
+        )
+    if manifest.example_privacy is None and manifest.device_privacy is None:
+        found.append("The sums themselves: no noise is added, so a sum may reveal single examples.")
+    return tuple(found)
