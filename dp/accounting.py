@@ -315,8 +315,8 @@ def _mode_a(
     yield line
     if privacy.sampling_rate < 1 and not replaced:
         sampled = epsilon_of(_sampled(event, privacy.sampling_rate), delta, slack)
-        timing = "" if manifest.report_slot_s > 0 else ", if time does not show the batch"
-        yield _amplified(line, sampled, timing)
+        shown = "report-in slots do" if manifest.report_slot_s > 0 else "time does"
+        yield _amplified(line, sampled, f", if {shown} not show the batch")
 
 
 def _mode_b(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import msgspec
 import typer
 
 from secagg_cli.attack import attack
@@ -76,14 +77,16 @@ def report(
     with Output(format) as out:
         from dp.report import report_data
         from secagg_cli.report import write_report
+        from secagg_cli.software import software
 
         result = audit_ledger(
             ledger, key, witnesses=witness or (), witnesses_min=witnesses_min, older=older or ()
         )
-        write_report(out_file, report_data(result))
+        data = report_data(result, software())
+        write_report(out_file, data)
         _say_verdict(out, result)
         out.say(f"{out_file} written")
-        out.result({**verdict(result), "report": str(out_file)})
+        out.result({**verdict(result), "report": str(out_file), "data": msgspec.to_builtins(data)})
         if not result.verified:
             raise typer.Exit(EXIT_REFUSED)
 

@@ -22,11 +22,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from dp.report import ReportData, TaskReport
+    from dp.report import BudgetRow, ReportData, TaskReport
 
 _BLUE, _ORANGE, _GREY = "#0072b2", "#d55e00", "#999999"  # distinguishable to the colour-blind
 _WIDTH_IN, _HEIGHT_IN = 5.2, 2.4
 _CHART_RELEASES_MAX = 400  # bars beyond that are drawn as lines
+_CHART_MARKS_MAX = 40
+_TIMES = ["%Y", "%b", "%d %b", "%H:%M", "%H:%M", "%H:%M:%S"]  # labels of years, months, ... seconds
 
 
 def write_report(path: Path, data: ReportData, run: Mapping[str, Any] | None = None) -> None:
@@ -64,6 +66,7 @@ def render(data: ReportData, run: Mapping[str, Any] | None = None) -> str:
     )
     environment.filters["time"] = _time
     environment.filters["epsilon"] = _epsilon
+    environment.filters["percent"] = _percent
     return environment.get_template("report.html").render(
         data=data,
         wrong={problem.leaf for problem in data.problems if problem.leaf is not None},
@@ -74,21 +77,34 @@ def render(data: ReportData, run: Mapping[str, Any] | None = None) -> str:
 
 
 def cost_charts(task: TaskReport) -> list[Markup]:
-    """One chart for every privacy line: what it had cost after each release; none before one."""
+    """One chart over time for every privacy line, a step for each release; none before one."""
     if not task.releases:
         return []
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+
     limit = task.budget.max_epsilon
+    start = min(task.created_at, task.releases[0].at)
+    times = [_moment(start), *(_moment(release.at) for release in task.releases)]
     charts = []
     for number, line in enumerate(task.lines):
-        figure, axes = _figure(len(task.releases))
-        spent = [release.epsilons[number] for release in task.releases]
-        steps = range(1, len(spent) + 1)
-        axes.plot(steps, spent, color=_BLUE, marker="o" if len(spent) < 40 else None)
+        figure, axes = _figure()
+        spent = [0.0, *(release.epsilons[number] for release in task.releases)]
+        axes.step(times, spent, where="post", color=_BLUE)
+        if len(spent) < _CHART_MARKS_MAX:
+            axes.plot(times[1:], spent[1:], color=_BLUE, marker="o", linestyle="none")
         if limit is not None and not line.amplified and limit < 4 * max(spent):
             axes.axhline(limit, color=_ORANGE, linestyle="--")
             axes.annotate("budget", (0.01, limit), xycoords=("axes fraction", "data"), va="bottom")
         axes.set_ylim(bottom=0)
-        axes.set_xlabel("release")
+        axes.margins(y=0.15)
+        locator = AutoDateLocator(minticks=2, maxticks=5, tz=datetime.UTC)
+        axes.xaxis.set_major_locator(locator)
+        axes.xaxis.set_major_formatter(
+            ConciseDateFormatter(
+                locator, tz=datetime.UTC, formats=_TIMES, zero_formats=["", *_TIMES[:-1]]
+            )
+        )
+        axes.set_xlabel("time (UTC)")
         axes.set_ylabel(f"epsilon at delta {line.delta:g}")
         charts.append(_svg(figure, f"cost-{task.task}-{number}"))
     return charts
@@ -98,7 +114,8 @@ def cohort_chart(task: TaskReport) -> Markup | None:
     """Survivors and drop-outs of every cohort, stacked; None before the first."""
     if not task.releases:
         return None
-    figure, axes = _figure(len(task.releases))
+    figure, axes = _figure()
+    axes.set_xlim(0.4, max(len(task.releases), 4) + 0.6)  # a few do not fill the width
     numbers = [release.number for release in task.releases]
     survivors = [release.survivors for release in task.releases]
     dropped = [release.dropped for release in task.releases]
@@ -115,8 +132,7 @@ def cohort_chart(task: TaskReport) -> Markup | None:
     return _svg(figure, f"cohorts-{task.task}")
 
 
-def _figure(releases: int) -> tuple[Figure, Axes]:
-    """Axes over the releases 1..``releases``; a few of them do not fill the width."""
+def _figure() -> tuple[Figure, Axes]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(_WIDTH_IN, _HEIGHT_IN), layout="constrained")
@@ -124,17 +140,14 @@ def _figure(releases: int) -> tuple[Figure, Axes]:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color=_GREY, alpha=0.3)
     axes.set_axisbelow(True)
-    axes.set_xlim(0.4, max(releases, 4) + 0.6)
-    _whole_numbers(axes, "x")
     return figure, axes
 
 
-def _whole_numbers(axes: Axes, which: str = "both") -> None:
+def _whole_numbers(axes: Axes) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    for name, axis in (("x", axes.xaxis), ("y", axes.yaxis)):
-        if which in (name, "both"):
-            axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def _svg(figure: Figure, salt: str) -> Markup:
@@ -149,9 +162,19 @@ def _svg(figure: Figure, salt: str) -> Markup:
     return Markup(text[text.index("<svg") :])  # noqa: S704  matplotlib escapes its texts
 
 
+def _moment(seconds: float) -> datetime.datetime:
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC)
+
+
 def _time(seconds: float) -> str:
-    moment = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
-    return moment.strftime("%Y-%m-%d %H:%M UTC")
+    return _moment(seconds).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _percent(budget: BudgetRow) -> int:
+    """Share of the epsilon budget that is spent, 0 to 100."""
+    if budget.max_epsilon is None or budget.spent is None or budget.max_epsilon <= 0:
+        return 0
+    return round(100 * min(1.0, budget.spent / budget.max_epsilon))
 
 
 def _epsilon(value: float | None) -> str:

@@ -3,16 +3,17 @@
 It holds what NIST SP 800-226, "How to DP-fy ML" (arXiv 2303.00654) and the OpenDP deployments
 registry ask for, as far as a ledger can know it, and says what a ledger cannot know.
 
-==================  ================================================================
+==================  ==============================================================
 ``data``            the structures
 ``build``           from an audited ledger to releases, costs and budget
 ``parameters``      a manifest's parameters with their meanings
 ``words``           who may have seen what, assumptions, what is not protected
+``answers``         the reporting lists' questions, and which of them a ledger cannot answer
 ``reading``         how to read any report, and how to compute its figures again
-==================  ================================================================
+==================  ==============================================================
 """
 
 from dp.report.build import report_data
-from dp.report.data import ReportData, TaskReport
+from dp.report.data import BudgetRow, ReportData, TaskReport
 
-__all__ = ["ReportData", "TaskReport", "report_data"]
+__all__ = ["BudgetRow", "ReportData", "TaskReport", "report_data"]

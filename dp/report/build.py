@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 
@@ -13,9 +15,11 @@ from dp.budget import Unit, charges_of
 from dp.contracts import warnings
 from dp.events import Composed, Event
 from dp.grid import examples_factor
+from dp.report.answers import answers
 from dp.report.data import (
     BudgetRow,
     Combined,
+    Decision,
     ProfilePoint,
     ReleaseRow,
     ReportData,
@@ -23,14 +27,18 @@ from dp.report.data import (
 )
 from dp.report.parameters import parameters
 from dp.report.reading import FIGURES, READING, RECOMPUTE
-from dp.report.words import assumptions, exposure, unprotected
+from dp.report.words import amplified, assumptions, exposure, unprotected
 from secagg.manifest import Manifest
 
 _PROFILE_DELTAS = (1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9)
 
 
-def report_data(audit: AuditResult) -> ReportData:
-    """The report of a ledger that was audited; a ledger with problems is reported with them."""
+def report_data(audit: AuditResult, software: Mapping[str, str] | None = None) -> ReportData:
+    """The report of a ledger that was audited; a ledger with problems is reported with them.
+
+    Args:
+        software: what makes the report, name -> version or digest; this floor does not know.
+    """
     tasks = [task for task in audit.tasks if task.admissible]
     return ReportData(
         origin=audit.origin,
@@ -44,6 +52,7 @@ def report_data(audit: AuditResult) -> ReportData:
         reading=READING,
         figures=FIGURES,
         recompute=RECOMPUTE,
+        software=dict(software or {}),
     )
 
 
@@ -62,21 +71,7 @@ def _task(task: AuditedTask) -> TaskReport:
         lines=task.lines,
         planned=lines(manifest, manifest.budget.releases_max),
         replaced=lines(manifest, task.facts, replaced=True),
-        releases=tuple(
-            ReleaseRow(
-                number=release.entry.release,
-                leaf=release.leaf,
-                at=release.entry.released_at,
-                outcome=release.entry.outcome,
-                cohort_size=release.entry.cohort_size,
-                survivors=release.entry.survivors,
-                dropped=release.entry.cohort_size - release.entry.survivors,
-                noise_multiplier=_multiplier(manifest, release.guaranteed_variance),
-                measured=_measured(release),
-                epsilons=tuple(line.epsilon for line in release.lines),
-            )
-            for release in task.releases
-        ),
+        releases=tuple(_release(manifest, release) for release in task.releases),
         budget=BudgetRow(
             max_epsilon=limit,
             delta=manifest.budget.delta,
@@ -85,11 +80,51 @@ def _task(task: AuditedTask) -> TaskReport:
             releases_max=manifest.budget.releases_max,
             releases_left=max(0, manifest.budget.releases_max - len(task.releases)),
         ),
+        amplified=amplified(task),
         profile=_profile(task),
         exposure=exposure(manifest),
         assumptions=assumptions(manifest),
         unprotected=unprotected(manifest),
+        decisions=tuple(_decision(policy) for policy in task.policies),
+        answers=answers(task),
         warnings=warnings(manifest),
+    )
+
+
+def _release(manifest: Manifest, release: AuditedRelease) -> ReleaseRow:
+    entry = release.entry
+    return ReleaseRow(
+        number=entry.release,
+        leaf=release.leaf,
+        at=entry.released_at,
+        outcome=entry.outcome,
+        cohort_size=entry.cohort_size,
+        masking_set=entry.masking_set_size,
+        survivors=entry.survivors,
+        dropped=entry.cohort_size - entry.survivors,
+        clips=_clips(manifest),
+        noise_multiplier=_multiplier(manifest, release.guaranteed_variance),
+        measured=_measured(release),
+        epsilons=tuple(line.epsilon for line in release.lines),
+        versions=entry.model_versions,
+        model=entry.new_model_digest.hex(),
+    )
+
+
+def _clips(manifest: Manifest) -> tuple[tuple[str, float], ...]:
+    """L2 bounds that a release's statements rest on, in real units, by unit."""
+    example, device = manifest.example_privacy, manifest.device_privacy
+    found = [] if example is None else [("example", example.clip)]
+    return tuple(found if device is None else [*found, ("device", device.clip)])
+
+
+def _decision(policy: Mapping[str, Any]) -> Decision:
+    at = policy.get("at")
+    return Decision(
+        leaf=policy["leaf"],
+        at=at if type(at) is int else 0,
+        action=str(policy.get("action", "")),
+        detail=str(policy.get("detail", "")),
     )
 
 
@@ -112,14 +147,16 @@ def _measured(release: AuditedRelease) -> tuple[float, float] | None:
 
 
 def _profile(task: AuditedTask) -> tuple[ProfilePoint, ...]:
-    """The headline statement of what happened, at several deltas."""
+    """Every line of what happened, at several deltas; where the headline is finite."""
     points = []
     for delta in _PROFILE_DELTAS:
         budget = msgspec.structs.replace(task.manifest.budget, delta=delta)
         manifest = msgspec.structs.replace(task.manifest, budget=budget)
-        cost = headline(lines(manifest, task.facts))
+        found = lines(manifest, task.facts)
+        cost = headline(found)
         if cost is not None and math.isfinite(cost):
-            points.append(ProfilePoint(delta=delta, epsilon=cost))
+            epsilons = tuple(line.epsilon for line in found)
+            points.append(ProfilePoint(delta=delta, epsilons=epsilons))
     return tuple(points)
 
 

@@ -9,16 +9,23 @@ from dp.audit import Finding
 
 
 class Parameter(msgspec.Struct, frozen=True, kw_only=True):
+    """``derived``: how it follows from others; empty for what the manifest itself fixes."""
+
     name: str
     value: str
     meaning: str
+    derived: str = ""
 
 
 class ReleaseRow(msgspec.Struct, frozen=True, kw_only=True):
     """One charged cohort. ``epsilons``: the task's cost after it, in the order of its lines.
 
+    ``masking_set``: devices that owed a vector. ``dropped``: of the cohort, not in the
+    sum. ``clips``: the bound of each unit in this release, real units, by name.
     ``noise_multiplier``: guaranteed noise over the unit's bound (of examples, else of devices).
     ``measured``: the noise meter's interval, as a multiple of the guaranteed variance.
+    ``versions``: of the models that its devices trained from; empty where the record does not
+    tell. ``model``: digest of the model that came out of it, hex; empty for a charged cohort.
     """
 
     number: int
@@ -26,11 +33,15 @@ class ReleaseRow(msgspec.Struct, frozen=True, kw_only=True):
     at: int
     outcome: str
     cohort_size: int
+    masking_set: int
     survivors: int
     dropped: int
+    clips: tuple[tuple[str, float], ...]
     noise_multiplier: float | None
     measured: tuple[float, float] | None
     epsilons: tuple[float, ...]
+    versions: tuple[int, ...]
+    model: str
 
 
 class BudgetRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,15 +61,39 @@ class Exposure(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ProfilePoint(msgspec.Struct, frozen=True, kw_only=True):
-    """The headline statement at another delta."""
+    """What happened at another delta: the epsilon of each line, in the order of the lines."""
 
     delta: float
-    epsilon: float
+    epsilons: tuple[float, ...]
+
+
+class Decision(msgspec.Struct, frozen=True, kw_only=True):
+    """What the operator did with a task, as the ledger has it."""
+
+    leaf: int
+    at: int
+    action: str
+    detail: str
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """One question of the reporting lists. ``known``: whether the ledger can answer it."""
+
+    question: str
+    text: str
+    lists: tuple[str, ...]
+    known: bool
+
+
+class AnswerGroup(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    answers: tuple[Answer, ...]
 
 
 class TaskReport(msgspec.Struct, frozen=True, kw_only=True):
     """``planned``: the lines if all releases happen with the fewest survivors. ``replaced``: what
-    happened, between neighbours that exchange a record instead."""
+    happened, between neighbours that exchange a record instead. ``amplified``: what must be said
+    beside amplified lines; empty without one."""
 
     task: str
     algorithm: str
@@ -71,10 +106,13 @@ class TaskReport(msgspec.Struct, frozen=True, kw_only=True):
     replaced: tuple[PrivacyLine, ...]
     releases: tuple[ReleaseRow, ...]
     budget: BudgetRow
+    amplified: str
     profile: tuple[ProfilePoint, ...]
     exposure: tuple[Exposure, ...]
     assumptions: tuple[str, ...]
     unprotected: tuple[str, ...]
+    decisions: tuple[Decision, ...]
+    answers: tuple[AnswerGroup, ...]
     warnings: tuple[str, ...]
 
 
@@ -101,6 +139,8 @@ class Statement(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReportData(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole report. ``software``: what made it, name -> version or digest."""
+
     origin: str
     verified: bool
     tree_size: int
@@ -112,3 +152,4 @@ class ReportData(msgspec.Struct, frozen=True, kw_only=True):
     reading: tuple[Statement, ...]
     figures: tuple[Figure, ...]
     recompute: tuple[str, ...]
+    software: dict[str, str] = {}

@@ -46,6 +46,15 @@ FIGURES = (
         "in order; a charged cohort counts as one with the fewest survivors",
     ),
     Figure(
+        name="amplified epsilon",
+        value="the same, each release being a Poisson sample at sampling_rate (of devices: "
+        "participation_rate)",
+    ),
+    Figure(
+        name="epsilon after each release",
+        value="the same, from the release records up to that one; drawn at released_at",
+    ),
+    Figure(
         name="planned epsilon",
         value="the same, with releases_max releases of the fewest survivors",
     ),
@@ -54,9 +63,23 @@ FIGURES = (
         value="the same releases with both sensitivities doubled, never amplified",
     ),
     Figure(
+        name="epsilon at another delta",
+        value="the same divergences, converted at that delta",
+    ),
+    Figure(
+        name="epsilon of all tasks together",
+        value="the charges of all release records that protect this unit, composed as one list, at "
+        "the largest delta of the tasks, without amplification",
+    ),
+    Figure(
         name="budget left",
         value="max_epsilon of the manifest less the largest line without amplification",
     ),
+    Figure(
+        name="releases left",
+        value="releases_max of the manifest less the number of release records, charged ones too",
+    ),
+    Figure(name="clip", value="clip of the manifest's example or device privacy"),
     Figure(
         name="noise over bound",
         value="share_variance times (survivors - silent_max), its root over the exact integer "
@@ -64,21 +87,36 @@ FIGURES = (
         "honest_min / (masking_set_size - silent_max - t)), t the least level of at least as many "
         "drop-outs, in the place of share_variance",
     ),
-    Figure(name="dropped", value="cohort_size less survivors, both in the release's record"),
     Figure(
-        name="epsilon at another delta",
-        value="the same divergences, converted at that delta",
+        name="measured noise",
+        value="measured_variance of the release's record over its noise_variance. The service "
+        "measured the opened sum, which is not in the ledger: this is its word, and the only "
+        "figure here that cannot be computed again",
     ),
     Figure(
-        name="cohort and drop-out chart",
-        value="survivors and cohort_size of each release record, in order",
+        name="cohort, masking set, in the sum, dropped",
+        value="cohort_size, masking_set_size and survivors of the release's record; dropped is "
+        "cohort_size less survivors. The chart draws them in order",
+    ),
+    Figure(
+        name="devices seen",
+        value="distinct entries of the contributors of all release records; of many contributors "
+        "a record holds the digest of their list, which the ledger serves beside it",
+    ),
+    Figure(
+        name="parameters",
+        value="fields of the manifest, which the task's record holds whole; those with a formula "
+        "beside them follow from others, and the check derives them again",
     ),
 )
 
 RECOMPUTE = (
     "Bring the ledger's verifier key from outside the ledger: from the partner who "
     "enrolled the devices, never from the ledger itself.",
-    "Run: secagg audit verify LEDGER --key VERIFIER_KEY --format json",
+    "Run: secagg audit verify LEDGER --key VERIFIER_KEY --format json; for all figures here "
+    "as data: secagg audit report LEDGER --key VERIFIER_KEY --out report.json",
+    "It needs no network for a ledger folder. It trusts the operator for nothing but the counts of "
+    "devices and the measured noise in the records.",
     "It checks the signature, hashes every record, and computes every epsilon again from "
     "the manifest in the task's record and the number of survivors in each release.",
     "The formulas: Skellam noise by Agarwal, Kairouz and Liu (2021); sums of discrete "

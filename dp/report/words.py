@@ -2,9 +2,30 @@
 
 from __future__ import annotations
 
+from dp.audit import AuditedTask
 from dp.report.data import Exposure
 from secagg.limits import COMPLETE_GRAPH_MAX, GRINDING_BITS, SECURITY_BITS
 from secagg.manifest import Manifest
+
+_BATCH_COINS = (
+    "Amplified lines for examples hold only where the coins of each batch stay secret in the "
+    "device, and neither time nor failures show the batch."
+)
+_ABSTENTION = (
+    "The amplified line for devices holds only if nothing but the sum depends on who abstains. "
+    "Each coin is thrown after training, when the device masks."
+)
+
+
+def amplified(task: AuditedTask) -> str:
+    """What must be said beside the amplified lines of this task; empty without one."""
+    units = {line.unit for line in task.lines if line.amplified}
+    found = []
+    if "example" in units:
+        found += [_BATCH_COINS, _slots(task.manifest)]
+    if "device" in units:
+        found.append(_ABSTENTION)
+    return " ".join(found)
 
 
 def exposure(manifest: Manifest) -> tuple[Exposure, ...]:
@@ -17,8 +38,8 @@ def exposure(manifest: Manifest) -> tuple[Exposure, ...]:
         Exposure(
             who="the aggregator and its operator",
             what=f"{sums} over at least {rules.survivors_min} devices, who took part, and when; "
-            "not one device's update, unless more than "
-            f"{rules.corrupt_max} devices of its cohort work with it",
+            f"not one device's update, unless {_too_many(rules.corrupt_max)} its cohort on "
+            "its side",
         ),
         Exposure(
             who="every participant",
@@ -30,6 +51,11 @@ def exposure(manifest: Manifest) -> tuple[Exposure, ...]:
             "which one device's releases can be linked",
         ),
         Exposure(who="everyone who gets the model", what="what the released sums made of it"),
+        Exposure(
+            who="the partners",
+            what="the identity keys of the devices that they certified, and so which of the "
+            "ledger's pseudonyms are theirs",
+        ),
         Exposure(
             who="whoever records the traffic",
             what="sizes and times of messages; the contents stay masked even against a future "
@@ -43,8 +69,10 @@ def assumptions(manifest: Manifest) -> tuple[str, ...]:
     rules = manifest.cohort
     found = [
         "The partners certify real, distinct devices, not many identities of one machine.",
-        f"At most {rules.corrupt_max} devices of a cohort work with the aggregator to open one "
-        "device's update.",
+        "No device of a cohort helps the aggregator to open another's update."
+        if rules.corrupt_max == 0
+        else f"At most {rules.corrupt_max} devices of a cohort help the aggregator to open "
+        "another's update.",
         "Devices run the published code: they clip, add their noise and keep their journal.",
         "AES-256, SHA-256, Ed25519 and the hybrid key exchange hold; random bytes come from the "
         "operating system.",
@@ -78,15 +106,14 @@ def assumptions(manifest: Manifest) -> tuple[str, ...]:
                 f"A device holds few enough examples that a batch exceeds {example.examples_max} "
                 "with a chance of at most 2^-80, and chose them without looking at a batch."
             )
-        if example.sampling_rate < 1:
-            found.append(
-                "Amplified lines hold only where the coins of each batch stay secret in the "
-                "device, and neither time nor failures show the batch."
-            )
+        if example.sampling_rate < 1 and (example.mode == "local" or manifest.report_slot_s > 0):
+            found.append(_BATCH_COINS + " " + _slots(manifest))
     if manifest.device_privacy is not None:
         found.append(
             "Device-level neighbours differ in one device's data; the device takes part either way."
         )
+        if manifest.device_privacy.participation_rate < 1:
+            found.append(_ABSTENTION)
     found.append(
         "Survivor counts are what the ledger says. The lines account for what happened; whatever "
         "an adversary chooses, the planned lines bound it."
@@ -94,10 +121,33 @@ def assumptions(manifest: Manifest) -> tuple[str, ...]:
     return tuple(found)
 
 
+def _too_many(corrupt_max: int) -> str:
+    return (
+        "it has a device of" if corrupt_max == 0 else f"it has more than {corrupt_max} devices of"
+    )
+
+
+def _slots(manifest: Manifest) -> str:
+    """What is assumed of the time at which a batch's work ends; no delta pays for it."""
+    slot_s = manifest.report_slot_s
+    if slot_s == 0:
+        return "This task has no report slots: how long a device trains may show its batch."
+    late = (
+        "A device that is late does not take part, which is seen."
+        if manifest.noise is None
+        else "A device that is late sends zeros and its noise, which hides that it is late, but "
+        "not that one example took a whole batch out."
+    )
+    return (
+        f"That training and the report end within the public slot of {slot_s:g} s is assumed: the "
+        f"chance that they do not is not part of delta. {late}"
+    )
+
+
 def unprotected(manifest: Manifest) -> tuple[str, ...]:
     """What nobody should take for protected."""
     found = [
-        "That a device takes part, when, and for how long.",
+        "That a device takes part, when, and for how long: no epsilon covers times or failures.",
         "What the base model and its tokenizer learned before this task.",
         "Facts about the whole population: learning them is the purpose.",
         "Hyperparameters that were tuned on the same data outside this ledger.",

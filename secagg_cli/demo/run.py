@@ -244,8 +244,9 @@ def _notes(rules: CohortRules) -> list[str]:
 def _report(path: Path, audit: AuditResult, result: dict[str, Any]) -> Path:
     from dp.report import report_data
     from secagg_cli.report import write_report
+    from secagg_cli.software import software
 
-    write_report(path, report_data(audit), run=result)
+    write_report(path, report_data(audit, software()), run=result)
     return path
 
 

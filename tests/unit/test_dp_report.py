@@ -39,9 +39,9 @@ def test_report_of_the_default_task() -> None:
     assert task.budget.releases_left == 1
     assert task.releases[0].noise_multiplier == pytest.approx(1.4, rel=1e-5)
     assert task.releases[2].noise_multiplier > 1.8
-    profile = [point.epsilon for point in task.profile]
+    profile = [point.epsilons for point in task.profile]
     assert profile == sorted(profile)
-    assert any(point.delta == 1e-5 and point.epsilon == costs[-1] for point in task.profile)
+    assert any(point.delta == 1e-5 and point.epsilons == (costs[-1],) for point in task.profile)
     names = {row.name for row in task.parameters}
     assert {"noise_multiplier", "sampling_rate", "clip", "share_variance", "ring"} <= names
     assert any("--key" in step for step in data.recompute)
@@ -126,7 +126,7 @@ def test_the_page_of_a_lying_ledger_is_red_and_the_command_fails(tmp_path: Path)
     assert json.loads(answer.stdout)["problems"][0]["reason"] == "epsilon-mismatch"
     text = page.read_text("utf-8")
     assert 'class="red" role="alert"' in text
-    assert text.count('<tr class="wrong">') == 1
+    assert text.count('<tr class="wrong">') == 2  # the release and its parameters
     assert "the recomputed one" in text
 
 

@@ -1,0 +1,286 @@
+"""The questions of the reporting lists, answered for one task, or marked as unknown to a ledger.
+
+The lists: the pyramid of NIST SP 800-226 (privacy parameter and unit; implementation and security;
+data and access), "How to DP-fy ML" (arXiv 2303.00654, section 5.3.3) and the fields of the OpenDP
+deployments registry (its schema and https://registry.opendp.org/transparency-tiers). Each list has
+its own reader; a page that skips a question leaves that reader to guess.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from dp.audit import AuditedTask
+from dp.report.data import Answer, AnswerGroup
+from secagg.manifest import Manifest
+
+NIST, DPFY, OPENDP = "NIST SP 800-226", "How to DP-fy ML", "OpenDP registry"
+_ASK_OPERATOR = "The ledger does not know. Ask the operator."
+_ASK_PARTNERS = "The ledger does not know. Ask the partners who enrolled the devices."
+
+
+def answers(task: AuditedTask) -> tuple[AnswerGroup, ...]:
+    """All questions about this task, in three groups; none is left out for want of an answer."""
+    return (
+        AnswerGroup(name="The statement", answers=_statement(task)),
+        AnswerGroup(name="Implementation and security", answers=_implementation(task.manifest)),
+        AnswerGroup(name="Data and access", answers=_data(task)),
+    )
+
+
+def _known(question: str, text: str, *lists: str) -> Answer:
+    return Answer(question=question, text=text, lists=lists, known=True)
+
+
+def _unknown(question: str, text: str, *lists: str) -> Answer:
+    return Answer(question=question, text=text, lists=lists, known=False)
+
+
+def _statement(task: AuditedTask) -> tuple[Answer, ...]:
+    manifest = task.manifest
+    charged, most = len(task.releases), manifest.budget.releases_max
+    return (
+        _known("Setting, and whom it trusts", _setting(manifest), NIST, DPFY, OPENDP),
+        _known("Flavour", _flavour(task), OPENDP),
+        _known("Unit of privacy", _units(manifest), NIST, DPFY, OPENDP),
+        _known("Neighbouring data sets", _neighbours(task), DPFY, OPENDP),
+        _known("Privacy loss", _loss(task), NIST, DPFY, OPENDP),
+        _known(
+            "What is released, and how often",
+            f"A machine learning model in many releases: {charged} so far, at most {most}. The "
+            "statement covers every version of it and, against the aggregator, every sum; not "
+            "only the last model.",
+            DPFY,
+            OPENDP,
+        ),
+        _known("Accesses to the data that it covers", _accesses(task), DPFY),
+        _known(
+            "How often one device takes part, and who enforces it",
+            f"In each release at most once, so in at most {most} of this task. The cohort's roster "
+            "lists nobody twice; each device's own account refuses more, over all its tasks. "
+            + _participation(task),
+            NIST,
+            DPFY,
+        ),
+        _known("Accounting and composition", _accounting(task), DPFY, OPENDP),
+        _known(
+            "Do the accounting's assumptions hold?",
+            "The headline needs none about sampling or about who chose the cohorts. What it and "
+            "the other lines rest on is listed under “What this rests on”; amplified lines "
+            "stand beside the same cost without amplification, never alone.",
+            DPFY,
+        ),
+        _known(
+            "Post-processing",
+            "Decoding the sum, dividing it by public numbers and the server's step: functions of "
+            "the noisy sum alone.",
+            OPENDP,
+        ),
+    )
+
+
+def _setting(manifest: Manifest) -> str:
+    if manifest.noise is not None:
+        return (
+            "Distributed: each device adds a share of noise before its update is masked; only the "
+            "sum of a cohort is opened. The aggregator is not trusted with data or with noise; "
+            f"{manifest.noise.honest_min} devices of a cohort are trusted to add theirs."
+        )
+    if manifest.example_privacy is not None:
+        return (
+            "Local: each device adds all the noise that counts to its own gradients and trusts "
+            "nobody for it; masking comes on top."
+        )
+    return "No differential privacy; only masking, which hides one device's update in its sum."
+
+
+def _flavour(task: AuditedTask) -> str:
+    if not task.lines:
+        return "None."
+    return (
+        "(epsilon, delta), converted from Rényi differential privacy at integer orders. Other "
+        "deltas of the same curve are in the report."
+    )
+
+
+def _units(manifest: Manifest) -> str:
+    found = []
+    if manifest.example_privacy is not None:
+        found.append("one training sequence of one device")
+    if manifest.device_privacy is not None:
+        found.append("one device: whatever its data make it send in every release")
+    return ("; ".join(found) or "none") + "."
+
+
+def _neighbours(task: AuditedTask) -> str:
+    words = {
+        "add-or-remove": "one training sequence more or less",
+        "zero-out": "one device that sends zeros in place of its contribution, and its noise",
+        "replace-one": "one record exchanged for another",
+    }
+    used = dict.fromkeys(line.adjacency for line in task.lines)
+    return ("; ".join(f"{name}: {words[name]}" for name in used) or "None") + "."
+
+
+def _loss(task: AuditedTask) -> str:
+    lines = [
+        f"one {line.unit} (mode {line.mode}{', amplified' if line.amplified else ''}): epsilon "
+        f"{line.epsilon:.4g} at delta {line.delta:g}"
+        for line in task.lines
+    ]
+    return ("; ".join(lines) or "No statement") + "."
+
+
+def _accesses(task: AuditedTask) -> str:
+    manifest, charged = task.manifest, len(task.releases)
+    example = manifest.example_privacy
+    steps = ""
+    if example is not None and example.mode == "local" and manifest.training is not None:
+        steps = f", of {manifest.training.local_steps} local steps each"
+    return (
+        f"The training of {charged} charged cohorts{steps}. Not covered: exploring the data, "
+        "choosing hyperparameters, evaluation on private data, and other tasks, unless they are "
+        "in this ledger."
+    )
+
+
+def _participation(task: AuditedTask) -> str:
+    seen = Counter(name for row in task.releases for name in row.entry.contributors)
+    if not seen:
+        return "No release lists a contributor yet."
+    return f"Seen so far: {len(seen)} devices, one of them in {max(seen.values())} releases."
+
+
+def _accounting(task: AuditedTask) -> str:
+    names = ", ".join(dict.fromkeys(line.accountant for line in task.lines))
+    if not names:
+        return "None."
+    return (
+        f"{names}. Divergences of all charged cohorts add up at each order; the conversion picks "
+        "the best order. Rounded up throughout."
+    )
+
+
+def _implementation(manifest: Manifest) -> tuple[Answer, ...]:
+    noise = manifest.noise
+    if noise is not None:
+        mechanism = f"{noise.mechanism} noise on clipped integer vectors, in the ring"
+    elif manifest.example_privacy is not None:
+        mechanism = "skellam noise on sums of clipped integer gradients, in every local step"
+    else:
+        mechanism = "none"
+    return (
+        _known("Mechanism", mechanism + ".", NIST, OPENDP),
+        _known(
+            "Floating point",
+            "Clipping is measured on integers and noise is drawn in integers: no float is part of "
+            "the privacy proof, except that a gradient is taken to depend on its own sequence "
+            "alone, which float arithmetic of a shared batch keeps only to the last bits.",
+            NIST,
+            OPENDP,
+        ),
+        _known(
+            "Randomness",
+            "The operating system's generator; AES-256-CTR expands its keys. Tables of 128 bits, "
+            "tails cut below 2^-100; what that may cost is taken from delta.",
+            NIST,
+        ),
+        _known(
+            "Security of what is sent",
+            f"Protocol {manifest.protocol}, {manifest.suite}: updates are masked with one-use "
+            "keys, every message is signed, and the aggregator holds no key that opens one "
+            "update.",
+            NIST,
+            OPENDP,
+        ),
+        _known(
+            "Side channels",
+            "Times and sizes of messages are seen by whoever watches the network; the sampler's "
+            "table look-ups by a process on the same core. Neither is part of epsilon.",
+            NIST,
+            OPENDP,
+        ),
+        _known(
+            "Hyperparameters",
+            "All that the manifest fixes are under “Parameters”, with their meanings.",
+            DPFY,
+        ),
+        _unknown(
+            "Runs to choose the hyperparameters, and why these",
+            "Counted only if they are tasks of this ledger. " + _ASK_OPERATOR,
+            DPFY,
+            OPENDP,
+        ),
+        _known(
+            "Code to verify it",
+            "This report is made by the same public code that devices run. Its version and "
+            "digest stand at the end; every cost is computed again from the ledger alone.",
+            DPFY,
+            NIST,
+        ),
+        _unknown(
+            "Software that the devices and the aggregator really ran",
+            "The ledger does not know. Compare the digests of their installations with the one "
+            "at the end.",
+            NIST,
+        ),
+    )
+
+
+def _data(task: AuditedTask) -> tuple[Answer, ...]:
+    manifest = task.manifest
+    partners = ", ".join(key.hex()[:16] for key in manifest.partner_keys)
+    model = manifest.base_model
+    return (
+        _unknown("What the data are, and about whom", _ASK_PARTNERS, NIST, OPENDP),
+        _unknown("How many records and people; records per person", _ASK_PARTNERS, NIST, DPFY),
+        _unknown(
+            "How the data were collected: consent, legal basis, retention", _ASK_PARTNERS, NIST
+        ),
+        _unknown(
+            "Cleaning, filtering and exploration before training", _ASK_PARTNERS, DPFY, OPENDP
+        ),
+        _unknown(
+            "Whether the data stay the same or grow",
+            "A record that is added later has the same protection. " + _ASK_PARTNERS,
+            OPENDP,
+        ),
+        _known(
+            "Who may certify devices",
+            f"{len(manifest.partner_keys)} partner key(s), beginning {partners}. Whose they are, "
+            "the ledger does not say.",
+            NIST,
+        ),
+        _unknown(
+            "Who can read the data where they lie",
+            "They stay on the devices. Access there is the devices' matter. " + _ASK_PARTNERS,
+            NIST,
+        ),
+        _unknown("Curator, intended use, sector and region", _ASK_OPERATOR, OPENDP),
+        _unknown(
+            "Who gets the model, and when it is published",
+            "Every participant gets each version. About others: " + _ASK_OPERATOR,
+            NIST,
+            OPENDP,
+        ),
+        _known(
+            "Base model",
+            "No base model."
+            if model is None
+            else f"{model.name}, fingerprint {model.fingerprint.hex()}. What it was trained on "
+            "is not covered.",
+            DPFY,
+        ),
+        _unknown(
+            "How good the model is",
+            "A ledger holds no loss: evaluation needs data. " + _ASK_OPERATOR,
+            NIST,
+            OPENDP,
+        ),
+        _known(
+            "Registry tier",
+            "What tier 3 asks about loss, accounting and implementation is here. The curator, the "
+            "intended use and the date of publication, which even tier 1 asks for, are not.",
+            OPENDP,
+        ),
+    )

@@ -1,0 +1,284 @@
+"""The page of a report: what stands on it, for whom, and that each figure can be computed again."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+from pathlib import Path
+
+import msgspec
+import pytest
+from typer.testing import CliRunner
+
+from dp.accounting import ReleaseFacts
+from dp.audit import verify_ledger
+from dp.contracts import BudgetSpec
+from dp.ledger import LedgerBuilder
+from dp.records import policy_record, release_record
+from dp.report import ReportData, report_data
+from secagg.manifest import Manifest, encode_manifest, manifest_digest
+from secagg_cli.main import app
+from secagg_cli.report import render
+from secagg_cli.software import code_digest, software
+from tests.dp_tasks import ORIGIN, VERIFIER, built, entry, ledger, served, signed_task, statistics
+
+NO_LIMIT = BudgetSpec(max_epsilon=None, releases_max=9)
+TASKS = {
+    "C": built(),
+    "C, amplified": built(report_slot_s=60.0),
+    "A": built(algorithm="fedavg", budget=NO_LIMIT),
+    "A, slots": built(algorithm="fedavg", budget=NO_LIMIT, report_slot_s=60.0),
+    "B": built(statistics(("x", 4, 1.0), device_noise_multiplier=4.0)),
+    "B and C": built(
+        device_noise_multiplier=2.0, examples_max=4, budget=NO_LIMIT, report_slot_s=60.0
+    ),
+    "none": built(algorithm="fedavg", privacy="none"),
+}
+
+
+def data_of(builder: LedgerBuilder) -> ReportData:
+    return report_data(verify_ledger(served(builder).get, VERIFIER))
+
+
+def page_of(manifest: Manifest, survivors: tuple[int, ...] = (4, 5)) -> str:
+    return render(data_of(ledger(manifest, survivors)))
+
+
+def section(page: str, title: str, level: int = 3) -> str:
+    """From a heading to the next one of its level or above."""
+    after = page.split(f">{title}</h{level}>", 1)[1]
+    return re.split(rf"<h[1-{level}][ >]", after, maxsplit=1)[0]
+
+
+def put(builder: LedgerBuilder, folder: Path) -> Path:
+    for path, content in served(builder).items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(content)
+    return folder
+
+
+@pytest.mark.parametrize("mode", TASKS)
+def test_every_figure_on_the_page_says_how_to_compute_it_again(mode: str) -> None:
+    page = page_of(TASKS[mode])
+    checking = page.split("How to check this yourself</h2>", 1)[1]
+    explained = set(re.findall(r'<th scope="row">([^<]*)</th>', checking))
+    shown = set(re.findall(r'data-figure="([^"]*)"', page))
+    assert shown <= explained
+    assert {"budget left", "releases left", "parameters"} <= shown
+    for row in re.findall(r"<tr.*?</tr>", section(page, "Parameters"), re.S)[1:]:
+        assert 'data-figure="parameters"' in row
+
+
+def test_no_figure_is_explained_that_no_page_shows() -> None:
+    data = data_of(ledger(TASKS["B and C"], (4, 5)))
+    shown = set(re.findall(r'data-figure="([^"]*)"', render(data)))
+    elsewhere = {"devices seen", "epsilon of all tasks together"}  # an answer; several tasks
+    assert {figure.name for figure in data.figures} - elsewhere == shown
+
+
+NIST, DPFY, OPENDP = "NIST SP 800-226", "How to DP-fy ML", "OpenDP registry"
+ASKED = {
+    NIST: (
+        "Privacy loss",
+        "Unit of privacy",
+        "Setting, and whom it trusts",
+        "Mechanism",
+        "Floating point",
+        "Randomness",
+        "Side channels",
+        "Security of what is sent",
+        "Software that the devices and the aggregator really ran",
+        "What the data are, and about whom",
+        "How the data were collected: consent, legal basis, retention",
+        "Who can read the data where they lie",
+        "Who gets the model, and when it is published",
+        "How good the model is",
+    ),
+    DPFY: (
+        "Setting, and whom it trusts",
+        "Accesses to the data that it covers",
+        "What is released, and how often",
+        "Unit of privacy",
+        "Neighbouring data sets",
+        "Accounting and composition",
+        "Do the accounting's assumptions hold?",
+        "Privacy loss",
+        "Hyperparameters",
+        "Runs to choose the hyperparameters, and why these",
+        "Code to verify it",
+        "Base model",
+    ),
+    OPENDP: (
+        "Registry tier",
+        "Curator, intended use, sector and region",
+        "Flavour",
+        "Privacy loss",
+        "Unit of privacy",
+        "Setting, and whom it trusts",
+        "What is released, and how often",
+        "Whether the data stay the same or grow",
+        "Who gets the model, and when it is published",
+        "Accounting and composition",
+        "Post-processing",
+        "Cleaning, filtering and exploration before training",
+        "Mechanism",
+        "Runs to choose the hyperparameters, and why these",
+    ),
+}
+
+
+@pytest.mark.parametrize("mode", TASKS)
+@pytest.mark.parametrize("name", ASKED)
+def test_every_question_of_the_reporting_lists_has_its_answer(name: str, mode: str) -> None:
+    data = data_of(ledger(TASKS[mode], (4,)))
+    page = render(data)
+    answers = [answer for group in data.tasks[0].answers for answer in group.answers]
+    asked = {answer.question: answer for answer in answers if name in answer.lists}
+    for question in ASKED[name]:
+        assert asked[question].text
+        assert question.replace("'", "&#39;") in page
+
+
+def test_what_a_ledger_cannot_know_is_said_and_who_can() -> None:
+    (task,) = data_of(ledger(built(), (4,))).tasks
+    unknown = [a for group in task.answers for a in group.answers if not a.known]
+    assert len(unknown) >= 9
+    for answer in unknown:
+        assert "Ask the" in answer.text or "Compare" in answer.text
+    questions = {answer.question for answer in unknown}
+    assert "What the data are, and about whom" in questions
+    assert "Runs to choose the hyperparameters, and why these" in questions
+    assert section(page_of(built()), "What reporting lists ask").count('class="unknown"') == len(
+        unknown
+    )
+
+
+def test_participation_is_bounded_and_counted() -> None:
+    (task,) = data_of(ledger(built(), (4, 6))).tasks
+    (answer,) = [
+        answer
+        for answer in task.answers[0].answers
+        if answer.question == "How often one device takes part, and who enforces it"
+    ]
+    assert "at most 4 of this task" in answer.text
+    assert "own account" in answer.text
+    assert "6 devices, one of them in 2 releases" in answer.text
+
+
+@pytest.mark.parametrize("mode", TASKS)
+def test_each_line_has_a_chart_of_its_own_that_says_whose_it_is(mode: str) -> None:
+    data = data_of(ledger(TASKS[mode], (4, 5)))
+    lines = data.tasks[0].lines
+    costs = section(render(data), "What it has cost")
+    assert costs.count("<svg") == costs.count("time (UTC)") == len(lines)
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", costs)
+    for line, caption in zip(lines, captions, strict=True):
+        assert f"one {line.unit} (mode {line.mode})" in caption
+        assert line.adversary in caption
+        assert ("not amplified" in caption) is not line.amplified
+
+
+def test_the_chart_is_over_time() -> None:
+    """A release a day later moves along the axis, while its number and its cost stay."""
+    manifest, facts = built(), (ReleaseFacts(survivors=4, masking_set=6),)
+    digest = manifest_digest(encode_manifest(manifest))
+    pages = []
+    for later in (0, 86_400):
+        builder = ledger(manifest, (4,))
+        record = entry(2)
+        moved = msgspec.structs.replace(record, released_at=record.released_at + later)
+        builder.append(release_record(manifest, digest, facts, moved))
+        pages.append(section(render(data_of(builder)), "What it has cost"))
+    assert "22:13:2" in pages[0]
+    assert "22:13:2" not in pages[1]
+    assert re.search(r">\d\d:00<|>\d\d Nov<", pages[1])
+
+
+@pytest.mark.parametrize("mode", TASKS)
+def test_an_amplified_line_never_stands_without_what_it_assumes(mode: str) -> None:
+    data = data_of(ledger(TASKS[mode], (4,)))
+    task = data.tasks[0]
+    amplified = [line for line in task.lines if line.amplified]
+    costs = section(render(data), "What it has cost")
+    beside = "neither time nor failures show the batch"
+    assert (beside in costs) is bool(amplified)
+    assert (beside in " ".join(task.assumptions)) is bool(amplified)
+    slots = TASKS[mode].report_slot_s > 0
+    assert ("not part of delta" in costs) is (bool(amplified) and slots)
+    for line in amplified:
+        assert "not show the batch" in line.adversary
+
+
+def test_abstention_is_assumed_beside_its_amplified_line() -> None:
+    task = statistics(("x", 4, 1.0), device_noise_multiplier=4.0, participation_rate=0.5)
+    costs = section(page_of(built(task)), "What it has cost")
+    assert "who abstains" in costs
+    assert "show the batch" not in costs
+
+
+def test_the_parameters_of_each_release_stand_in_a_row() -> None:
+    manifest = built()
+    digest = manifest_digest(encode_manifest(manifest))
+    builder = LedgerBuilder(ORIGIN, [signed_task(manifest)])
+    variance = 3 * manifest.noise.share_variance
+    measured = (variance // 2, 2 * variance)
+    record = msgspec.structs.replace(entry(1), measured_variance=measured)
+    builder.append(release_record(manifest, digest, (), record))
+    data = data_of(builder)
+    (release,) = data.tasks[0].releases
+    assert release.clips == (("example", 1.0),)
+    assert release.masking_set == 6
+    assert release.model == record.new_model_digest.hex()
+    row = section(render(data), "Parameters by release", 4)
+    assert ">0.50 to 2.00<" in row
+    assert ">1.400<" in row
+    assert f">{release.epsilons[0]:.3f}<" in row
+
+
+def test_each_cell_of_a_card_keeps_its_heading_on_a_phone() -> None:
+    page = page_of(TASKS["B and C"])
+    for table in re.findall(r'<table class="cards.*?</table>', page, re.S):
+        heads = re.findall(r"<th[ >]", table)
+        for row in re.findall(r"<tr.*?</tr>", table, re.S)[1:]:
+            assert row.count("<td") == row.count("data-label=") == len(heads)
+
+
+def test_the_operators_decisions_are_on_the_page() -> None:
+    builder = ledger(built(), (4,))
+    builder.append(policy_record("demo", "paused", 1_700_000_100, "maintenance <b>"))
+    page = render(data_of(builder))
+    assert "2023-11-14 22:15 UTC: paused (maintenance &lt;b&gt;), record 2" in page
+    assert "operator&#39;s decisions" not in page_of(built())
+    assert "operator's decisions" not in page_of(built())
+
+
+def test_the_report_works_without_a_network_and_as_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the report asked for a network")
+
+    folder = put(ledger(built(), (4, 5)), tmp_path / "ledger")
+    monkeypatch.setattr(socket, "socket", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    command = ["audit", "report", str(folder), "--key", VERIFIER, "--format", "json"]
+    answer = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "report.html")])
+    assert answer.exit_code == 0
+    printed = json.loads(answer.stdout)
+    assert printed["verified"]
+    assert printed["data"]["tasks"][0]["releases"][1]["survivors"] == 5
+    assert printed["data"]["software"] == software()
+    assert software()["SHA-256 of its code"] in (tmp_path / "report.html").read_text("utf-8")
+
+
+def test_the_digest_of_the_code_follows_the_code(tmp_path: Path) -> None:
+    (tmp_path / "dp" / "inner").mkdir(parents=True)
+    file = tmp_path / "dp" / "inner" / "module.py"
+    file.write_text("x = 1\n")
+    first = code_digest(tmp_path)
+    assert first == code_digest(tmp_path)
+    file.write_text("x = 2\n")
+    changed = code_digest(tmp_path)
+    file.rename(tmp_path / "dp" / "module.py")
+    assert len({first, changed, code_digest(tmp_path)}) == 3
