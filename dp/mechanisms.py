@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dp.accounting import local_step
+from dp.adaptive import BELOW, adapts, checked_clip, main_length, scaled
 from dp.discrete_gaussian import add_discrete_gaussian
 from dp.errors import MechanismError
 from dp.grid import clip_units, examples_factor, has_ring_noise, scale_for
@@ -55,14 +56,22 @@ class ExampleSum:
     """The sum of integer-clipped example gradients: sensitivity exactly ``clip_units``.
 
     In mode C its ``total`` is what :func:`encode` takes as ``values["gradient"]``; in mode A
-    :func:`noisy_total` turns it into a DP-SGD step.
+    :func:`noisy_total` turns it into a DP-SGD step. Where the clip adapts, ``below`` is the sum of
+    b - gamma over the same examples, in units, each within the ``clip_units`` of its segment.
 
     Args:
         manifest: with example-level privacy.
         random_bytes: cryptographically secure; asked for 32 bytes per example.
+        clip: of the model's version, where the clip adapts.
+
+    Raises:
+        MechanismError: ``privacy-missing``; ``clip-missing``, ``clip-out-of-range`` where the clip
+            adapts.
     """
 
-    def __init__(self, manifest: Manifest, random_bytes: RandomBytes) -> None:
+    def __init__(
+        self, manifest: Manifest, random_bytes: RandomBytes, clip: float | None = None
+    ) -> None:
         privacy = manifest.example_privacy
         if privacy is None:
             raise MechanismError(
@@ -71,8 +80,14 @@ class ExampleSum:
         self._random_bytes = random_bytes
         self._scale, self._bound = _example_grid(manifest, privacy)
         self._examples_max = privacy.examples_max if privacy.mode == "distributed" else 1 << 31
+        self._manifest, self._clip = manifest, clip
+        if manifest.clip_adaptation is not None:
+            if clip is None:
+                raise MechanismError("clip-missing", "The clip of the model's version is missing.")
+            checked_clip(manifest, clip)
         self.count = 0
-        self.total: NDArray[np.int64] = np.zeros(manifest.data_length, dtype=np.int64)
+        self.below = 0
+        self.total: NDArray[np.int64] = np.zeros(main_length(manifest), dtype=np.int64)
 
     def add(self, gradient: NDArray[Any]) -> None:
         """Quantise, clip and add one example's gradient, float[d].
@@ -90,7 +105,19 @@ class ExampleSum:
         self.count += 1
         if self.count > self._examples_max or not np.isfinite(gradient).all():
             return
+        if self._manifest.clip_adaptation is not None and self._clip is not None:
+            found = scaled(self._manifest, gradient, self._clip)
+            if found is None:
+                return
+            gradient, below = found
+            self.below += below
         self.total += to_units(gradient, self._scale, self._bound, self._random_bytes)
+
+    def values(self, name: str = "gradient") -> dict[str, NDArray[np.int64]]:
+        """What a device contributes in mode C: the total as ``name``, and ``below``, if any."""
+        if self._manifest.clip_adaptation is None:
+            return {name: self.total}
+        return {name: self.total, BELOW: np.array([self.below], dtype=np.int64)}
 
 
 def _example_grid(manifest: Manifest, privacy: ExamplePrivacy) -> tuple[int, int]:
@@ -175,7 +202,8 @@ def encode(
     Args:
         values: one array per segment of the manifest, flat, of its length; floats, and in mode C
             the int64 total of an :class:`ExampleSum`. With any privacy mode a vector that is not
-            finite counts as zero (a failure must not show).
+            finite counts as zero (a failure must not show). Where the clip adapts, already scaled
+            for the version's clip, and ``below`` in units, int64[1] (:mod:`dp.adaptive`).
         rotation_seed: the cohort's ctx; public.
         random_bytes: cryptographically secure.
         masking_set: devices that owe a vector in this cohort, and
@@ -252,7 +280,7 @@ def _encode_segment(
             expected=(segment.length,),
             found=value.shape,
         )
-    if _sums_examples(manifest):
+    if _sums_examples(manifest) or adapts(manifest, segment):
         return _example_total(segment, value, examples_factor(manifest))
     if value.dtype.kind not in "fiu":
         raise MechanismError(
@@ -279,7 +307,7 @@ def _example_total(segment: Segment, value: NDArray[Any], factor: int) -> NDArra
     if value.dtype != np.int64:
         raise MechanismError(
             "segment-type",
-            "In mode C a device sends the integer total of an ExampleSum.",
+            "In mode C a device sends the integer total of an ExampleSum; below is in units.",
             expected="int64",
             found=value.dtype.str,
         )
@@ -324,7 +352,8 @@ def decode(
     for segment in manifest.segments:
         real = sums[at : at + segment.length] / segment.scale
         at += segment.length
+        rotated = _rotates(manifest) and not adapts(manifest, segment)
         result[segment.name] = (
-            rotate_back(real, rotation_seed, segment.name) if _rotates(manifest) else real
+            rotate_back(real, rotation_seed, segment.name) if rotated else real
         )
     return result

@@ -88,6 +88,20 @@ class DevicePrivacy(_Part, frozen=True):
     participation_rate: float = 1.0
 
 
+class AdaptiveClip(_Part, frozen=True):
+    """How the clip of each version follows a private quantile of the norms (``dp.adaptive``).
+
+    ``quantile``: the share of units whose norm is to be at most the clip. ``learning_rate``: of the
+    geometric step. The manifest's clip is that of version 0; later ones lie in
+    [``clip_min``, ``clip_max``]. The integer grid does not follow.
+    """
+
+    quantile: float
+    learning_rate: float
+    clip_min: float
+    clip_max: float
+
+
 class Budget(_Part, frozen=True):
     """What the task may spend; the headline epsilon is unamplified."""
 
@@ -229,6 +243,13 @@ class Manifest(_Part, frozen=True):
     base_model: BaseModel | None
     adapter: Adapter | None
     training: Training | None
+    # Not written where a task has none, so that the digests of such manifests are as they were.
+    adaptive_clip: AdaptiveClip | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def clip_adaptation(self) -> AdaptiveClip | None:
+        """How the clip adapts; None: it is fixed."""
+        return None if self.adaptive_clip is msgspec.UNSET else self.adaptive_clip
 
     @property
     def removable_drops(self) -> tuple[int, ...]:

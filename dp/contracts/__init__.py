@@ -4,6 +4,7 @@ from dp.contracts.advice import local_noise_norm, noise_over_clip, overshoot, wa
 from dp.contracts.build import build_manifest
 from dp.contracts.check import ALGORITHMS, check_manifest, suggested
 from dp.contracts.spec import (
+    AdaptiveClipSpec,
     BudgetSpec,
     CohortSpec,
     DeadlineSpec,
@@ -15,6 +16,7 @@ from dp.contracts.spec import (
 
 __all__ = [
     "ALGORITHMS",
+    "AdaptiveClipSpec",
     "BudgetSpec",
     "CohortSpec",
     "DeadlineSpec",

@@ -6,8 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
+import msgspec
 from msgspec.structs import replace
 
+from dp.contracts.adaptive import below_segment, terms_of
 from dp.contracts.check import algorithm_named, check_manifest
 from dp.contracts.derive import derive_ring, share_variance
 from dp.contracts.fedbuff import versions_of
@@ -71,6 +73,9 @@ def build_manifest(
             remedy="Name a base model and an adapter, or use the algorithm 'sum'.",
         )
     segments = _segments(algorithm.segments(spec, length, noisy=noisy), in_ring)
+    adaptive = terms_of(spec.adaptive_clip, segments[0].clip)
+    if adaptive is not None:
+        segments = (*segments, below_segment(segments[0], adaptive.quantile))
 
     silent = spec.cohort.silent_max
     if silent is None:
@@ -120,7 +125,7 @@ def build_manifest(
         example_privacy=_example_privacy(spec, mode),
         device_privacy=(
             DevicePrivacy(
-                clip=_device_clip(segments, factor),
+                clip=_device_clip(segments if adaptive is None else segments[:1], factor),
                 noise_multiplier=spec.device_noise_multiplier,
                 participation_rate=spec.participation_rate,
             )
@@ -136,6 +141,7 @@ def build_manifest(
         base_model=spec.base_model,
         adapter=spec.adapter,
         training=None if spec.algorithm == "sum" else _training(spec, noisy),
+        adaptive_clip=msgspec.UNSET if adaptive is None else adaptive,
     )
     manifest = _with_tau(spec, manifest)
     check_manifest(manifest)

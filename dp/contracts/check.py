@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dp.accounting import headline, lines, local_step
+from dp.contracts.adaptive import check_adaptive
 from dp.contracts.algorithm import Algorithm, Suggesting
 from dp.contracts.derive import SHARE_VARIANCE_MAX
 from dp.contracts.evaluation import Evaluation
@@ -103,6 +104,7 @@ def check_manifest(manifest: Manifest) -> None:
     in_range("budget.delta", manifest.budget.delta, 0, 0.1, open_low=True)
     in_range("budget.releases_max", manifest.budget.releases_max, 1, 10**6)
     check_grid(manifest.segments)
+    check_adaptive(manifest)
     _check_privacy(manifest)
     _check_adapter(manifest)
     algorithm.check(manifest)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from fractions import Fraction
 
+from dp.adaptive import BELOW
 from dp.contracts.derive import SHARE_VARIANCE_MAX, WRAP_LOG2_TARGET, wrap_log2
 from dp.discrete_gaussian import SIGMA_SQUARED_MAX
 from dp.grid import SCALE_MAX, clip_units, examples_factor, has_ring_noise, l2_squared_units
@@ -170,13 +171,14 @@ def needed_variance(manifest: Manifest) -> Fraction:
 
 
 def check_segments(manifest: Manifest, expected: Sequence[tuple[str, int]]) -> None:
-    """Exactly these segments, in this order."""
+    """Exactly these segments, in this order, and the quantile's last where the clip adapts."""
+    expected = [*expected, *([(BELOW, 1)] if manifest.clip_adaptation else [])]
     found = [(segment.name, segment.length) for segment in manifest.segments]
     if found != list(expected):
         refuse(
             "segments-wrong",
             f"The segments are not those of {manifest.algorithm} in this privacy mode.",
-            expected=list(expected),
+            expected=expected,
             found=found,
         )
 

@@ -122,6 +122,21 @@ class SegmentSpec(_Table, frozen=True):
     clip: float
 
 
+class AdaptiveClipSpec(_Table, frozen=True):
+    """The clip follows a private estimate of a quantile of the norms (``dp.adaptive``).
+
+    ``quantile``: share of the units (examples with mode C, else devices) whose norm is to be at
+    most the clip. ``learning_rate``: the clip moves by a factor of at most exp(this) per release,
+    but for noise. ``clip_min``, ``clip_max``: its range; None: a hundredth and a hundred times the
+    clip that the task begins with.
+    """
+
+    quantile: float = 0.5
+    learning_rate: float = 0.2
+    clip_min: float | None = None
+    clip_max: float | None = None
+
+
 class TaskSpec(_Table, frozen=True):
     """One federated task.
 
@@ -149,6 +164,8 @@ class TaskSpec(_Table, frozen=True):
     would have needed. Costs one more secret per level and device, and drawing the parts again.
     ``report_slot_s``: devices report in exactly this long after a version opens, so that time
     does not show the batch; 0: when they are ready (no amplified statement is then made).
+    ``adaptive_clip``: ``clip`` (mode C) or ``update_clip`` (device level) is where the clip begins,
+    and each release moves it; absent: it stays.
     ``start_from``: task whose present model is this one's version 0, with the same base model and
     adapter: to evaluate it (``evaluation``), or to go on training.
     """
@@ -171,6 +188,7 @@ class TaskSpec(_Table, frozen=True):
     deadlines: DeadlineSpec = DeadlineSpec()
     budget: BudgetSpec = BudgetSpec()
     training: TrainingSpec = TrainingSpec()
+    adaptive_clip: AdaptiveClipSpec | None = None
     start_from: str = ""
     base_model: BaseModel | None = None
     adapter: Adapter | None = None
