@@ -2,7 +2,8 @@
 
 A model file has a tensor ``vector`` (float32) and, in its metadata, task and version, so that two
 versions with equal numbers still have different digests. SCAFFOLD's has a second tensor of the same
-length, ``control``: the server's control variate, bound to the version by the file's digest.
+length, ``control``: the server's control variate; where the clip adapts there is ``clip``, one
+float64. Both are bound to the version by the file's digest.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from aggregator.blobs import BlobStore
+from dp.adaptive import first_clip
 from dp.contracts.scaffold import has_control
 from secagg import adapter
 from secagg.manifest import Manifest
 
 MODELS, OPTIMISERS = "models", "optimisers"
-CONTROL = "control"
+CONTROL, CLIP = "control", "clip"
+_FOR_DEVICES = {CONTROL: "<f4", CLIP: "<f8"}  # parts of an algorithm's state in the model file
 
 
 @dataclass(frozen=True)
@@ -42,9 +45,11 @@ def vector_length(manifest: Manifest) -> int:
 def initial(
     blobs: BlobStore, manifest: Manifest, vector: NDArray[np.float32] | None = None
 ) -> Stored:
-    """Store version 0: ``vector``, or zeros; a control variate begins at zero."""
+    """Store version 0: ``vector``, or zeros; a control variate begins at zero, a clip at C_0."""
     zeros = np.zeros(vector_length(manifest), np.float32)
-    state = {CONTROL: zeros} if has_control(manifest) else {}
+    state: dict[str, NDArray[Any]] = {CONTROL: zeros} if has_control(manifest) else {}
+    if manifest.clip_adaptation is not None:
+        state[CLIP] = np.array([first_clip(manifest)])
     return store(blobs, manifest.task, 0, zeros if vector is None else vector, state)
 
 
@@ -56,11 +61,12 @@ def store(
     state: Mapping[str, NDArray[Any]] | None = None,
 ) -> Stored:
     """``state``: of the algorithm; what devices need of it goes into the file."""
-    tensors = {"vector": vector}
-    if state and CONTROL in state:
-        tensors[CONTROL] = state[CONTROL]
+    tensors = {"vector": np.ascontiguousarray(vector, dtype="<f4")}
+    for name, dtype in _FOR_DEVICES.items():
+        if state and name in state:
+            tensors[name] = np.ascontiguousarray(state[name], dtype=dtype)
     data = safetensors.numpy.save(
-        {name: np.ascontiguousarray(tensor, dtype="<f4") for name, tensor in tensors.items()},
+        tensors,
         metadata={"task": task, "version": str(version)},
     )
     return Stored(blobs.put_digest(MODELS, data), len(data))
@@ -72,7 +78,7 @@ def load(blobs: BlobStore, digest: bytes) -> NDArray[np.float32]:
 
 def store_optimiser(blobs: BlobStore, state: dict[str, NDArray[np.float64]]) -> bytes | None:
     """Digest of the stored state without what the model file holds; None if that is all."""
-    own = {name: values for name, values in state.items() if name != CONTROL}
+    own = {name: values for name, values in state.items() if name not in _FOR_DEVICES}
     return blobs.put_digest(OPTIMISERS, safetensors.numpy.save(own)) if own else None
 
 
@@ -88,6 +94,6 @@ def load_state(
     """The algorithm's state that belongs to a version, from its two files."""
     state = load_optimiser(blobs, optimiser)
     tensors = safetensors.numpy.load(blobs.get(f"{MODELS}/{model.hex()}"))
-    if CONTROL in tensors:
-        state[CONTROL] = tensors[CONTROL].astype(np.float64)
+    for name in _FOR_DEVICES.keys() & tensors.keys():
+        state[name] = tensors[name].astype(np.float64)
     return state

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +19,9 @@ import safetensors.numpy
 
 from client_sdk.device import Device
 from client_sdk.errors import TransportError
+from dp.adaptive import checked_clip, first_clip
 from dp.contracts.scaffold import has_control
+from dp.errors import MechanismError
 from secagg.adapter import vector_length
 from secagg.api import Offer
 from secagg.errors import RemoteProtocolError
@@ -36,6 +39,7 @@ class CheckIn:
     """An admitted offer. ``skew_s``: the server's clock minus this device's.
 
     ``control``: SCAFFOLD's c of this version, float32[d]; None for other algorithms.
+    ``clip``: of this version, where the clip adapts; None: the manifest's, for good.
     """
 
     offer: Offer
@@ -44,6 +48,7 @@ class CheckIn:
     skew_s: float
     vector: np.ndarray = field(repr=False)
     control: np.ndarray | None = field(default=None, repr=False)
+    clip: float | None = None
 
     def server_now(self, now_s: float) -> float:
         return now_s + self.skew_s
@@ -110,7 +115,8 @@ async def check_in(device: Device, task: str, offer: Offer) -> CheckIn:
     """Verify and admit an offer, and bring its model to this device.
 
     Raises:
-        RemoteProtocolError: as :func:`verify_offer`, or ``manifest-ledger``, ``offer-malformed``.
+        RemoteProtocolError: as :func:`verify_offer`, or ``manifest-ledger``, ``offer-malformed``,
+            or as :func:`proven_clip`.
         LedgerError: the ledger forked or was rolled back.
         PolicyRefusal: the policy's reason.
         TransportError: also ``model-size``, ``model-digest`` or ``model-malformed``.
@@ -133,6 +139,7 @@ async def check_in(device: Device, task: str, offer: Offer) -> CheckIn:
         account=device.account,
     )
     model = await fetch_model(device, manifest, offer)
+    clip = await proven_clip(device, manifest, digest, offer, model)
     await device.emit(
         "checked-in",
         task,
@@ -140,7 +147,47 @@ async def check_in(device: Device, task: str, offer: Offer) -> CheckIn:
         releases=offer.releases,
         manifest_digest=digest.hex(),
     )
-    return CheckIn(offer, manifest, digest, skew_s, model["vector"], model.get("control"))
+    return CheckIn(offer, manifest, digest, skew_s, model["vector"], model.get("control"), clip)
+
+
+async def proven_clip(
+    device: Device,
+    manifest: Manifest,
+    digest: bytes,
+    offer: Offer,
+    model: Mapping[str, np.ndarray],
+) -> float | None:
+    """The clip in the model file, if it is what the ledger says of this version.
+
+    Version 0 has the manifest's clip; every other the one in the record of the release that made
+    it. None where the clip is fixed. A wrong one could only hurt learning (:mod:`dp.adaptive`).
+
+    Raises:
+        RemoteProtocolError: ``clip-out-of-range`` (or not finite) or ``clip-mismatch``.
+        LedgerError: ``model-not-in-ledger``; or the ledger itself does not verify.
+    """
+    if manifest.clip_adaptation is None:
+        return None
+    clip = float(model["clip"][0])
+    try:
+        checked_clip(manifest, clip)
+    except MechanismError as error:
+        raise RemoteProtocolError(error.reason, str(error)) from error
+    if offer.model.version == 0:
+        expected: float | None = first_clip(manifest)
+    else:
+        expected = await device.ledger.released_clip(
+            offer.model.digest, task=manifest.task, manifest_digest=digest
+        )
+    if clip != expected:
+        raise RemoteProtocolError(
+            "clip-mismatch",
+            "The clip of the offered model is not the one that the ledger names.",
+            expected=expected,
+            found=clip,
+            remedy="Ask the operator; the model's file and the ledger disagree.",
+        )
+    return clip
 
 
 def _check_numbers(offer: Offer) -> None:
@@ -169,14 +216,18 @@ def model_length(manifest: Manifest) -> int:
 async def fetch_model(device: Device, manifest: Manifest, offer: Offer) -> dict[str, np.ndarray]:
     """``vector`` and, with SCAFFOLD, ``control``; from disk or by a resumable download.
 
-    Both are float32[d], read-only.
+    Both are float32[d], read-only. Where the clip adapts also ``clip``, float64[1].
 
     Raises:
         TransportError: ``model-size``, ``model-digest`` or ``model-malformed``.
     """
     length, model = model_length(manifest), offer.model
-    names = ("vector", "control") if has_control(manifest) else ("vector",)
-    size_max = 4 * length * len(names) + _MODEL_HEADER_BYTES
+    tensors = {"vector": ("float32", (length,))}
+    if has_control(manifest):
+        tensors["control"] = ("float32", (length,))
+    if manifest.clip_adaptation is not None:
+        tensors["clip"] = ("float64", (1,))
+    size_max = 4 * length * len(tensors) + _MODEL_HEADER_BYTES
     if not 0 < model.size_bytes <= size_max:
         raise TransportError(
             "model-size",
@@ -198,7 +249,7 @@ async def fetch_model(device: Device, manifest: Manifest, offer: Offer) -> dict[
             )
         part.replace(path)
     _forget_other_models(path)
-    return _read_model(path, length, names)
+    return _read_model(path, tensors)
 
 
 def _holds(path: Path, digest: bytes) -> bool:
@@ -214,7 +265,10 @@ def _forget_other_models(keep: Path) -> None:
             other.unlink()
 
 
-def _read_model(path: Path, length: int, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+def _read_model(
+    path: Path, expected: Mapping[str, tuple[str, tuple[int, ...]]]
+) -> dict[str, np.ndarray]:
+    """The tensors, of exactly these names, types and shapes."""
     try:
         tensors = safetensors.numpy.load_file(path)
     except Exception as error:  # the format's own error type is not public
@@ -222,14 +276,14 @@ def _read_model(path: Path, length: int, names: tuple[str, ...]) -> dict[str, np
             "model-malformed", f"The model does not parse: {type(error).__name__}."
         ) from error
     found = {name: (str(t.dtype), t.shape) for name, t in tensors.items()}
-    if found != {name: ("float32", (length,)) for name in names}:
+    if found != expected:
         raise TransportError(
             "model-malformed",
             "The model does not hold the vectors of the task's adapter and algorithm.",
-            expected=f"float32 tensors {', '.join(names)} of shape ({length},)",
+            expected=dict(expected),
             found=found,
         )
-    if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
+    if not all(np.isfinite(tensors[name]).all() for name in tensors.keys() - {"clip"}):
         raise TransportError("model-malformed", "The model has values that are not finite.")
     for tensor in tensors.values():
         tensor.flags.writeable = False

@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from client_sdk.errors import ContributionError
+from dp.adaptive import adapts
 from dp.sampling import poisson_batch
 from secagg.manifest import Manifest
 
@@ -31,6 +32,7 @@ class TrainingJob:
         releases: releases of the task so far, i.e. the step number of the global optimiser.
         correction: float64, with SCAFFOLD c - c_k: to be added to the gradient of every local step,
             after clip and noise. None elsewhere.
+        clip: of this version, where the clip adapts; an ``ExampleSum`` needs it. None: it is fixed.
         deadline_s: seconds from now after which the result is ignored; None without a limit.
         stop: set when the result is no longer wanted; long work should look at it now and then.
     """
@@ -41,6 +43,7 @@ class TrainingJob:
     releases: int
     deadline_s: float | None = None
     correction: np.ndarray | None = None
+    clip: float | None = None
     stop: threading.Event = field(default_factory=threading.Event)
 
 
@@ -50,10 +53,11 @@ class Contributor(Protocol):
     def contribute(self, job: TrainingJob) -> Mapping[str, np.ndarray]:
         """Values by segment name, each one-dimensional with the segment's length.
 
-        Floats in real units; in mode C ``gradient`` is the int64 total of an ``ExampleSum``. May
-        block. An exception means that the contribution failed: where noise protects the sum the
-        device then sends zero plus noise, so that failure tells nothing; elsewhere it does not
-        join the round.
+        Floats in real units; in mode C ``gradient`` is the int64 total of an ``ExampleSum``, whose
+        ``values()`` have ``below`` too where the clip adapts (with device-level privacy alone the
+        SDK adds it). May block. An exception means that the contribution failed: where noise
+        protects the sum the device then sends zero plus noise, so that failure tells nothing;
+        elsewhere it does not join the round.
         """
         ...
 
@@ -81,12 +85,19 @@ def takes_part(manifest: Manifest, random_bytes: Callable[[int], bytes]) -> bool
 
 def zero_contribution(manifest: Manifest) -> dict[str, np.ndarray]:
     """What a device sends in place of a failed contribution; only noise is added to it."""
-    dtype = np.int64 if is_batch_secret(manifest) else np.float64
-    return {segment.name: np.zeros(segment.length, dtype) for segment in manifest.segments}
+    return {
+        segment.name: np.zeros(
+            segment.length,
+            np.int64 if is_batch_secret(manifest) or adapts(manifest, segment) else np.float64,
+        )
+        for segment in manifest.segments
+    }
 
 
 def check_values(manifest: Manifest, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The values as contiguous arrays, in the order of the segments.
+
+    Where the clip adapts and a device is the unit, ``below`` is not the contributor's to give.
 
     Floats of any width become float64; integers become int64.
 
@@ -94,7 +105,10 @@ def check_values(manifest: Manifest, values: Mapping[str, np.ndarray]) -> dict[s
         ContributionError: reason ``contribution-segments``, ``contribution-shape``,
             ``contribution-dtype`` or ``contribution-not-finite``.
     """
-    expected = [segment.name for segment in manifest.segments]
+    own = manifest.segments
+    if manifest.clip_adaptation is not None and not is_batch_secret(manifest):
+        own = own[:1]
+    expected = [segment.name for segment in own]
     if not isinstance(values, Mapping) or set(values) != set(expected):
         raise ContributionError(
             "contribution-segments",
@@ -103,7 +117,7 @@ def check_values(manifest: Manifest, values: Mapping[str, np.ndarray]) -> dict[s
             found=sorted(values) if isinstance(values, Mapping) else type(values).__name__,
         )
     checked = {}
-    for segment in manifest.segments:
+    for segment in own:
         array = np.asarray(values[segment.name])
         if array.shape != (segment.length,):
             raise ContributionError(

@@ -22,7 +22,7 @@ from dp import merkle, tiles
 from dp.contributors import contributors_of, contributors_path, listed
 from dp.errors import LedgerError as LogError
 from dp.notes import Checkpoint, open_checkpoint, parse_verifier
-from dp.records import identity_digest
+from dp.records import clip_of, identity_digest
 from dp.witness import WitnessPolicy
 
 _T = TypeVar("_T")
@@ -148,6 +148,26 @@ class LedgerWatch:
         Raises:
             LedgerError: as :meth:`verify_release`, or ``model-not-in-ledger``.
         """
+        await self._records_of(digests, task, manifest_digest)
+
+    async def released_clip(
+        self, model_digest: bytes, *, task: str, manifest_digest: bytes
+    ) -> float | None:
+        """The clip that the release of a model names, proven; None where it names none.
+
+        Raises:
+            LedgerError: as :meth:`verify_models`; ``release-mismatch`` for a record that is none.
+        """
+        (record,) = await self._records_of(frozenset({model_digest}), task, manifest_digest)
+        try:
+            return clip_of(record)
+        except LogError as error:
+            raise LedgerError("release-mismatch", str(error)) from error
+
+    async def _records_of(
+        self, digests: frozenset[bytes], task: str, manifest_digest: bytes
+    ) -> list[dict[str, object]]:
+        """For each model the record that made it, proven to be in the log."""
         wanted = {digest.hex() for digest in digests}
         claim = {"task": task, "manifest_digest": manifest_digest.hex()}
 
@@ -169,6 +189,7 @@ class LedgerWatch:
                 )
             return found
 
+        proven = []
         for model, index in (await self._patiently(look)).items():
             record = await self._patiently(lambda index=index: self._prove(index))
             _demand(record, claim)
@@ -179,6 +200,8 @@ class LedgerWatch:
                     expected=model,
                     found=_model_of(record),
                 )
+            proven.append(record)
+        return proven
 
     async def _bundle(self, bundle: tiles.Tile) -> list[tuple[int, dict[str, object]]]:
         """Leaf indices and records of one bundle; unverified."""

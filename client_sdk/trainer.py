@@ -131,6 +131,7 @@ class LoraTrainer:
             stopped=job.stop.is_set,
             version=job.version,
             correction=job.correction,
+            clip=job.clip,
         )
         values = algorithm(manifest, work)
         return values if start is None else sketched(manifest, work, start, values)

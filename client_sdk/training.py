@@ -29,6 +29,7 @@ from client_sdk.device import Device
 from client_sdk.errors import ContributionError
 from client_sdk.journal import Contribution
 from client_sdk.threads import finish_in_thread, start_in_thread
+from dp.adaptive import with_below
 from dp.contracts.scaffold import has_control
 
 _SLOT_SHARE = 0.5  # of a slot's length that must be left for training
@@ -122,6 +123,8 @@ class Training:
         manifest, failed = checkin.manifest, None
         try:
             values = check_values(manifest, await self._call(checkin, report_s))
+            if checkin.clip is not None and not is_batch_secret(manifest):
+                values = with_below(manifest, values, checkin.clip)
         except ContributionError as error:
             if not hides_failures(manifest):
                 raise
@@ -167,6 +170,7 @@ class Training:
             releases=checkin.offer.releases,
             deadline_s=deadline_s,
             correction=self._correction(checkin),
+            clip=checkin.clip,
             stop=self._stop,
         )
 

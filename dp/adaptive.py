@@ -6,9 +6,9 @@ present clip C, and C moves geometrically,
 
     C <- C exp(-eta (sum of (b - gamma)) / n),
 
-until a fraction gamma of the norms is at most C. Here n is the task's public denominator, so nothing
-is counted: where fewer contribute, steps are smaller, and the fixed point is the same. The sum
-carries noise like every other coordinate, so C is post-processing of a release.
+until a fraction gamma of the norms is at most C. Here n is the task's public denominator, so
+nothing is counted: where fewer contribute, steps are smaller, and the fixed point is the same. The
+sum carries noise like every other coordinate, so C is post-processing of a release.
 
 The integer grid does not move. With C_0 the manifest's clip, a device multiplies by C_0 / C before
 it encodes and the server by C / C_0 after it has decoded. Integer clip, noise, ring and cost are
@@ -83,7 +83,7 @@ def checked_clip(manifest: Manifest, clip: float) -> float:
 def below_units(manifest: Manifest, below: bool) -> int:
     """b - gamma on the grid of its segment, rounded towards zero: within ``clip_units``, exactly.
 
-    Off by less than one unit, so the quantile that is met differs from gamma by less than 1 / scale.
+    Off by less than one unit, so the quantile that is met is within 1 / scale of gamma.
     """
     quantile, segment = adaptation(manifest).quantile, _below_segment(manifest)
     if below:

@@ -5,7 +5,8 @@
 3. Growth: older checkpoints that the auditor kept are prefixes; the witnesses that the auditor
    names have cosigned.
 4. Tasks: the manifest's digest and signature, and the rules of ``dp.contracts``.
-5. Releases: numbers, cohorts, sizes, the chain of models, and against the budget.
+5. Releases: numbers, cohorts, sizes, the chain of models, an adaptive clip and what it follows
+   from, and against the budget.
 6. Every epsilon, recomputed from the manifest and the survivors.
 """
 
@@ -23,6 +24,7 @@ import rfc8785
 
 from dp import merkle, tiles
 from dp.accounting import PrivacyLine, ReleaseFacts, guaranteed_variance, headline, lines
+from dp.adaptive import first_clip, next_clip
 from dp.contracts import check_manifest
 from dp.contributors import contributors_of, listed
 from dp.errors import LedgerError
@@ -52,12 +54,16 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AuditedRelease(msgspec.Struct, frozen=True, kw_only=True):
-    """One charged cohort. ``lines``: recomputed cost of the task up to here."""
+    """One charged cohort. ``lines``: recomputed cost of the task up to here.
+
+    ``clip``: in force in this cohort, where the clip adapts and the ledger tells it.
+    """
 
     leaf: int
     entry: ReleaseEntry
     guaranteed_variance: int
     lines: tuple[PrivacyLine, ...]
+    clip: float | None = None
 
 
 class AuditedTask(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,6 +115,7 @@ class _Task:
     policies: list[dict[str, Any]] = field(default_factory=list)
     models: list[bytes | None] = field(default_factory=lambda: [None])  # by version; None: untold
     admissible: bool = False  # passed the rules of dp.contracts
+    clip: float | None = None  # of the newest version, where the clip adapts; None: not known
 
 
 class _Audit:
@@ -153,6 +160,8 @@ class _Audit:
             )
         check_manifest(manifest)
         self.tasks[manifest.task].admissible = True
+        if manifest.clip_adaptation is not None:
+            self.tasks[manifest.task].clip = first_clip(manifest)
 
     def release(self, record: dict[str, Any], leaf: int) -> None:
         entry = self._with_contributors(record, parse_release(record), leaf)
@@ -180,6 +189,8 @@ class _Audit:
         if not task.admissible:
             self.problem("task-inadmissible", "The task's own manifest was refused.", leaf)
             return
+        in_force = task.clip
+        self._clipped(entry, task, leaf)
         facts = entry.facts(manifest)
         statements = lines(manifest, task.counts + Counter([facts]))
         task.counts[facts] += 1
@@ -196,7 +207,13 @@ class _Audit:
             )
         self._compare(record, statements, leaf)
         task.releases.append(
-            AuditedRelease(leaf=leaf, entry=entry, guaranteed_variance=variance, lines=statements)
+            AuditedRelease(
+                leaf=leaf,
+                entry=entry,
+                guaranteed_variance=variance,
+                lines=statements,
+                clip=in_force,
+            )
         )
         self._within_budget(task, statements, leaf)
 
@@ -226,6 +243,31 @@ class _Audit:
         if task.manifest.training is not None:
             self._chained(entry, task, leaf)
             task.models.append(entry.new_model_digest)
+
+    def _clipped(self, entry: ReleaseEntry, task: _Task, leaf: int) -> None:
+        """An adaptive clip is named by every release, in range, and follows from the one before."""
+        terms, move = task.manifest.clip_adaptation, entry.clip
+        if move is None:
+            if terms is not None and entry.outcome == "released":
+                self.problem("clip-missing", "The release names no clip.", leaf)
+                task.clip = None
+            return
+        if terms is None or entry.outcome != "released":
+            self.problem("clip-unexpected", "A clip is named where none can have moved.", leaf)
+            return
+        if not terms.clip_min <= move.clip <= terms.clip_max:
+            self.problem("clip-out-of-range", f"The manifest rules out a clip {move.clip!r}.", leaf)
+            task.clip = None
+            return
+        if task.clip is not None:
+            expected = next_clip(task.manifest, task.clip, move.below_units)
+            if expected != move.clip:
+                self.problem(
+                    "clip-mismatch",
+                    f"The clip {move.clip!r} is not the recomputed one, {expected!r}.",
+                    leaf,
+                )
+        task.clip = move.clip
 
     def _chained(self, entry: ReleaseEntry, task: _Task, leaf: int) -> None:
         """The devices trained on versions that the task had, none too old for its manifest."""

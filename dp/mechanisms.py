@@ -353,7 +353,5 @@ def decode(
         real = sums[at : at + segment.length] / segment.scale
         at += segment.length
         rotated = _rotates(manifest) and not adapts(manifest, segment)
-        result[segment.name] = (
-            rotate_back(real, rotation_seed, segment.name) if rotated else real
-        )
+        result[segment.name] = rotate_back(real, rotation_seed, segment.name) if rotated else real
     return result

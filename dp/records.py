@@ -39,6 +39,15 @@ Outcome = Literal["released", "charged"]
 Record = Mapping[str, Any]
 
 
+class ClipMove(msgspec.Struct, frozen=True, kw_only=True):
+    """Of a release where the clip adapts: ``clip`` of the model that it made, and the opened sum
+    that it follows from, in integer units (:func:`dp.adaptive.next_clip`). Both are post-processing
+    of the release."""
+
+    clip: float
+    below_units: int
+
+
 class ReleaseEntry(msgspec.Struct, frozen=True, kw_only=True):
     """What happened in one cohort whose members reached step 3.
 
@@ -47,7 +56,7 @@ class ReleaseEntry(msgspec.Struct, frozen=True, kw_only=True):
     a release. ``contributors`` are :func:`identity_digest` of the devices in the sum.
     ``model_digests``: of the models that its members trained on, by version; ``model_versions``:
     those versions. ``released_at``: Unix seconds. ``measured_variance``: ends of the noise meter's
-    interval (:mod:`dp.meter`), where there is one.
+    interval (:mod:`dp.meter`), where there is one. ``clip``: how an adaptive clip moved.
     """
 
     release: int
@@ -65,6 +74,7 @@ class ReleaseEntry(msgspec.Struct, frozen=True, kw_only=True):
     outcome: Outcome
     measured_variance: tuple[int, int] | None = None
     model_versions: tuple[int, ...] = ()
+    clip: ClipMove | None = None
 
     def facts(self, manifest: Manifest) -> ReleaseFacts:
         """What accounting sees; a charged cohort costs what its fewest survivors would."""
@@ -209,7 +219,14 @@ def release_record(
         }
         | ({"contributors_digest": contributors_digest(entry.contributors).hex()} if apart else {})
         | ({"model_versions": list(entry.model_versions)} if entry.model_versions else {})
+        | _clip_record(entry.clip)
     )
+
+
+def _clip_record(move: ClipMove | None) -> dict[str, str]:
+    if move is None:
+        return {}
+    return {"clip": repr(move.clip), "below_units": str(move.below_units)}
 
 
 def policy_record(task: str, action: str, at: int, detail: str = "") -> bytes:
@@ -320,6 +337,24 @@ def parse_first_model(record: Record) -> bytes | None:
         raise LedgerError("record-malformed", "A task record's model is no digest.") from error
 
 
+def clip_of(record: Record) -> float | None:
+    """The clip of the model that a release made; None where its record names none.
+
+    Raises:
+        LedgerError: ``record-malformed``.
+    """
+    text = record.get("clip")
+    if text is None:
+        return None
+    try:
+        clip = float(text)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise LedgerError("record-malformed", "A release record's clip is no number.") from error
+    if not (isinstance(text, str) and math.isfinite(clip) and repr(clip) == text):
+        raise LedgerError("record-malformed", "A release record's clip is no finite number.")
+    return clip
+
+
 def parse_release(record: Record) -> ReleaseEntry:
     """The facts of a release record; ``contributors`` is empty where they stand in a file.
 
@@ -357,6 +392,14 @@ def parse_release(record: Record) -> ReleaseEntry:
             raise ValueError("model_versions are no versions")
         return tuple(found)
 
+    def move() -> ClipMove | None:
+        clip, below = clip_of(record), record.get("below_units")
+        if clip is None and below is None:
+            return None
+        if clip is None or type(below) is not str or len(below) > 40 or str(int(below)) != below:
+            raise ValueError("clip and below_units belong together")
+        return ClipMove(clip=clip, below_units=int(below))
+
     try:
         listed(record)
         if record["outcome"] not in ("released", "charged"):
@@ -377,6 +420,7 @@ def parse_release(record: Record) -> ReleaseEntry:
             released_at=count("released_at"),
             outcome=record["outcome"],
             measured_variance=interval(),
+            clip=move(),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise LedgerError(

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aggregator.algorithms.averaging import averaged_delta
+from aggregator.algorithms.clipping import real_sums
 from aggregator.algorithms.evaluation import measured
 from aggregator.algorithms.fedbuff import buffered
 from aggregator.algorithms.fednova import rescaled
@@ -24,6 +25,7 @@ from aggregator.algorithms.slopes import expanded
 from aggregator.algorithms.statistics import concatenated
 from dp.contracts.known_noise import mean_variance
 from dp.contracts.optimisers import NAMED_AFTER
+from dp.records import ClipMove
 from secagg.errors import ConfigurationError, SecaggError
 from secagg.manifest import Manifest
 
@@ -34,12 +36,14 @@ Sums = Mapping[str, NDArray[np.float64]]
 class Step:
     """``metrics``: what the sum says besides the vector, e.g. ``loss``.
 
-    ``optimiser``: the next state; SCAFFOLD's ``control`` also goes to devices, with the vector.
+    ``optimiser``: the next state; SCAFFOLD's ``control`` and an adaptive ``clip`` also go to
+    devices, with the vector. ``clip``: how an adaptive clip moved.
     """
 
     vector: NDArray[np.float32]
     optimiser: OptimiserState
     metrics: dict[str, float] = field(default_factory=dict)
+    clip: ClipMove | None = None
 
 
 # algorithm -> (manifest, sums) -> (direction in which the vector moves, metrics)
@@ -87,6 +91,9 @@ def server_step(
             found=manifest.algorithm,
         )
     kept: OptimiserState = {}
+    sums, moved_clip = real_sums(manifest, sums, optimiser)
+    if moved_clip is not None:
+        kept["clip"] = np.array([moved_clip.clip])
     if manifest.algorithm == "zeroth-order":
         direction, metrics = expanded(manifest, sums, len(vector), version)
     elif manifest.algorithm == "fedbuff":
@@ -115,4 +122,6 @@ def server_step(
             "The step would make the global vector infinite or not a number.",
             remedy="Lower server_learning_rate.",
         )
-    return Step(after, {**state, **kept}, metrics)
+    if moved_clip is not None:
+        metrics = {**metrics, "clip": moved_clip.clip}
+    return Step(after, {**state, **kept}, metrics, moved_clip)

@@ -423,6 +423,7 @@ def _entry(
         released_at=int(now),
         outcome="released" if computed else "charged",
         measured_variance=(measured.low, measured.high) if measured else None,
+        clip=computed.step.clip if computed else None,
     )
 
 

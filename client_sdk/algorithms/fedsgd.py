@@ -23,6 +23,9 @@ from secagg.manifest import Manifest
 def contribute(manifest: Manifest, work: Work) -> Mapping[str, NDArray[Any]]:
     """``{"gradient": int64[d]}``: the sum of clipped gradients in integer units.
 
+    Where the clip adapts, gradients are scaled for the version's clip first, and ``below``
+    (int64[1]) counts those that it does not shorten.
+
     It is the gradient, not the step: the server subtracts. Every device samples at the manifest's
     rate whatever its size.
 
@@ -38,14 +41,14 @@ def contribute(manifest: Manifest, work: Work) -> Mapping[str, NDArray[Any]]:
             found=None if privacy is None else privacy.mode,
         )
     batch = secret_batch(manifest, work)
-    total = ExampleSum(manifest, work.random_bytes)
+    total = ExampleSum(manifest, work.random_bytes, work.clip)
     with work.gradients() as gradients:
         for rows in work.micro_batches(batch):
             gradients.run(rows)
             for gradient in gradients.flat().numpy():
                 total.add(gradient)
     work.check_time()
-    return {"gradient": total.total}
+    return total.values()
 
 
 def secret_batch(manifest: Manifest, work: Work) -> NDArray[np.int64]:

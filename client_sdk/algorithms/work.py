@@ -27,6 +27,7 @@ class Work:
         stopped: whether the result is no longer wanted.
         version: of the global model; public seeds and phases follow from it.
         correction: SCAFFOLD's c - c_k, float64[d]; None elsewhere.
+        clip: of the global model's version, where the clip adapts; None: the manifest's.
     """
 
     adapted: AdaptedModel
@@ -40,6 +41,7 @@ class Work:
     stopped: Callable[[], bool]
     version: int = 0
     correction: NDArray[np.float64] | None = None
+    clip: float | None = None
 
     def gradients(self) -> ExampleGradients:
         return ExampleGradients(

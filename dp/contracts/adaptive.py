@@ -40,13 +40,11 @@ def below_segment(main: Segment, quantile: float) -> Segment:
     """
     clip = max(quantile, 1 - quantile)
     scale = math.ceil(max(1, main.clip_units // BELOW_SHARE) / clip)
-    return Segment(
-        name=BELOW, length=1, clip=clip, scale=scale, clip_units=clip_units(clip, scale)
-    )
+    return Segment(name=BELOW, length=1, clip=clip, scale=scale, clip_units=clip_units(clip, scale))
 
 
 def noise_growth(manifest: Manifest) -> float:
-    """Noise on the vector over what it would be without the quantile's estimate; 1: a fixed clip."""
+    """Noise on the vector over what it would be with a fixed clip."""
     if manifest.clip_adaptation is None:
         return 1.0
     main, below = manifest.segments[0], manifest.segments[-1]

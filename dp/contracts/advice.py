@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from dp.adaptive import below_deviation
 from dp.contracts.known_noise import mean_deviation
 from dp.contracts.local import step_weights
 from dp.grid import examples_factor
@@ -13,6 +14,7 @@ from dp.removable import most_variance
 from secagg.manifest import Manifest
 
 USELESS_RATIO = 10.0
+QUANTILE_NOISE = 0.25  # a release then moves a clip at rest by a factor of about exp(0.25 eta)
 
 
 def noise_over_clip(manifest: Manifest) -> float | None:
@@ -29,6 +31,14 @@ def noise_over_clip(manifest: Manifest) -> float | None:
     if examples > 1 and training is not None:
         ratio *= examples / max(1, training.batch_size)
     return ratio
+
+
+def quantile_deviation(manifest: Manifest) -> float | None:
+    """Standard deviation of the noise in the estimate that moves an adaptive clip, over the public
+    denominator, for the most noise that a sum can carry; None: the clip is fixed."""
+    if manifest.clip_adaptation is None or manifest.noise is None:
+        return None
+    return below_deviation(manifest, most_variance(manifest.noise, manifest.cohort))
 
 
 def overshoot(manifest: Manifest) -> float | None:
@@ -118,6 +128,13 @@ def warnings(manifest: Manifest) -> tuple[str, ...]:
         found.append(
             "Devices report in when they are ready, so time may show the batch: no amplified "
             "statement is made."
+        )
+    spread = quantile_deviation(manifest)
+    if spread is not None and spread > QUANTILE_NOISE:
+        found.append(
+            f"The noise in the quantile's estimate is {spread:.2g} of what all contributions "
+            "together can move it: the clip will wander. Use more devices or examples, less noise, "
+            "or a fixed clip."
         )
     rules = manifest.cohort
     if rules.versions_back and 2 * rules.behind_each_model > rules.size_max:

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from dp.accounting import epsilon_of, headline, lines, slack_log2
+from dp.adaptive import first_clip
 from dp.audit import AuditedRelease, AuditedTask, AuditResult
 from dp.budget import Unit, charges_of
 from dp.contracts import warnings
@@ -102,7 +103,7 @@ def _release(manifest: Manifest, release: AuditedRelease) -> ReleaseRow:
         masking_set=entry.masking_set_size,
         survivors=entry.survivors,
         dropped=entry.cohort_size - entry.survivors,
-        clips=_clips(manifest),
+        clips=_clips(manifest, release.clip),
         noise_multiplier=_multiplier(manifest, release.guaranteed_variance),
         measured=_measured(release),
         epsilons=tuple(line.epsilon for line in release.lines),
@@ -111,11 +112,17 @@ def _release(manifest: Manifest, release: AuditedRelease) -> ReleaseRow:
     )
 
 
-def _clips(manifest: Manifest) -> tuple[tuple[str, float], ...]:
-    """L2 bounds that a release's statements rest on, in real units, by unit."""
+def _clips(manifest: Manifest, adapted: float | None) -> tuple[tuple[str, float], ...]:
+    """L2 bounds that a release's statements rest on, in real units, by unit.
+
+    ``adapted``: the clip in force, where it adapts; the integer bounds are the manifest's always.
+    """
     example, device = manifest.example_privacy, manifest.device_privacy
     found = [] if example is None else [("example", example.clip)]
-    return tuple(found if device is None else [*found, ("device", device.clip)])
+    if device is not None:
+        found.append(("device", device.clip))
+    factor = 1.0 if adapted is None else adapted / first_clip(manifest)
+    return tuple((unit, clip * factor) for unit, clip in found)
 
 
 def _decision(policy: Mapping[str, Any]) -> Decision:

@@ -64,6 +64,11 @@ def parameters(manifest: Manifest) -> tuple[Parameter, ...]:
             "most noise variance in a sum over the guaranteed one",
             "the largest over all admissible drop-outs",
         )
+    terms = manifest.clip_adaptation
+    if terms is not None:
+        row("adaptive clip", f"{terms.clip_min:g} to {terms.clip_max:g}", "range of the clip")
+        row("quantile", terms.quantile, "share of the norms that are to be at most the clip")
+        row("clip learning_rate", terms.learning_rate, "of the clip's geometric step")
     for segment in manifest.segments:
         row(
             f"segment {segment.name}",

@@ -79,7 +79,12 @@ FIGURES = (
         name="releases left",
         value="releases_max of the manifest less the number of release records, charged ones too",
     ),
-    Figure(name="clip", value="clip of the manifest's example or device privacy"),
+    Figure(
+        name="clip",
+        value="clip of the manifest's example or device privacy; an adaptive clip is that in the "
+        "last release record before: the one before it times e to the power of -learning_rate "
+        "times below_units over (scale of the segment below times denominator), kept in its range",
+    ),
     Figure(
         name="noise over bound",
         value="share_variance times (survivors - silent_max), its root over the exact integer "

@@ -9,7 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dp.accounting import headline, lines
-from dp.contracts import BudgetSpec, CohortSpec, TaskSpec, build_manifest, check_manifest
+from dp.contracts import (
+    AdaptiveClipSpec,
+    BudgetSpec,
+    CohortSpec,
+    TaskSpec,
+    build_manifest,
+    check_manifest,
+)
 from secagg.errors import ConfigurationError, RemoteProtocolError
 from secagg.manifest import Manifest, decode_manifest, encode_manifest
 from tests.dp_tasks import VERIFIER, adapter, built, spec, statistics
@@ -18,6 +25,7 @@ MANIFESTS = [
     built(),
     built(report_slot_s=5.0, device_noise_multiplier=2.0, examples_max=16),
     built(algorithm="fedavg", noise_multiplier=3.0),
+    built(adaptive_clip=AdaptiveClipSpec()),
     built(algorithm="fedavg", privacy="none"),
     built(statistics(("x", 3, 2.0), ("y", 1, 9.0), device_noise_multiplier=9.0)),
 ]

@@ -1,0 +1,509 @@
+"""The clip follows the quantile that it names, at the joint cost, and cannot widen any bound."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from aggregator.algorithms import server_step
+from dp.accounting import ReleaseFacts, fewest, guaranteed_variance, headline, lines, ring_release
+from dp.adaptive import (
+    BELOW,
+    below_units,
+    checked_clip,
+    first_clip,
+    next_clip,
+    scaled,
+    with_below,
+)
+from dp.audit import AuditResult, verify_ledger
+from dp.contracts import AdaptiveClipSpec, BudgetSpec, CohortSpec, TrainingSpec, check_manifest
+from dp.contracts import warnings as warnings_of
+from dp.contracts.adaptive import below_segment, noise_growth
+from dp.errors import LedgerError, MechanismError
+from dp.ledger import LedgerBuilder
+from dp.mechanisms import ExampleSum, decode, encode
+from dp.records import ClipMove, clip_of, parse_record, parse_release, release_record
+from dp.report import report_data
+from dp.sampling import skellam
+from secagg.errors import ConfigurationError, LocalProtocolError
+from secagg.manifest import Manifest, decode_manifest, encode_manifest, manifest_digest
+from secagg.ring import add_into
+from secagg_cli.report import write_report
+from tests.dp_tasks import (
+    ORIGIN,
+    VERIFIER,
+    adapter,
+    built,
+    entry,
+    seeded,
+    served,
+    signed_task,
+    spec,
+    statistics,
+)
+
+NO_LIMIT = BudgetSpec(max_epsilon=None, releases_max=4)
+ADAPTIVE = AdaptiveClipSpec()
+DEVICES = 100
+
+
+def example_level(**changes: Any) -> Manifest:
+    return built(**{"adaptive_clip": ADAPTIVE, "budget": NO_LIMIT, **changes})
+
+
+def device_level(**changes: Any) -> Manifest:
+    terms: dict[str, Any] = {
+        "algorithm": "fedavg",
+        "privacy": "none",
+        "device_noise_multiplier": 4.0,
+        "adaptive_clip": ADAPTIVE,
+        "cohort": CohortSpec(size_min=DEVICES, size_max=DEVICES, survivors_min=90),
+        "budget": NO_LIMIT,
+    }
+    return built(spec(**{**terms, **changes}))
+
+
+# ---- the estimate
+
+
+def norms(count: int) -> np.ndarray:
+    """A skewed distribution whose quantiles are known: the k-th is exp(4 (k + 1/2) / count - 2)."""
+    return np.exp(4 * (np.arange(count) + 0.5) / count - 2)
+
+
+def follow(manifest: Manifest, releases: int, noise: bool) -> list[float]:
+    """Clips over releases in which every device has the same norm again."""
+    clips, own = [first_clip(manifest)], norms(DEVICES)
+    draws = skellam(releases, guaranteed_variance(manifest, fewest(manifest)), seeded(3))
+    for release in range(releases):
+        total = sum(below_units(manifest, norm <= clips[-1]) for norm in own)
+        clips.append(next_clip(manifest, clips[-1], total + int(draws[release]) * noise))
+    return clips
+
+
+@pytest.mark.parametrize("quantile", [0.2, 0.5, 0.9])
+@pytest.mark.parametrize("start", [0.02, 50.0])
+def test_exact_sums_lead_to_the_true_quantile(quantile: float, start: float) -> None:
+    terms = AdaptiveClipSpec(quantile=quantile, clip_min=1e-3, clip_max=1e3)
+    manifest = device_level(adaptive_clip=terms, update_clip=start)
+    last = follow(manifest, 200, noise=False)[-1]
+    # Within one of a hundred devices of the quantile, and the step at a bit of difference.
+    share = float((norms(DEVICES) <= last).mean())
+    assert share == pytest.approx(quantile, abs=0.02)
+
+
+def test_under_noise_the_clip_stays_about_the_quantile() -> None:
+    """sigma_b = 4 z counts: 16 of 100 devices. The clips' mean over releases is the quantile's."""
+    manifest = device_level()
+    clips = follow(manifest, 400, noise=True)
+    assert np.std(np.log(clips[50:])) > 0.01  # there is noise in it
+    assert np.mean(np.log(clips[50:])) == pytest.approx(
+        math.log(np.median(norms(DEVICES))), abs=0.2
+    )
+
+
+def test_a_fixed_point_needs_no_count_of_contributors() -> None:
+    """With half the devices steps are half as long, and the clip stands still at the same place."""
+    manifest = device_level()
+    quarter = 25 * (below_units(manifest, True) + below_units(manifest, False))
+    assert next_clip(manifest, 2.0, quarter) == 2.0
+    up = below_units(manifest, False)
+    whole, half = (next_clip(manifest, 2.0, count * up) for count in (DEVICES, DEVICES // 2))
+    assert math.log(whole / 2) == pytest.approx(0.1, rel=1e-6)
+    assert math.log(half / 2) == pytest.approx(0.05, rel=1e-6)
+
+
+def test_the_clip_is_clamped_and_is_the_same_on_every_machine() -> None:
+    manifest = device_level()
+    assert next_clip(manifest, 1.0, 1 << 60) == 0.01
+    assert next_clip(manifest, 1.0, -(1 << 60)) == 100.0
+    assert next_clip(manifest, 1.0, 1000) == 0.99221793826  # exp(-0.2 * 1000 / 25600), 12 digits
+
+
+@pytest.mark.parametrize("clip", [math.nan, math.inf, -1.0, 0.0, 0.0099, 100.1])
+def test_a_clip_out_of_range_is_refused(clip: float) -> None:
+    manifest = example_level()
+    for use in (
+        lambda: checked_clip(manifest, clip),
+        lambda: ExampleSum(manifest, seeded(), clip),
+        lambda: scaled(manifest, np.ones(64), clip),
+        lambda: next_clip(manifest, clip, 0),
+    ):
+        with pytest.raises(MechanismError) as refused:
+            use()
+        assert refused.value.reason == "clip-out-of-range"
+
+
+def test_what_has_no_adaptive_clip_says_so() -> None:
+    with pytest.raises(MechanismError) as refused:
+        checked_clip(built(), 1.0)
+    assert refused.value.reason == "clip-not-adaptive"
+    with pytest.raises(MechanismError) as refused:
+        ExampleSum(example_level(), seeded())
+    assert refused.value.reason == "clip-missing"
+    unset = msgspec.structs.replace(device_level(), training=None)
+    with pytest.raises(MechanismError) as refused:
+        next_clip(unset, 1.0, 0)
+    assert refused.value.reason == "denominator-missing"
+
+
+# ---- the cost
+
+
+@pytest.mark.parametrize("quantile", [0.3, 0.5, 0.8])
+def test_epsilon_is_that_of_the_joint_sensitivity(quantile: float) -> None:
+    """Recomputed from the theorem alone: Agarwal, Kairouz, Liu 2021, over integer orders."""
+    manifest = example_level(adaptive_clip=AdaptiveClipSpec(quantile=quantile))
+    main, below = manifest.segments
+    squared = main.clip_units**2 + below.clip_units**2
+    l1 = math.ceil(math.sqrt(main.length * main.clip_units**2)) + below.clip_units
+    mu = manifest.noise.share_variance * manifest.noise.honest_min
+    event = ring_release(manifest, fewest(manifest), 1)
+    assert (event.l2_squared, event.variance) == (squared, mu)
+    orders = np.arange(2, 257)
+    rdp = 4 * (
+        orders * squared / (2 * mu)
+        + np.minimum(((2 * orders - 1) * squared + 6 * l1) / (4 * mu**2), 3 * l1 / (2 * mu))
+    )
+    delta = manifest.budget.delta
+    mine = (rdp + np.log1p(-1 / orders) - (np.log(delta) + np.log(orders)) / (orders - 1)).min()
+    assert headline(lines(manifest, 4)) == pytest.approx(mine, rel=1e-4)
+
+
+def test_the_estimate_costs_under_one_per_cent_of_noise() -> None:
+    """The same multiplier and cost; the vector carries sqrt(1 + 1/64) times the noise."""
+    fixed, adaptive = built(budget=NO_LIMIT), example_level()
+    assert noise_growth(fixed) == 1.0
+    assert 1.0077 < noise_growth(adaptive) < 1.008
+    grown = adaptive.noise.share_variance / fixed.noise.share_variance
+    assert math.sqrt(grown) == pytest.approx(noise_growth(adaptive), rel=1e-5)
+    costs = [headline(lines(manifest, 4)) for manifest in (fixed, adaptive)]
+    assert costs[0] == pytest.approx(costs[1], rel=1e-4)
+
+
+def test_andrews_formula_is_the_joint_sensitivity() -> None:
+    """z_Delta = (z^-2 - (2 sigma_b)^-2)^(-1/2), with sigma_b in counts and sensitivity 1/2."""
+    manifest, z = example_level(noise_multiplier=1.4), 1.4
+    main, below = manifest.segments
+    deviation = math.sqrt(manifest.noise.share_variance * manifest.noise.honest_min)
+    z_delta, sigma_b = deviation / main.clip_units, deviation / below.scale
+    assert z_delta == pytest.approx((z**-2 - (2 * sigma_b) ** -2) ** -0.5, rel=1e-5)
+
+
+# ---- what a unit sends
+
+
+def summed(manifest: Manifest, units: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    payload = None
+    for number, values in enumerate(units):
+        lanes = encode(manifest, values, rotation_seed=bytes(32), random_bytes=seeded(number))
+        if payload is None:
+            payload = lanes
+        else:
+            add_into(payload, lanes, manifest.encoding.ring_bits)
+    return decode(manifest, payload, survivors=len(units), rotation_seed=bytes(32))
+
+
+@pytest.mark.parametrize("clip", [0.5, 1.0, 40.0])
+def test_device_sums_come_back_in_real_units(clip: float) -> None:
+    cohort = CohortSpec(size_min=6, size_max=6, survivors_min=4)
+    manifest = device_level(cohort=cohort)
+    quiet = msgspec.structs.replace(manifest.noise, share_variance=1, removable_drops=())
+    manifest = msgspec.structs.replace(manifest, noise=quiet)  # to see the signal
+    generator = np.random.default_rng(1)
+    deltas = [generator.normal(size=64) * size for size in (0.01, 0.1, 0.5, 1, 2, 9)]
+    sums = summed(manifest, [with_below(manifest, {"delta": d}, clip) for d in deltas])
+    step = server_step(manifest, np.zeros(64, np.float32), {"clip": np.array([clip])}, sums)
+    lengths = [np.linalg.norm(d) for d in deltas]
+    clipped = sum(d * min(1.0, clip / length) for d, length in zip(deltas, lengths, strict=True))
+    assert np.abs(step.vector - clipped / 6).max() < 4e-3 * clip
+    bits = [below_units(manifest, length <= clip) for length in lengths]
+    assert abs(step.clip.below_units - sum(bits)) < 20
+    assert step.clip.clip == next_clip(manifest, clip, step.clip.below_units)
+    assert step.optimiser["clip"][0] == step.metrics["clip"] == step.clip.clip
+
+
+def test_the_servers_momentum_outlives_a_moving_clip() -> None:
+    training = TrainingSpec(server_optimiser="momentum")
+    manifest = device_level(training=training)
+    sums = {"delta": np.ones(64), BELOW: np.zeros(1)}
+    state = {"clip": np.array([2.0])}
+    first = server_step(manifest, np.zeros(64, np.float32), state, sums)
+    assert first.vector == pytest.approx(np.full(64, 2.0 / DEVICES))
+    second = server_step(manifest, first.vector, first.optimiser, sums)
+    assert second.optimiser.keys() == {"momentum", "clip"}
+    with pytest.raises(LocalProtocolError) as refused:
+        server_step(manifest, first.vector, {}, sums)
+    assert refused.value.reason == "clip-missing"
+
+
+def test_examples_count_one_by_one() -> None:
+    manifest = example_level(examples_max=8)
+    batch = ExampleSum(manifest, seeded(1), 0.25)
+    for size in (0.1, 0.25, 0.2501, 3.0):
+        gradient = np.zeros(64)
+        gradient[0] = size
+        batch.add(gradient)
+    batch.add(np.full(64, math.nan))  # counts as zero in both
+    batch.add(np.full(64, 1e308))  # also when only its scaled form is not finite
+    both = 2 * (below_units(manifest, True) + below_units(manifest, False))
+    assert batch.values()[BELOW].tolist() == [both] == [batch.below]
+    # 0.1, 0.25, 0.25, 0.25 of a clip of 0.25, on the grid of the manifest's clip.
+    assert batch.total[0] / 1024 == pytest.approx(0.1 * 4 + 3, rel=5e-3)
+
+
+def test_an_abstaining_or_failed_unit_counts_as_neither() -> None:
+    from client_sdk.contribution import zero_contribution
+
+    for manifest in (example_level(), device_level()):
+        zeros = zero_contribution(manifest)
+        assert zeros.keys() == {segment.name for segment in manifest.segments}
+        assert zeros[BELOW].dtype == np.int64
+        assert not zeros[BELOW].any()
+        encode(manifest, zeros, rotation_seed=bytes(32), random_bytes=seeded())
+
+
+def test_a_bit_beyond_its_bound_is_refused() -> None:
+    manifest = device_level()
+    for below, reason in (
+        (np.array([manifest.segments[1].clip_units + 1]), "segment-bound"),
+        (np.array([0.5]), "segment-type"),
+    ):
+        with pytest.raises(MechanismError) as refused:
+            encode(
+                manifest,
+                {"delta": np.zeros(64), BELOW: below},
+                rotation_seed=bytes(32),
+                random_bytes=seeded(),
+            )
+        assert refused.value.reason == reason
+
+
+# ---- creation and veto
+
+
+def test_manifests_without_it_are_the_bytes_that_they_were() -> None:
+    raw = msgspec.msgpack.decode(encode_manifest(built()))
+    assert "adaptive_clip" not in raw
+    again = decode_manifest(encode_manifest(example_level()))
+    assert again == example_level()
+    assert again.clip_adaptation is not None
+    raw["adaptive_clip"] = None
+    with pytest.raises(Exception, match="manifest"):
+        decode_manifest(msgspec.msgpack.encode(raw))
+
+
+DEVICE = {"device_noise_multiplier": 4.0}
+REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
+    ("fedavg", "none", {}, "adaptive-clip-privacy"),
+    ("fedavg", "local", {}, "adaptive-clip-privacy"),
+    ("fedavg", "local", DEVICE, "adaptive-clip-privacy"),
+    ("fedbuff", "none", DEVICE, "adaptive-clip-algorithm"),
+    ("scaffold", "none", {}, "adaptive-clip-privacy"),
+    ("zeroth-order", "distributed", {}, "adaptive-clip-algorithm"),
+    ("zeroth-order", "none", DEVICE, "adaptive-clip-algorithm"),
+    (
+        "evaluation",
+        "none",
+        {**DEVICE, "training": TrainingSpec(weight_unit=9)},
+        "adaptive-clip-algorithm",
+    ),
+    ("fedadam", "none", DEVICE, "adaptive-clip-algorithm"),
+    (
+        "fedsgd",
+        "distributed",
+        {"training": TrainingSpec(server_optimiser="adam")},
+        "adaptive-clip-optimiser",
+    ),
+    ("fedsgd", "distributed", {"adaptive_clip": AdaptiveClipSpec(quantile=1.0)}, "out-of-range"),
+    ("fedsgd", "distributed", {"adaptive_clip": AdaptiveClipSpec(clip_min=2.0)}, "clip-range"),
+    ("fedsgd", "distributed", {"adaptive_clip": AdaptiveClipSpec(clip_max=1e10)}, "clip-range"),
+    ("fedsgd", "distributed", {"adaptive_clip": AdaptiveClipSpec(clip_max=math.nan)}, "of-range"),
+    ("fedsgd", "distributed", {"adaptive_clip": AdaptiveClipSpec(learning_rate=0.0)}, "of-range"),
+]
+
+
+@pytest.mark.parametrize(("algorithm", "privacy", "changes", "reason"), REFUSED)
+def test_what_cannot_work_is_refused_when_the_task_is_created(
+    algorithm: str, privacy: str, changes: dict[str, Any], reason: str
+) -> None:
+    training = TrainingSpec(population=6 if algorithm == "scaffold" else 0)
+    terms = {"adaptive_clip": ADAPTIVE, "budget": NO_LIMIT, "training": training, **changes}
+    with pytest.raises(ConfigurationError) as refused:
+        built(spec(algorithm=algorithm, privacy=privacy, **terms))
+    assert refused.value.reason.endswith(reason)
+
+
+def test_a_statistic_has_no_clip_that_could_adapt() -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        built(statistics(("x", 3, 1.0), device_noise_multiplier=4.0, adaptive_clip=ADAPTIVE))
+    assert refused.value.reason == "adaptive-clip-algorithm"
+
+
+def test_forms_with_norms_of_several_kinds_are_refused() -> None:
+    from tests.unit.test_lora_forms import adapter as form
+
+    for kind in ("rolora", "product"):
+        with pytest.raises(ConfigurationError) as refused:
+            device_level(adapter=form(kind))
+        assert refused.value.reason == "adaptive-clip-form"
+
+
+def tampered(manifest: Manifest, **changes: Any) -> Manifest:
+    terms = msgspec.structs.replace(manifest.clip_adaptation, **changes)
+    return msgspec.structs.replace(manifest, adaptive_clip=terms)
+
+
+def vetoed(manifest: Manifest) -> str:
+    with pytest.raises(ConfigurationError) as refused:
+        check_manifest(manifest)
+    return refused.value.reason
+
+
+@pytest.mark.parametrize("manifest", [example_level(), device_level()], ids=["C", "B"])
+def test_a_device_recomputes_everything(manifest: Manifest) -> None:
+    check_manifest(manifest)
+    main, below = manifest.segments
+    wider = msgspec.structs.replace(below, clip=2 * below.clip, clip_units=2 * below.clip_units)
+    cheap = below_segment(msgspec.structs.replace(main, clip_units=8), 0.5)
+    for changed in (wider, cheap):
+        assert (
+            vetoed(msgspec.structs.replace(manifest, segments=(main, changed)))
+            == "adaptive-clip-segment"
+        )
+    assert vetoed(tampered(manifest, quantile=0.9)) == "adaptive-clip-segment"
+    assert vetoed(tampered(manifest, clip_min=1.5)) == "adaptive-clip-range"
+    # The segment without its terms, and the terms without the segment.
+    assert vetoed(msgspec.structs.replace(manifest, adaptive_clip=msgspec.UNSET)) in (
+        "segments-wrong",
+        "clip-mismatch",
+    )
+    assert vetoed(msgspec.structs.replace(manifest, segments=(main,))) == "adaptive-clip-segment"
+    # Noise for the vector alone.
+    alone = math.ceil(manifest.noise.share_variance * 64 / 65 * 0.999)
+    thin = msgspec.structs.replace(manifest.noise, share_variance=alone)
+    assert vetoed(msgspec.structs.replace(manifest, noise=thin)) == "noise-too-small"
+    training = msgspec.structs.replace(manifest.training, denominator=0.0)
+    assert vetoed(msgspec.structs.replace(manifest, training=training)) == "denominator-missing"
+
+
+def test_both_levels_at_once_cost_what_their_joint_bounds_cost() -> None:
+    manifest = example_level(device_noise_multiplier=2.0, examples_max=16, adapter=adapter((4,), 4))
+    assert manifest.device_privacy.clip == 16.0
+    event = ring_release(manifest, fewest(manifest), 16)
+    assert event.l2_squared == 256 * sum(s.clip_units**2 for s in manifest.segments)
+
+
+# ---- ledger and audit
+
+
+def moves(manifest: Manifest, *sums: int) -> list[ClipMove]:
+    found, clip = [], first_clip(manifest)
+    for below in sums:
+        clip = next_clip(manifest, clip, below)
+        found.append(ClipMove(clip=clip, below_units=below))
+    return found
+
+
+def recorded(manifest: Manifest, clips: list[ClipMove | None]) -> AuditResult:
+    builder = LedgerBuilder(ORIGIN, [signed_task(manifest)])
+    facts: list[ReleaseFacts] = []
+    digest = manifest_digest(encode_manifest(manifest))
+    for number, move in enumerate(clips, 1):
+        release = msgspec.structs.replace(entry(number), clip=move)
+        builder.append(release_record(manifest, digest, facts, release))
+        facts.append(release.facts(manifest))
+    return verify_ledger(served(builder).get, VERIFIER)
+
+
+def reasons(result: AuditResult) -> list[str]:
+    return [problem.reason for problem in result.problems]
+
+
+def test_an_auditor_recomputes_each_clip_from_the_one_before() -> None:
+    manifest = example_level()
+    honest = moves(manifest, 900, -700, 1 << 60, 5)
+    assert [move.clip for move in honest][2] == 0.01
+    result = recorded(manifest, list(honest))
+    assert reasons(result) == []
+    assert [release.entry.clip for release in result.tasks[0].releases] == honest
+
+
+@pytest.mark.parametrize(
+    ("clip", "reason"),
+    [(0.9, "clip-mismatch"), (0.001, "clip-out-of-range"), (1e5, "clip-out-of-range")],
+)
+def test_an_auditor_flags_a_clip_that_does_not_follow(clip: float, reason: str) -> None:
+    manifest = example_level()
+    honest = moves(manifest, 900, 300)
+    wrong = msgspec.structs.replace(honest[0], clip=clip)
+    found = reasons(recorded(manifest, [wrong, honest[1]]))
+    assert found[0] == reason
+
+
+def test_an_auditor_flags_a_missing_clip_and_one_that_nothing_moved() -> None:
+    manifest = example_level()
+    one, two = moves(manifest, 900, 300)
+    assert reasons(recorded(manifest, [None, two])) == ["clip-missing"]
+    assert reasons(recorded(built(budget=NO_LIMIT), [one])) == ["clip-unexpected"]
+
+
+def test_records_without_a_clip_are_the_bytes_that_they_were() -> None:
+    manifest = built(budget=NO_LIMIT)
+    digest = manifest_digest(encode_manifest(manifest))
+    record = parse_record(release_record(manifest, digest, [], entry(1)))
+    assert not {"clip", "below_units"} & record.keys()
+    assert clip_of(record) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"clip": "nan"},
+        {"clip": "inf"},
+        {"clip": "1"},
+        {"clip": "1.50"},
+        {"clip": "x"},
+        {"clip": 1},
+        {"clip": None},
+        {"below_units": "01"},
+        {"below_units": 7},
+        {"below_units": "9" * 41},
+        {"below_units": None},
+    ],
+)
+def test_a_clip_that_is_no_finite_number_is_a_malformed_record(change: dict[str, Any]) -> None:
+    manifest = example_level()
+    digest = manifest_digest(encode_manifest(manifest))
+    release = msgspec.structs.replace(entry(1), clip=moves(manifest, 900)[0])
+    record = parse_record(release_record(manifest, digest, [], release))
+    assert parse_release(record).clip == release.clip
+    with pytest.raises(LedgerError) as refused:
+        parse_release({**record, **change})
+    assert refused.value.reason == "record-malformed"
+
+
+def test_the_report_shows_the_clip_in_force_in_each_release(tmp_path: Path) -> None:
+    manifest = example_level(device_noise_multiplier=2.0, examples_max=16)
+    honest = moves(manifest, 900, -700)
+    data = report_data(recorded(manifest, list(honest)))
+    in_force = (1.0, honest[0].clip)
+    assert [release.clips for release in data.tasks[0].releases] == [
+        (("example", clip), ("device", 16 * clip)) for clip in in_force
+    ]
+    names = {parameter.name for parameter in data.tasks[0].parameters}
+    assert {"adaptive clip", "quantile", "clip learning_rate"} <= names
+    write_report(tmp_path / "report.html", data)
+    assert f"{honest[0].clip:g}</td>" in (tmp_path / "report.html").read_text()
+
+
+def test_a_noisy_estimate_is_said_to_be_one() -> None:
+    small = device_level(cohort=CohortSpec(size_min=6, size_max=6, survivors_min=4))
+    assert any("quantile" in warning for warning in warnings_of(small))
+    assert not any("quantile" in warning for warning in warnings_of(device_level()))
