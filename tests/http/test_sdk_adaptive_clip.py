@@ -56,7 +56,7 @@ class Gradients(Constant):
 
 
 def adaptive_spec(**changes: Any) -> TaskSpec:
-    """Four devices under noise of about 12 bits: the clip wanders, far from the ends of its range."""
+    """Four devices under noise of about 12 bits: the clip wanders, far from its range's ends."""
     terms: dict[str, Any] = {
         "device_noise_multiplier": 3.0,
         "adaptive_clip": AdaptiveClipSpec(learning_rate=0.1, clip_min=1e-4, clip_max=1e4),
