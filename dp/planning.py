@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import math
 from typing import Literal
 
 import msgspec
 
 from dp.accounting import headline, lines
-from dp.contracts.advice import USELESS_RATIO
+from dp.adaptive import main_length
+from dp.contracts.adaptive import noise_growth
+from dp.contracts.advice import USELESS_RATIO, quantile_deviation
 from dp.contracts.build import build_manifest
-from dp.contracts.spec import BudgetSpec, CohortSpec, SegmentSpec, TaskSpec, TrainingSpec
+from dp.contracts.spec import (
+    AdaptiveClipSpec,
+    BudgetSpec,
+    CohortSpec,
+    SegmentSpec,
+    TaskSpec,
+    TrainingSpec,
+)
 from dp.errors import AccountingError
 from dp.grid import l2_squared_units
 from dp.notes import verifier_key
+from dp.quantisation import clip_bias
 from dp.removable import kept_share
+from dp.stream import RandomBytes
 from secagg.errors import ConfigurationError
 from secagg.manifest import Adapter, Manifest, TensorShape
 from secagg.ring import packed_size, payload_length
@@ -31,6 +44,11 @@ class TaskPlan(msgspec.Struct, frozen=True, kw_only=True):
     bound of one contribution to it: z sqrt(d) / n, and for examples n times the expected batch.
     ``useless``: whether that exceeds what a model can learn under.
     ``wrap_log2``: log2 of the bound on the chance that a sum wraps around.
+    ``clip_bias``: mean relative error of the length of a contribution at the clip, from rounding
+    and the exact integer clip (measured; shorter contributions have none). It costs no epsilon.
+    ``noise_growth``: noise on the vector over that with a fixed clip; 1 without ``adaptive_clip``.
+    ``quantile_noise``: standard deviation of the noise in the quantile's estimate, as a share of
+    the units of a full cohort; None without ``adaptive_clip``.
     ``participations``: rounds in which a device of the population is expected; it earns nothing.
     """
 
@@ -50,6 +68,9 @@ class TaskPlan(msgspec.Struct, frozen=True, kw_only=True):
     noise_norm_over_clip: float
     useless: bool
     participations: float
+    clip_bias: float
+    noise_growth: float
+    quantile_noise: float | None
 
 
 def plan_task(
@@ -65,6 +86,7 @@ def plan_task(
     clip: float = 1.0,
     unit: Literal["device", "example"] = "device",
     mechanism: Literal["skellam", "discrete-gaussian"] = "skellam",
+    adaptive_clip: bool = False,
 ) -> TaskPlan:
     """The least noise, in steps of 0.1 %, that keeps all rounds within ``epsilon``.
 
@@ -77,6 +99,7 @@ def plan_task(
         dropout: fraction of a cohort that may vanish, rounded up to devices.
         batch: expected examples per device and round (unit ``example``).
         clip: L2 bound of one unit's contribution.
+        adaptive_clip: it follows the median norm (:mod:`dp.adaptive`); ``clip`` is the first.
 
     Raises:
         AccountingError: ``parameter-out-of-range``.
@@ -88,7 +111,21 @@ def plan_task(
     def manifest_at(multiplier: float) -> Manifest:
         terms = CohortSpec(size_min=cohort, size_max=cohort, survivors_min=survivors)
         budget = BudgetSpec(max_epsilon=None, delta=delta, releases_max=rounds)
-        if unit == "device":
+        adaptive = AdaptiveClipSpec() if adaptive_clip else None
+        if unit == "device" and adaptive is not None:
+            spec = TaskSpec(
+                task="plan",
+                algorithm="fedavg",
+                privacy="none",
+                update_clip=clip,
+                device_noise_multiplier=multiplier,
+                mechanism=mechanism,
+                adaptive_clip=adaptive,
+                cohort=terms,
+                budget=budget,
+                adapter=_adapter(length),
+            )
+        elif unit == "device":
             spec = TaskSpec(
                 task="plan",
                 algorithm="sum",
@@ -105,6 +142,7 @@ def plan_task(
                 clip=clip,
                 noise_multiplier=multiplier,
                 mechanism=mechanism,
+                adaptive_clip=adaptive,
                 cohort=terms,
                 budget=budget,
                 training=TrainingSpec(batch_size=batch),
@@ -177,7 +215,7 @@ def _plan(
     # The noise of a full cohort: what is really in the sum when nobody drops.
     left = kept_share(noise, rules, rules.size_max, rules.size_max) * rules.size_max
     spread = math.sqrt(left / l2_squared_units(manifest.segments))
-    ratio = spread * math.sqrt(manifest.data_length) / contributions
+    ratio = spread * noise_growth(manifest) * math.sqrt(main_length(manifest)) / contributions
     lanes = payload_length(manifest.data_length, encoding.slice_length)
     return TaskPlan(
         unit=unit,
@@ -196,7 +234,16 @@ def _plan(
         noise_norm_over_clip=ratio,
         useless=ratio > USELESS_RATIO,
         participations=rounds * rules.size_max / population,
+        clip_bias=clip_bias(segment.length, segment.clip_units, _coins()),
+        noise_growth=noise_growth(manifest),
+        quantile_noise=quantile_deviation(manifest),
     )
+
+
+def _coins() -> RandomBytes:
+    """Coins of a measurement, the same each time; nothing secret is drawn with them."""
+    counter = itertools.count()
+    return lambda count: hashlib.shake_256(b"plan %d" % next(counter)).digest(count)
 
 
 def _check(

@@ -40,6 +40,9 @@ def task(
     clip: Annotated[float, typer.Option(help="L2 bound of one unit's contribution.")] = 1.0,
     unit: Annotated[Unit, typer.Option(help="Whom the noise protects.")] = Unit.device,
     mechanism: Annotated[RingNoise, typer.Option(help="The noise.")] = RingNoise.skellam,
+    adaptive_clip: Annotated[
+        bool, typer.Option("--adaptive-clip", help="The clip follows the median norm.")
+    ] = False,
     format: FormatOption = Format.text,
 ) -> None:
     """The noise that meets a target, and whether anything can be learned under it."""
@@ -58,6 +61,7 @@ def task(
             clip=clip,
             unit=cast(Literal["device", "example"], unit.value),
             mechanism=cast(Literal["skellam", "discrete-gaussian"], mechanism.value),
+            adaptive_clip=adaptive_clip,
         )
         out.say(
             f"noise multiplier {plan.noise_multiplier:.4g} ({plan.mechanism}): epsilon "
@@ -73,6 +77,16 @@ def task(
             f"times the clip; {plan.overshoot:.3g} times the variance needed if nobody drops; a "
             f"device takes part in {plan.participations:.3g} rounds on average"
         )
+        out.say(
+            f"rounding adds nothing to epsilon; a contribution at the clip arrives "
+            f"{-100 * plan.clip_bias:.2g} % shorter on average, a shorter one as it is"
+        )
+        if plan.quantile_noise is not None:
+            out.say(
+                f"the clip's estimate in the same sum costs {100 * (plan.noise_growth - 1):.2g} % "
+                f"more noise, and is itself off by {100 * plan.quantile_noise:.2g} % of the "
+                f"{plan.unit}s of a full cohort in a round (one standard deviation)"
+            )
         if plan.useless:
             out.warn(
                 "Useless for learning: the noise drowns what the cohort can send. Use many more "

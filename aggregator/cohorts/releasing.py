@@ -22,6 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from aggregator import models
 from aggregator.algorithms import Step, server_step
+from aggregator.algorithms.clipping import real_sums
 from aggregator.cohorts.actor import Cohort
 from aggregator.cohorts.log import survivors_of
 from aggregator.core import Core
@@ -185,12 +186,13 @@ class Releaser:
             counted.masking_set,
             row.version - state.facts.models[-1].version,
         )
+        in_real_units, _ = real_sums(manifest, sums, kept)
         return Computed(
             step=step,
             model=models.store(blobs, manifest.task, row.version + 1, step.vector, step.optimiser),
             optimiser=models.store_optimiser(blobs, step.optimiser),
             sum_digest=hashlib.sha256(opened.tobytes()).digest(),
-            sum_norm=float(np.sqrt(sum(float(np.dot(v, v)) for v in sums.values()))),
+            sum_norm=float(np.sqrt(sum(float(np.dot(v, v)) for v in in_real_units.values()))),
         )
 
     async def _write_release(

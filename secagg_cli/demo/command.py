@@ -66,6 +66,13 @@ def demo(
         str | None,
         typer.Option(metavar="NAME", help="An algorithm, or a form of LoRA."),
     ] = None,
+    adaptive_clip: Annotated[
+        bool,
+        typer.Option(
+            "--adaptive-clip",
+            help="The clip follows the median norm, by a private estimate in the same sum.",
+        ),
+    ] = False,
     out_dir: Annotated[
         Path | None,
         typer.Option("--out", help="New or empty folder for results; default: secagg-demo[-N]."),
@@ -88,6 +95,7 @@ def demo(
             drop=drop,
             device_noise=device_noise,
             folder=out_dir,
+            adaptive_clip=adaptive_clip,
         )
         chosen = resolve(algorithm, None if privacy is None else privacy.value, options)
         out.result(run_demo(chosen, out))

@@ -33,6 +33,7 @@ _REPORT_S = 3600.0
 class DemoOptions:
     """The command line. ``device_noise`` 0: no device-level noise. ``folder`` None: a new one.
 
+    ``adaptive_clip``: it begins at the preset's clip, with the defaults of ``AdaptiveClipSpec``.
     ``form`` of the adapter, ``algorithm`` and ``privacy`` follow from ``--algorithm``; see
     ``secagg_cli.demo.choice``.
     """
@@ -46,6 +47,7 @@ class DemoOptions:
     privacy: Privacy = "distributed"
     algorithm: str = "fedsgd"
     form: AdapterKind = "ffa-lora"
+    adaptive_clip: bool = False
 
 
 def task_spec(options: DemoOptions, plan: KillPlan, model_folder: Path, model: Any) -> TaskSpec:
@@ -54,7 +56,7 @@ def task_spec(options: DemoOptions, plan: KillPlan, model_folder: Path, model: A
     Raises:
         ConfigurationError: the combination is refused by ``dp.contracts``.
     """
-    from dp.contracts import BudgetSpec, CohortSpec, DeadlineSpec, TaskSpec
+    from dp.contracts import AdaptiveClipSpec, BudgetSpec, CohortSpec, DeadlineSpec, TaskSpec
 
     base_model, adapter = describe(
         model, str(model_folder), adapter_for(options.model, options.form, options.clients)
@@ -65,6 +67,7 @@ def task_spec(options: DemoOptions, plan: KillPlan, model_folder: Path, model: A
             options.model, options.privacy, options.algorithm, options.clients, options.form
         ),
         device_noise_multiplier=options.device_noise,
+        adaptive_clip=AdaptiveClipSpec() if options.adaptive_clip else None,
         cohort=CohortSpec(
             size_min=options.clients,
             size_max=options.clients,

@@ -26,6 +26,7 @@ def epsilon_by_mode(lines: Iterable[Mapping[str, Any]]) -> dict[str, float | Non
 
 def round_json(record: RoundRecord) -> dict[str, Any]:
     release = record.release
+    clip = release["metrics"].get("clip")
     return {
         "round": record.number,
         "cohort": release["cohort_size"],
@@ -35,7 +36,7 @@ def round_json(record: RoundRecord) -> dict[str, Any]:
         "sum_norm": release["sum_norm"],
         "epsilon": epsilon_by_mode(release["privacy"]),
         "seconds": round(record.seconds, 1),
-    }
+    } | ({} if clip is None else {"clip": clip})
 
 
 def print_round(out: Output, record: RoundRecord) -> None:
@@ -46,9 +47,10 @@ def print_round(out: Output, record: RoundRecord) -> None:
     )
     resumed = "" if record.resumed is None else f" (device {record.resumed + 1} killed and resumed)"
     norm = "hidden" if facts["sum_norm"] is None else f"{facts['sum_norm']:.4g}"
+    clip = f", next clip {facts['clip']:.4g}" if "clip" in facts else ""
     out.say(
         f"round {record.number}: cohort {facts['cohort']}, dropped {facts['dropped']}{resumed}, "
-        f"norm of the sum {norm}, epsilon so far: {epsilons}, {facts['seconds']:.0f} s"
+        f"norm of the sum {norm}{clip}, epsilon so far: {epsilons}, {facts['seconds']:.0f} s"
     )
 
 

@@ -25,9 +25,15 @@ from tests.dp_tasks import seeded
 DEVICES, ROUNDS = 3, 2
 
 
-@pytest.mark.parametrize("name", names())
-async def test_the_demo_s_task_of_every_name_trains_over_http(tmp_path: Path, name: str) -> None:
-    options = DemoOptions("tiny", DEVICES, ROUNDS, drop=0.0, device_noise=0.0, folder=None)
+@pytest.mark.parametrize(
+    ("name", "adaptive_clip"), [*((name, False) for name in names()), ("fedsgd", True)]
+)
+async def test_the_demo_s_task_of_every_name_trains_over_http(
+    tmp_path: Path, name: str, adaptive_clip: bool
+) -> None:
+    options = DemoOptions(
+        "tiny", DEVICES, ROUNDS, 0.0, device_noise=0.0, folder=None, adaptive_clip=adaptive_clip
+    )
     options = resolve(name, None, options)
     model, tokenizer = tiny()
     plan, _ = plan_kills(DEVICES, 0.0)
@@ -51,6 +57,8 @@ async def test_the_demo_s_task_of_every_name_trains_over_http(tmp_path: Path, na
     assert [len(result.releases) for result in results] == [ROUNDS] * DEVICES
     assert [entry["outcome"] for entry in view["releases"]] == ["released"] * ROUNDS
     assert (audit.verified, audit.releases) == (True, ROUNDS)
+    if adaptive_clip:  # gradients of the tiny model are longer than the first clip
+        assert 1.0 < view["releases"][0]["metrics"]["clip"] < view["releases"][1]["metrics"]["clip"]
     heldout = [pair for client in data for pair in client.heldout]
     before = evaluate(model, tokenizer, heldout)
     adapted = AdaptedModel(model, manifest, base_fingerprint(model))

@@ -87,6 +87,25 @@ def test_plan_task_prints_what_an_operator_needs() -> None:
     assert refused["error"]["reason"] == "parameter-out-of-range"
 
 
+def test_an_adaptive_clip_is_planned_at_its_joint_cost() -> None:
+    for unit in ("device", "example"):
+        fixed = plan_task(**TARGET, length=4096, unit=unit)
+        adaptive = plan_task(**TARGET, length=4096, unit=unit, adaptive_clip=True)
+        assert adaptive.noise_multiplier == pytest.approx(fixed.noise_multiplier, rel=2e-3)
+        assert (fixed.noise_growth, fixed.quantile_noise) == (1.0, None)
+        assert adaptive.noise_growth == pytest.approx(1.0078, abs=1e-4)
+        grown = adaptive.noise_norm_over_clip / fixed.noise_norm_over_clip
+        assert grown == pytest.approx(1.0078, rel=3e-3)
+        # 8 max(gamma, 1 - gamma) z of the 100 devices, or of their 24 examples each.
+        units = 100 if unit == "device" else 2400
+        expected = 8.06 * 0.5 * adaptive.noise_multiplier / units
+        assert adaptive.quantile_noise == pytest.approx(expected, rel=0.1)
+    arguments = ("--cohort", "100", "--rounds", "10", "--epsilon", "4", "--length", "4096")
+    keys = invoke("plan", "task", *arguments, "--adaptive-clip")
+    assert 1.007 < keys["noise_growth"] < 1.008
+    assert -1e-3 < keys["clip_bias"] < -1e-4
+
+
 def test_plan_memory_says_peak_and_mode() -> None:
     keys = invoke("plan", "memory", "--model", "tiny", "--batch", "4")
     assert keys["mode"] == "hooks"
