@@ -40,6 +40,7 @@ __all__ = [
 ]
 
 _PREFIX = "base_model.model."  # peft's, in every adapter file
+_HEADS = ("classifier", "score")  # peft saves and loads these with an adapter of type SEQ_CLS
 _FINGERPRINT_CHUNK = 1 << 22
 
 
@@ -48,7 +49,7 @@ def write_peft_folder(
     manifest: Manifest,
     vector: NDArray[Any],
     *,
-    task_type: str | None = "CAUSAL_LM",
+    base: nn.Module | Any | None = None,
 ) -> Path:
     """Write ``adapter_config.json`` and ``adapter_model.safetensors`` as peft itself would.
 
@@ -56,19 +57,22 @@ def write_peft_folder(
     or not at all; an earlier one at ``path`` is replaced.
 
     Args:
-        task_type: peft's; None for a classifier (its head is frozen and part of the base model, and
-            ``SEQ_CLS`` would want one in the folder).
+        base: the task's base model. It is needed for a sequence classifier, whose folder is of
+            peft's type ``SEQ_CLS`` and holds the head, which was frozen; without it, or with a
+            language model, the type is ``CAUSAL_LM``.
 
     Raises:
-        LocalProtocolError: ``no-adapter`` if the manifest trains no adapter; ``adapter-length``.
+        LocalProtocolError: ``no-adapter`` if the manifest trains no adapter; ``adapter-length``;
+            ``classifier-head`` for a classifier whose head peft would not find.
     """
     if manifest.adapter is None or manifest.base_model is None:
         raise LocalProtocolError("no-adapter", "The task of this manifest trains no adapter.")
     adapter = manifest.adapter
-    tensors = vector_to_tensors(adapter, vector)
+    head = None if base is None else _classifier_head(base)
+    tensors = vector_to_tensors(adapter, vector) | (head or {})
     config = {
         "peft_type": "LORA",
-        "task_type": task_type,
+        "task_type": "CAUSAL_LM" if head is None else "SEQ_CLS",
         "base_model_name_or_path": manifest.base_model.name,
         "r": adapter.rank,
         "lora_alpha": adapter.alpha,
@@ -80,7 +84,7 @@ def write_peft_folder(
         "init_lora_weights": True,
         "use_dora": False,
         "use_rslora": False,
-    }
+    } | ({} if head is None else {"modules_to_save": list(_HEADS)})
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
@@ -95,6 +99,27 @@ def write_peft_folder(
         shutil.rmtree(staging, ignore_errors=True)
         raise
     return target
+
+
+def _classifier_head(base: Any) -> dict[str, NDArray[Any]] | None:
+    """The tensors of a sequence classifier's head, by peft's names; None for another model."""
+    if not type(base).__name__.endswith("ForSequenceClassification"):
+        return None
+    names = tuple(f"{name}." for name in _HEADS)
+    state = base.state_dict()
+    head = {
+        _PREFIX + name: tensor.detach().cpu().float().numpy().copy()
+        for name, tensor in state.items()
+        if name.startswith(names)
+    }
+    if not head:
+        raise LocalProtocolError(
+            "classifier-head",
+            f"{type(base).__name__} has no head where peft looks for one.",
+            expected=" or ".join(_HEADS),
+            found=sorted({name.partition(".")[0] for name in state}),
+        )
+    return head
 
 
 def adapter_spec(

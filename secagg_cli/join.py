@@ -6,10 +6,9 @@ model are loaded only when there is something to train.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,19 +19,23 @@ from secagg_cli.background import Background
 from secagg_cli.libraries import collector_paused
 from secagg_cli.output import CommandError, Format, FormatOption, Output
 from secagg_cli.processes import die_with_parent
+from secagg_cli.rows import read_rows
 
 if TYPE_CHECKING:
     import numpy as np
 
     from client_sdk import Event, TrainingJob
-
-_LINE_CHARACTERS_MAX = 1 << 20
+    from client_sdk.examples import Example
 
 
 def join(
     bundle: Annotated[Path, typer.Argument(help="The device's enrolment bundle.")],
     data: Annotated[
-        Path, typer.Option(help='JSON lines of {"prompt": ..., "answer": ...}; stays here.')
+        Path,
+        typer.Option(
+            help='JSON lines of {"prompt": ..., "answer": ...}, or of {"text": ..., "label": 0} '
+            "for a classifier; stays here."
+        ),
     ],
     task: Annotated[str, typer.Option(help="The task to take part in.")],
     model: Annotated[
@@ -91,7 +94,7 @@ def join(
                 "--events prints many JSON objects, --format json exactly one.",
                 remedy="Use one of the two.",
             )
-        trainer = _LazyTrainer(read_pairs(data), model)
+        trainer = LazyTrainer(read_rows(data), model)
         if preload:
             trainer.preload()
         from client_sdk import Client, PrivacyPolicy
@@ -128,11 +131,11 @@ def join(
         )
 
 
-class _LazyTrainer:
+class LazyTrainer:
     """A contributor that loads torch and the model when the first job comes, or beside the rest."""
 
-    def __init__(self, pairs: list[tuple[str, str]], model: str | None) -> None:
-        self._pairs = pairs
+    def __init__(self, rows: Sequence[Example], model: str | None) -> None:
+        self._rows = rows
         self._model = model
         self._loading: Background[Any] | None = None
         self._trainer: Any = None
@@ -156,7 +159,7 @@ class _LazyTrainer:
             from secagg_cli.models import ensure_model, load_model
 
             model, tokenizer = load_model(ensure_model(self._model or name))
-            return LoraTrainer(model, tokenizer, self._pairs)
+            return LoraTrainer(model, tokenizer, self._rows)
 
 
 def _name(job: TrainingJob) -> str:
@@ -167,41 +170,6 @@ def _name(job: TrainingJob) -> str:
             remedy="Contribute its vector with the SDK; see client_sdk.Contributor.",
         )
     return job.manifest.base_model.name
-
-
-def read_pairs(path: Path) -> list[tuple[str, str]]:
-    """Question-answer pairs from a JSON-lines file.
-
-    Raises:
-        CommandError: ``data-missing``, ``data-malformed`` (with the line), ``data-empty``.
-    """
-    pairs: list[tuple[str, str]] = []
-    try:
-        lines = path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise CommandError("data-missing", f"{path} cannot be read: {error}") from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line) if len(line) <= _LINE_CHARACTERS_MAX else None
-        except ValueError:
-            record = None
-        prompt, answer = (
-            (record.get("prompt"), record.get("answer"))
-            if isinstance(record, dict)
-            else (None,) * 2
-        )
-        if not (isinstance(prompt, str) and isinstance(answer, str) and prompt and answer):
-            raise CommandError(
-                "data-malformed",
-                f"{path}, line {number} is not a pair.",  # its content is private
-                remedy='Each line is {"prompt": "...", "answer": "..."}.',
-            )
-        pairs.append((prompt, answer))
-    if not pairs:
-        raise CommandError("data-empty", f"{path} holds no pair.")
-    return pairs
 
 
 def _sentence(event: Event) -> str:

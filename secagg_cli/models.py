@@ -92,13 +92,25 @@ def ensure_model(
 def load_model(
     folder: str | os.PathLike[str],
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model (float32, weights mapped from the file) and its tokenizer."""
+    """The model (float32, weights mapped from the file) and its tokenizer.
+
+    A folder whose config names a sequence classifier gives one, with its head; any other a
+    language model.
+    """
     with collector_paused():
         import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import (
+            AutoConfig,
+            AutoModelForCausalLM,
+            AutoModelForSequenceClassification,
+            AutoTokenizer,
+        )
 
         with quiet_transformers():
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+            names = AutoConfig.from_pretrained(folder).architectures or ()
+            classifies = any(name.endswith("ForSequenceClassification") for name in names)
+            loader: Any = AutoModelForSequenceClassification if classifies else AutoModelForCausalLM
+            model = loader.from_pretrained(folder, dtype=torch.float32)
             tokenizer = AutoTokenizer.from_pretrained(folder)
     return model, tokenizer
 

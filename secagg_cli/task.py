@@ -170,14 +170,31 @@ def resume(
 @app.command("export")
 def export(
     name: NameArgument,
-    out_file: Annotated[Path, typer.Option("--out", help="Safetensors file to write.")],
+    out_file: Annotated[
+        Path, typer.Option("--out", help="Safetensors file to write; with --peft a folder.")
+    ],
+    peft: Annotated[
+        bool,
+        typer.Option("--peft", help="Write an adapter that plain PeftModel.from_pretrained loads."),
+    ] = False,
+    model: Annotated[
+        str | None,
+        typer.Option(help="With --peft: folder of the base model; default: the task's by name."),
+    ] = None,
     server: ServerOption = DEFAULT_SERVER,
     token_file: TokenFileOption = None,
     format: FormatOption = Format.text,
 ) -> None:
-    """Write the task's current global vector to a file."""
+    """Write the task's current global vector to a file, or its adapter to a folder."""
     with Output(format) as out:
         content = Operator(server, read_token(token_file)).model(name)
+        if peft:
+            from secagg_cli.exported import write_adapter
+
+            kind = write_adapter(out_file, server, name, content, model)
+            out.say(f"{out_file}: a peft adapter of type {kind}")
+            out.result({"task": name, "adapter": str(out_file), "task_type": kind})
+            return
         out_file.write_bytes(content)
         out.say(f"{out_file}: {len(content):,} bytes")
         out.result({"task": name, "file": str(out_file), "size_bytes": len(content)})

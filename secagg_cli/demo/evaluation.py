@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from secagg_cli.libraries import collector_paused
+from secagg_cli.output import CommandError
 
 if TYPE_CHECKING:
     from secagg_cli.corpus import Pair
@@ -30,9 +31,16 @@ class Evaluator:
     """The conductor's own copy of the base model."""
 
     def __init__(self, folder: Path, heldout: Sequence[Pair]) -> None:
+        """Raises: CommandError ``demo-model`` for a model that writes no text."""
         from secagg_cli.models import load_model
 
         self.model, self.tokenizer = load_model(folder)
+        if not self.model.can_generate():
+            raise CommandError(
+                "demo-model",
+                f"{folder} is no language model, and the demo's data are conversations.",
+                remedy="Train a classifier with secagg serve, task create and join.",
+            )
         self._heldout = list(heldout)
 
     def measure(self, prompt: str) -> Measured:

@@ -30,8 +30,6 @@ from secagg_cli.output import CommandError, Output
 from secagg_cli.processes import Children
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from dp.audit import AuditResult
     from dp.contracts import TaskSpec
     from secagg.manifest import CohortRules, Manifest
@@ -188,16 +186,9 @@ def _manifest(audit: AuditResult) -> Manifest:
 
 def _write_adapter(folder: Path, audit: AuditResult, model_file: bytes) -> Path:
     from client_sdk.lora import write_peft_folder
+    from secagg_cli.exported import read_vector
 
     return write_peft_folder(folder, _manifest(audit), read_vector(model_file))
-
-
-def read_vector(model_file: bytes) -> np.ndarray:
-    """The global vector (float32[d]) in an aggregator's model file."""
-    from safetensors.numpy import load
-
-    vector: np.ndarray = load(model_file)["vector"]
-    return vector
 
 
 def _result(

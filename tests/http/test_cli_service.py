@@ -7,13 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from peft import PeftModel
 from safetensors import safe_open
+from transformers import AutoModelForSequenceClassification
 from typer.testing import CliRunner
 
 from client_sdk.enrolment import load_bundle
 from secagg_cli.demo.service import Service
 from secagg_cli.main import app
 from secagg_cli.processes import Children
+from tests.support.tiny_training import tiny
+from tests.unit.test_model_families import model_of
 
 SPEC = """
 task = "heights"
@@ -177,6 +181,28 @@ def test_a_model_on_disk_fills_in_the_task(service: Service, task: str, tmp_path
     with safe_open(tmp_path / "v", "numpy") as file:
         (name,) = file.keys()
         assert not file.get_tensor(name).any()
+
+
+def test_a_classifier_s_adapter_is_exported_for_plain_peft(
+    service: Service, task: str, tmp_path: Path
+) -> None:
+    model = model_of("bert")
+    model.save_pretrained(tmp_path / "base")
+    tiny()[1].save_pretrained(tmp_path / "base")
+    (tmp_path / "t.toml").write_text(
+        'task = "labels"\nalgorithm = "fedsgd"\n[budget]\nreleases_max = 1\n'
+    )
+    create = ("task", "create", str(tmp_path / "t.toml"), "--model", str(tmp_path / "base"))
+    invoke(service, *create, "--targets", "query,value")
+    export = ("task", "export", "labels", "--peft", "--out", str(tmp_path / "adapter"))
+    assert invoke(service, *export)["task_type"] == "SEQ_CLS"
+    base = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base")
+    loaded = PeftModel.from_pretrained(base, tmp_path / "adapter")
+    assert loaded.peft_config["default"].task_type == "SEQ_CLS"
+    other = invoke(service, *export, "--model", "tiny", code=1)
+    assert other["error"]["reason"] == "base-model"
+    nothing = invoke(service, "task", "export", task, "--peft", "--out", "x", code=1)
+    assert nothing["error"]["reason"] == "task-without-model"
 
 
 def test_a_device_refuses_what_is_weaker_than_its_policy(

@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from secagg_cli.main import app
+from secagg_cli.rows import read_rows
 
 
 def invoke(*arguments: str, code: int = 0) -> dict[str, Any]:
@@ -98,6 +99,40 @@ def test_join_names_the_bad_line_but_not_its_content(tmp_path: Path) -> None:
     error = invoke(*arguments, code=1)["error"]
     assert error["reason"] == "data-malformed"
     assert "line 2" in error["message"]
+    assert "my secret" not in json.dumps(error)
+
+
+def test_join_reads_labelled_texts(tmp_path: Path) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"text": "good", "label": 1}\n\n{"text": "bad", "label": 0, "id": 7}\n')
+    assert read_rows(data) == [{"text": "good", "label": 1}, {"text": "bad", "label": 0}]
+    data.write_text('{"prompt": "a", "answer": "b"}\n')
+    assert read_rows(data) == [("a", "b")]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ('{"text": "my secret", "label": true}', "data-malformed"),
+        ('{"text": "my secret", "label": -1}', "data-malformed"),
+        ('{"text": "my secret", "label": 1.0}', "data-malformed"),
+        ('{"text": "my secret", "label": "good"}', "data-malformed"),
+        ('{"text": "", "label": 1}', "data-malformed"),
+        ('{"text": "my secret"}', "data-malformed"),
+        ('["my secret", 1]', "data-malformed"),
+        ("[" * 100_000, "data-malformed"),
+        ('{"prompt": "my secret", "answer": "b"}', "data-mixed"),
+    ],
+)
+def test_anything_but_a_labelled_text_is_refused_with_its_line(
+    line: str, reason: str, tmp_path: Path
+) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"text": "good", "label": 1}\n\n' + line + "\n")
+    arguments = ("join", str(tmp_path / "bundle.json"), "--data", str(data), "--task", "t")
+    error = invoke(*arguments, code=1)["error"]
+    assert error["reason"] == reason
+    assert "line 3 is" in error["message"]
     assert "my secret" not in json.dumps(error)
 
 

@@ -6,6 +6,7 @@ Random small models, and MiniLM itself out of its wheel.
 from __future__ import annotations
 
 import hashlib
+import json
 import subprocess
 import sys
 import zipfile
@@ -16,7 +17,9 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.numpy import load_file as safe_load
 from transformers import (
+    AutoModelForSequenceClassification,
     BertConfig,
     BertForSequenceClassification,
     GPT2Config,
@@ -33,7 +36,10 @@ from client_sdk.gradients import ExampleGradients, check_hooks
 from client_sdk.lora import adapter_spec, base_fingerprint, vector_length, write_peft_folder
 from client_sdk.trainer import LoraTrainer
 from dp.contracts import BudgetSpec, TaskSpec, TrainingSpec
+from secagg.errors import LocalProtocolError
 from secagg.manifest import AdapterKind, BaseModel, Manifest
+from secagg_cli.join import LazyTrainer
+from secagg_cli.rows import read_rows
 from tests.dp_tasks import built, seeded
 from tests.support.tiny_training import job, server_step, summed, tiny
 
@@ -208,12 +214,9 @@ def test_plain_peft_loads_the_folder_with_the_same_answers(family: str, tmp_path
     manifest = manifest_of(family, "ffa-lora", base)
     length = vector_length(manifest.adapter)
     vector = np.random.default_rng(1).normal(0, 0.3, length).astype(np.float32)
-    folder = write_peft_folder(
-        tmp_path / "adapter",
-        manifest,
-        vector,
-        task_type=None if family == "bert" else "CAUSAL_LM",
-    )
+    folder = write_peft_folder(tmp_path / "adapter", manifest, vector, base=base)
+    kind = json.loads((folder / "adapter_config.json").read_text("utf-8"))["task_type"]
+    assert kind == ("SEQ_CLS" if family == "bert" else "CAUSAL_LM")
     tokens = torch.arange(3, 15)[None]
     base.eval()
     with torch.inference_mode():
@@ -224,6 +227,56 @@ def test_plain_peft_loads_the_folder_with_the_same_answers(family: str, tmp_path
         ours = adapted.model.eval()(input_ids=tokens).logits
     torch.testing.assert_close(loaded, ours)
     assert float((loaded - plain).abs().max()) > 1e-3
+
+
+def test_a_classifier_s_folder_loads_onto_its_pretrained_model_and_as_peft_saved_it(
+    tmp_path: Path,
+) -> None:
+    """With the head of the base model, although the loaded model's own head is another."""
+    base = model_of("bert")
+    base.save_pretrained(tmp_path / "base")
+    manifest = manifest_of("bert", "lora", base)
+    length = vector_length(manifest.adapter)
+    vector = np.random.default_rng(2).normal(0, 0.3, length).astype(np.float32)
+    folder = write_peft_folder(tmp_path / "adapter", manifest, vector, base=base)
+    adapted = AdaptedModel(base, manifest, base_fingerprint(base))
+    adapted.load(vector)
+    tokens = torch.arange(3, 15)[None]
+    fresh = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base")
+    with torch.no_grad():
+        fresh.classifier.weight.zero_()
+    loaded = PeftModel.from_pretrained(fresh, folder)
+    with torch.inference_mode():
+        ours = adapted.model.eval()(input_ids=tokens).logits
+        torch.testing.assert_close(loaded.eval()(input_ids=tokens).logits, ours)
+    assert loaded.peft_config["default"].task_type == "SEQ_CLS"
+    loaded.save_pretrained(tmp_path / "again", save_embedding_layers=False)
+    files = [safe_load(f / "adapter_model.safetensors") for f in (folder, tmp_path / "again")]
+    assert {n: a.shape for n, a in files[0].items()} == {n: a.shape for n, a in files[1].items()}
+
+
+def test_a_classifier_without_a_head_where_peft_looks_is_refused(tmp_path: Path) -> None:
+    base = model_of("bert")
+    manifest = manifest_of("bert", "lora", base)
+    base.renamed = base.classifier
+    del base.classifier
+    vector = np.zeros(vector_length(manifest.adapter), np.float32)
+    with pytest.raises(LocalProtocolError) as caught:
+        write_peft_folder(tmp_path / "adapter", manifest, vector, base=base)
+    assert caught.value.reason == "classifier-head"
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_join_trains_a_classifier_out_of_a_folder_on_labelled_lines(tmp_path: Path) -> None:
+    model = model_of("bert")
+    model.save_pretrained(tmp_path / "base")
+    tiny()[1].save_pretrained(tmp_path / "base")
+    lines = [json.dumps(example) for example in examples_for("bert")]
+    (tmp_path / "data.jsonl").write_text("\n".join(lines) + "\n")
+    rows = read_rows(tmp_path / "data.jsonl")
+    contributor = LazyTrainer(rows, str(tmp_path / "base"))
+    total = contributor.contribute(job(manifest_of("bert", "ffa-lora", model)))["gradient"]
+    assert total.any()
 
 
 def test_a_classifier_learns_from_noisy_sums() -> None:
