@@ -49,7 +49,7 @@ class Settings(BaseSettings):
     poll_s: float = Field(default=0.5, gt=0)  # how soon another replica's commits are seen
     long_poll_max_s: float = Field(default=30.0, gt=0)
     mail_retention_s: float = Field(default=3600.0, ge=0)  # mail of a cohort that has ended
-    opening_lease_s: float = Field(default=120.0, gt=0)  # after that another replica opens
+    opening_lease_s: float = Field(default=120.0, gt=0)  # unrenewed, another replica opens
 
     body_stall_s: float = Field(default=20.0, gt=0)  # a body may pause this long
     body_min_rate: float = Field(default=2_048.0, ge=0)  # bytes per second, over a whole body

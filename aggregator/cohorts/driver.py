@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from aggregator.cohorts.actor import Cohort, CohortOver
 from aggregator.cohorts.adding import Adder
 from aggregator.cohorts.log import OPENED, Opened, Replay, begin, catch_up
-from aggregator.cohorts.opening import claim_lease, opened_sum
+from aggregator.cohorts.opening import claim_lease, opened_sum, renewed_lease
 from aggregator.cohorts.releasing import Releaser, facts_of
 from aggregator.cohorts.uploads import Uploads
 from aggregator.core import Core
@@ -296,8 +296,9 @@ class Driver:
             try:
                 if not await claim_lease(self._core, cohort.id):
                     return  # another replica opens; the poller looks again
-                opened = await opened_sum(self._core, cohort, plan)
-                await self._releaser.release(cohort, opened)
+                async with renewed_lease(self._core, cohort.id):
+                    opened = await opened_sum(self._core, cohort, plan)
+                    await self._releaser.release(cohort, opened)
                 return
             except (CohortOver, asyncio.CancelledError):
                 raise

@@ -8,6 +8,8 @@ in place without locks; key stream and addition release the interpreter lock.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 
 import numpy as np
 import sqlalchemy as sa
@@ -17,17 +19,21 @@ from aggregator.cohorts.actor import Cohort
 from aggregator.cohorts.adding import blob_name
 from aggregator.cohorts.log import survivors_of
 from aggregator.core import Core
+from aggregator.logs import get_logger
 from aggregator.store.schema import cohorts, partial_sums
 from dp.removable import RemovablePart, Removed, removable_part, remove_parts
 from secagg.opening import OpeningPlan, check_sum, open_slice
 from secagg.ring import add_into, lane_dtype
+
+_log = get_logger("opening")
+_RENEWALS = 3  # within the length of a lease: one may be late and one be lost
 
 
 async def claim_lease(core: Core, cohort: str) -> bool:
     """Whether this replica may open: nobody holds an unexpired lease, or this one does.
 
     A lease only saves work. Two replicas that open the same sum get the same numbers, and only
-    one of them can commit.
+    one of them can commit. Claimed again by its holder, it runs from now.
     """
     now = core.clock()
     async with core.database.write() as connection:
@@ -44,6 +50,35 @@ async def claim_lease(core: Core, cohort: str) -> bool:
             .values(opener=core.replica, opener_until=now + core.settings.opening_lease_s)
         )
     return result.rowcount == 1
+
+
+@asynccontextmanager
+async def renewed_lease(core: Core, cohort: str) -> AsyncIterator[None]:
+    """Renew this replica's lease while the block runs: a large sum takes longer than a lease.
+
+    How long a lease is then says how soon another replica takes over from one that died, whatever
+    the size of the task. Renewing ends by itself where the lease was lost or the cohort is over.
+    """
+    over = asyncio.Event()
+
+    async def renew() -> None:
+        while True:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(over.wait(), core.settings.opening_lease_s / _RENEWALS)
+            if over.is_set():
+                return
+            try:
+                if not await claim_lease(core, cohort):
+                    return
+            except Exception:  # the database may be away for a moment; the next turn tries again
+                _log.exception("lease-not-renewed", cohort=cohort)
+
+    renewing = asyncio.create_task(renew(), name=f"lease-{cohort[:8]}")
+    try:
+        yield
+    finally:
+        over.set()  # and not cancel(): a write that has begun is finished
+        await renewing
 
 
 async def opened_sum(core: Core, cohort: Cohort, plan: OpeningPlan) -> NDArray[np.unsignedinteger]:
