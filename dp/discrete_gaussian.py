@@ -4,8 +4,11 @@ P(k) is proportional to exp(-k^2 / (2 s)), s the parameter sigma^2 (Canonne, Kam
 "The Discrete Gaussian for Differential Privacy", NeurIPS 2020). Weights come from the recurrence
 w(k+1) = w(k) r(k), r(k+1) = r(k) exp(-1 / s), in integers of 288 fractional bits; each step errs by
 less than 2^-287, so a table of 2^21 rows by less than 2^-244 in all. The tail is cut at 2^-104:
-P(|X| >= b) <= 2 exp(-b^2 / (2 s)), for X is sub-Gaussian (their Corollary 17). One draw is within
-2^-102 of the distribution.
+P(|X| >= b) <= 2 exp(-b^2 / (2 s)), for X is sub-Gaussian: E exp(u X) = exp(u^2 s / 2) times the
+sum of exp(-(k - u s)^2 / (2 s)) over the integers over that of exp(-k^2 / (2 s)), which is at most
+1, since by Poisson's summation formula both are sums of the same positive terms, in the first each
+times a cosine. Exact sums agree (``tests/unit/test_dp_tails.py``). One draw is within 2^-102 of the
+distribution.
 
 Sums of discrete Gaussians are not discrete Gaussian, so a share is never drawn in parts, and the
 sum's cost is that of Kairouz, Liu and Steinke (:class:`dp.events.DiscreteGaussianSum`).
@@ -42,8 +45,16 @@ def exp_minus(numerator: int, denominator: int, bits: int = _FRACTION_BITS) -> i
     return total >> 32
 
 
+def tail_log2(sigma_squared: int, bound: int) -> float:
+    """log2 of a bound on P(|X| >= bound): 2 exp(-bound^2 / (2 sigma_squared))."""
+    return 1 - bound * bound / (2 * sigma_squared * math.log(2))
+
+
 def gaussian_weights(sigma_squared: int) -> list[int]:
-    """Integers proportional to P(0), P(1), ..., P(K), K where the tail falls below 2^-104."""
+    """Integers proportional to P(0), P(1), ..., P(K), K where the tail falls below 2^-104.
+
+    ``tail_log2(sigma_squared, K + 1) <= -104``.
+    """
     cut = math.isqrt(math.ceil(2 * sigma_squared * math.log(2) * (1 - _CUT_LOG2))) + 1
     weights = [0] * (cut + 1)
     weight = 1 << _FRACTION_BITS
