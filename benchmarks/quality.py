@@ -2,8 +2,8 @@
 
     python -m benchmarks.quality run --model tiny
     python -m benchmarks.quality table --model tiny --into docs/algorithms.md
-    python -m benchmarks.quality run --model smollm2                    # days of CPU
-    python -m benchmarks.quality run --model smollm2 --rates 4 --rows FFA-LoRA --seeds 1
+    python -m benchmarks.quality run --model smollm2                    # seven hours of one core
+    python -m benchmarks.quality curve --model smollm2 --rows FedAvg,FFA-LoRA --epsilons 1,3,8,inf
 
 Devices are the topics of the English ``chatterbot-corpus``. Every run goes through the real halves:
 the trainer's contribution, its encoding with its share of noise, the sum in the ring, the decoding
@@ -23,6 +23,7 @@ import os
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import IO, Any
@@ -32,8 +33,8 @@ import torch
 from numpy.typing import NDArray
 
 from aggregator.algorithms import server_step
-from benchmarks.quality_plan import Key, Plan, Results, missing
-from benchmarks.quality_report import write_report
+from benchmarks.quality_plan import PLANS, Key, Plan, Results, missing
+from benchmarks.quality_report import curve, write_report
 from benchmarks.quality_rows import MAX_TOKENS, ROWS, model_of, seeded, task_of
 from client_sdk.adapted import AdaptedModel
 from client_sdk.contribution import TrainingJob, check_values
@@ -53,6 +54,7 @@ from secagg_cli.corpus import Pair, load_clients
 RESULTS = Path(__file__).resolve().parent / "quality-results"
 _VALIDATION_SHARE, _VALIDATION_MIN = 0.12, 4
 _DIGITS = 4
+_STEPS = {"tiny": 8, "smollm2": 4}
 
 
 class Run:
@@ -292,26 +294,39 @@ def _numbers(text: str) -> tuple[float, ...]:
     return tuple(float(part) for part in text.split(","))
 
 
+def _epsilons(text: str) -> tuple[float | None, ...]:
+    """Largest first, ``inf`` (no privacy) before all."""
+    numbers = sorted(_numbers(text), reverse=True)
+    return tuple(None if math.isinf(number) else number for number in numbers)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("command", choices=("run", "table"))
-    parser.add_argument("--model", default="tiny", help="tiny or smollm2")
+    parser.add_argument("command", choices=("run", "table", "curve"))
+    parser.add_argument("--model", default="tiny", choices=sorted(PLANS))
     parser.add_argument("--clients", type=int, default=6)
-    parser.add_argument("--steps", type=int, default=8, help="gradient steps on every device")
-    parser.add_argument("--seeds", type=int, default=5, help="that are reported")
-    parser.add_argument(
-        "--rates", type=_numbers, default=Plan().rates, help="comma between; one: no tuning"
-    )
+    parser.add_argument("--steps", type=int, help="gradient steps on every device; default 8 or 4")
+    parser.add_argument("--seeds", type=int, help="that are reported; default 5 or 3")
+    parser.add_argument("--rates", type=_numbers, help="comma between; one: no tuning")
+    parser.add_argument("--epsilons", type=_epsilons, help="comma between; default 3,8,inf")
     parser.add_argument(
         "--rows", type=lambda text: text.split(","), help="names, comma between; default all"
     )
-    parser.add_argument("--into", type=Path, default=None, help="Markdown file to update")
+    parser.add_argument("--into", type=Path, help="Markdown file to update; of a curve, SVG file")
     args = parser.parse_args()
-    plan = Plan(seeds=tuple(range(args.seeds)), rates=args.rates)
+    plan = PLANS[args.model]
+    if args.seeds is not None:
+        plan = replace(plan, seeds=tuple(range(args.seeds)))
+    plan = replace(plan, rates=args.rates or plan.rates, epsilons=args.epsilons or plan.epsilons)
+    args.steps = args.steps or _STEPS[args.model]
     results = Results(RESULTS / f"{args.model}-{args.clients}x{args.steps}.jsonl")
     if args.command == "run":
         run_all(args, plan, results)
-    write_report(plan, results, references(args.model, args.clients), args.into)
+    known = references(args.model, args.clients)
+    if args.command == "curve":
+        args.into.write_text(curve(plan, results, args.rows, known))
+    else:
+        write_report(plan, results, known, args.into)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """Which runs the quality table needs, and what their results say so far.
 
-The same for every row: one list of rates; all of them with one tuning seed on a validation split,
-the best two with two further seeds, and then the one of them with the least mean validation loss
-with the reported seeds on the test pairs. Tuning sees no test pair and no reported seed. Results
-are lines of one JSON file that only grows; what is there is not run again.
+The same for every row of a model: one list of rates; all of them with one tuning seed on a
+validation split, the best ones with further seeds (tiny: two with two more; SmolLM2: none), and
+then the one of them with the least mean validation loss with the reported seeds on the test pairs.
+Tuning sees no test pair and no reported seed. Results are lines of one JSON file that only grows;
+what is there is not run again.
 """
 
 from __future__ import annotations
@@ -29,6 +30,12 @@ class Plan:
     epsilons: tuple[float | None, ...] = (None, 8.0, 3.0)
     tuning_seeds: tuple[int, ...] = (100, 101, 102)
     finalists: int = 2
+
+
+PLANS = {
+    "tiny": Plan(),
+    "smollm2": Plan(seeds=(0, 1, 2), rates=(1.0, 4.0, 16.0), tuning_seeds=(100,)),
+}
 
 
 @dataclass(frozen=True)

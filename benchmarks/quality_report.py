@@ -12,6 +12,7 @@ from benchmarks.quality_rows import ROWS
 
 BEGIN, END = "<!-- quality table: {} -->", "<!-- end of quality table: {} -->"
 _COLOURS = {None: "#1b6e53", 8.0: "#c77700", 3.0: "#a3263c"}
+_LINES = ("#1b6e53", "#a3263c", "#c77700", "#3457a6")
 Cells = dict[tuple[str, float | None], Cell]
 
 
@@ -182,6 +183,67 @@ def _mark(cell: Cell, colour: str, y: int, x: Callable[[float], float]) -> str:
         f'<line x1="{x(middle - half):.1f}" x2="{x(middle + half):.1f}" y1="{y}" y2="{y}" '
         f'stroke="{colour}"/><circle cx="{x(middle):.1f}" cy="{y}" r="4" fill="{colour}"/>'
     )
+
+
+def curve(
+    plan: Plan, results: Results, rows: Sequence[str], references: Mapping[str, float]
+) -> str:
+    """The SVG of loss against epsilon: a line for each of ``rows``, whiskers for the spread."""
+    made = cells(plan, results)
+    epsilons = sorted(plan.epsilons, key=lambda epsilon: epsilon or math.inf)
+    known = [
+        (name, [(k, made[name, e]) for k, e in enumerate(epsilons) if made[name, e].tests()])
+        for name in rows
+    ]
+    base = references["base model"]
+    losses = [base, *(mean(cell) for _, marks in known for _, cell in marks)]
+    low, high = min(losses) - 0.1, max(losses) + 0.1
+    left, width, height = 60, 420, 300
+
+    def x(place: int) -> float:
+        return left + 30 + place * (width - 60) / max(1, len(epsilons) - 1)
+
+    def y(loss: float) -> float:
+        return 20 + (high - min(loss, high)) / (high - low) * (height - 70)
+
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + width + 20} {height}" '
+        'font-family="sans-serif" font-size="12">',
+        '<rect width="100%" height="100%" fill="white"/>',
+        f'<line x1="{left}" x2="{left + width}" y1="{y(base):.1f}" y2="{y(base):.1f}" '
+        'stroke="#888" stroke-dasharray="4 3"/>'
+        f'<text x="{left + width}" y="{y(base) - 5:.1f}" text-anchor="end" fill="#666">'
+        "base model</text>",
+        f'<text x="{left + width / 2}" y="{height - 6}" text-anchor="middle">ε</text>',
+        f'<text x="14" y="{height / 2}" text-anchor="middle" '
+        f'transform="rotate(-90 14 {height / 2})">held-out loss</text>',
+    ]
+    for k, epsilon in enumerate(epsilons):
+        label = "∞" if epsilon is None else f"{epsilon:g}"
+        parts.append(f'<text x="{x(k):.1f}" y="{height - 26}" text-anchor="middle">{label}</text>')
+    for k in range(6):
+        loss = low + (high - low) * k / 5
+        parts.append(
+            f'<text x="{left - 6}" y="{y(loss) + 4:.1f}" text-anchor="end">{loss:.2f}</text>'
+            f'<line x1="{left}" x2="{left + width}" y1="{y(loss):.1f}" y2="{y(loss):.1f}" '
+            'stroke="#eee"/>'
+        )
+    for (name, marks), colour in zip(known, _LINES, strict=False):
+        points = " ".join(f"{x(k):.1f},{y(mean(cell)):.1f}" for k, cell in marks)
+        parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}"/>')
+        for k, cell in marks:
+            middle, half = mean(cell), spread(cell)
+            parts.append(
+                f'<line x1="{x(k):.1f}" x2="{x(k):.1f}" y1="{y(middle - half):.1f}" '
+                f'y2="{y(middle + half):.1f}" stroke="{colour}"/>'
+                f'<circle cx="{x(k):.1f}" cy="{y(middle):.1f}" r="4" fill="{colour}"/>'
+            )
+        if marks:
+            k, cell = marks[0]
+            parts.append(
+                f'<text x="{x(k) + 8:.1f}" y="{y(mean(cell)) - 8:.1f}" fill="{colour}">{name}</text>'
+            )
+    return "\n".join([*parts, "</svg>"]) + "\n"
 
 
 def write_report(

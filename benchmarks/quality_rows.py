@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 import nacl.signing
 
+from benchmarks.frozen import freeze_below
 from client_sdk.algorithms import ALGORITHMS as DEVICE_HALVES
 from client_sdk.lora import adapter_spec, base_fingerprint
 from dp.accounting import headline, lines
@@ -43,6 +44,7 @@ from secagg_cli.presets import preset_for
 DELTA = 1e-5
 BATCH, SAMPLING_RATE, CLIP, MAX_TOKENS = 24, 0.25, 1.0, 64
 DIRECTIONS = 8
+ADAPTED_LAYERS = {"smollm2": 8}  # the last ones; the others are frozen, and in tiny there are none
 UNEQUAL_STEPS_MAX = 3  # one pass over 35 to 141 pairs in batches of 24, cut at three steps
 
 
@@ -95,6 +97,8 @@ def releases_of(row: Row, steps: int, *, private: bool) -> tuple[int, int]:
 def model_of(name: str) -> tuple[Any, Any, bytes]:
     """The base model, its tokenizer and its fingerprint."""
     model, tokenizer = load_model(ensure_model(name))
+    if name in ADAPTED_LAYERS:
+        freeze_below(model, ADAPTED_LAYERS[name], tokenizer.pad_token_id)
     return model, tokenizer, base_fingerprint(model)
 
 
