@@ -5,7 +5,8 @@
     python -m benchmarks.quality run --model smollm2                    # seven hours of one core
     python -m benchmarks.quality curve --model smollm2 --rows FedAvg,FFA-LoRA --epsilons 1,3,8,inf
 
-Devices are the topics of the English ``chatterbot-corpus``. Every run goes through the real halves:
+Devices are the topics of the English ``chatterbot-corpus``, or with ``--data foldoc`` subjects of
+Debian's ``dict-foldoc``, where that is installed. Every run goes through the real halves:
 the trainer's contribution, its encoding with its share of noise, the sum in the ring, the decoding
 and the server's step. Masks cancel and change no sum, so they are left out, and so is HTTP. How
 rates are chosen is in ``benchmarks.quality_plan``. A run that has its line is not repeated: stop
@@ -33,8 +34,10 @@ import torch
 from numpy.typing import NDArray
 
 from aggregator.algorithms import server_step
+from benchmarks.foldoc import load_subjects
+from benchmarks.quality_chart import curve
 from benchmarks.quality_plan import PLANS, Key, Plan, Results, missing
-from benchmarks.quality_report import curve, write_report
+from benchmarks.quality_report import write_report
 from benchmarks.quality_rows import MAX_TOKENS, ROWS, model_of, seeded, task_of
 from client_sdk.adapted import AdaptedModel
 from client_sdk.contribution import TrainingJob, check_values
@@ -55,14 +58,18 @@ RESULTS = Path(__file__).resolve().parent / "quality-results"
 _VALIDATION_SHARE, _VALIDATION_MIN = 0.12, 4
 _DIGITS = 4
 _STEPS = {"tiny": 8, "smollm2": 4}
+DATA = {"chatterbot": load_clients, "foldoc": load_subjects}
 
 
 class Run:
     """One row at one epsilon, rate and seed."""
 
-    def __init__(self, key: Key, model: str, clients: int, steps: int) -> None:
+    def __init__(
+        self, key: Key, model: str, clients: int, steps: int, data: str = "chatterbot"
+    ) -> None:
         self.row = next(row for row in ROWS if row.name == key.row)
         self.key, self.model, self.clients, self.steps = key, model, clients, steps
+        self.data = data
 
     def measure(self) -> dict[str, Any]:
         """Train and evaluate.
@@ -76,7 +83,7 @@ class Run:
             row, self.model, self.clients, self.steps, key.seed, key.rate, key.epsilon
         )
         base, tokenizer, fingerprint = model_of(self.model)
-        rows, pairs_ = data_of(self.clients, key.seed, key.phase)
+        rows, pairs_ = data_of(self.clients, key.seed, key.phase, self.data)
         if row.where == "pooled":
             rows = ([pair for part in rows for pair in part],)
         releases = manifest.budget.releases_max
@@ -203,14 +210,16 @@ def product_error(
 
 
 @cache
-def data_of(clients: int, seed: int, phase: str) -> tuple[tuple[list[Pair], ...], list[Pair]]:
+def data_of(
+    clients: int, seed: int, phase: str, data: str = "chatterbot"
+) -> tuple[tuple[list[Pair], ...], list[Pair]]:
     """Training pairs of each device, and the pairs that judge: validation or test.
 
     The test pairs are the same for all seeds and are in no device's data. Of the rest the seed
     draws a validation part, whole questions, which no run of that seed trains on.
     """
     training, judging = [], []
-    for client in load_clients(clients):
+    for client in DATA[data](clients):
         questions = {question.casefold() for question, _ in client.train}
         count = max(_VALIDATION_MIN, round(_VALIDATION_SHARE * len(questions)))
         chosen = set(sorted(questions, key=lambda q: _place(seed, q))[:count])
@@ -224,14 +233,14 @@ def _place(seed: int, question: str) -> bytes:
     return hashlib.sha256(f"validation {seed}\n{question}".encode()).digest()
 
 
-def references(model: str, clients: int) -> dict[str, float]:
+def references(model: str, clients: int, data: str = "chatterbot") -> dict[str, float]:
     """Losses on the test pairs without any federated training.
 
     ``token frequencies`` guesses every token by how often it is in the devices' answers (add-one
     smoothing), whatever the question: what is above it has not learnt more than that.
     """
     base, tokenizer, _ = model_of(model)
-    training, test = data_of(clients, 0, "test")
+    training, test = data_of(clients, 0, "test", data)
     counts = np.ones(len(tokenizer))
     for token in (t for part in training for pair in part for t in _answer(tokenizer, pair)):
         counts[token] += 1
@@ -261,7 +270,7 @@ def run_all(args: argparse.Namespace, plan: Plan, results: Results) -> None:
         key, lock = taken
         with lock:
             if key not in results.all():  # else another process has just ended it
-                _one(Run(key, args.model, args.clients, args.steps), results)
+                _one(Run(key, args.model, args.clients, args.steps, args.data), results)
 
 
 def _claim(path: Path, key: Key) -> tuple[Key, IO[bytes]] | None:
@@ -304,6 +313,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("command", choices=("run", "table", "curve"))
     parser.add_argument("--model", default="tiny", choices=sorted(PLANS))
+    parser.add_argument("--data", default="chatterbot", choices=sorted(DATA))
     parser.add_argument("--clients", type=int, default=6)
     parser.add_argument("--steps", type=int, help="gradient steps on every device; default 8 or 4")
     parser.add_argument("--seeds", type=int, help="that are reported; default 5 or 3")
@@ -319,10 +329,11 @@ def main() -> None:
         plan = replace(plan, seeds=tuple(range(args.seeds)))
     plan = replace(plan, rates=args.rates or plan.rates, epsilons=args.epsilons or plan.epsilons)
     args.steps = args.steps or _STEPS[args.model]
-    results = Results(RESULTS / f"{args.model}-{args.clients}x{args.steps}.jsonl")
+    name = args.model if args.data == "chatterbot" else f"{args.model}-{args.data}"
+    results = Results(RESULTS / f"{name}-{args.clients}x{args.steps}.jsonl")
     if args.command == "run":
         run_all(args, plan, results)
-    known = references(args.model, args.clients)
+    known = references(args.model, args.clients, args.data)
     if args.command == "curve":
         args.into.write_text(curve(plan, results, args.rows, known))
     else:

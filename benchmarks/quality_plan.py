@@ -164,3 +164,21 @@ def missing(plan: Plan, found: dict[Key, Result], rows: Sequence[str]) -> list[K
     cells = [Cell(plan, found, row, epsilon) for epsilon in plan.epsilons for row in rows]
     keys = [key for cell in cells for key in cell.missing()]
     return sorted(keys, key=lambda key: (key.phase != "tune", key.seed))
+
+
+def cells(
+    plan: Plan, results: Results, rows: Sequence[str]
+) -> dict[tuple[str, float | None], Cell]:
+    """By row and epsilon."""
+    found = results.all()
+    return {(row, e): Cell(plan, found, row, e) for row in rows for e in plan.epsilons}
+
+
+def mean(cell: Cell) -> float:
+    return statistics.mean(loss_of(run) for run in cell.tests())
+
+
+def spread(cell: Cell) -> float:
+    """Standard deviation over the seeds; 0 for a single one."""
+    losses = [loss_of(run) for run in cell.tests()]
+    return statistics.stdev(losses) if len(losses) > 1 and math.isfinite(sum(losses)) else 0.0

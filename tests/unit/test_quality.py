@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 
+import msgspec
+import numpy as np
 import pytest
+import torch
 
-from benchmarks import quality, quality_report
+from benchmarks import foldoc, quality, quality_chart, quality_report
+from benchmarks.frozen import freeze_below
 from benchmarks.quality_plan import Cell, Key, Plan, Results, missing
-from benchmarks.quality_rows import ROWS, noise_for, task_of
+from benchmarks.quality_rows import ROWS, model_of, noise_for, task_of
+from client_sdk.adapted import AdaptedModel
+from client_sdk.examples import encode_example
+from client_sdk.gradients import ExampleGradients
+from client_sdk.lora import adapter_spec, base_fingerprint
 from dp.accounting import headline, lines
+from secagg.errors import ConfigurationError
 
 FFA = next(row for row in ROWS if row.name == "FFA-LoRA")
 PLAN = Plan(seeds=(0, 1), rates=(1.0, 4.0, 16.0), epsilons=(None, 3.0), tuning_seeds=(100, 101))
@@ -127,9 +137,26 @@ def test_the_chart_is_well_formed_and_has_a_mark_for_each_cell(results):
     for epsilon in PLAN.epsilons:
         tuned(results, epsilon=epsilon)
         add(results, "test", 4.0, 0, 5.0, epsilon=epsilon)
-    root = ET.fromstring(quality_report.chart(PLAN, results, REFERENCES))  # noqa: S314  (our own text)
-    circles = [e for e in root.iter() if e.tag.endswith("circle")]
-    assert len(circles) == 2 + 3  # marks, and the legend's
+    rows = [row.name for row in ROWS]
+    made = quality_chart.chart(PLAN, results, rows, REFERENCES)
+    assert made == quality_chart.chart(PLAN, results, rows, REFERENCES)
+    texts = texts_of(made)
+    assert {"FedAvg", "ε = ∞", "ε = 3", "base model", "token frequencies"} <= texts
+    assert "FedProx" not in texts  # has no run
+
+
+def test_the_curve_has_its_rows_and_epsilons_smallest_first(results):
+    for epsilon, loss in ((None, 5.0), (3.0, 6.0)):
+        tuned(results, epsilon=epsilon)
+        add(results, "test", 4.0, 0, loss, epsilon=epsilon)
+    made = quality_chart.curve(PLAN, results, [ROW], REFERENCES)
+    assert {ROW, "3", "∞", "base model"} <= texts_of(made)
+    assert made.index(">3<") < made.index(">∞<")
+
+
+def texts_of(svg):
+    root = ET.fromstring(svg)  # noqa: S314  (our own text)
+    return {element.text for element in root.iter() if element.tag.endswith("text")}
 
 
 def test_the_report_replaces_only_what_is_between_its_marks(results, tmp_path):
@@ -176,9 +203,92 @@ def test_every_row_is_a_task_that_the_validator_admits(row):
 
 def test_a_run_with_its_line_is_not_repeated(results, monkeypatch):
     plan = Plan(seeds=(0,), rates=(4.0,), epsilons=(None,))
-    arguments = type("A", (), {"rows": ["FFA-LoRA"], "model": "tiny", "clients": 2, "steps": 1})()
+    chosen = {"rows": ["FFA-LoRA"], "model": "tiny", "data": "chatterbot", "clients": 2, "steps": 1}
+    arguments = type("A", (), chosen)()
     quality.run_all(arguments, plan, results)
     (result,) = results.all().values()
     assert result["loss"] < quality.references("tiny", 2)["base model"]
     monkeypatch.setattr(quality, "_one", lambda *_: pytest.fail("ran again"))
     quality.run_all(arguments, plan, results)
+
+
+def test_frozen_layers_that_remember_change_no_gradient():
+    """Whatever batch a conversation was first seen in, and in every copy of the model."""
+    base, tokenizer, _ = model_of("tiny")
+    frozen = copy.deepcopy(base)
+    freeze_below(frozen, 1, tokenizer.pad_token_id)
+    assert len(frozen.model.layers) == 2
+    pairs = quality.data_of(2, 0, "test")[0][0][:6]
+    rows = [encode_example(tokenizer, pair, 64) for pair in pairs]
+    last = f"layers.{len(base.model.layers) - 1}."
+    wanted = gradients_of(base, rows, last)
+    first, second = gradients_of(frozen, rows[::-1], ""), gradients_of(frozen, rows, "")
+    assert wanted.norm(dim=1).min() > 0
+    torch.testing.assert_close(first.flip(0), wanted, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(second, wanted, rtol=1e-4, atol=1e-6)
+
+
+def gradients_of(base, rows, layer):
+    """Of the adapter's tensors in ``layer``, in passes of two rows."""
+    model = copy.deepcopy(base)
+    fingerprint = base_fingerprint(model)  # of the layers that are seen
+    spec = adapter_spec(model, "ffa-lora", 2, 4, ("q_proj", "v_proj"), bytes(32))
+    manifest = task_of(FFA, "tiny", 3, 2, 0, 1.0, None)
+    manifest = replace_parts(manifest, spec, fingerprint)
+    adapted = AdaptedModel(model, manifest, fingerprint)
+    adapted.load(np.zeros(adapted.vector_length, np.float32))
+    chosen = []
+    for name, parameter in adapted.model.named_parameters():
+        parameter.requires_grad_("lora_B" in name and layer in name)
+        chosen += [parameter] if parameter.requires_grad else []
+    found = []
+    with ExampleGradients(adapted.model, chosen, pad_token=0) as gradients:
+        for start in range(0, len(rows), 2):
+            gradients.run(rows[start : start + 2])
+            found.append(gradients.flat())
+    return torch.cat(found)
+
+
+def replace_parts(manifest, adapter, fingerprint):
+    base_model = msgspec.structs.replace(manifest.base_model, fingerprint=fingerprint)
+    return msgspec.structs.replace(manifest, adapter=adapter, base_model=base_model)
+
+
+DICTIONARY = """\
+Preface
+
+   No entry: there is no subject.
+
+compiler
+
+   <programming> A {program} that
+   translates another one.  More follows.
+
+   (1999-01-01)
+
+Compiler
+
+   <tool> The same term again, which counts only once.
+
+router
+
+   <networking, hardware> An entry of two subjects belongs to neither.
+
+hub
+
+   <networking> A device that connects several others.
+"""
+
+
+def test_the_dictionary_is_read_by_subject():
+    assert foldoc.subjects(DICTIONARY) == {
+        "programming": [("What is compiler?", "A program that translates another one.")],
+        "networking": [("What is hub?", "A device that connects several others.")],
+    }
+
+
+def test_a_dictionary_that_is_not_installed_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(foldoc, "_DICTIONARY", tmp_path / "foldoc.dict.dz")
+    with pytest.raises(ConfigurationError, match="dict-foldoc") as caught:
+        foldoc.load_subjects(6)
+    assert caught.value.reason == "corpus-missing"
