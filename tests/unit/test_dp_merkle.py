@@ -125,3 +125,80 @@ def test_special_consistency_proofs_are_strict() -> None:
     ):
         with pytest.raises(LedgerError, match="consistency-proof"):
             verify_consistency(*arguments)
+
+
+# RFC 6962, section 2.1, word for word and over lists: slow, and without any index arithmetic.
+
+
+def split_point(size: int) -> int:
+    return max(2**k for k in range(8) if 2**k < size)
+
+
+def defined_root(leaves: list[bytes]) -> bytes:
+    if len(leaves) == 1:
+        return hashlib.sha256(b"\x00" + leaves[0]).digest()
+    k = split_point(len(leaves))
+    return hashlib.sha256(b"\x01" + defined_root(leaves[:k]) + defined_root(leaves[k:])).digest()
+
+
+def defined_path(index: int, leaves: list[bytes]) -> list[bytes]:
+    if len(leaves) == 1:
+        return []
+    k = split_point(len(leaves))
+    if index < k:
+        return [*defined_path(index, leaves[:k]), defined_root(leaves[k:])]
+    return [*defined_path(index - k, leaves[k:]), defined_root(leaves[:k])]
+
+
+def defined_proof(old: int, leaves: list[bytes], known: bool) -> list[bytes]:
+    if old == len(leaves):
+        return [] if known else [defined_root(leaves)]
+    k = split_point(len(leaves))
+    if old <= k:
+        return [*defined_proof(old, leaves[:k], known), defined_root(leaves[k:])]
+    return [*defined_proof(old - k, leaves[k:], False), defined_root(leaves[:k])]
+
+
+SIZES = range(1, 20)
+NUMBERED = [bytes([number]) for number in SIZES]
+
+
+def test_every_proof_of_every_small_tree_is_the_one_that_is_defined() -> None:
+    tree = Tree()
+    for size in SIZES:
+        leaves = NUMBERED[:size]
+        assert tree.append(leaf_hash(leaves[-1])) == size - 1
+        whole = root(tree.subtree, size)
+        assert whole == defined_root(leaves)
+        for index in range(size):
+            path = inclusion_proof(tree.subtree, index, size)
+            assert path == defined_path(index, leaves)
+            verify_inclusion(leaf_hash(leaves[index]), index, size, path, whole)
+        for old in range(1, size + 1):
+            proof = consistency_proof(tree.subtree, old, size)
+            assert proof == defined_proof(old, leaves, True)
+            verify_consistency(old, size, defined_root(leaves[:old]), whole, proof)
+
+
+def test_no_proof_serves_another_leaf_size_or_root() -> None:
+    tree = Tree([leaf_hash(leaf) for leaf in NUMBERED])
+    roots = [defined_root(NUMBERED[:size]) for size in SIZES]
+    for size in (5, 8, 13, 19):
+        for index in range(size):
+            path, hashed = inclusion_proof(tree.subtree, index, size), tree.subtree(0, index)
+            for shorter in (path[1:], path[:-1], [*path, path[0]]):
+                with pytest.raises(LedgerError, match="inclusion-proof"):
+                    verify_inclusion(hashed, index, size, shorter, roots[size - 1])
+            with pytest.raises(LedgerError, match="inclusion-proof"):
+                verify_inclusion(hashed, index, size, path, roots[size - 2])
+        for old in range(1, size):
+            proof = consistency_proof(tree.subtree, old, size)
+            for before, wrong in (
+                (roots[old - 1], [*proof, proof[0]]),
+                (roots[old - 1], proof[:-1]),
+                (roots[old], proof),
+            ):
+                with pytest.raises(LedgerError, match="consistency-proof"):
+                    verify_consistency(old, size, before, roots[size - 1], wrong)
+            with pytest.raises(LedgerError, match="consistency-proof"):
+                verify_consistency(old, size, roots[old - 1], roots[size - 2], proof)
