@@ -128,7 +128,7 @@ def test_sampling_everything_or_without_a_bound_leaves_the_curve() -> None:
 
 def test_a_composition_is_the_sum_with_counts() -> None:
     one, other = SkellamRelease(100, 10, 900), GaussianRelease(2.0)
-    curve = rdp_curve(Composed(((one, 3), (other, 2), (replace_one(one), 0))))
+    curve = rdp_curve(Composed(((one, 3), (replace_one(one), 0), (other, 2))))
     assert tuple(curve) == ORDERS
     for order in SOME_ORDERS:
         exact = 3 * Fraction(rdp_curve(one)[order]) + 2 * Fraction(rdp_curve(other)[order])

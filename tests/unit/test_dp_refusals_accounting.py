@@ -273,3 +273,24 @@ def test_an_accountant_that_finds_no_number_says_so() -> None:
         gaussian.pld_epsilon(1e-160, 1, 1e-5)
     error = caught.value
     assert (error.reason, error.expected, error.found) == ("accountant-failed", None, None)
+
+
+@pytest.mark.parametrize(
+    ("event", "named"),
+    [
+        (SkellamRelease(1, 1, -1), "noise variance must be positive"),
+        (SkellamRelease(-1, 1, 1), "squared L2 sensitivity must be at least 0"),
+        (SkellamRelease(1, -1, 1), "L1 sensitivity must be at least 0"),
+        (DiscreteGaussianSum(1, 1, 0, 2, 5), "noise variance must be positive"),
+        (DiscreteGaussianSum(-1, 1, 1, 2, 5), "squared L2 sensitivity must be at least 0"),
+        (DiscreteGaussianSum(1, -1, 1, 2, 5), "L1 sensitivity must be at least 0"),
+        (DiscreteGaussianSum(1, 1, 1, 2, 0), "length must be positive"),
+        (GaussianRelease(0.0), "noise multiplier must be positive"),
+        (Composed(((RELEASE, -1),)), "count must be at least 0"),
+    ],
+)
+def test_the_parameter_that_is_out_of_range_is_named(event: Event, named: str) -> None:
+    with pytest.raises(AccountingError) as caught:
+        rdp.rdp_curve(event)
+    assert caught.value.message == f"{named} and finite."
+    assert caught.value.found in (0.0, -1.0)
