@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 
 import pytest
 
@@ -12,6 +13,7 @@ from dp.notes import (
     checkpoint_body,
     open_checkpoint,
     parse_checkpoint,
+    parse_signatures,
     parse_verifier,
     sign_checkpoint,
     sign_note,
@@ -151,3 +153,22 @@ def test_a_checkpoint_of_another_log_is_refused() -> None:
     assert reason(open_checkpoint, foreign, key) == "checkpoint-origin"
     wrong_key = sign_checkpoint(mine, Secret(bytes(32)))
     assert reason(open_checkpoint, wrong_key, key) == "note-unsigned"
+
+
+def test_notes_and_checkpoints_at_their_limits() -> None:
+    seed, key = Secret(LEDGER_SEED), parse_verifier(VERIFIER)
+    body = "x" * ((1 << 20) - len(sign_note("\n", ORIGIN, seed))) + "\n"
+    largest = sign_note(body, ORIGIN, seed)
+    assert len(largest) == 1 << 20
+    assert verify_note(largest, key) == body
+    with pytest.raises(LedgerError, match="note-malformed"):
+        verify_note(sign_note("x" + body, ORIGIN, seed), key)
+    assert verify_note(sign_note("a\n\nb\n", ORIGIN, seed), key) == "a\n\nb\n"
+    root = base64.b64encode(bytes(32)).decode()
+    assert parse_checkpoint(f"a\n{'9' * 18}\n{root}\n").size == 10**18 - 1
+    assert parse_checkpoint(f"a\n0\n{root}\n") == Checkpoint("a", 0, bytes(32))
+    assert parse_verifier(f" {VERIFIER}\n") == key
+    assert key.key_id == hashlib.sha256(ORIGIN.encode() + b"\n\x01" + key.public_key).digest()[:4]
+    signed = sign_checkpoint(Checkpoint(ORIGIN, 0, bytes(32)), seed)
+    (line,) = parse_signatures(signed.decode().rpartition("\n\n")[2])
+    assert (line.name, line.key_id, len(line.signature)) == (ORIGIN, key.key_id, 64)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+
 import pytest
 
 from dp import merkle
@@ -214,3 +216,27 @@ def test_a_malformed_request_is_refused(body: bytes) -> None:
     with pytest.raises(LedgerError) as caught:
         parse_request(body)
     assert caught.value.reason == "request-malformed"
+
+
+def test_requests_at_their_limits() -> None:
+    note, hashes = b"note\n", tuple(bytes([n]) * 32 for n in range(63))
+    request = AddCheckpoint(10**18 - 1, hashes, note)
+    body = encode_request(request)
+    assert body.startswith(b"old 999999999999999999\n" + base64.b64encode(bytes(32)) + b"\n")
+    assert body.endswith(b"\n\nnote\n")
+    assert parse_request(body) == request
+    assert parse_request(b"old 0\n\n") == AddCheckpoint(0, (), b"")
+    filled = body + b"x" * ((64 << 10) - len(body))
+    assert parse_request(filled).note.startswith(note)
+    for broken in (
+        filled + b"x",
+        encode_request(request._replace(old_size=10**18)),
+        encode_request(request._replace(proof=(*hashes, bytes(32)))),
+        encode_request(request._replace(proof=(bytes(31),))),
+        b"old 0\n",
+        b"old  0\n\n",
+        b"Old 0\n\n",
+        "old \u0665\n\n".encode(),
+    ):
+        with pytest.raises(LedgerError, match="request-malformed"):
+            parse_request(broken)
