@@ -218,3 +218,33 @@ def test_a_vector_too_short_is_not_measured() -> None:
     least = next(n for n in range(1, 2000) if spread(n) < 0.5)
     assert _ends(np.ones(least - 1, np.int64), 1.0, None) is None
     assert _ends(np.ones(least, np.int64), 1.0, None) is not None
+
+
+def test_ties_of_the_high_bits_are_walked_row_by_row() -> None:
+    """Rows 1 to 4 differ in their low bits alone; a uniform lies below the first row above it."""
+    high = np.array([1 << 60, 5 << 60, 5 << 60, 5 << 60, 5 << 60, 9 << 60], np.uint64)
+    low = np.array([0, 10, 20, 30, 40, 7], np.uint64)
+    table = sampling.NoiseTable(high, low)
+    lows = [0, 9, 10, 19, 20, 25, 30, 39, 40, 41]
+    found = sampling.look_up(
+        table, np.full(10, 5 << 60, np.uint64), lambda count: np.array(lows[:count], np.uint64)
+    )
+    assert found.tolist() == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+    last = sampling.look_up(
+        table, np.full(2, 9 << 60, np.uint64), lambda count: np.array([6, 7], np.uint64)
+    )
+    assert last.tolist() == [5, 6]
+    between = np.array([0, (1 << 60) + 1, (9 << 60) + 1, (1 << 64) - 1], np.uint64)
+    found = sampling.look_up(table, between, lambda count: np.zeros(count, np.uint64))
+    assert found.tolist() == [0, 1, 6, 6]
+
+
+def test_a_table_has_thresholds_of_128_bits() -> None:
+    weights = [5, 3, 2, 1]
+    table = sampling.cumulative_table(weights)
+    assert table.high.dtype == table.low.dtype == np.uint64
+    for k in range(3):
+        exact = (2 * sum(weights[: k + 1]) - 5) * 2**128 // (2 * 11 - 5)
+        assert (int(table.high[k]) << 64) + int(table.low[k]) == exact
+    assert len(table.high) == 3
+    assert table.bounded.tolist() == [*table.high.tolist(), 2**64 - 1]
