@@ -15,6 +15,7 @@ from dp.report.data import Answer, AnswerGroup
 from secagg.manifest import Manifest
 
 NIST, DPFY, OPENDP = "NIST SP 800-226", "How to DP-fy ML", "OpenDP registry"
+_DISTRIBUTIONS = {"skellam": "Skellam", "discrete-gaussian": "discrete Gaussian"}
 _ASK_OPERATOR = "The ledger does not know. Ask the operator."
 _ASK_PARTNERS = "The ledger does not know. Ask the partners who enrolled the devices."
 
@@ -47,9 +48,9 @@ def _statement(task: AuditedTask) -> tuple[Answer, ...]:
         _known("Privacy loss", _loss(task), NIST, DPFY, OPENDP),
         _known(
             "What is released, and how often",
-            f"A machine learning model in many releases: {charged} so far, at most {most}. The "
-            "statement covers every version of it and, against the aggregator, every sum; not "
-            "only the last model.",
+            ("A machine learning model" if manifest.base_model is not None else "Sums of vectors")
+            + f" in many releases: {charged} so far, at most {most}. The statement covers every "
+            "one of them, and every sum that the aggregator opened; not only the last.",
             DPFY,
             OPENDP,
         ),
@@ -106,10 +107,10 @@ def _flavour(task: AuditedTask) -> str:
 def _units(manifest: Manifest) -> str:
     found = []
     if manifest.example_privacy is not None:
-        found.append("one training sequence of one device")
+        found.append("One training sequence of one device")
     if manifest.device_privacy is not None:
-        found.append("one device: whatever its data make it send in every release")
-    return ("; ".join(found) or "none") + "."
+        found.append("One device: whatever its data make it send in every release")
+    return ("; ".join(found) or "None") + "."
 
 
 def _neighbours(task: AuditedTask) -> str:
@@ -164,11 +165,13 @@ def _accounting(task: AuditedTask) -> str:
 def _implementation(manifest: Manifest) -> tuple[Answer, ...]:
     noise = manifest.noise
     if noise is not None:
-        mechanism = f"{noise.mechanism} noise on clipped integer vectors, in the ring"
+        mechanism = (
+            f"{_DISTRIBUTIONS[noise.mechanism]} noise on clipped integer vectors, in the ring"
+        )
     elif manifest.example_privacy is not None:
-        mechanism = "skellam noise on sums of clipped integer gradients, in every local step"
+        mechanism = "Skellam noise on sums of clipped integer gradients, in every local step"
     else:
-        mechanism = "none"
+        mechanism = "None"
     return (
         _known("Mechanism", mechanism + ".", NIST, OPENDP),
         _known(
@@ -247,8 +250,7 @@ def _data(task: AuditedTask) -> tuple[Answer, ...]:
         ),
         _known(
             "Who may certify devices",
-            f"{len(manifest.partner_keys)} partner key(s), beginning {partners}. Whose they are, "
-            "the ledger does not say.",
+            f"The partners, whose keys begin {partners}. Whose they are, the ledger does not say.",
             NIST,
         ),
         _unknown(
