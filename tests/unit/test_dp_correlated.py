@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from dp import correlated
 from dp.accounting import epsilon_of
 from dp.correlated import (
     BAND_MAX,
@@ -272,3 +273,45 @@ def test_the_command_prints_sensitivity_and_what_is_gained() -> None:
     assert json.loads(replaced.stdout)["epsilon"] > 1.9 * json.loads(every.stdout)["epsilon"]
     sampled = CliRunner().invoke(app, [*command, "--sampling-rate", "0.5"])
     assert json.loads(sampled.stdout)["error"]["reason"] == "sampling-rate"
+
+
+@pytest.mark.parametrize(
+    ("rounds", "k", "b"),
+    [(6, 2, 2), (7, 3, 1), (8, 9, 3), (9, 2, 4), (5, 1, 1), (5, 5, 5), (6, 9, 5)],
+)
+def test_admissible_sets_are_counted(
+    rounds: int, k: int, b: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = len(set(admissible(rounds, k, b)) - {()})
+    monkeypatch.setattr(correlated, "_SETS_MAX", count)
+    assert correlated._few_sets(rounds, k, b)
+    monkeypatch.setattr(correlated, "_SETS_MAX", count - 1)
+    assert not correlated._few_sets(rounds, k, b)
+
+
+def test_coefficients_and_rounds_have_their_limits() -> None:
+    assert squared_sensitivity((1 << 40,), 1, 1, 1) == 1 << 80
+    assert l1_sensitivity((1 << 40, -3), 5, 2, 4) == (1 << 41) + 3
+    assert squared_sensitivity((1,), 1 << 20, 1, 1) == 1
+    for shape in (
+        (((1 << 40) + 1,), 1, 1, 1),
+        ((1,), (1 << 20) + 1, 1, 1),
+        ((1,), 0, 1, 1),
+        ((1,), 1, 0, 1),
+        ((1,), 1, 1, 0),
+        ((0, 1), 2, 1, 1),
+        ((), 2, 1, 1),
+        ((1, 1, 1), 2, 1, 1),
+    ):
+        with pytest.raises(AccountingError, match="parameter-out-of-range"):
+            squared_sensitivity(*shape)
+
+
+def test_signed_coefficients_are_covered_by_the_sum_of_absolute_products() -> None:
+    """(2, -1) in 4 rounds, all pairs of neighbours: X has 5 on its diagonal (4 in the last round)
+    and -2 beside it; a unit in all four rounds moves 3 * 5 + 4 + 2 * 3 * 2."""
+    assert squared_sensitivity((2, -1), 4, 4, 1) == 31
+    assert squared_sensitivity((2, -1), 4, 2, 1) == 14
+    assert squared_sensitivity((2, -1), 4, 1, 1) == 5
+    assert squared_sensitivity((2, -1), 4, 2, 2) == 10
+    assert l1_sensitivity((2, -1), 4, 4, 1) == 11

@@ -186,7 +186,10 @@ def test_a_float_sum_gets_the_noise_of_its_widened_sensitivity() -> None:
     assert np.array_equal(noisy_sum(longer, clip, multiplier, seeded(3)), expected)
     assert len(noisy_sum(np.zeros(0), clip, multiplier, seeded())) == 0
     huge = noisy_sum(np.array([1e300]), clip, multiplier, seeded())
-    assert huge[0] * 4 * grid.scale_for(clip, 1, noisy=True) == pytest.approx(2.0**52, rel=1e-9)
+    least = noisy_sum(np.array([-1e300]), clip, multiplier, seeded())
+    scale = 4 * grid.scale_for(clip, 1, noisy=True)
+    assert huge[0] * scale == pytest.approx(2.0**52, rel=1e-9)
+    assert least[0] * scale == pytest.approx(-(2.0**52), rel=1e-9)
 
 
 @pytest.mark.parametrize("bound", [0.0, 3000.0, 1e9])

@@ -301,3 +301,10 @@ def test_device_noise_in_mode_c_is_drawn_once_at_the_larger_variance() -> None:
         random_bytes=seeded(),
     )
     assert abs(integers(manifest, payload).std() / (4 * bound / 3**0.5) - 1) < 0.4
+
+
+def test_the_last_example_that_fits_is_added() -> None:
+    batch = ExampleSum(built(examples_max=1), seeded())
+    batch.add(np.ones(64))
+    assert batch.total.any()
+    assert batch.count == 1

@@ -11,6 +11,7 @@ from dp.errors import LedgerError
 from dp.notes import (
     Checkpoint,
     checkpoint_body,
+    key_id,
     open_checkpoint,
     parse_checkpoint,
     parse_signatures,
@@ -172,3 +173,13 @@ def test_notes_and_checkpoints_at_their_limits() -> None:
     signed = sign_checkpoint(Checkpoint(ORIGIN, 0, bytes(32)), seed)
     (line,) = parse_signatures(signed.decode().rpartition("\n\n")[2])
     assert (line.name, line.key_id, len(line.signature)) == (ORIGIN, key.key_id, 64)
+
+
+def test_a_key_of_another_length_is_refused_though_its_hash_is_right() -> None:
+    for short in (bytes(31), bytes(33)):
+        encoded = base64.b64encode(b"\x01" + short).decode()
+        assert reason(parse_verifier, f"a+{key_id('a', short).hex()}+{encoded}") == "verifier-key"
+    assert reason(parse_signatures, "\u2014 a b AAAAAAA=\n") == "note-malformed"
+    assert parse_signatures("\u2014 a AAAAAAA=\n")[0].signature == b"\x00"
+    for control in ("a\x1fb", "a\x00"):
+        assert reason(verifier_key, control, bytes(32)) == "key-name"
