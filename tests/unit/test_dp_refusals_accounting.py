@@ -294,3 +294,31 @@ def test_the_parameter_that_is_out_of_range_is_named(event: Event, named: str) -
         rdp.rdp_curve(event)
     assert caught.value.message == f"{named} and finite."
     assert caught.value.found in (0.0, -1.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ((0.0, 1, 1e-5, 1.0), "The noise multiplier is out of range."),
+        ((1.0, 10**9 + 1, 1e-5, 1.0), "The number of rounds is out of range."),
+        ((1.0, 1, 0.0, 1.0), "The delta is out of range."),
+        ((1.0, 1, 1e-5, 0.0), "The sampling rate is out of range."),
+    ],
+)
+def test_the_parameter_of_a_gaussian_is_named(arguments: tuple, named: str) -> None:
+    for accountant in (gaussian.pld_epsilon, gaussian.rdp_epsilon):
+        with pytest.raises(AccountingError) as caught:
+            accountant(*arguments)
+        assert caught.value.message == named
+    assert gaussian.exact_epsilon(1e6, 10**9, 0.5) == 0.0  # a billion rounds are admitted
+
+
+def test_a_sampled_exchange_is_accounted_by_the_distributions_alone() -> None:
+    whole = gaussian.exact_epsilon(1.0, 1, 1e-5, "replace-one")
+    pld = gaussian.pld_epsilon(1.0, 1, 1e-5, 0.5, "replace-one")
+    found = gaussian.gaussian_epsilon(1.0, 1, 1e-5, 0.5, "replace-one")
+    assert found == min((whole, gaussian.ACCOUNTANT_EXACT), (pld, gaussian.ACCOUNTANT_PLD))
+    assert gaussian.exact_epsilon(1.0, 4, 1e-5) == gaussian.exact_epsilon(0.5, 1, 1e-5)
+    assert gaussian.exact_epsilon(2.0, 1, 1e-5, "replace-one") == (
+        gaussian.exact_epsilon(1.0, 1, 1e-5, "zero-out")
+    )
