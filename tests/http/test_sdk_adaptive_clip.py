@@ -238,3 +238,27 @@ async def test_a_device_refuses_a_model_whose_record_names_another_clip(
         assert refused.value.reason == "clip-mismatch"
         assert contributor.clips == []
         assert {problem.reason for problem in world.audit().problems} == {"clip-mismatch"}
+
+
+@pytest.mark.parametrize(("released", "claimed"), [(0, 3), (1, 0)])
+async def test_a_device_refuses_a_clip_under_the_number_of_another_version(
+    tmp_path: Path, released: int, claimed: int
+) -> None:
+    """Neither version 0 passed off as a release's, nor a release's as version 0."""
+    async with World(tmp_path, adaptive_spec()) as world:
+        for _ in range(released):
+            await asyncio.gather(*(run(world, Constant(number)) for number in range(DEVICES)))
+
+        async def gate(request: web.Request, body: bytes) -> bytes | None:
+            if not request.path.endswith("/offer"):
+                return None
+            offer = msgspec.json.decode(body, type=Offer)
+            model = msgspec.structs.replace(offer.model, version=claimed)
+            return msgspec.json.encode(msgspec.structs.replace(offer, model=model))
+
+        world.gate = gate
+        contributor = Constant(9)
+        with pytest.raises(RemoteProtocolError) as refused:
+            await run(world, contributor)
+        assert refused.value.reason == "clip-mismatch"
+        assert contributor.clips == []

@@ -22,7 +22,14 @@ from dp.adaptive import (
     with_below,
 )
 from dp.audit import AuditResult, verify_ledger
-from dp.contracts import AdaptiveClipSpec, BudgetSpec, CohortSpec, TrainingSpec, check_manifest
+from dp.contracts import (
+    AdaptiveClipSpec,
+    BudgetSpec,
+    CohortSpec,
+    TrainingSpec,
+    check_manifest,
+    parse_spec,
+)
 from dp.contracts import warnings as warnings_of
 from dp.contracts.adaptive import below_segment, noise_growth
 from dp.errors import LedgerError, MechanismError
@@ -32,7 +39,13 @@ from dp.records import ClipMove, clip_of, parse_record, parse_release, release_r
 from dp.report import report_data
 from dp.sampling import skellam
 from secagg.errors import ConfigurationError, LocalProtocolError
-from secagg.manifest import Manifest, decode_manifest, encode_manifest, manifest_digest
+from secagg.manifest import (
+    AdaptiveClip,
+    Manifest,
+    decode_manifest,
+    encode_manifest,
+    manifest_digest,
+)
 from secagg.ring import add_into
 from secagg_cli.report import write_report
 from tests.dp_tasks import (
@@ -338,6 +351,22 @@ def test_what_cannot_work_is_refused_when_the_task_is_created(
     with pytest.raises(ConfigurationError) as refused:
         built(spec(algorithm=algorithm, privacy=privacy, **terms))
     assert refused.value.reason.endswith(reason)
+
+
+def test_a_task_file_says_it_in_one_table() -> None:
+    text = """
+        task = "support-bot"
+        clip = 0.5
+
+        [adaptive_clip]
+        quantile = 0.8
+        clip_max = 4.0
+    """
+    task = msgspec.structs.replace(parse_spec(text), adapter=adapter(), budget=NO_LIMIT)
+    terms = built(task).clip_adaptation
+    assert terms == AdaptiveClip(quantile=0.8, learning_rate=0.2, clip_min=0.005, clip_max=4.0)
+    assert parse_spec("task = 'x'\n[adaptive_clip]").adaptive_clip == AdaptiveClipSpec()
+    assert parse_spec(msgspec.json.encode(task), toml=False) == task
 
 
 def test_a_statistic_has_no_clip_that_could_adapt() -> None:
