@@ -1,7 +1,7 @@
 """The questions of the reporting lists, answered for one task, or marked as unknown to a ledger.
 
 The lists: the pyramid of NIST SP 800-226 (privacy parameter and unit; implementation and security;
-data and access), "How to DP-fy ML" (arXiv 2303.00654, section 5.3.3) and the fields of the OpenDP
+data and access), "How to DP-fy ML" (arXiv 2303.00654) and the fields of the OpenDP
 deployments registry (its schema and https://registry.opendp.org/transparency-tiers). Each list has
 its own reader; a page that skips a question leaves that reader to guess.
 """
