@@ -12,6 +12,7 @@ from fractions import Fraction
 
 import pytest
 
+from dp import rdp
 from dp.accounting import epsilon_of, slack_log2
 from dp.errors import AccountingError
 from dp.events import (
@@ -94,6 +95,13 @@ def test_shares_of_a_discrete_gaussian_cost_what_the_proof_says(
 def test_a_sum_that_moves_nothing_costs_nothing() -> None:
     assert set(rdp_curve(DiscreteGaussianSum(0, 0, 1, 4, 2)).values()) == {0.0}
     assert epsilon_of(DiscreteGaussianSum(0, 0, 1, 4, 2), 1e-5) == 0.0
+
+
+def test_shares_have_a_largest_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rdp, "_SHARES_MAX", 4)
+    assert rdp._discrete_gaussian_sum(DiscreteGaussianSum(1, 1, 9, 4, 1))[2] > 0
+    with pytest.raises(AccountingError, match="parameter-out-of-range"):
+        rdp._discrete_gaussian_sum(DiscreteGaussianSum(1, 1, 9, 5, 1))
 
 
 def test_a_share_must_be_half_a_unit_wide() -> None:

@@ -14,6 +14,7 @@ from dp.contracts import BudgetSpec
 from dp.quantisation import round_stochastically, squared_norm, to_units
 from dp.rotation import blocks, rotate, rotate_back
 from dp.stream import BitStream
+from secagg.errors import LocalProtocolError
 from secagg.hashing import digest
 from tests.dp_tasks import built, seeded, statistics
 
@@ -203,3 +204,20 @@ def test_a_block_of_three_factors_is_transformed_as_one() -> None:
     sign = 1.0 - 2.0 * float(BitStream(lambda _: key).bits(1 << 15)[place])
     parity = np.array([(place & k).bit_count() & 1 for k in range(1 << 15)])
     assert np.allclose(rotate(spike, b"s", "x"), sign * (1 - 2 * parity) * 2**-7.5, atol=1e-15)
+
+
+def test_a_coin_that_equals_the_fraction_rounds_down() -> None:
+    coins = BitStream(lambda _: KEY).uint32(9).astype(np.float64) / 2**32
+    found = round_stochastically(coins, BitStream(lambda _: KEY))
+    assert found.tolist() == [0] * 9
+    assert found.dtype == np.int64
+    above = round_stochastically(coins + 2.0**-31, BitStream(lambda _: KEY))
+    assert above.tolist() == [1] * 9
+
+
+def test_without_a_try_that_fits_nothing_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantisation, "_TRIES_MAX", 0)
+    found = to_units(np.ones(3), 1, 5, seeded())
+    assert (found.tolist(), found.dtype) == ([0, 0, 0], np.int64)
+    with pytest.raises(LocalProtocolError, match="clip-out-of-range"):
+        to_units(np.ones(3), 1, (1 << 30) + 1, seeded())

@@ -227,6 +227,9 @@ def test_charges_are_the_integers_of_the_events() -> None:
     (charge,) = charges_of(local)
     assert (charge.unit, charge.count, charge.draws) == ("example", 3, 3 * 64)
     assert charge.event() == local_step(local)
+    untrained = msgspec.structs.replace(local, training=None)
+    assert (charges_of(untrained)[0].count, charges_of(untrained)[0].draws) == (1, 64)
+    assert lines(untrained, 3)[0].epsilon == of([(local_step(local), 3)], 3 * 64, local)
     assert charges_of(built(algorithm="fedavg", privacy="none")) == ()
 
 

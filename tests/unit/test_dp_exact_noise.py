@@ -122,6 +122,7 @@ def test_overruns_have_chernoff_s_probability_and_the_most_is_held() -> None:
         assert binomial_tail_log2(held + 1, rate, most) > log2
     assert examples_held_max(256, 0.25) == examples_held_max(256, 0.25, -80.0)
     assert examples_held_max(7, 1.0) == 7
+    assert examples_held_max(1, 0.25) == 1
 
 
 def rules(size_max: int, survivors_min: int, silent: int) -> tuple[Noise, CohortRules]:
@@ -251,3 +252,13 @@ def test_a_table_has_thresholds_of_128_bits() -> None:
         assert (int(table.high[k]) << 64) + int(table.low[k]) == exact
     assert len(table.high) == 3
     assert table.bounded.tolist() == [*table.high.tolist(), 2**64 - 1]
+
+
+def test_a_tie_of_a_drawn_coordinate_is_decided_by_its_low_bits() -> None:
+    """A table made around the stream's own first number: its low bits are the second one."""
+    first, second = (int(x) for x in BitStream(lambda _: KEY).uint64(2))
+    for low, magnitude in ((second + 1, 0), (second, 1)):
+        table = sampling.NoiseTable(np.array([first], np.uint64), np.array([low], np.uint64))
+        values = np.zeros(1, np.int64)
+        sampling.add_from_table(values, table, BitStream(lambda _: KEY))
+        assert abs(int(values[0])) == magnitude
