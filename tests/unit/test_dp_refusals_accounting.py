@@ -322,3 +322,8 @@ def test_a_sampled_exchange_is_accounted_by_the_distributions_alone() -> None:
     assert gaussian.exact_epsilon(2.0, 1, 1e-5, "replace-one") == (
         gaussian.exact_epsilon(1.0, 1, 1e-5, "zero-out")
     )
+    assert gaussian.rdp_epsilon(2.0, 3, 1e-5, 1.0, "replace-one") == (
+        gaussian.rdp_epsilon(1.0, 3, 1e-5)
+    )
+    exchanged = gaussian.pld_epsilon(2.0, 1, 1e-5, 1.0, "replace-one")
+    assert exchanged == pytest.approx(gaussian.exact_epsilon(1.0, 1, 1e-5), rel=1e-3)
