@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
-from dp.accounting import ReleaseFacts, headline, lines
-from dp.budget import Account, charges_of
+from dp.accounting import ReleaseFacts, epsilon_of, headline, lines
+from dp.budget import Account, Entry, charges_of
 from dp.contracts import BudgetSpec
 from dp.errors import BudgetError
+from dp.events import Composed
 from tests.dp_tasks import built
 
 NO_LIMIT = BudgetSpec(max_epsilon=None)
@@ -143,3 +145,40 @@ def test_a_damaged_account_is_an_error_never_an_empty_one(data: bytes) -> None:
     assert caught.value.reason == "account-malformed"
     whole = b'{"delta": 1e-5, "entries": [%s]}' % (ENTRY % (b"spent", CHARGE % b"9"))
     assert Account.from_json(whole).epsilon("example") > 0
+
+
+def test_every_drawn_coordinate_takes_its_part_of_delta() -> None:
+    charge = charges_of(built())[0]
+    many = msgspec.structs.replace(charge, draws=1 << 60)
+    entry = Entry(cohort="aa", task="t", state="spent", charges=(many, many))
+    book = Account(delta=1e-5, entries=(entry,))
+    event = Composed(((charge.event(), 2),))
+    assert book.epsilon("example") == epsilon_of(event, 1e-5, -90 + 61)
+    assert book.epsilon("example") > epsilon_of(event, 1e-5, -90 + 60)
+
+
+def test_charges_of_devices_are_between_zeros_and_data() -> None:
+    for mechanism in ("skellam", "discrete-gaussian"):
+        manifest = built(
+            device_noise_multiplier=1.0, examples_max=4, mechanism=mechanism, budget=NO_LIMIT
+        )
+        example, device = charges_of(manifest)
+        assert (example.event().adjacency, device.event().adjacency) == (
+            "add-or-remove",
+            "zero-out",
+        )
+
+
+def test_an_account_is_read_strictly() -> None:
+    data = account().spend("aa", built()).to_json()
+    assert Account.from_json(data).entry("aa") is not None
+    for loose in (
+        data.replace(b'"count":1', b'"count":"1"'),
+        data.replace(b'"delta":1e-5', b'"delta":"1e-5"').replace(
+            b'"delta":0.00001', b'"delta":"0.00001"'
+        ),
+        data.replace(b'"variance":"', b'"variance":"x'),
+    ):
+        assert loose != data
+        with pytest.raises(BudgetError, match="account-malformed"):
+            Account.from_json(loose)

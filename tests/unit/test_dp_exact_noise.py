@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from fractions import Fraction
 
@@ -15,7 +16,15 @@ from dp.contracts import BudgetSpec, CohortSpec
 from dp.discrete_gaussian import exp_minus, gaussian_weights
 from dp.mechanisms import noisy_sum
 from dp.meter import _ends
-from dp.removable import Removed, drop_levels, kept_share, most_variance, share_levels
+from dp.removable import (
+    RemovablePart,
+    Removed,
+    drop_levels,
+    kept_share,
+    most_variance,
+    remove_parts,
+    share_levels,
+)
 from dp.sampling import (
     binomial_tail_log2,
     examples_held_max,
@@ -26,7 +35,9 @@ from dp.sampling import (
     tail_log2,
 )
 from dp.stream import BitStream
+from secagg.limits import SLICE_LENGTH
 from secagg.manifest import CohortRules, Noise
+from secagg.secret import Secret
 from tests.dp_tasks import built, seeded, statistics
 
 NO_LIMIT = BudgetSpec(max_epsilon=None)
@@ -262,3 +273,22 @@ def test_a_tie_of_a_drawn_coordinate_is_decided_by_its_low_bits() -> None:
         values = np.zeros(1, np.int64)
         sampling.add_from_table(values, table, BitStream(lambda _: KEY))
         assert abs(int(values[0])) == magnitude
+
+
+def test_an_empty_range_takes_nothing_off() -> None:
+    lanes = np.zeros(9, "<u4")
+    assert remove_parts(lanes, (), 24, 0, 0) == 0.0
+    assert remove_parts(lanes, (), 24, 0, 9) == 0.0
+    assert not lanes.any()
+
+
+def test_what_was_taken_off_is_measured_over_all_slices() -> None:
+    rng = np.random.default_rng(5)
+    payload = rng.integers(0, 1 << 20, 2 * (SLICE_LENGTH + 1) + 9).astype("<u4")
+    part, stride = [RemovablePart(Secret(bytes(32)), 50)], SLICE_LENGTH + 1
+    apart, whole = payload.copy(), payload.copy()
+    ends = [0, stride, 2 * stride, len(payload)]
+    products = [remove_parts(apart, part, 24, lo, hi) for lo, hi in itertools.pairwise(ends)]
+    assert remove_parts(whole, part, 24, 0, len(whole)) == pytest.approx(sum(products), rel=1e-12)
+    assert np.array_equal(whole, apart)
+    assert all(products)

@@ -258,12 +258,14 @@ def test_a_refusal_says_what_was_expected_and_what_was_found(case: Case) -> None
 
 
 def test_a_budget_that_is_used_up_says_what_the_next_release_would_cost() -> None:
+    manifest = built(budget=NO_LIMIT)
+    twice = Account(delta=1e-5).spend("a", manifest).spend("b", manifest).epsilon("example")
     with pytest.raises(BudgetError) as caught:
-        spent(2.1)()
+        spent(math.nextafter(twice, 0))()
     error = caught.value
-    assert (error.reason, error.expected) == ("budget-exhausted", "epsilon <= 2.1")
-    assert error.found == round(error.found, 4)
-    assert 2.1 < error.found < 4.2
+    assert (error.reason, error.found) == ("budget-exhausted", round(twice, 4))
+    assert error.expected == f"epsilon <= {twice:g}"
+    assert spent(twice)() is not None  # to the last
 
 
 def test_an_accountant_that_finds_no_number_says_so() -> None:
