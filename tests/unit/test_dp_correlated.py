@@ -315,3 +315,9 @@ def test_signed_coefficients_are_covered_by_the_sum_of_absolute_products() -> No
     assert squared_sensitivity((2, -1), 4, 1, 1) == 5
     assert squared_sensitivity((2, -1), 4, 2, 2) == 10
     assert l1_sensitivity((2, -1), 4, 4, 1) == 11
+
+
+def test_as_many_coefficients_as_rounds_between_do_not_overlap() -> None:
+    """Whatever they are, and however many sets of rounds there are."""
+    assert squared_sensitivity((1, 2), 1000, 100, 2) == 500
+    assert squared_sensitivity((1, 2, 3), 1000, 1000, 3) == 333 * 14 + 1

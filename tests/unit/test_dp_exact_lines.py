@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from typing import Any
 
 import msgspec
 import pytest
@@ -145,6 +146,41 @@ def test_the_lines_of_mode_b() -> None:
         epsilon=of([(PoissonSampled(0.25, event), 3)], 3 * 50 * 10, manifest),
     )
     assert len(lines(manifest, 3, replaced=True)) == 1
+
+
+MODES: list[tuple[dict[str, Any], int, float]] = [
+    ({"report_slot_s": 60.0}, 64 * 6 + OVERRUN_DRAWS, 0.25),
+    ({"algorithm": "fedavg", "training": TrainingSpec(local_steps=1)}, 64, 0.25),
+    (
+        {
+            "algorithm": "fedavg",
+            "privacy": "none",
+            "device_noise_multiplier": 2.0,
+            "participation_rate": 0.5,
+        },
+        64 * 6,
+        0.5,
+    ),
+]
+
+
+@pytest.mark.parametrize(("terms", "draws", "rate"), MODES)
+def test_every_line_pays_for_a_sampler_that_is_not_perfect(
+    terms: dict[str, Any], draws: int, rate: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one so coarse that it shows: the real one moves no digit of a float."""
+    manifest = built(**terms, budget=NO_LIMIT)
+    event = ring_release(manifest, fewest(manifest), 1) if manifest.noise else local_step(manifest)
+    if manifest.device_privacy is not None:
+        event = ring_release(manifest, fewest(manifest), 1, "zero-out")
+    monkeypatch.setattr(accounting, "SAMPLER_LOG2", -44.0)
+    slack, delta = -44 + math.log2(2 * draws), manifest.budget.delta
+    plain, amplified = lines(manifest, 2)
+    assert plain.epsilon == epsilon_of(Composed(((event, 2),)), delta, slack)
+    sampled = Composed(((PoissonSampled(rate, event), 2),))
+    assert amplified.epsilon == epsilon_of(sampled, delta, slack)
+    assert plain.epsilon > epsilon_of(Composed(((event, 2),)), delta, slack - 1)
+    assert amplified.epsilon > epsilon_of(sampled, delta, slack - 1)
 
 
 def test_no_amplified_line_at_rate_one_or_without_a_slot() -> None:
