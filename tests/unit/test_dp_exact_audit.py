@@ -316,3 +316,13 @@ def test_roots_tiles_and_older_heads_are_compared() -> None:
 def test_the_recorded_cost_is_in_millionths_rounded_up() -> None:
     recorded = [json.loads(record)["epsilon_micro"] for record in HONEST._entries[1:]]
     assert recorded == [epsilon_micro(value) for value in EPSILON[1:]]
+    (problem,) = changed(2, lambda r: r.update(epsilon_micro=0)).problems
+    assert f"(epsilon {EPSILON[2]})" in problem.message
+    few = msgspec.structs.replace(
+        MANIFEST,
+        noise=msgspec.structs.replace(
+            MANIFEST.noise, share_variance=MANIFEST.noise.share_variance - 1
+        ),
+    )
+    weak = found(audited(served(ledger(few, (4,)))))
+    assert weak == [("noise-too-small", 0), ("task-inadmissible", 1)]

@@ -306,6 +306,7 @@ def test_what_a_device_reads_beforehand_is_named() -> None:
     files = served(ledger(MANIFEST, (4, 5)))
     newest = files["checkpoint"]
     assert receipt_paths(newest, VERIFIER, 2, None) == ["tile/entries/000.p/3", "tile/0/000.p/3"]
+    assert receipt_paths(newest, VERIFIER, 0, None) == ["tile/entries/000.p/3", "tile/0/000.p/3"]
     assert receipt_paths(newest, VERIFIER, 3, None) == []
     assert receipt_paths(newest, VERIFIER, -1, None) == []
     longer = served(ledger(MANIFEST, (4, 5, 6)))["checkpoint"]

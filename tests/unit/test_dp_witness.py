@@ -240,3 +240,14 @@ def test_requests_at_their_limits() -> None:
     ):
         with pytest.raises(LedgerError, match="request-malformed"):
             parse_request(broken)
+
+
+def test_the_latest_cosignature_counts_and_a_key_is_of_its_own_kind() -> None:
+    key, text = parse_witness(KEYS[0]), split_note(note(5))[0]
+    assert witness_key("w0.example", identity_public_key(SEEDS[0])) == KEYS[0]
+    assert KEYS[0] == verifier_key("w0.example", key.public_key, b"\x04")
+    lines = [cosign(text, "w0.example", SEEDS[0], at) for at in (200, 100, 2**63 - 1)]
+    whole = note(5) + "".join(lines[:2]).encode()
+    assert cosigned_at(whole, [key]) == {key: 200}
+    assert cosigned_at(note(5) + lines[2].encode(), [key]) == {key: 2**63 - 1}
+    assert cosigned_at(note(5) + cosign(text, "w0.example", SEEDS[0], 2**63).encode(), [key]) == {}
