@@ -536,3 +536,29 @@ def test_a_noisy_estimate_is_said_to_be_one() -> None:
     small = device_level(cohort=CohortSpec(size_min=6, size_max=6, survivors_min=4))
     assert any("quantile" in warning for warning in warnings_of(small))
     assert not any("quantile" in warning for warning in warnings_of(device_level()))
+
+
+@pytest.mark.parametrize("algorithm", ["fedavg", "fedavgm", "fednova", "fedprox"])
+def test_a_server_step_is_that_of_a_fixed_clip_on_sums_in_real_units(algorithm: str) -> None:
+    """Twice the clip that the grid is for, so the decoded sums count double and nothing else."""
+    training = TrainingSpec(
+        proximal_mu=0.1 if algorithm == "fedprox" else 0.0, server_learning_rate=0.5
+    )
+    terms = {"algorithm": algorithm, "training": training}
+    adaptive, fixed = device_level(**terms), device_level(**terms, adaptive_clip=None)
+    delta, start = np.linspace(-3, 2, 64), np.linspace(0, 1, 64).astype(np.float32)
+    state = {"clip": np.array([2.0])}
+    moved = server_step(adaptive, start, state, {"delta": delta, BELOW: np.zeros(1)})
+    expected = server_step(fixed, start, {}, {"delta": 2 * delta})
+    np.testing.assert_array_equal(moved.vector, expected.vector)
+    assert moved.metrics.pop("clip") == 2.0
+    assert moved.metrics == expected.metrics
+    assert {**moved.optimiser, "clip": 0}.keys() == {**expected.optimiser, "clip": 0}.keys()
+
+
+def test_secret_abstention_samples_the_bit_with_the_vector() -> None:
+    manifest = device_level(participation_rate=0.5)
+    assert manifest.training.denominator == DEVICES / 2
+    plain, amplified = lines(manifest, 4)
+    assert amplified.amplified
+    assert amplified.epsilon < plain.epsilon
