@@ -13,7 +13,8 @@ import pytest
 
 from dp.contracts import ALGORITHMS
 from secagg.simulation import Drop
-from tests.support.federations import Federation, problem
+from tests.support.federations import Federation
+from tests.support.problems import problem
 from tests.support.references import Server, averaged, local, nova
 
 EXAMPLES = (4, 9, 2, 6, 3, 7)

@@ -16,7 +16,8 @@ from client_sdk.gradients import sequence_losses
 from secagg.adapter import pairs, tensors_to_vector, vector_to_tensors
 from secagg.sketches import sketch
 from secagg_cli.corpus import load_clients
-from tests.support.federations import Federation, balance, problem
+from tests.support.federations import Federation
+from tests.support.problems import balance, problem
 from tests.support.tiny_training import job, tiny, tiny_fingerprint, tiny_task, trainer
 from tests.unit.test_lora_forms import adapter as lora
 from tests.unit.test_lora_forms import product, random_vector, task

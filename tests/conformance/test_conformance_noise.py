@@ -18,7 +18,8 @@ from dp.contracts.fednova import public_steps
 from dp.contracts.known_noise import mean_deviation, mean_variance
 from dp.removable import kept_share
 from secagg.simulation import Drop
-from tests.support.federations import Federation, Problem, problem
+from tests.support.federations import Federation
+from tests.support.problems import Problem, problem
 
 SIGNIFICANCE = 1e-6
 LENGTH = 600

@@ -1,145 +1,37 @@
-"""Quadratic problems with known solutions, on which every algorithm runs through its real halves.
+"""Tasks over the problems of ``tests.support.problems``, run through every real half.
 
-A device holds examples c_i and the loss (1/2) (y - c_i)^T H (y - c_i) of its own H, so an example's
-gradient H (y - c_i) and every optimum are known in closed form. Only the model is replaced: the
-device's algorithm, the encoding, the masking machines, the decoding and the server's step are the
-product's own.
+Only the model is replaced: the device's algorithm, the encoding, the masking machines, the decoding
+and the server's step are the product's own. ``tests.support.stateful`` has the algorithms that
+carry more from one release to the next than the model and the server's moments.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import msgspec
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from aggregator.algorithms import Step, server_step
+from aggregator.models import vector_length
 from client_sdk.algorithms import ALGORITHMS
 from client_sdk.algorithms.work import Work
-from client_sdk.examples import Row
 from dp.contracts import BudgetSpec, CohortSpec, TaskSpec, TrainingSpec, build_manifest
 from dp.mechanisms import decode, encode
-from secagg.adapter import vector_length
+from secagg.client.states import Session
 from secagg.manifest import Manifest, encode_manifest, manifest_digest
 from secagg.ring import Lanes, add_into
 from secagg.simulation import Aggregator, Device, Drop, Hooks, LocalDevices, drive, make_task
 from secagg.simulation.task import seeded_tools
 from tests.dp_tasks import VERIFIER, adapter, seeded
+from tests.support.problems import Gradients, Iterate, Problem, row_of
 
 Vector = NDArray[np.float64]
 Values = Mapping[str, NDArray[Any]]
-PUBLIC_SEED = bytes(32)  # of the rotation, where no cohort gives one
-
-
-@dataclass(frozen=True)
-class Problem:
-    """``hessians``: float64[devices, d, d]. ``centres``: per device float64[examples, d]."""
-
-    hessians: Vector
-    centres: tuple[Vector, ...]
-
-    @property
-    def length(self) -> int:
-        return self.hessians.shape[1]
-
-    @property
-    def devices(self) -> int:
-        return len(self.centres)
-
-    def examples(self, device: int) -> int:
-        return len(self.centres[device])
-
-    def gradient(self, device: int, y: Vector) -> Vector:
-        """Of the device's mean loss."""
-        return self.hessians[device] @ (y - self.centres[device].mean(0))
-
-    def loss(self, y: Vector, weights: Vector) -> float:
-        """The weighted mean of the devices' mean losses."""
-        total = 0.0
-        for k, weight in enumerate(weights / weights.sum()):
-            away = y - self.centres[k]
-            total += weight * float(np.einsum("ni,ij,nj->n", away, self.hessians[k], away).mean())
-        return total / 2
-
-    def optimum(self, weights: Vector) -> Vector:
-        """Where the weighted mean loss is least."""
-        return balance(weights[:, None, None] * self.hessians, self.centres)
-
-
-def balance(matrices: Vector, centres: Sequence[Vector]) -> Vector:
-    """x with sum_k M_k (x - mean c_k) = 0."""
-    pulled = sum(m @ c.mean(0) for m, c in zip(matrices, centres, strict=True))
-    return np.linalg.solve(matrices.sum(0), pulled)
-
-
-def problem(
-    examples: Sequence[int],
-    *,
-    length: int = 6,
-    seed: int = 0,
-    stiffness: tuple[float, float] = (0.5, 1.5),
-    same: bool = False,
-) -> Problem:
-    """One device per entry of ``examples``, its curvature between the ends of ``stiffness``.
-
-    ``same``: all examples of a device are equal, so that a batch is as good as all of them.
-    """
-    generator = np.random.default_rng(seed)
-    hessians, centres = [], []
-    for count in examples:
-        q, _ = np.linalg.qr(generator.normal(size=(length, length)))
-        hessians.append(q @ np.diag(generator.uniform(*stiffness, size=length)) @ q.T)
-        middle = generator.normal(size=length)
-        spread = 0.0 if same else 0.3
-        centres.append(middle + spread * generator.normal(size=(count, length)))
-    return Problem(np.array(hessians), tuple(centres))
-
-
-class Iterate:
-    """What ``AdaptedModel`` is to an algorithm: y, and how to move it."""
-
-    def __init__(self, start: Vector) -> None:
-        self.value = torch.from_numpy(np.array(start, dtype=np.float64))
-
-    @property
-    def length(self) -> int:
-        return len(self.value)
-
-    def flat(self) -> Tensor:
-        return self.value.clone()
-
-    def add(self, change: Tensor) -> None:
-        self.value = self.value + change
-
-    def put(self, values: Tensor) -> None:
-        self.value = values.clone()
-
-
-class Gradients:
-    """What ``ExampleGradients`` is to an algorithm, for one device of a problem."""
-
-    def __init__(self, problem: Problem, device: int, iterate: Iterate) -> None:
-        self._hessian = torch.from_numpy(problem.hessians[device])
-        self._centres = torch.from_numpy(problem.centres[device])
-        self._iterate = iterate
-
-    def __enter__(self) -> Gradients:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        return None
-
-    def run(self, rows: Sequence[Row]) -> Tensor:
-        away = self._iterate.value - self._centres[[row.tokens[0] for row in rows]]
-        self._found = away @ self._hessian
-        return (self._found * away).sum(1) / 2
-
-    def flat(self) -> Tensor:
-        return self._found
 
 
 @dataclass(frozen=True)
@@ -190,6 +82,8 @@ class Federation:
                 **changes,
             }
         )
+        if algorithm == "sum":
+            spec = msgspec.structs.replace(spec, adapter=None)
         self.manifest: Manifest = build_manifest(
             spec,
             created_at=self._task.manifest.created_at,
@@ -198,8 +92,7 @@ class Federation:
             partner_keys=self._task.manifest.partner_keys,
         )
         self.seed = seed
-        assert self.manifest.adapter is not None
-        self.vector = np.zeros(vector_length(self.manifest.adapter), np.float32)
+        self.vector = np.zeros(vector_length(self.manifest), np.float32)
         self.optimiser: dict[str, Vector] = {}
         self.version = 0
         self.metrics: dict[str, float] = {}
@@ -212,7 +105,7 @@ class Federation:
         iterate, source = self.model_of(device)
         return QuadraticWork(
             adapted=iterate,
-            rows=[Row((i,), (True,)) for i in range(self.problem.examples(device))],
+            rows=[row_of(i) for i in range(self.problem.examples(device))],
             pad_token=0,
             micro_batch=1 << 20,
             method="loop",
@@ -220,13 +113,22 @@ class Federation:
             clock=lambda: 0.0,
             deadline_s=None,
             stopped=lambda: False,
-            version=self.version,
+            version=self.version_of(device),
+            correction=self.correction(device),
             source=source,
         )
 
+    def version_of(self, device: int) -> int:
+        """The version that the device trains on."""
+        return self.version
+
+    def correction(self, device: int) -> Vector | None:
+        """What the device's state adds to its gradients."""
+        return None
+
     def model_of(self, device: int) -> tuple[Any, Any]:
         """The device's iterate, and where its gradients come from."""
-        iterate = Iterate(self.vector)
+        iterate = Iterate(self.problem, device, self.vector)
         return iterate, Gradients(self.problem, device, iterate)
 
     def contributions(self) -> list[Values]:
@@ -234,10 +136,10 @@ class Federation:
         contribute = ALGORITHMS[self.manifest.algorithm]
         return [contribute(self.manifest, self.work(k)) for k in range(self.problem.devices)]
 
-    def release(self, sums: Mapping[str, Vector], survivors: int) -> Step:
+    def release(self, sums: Mapping[str, Vector], survivors: int, lag: int = 0) -> Step:
         """The server's step on these sums; the next version is then the present one."""
         step = server_step(
-            self.manifest, self.vector, self.optimiser, sums, self.version, survivors
+            self.manifest, self.vector, self.optimiser, sums, self.version, survivors, lag=lag
         )
         self.vector, self.optimiser, self.metrics = step.vector, step.optimiser, step.metrics
         self.version += 1
@@ -247,8 +149,9 @@ class Federation:
         """That many releases through the ring, without masks; the last vector."""
         for _ in range(releases):
             values, gone = self.contributions(), lost(self.version)
-            present = [v for k, v in enumerate(values) if k not in gone]
-            self.release(self.unmasked(present), len(present))
+            present = [k for k in range(len(values)) if k not in gone]
+            sums = self.unmasked([values[k] for k in present], present)
+            self.release(sums, len(present))
         return self.vector.astype(np.float64)
 
     # -- three ways to a sum ------------------------------------------------------------------
@@ -260,17 +163,18 @@ class Federation:
             for segment in self.manifest.segments
         }
 
-    def unmasked(self, values: Sequence[Values]) -> dict[str, Vector]:
-        """Encoded, added in the ring, decoded."""
+    def unmasked(self, values: Sequence[Values], numbers: Sequence[int] = ()) -> dict[str, Vector]:
+        """Encoded, added in the ring, decoded; those at ``numbers``, or all."""
         total: Lanes | None = None
-        for number, value in enumerate(values):
-            lanes = self._encode(value, number, PUBLIC_SEED)
+        seed = self.version.to_bytes(32, "little")  # of the rotation: no cohort gives one
+        for number, value in zip(numbers or range(len(values)), values, strict=True):
+            lanes = self.encoded(value, number, seed)
             if total is None:
                 total = lanes
             else:
                 add_into(total, lanes, self.manifest.encoding.ring_bits)
         assert total is not None
-        return decode(self.manifest, total, survivors=len(values), rotation_seed=PUBLIC_SEED)
+        return decode(self.manifest, total, survivors=len(values), rotation_seed=seed)
 
     def masked(
         self, values: Sequence[Values], drops: Mapping[int, Drop] | None = None
@@ -279,13 +183,15 @@ class Federation:
         task = self._real_task()
         devices: list[Device] = []
         for number, value in enumerate(values):
+            version, digest = self.trained_on(number)
             devices.append(
                 Device(
                     task.devices[number],
                     number,
-                    model_digest=task.model_digest,
-                    vector=lambda number=number, value=value: self._encode(
-                        value, number, devices[number].state.session.ctx
+                    model_version=version,
+                    model_digest=digest,
+                    vector=lambda number=number, value=value: self.answer(
+                        value, number, devices[number].state.session
                     ),
                     tools=seeded_tools(self.seed, self.version, number),
                     drop=(drops or {}).get(number, Drop.NEVER),
@@ -309,7 +215,16 @@ class Federation:
         )
         return found, result.survivors
 
-    def _encode(self, value: Values, number: int, rotation_seed: bytes) -> Lanes:
+    def trained_on(self, device: int) -> tuple[int, bytes]:
+        """(version, digest) of the device's model, as it advertises them."""
+        version = self.version_of(device)
+        return version, hashlib.sha256(b"model %d" % version).digest()
+
+    def answer(self, value: Values, number: int, session: Session) -> Lanes:
+        """The payload that a device gives when its machine asks for it."""
+        return self.encoded(value, number, session.ctx)
+
+    def encoded(self, value: Values, number: int, rotation_seed: bytes) -> Lanes:
         return encode(
             self.manifest,
             value,

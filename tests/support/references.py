@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.support.federations import Problem
+from tests.support.problems import Problem
 
 Vector = NDArray[np.float64]
 
