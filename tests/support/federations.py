@@ -122,13 +122,17 @@ class Federation:
         """The version that the device trains on."""
         return self.version
 
+    def vector_of(self, device: int) -> NDArray[np.float32]:
+        """The model of that version."""
+        return self.vector
+
     def correction(self, device: int) -> Vector | None:
         """What the device's state adds to its gradients."""
         return None
 
     def model_of(self, device: int) -> tuple[Any, Any]:
         """The device's iterate, and where its gradients come from."""
-        iterate = Iterate(self.problem, device, self.vector)
+        iterate = Iterate(self.problem, device, self.vector_of(device))
         return iterate, Gradients(self.problem, device, iterate)
 
     def contributions(self) -> list[Values]:

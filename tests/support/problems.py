@@ -42,13 +42,19 @@ class Problem:
         """Of the device's mean loss."""
         return self.hessians[device] @ (y - self.centres[device].mean(0))
 
+    def losses(self, device: int, y: Vector) -> Vector:
+        """Of each of the device's examples, float64[examples]."""
+        away = y - self.centres[device]
+        return np.einsum("ni,ij,nj->n", away, self.hessians[device], away) / 2
+
+    def gradients(self, device: int, y: Vector) -> Vector:
+        """Of each of the device's examples, float64[examples, d]."""
+        return (y - self.centres[device]) @ self.hessians[device]
+
     def loss(self, y: Vector, weights: Vector) -> float:
         """The weighted mean of the devices' mean losses."""
-        total = 0.0
-        for k, weight in enumerate(weights / weights.sum()):
-            away = y - self.centres[k]
-            total += weight * float(np.einsum("ni,ij,nj->n", away, self.hessians[k], away).mean())
-        return total / 2
+        means = [self.losses(k, y).mean() for k in range(self.devices)]
+        return float(np.average(means, weights=weights))
 
     def optimum(self, weights: Vector) -> Vector:
         """Where the weighted mean loss is least."""

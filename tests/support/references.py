@@ -101,3 +101,75 @@ def nova(
     pairs = list(zip(weights, present, strict=True))
     effective = sum(w * norms[k] for w, k in pairs)
     return server.step(x, effective * sum(w * update(k) / norms[k] for w, k in pairs))
+
+
+def scaffold(
+    problem: Problem,
+    x: Vector,
+    c: Vector,
+    own: Vector,
+    present: Sequence[int],
+    rate: float,
+    steps: int,
+    population: int,
+    server_rate: float = 1.0,
+) -> tuple[Vector, Vector, Vector]:
+    """Karimireddy et al. 2020, algorithm 1, option II: the next x, c and all c_k (one per row)."""
+    moved, changes, after = [], [], own.copy()
+    for k in present:
+        y = x.copy()
+        for _ in range(steps):
+            y = y - rate * (problem.gradient(k, y) - own[k] + c)
+        after[k] = own[k] - c + (x - y) / (steps * rate)
+        moved.append(y - x)
+        changes.append(after[k] - own[k])
+    x = x + server_rate * np.mean(moved, axis=0)
+    return x, c + len(present) / population * np.mean(changes, axis=0), after
+
+
+def buffer(
+    models: Sequence[Vector],
+    begun: Sequence[int],
+    present: Sequence[int],
+    server: Server,
+    update: Callable[[int, Vector], Vector],
+) -> Vector:
+    """Nguyen et al. 2022, algorithm 1: the model after a buffer of the devices that are present.
+
+    ``models``: all versions, the present one last; ``begun``: each device's version.
+    """
+    now = len(models) - 1
+    found = [update(k, models[begun[k]]) / np.sqrt(1 + now - begun[k]) for k in present]
+    return server.step(models[-1], np.sum(found, axis=0) / len(present))
+
+
+def clipped(vectors: Vector, bound: float) -> Vector:
+    """Each row cut to that L2 norm, as DP-SGD (Abadi et al. 2016, algorithm 1) writes it."""
+    norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return vectors / np.maximum(1.0, norms / bound)
+
+
+def descended(
+    problem: Problem,
+    x: Vector,
+    present: Sequence[int],
+    rate: float,
+    clip: float,
+    denominator: float,
+) -> Vector:
+    """FedSGD with clipped examples: one step along their sum over a public number."""
+    total = sum(clipped(problem.gradients(k, x), clip).sum(0) for k in present)
+    return x - rate * total / denominator
+
+
+def slopes(
+    problem: Problem, device: int, x: Vector, directions: Vector, perturbation: float
+) -> Vector:
+    """Spall 1992; Malladi et al. 2023, definition 1: float64[examples, K]."""
+    step = perturbation * directions
+    return np.array(
+        [
+            (problem.losses(device, x + z) - problem.losses(device, x - z)) / (2 * perturbation)
+            for z in step
+        ]
+    ).T
