@@ -18,15 +18,16 @@ from secagg.manifest import Manifest
 def contribute(manifest: Manifest, work: Work) -> Mapping[str, NDArray[Any]]:
     """``loss``, ``accuracy`` and ``count``, float64[1] each, divided by the public bound E.
 
-    Only the first E rows that have an answer are used. A loss that is not finite counts as the
-    bound.
+    Only the first E rows that have an answer or a label are used. A loss that is not finite counts
+    as the bound.
 
     Raises:
         ContributionError: ``training-deadline``, ``training-stopped``.
     """
     assert manifest.training is not None  # noqa: S101  (AdaptedModel has checked it)
     most = manifest.training.weight_unit
-    chosen = np.array([i for i, row in enumerate(work.rows) if any(row.counts[1:])][:most], int)
+    usable = [i for i, row in enumerate(work.rows) if any(row.counts[1:]) or row.label is not None]
+    chosen = np.array(usable[:most], int)
     model = work.adapted.model
     was_training = model.training
     model.eval()

@@ -305,6 +305,28 @@ def test_a_classifier_learns_from_noisy_sums() -> None:
     assert evaluate(adapted.model, tokenizer, examples) < before - 0.5
 
 
+def test_a_classifier_is_evaluated_by_the_share_of_texts_that_it_gets_right() -> None:
+    """No token of a labelled text counts in the loss; its label does."""
+    model, tokenizer, examples = model_of("bert"), tiny()[1], examples_for("bert")
+    manifest = manifest_of(
+        "bert",
+        "ffa-lora",
+        model,
+        algorithm="evaluation",
+        privacy="none",
+        training=TrainingSpec(local_steps=1, max_tokens=32, weight_unit=len(examples)),
+    )
+    loss = evaluate(model, tokenizer, examples)
+    with torch.inference_mode():
+        rows = [encode_example(tokenizer, example, 32) for example in examples]
+        found = [int(model(torch.tensor([row.tokens])).logits.argmax()) for row in rows]
+    right = np.mean([answer == row.label for answer, row in zip(found, rows, strict=True)])
+    values = LoraTrainer(model, tokenizer, examples, threads=1).contribute(job(manifest))
+    assert values["count"] == 1.0
+    assert values["accuracy"][0] == pytest.approx(right)
+    assert values["loss"][0] == pytest.approx(loss, rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("family", "row", "reason"),
     [
