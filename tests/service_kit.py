@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import time
 from collections.abc import Callable
 from contextlib import asynccontextmanager
@@ -52,14 +53,27 @@ def spec(**changes: Any) -> TaskSpec:
     return TaskSpec(**{**values, **changes})
 
 
+def _free_port() -> socket.socket:
+    """A socket that keeps its port from others, also while the service is stopped.
+
+    Nobody listens on it, so that connections are then refused as they would be.
+    """
+    held = socket.socket()
+    for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
+        held.setsockopt(socket.SOL_SOCKET, option, 1)
+    held.bind(("127.0.0.1", 0))
+    return held
+
+
 class Served:
-    """One replica on an ephemeral port, over a data folder that outlives it."""
+    """One replica on a port of its own, over a data folder that outlives it."""
 
     def __init__(self, data_dir: Path, **settings: Any) -> None:
         values = {"data_dir": data_dir, "operator_token": TOKEN, "poll_s": 0.05, **settings}
         self.settings = Settings.load(**values)
-        self.url = ""
-        self._port = 0
+        self._held = _free_port()
+        self._port = self._held.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self._port}"
         self.ahead_s = 0.0  # of the service's clock: tests move it instead of waiting
 
     def clock(self) -> float:
@@ -69,10 +83,7 @@ class Served:
         self.app = build_app(self.settings, self.clock)
         self.runner = web.AppRunner(self.app, access_log=None, shutdown_timeout=2.0)
         await self.runner.setup()
-        site = web.TCPSite(self.runner, "127.0.0.1", self._port)
-        await site.start()
-        self._port = self.runner.addresses[0][1]
-        self.url = f"http://127.0.0.1:{self._port}"
+        await web.TCPSite(self.runner, "127.0.0.1", self._port, reuse_port=True).start()
 
     @property
     def service(self) -> Any:
@@ -80,6 +91,9 @@ class Served:
 
     async def stop(self) -> None:
         await self.runner.cleanup()
+
+    def release_port(self) -> None:
+        self._held.close()
 
     async def restart(self) -> None:
         await self.stop()
@@ -126,6 +140,7 @@ async def served(data_dir: Path, task: TaskSpec | None = None, **settings: Any):
         yield server
     finally:
         await server.stop()
+        server.release_port()
 
 
 class Gone(Exception):
