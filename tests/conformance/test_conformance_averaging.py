@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dp.contracts import ALGORITHMS
 from secagg.simulation import Drop
 from tests.support.federations import Federation
 from tests.support.problems import problem
@@ -144,8 +143,3 @@ def test_learning_goes_on_to_the_optimum_of_equal_devices(case: Case) -> None:
     it = Federation(same, case.algorithm, terms)
     before = np.linalg.norm(centre[0])
     assert np.linalg.norm(it.run(80) - centre[0]) < 0.05 * before
-
-
-def test_the_suite_covers_every_algorithm_that_averages_without_device_state() -> None:
-    elsewhere = {"sum", "evaluation", "zeroth-order", "fedsgd", "scaffold", "fedbuff"}
-    assert {case.algorithm for case in CASES} == set(ALGORITHMS) - elsewhere  # `tests/unit`

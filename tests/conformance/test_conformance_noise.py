@@ -1,7 +1,7 @@
-"""Noise of known variance: what the sums carry, and what the server makes of it.
+"""Noise of known variance in the ring: what the sums carry, and what the server makes of it.
 
-Every test statistic is a chi-square of fixed coins; ``SIGNIFICANCE`` is the probability with which
-a right build would have failed on other coins.
+Every test statistic is a chi-square of fixed coins (``tests.support.chi_square``). Noise that
+devices add to their own steps is in ``test_conformance_local_noise.py``.
 """
 
 from __future__ import annotations
@@ -11,17 +11,18 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from scipy.stats import chi2
 
-from dp.contracts import warnings
+from dp.contracts import SegmentSpec, warnings
 from dp.contracts.fednova import public_steps
 from dp.contracts.known_noise import mean_deviation, mean_variance
+from dp.contracts.optimisers import NAMED_AFTER
 from dp.removable import kept_share
 from secagg.simulation import Drop
+from tests.support.chi_square import within
 from tests.support.federations import Federation
 from tests.support.problems import Problem, problem
+from tests.support.stateful import Buffered
 
-SIGNIFICANCE = 1e-6
 LENGTH = 600
 EXAMPLES = (4, 9, 2, 6, 3, 7)
 DEVICE = {"device_noise_multiplier": 2.0, "update_clip": 16.0}
@@ -29,19 +30,17 @@ FEDSGD = {"privacy": "distributed", "clip": 16.0, "examples_max": 16, "sampling_
 TASKS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("fedavg", {}, DEVICE),
     ("fedprox", {"proximal_mu": 0.5}, DEVICE),
-    ("fedadam", {}, DEVICE),
+    *[(name, {}, DEVICE) for name in ("fedavgm", "fedadagrad", "fedadam", "fedyogi", "fedbuff")],
     ("fednova", {"local_epochs": 1, "local_steps": 4, "batch_size": 3}, DEVICE),
     ("fedsgd", {}, FEDSGD),
 ]
-
-
-def within(statistic: float, freedom: int) -> bool:
-    low, high = chi2.ppf([SIGNIFICANCE / 2, 1 - SIGNIFICANCE / 2], freedom)
-    return bool(low < statistic < high)
+MEANS = [terms for terms in TASKS if terms[0] != "fedbuff"]  # divided by a public constant
 
 
 def federation(algorithm: str, training: dict[str, Any], changes: dict[str, Any]) -> Federation:
     task = problem(EXAMPLES, length=LENGTH, same=True)
+    if algorithm == "fedbuff":
+        return Buffered(task, training, survivors_min=4, **changes)
     return Federation(task, algorithm, training, survivors_min=4, **changes)
 
 
@@ -74,13 +73,48 @@ def test_a_masked_sum_is_the_exact_one_plus_noise_of_the_known_variance(
         assert not within(statistic * count / 4, freedom)  # as if the noise were of four
 
 
-@pytest.mark.parametrize(("algorithm", "training", "changes"), TASKS, ids=[t[0] for t in TASKS])
+SLOPES = {"local_steps": 1, "directions": 48, "batch_size": 16}
+SHORT: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    ("zeroth-order", SLOPES, FEDSGD),
+    ("zeroth-order", SLOPES, DEVICE),
+    ("evaluation", {"local_steps": 1, "weight_unit": 6}, {"device_noise_multiplier": 2.0}),
+    (
+        "sum",
+        {},
+        {"device_noise_multiplier": 2.0, "segments": (SegmentSpec("counts", 40, 9.0),)},
+    ),
+]
+
+
+@pytest.mark.parametrize(("algorithm", "training", "changes"), SHORT, ids=[t[0] for t in SHORT])
+def test_the_noise_of_short_sums_is_known_too(
+    algorithm: str, training: dict[str, Any], changes: dict[str, Any]
+) -> None:
+    """The same contributions under fresh shares; the first sum is a masked one."""
+    it = Federation(problem(EXAMPLES), algorithm, training, survivors_min=4, **changes)
+    one = {"counts": np.arange(40) / 40}
+    values = [one] * 6 if algorithm == "sum" else it.contributions()
+    total = it.exact(values)
+    if it.manifest.example_privacy is not None:
+        total = {name: units / it.manifest.segments[0].scale for name, units in total.items()}
+    statistic, freedom = 0.0, 0
+    for version in range(2_000 // it.manifest.data_length + 1):
+        it.version = version
+        sums = it.masked(values)[0] if version == 0 else it.unmasked(values)
+        for segment in it.manifest.segments:
+            error = (sums[segment.name] - total[segment.name]) * segment.scale
+            statistic += float(error @ error) / (it.manifest.noise.share_variance * 6)
+            freedom += segment.length
+    assert within(statistic, freedom)
+    assert not within(statistic * 6 / 4, freedom)
+
+
+@pytest.mark.parametrize(("algorithm", "training", "changes"), MEANS, ids=[t[0] for t in MEANS])
 def test_the_known_variance_is_that_of_the_mean_which_the_server_moves_by(
     algorithm: str, training: dict[str, Any], changes: dict[str, Any]
 ) -> None:
     """Two steps from the same place, plain optimiser: with the noise and without it."""
-    if algorithm == "fedadam":
-        training = {"server_optimiser": "sgd"}
+    if algorithm in NAMED_AFTER:
         algorithm = "fedavg"
     it = federation(algorithm, training, changes)
     statistic = 0.0
@@ -95,7 +129,7 @@ def test_the_known_variance_is_that_of_the_mean_which_the_server_moves_by(
 
 
 def test_fednova_under_noise_multiplies_by_the_public_steps() -> None:
-    it = federation(*TASKS[3])
+    it = federation(*next(terms for terms in TASKS if terms[0] == "fednova"))
     values = it.contributions()
     step = it.release(integral(it, values), 6)
     mean = integral(it, values)["delta"] / 6

@@ -89,12 +89,12 @@ def test_through_the_masks_it_is_the_papers_algorithm(case: Case, tmp_path: Path
         assert it.all_own() == pytest.approx(own, abs=3 * steps * unit / (STEPS * RATE))
 
 
-@pytest.mark.parametrize("clip", [64.0, 0.2])
+@pytest.mark.parametrize("changes", [{}, {"update_clip": 0.2}, {"privacy": "local"}], ids=str)
 def test_the_servers_control_is_the_mean_of_what_the_devices_keep(
-    clip: float, tmp_path: Path
+    changes: dict[str, Any], tmp_path: Path
 ) -> None:
-    """Even where the clip cuts what is sent: both sides go by the sent vector."""
-    it = federation(Case(population=9), tmp_path, update_clip=clip)
+    """Even where the clip cuts what is sent, or devices add noise: both go by the sent vector."""
+    it = federation(Case({"batch_size": 5}, population=9), tmp_path, **changes)
     for present in [range(6), (0, 1, 3, 5), (1, 2, 3, 4), range(5)]:
         it.advance(tuple(present))
         mean = it.all_own().sum(0) / 9  # the others have zero
