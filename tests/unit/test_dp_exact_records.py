@@ -188,6 +188,20 @@ def test_a_list_of_contributors_is_a_sorted_set(data: bytes) -> None:
         contributors.parse_contributors(data, hashlib.sha256(data).digest())
 
 
+def test_a_list_holds_one_contributor_to_as_many_as_there_may_be(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def parsed(count: int) -> tuple[bytes, ...]:
+        data = b"".join(bytes([n]) * 32 for n in range(count))
+        return contributors.parse_contributors(data, hashlib.sha256(data).digest())
+
+    assert parsed(1) == (bytes(32),)
+    monkeypatch.setattr(contributors, "_COUNT_MAX", 3)
+    assert len(parsed(3)) == 3
+    with pytest.raises(LedgerError, match="contributors-malformed"):
+        parsed(4)
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -183,3 +183,9 @@ def test_a_key_of_another_length_is_refused_though_its_hash_is_right() -> None:
     assert parse_signatures("\u2014 a AAAAAAA=\n")[0].signature == b"\x00"
     for control in ("a\x1fb", "a\x00"):
         assert reason(verifier_key, control, bytes(32)) == "key-name"
+
+
+def test_our_signature_may_stand_after_another() -> None:
+    other = sign_note(TEXT, "Enoch", Secret(bytes(32))).decode().rpartition("\n\n")[2]
+    ours = NOTE.decode().rpartition("\n\n")[2]
+    assert verify_note(f"{TEXT}\n{other}{ours}".encode(), parse_verifier(PETER)) == TEXT
