@@ -221,3 +221,38 @@ def test_without_a_try_that_fits_nothing_is_sent(monkeypatch: pytest.MonkeyPatch
     assert (found.tolist(), found.dtype) == ([0, 0, 0], np.int64)
     with pytest.raises(LocalProtocolError, match="clip-out-of-range"):
         to_units(np.ones(3), 1, (1 << 30) + 1, seeded())
+
+
+def rounded_and_clipped(values: np.ndarray, scale: int, bound: int) -> tuple[np.ndarray, int]:
+    """The documented steps, one after the other, and how many tries they took."""
+    wide = values.astype(np.float64)
+    norm = float(np.sqrt((wide**2).sum()))
+    target = math.sqrt(max(bound**2 - len(wide) / 4, bound**2 / 2))
+    units = wide * scale if norm * scale <= target else wide / norm * target
+    stream, tries = BitStream(lambda _: KEY), 0
+    while True:
+        tries += 1
+        if tries > 2:
+            units = units * (0.999 if tries <= 64 else 0.9)
+        result = np.floor(units) + (stream.uint32(len(units)) / 2**32 < units - np.floor(units))
+        if (result**2).sum() <= bound**2:
+            return result.astype(np.int64), tries
+
+
+@pytest.mark.parametrize(
+    ("values", "scale", "bound", "tries"),
+    [
+        (np.linspace(-1.0, 1.0, 40), 30, 200, range(1, 2)),
+        (np.linspace(-1.0, 1.0, 40), 1000, 50, range(1, 20)),
+        (np.linspace(-1.0, 1.0, 40).astype(np.float32), 1 << 20, 1 << 25, range(1, 2)),
+        (np.ones(64), 1, 2, range(3, 65)),
+        (np.ones(4096), 1, 2, range(65, 200)),
+        (np.array([2.0]), 1 << 29, 1 << 30, range(1, 2)),
+    ],
+)
+def test_a_clipped_vector_is_made_by_the_documented_steps(
+    values: np.ndarray, scale: int, bound: int, tries: range
+) -> None:
+    expected, taken = rounded_and_clipped(values, scale, bound)
+    assert taken in tries
+    assert np.array_equal(to_units(values, scale, bound, lambda _: KEY), expected)

@@ -194,6 +194,9 @@ CASES = {
     "a plan at no rate": Case(
         lambda: plans.plan_epsilon(1.0, 1, 1e-5, 0.0), RANGE, "0 < rate <= 1", 0.0
     ),
+    "a plan at twice the rate": Case(
+        lambda: plans.plan_epsilon(1.0, 1, 1e-5, 2.0), RANGE, "0 < rate <= 1", 2.0
+    ),
     "a plan at delta one": Case(lambda: plans.plan_epsilon(1.0, 1, 1.0), RANGE, "0..1", 1.0),
     "a plan without coordinates": Case(
         lambda: plans.plan_epsilon(1.0, 1, 1e-5, length=0), RANGE, f"1 to {1 << 40}", 0
