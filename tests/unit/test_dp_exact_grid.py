@@ -48,6 +48,8 @@ def test_a_stream_is_the_cipher_of_a_counter_read_little_endian() -> None:
     bits = stream.bits(11)
     assert bits.tolist() == [plain[33 + i // 8] >> (7 - i % 8) & 1 for i in range(11)]
     assert stream.take(1) == plain[35:36]  # 11 bits took two bytes
+    assert stream.bits(16).tolist() == [plain[36 + i // 8] >> (7 - i % 8) & 1 for i in range(16)]
+    assert stream.take(1) == plain[38:39]
     assert BitStream(lambda _: KEY, place=3).take(20) == counter_blocks(3 << 64, 2)[:20]
 
 
