@@ -53,6 +53,7 @@ def test_tails_are_chernoff_s_and_bounds_the_least() -> None:
             exact = float(1 + exponent / mpmath.log(2))
             assert tail_log2(variance, bound) == pytest.approx(exact, rel=1e-9, abs=1e-12)
     assert tail_log2(5.0, 0.0) == tail_log2(5.0, -1.0) == 0.0
+    assert tail_bound(1e-3, -1.0) == 1
     for variance in (1.0, 77.0, 1e6):
         for log2 in (-1.0, -40.0, -104.0):
             least = tail_bound(variance, log2)
