@@ -9,7 +9,13 @@ from typing import Literal
 
 import msgspec
 
-from dp.accounting import headline, lines
+from dp.accounting import (
+    draws_per_release,
+    epsilon_of,
+    headline,
+    lines,
+    slack_log2,
+)
 from dp.adaptive import main_length
 from dp.contracts.adaptive import noise_growth
 from dp.contracts.advice import USELESS_RATIO, quantile_deviation
@@ -23,13 +29,14 @@ from dp.contracts.spec import (
     TrainingSpec,
 )
 from dp.errors import AccountingError
+from dp.events import Composed, GaussianRelease
 from dp.grid import l2_squared_units
 from dp.notes import verifier_key
 from dp.quantisation import clip_bias
 from dp.removable import kept_share
 from dp.stream import RandomBytes
 from secagg.errors import ConfigurationError
-from secagg.manifest import Adapter, Manifest, TensorShape
+from secagg.manifest import Adapter, Manifest, Noise, TensorShape
 from secagg.ring import packed_size, payload_length
 
 NOISE_MAX = 1e4  # as the contracts
@@ -45,7 +52,9 @@ class TaskPlan(msgspec.Struct, frozen=True, kw_only=True):
     ``useless``: whether that exceeds what a model can learn under.
     ``wrap_log2``: log2 of the bound on the chance that a sum wraps around.
     ``clip_bias``: mean relative error of the length of a contribution at the clip, from rounding
-    and the exact integer clip (measured; shorter contributions have none). It costs no epsilon.
+    and the exact integer clip (measured; shorter contributions have none).
+    ``grid_epsilon``: how much larger epsilon is than with continuous Gaussian noise of the same
+    variance and no rounding, by the same accountant.
     ``noise_growth``: noise on the vector over that with a fixed clip; 1 without ``adaptive_clip``.
     ``quantile_noise``: standard deviation of the noise in the quantile's estimate, as a share of
     the units of a full cohort; None without ``adaptive_clip``.
@@ -69,6 +78,7 @@ class TaskPlan(msgspec.Struct, frozen=True, kw_only=True):
     useless: bool
     participations: float
     clip_bias: float
+    grid_epsilon: float
     noise_growth: float
     quantile_noise: float | None
 
@@ -235,9 +245,18 @@ def _plan(
         useless=ratio > USELESS_RATIO,
         participations=rounds * rules.size_max / population,
         clip_bias=clip_bias(segment.length, segment.clip_units, _coins()),
+        grid_epsilon=max(0.0, cost - _continuous_epsilon(manifest, noise, rounds)),
         noise_growth=noise_growth(manifest),
         quantile_noise=quantile_deviation(manifest),
     )
+
+
+def _continuous_epsilon(manifest: Manifest, noise: Noise, rounds: int) -> float:
+    """Epsilon of Gaussian releases with the noise that is guaranteed, sampler's slack included."""
+    guaranteed = noise.share_variance * noise.honest_min
+    release = GaussianRelease(math.sqrt(guaranteed / l2_squared_units(manifest.segments)))
+    slack = slack_log2(rounds * draws_per_release(manifest))
+    return epsilon_of(Composed(((release, rounds),)), manifest.budget.delta, slack)
 
 
 def _coins() -> RandomBytes:

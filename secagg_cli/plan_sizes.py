@@ -78,8 +78,9 @@ def task(
             f"device takes part in {plan.participations:.3g} rounds on average"
         )
         out.say(
-            f"rounding adds nothing to epsilon; a contribution at the clip arrives "
-            f"{-100 * plan.clip_bias:.2g} % shorter on average, a shorter one as it is"
+            f"the integer grid adds {plan.grid_epsilon:.1g} to the epsilon of continuous noise; a "
+            f"contribution at the clip arrives {-100 * plan.clip_bias:.2g} % shorter on average, a "
+            "shorter one as it is"
         )
         if plan.quantile_noise is not None:
             out.say(

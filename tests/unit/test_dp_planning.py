@@ -1,0 +1,65 @@
+"""What a plan says of the integer grid, against continuous noise computed here."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import pytest
+
+from dp.planning import plan_task
+
+ROUNDS, DELTA = 20, 1e-6
+
+
+def continuous(multiplier: float) -> float:
+    """Least epsilon of composed Gaussian releases over integer orders (Canonne, Kamath, Steinke
+    2020, proposition 12), without any slack for a sampler."""
+    found = math.inf
+    for order in range(2, 2000):
+        divergence = ROUNDS * order / (2 * multiplier**2)
+        tail = math.log(1 / (DELTA * order)) / (order - 1) + math.log1p(-1 / order)
+        found = min(found, divergence + tail)
+    return found
+
+
+@pytest.mark.parametrize("mechanism", ["skellam", "discrete-gaussian"])
+@pytest.mark.parametrize("unit", ["device", "example"])
+@pytest.mark.parametrize("length", [16, 4096, 1_000_000])
+@pytest.mark.parametrize("epsilon", [0.5, 8.0])
+def test_the_grid_costs_next_to_nothing(
+    mechanism: Literal["skellam", "discrete-gaussian"],
+    unit: Literal["device", "example"],
+    length: int,
+    epsilon: float,
+) -> None:
+    plan = plan_task(
+        population=100,
+        cohort=100,
+        rounds=ROUNDS,
+        epsilon=epsilon,
+        delta=DELTA,
+        length=length,
+        unit=unit,
+        mechanism=mechanism,
+    )
+    honest = plan.survivors_min - 1
+    reached = math.sqrt(plan.share_variance * honest) / plan.clip_units
+    assert reached == pytest.approx(plan.noise_multiplier, rel=1e-3)
+    ideal = continuous(reached)
+    assert ideal <= plan.epsilon <= ideal * (1 + 2e-6)
+    assert 0 <= plan.grid_epsilon <= 1e-6 * plan.epsilon
+
+
+def test_a_coarse_statement_costs_more_on_the_grid() -> None:
+    """With little noise per unit the terms of Skellam show, and the plan says so."""
+    plan = plan_task(
+        population=100,
+        cohort=100,
+        rounds=ROUNDS,
+        epsilon=50.0,
+        delta=DELTA,
+        length=16,
+        unit="example",
+    )
+    assert plan.grid_epsilon > 1e-3 * plan.epsilon
