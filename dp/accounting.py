@@ -36,6 +36,7 @@ from dp.grid import (
     l2_squared_units,
     scale_for,
 )
+from dp.overrun import overrun_log2, slot_terms
 from dp.rdp import epsilon_from_rdp, rdp_curve
 from dp.removable import kept_share
 from secagg.manifest import DevicePrivacy, ExamplePrivacy, Manifest
@@ -300,8 +301,11 @@ def _mode_c(
     line = _line("C", _adversary(manifest), accountant(manifest), event, delta, slack, replaced)
     yield line
     if manifest.report_slot_s > 0 and privacy.sampling_rate < 1 and not replaced:
+        slack = overrun_log2(slack, releases, manifest.overrun)
         sampled = epsilon_of(_sampled(event, privacy.sampling_rate), delta, slack)
-        yield _amplified(line, sampled, ", if report-in slots and failures do not show the batch")
+        yield _amplified(
+            line, sampled, slot_terms(manifest.overrun, "report-in slots and failures do")
+        )
 
 
 def _mode_a(
@@ -314,9 +318,10 @@ def _mode_a(
     line = _line("A", "everyone", ACCOUNTANT_SKELLAM, event, delta, slack, replaced)
     yield line
     if privacy.sampling_rate < 1 and not replaced:
+        slack = overrun_log2(slack, releases, manifest.overrun)
         sampled = epsilon_of(_sampled(event, privacy.sampling_rate), delta, slack)
         shown = "report-in slots do" if manifest.report_slot_s > 0 else "time does"
-        yield _amplified(line, sampled, f", if {shown} not show the batch")
+        yield _amplified(line, sampled, slot_terms(manifest.overrun, shown))
 
 
 def _mode_b(
@@ -325,7 +330,9 @@ def _mode_b(
     """Whole devices, by noise over the sum of all devices.
 
     Secret abstention is Poisson sampling of devices, against the aggregator too: beside a device
-    whose contribution is always zero stands one that puts it in by an unseen coin.
+    whose contribution is always zero stands one that puts it in by an unseen coin. The coin is
+    thrown when the device masks, after the slot, so a slot that is missed does not show it; and
+    training that fails makes a contribution zero, which moves the sum less.
     """
     delta = manifest.budget.delta
     event = _ring_event(manifest, counts, examples_factor(manifest), ADJACENCY["device"])

@@ -31,6 +31,7 @@ from dp.events import (
     replace_one,
 )
 from dp.grid import clip_units, l1_of, scale_for
+from dp.overrun import taken
 
 CORRELATED = "+matrix/choquette-choo-2023"
 LENGTH_MAX = 1 << 40
@@ -60,17 +61,19 @@ def plan_epsilon(
     *,
     length: int = 92_160,
     adjacency: Adjacency = "add-or-remove",
+    slot_overrun: float = 0.0,
 ) -> tuple[float, str]:
     """Epsilon of ``rounds`` releases, rounded up, and the accountant's name.
 
     ``gaussian`` is accounted by :func:`dp.gaussian.gaussian_epsilon`, ``discrete-gaussian`` as the
     sum of ``PLAN_SHARES`` equal shares. ``length``: coordinates, for the bounds of the discrete
     two. ``adjacency``: ``noise_multiplier`` is always noise over *clip*; under ``replace-one`` a
-    record moves the sum by two clips.
+    record moves the sum by two clips. ``slot_overrun``: chance, in one release, that a batch makes
+    its device miss its slot, or fail, for which delta pays (:mod:`dp.overrun`).
 
     Raises:
         AccountingError: ``parameter-out-of-range``, ``mechanism-unknown``,
-            ``adjacency-unaccounted``.
+            ``adjacency-unaccounted``, ``overrun-without-sampling``, ``overrun-takes-delta``.
     """
     if not 1 <= rounds <= 10**7:
         raise AccountingError(
@@ -95,6 +98,45 @@ def plan_epsilon(
             expected=list(get_args(Adjacency)),
             found=adjacency,
         )
+    if not (math.isfinite(slot_overrun) and 0 <= slot_overrun < 1):
+        raise AccountingError(
+            "parameter-out-of-range",
+            "The chance of an overrun is out of range.",
+            expected="0 <= slot_overrun < 1",
+            found=slot_overrun,
+        )
+    terms = (sampling_rate, mechanism, length, adjacency)
+    if slot_overrun == 0:
+        return _cost(noise_multiplier, rounds, delta, *terms)
+    if sampling_rate == 1:
+        raise AccountingError(
+            "overrun-without-sampling",
+            "Without sampling no cost rests on secret batches, or on the time that they take.",
+            expected="sampling_rate < 1",
+            found=sampling_rate,
+        )
+    first, _ = _cost(noise_multiplier, rounds, delta / 2, *terms)
+    cost = taken(first, rounds, slot_overrun)
+    if cost > delta / 2:
+        raise AccountingError(
+            "overrun-takes-delta",
+            "Missed slots take more than half of delta: (1 + e^epsilon) * rounds * slot_overrun.",
+            expected=f"at most {delta / 2:g}, half of delta",
+            found=f"(1 + e^{first:.4g}) * {rounds} * {slot_overrun:g} = {cost:.3g}",
+            remedy="A smaller chance, fewer rounds, or more noise.",
+        )
+    return _cost(noise_multiplier, rounds, delta - cost, *terms)
+
+
+def _cost(
+    noise_multiplier: float,
+    rounds: int,
+    delta: float,
+    sampling_rate: float,
+    mechanism: Mechanism,
+    length: int,
+    adjacency: Adjacency,
+) -> tuple[float, str]:
     event: Event
     match mechanism:
         case "gaussian":

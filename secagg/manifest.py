@@ -245,11 +245,19 @@ class Manifest(_Part, frozen=True):
     training: Training | None
     # Not written where a task has none, so that the digests of such manifests are as they were.
     adaptive_clip: AdaptiveClip | msgspec.UnsetType = msgspec.UNSET
+    # Chance per release that a batch makes its device miss the slot, or fail (unset: never).
+    slot_overrun: float | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def clip_adaptation(self) -> AdaptiveClip | None:
         """How the clip adapts; None: it is fixed."""
         return None if self.adaptive_clip is msgspec.UNSET else self.adaptive_clip
+
+    @property
+    def overrun(self) -> float:
+        """Stated chance, in one release, that a batch makes its device miss its slot, or fail;
+        0: it is claimed never to happen."""
+        return 0.0 if self.slot_overrun is msgspec.UNSET else self.slot_overrun
 
     @property
     def removable_drops(self) -> tuple[int, ...]:

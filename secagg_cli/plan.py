@@ -36,6 +36,13 @@ def privacy(
     sampling_rate: Annotated[
         float, typer.Option(help="Poisson rate; 1: no amplification is claimed.")
     ] = 1.0,
+    slot_overrun: Annotated[
+        float,
+        typer.Option(
+            help="Chance per release that a batch makes its device miss its slot, or fail; "
+            "delta pays for it. 0: claimed never."
+        ),
+    ] = 0.0,
     mechanism: Annotated[Mechanism, typer.Option(help="The noise.")] = Mechanism.gaussian,
     length: Annotated[
         int, typer.Option(help="Coordinates of the sum; only Skellam's bound needs it.", min=1)
@@ -80,6 +87,13 @@ def privacy(
                     expected=1,
                     found=sampling_rate,
                 )
+            if slot_overrun:
+                raise CommandError(
+                    "overrun-without-sampling",
+                    "Only sampled batches have a time to hide.",
+                    expected=0,
+                    found=slot_overrun,
+                )
             plan = plan_correlated(
                 noise_multiplier=noise_multiplier,
                 rounds=rounds,
@@ -105,8 +119,15 @@ def privacy(
                 mechanism=mechanism.value,
                 length=length,
                 adjacency=adjacency.value,
+                slot_overrun=slot_overrun,
             )
         amplified = "" if sampling_rate == 1 else f", amplified by sampling at {sampling_rate}"
+        if slot_overrun:
+            amplified += (
+                f", with a chance of at most {slot_overrun:g} per release that a slot is missed"
+            )
+        elif sampling_rate < 1:
+            amplified += ", if no batch makes its device miss a slot"
         out.say(
             f"epsilon {epsilon:.4f} at delta {delta:g} after {rounds} releases, "
             f"{mechanism.value} noise at multiplier {noise_multiplier:g}{amplified}, "
@@ -119,6 +140,7 @@ def privacy(
                 "rounds": rounds,
                 "noise_multiplier": noise_multiplier,
                 "sampling_rate": sampling_rate,
+                "slot_overrun": slot_overrun,
                 "mechanism": mechanism.value,
                 "adjacency": adjacency.value,
                 "accountant": accountant,

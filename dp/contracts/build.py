@@ -142,6 +142,7 @@ def build_manifest(
         adapter=spec.adapter,
         training=None if spec.algorithm == "sum" else _training(spec, noisy),
         adaptive_clip=msgspec.UNSET if adaptive is None else adaptive,
+        slot_overrun=msgspec.UNSET if spec.slot_overrun == 0 else spec.slot_overrun,
     )
     manifest = _with_tau(spec, manifest)
     check_manifest(manifest)

@@ -33,6 +33,7 @@ from dp.contracts.rules import (
     refuse,
 )
 from dp.contracts.scaffold import Scaffold, has_control
+from dp.contracts.slot import check_overrun, check_slot
 from dp.contracts.zeroth_order import ZerothOrder
 from dp.errors import AccountingError, LedgerError
 from dp.grid import examples_factor
@@ -100,7 +101,7 @@ def check_manifest(manifest: Manifest) -> None:
     check_versions(manifest)
     for name in ("report_s", "share_s", "check_s", "masked_input_s", "confirm_s", "unmask_s"):
         in_range(name, getattr(manifest.deadlines, name), 0, 30 * 86_400, open_low=True)
-    in_range("report_slot_s", manifest.report_slot_s, 0, 30 * 86_400)
+    check_slot(manifest)
     in_range("budget.delta", manifest.budget.delta, 0, 0.1, open_low=True)
     in_range("budget.releases_max", manifest.budget.releases_max, 1, 10**6)
     check_grid(manifest.segments)
@@ -112,6 +113,7 @@ def check_manifest(manifest: Manifest) -> None:
     check_noise(manifest)
     check_encoding(manifest)
     _check_budget(manifest)
+    check_overrun(manifest)
     size = len(encode_manifest(manifest))
     if size > MANIFEST_BYTES_MAX:
         refuse(

@@ -164,6 +164,9 @@ class TaskSpec(_Table, frozen=True):
     would have needed. Costs one more secret per level and device, and drawing the parts again.
     ``report_slot_s``: devices report in exactly this long after a version opens, so that time
     does not show the batch; 0: when they are ready (no amplified statement is then made).
+    ``slot_overrun``: chance, stated by the operator, that in one release (all tries at it together)
+    a batch makes its device miss its slot, or fail, whatever its data; delta pays for it in the
+    amplified lines of examples. 0: it is claimed never to happen.
     ``adaptive_clip``: ``clip`` (mode C) or ``update_clip`` (device level) is where the clip begins,
     and each release moves it; absent: it stays.
     ``start_from``: task whose present model is this one's version 0, with the same base model and
@@ -183,6 +186,7 @@ class TaskSpec(_Table, frozen=True):
     mechanism: Literal["skellam", "discrete-gaussian"] = "skellam"
     removable_noise: bool = True
     report_slot_s: float = 0.0
+    slot_overrun: float = 0.0
     segments: tuple[SegmentSpec, ...] = ()
     cohort: CohortSpec = CohortSpec()
     deadlines: DeadlineSpec = DeadlineSpec()

@@ -94,6 +94,12 @@ def parameters(manifest: Manifest) -> tuple[Parameter, ...]:
         f"{slot_s:g} s" if slot_s else "none",
         "devices report in at multiples of it" if slot_s else "devices report in when ready",
     )
+    if slot_s:
+        row(
+            "slot_overrun",
+            repr(manifest.overrun) if manifest.overrun else "none",
+            "stated chance per release that a batch makes its device miss the slot, or fail",
+        )
     row("releases_max", manifest.budget.releases_max, "releases that the budget allows")
     row("delta", manifest.budget.delta, "chance at which an epsilon may fail")
     if manifest.training is not None:

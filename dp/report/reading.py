@@ -48,7 +48,8 @@ FIGURES = (
     Figure(
         name="amplified epsilon",
         value="the same, each release being a Poisson sample at sampling_rate (of devices: "
-        "participation_rate)",
+        "participation_rate); of examples, at delta less (1 + e^epsilon) times slot_overrun for "
+        "each release",
     ),
     Figure(
         name="epsilon after each release",

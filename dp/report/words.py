@@ -9,7 +9,7 @@ from secagg.manifest import Manifest
 
 _BATCH_COINS = (
     "Amplified lines for examples hold only where the coins of each batch stay secret in the "
-    "device, and neither time nor failures show the batch."
+    "device, and neither time nor failures show the batch"
 )
 _ABSTENTION = (
     "The amplified line for devices holds only if nothing but the sum depends on who abstains. "
@@ -22,7 +22,7 @@ def amplified(task: AuditedTask) -> str:
     units = {line.unit for line in task.lines if line.amplified}
     found = []
     if "example" in units:
-        found += [_BATCH_COINS, _slots(task.manifest)]
+        found.append(_batches(task.manifest))
     if "device" in units:
         found.append(_ABSTENTION)
     return " ".join(found)
@@ -107,7 +107,7 @@ def assumptions(manifest: Manifest) -> tuple[str, ...]:
                 "with a chance of at most 2^-80, and chose them without looking at a batch."
             )
         if example.sampling_rate < 1 and (example.mode == "local" or manifest.report_slot_s > 0):
-            found.append(_BATCH_COINS + " " + _slots(manifest))
+            found.append(_batches(manifest))
     if manifest.device_privacy is not None:
         found.append(
             "Device-level neighbours differ in one device's data; the device takes part either way."
@@ -127,8 +127,22 @@ def _too_many(corrupt_max: int) -> str:
     )
 
 
+def _batches(manifest: Manifest) -> str:
+    """What is assumed of secret batches, and of the time at which their work ends."""
+    slot_s, overrun = manifest.report_slot_s, manifest.overrun
+    if overrun:
+        return (
+            f"{_BATCH_COINS}, but with a chance of at most {overrun!r} in each release "
+            "(slot_overrun, as the operator states it). That a batch makes its device miss the "
+            f"public slot of {slot_s:g} s, or fail, is part of delta: (1 + e^epsilon) times that "
+            "chance is taken from it for every charged release before an amplified epsilon is "
+            "computed. Nothing here shows that the chance is no larger."
+        )
+    return f"{_BATCH_COINS}. {_slots(manifest)}"
+
+
 def _slots(manifest: Manifest) -> str:
-    """What is assumed of the time at which a batch's work ends; no delta pays for it."""
+    """What is assumed of time where no chance of an overrun is stated; no delta pays for it."""
     slot_s = manifest.report_slot_s
     if slot_s == 0:
         return "This task has no report slots: how long a device trains may show its batch."
@@ -140,7 +154,8 @@ def _slots(manifest: Manifest) -> str:
     )
     return (
         f"That training and the report end within the public slot of {slot_s:g} s is assumed: the "
-        f"chance that they do not is not part of delta. {late}"
+        "task claims that this never fails (no slot_overrun), and the chance that it does is not "
+        f"part of delta. {late}"
     )
 
 
