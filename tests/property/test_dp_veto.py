@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import msgspec
@@ -26,6 +27,7 @@ MANIFESTS = [
     built(report_slot_s=5.0, device_noise_multiplier=2.0, examples_max=16),
     built(algorithm="fedavg", noise_multiplier=3.0),
     built(adaptive_clip=AdaptiveClipSpec()),
+    built(report_slot_s=5.0, slot_overrun=1e-9),
     built(algorithm="fedavg", privacy="none"),
     built(statistics(("x", 3, 2.0), ("y", 1, 9.0), device_noise_multiplier=9.0)),
 ]
@@ -79,6 +81,10 @@ def test_any_changed_manifest_is_refused_by_reason_or_still_keeps_its_promise(
     cost = headline(lines(changed, changed.budget.releases_max))
     if changed.budget.max_epsilon is not None:
         assert cost <= changed.budget.max_epsilon
+    if changed.overrun:
+        amplified = lines(changed, changed.budget.releases_max)[1]
+        assert amplified.amplified
+        assert math.isfinite(amplified.epsilon)
     if changed.noise is not None:
         assert changed.noise.honest_min >= 1
         assert changed.cohort.silent_max >= 1
