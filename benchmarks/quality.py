@@ -335,7 +335,8 @@ def main() -> None:
         run_all(args, plan, results)
     known = references(args.model, args.clients, args.data)
     if args.command == "curve":
-        args.into.write_text(curve(plan, results, args.rows, known))
+        labels = {row.name: f"{row.name}: {row.noise}" for row in ROWS if row.name in args.rows}
+        args.into.write_text(curve(plan, results, labels, known))
     else:
         write_report(plan, results, known, args.into)
 

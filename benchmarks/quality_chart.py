@@ -48,14 +48,14 @@ def chart(
 
 
 def curve(
-    plan: Plan, results: Results, rows: Sequence[str], references: Mapping[str, float]
+    plan: Plan, results: Results, rows: Mapping[str, str], references: Mapping[str, float]
 ) -> str:
-    """Loss against epsilon: a line for each row, whiskers for the spread."""
-    made = _finished(plan, results, rows)
+    """Loss against epsilon: a line for each row (name -> label), whiskers for the spread."""
+    made = _finished(plan, results, list(rows))
     epsilons = sorted(plan.epsilons, key=lambda epsilon: epsilon or math.inf)
     figure = Figure(figsize=(6.0, 3.6), layout="constrained")
     axes = figure.subplots()
-    for row, colour in zip(rows, _COLOURS, strict=False):
+    for (row, label), colour in zip(rows.items(), _COLOURS, strict=False):
         shown = [(k, made[row, e]) for k, e in enumerate(epsilons) if (row, e) in made]
         axes.errorbar(
             [k for k, _ in shown],
@@ -64,7 +64,7 @@ def curve(
             fmt="o-",
             capsize=3,
             color=colour,
-            label=row,
+            label=label,
         )
     axes.axhline(references["base model"], color="#888", linestyle="--", label="base model")
     axes.set_xticks(range(len(epsilons)), [_name(epsilon) for epsilon in epsilons])

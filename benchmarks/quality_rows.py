@@ -62,6 +62,15 @@ class Row:
     where: Literal["federated", "alone", "pooled"] = "federated"
 
     @property
+    def distributed(self) -> bool:
+        """Whether noise, if any, is added in the sum."""
+        return self.private in ("fedsgd", "zeroth-order")
+
+    @property
+    def noise(self) -> str:
+        return "noise in the sum (mode C)" if self.distributed else "on every device (mode A)"
+
+    @property
     def exists(self) -> bool:
         """Whether this version has both halves of the algorithm."""
         return self.algorithm in ALGORITHMS and self.algorithm in DEVICE_HALVES
@@ -167,7 +176,7 @@ def _manifest(
         )
     network, _, fingerprint = model_of(model)
     preset = preset_for(model).adapter
-    distributed = noise is not None and algorithm in ("fedsgd", "zeroth-order")
+    distributed = noise is not None and row.distributed
     server_side = distributed or algorithm == "zeroth-order" or row.local_rate is not None
     releases, local_steps = releases_of(row, steps, private=noise is not None)
     denominator = 0.0
