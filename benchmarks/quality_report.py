@@ -80,7 +80,11 @@ def _size(count: float) -> str:
 
 
 def _notes(plan: Plan, results: Results) -> str:
-    found = results.all()
+    found = {
+        key: run
+        for key, run in results.all().items()
+        if key.epsilon in plan.epsilons and key.rate in plan.rates
+    }
     loads = [run["load"] for run in found.values()]
     shown = " ".join(f"{rate:g}" for rate in plan.rates)
     text = (
