@@ -68,7 +68,7 @@ class Row:
 
     @property
     def noise(self) -> str:
-        return "noise in the sum (mode C)" if self.distributed else "on every device (mode A)"
+        return f"noise {'in the sum (mode C)' if self.distributed else 'on every device (mode A)'}"
 
     @property
     def exists(self) -> bool:
