@@ -317,6 +317,7 @@ def test_a_classifier_is_evaluated_by_the_share_of_texts_that_it_gets_right() ->
         training=TrainingSpec(local_steps=1, max_tokens=32, weight_unit=len(examples)),
     )
     loss = evaluate(model, tokenizer, examples)
+    model.eval()  # without dropout, as evaluations are
     with torch.inference_mode():
         rows = [encode_example(tokenizer, example, 32) for example in examples]
         found = [int(model(torch.tensor([row.tokens])).logits.argmax()) for row in rows]
