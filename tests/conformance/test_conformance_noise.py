@@ -128,6 +128,41 @@ def test_the_known_variance_is_that_of_the_mean_which_the_server_moves_by(
     assert within(statistic, 12 * LENGTH)
 
 
+ENDS = [
+    ("fedsgd", {"local_steps": 1, "server_learning_rate": 0.3, "batch_size": 5}, FEDSGD),
+    ("fedavg", {}, {**DEVICE, "device_noise_multiplier": 0.5}),
+]
+
+
+@pytest.mark.parametrize(("algorithm", "training", "changes"), ENDS, ids=[t[0] for t in ENDS])
+def test_learning_ends_around_the_optimum_as_far_as_the_noise_says(
+    algorithm: str, training: dict[str, Any], changes: dict[str, Any]
+) -> None:
+    """Equal devices and linear steps: x - optimum shrinks by one matrix and gains known noise."""
+    task, length, statistic = problem(EXAMPLES, length=20), 20, 0.0
+    centre = np.linspace(-0.5, 0.5, length)
+    same = Problem(task.hessians, tuple(np.tile(centre, (n, 1)) for n in EXAMPLES))
+    if algorithm == "fedsgd":  # the public denominator is 6 devices times 5 examples
+        moves = 0.3 * sum(n * h for n, h in zip(EXAMPLES, same.hessians, strict=True)) / 30
+        rate = 0.3
+    else:  # three local steps at rate 0.1
+        kept = [np.linalg.matrix_power(np.eye(length) - 0.1 * h, 3) for h in same.hessians]
+        moves, rate = np.eye(length) - np.mean(kept, axis=0), 1.0
+    for seed in range(12):
+        it = Federation(same, algorithm, training, seed=seed, survivors_min=4, **changes)
+        it.run(20)
+        variance, stays = mean_variance(it.manifest, 6) * rate**2, np.eye(length) - moves
+        left, covariance = -centre, np.zeros((length, length))
+        for _ in range(20):
+            left = stays @ left
+            covariance = stays @ covariance @ stays.T + variance * np.eye(length)
+        error = it.vector - centre - left
+        statistic += float(error @ np.linalg.solve(covariance, error))
+    assert within(statistic, 12 * length)
+    assert not within(2 * statistic, 12 * length)
+    assert not within(statistic / 2, 12 * length)
+
+
 def test_fednova_under_noise_multiplies_by_the_public_steps() -> None:
     it = federation(*next(terms for terms in TASKS if terms[0] == "fednova"))
     values = it.contributions()

@@ -208,11 +208,6 @@ class TestWeights:
         np.testing.assert_allclose(step.vector, expected, atol=2 / task.segments[0].scale)
         assert step.metrics["loss"] == pytest.approx(2.5, abs=1e-3)
 
-    def test_a_buffer_that_is_old_as_a_whole_is_weighed_by_its_lag(self) -> None:
-        sums = {"delta": np.full(LENGTH, 6.0), "loss": np.zeros(1)}
-        step = server_step(manifest(), np.zeros(LENGTH, np.float32), {}, sums, 9, 6, 6, 3)
-        np.testing.assert_allclose(step.vector, 0.5)
-
     def test_those_who_are_expected_to_abstain_are_not_counted(self) -> None:
         task = manifest(device_noise_multiplier=8.0, participation_rate=0.5)
         sums = {"delta": np.full(LENGTH, 6.0)}
