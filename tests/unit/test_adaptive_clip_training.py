@@ -14,7 +14,8 @@ from dp.contracts import AdaptiveClipSpec, BudgetSpec
 from dp.mechanisms import ExampleSum
 from secagg.simulation import Drop
 from secagg_cli.corpus import load_clients
-from tests.support.federations import Federation, Values, problem
+from tests.support.federations import Federation, Values
+from tests.support.problems import problem
 from tests.support.tiny_training import job, tiny_task, trainer
 
 PAIRS = load_clients(6)[4].train[:12]
