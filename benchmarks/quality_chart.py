@@ -43,7 +43,7 @@ def chart(
     axes.set_xlim(right=min(axes.get_xlim()[1], max(references.values()) + _ABOVE))
     axes.set_xlabel("held-out loss, nats per answer token")
     axes.grid(axis="y", color="#e4e4e4")
-    axes.legend(loc="best", fontsize=8)
+    figure.legend(loc="outside right upper", fontsize=8)
     return _svg(figure, results.path.stem)
 
 
