@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
 
 from aggregator.algorithms import server_step
-from dp.accounting import ReleaseFacts, fewest, guaranteed_variance, headline, lines, ring_release
+from dp.accounting import fewest, guaranteed_variance, headline, lines, ring_release
 from dp.adaptive import (
     BELOW,
     below_units,
@@ -21,66 +19,25 @@ from dp.adaptive import (
     scaled,
     with_below,
 )
-from dp.audit import AuditResult, verify_ledger
 from dp.contracts import (
     AdaptiveClipSpec,
-    BudgetSpec,
     CohortSpec,
     TrainingSpec,
-    check_manifest,
-    parse_spec,
 )
-from dp.contracts import warnings as warnings_of
-from dp.contracts.adaptive import below_segment, noise_growth
-from dp.errors import LedgerError, MechanismError
-from dp.ledger import LedgerBuilder
+from dp.contracts.adaptive import noise_growth
+from dp.errors import MechanismError
 from dp.mechanisms import ExampleSum, decode, encode
-from dp.records import ClipMove, clip_of, parse_record, parse_release, release_record
-from dp.report import report_data
 from dp.sampling import skellam
-from secagg.errors import ConfigurationError, LocalProtocolError
+from secagg.errors import LocalProtocolError
 from secagg.manifest import (
-    AdaptiveClip,
     Manifest,
-    decode_manifest,
-    encode_manifest,
-    manifest_digest,
 )
 from secagg.ring import add_into
-from secagg_cli.report import write_report
 from tests.dp_tasks import (
-    ORIGIN,
-    VERIFIER,
-    adapter,
     built,
-    entry,
     seeded,
-    served,
-    signed_task,
-    spec,
-    statistics,
 )
-
-NO_LIMIT = BudgetSpec(max_epsilon=None, releases_max=4)
-ADAPTIVE = AdaptiveClipSpec()
-DEVICES = 100
-
-
-def example_level(**changes: Any) -> Manifest:
-    return built(**{"adaptive_clip": ADAPTIVE, "budget": NO_LIMIT, **changes})
-
-
-def device_level(**changes: Any) -> Manifest:
-    terms: dict[str, Any] = {
-        "algorithm": "fedavg",
-        "privacy": "none",
-        "device_noise_multiplier": 4.0,
-        "adaptive_clip": ADAPTIVE,
-        "cohort": CohortSpec(size_min=DEVICES, size_max=DEVICES, survivors_min=90),
-        "budget": NO_LIMIT,
-    }
-    return built(spec(**{**terms, **changes}))
-
+from tests.support.adaptive import DEVICES, NO_LIMIT, device_level, example_level
 
 # ---- the estimate
 
@@ -296,246 +253,6 @@ def test_a_bit_beyond_its_bound_is_refused() -> None:
                 random_bytes=seeded(),
             )
         assert refused.value.reason == reason
-
-
-# ---- creation and veto
-
-
-def test_manifests_without_it_are_the_bytes_that_they_were() -> None:
-    raw = msgspec.msgpack.decode(encode_manifest(built()))
-    assert "adaptive_clip" not in raw
-    again = decode_manifest(encode_manifest(example_level()))
-    assert again == example_level()
-    assert again.clip_adaptation is not None
-    raw["adaptive_clip"] = None
-    with pytest.raises(Exception, match="manifest"):
-        decode_manifest(msgspec.msgpack.encode(raw))
-
-
-DEVICE = {"device_noise_multiplier": 4.0}
-REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
-    ("fedavg", "none", {}, "adaptive-clip-privacy"),
-    ("fedavg", "local", {}, "adaptive-clip-privacy"),
-    ("fedavg", "local", DEVICE, "adaptive-clip-privacy"),
-    ("fedbuff", "none", DEVICE, "adaptive-clip-algorithm"),
-    ("scaffold", "none", {}, "adaptive-clip-privacy"),
-    ("zeroth-order", "distributed", {}, "adaptive-clip-algorithm"),
-    ("zeroth-order", "none", DEVICE, "adaptive-clip-algorithm"),
-    (
-        "evaluation",
-        "none",
-        {**DEVICE, "training": TrainingSpec(weight_unit=9)},
-        "adaptive-clip-algorithm",
-    ),
-    ("fedadam", "none", DEVICE, "adaptive-clip-algorithm"),
-    (
-        "fedsgd",
-        "distributed",
-        {"training": TrainingSpec(server_optimiser="adam")},
-        "adaptive-clip-optimiser",
-    ),
-    ("fedsgd", "distributed", {"adaptive_clip": AdaptiveClipSpec(quantile=1.0)}, "out-of-range"),
-    ("fedsgd", "distributed", {"adaptive_clip": AdaptiveClipSpec(clip_min=2.0)}, "clip-range"),
-    ("fedsgd", "distributed", {"adaptive_clip": AdaptiveClipSpec(clip_max=1e10)}, "clip-range"),
-    ("fedsgd", "distributed", {"adaptive_clip": AdaptiveClipSpec(clip_max=math.nan)}, "of-range"),
-    ("fedsgd", "distributed", {"adaptive_clip": AdaptiveClipSpec(learning_rate=0.0)}, "of-range"),
-]
-
-
-@pytest.mark.parametrize(("algorithm", "privacy", "changes", "reason"), REFUSED)
-def test_what_cannot_work_is_refused_when_the_task_is_created(
-    algorithm: str, privacy: str, changes: dict[str, Any], reason: str
-) -> None:
-    training = TrainingSpec(population=6 if algorithm == "scaffold" else 0)
-    terms = {"adaptive_clip": ADAPTIVE, "budget": NO_LIMIT, "training": training, **changes}
-    with pytest.raises(ConfigurationError) as refused:
-        built(spec(algorithm=algorithm, privacy=privacy, **terms))
-    assert refused.value.reason.endswith(reason)
-
-
-def test_a_task_file_says_it_in_one_table() -> None:
-    text = """
-        task = "support-bot"
-        clip = 0.5
-
-        [adaptive_clip]
-        quantile = 0.8
-        clip_max = 4.0
-    """
-    task = msgspec.structs.replace(parse_spec(text), adapter=adapter(), budget=NO_LIMIT)
-    terms = built(task).clip_adaptation
-    assert terms == AdaptiveClip(quantile=0.8, learning_rate=0.2, clip_min=0.005, clip_max=4.0)
-    assert parse_spec("task = 'x'\n[adaptive_clip]").adaptive_clip == AdaptiveClipSpec()
-    assert parse_spec(msgspec.json.encode(task), toml=False) == task
-
-
-def test_a_statistic_has_no_clip_that_could_adapt() -> None:
-    with pytest.raises(ConfigurationError) as refused:
-        built(statistics(("x", 3, 1.0), device_noise_multiplier=4.0, adaptive_clip=ADAPTIVE))
-    assert refused.value.reason == "adaptive-clip-algorithm"
-
-
-def test_forms_with_norms_of_several_kinds_are_refused() -> None:
-    from tests.unit.test_lora_forms import adapter as form
-
-    for kind in ("rolora", "product"):
-        with pytest.raises(ConfigurationError) as refused:
-            device_level(adapter=form(kind))
-        assert refused.value.reason == "adaptive-clip-form"
-
-
-def tampered(manifest: Manifest, **changes: Any) -> Manifest:
-    terms = msgspec.structs.replace(manifest.clip_adaptation, **changes)
-    return msgspec.structs.replace(manifest, adaptive_clip=terms)
-
-
-def vetoed(manifest: Manifest) -> str:
-    with pytest.raises(ConfigurationError) as refused:
-        check_manifest(manifest)
-    return refused.value.reason
-
-
-@pytest.mark.parametrize("manifest", [example_level(), device_level()], ids=["C", "B"])
-def test_a_device_recomputes_everything(manifest: Manifest) -> None:
-    check_manifest(manifest)
-    main, below = manifest.segments
-    wider = msgspec.structs.replace(below, clip=2 * below.clip, clip_units=2 * below.clip_units)
-    cheap = below_segment(msgspec.structs.replace(main, clip_units=8), 0.5)
-    for changed in (wider, cheap):
-        assert (
-            vetoed(msgspec.structs.replace(manifest, segments=(main, changed)))
-            == "adaptive-clip-segment"
-        )
-    assert vetoed(tampered(manifest, quantile=0.9)) == "adaptive-clip-segment"
-    assert vetoed(tampered(manifest, clip_min=1.5)) == "adaptive-clip-range"
-    # The segment without its terms, and the terms without the segment.
-    assert vetoed(msgspec.structs.replace(manifest, adaptive_clip=msgspec.UNSET)) in (
-        "segments-wrong",
-        "clip-mismatch",
-    )
-    assert vetoed(msgspec.structs.replace(manifest, segments=(main,))) == "adaptive-clip-segment"
-    # Noise for the vector alone.
-    alone = math.ceil(manifest.noise.share_variance * 64 / 65 * 0.999)
-    thin = msgspec.structs.replace(manifest.noise, share_variance=alone)
-    assert vetoed(msgspec.structs.replace(manifest, noise=thin)) == "noise-too-small"
-    training = msgspec.structs.replace(manifest.training, denominator=0.0)
-    assert vetoed(msgspec.structs.replace(manifest, training=training)) == "denominator-missing"
-
-
-def test_both_levels_at_once_cost_what_their_joint_bounds_cost() -> None:
-    manifest = example_level(device_noise_multiplier=2.0, examples_max=16, adapter=adapter((4,), 4))
-    assert manifest.device_privacy.clip == 16.0
-    event = ring_release(manifest, fewest(manifest), 16)
-    assert event.l2_squared == 256 * sum(s.clip_units**2 for s in manifest.segments)
-
-
-# ---- ledger and audit
-
-
-def moves(manifest: Manifest, *sums: int) -> list[ClipMove]:
-    found, clip = [], first_clip(manifest)
-    for below in sums:
-        clip = next_clip(manifest, clip, below)
-        found.append(ClipMove(clip=clip, below_units=below))
-    return found
-
-
-def recorded(manifest: Manifest, clips: list[ClipMove | None]) -> AuditResult:
-    builder = LedgerBuilder(ORIGIN, [signed_task(manifest)])
-    facts: list[ReleaseFacts] = []
-    digest = manifest_digest(encode_manifest(manifest))
-    for number, move in enumerate(clips, 1):
-        release = msgspec.structs.replace(entry(number), clip=move)
-        builder.append(release_record(manifest, digest, facts, release))
-        facts.append(release.facts(manifest))
-    return verify_ledger(served(builder).get, VERIFIER)
-
-
-def reasons(result: AuditResult) -> list[str]:
-    return [problem.reason for problem in result.problems]
-
-
-def test_an_auditor_recomputes_each_clip_from_the_one_before() -> None:
-    manifest = example_level()
-    honest = moves(manifest, 900, -700, 1 << 60, 5)
-    assert [move.clip for move in honest][2] == 0.01
-    result = recorded(manifest, list(honest))
-    assert reasons(result) == []
-    assert [release.entry.clip for release in result.tasks[0].releases] == honest
-
-
-@pytest.mark.parametrize(
-    ("clip", "reason"),
-    [(0.9, "clip-mismatch"), (0.001, "clip-out-of-range"), (1e5, "clip-out-of-range")],
-)
-def test_an_auditor_flags_a_clip_that_does_not_follow(clip: float, reason: str) -> None:
-    manifest = example_level()
-    honest = moves(manifest, 900, 300)
-    wrong = msgspec.structs.replace(honest[0], clip=clip)
-    found = reasons(recorded(manifest, [wrong, honest[1]]))
-    assert found[0] == reason
-
-
-def test_an_auditor_flags_a_missing_clip_and_one_that_nothing_moved() -> None:
-    manifest = example_level()
-    one, two = moves(manifest, 900, 300)
-    assert reasons(recorded(manifest, [None, two])) == ["clip-missing"]
-    assert reasons(recorded(built(budget=NO_LIMIT), [one])) == ["clip-unexpected"]
-
-
-def test_records_without_a_clip_are_the_bytes_that_they_were() -> None:
-    manifest = built(budget=NO_LIMIT)
-    digest = manifest_digest(encode_manifest(manifest))
-    record = parse_record(release_record(manifest, digest, [], entry(1)))
-    assert not {"clip", "below_units"} & record.keys()
-    assert clip_of(record) is None
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"clip": "nan"},
-        {"clip": "inf"},
-        {"clip": "1"},
-        {"clip": "1.50"},
-        {"clip": "x"},
-        {"clip": 1},
-        {"clip": None},
-        {"below_units": "01"},
-        {"below_units": 7},
-        {"below_units": "9" * 41},
-        {"below_units": None},
-    ],
-)
-def test_a_clip_that_is_no_finite_number_is_a_malformed_record(change: dict[str, Any]) -> None:
-    manifest = example_level()
-    digest = manifest_digest(encode_manifest(manifest))
-    release = msgspec.structs.replace(entry(1), clip=moves(manifest, 900)[0])
-    record = parse_record(release_record(manifest, digest, [], release))
-    assert parse_release(record).clip == release.clip
-    with pytest.raises(LedgerError) as refused:
-        parse_release({**record, **change})
-    assert refused.value.reason == "record-malformed"
-
-
-def test_the_report_shows_the_clip_in_force_in_each_release(tmp_path: Path) -> None:
-    manifest = example_level(device_noise_multiplier=2.0, examples_max=16)
-    honest = moves(manifest, 900, -700)
-    data = report_data(recorded(manifest, list(honest)))
-    in_force = (1.0, honest[0].clip)
-    assert [release.clips for release in data.tasks[0].releases] == [
-        (("example", clip), ("device", 16 * clip)) for clip in in_force
-    ]
-    names = {parameter.name for parameter in data.tasks[0].parameters}
-    assert {"adaptive clip", "quantile", "clip learning_rate"} <= names
-    write_report(tmp_path / "report.html", data)
-    assert f"{honest[0].clip:g}</td>" in (tmp_path / "report.html").read_text()
-
-
-def test_a_noisy_estimate_is_said_to_be_one() -> None:
-    small = device_level(cohort=CohortSpec(size_min=6, size_max=6, survivors_min=4))
-    assert any("quantile" in warning for warning in warnings_of(small))
-    assert not any("quantile" in warning for warning in warnings_of(device_level()))
 
 
 @pytest.mark.parametrize("algorithm", ["fedavg", "fedavgm", "fednova", "fedprox"])
