@@ -34,7 +34,7 @@ class Plan:
 
 PLANS = {
     "tiny": Plan(),
-    "smollm2": Plan(seeds=(0, 1, 2), rates=(4.0, 16.0, 64.0), tuning_seeds=(100,)),
+    "smollm2": Plan(seeds=(0, 1, 2), rates=(0.25, 1.0, 4.0, 16.0, 64.0), tuning_seeds=(100,)),
 }
 
 

@@ -98,7 +98,11 @@ def _notes(plan: Plan, results: Results) -> str:
             f" Device seconds are CPU time on a machine under a load of {min(loads):g} to "
             f"{max(loads):g}."
         )
-    errors = [run["product_error"] for run in found.values() if "product_error" in run]
+    errors = [
+        run["product_error"]
+        for key, run in found.items()
+        if key.phase == "test" and "product_error" in run
+    ]
     if errors:
         text += (
             " Averaged factors of plain LoRA, in the last release, are off the mean of the "
