@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
 
-import msgspec
 import pytest
 
 from dp import (
@@ -20,7 +18,7 @@ from dp import (
 )
 from dp.accounting import ReleaseFacts
 from dp.budget import Account
-from dp.contracts import BudgetSpec, CohortSpec
+from dp.contracts import BudgetSpec
 from dp.errors import AccountingError, BudgetError
 from dp.events import (
     Composed,
@@ -33,36 +31,12 @@ from dp.events import (
     replace_one,
 )
 from secagg.errors import ConfigurationError, LocalProtocolError, SecaggError
-from secagg.manifest import Manifest
-from tests.dp_tasks import built, statistics
+from tests.dp_tasks import built
+from tests.support.refusals import NO_LIMIT, Case, device_level, in_parts
 
-NO_LIMIT = BudgetSpec(max_epsilon=None)
 RELEASE = SkellamRelease(100, 10, 900)
 RANGE, UNKNOWN = "parameter-out-of-range", "event-unknown"
 CONFIG, LOCAL = ConfigurationError, LocalProtocolError
-
-
-class Case(NamedTuple):
-    call: Callable[[], Any]
-    reason: str
-    expected: object = None
-    found: object = None
-    error: type[SecaggError] = AccountingError
-
-
-def device_level(**changes: Any) -> Manifest:
-    cohort = CohortSpec(size_min=6, size_max=10, survivors_min=5)
-    return built(
-        statistics(
-            ("x", 50, 1.0), device_noise_multiplier=1.0, cohort=cohort, budget=NO_LIMIT, **changes
-        )
-    )
-
-
-def in_parts() -> Manifest:
-    manifest = device_level()
-    noise = msgspec.structs.replace(manifest.noise, removable_drops=(2, 5))
-    return msgspec.structs.replace(manifest, noise=noise)
 
 
 def guaranteed(survivors: int, masking_set: int = 0) -> Callable[[], int]:

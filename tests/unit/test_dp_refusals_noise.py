@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -18,41 +18,17 @@ from dp import (
     removable,
     sampling,
 )
-from dp.contracts import BudgetSpec, CohortSpec
-from dp.errors import AccountingError, MechanismError
+from dp.errors import MechanismError
 from dp.stream import BitStream
 from secagg.errors import ConfigurationError, LocalProtocolError, SecaggError
 from secagg.manifest import Manifest
 from secagg.secret import Secret
-from tests.dp_tasks import built, seeded, statistics
+from tests.dp_tasks import built, seeded
+from tests.support.refusals import Case, device_level, in_parts
 
-NO_LIMIT = BudgetSpec(max_epsilon=None)
 NAN = math.nan
 RANGE = "parameter-out-of-range"
 CONFIG, LOCAL = ConfigurationError, LocalProtocolError
-
-
-class Case(NamedTuple):
-    call: Callable[[], Any]
-    reason: str
-    expected: object = None
-    found: object = None
-    error: type[SecaggError] = AccountingError
-
-
-def device_level(**changes: Any) -> Manifest:
-    cohort = CohortSpec(size_min=6, size_max=10, survivors_min=5)
-    return built(
-        statistics(
-            ("x", 50, 1.0), device_noise_multiplier=1.0, cohort=cohort, budget=NO_LIMIT, **changes
-        )
-    )
-
-
-def in_parts() -> Manifest:
-    manifest = device_level()
-    noise = msgspec.structs.replace(manifest.noise, removable_drops=(2, 5))
-    return msgspec.structs.replace(manifest, noise=noise)
 
 
 def encoded(
