@@ -29,7 +29,6 @@ def test_a_folder_with_something_in_it_is_refused(tmp_path: Path) -> None:
         claim_folder(tmp_path / "mine")
 
 
-@pytest.mark.skipif(pss_bytes(os.getpid()) is None, reason="needs smaps_rollup")
 def test_the_memory_meter_adds_up_processes_and_forgets_the_dead() -> None:
     with MemoryMeter(lambda: [os.getpid(), 2**22 + 1], interval_s=60) as meter:
         meter.sample()

@@ -13,8 +13,6 @@ import pytest
 
 from secagg_cli.processes import Children
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs pidfd")
-
 # A parent that starts `secagg join` on a named pipe as data file: the child blocks in open().
 _PARENT = """
 import sys
