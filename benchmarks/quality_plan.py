@@ -1,8 +1,10 @@
 """Which runs the quality table needs, and what their results say so far.
 
-The same for every row of a model: one list of rates; all of them with one tuning seed on a
-validation split, the best ones with further seeds (tiny: two with two more; SmolLM2: none), and
-then the one of them with the least mean validation loss with the reported seeds on the test pairs.
+The same for every row of a model: one list of rates. On tiny all of them are tried with one tuning
+seed on a validation split, the best two with two more, and the one with the least mean validation
+loss is run with the reported seeds on the test pairs. On SmolLM2, where a run takes a minute, a
+row begins at one rate and goes to the neighbour in the list as long as one is better, with one
+tuning seed.
 Tuning sees no test pair and no reported seed. Results are lines of one JSON file that only grows;
 what is there is not run again.
 """
@@ -22,7 +24,8 @@ from typing import Any, Literal
 class Plan:
     """``rates``: for every row; with a single one nothing is tuned. ``seeds``: that are reported.
 
-    All ``rates`` are tried with the first of ``tuning_seeds``, the best ``finalists`` with all.
+    All ``rates``, or with ``start`` those on the way from there to one that is better than its
+    neighbours, are tried with the first of ``tuning_seeds``, the best ``finalists`` with all.
     """
 
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
@@ -30,11 +33,17 @@ class Plan:
     epsilons: tuple[float | None, ...] = (None, 8.0, 3.0)
     tuning_seeds: tuple[int, ...] = (100, 101, 102)
     finalists: int = 2
+    start: float | None = None
 
 
 PLANS = {
     "tiny": Plan(),
-    "smollm2": Plan(seeds=(0, 1, 2), rates=(0.25, 1.0, 4.0, 16.0, 64.0), tuning_seeds=(100,)),
+    "smollm2": Plan(
+        seeds=(0, 1, 2),
+        rates=(1 / 16, 1 / 4, 1.0, 4.0, 16.0, 64.0, 256.0),
+        tuning_seeds=(100,),
+        start=4.0,
+    ),
 }
 
 
@@ -103,12 +112,26 @@ class Cell:
 
     def finalists(self) -> tuple[float, ...] | None:
         """The best rates of the first tuning seed; None while one of its runs is missing."""
-        rates = self._plan.rates
-        first = {rate: self._of.get(self._key("tune", rate, self._first)) for rate in rates}
-        losses = {rate: loss_of(run) for rate, run in first.items() if run is not None}
-        if len(losses) < len(rates):
+        if self._untried():
             return None
-        return tuple(sorted(rates, key=lambda rate: losses[rate])[: self._plan.finalists])
+        losses = self._first_losses()
+        return tuple(sorted(losses, key=lambda rate: losses[rate])[: self._plan.finalists])
+
+    def _first_losses(self) -> dict[float, float]:
+        """By rate, in ascending order: what the first tuning seed has found so far."""
+        runs = {r: self._of.get(self._key("tune", r, self._first)) for r in self._plan.rates}
+        return {rate: loss_of(run) for rate, run in sorted(runs.items()) if run is not None}
+
+    def _untried(self) -> list[float]:
+        """The rates that the first tuning seed has to run next."""
+        rates, start, losses = sorted(self._plan.rates), self._plan.start, self._first_losses()
+        if start is None:
+            return [rate for rate in rates if rate not in losses]
+        if start not in losses:
+            return [start]
+        best = rates.index(min(losses, key=lambda rate: losses[rate]))
+        beside = [rates[i] for i in (best + 1, best - 1) if 0 <= i < len(rates)]
+        return [rate for rate in beside if rate not in losses][:1]
 
     @property
     def rate(self) -> float | None:
@@ -143,7 +166,7 @@ class Cell:
             return
         wanted = []
         if len(self._plan.rates) > 1:
-            wanted += [self._key("tune", rate, self._first) for rate in self._plan.rates]
+            wanted += [self._key("tune", rate, self._first) for rate in self._untried()]
             for final in self.finalists() or ():
                 wanted += [self._key("tune", final, s) for s in self._plan.tuning_seeds[1:]]
         if self.rate is not None:

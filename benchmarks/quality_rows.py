@@ -43,8 +43,8 @@ from secagg_cli.presets import preset_for
 
 DELTA = 1e-5
 BATCH, SAMPLING_RATE, CLIP, MAX_TOKENS = 24, 0.25, 1.0, 64
-DIRECTIONS = 8
-ADAPTED_LAYERS = {"smollm2": 8}  # the last ones; the others are frozen, and in tiny there are none
+DIRECTIONS = {"tiny": 8, "smollm2": 2}  # K directions take 2 K + 1 forward passes
+ADAPTED_LAYERS = {"smollm2": 4}  # the last ones; the others are frozen, and in tiny there are none
 UNEQUAL_STEPS_MAX = 3  # one pass over 35 to 141 pairs in batches of 24, cut at three steps
 
 
@@ -205,7 +205,7 @@ def _manifest(
             denominator=denominator,
             max_tokens=MAX_TOKENS,
             micro_batch=8,
-            directions=DIRECTIONS,
+            directions=DIRECTIONS[model],
             perturbation=0.01,
             population=clients if algorithm == "scaffold" else 0,
         ),

@@ -8,9 +8,10 @@ one example's gradient depends on its neighbours and clipping no longer bounds i
 
 from __future__ import annotations
 
-import inspect
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 SELF_TEST_ERROR_MAX = 1e-4  # relative; hooks and loop agree to about 1e-6 where they are right
-_IGNORED = -100
 
 # Said by torch of the first layer's B when its A is frozen: its input needs no gradient, as it
 # should be. The self-test has compared these gradients with the loop's.
@@ -59,53 +59,95 @@ def sequence_losses(model: nn.Module, rows: Sequence[Row], pad_token: int) -> Te
         ContributionError: ``example-model``: a classifier with rows that have no label, or another
             model with rows that have one; ``example-label``.
     """
-    return _losses(*_predictions(model, rows, pad_token))
+    return _predictions(model, rows, pad_token).losses()
 
 
 def scores(model: nn.Module, rows: Sequence[Row], pad_token: int) -> tuple[Tensor, Tensor]:
     """:func:`sequence_losses`, and per row the share of counted tokens that are predicted right."""
-    logits, targets = _predictions(model, rows, pad_token)
-    counted = targets != _IGNORED
-    right = (logits.argmax(-1) == targets) & counted
-    return _losses(logits, targets), right.sum(1) / counted.sum(1).clamp(min=1)
+    found = _predictions(model, rows, pad_token)
+    right = (found.logits.argmax(-1) == found.targets).float()
+    return found.losses(), found.mean(right)
 
 
-def _predictions(model: nn.Module, rows: Sequence[Row], pad_token: int) -> tuple[Tensor, Tensor]:
-    """Logits and the tokens that they should predict, [rows, positions(, vocabulary)].
+@dataclass(frozen=True)
+class _Predictions:
+    """What the model says of every counted token, those of all rows one after the other.
 
-    From the first position on that any row needs, where the model allows it.
+    Attributes:
+        logits: [counted, vocabulary]; of a classifier [rows, classes].
+        targets: int64[counted]; the tokens or classes that are right.
+        owners: int64[counted]; the row of each.
     """
+
+    logits: Tensor
+    targets: Tensor
+    owners: Tensor
+    rows: int
+
+    def losses(self) -> Tensor:
+        """float32[rows]"""
+        return self.mean(
+            functional.cross_entropy(self.logits.float(), self.targets, reduction="none")
+        )
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean of ``values``, float32[counted], over each row's own; 0 for a row without any."""
+        total = values.new_zeros(self.rows).index_add(0, self.owners, values)
+        return total / self.owners.bincount(minlength=self.rows).clamp(min=1)
+
+
+def _predictions(model: nn.Module, rows: Sequence[Row], pad_token: int) -> _Predictions:
     device = next(model.parameters()).device
     length = max(len(row.tokens) for row in rows)
     tokens = torch.full((len(rows), length), pad_token, dtype=torch.long)
-    targets = torch.full((len(rows), length), _IGNORED, dtype=torch.long)
     present = torch.zeros((len(rows), length), dtype=torch.long)
+    counted = torch.zeros((len(rows), length), dtype=torch.bool)
     for i, row in enumerate(rows):
-        own = torch.tensor(row.tokens, dtype=torch.long)
-        counted = torch.tensor(row.counts, dtype=torch.bool)
-        tokens[i, : len(own)] = own
-        present[i, : len(own)] = 1
-        targets[i, : len(own)] = torch.where(counted, own, _IGNORED)
-    targets[:, 0] = _IGNORED  # nothing predicts the first token
-    counted_columns = (targets != _IGNORED).any(0).nonzero()
-    first = int(counted_columns[0]) if len(counted_columns) else 1
-    options: dict[str, object] = {"use_cache": False}
-    if _cuts_logits(model):
-        options["logits_to_keep"] = length - first + 1
+        own = len(row.tokens)
+        tokens[i, :own] = torch.tensor(row.tokens, dtype=torch.long)
+        present[i, :own] = 1
+        counted[i, :own] = torch.tensor(row.counts, dtype=torch.bool)
+    tokens, present = tokens.to(device), present.to(device)
     labels = [row.label for row in rows]
-    labelled = any(label is not None for label in labels)
-    if labelled:
-        options = {}
-    logits = model(input_ids=tokens.to(device), attention_mask=present.to(device), **options).logits
-    if labelled or logits.dim() != 3:
+    if any(label is not None for label in labels):
+        return _classes(model(input_ids=tokens, attention_mask=present).logits, labels)
+    counted = counted[:, 1:].to(device)  # nothing predicts the first token
+    before = functional.pad(counted, (0, 1))
+    with _head_only_at(model, before):
+        logits = model(input_ids=tokens, attention_mask=present, use_cache=False).logits
+    if logits.dim() != 3:
         return _classes(logits, labels)
-    if logits.shape[1] == length:
-        logits = logits[:, first - 1 :]
-    return logits[:, :-1], targets[:, first:].to(device)
+    if logits.shape[:2] == tokens.shape:
+        logits = logits[before][None]
+    return _Predictions(logits[0], tokens[:, 1:][counted], counted.nonzero()[:, 0], len(rows))
 
 
-def _classes(logits: Tensor, labels: Sequence[int | None]) -> tuple[Tensor, Tensor]:
-    """Logits of a classifier as if each row were one position, and the classes."""
+@contextmanager
+def _head_only_at(model: nn.Module, places: Tensor) -> Iterator[None]:
+    """Let the model's head see the hidden states at ``places`` alone, bool[rows, positions].
+
+    With a large vocabulary the head is most of a small model's work and memory. A head that is
+    trained keeps its batch, of which per-example gradients are made.
+    """
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    head = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
+    if head is None or any(p.requires_grad for p in head.parameters()):
+        yield
+        return
+
+    def only(_head: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        (hidden, *others) = arguments
+        return (hidden[places][None], *others) if hidden.shape[:2] == places.shape else None
+
+    handle = head.register_forward_pre_hook(only)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _classes(logits: Tensor, labels: Sequence[int | None]) -> _Predictions:
+    """The scores of a classifier as if each row had one counted token, its class."""
     known = [label for label in labels if label is not None]
     if logits.dim() != 2 or len(known) != len(labels):
         raise ContributionError(
@@ -121,19 +163,8 @@ def _classes(logits: Tensor, labels: Sequence[int | None]) -> tuple[Tensor, Tens
             expected=f"below {logits.shape[1]}",
             found=max(known),
         )
-    return logits[:, None, :], torch.tensor(known, device=logits.device)[:, None]
-
-
-def _losses(logits: Tensor, targets: Tensor) -> Tensor:
-    losses = functional.cross_entropy(
-        logits.float().transpose(1, 2), targets, ignore_index=_IGNORED, reduction="none"
-    )
-    return losses.sum(1) / (targets != _IGNORED).sum(1).clamp(min=1)
-
-
-def _cuts_logits(model: nn.Module) -> bool:
-    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    return "logits_to_keep" in inspect.signature(base.forward).parameters
+    targets = torch.tensor(known, device=logits.device)
+    return _Predictions(logits, targets, torch.arange(len(known), device=logits.device), len(known))
 
 
 class ExampleGradients:
