@@ -87,8 +87,11 @@ def _notes(plan: Plan, results: Results) -> str:
     }
     loads = [run["load"] for run in found.values()]
     shown = " ".join(f"{rate:g}" for rate in plan.rates)
+    tried = "Rates tried in every row"
+    if plan.start is not None:
+        tried = f"Rates, from {plan.start:g} to the neighbour as long as one is better"
     text = (
-        f"± is the standard deviation over {len(plan.seeds)} seeds. Rates tried in every row: "
+        f"± is the standard deviation over {len(plan.seeds)} seeds. {tried}: "
         f"{shown}; * marks a choice at their edge. "
         f"{sum(1 for key in found if key.phase == 'tune')} runs to choose rates, "
         f"{sum(1 for key in found if key.phase == 'test')} reported."

@@ -88,6 +88,27 @@ def test_a_run_that_diverged_counts_as_infinitely_bad(results):
     assert Cell(PLAN, results.all(), ROW, None).rate == 1.0
 
 
+def uphill(losses):
+    """The rates of the first seed, in the order in which the plan asks for them."""
+    plan = replace(
+        PLAN, rates=tuple(sorted(losses)), tuning_seeds=(100,), start=4.0, epsilons=(3.0,)
+    )
+    found, tried = {}, []
+    while (keys := missing(plan, found, [ROW])) and keys[0].phase == "tune":
+        (key,) = keys
+        tried.append(key.rate)
+        found[key] = {"loss": losses[key.rate]}
+    cell = Cell(plan, found, ROW, 3.0)
+    return tried, cell.rate, cell.at_the_edge
+
+
+def test_from_a_starting_rate_the_search_goes_on_as_long_as_a_neighbour_is_better():
+    assert uphill({1: 5.2, 4: 5.0, 16: 5.1, 64: 4.0}) == ([4, 16, 1], 4, False)
+    assert uphill({1: 9.0, 4: 5.0, 16: 4.9, 64: None}) == ([4, 16, 64], 16, False)
+    assert uphill({0.25: 5.0, 1: 4.8, 4: None, 16: None}) == ([4, 16, 1, 0.25], 1, False)
+    assert uphill({4: 5.0, 16: 4.9, 64: 4.8}) == ([4, 16, 64], 64, True)
+
+
 def test_a_single_rate_needs_no_tuning(results):
     plan = replace(PLAN, rates=(4.0,))
     assert {key.phase for key in missing(plan, results.all(), [ROW])} == {"test"}

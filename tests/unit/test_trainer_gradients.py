@@ -99,6 +99,53 @@ def test_a_bad_example_counts_as_zero_and_spoils_nothing(adapted, rows, monkeypa
     assert torch.allclose(found[others], good[others])
 
 
+@pytest.fixture
+def head_inputs(adapted):
+    """The shape of what the head got in each pass so far."""
+    seen = []
+    head = adapted.model.get_base_model().get_output_embeddings()
+    handle = head.register_forward_hook(lambda _m, inputs, _o: seen.append(tuple(inputs[0].shape)))
+    yield seen
+    handle.remove()
+
+
+def plain_losses(model, rows):
+    """By definition, one row at a time, from the logits of all positions."""
+    losses = []
+    for row in rows:
+        tokens = torch.tensor([row.tokens])
+        surprise = -model(input_ids=tokens).logits[0].log_softmax(-1)
+        counted = [
+            surprise[t - 1, row.tokens[t]] for t in range(1, len(row.tokens)) if row.counts[t]
+        ]
+        losses.append(torch.stack(counted).mean() if counted else torch.zeros(()))
+    return torch.stack(losses)
+
+
+@pytest.mark.parametrize("trained_head", [False, True])
+def test_the_head_works_for_counted_tokens_alone_unless_it_is_trained(
+    adapted, rows, head_inputs, trained_head
+):
+    adapted.model.get_base_model().lm_head.weight.requires_grad_(trained_head)
+    unanswered = Row((3, 5, 7), (False,) * 3)
+    first_counts = Row((3, 5, 7), (True, False, True))  # its first token has no prediction
+    batch = [*rows, unanswered, first_counts]
+    with torch.no_grad():
+        found = sequence_losses(adapted.model, batch, 0)
+        (shape,) = head_inputs
+        assert torch.allclose(found, plain_losses(adapted.model, batch), atol=1e-5)
+    counted = sum(sum(row.counts[1:]) for row in batch)
+    assert shape[:2] == (
+        (len(batch), max(len(row.tokens) for row in batch)) if trained_head else (1, counted)
+    )
+
+
+def test_rows_without_an_answer_alone_have_no_loss_and_no_gradient(adapted):
+    losses, gradients = _gradients(adapted, [Row((3, 5, 7), (False,) * 3)] * 2, "hooks")
+    assert losses.tolist() == [0, 0]
+    assert not gradients.any()
+
+
 def test_self_test_refuses_a_model_that_mixes_its_batch(adapted, rows):
     """Anything like batch normalisation couples examples; hooks then give wrong gradients."""
     assert check_hooks(adapted.model, adapted.parameters, rows[:2], 0) < 1e-4
