@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secagg.adapter import (
+    START_LENGTH,
     pairs,
     place,
     size,
@@ -58,7 +59,14 @@ def resplit(manifest: Manifest, vector: Float64, direction: Float64, version: in
 
 
 def multiplied(manifest: Manifest, vector: Float64, direction: Float64, version: int) -> Moved:
-    """B A + eta * (mean change of B A), cut to the task's rank; metric ``truncated_share``."""
+    """B A + eta * (mean change of B A), cut to the task's rank; metric ``truncated_share``.
+
+    Of the many factors of the product these are the ones that training itself would have led to.
+    Gradient flow on B and A (dB = -G A^T, dA = -B^T G) conserves A A^T - B^T B, which starts near
+    L^2 I, so for a singular value s the lengths a and s / a of row and column satisfy
+    a^2 - (s / a)^2 = L^2. With orthonormal rows of A (a = 1) every step of B after the first
+    release would be three times as long as before it; measured in docs/algorithms.md.
+    """
     adapter, rate = _of(manifest)
     tensors = vector_to_tensors(adapter, vector.astype(np.float32))
     at, worst = 0, 0.0
@@ -71,7 +79,10 @@ def multiplied(manifest: Manifest, vector: Float64, direction: Float64, version:
         b, a = tensors[pair.b.name].astype(np.float64), tensors[pair.a.name].astype(np.float64)
         b, a, lost = truncated(np.hstack([b, rate * left]), np.vstack([a, right]), adapter.rank)
         worst = max(worst, lost)
-        tensors[pair.b.name], tensors[pair.a.name] = b.astype(np.float32), a.astype(np.float32)
+        values = np.linalg.norm(b, axis=0)
+        lengths = np.sqrt((START_LENGTH**2 + np.sqrt(START_LENGTH**4 + 4 * values**2)) / 2)
+        tensors[pair.b.name] = (b / lengths).astype(np.float32)
+        tensors[pair.a.name] = (a * lengths[:, None]).astype(np.float32)
     moved = tensors_to_vector(adapter, tensors).astype(np.float64)
     return moved, {"truncated_share": worst}
 

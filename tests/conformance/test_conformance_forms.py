@@ -23,6 +23,16 @@ def cut(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return u[:, :RANK] * s[:RANK], vt[:RANK]
 
 
+def as_trained(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Those whose lengths b and a have b a = s and a^2 - b^2 = 1/3, as at the start of training."""
+    b, a = cut(matrix)
+    for i, s in enumerate(np.linalg.norm(b, axis=0)):
+        squared = np.roots([1, -1 / 3, -(s**2)]).max()  # a^4 - a^2 / 3 - s^2 = 0
+        b[:, i] /= squared**0.5
+        a[i] *= squared**0.5
+    return b, a
+
+
 def reference(kind: str, releases: int) -> np.ndarray:
     """The product after so many releases, written from each paper's update."""
     targets = layers(COUNTS).targets
@@ -44,7 +54,7 @@ def reference(kind: str, releases: int) -> np.ndarray:
                 own_a = own_a - RATE * to_a if moves_a else own_a
             ends.append((own_b, own_a))
         if kind == "product":
-            b, a = cut(sum(w * eb @ ea for w, (eb, ea) in zip(p, ends, strict=True)))
+            b, a = as_trained(sum(w * eb @ ea for w, (eb, ea) in zip(p, ends, strict=True)))
             continue
         b = sum(w * eb for w, (eb, _) in zip(p, ends, strict=True))
         a = sum(w * ea for w, (_, ea) in zip(p, ends, strict=True))

@@ -10,6 +10,7 @@ from aggregator.algorithms import server_step
 from dp.contracts import TrainingSpec, check_manifest
 from dp.mechanisms import decode, encode
 from secagg.adapter import (
+    initial_tensor,
     pairs,
     place,
     sent_length,
@@ -212,6 +213,26 @@ def test_product_cuts_to_the_tasks_rank_and_says_how_much():
         np.testing.assert_allclose(
             np.linalg.svd(found, compute_uv=False)[:RANK], s[:RANK], rtol=1e-4
         )
+
+
+@pytest.mark.parametrize("size", [1e-3, 30.0])
+def test_factors_of_a_product_are_as_long_as_training_would_have_made_them(size):
+    """A A^T - B^T B is what it is at the start: rows of A of sqrt(1/3) beside a small B."""
+    manifest = task("product", update_clip=256.0)
+    shape = manifest.adapter
+    generator = np.random.default_rng(12)
+    parts = []
+    for p in pairs(shape):
+        b, a = generator.normal(size=(p.rows, RANK)), generator.normal(size=(RANK, p.columns))
+        parts.append(sketch(shape, p, 0, b * size / np.linalg.norm(b), a / np.linalg.norm(a)))
+    zero = np.zeros(vector_length(shape), np.float32)
+    sums = {"delta": np.concatenate(parts), "weight": np.ones(1), "loss": np.zeros(1)}
+    after = vector_to_tensors(shape, server_step(manifest, zero, {}, sums, 0).vector)
+    for pair in pairs(shape):
+        a, b = after[pair.a.name].astype(float), after[pair.b.name].astype(float)
+        np.testing.assert_allclose(a @ a.T - b.T @ b, np.eye(RANK) / 3, atol=1e-5 * max(1, size))
+        start = initial_tensor(shape, pair.a.name, 100, 4000).astype(float)
+        assert np.mean(np.sum(start**2, 1)) == pytest.approx(1 / 3, rel=0.01)
 
 
 def test_fedsvd_keeps_the_mean_product_and_gives_devices_an_orthonormal_a():
