@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from client_sdk.adapted import AdaptedModel, fingerprint_of
 from client_sdk.errors import ContributionError
@@ -138,6 +139,24 @@ def test_the_head_works_for_counted_tokens_alone_unless_it_is_trained(
     assert shape[:2] == (
         (len(batch), max(len(row.tokens) for row in batch)) if trained_head else (1, counted)
     )
+
+
+def test_losses_of_a_large_vocabulary_are_as_exact_as_float32_allows():
+    torch.manual_seed(3)  # weights, not noise
+    config = LlamaConfig(
+        vocab_size=50_000,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        initializer_range=1.0,
+    )
+    model = LlamaForCausalLM(config).eval()
+    row = Row(tuple(range(7, 50_000, 1000)), (True,) * 50)
+    with torch.no_grad():
+        found = sequence_losses(model, [row], 0)
+        expected = plain_losses(model.double(), [row])
+    assert float((found - expected).abs() / expected) < 1e-6
 
 
 def test_rows_without_an_answer_alone_have_no_loss_and_no_gradient(adapted):
