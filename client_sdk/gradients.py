@@ -136,8 +136,9 @@ def _head_only_at(model: nn.Module, places: Tensor) -> Iterator[None]:
         return
 
     def only(_head: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        (hidden, *others) = arguments
-        return (hidden[places][None], *others) if hidden.shape[:2] == places.shape else None
+        if not arguments or arguments[0].shape[:2] != places.shape:
+            return None
+        return (arguments[0][places][None], *arguments[1:])
 
     handle = head.register_forward_pre_hook(only)
     try:
