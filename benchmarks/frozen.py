@@ -2,7 +2,7 @@
 
 Where only the last layers are adapted, what the first ones make of a conversation never changes.
 On a device the same is done by keeping activations (FedAdapter, Cai et al., arXiv 2205.10162);
-here it makes the runs of ``benchmarks.quality`` with SmolLM2 about three times shorter.
+here it is what makes the runs of ``benchmarks.quality`` with SmolLM2 short enough.
 """
 
 from __future__ import annotations

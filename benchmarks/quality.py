@@ -2,7 +2,7 @@
 
     python -m benchmarks.quality run --model tiny
     python -m benchmarks.quality table --model tiny --into docs/algorithms.md
-    python -m benchmarks.quality run --model smollm2                    # six hours of one core
+    python -m benchmarks.quality run --model smollm2                    # four hours of one core
     python -m benchmarks.quality curve --model smollm2 --rows FedAvg,FFA-LoRA --epsilons 1,3,8,inf
 
 Devices are the topics of the English ``chatterbot-corpus``, or with ``--data foldoc`` subjects of

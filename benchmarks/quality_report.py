@@ -83,7 +83,7 @@ def _notes(plan: Plan, results: Results) -> str:
     found = {
         key: run
         for key, run in results.all().items()
-        if key.epsilon in plan.epsilons and key.rate in plan.rates
+        if key.epsilon in plan.epsilons and key.rate in plan.rates and "refused" not in run
     }
     loads = [run["load"] for run in found.values()]
     shown = " ".join(f"{rate:g}" for rate in plan.rates)
