@@ -65,7 +65,7 @@ def multiplied(manifest: Manifest, vector: Float64, direction: Float64, version:
     Gradient flow on B and A (dB = -G A^T, dA = -B^T G) conserves A A^T - B^T B, which starts near
     L^2 I, so for a singular value s the lengths a and s / a of row and column satisfy
     a^2 - (s / a)^2 = L^2. With orthonormal rows of A (a = 1) every step of B after the first
-    release would be three times as long as before it; measured in docs/algorithms.md.
+    release would move the product three times as far as before; measured in docs/algorithms.md.
     """
     adapter, rate = _of(manifest)
     tensors = vector_to_tensors(adapter, vector.astype(np.float32))
