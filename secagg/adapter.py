@@ -35,9 +35,7 @@ from secagg.manifest import Adapter, TensorShape
 Float32 = NDArray[np.float32]
 _A, _B = ".lora_A.", ".lora_B."
 _UNIFORM_BITS = 24  # odd integers below 2^24 are exact in float32
-START_LENGTH = (
-    3**-0.5
-)  # of a row of A before any training: ``columns`` entries, variance 1/(3 columns)
+START_LENGTH = 3**-0.5  # of a row of A before training: entries of variance 1/(3 columns)
 
 
 @dataclass(frozen=True)

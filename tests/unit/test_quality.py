@@ -117,7 +117,9 @@ def test_a_single_rate_needs_no_tuning(results):
 def test_a_refused_combination_is_shown_as_none_and_not_tried_again(results):
     results.add(Key("tune", ROW, 3.0, 1.0, 100), {"refused": "no-example-privacy", "load": 1.0})
     assert all(key.epsilon is None for key in todo(results))
-    assert "| FedAvg | not run |  | none |" in quality_report.table(PLAN, results, REFERENCES)
+    made = quality_report.table(PLAN, results, REFERENCES)
+    assert "| FedAvg | not run |  | none |" in made
+    assert "0 runs to choose rates" in made
 
 
 def test_a_line_that_another_process_is_writing_is_read_when_it_is_whole(results):
