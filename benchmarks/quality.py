@@ -3,6 +3,7 @@
     python -m benchmarks.quality run --model tiny
     python -m benchmarks.quality table --model tiny --into docs/algorithms.md
     python -m benchmarks.quality run --model smollm2                    # four hours of one core
+    python -m benchmarks.quality compare --model smollm2 --against FFA-LoRA
     python -m benchmarks.quality curve --model smollm2 --rows FedAvg,FFA-LoRA --epsilons 1,3,8,inf
 
 Devices are the topics of the English ``chatterbot-corpus``, or with ``--data foldoc`` subjects of
@@ -37,7 +38,7 @@ from aggregator.algorithms import server_step
 from benchmarks.foldoc import load_subjects
 from benchmarks.quality_chart import curve
 from benchmarks.quality_plan import PLANS, Key, Plan, Results, missing
-from benchmarks.quality_report import write_report
+from benchmarks.quality_report import differences, write_report
 from benchmarks.quality_rows import MAX_TOKENS, ROWS, model_of, seeded, task_of
 from client_sdk.adapted import AdaptedModel
 from client_sdk.contribution import TrainingJob, check_values
@@ -311,7 +312,7 @@ def _epsilons(text: str) -> tuple[float | None, ...]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("command", choices=("run", "table", "curve"))
+    parser.add_argument("command", choices=("run", "table", "compare", "curve"))
     parser.add_argument("--model", default="tiny", choices=sorted(PLANS))
     parser.add_argument("--data", default="chatterbot", choices=sorted(DATA))
     parser.add_argument("--clients", type=int, default=6)
@@ -323,6 +324,7 @@ def main() -> None:
         "--rows", type=lambda text: text.split(","), help="names, comma between; default all"
     )
     parser.add_argument("--into", type=Path, help="Markdown file to update; of a curve, SVG file")
+    parser.add_argument("--against", default="FedAvg", help="row that others are compared with")
     args = parser.parse_args()
     plan = PLANS[args.model]
     if args.seeds is not None:
@@ -333,6 +335,9 @@ def main() -> None:
     results = Results(RESULTS / f"{name}-{args.clients}x{args.steps}.jsonl")
     if args.command == "run":
         run_all(args, plan, results)
+    if args.command == "compare":
+        print(differences(plan, results, args.against))
+        return
     known = references(args.model, args.clients, args.data)
     if args.command == "curve":
         labels = {row.name: f"{row.name}: {row.noise}" for row in ROWS if row.name in args.rows}

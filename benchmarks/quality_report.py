@@ -35,6 +35,29 @@ def table(plan: Plan, results: Results, references: Mapping[str, float]) -> str:
     return "\n".join([*lines, "", _notes(plan, results)]) + "\n"
 
 
+def differences(plan: Plan, results: Results, against: str) -> str:
+    """Markdown: loss less that of the row ``against``, paired by seed; seeds that are better."""
+    made = cells(plan, results, [row.name for row in ROWS])
+    names = ["∞" if epsilon is None else f"{epsilon:g}" for epsilon in plan.epsilons]
+    columns = [f"less {against}", *(f"ε = {name}" for name in names)]
+    rows = [columns, ["---"] * len(columns)]
+    for row in ROWS:
+        texts = [_difference(made[row.name, e], made[against, e]) for e in plan.epsilons]
+        rows.append([row.name, *texts])
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
+
+
+def _difference(cell: Cell, other: Cell) -> str:
+    pairs = zip(cell.tests(), other.tests(), strict=False)
+    found = [loss_of(run) - loss_of(base) for run, base in pairs]
+    if len(found) < 2:
+        return ""
+    better = sum(1 for value in found if value < 0)
+    return (
+        f"{statistics.mean(found):+.2f} ± {statistics.stdev(found):.2f} ({better} of {len(found)})"
+    )
+
+
 def _line(name: str, parts: Sequence[str], length: int) -> list[str]:
     return [name, *parts, *[""] * (length - 1 - len(parts))]
 

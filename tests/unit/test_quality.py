@@ -122,6 +122,15 @@ def test_a_refused_combination_is_shown_as_none_and_not_tried_again(results):
     assert "0 runs to choose rates" in made
 
 
+def test_rows_are_compared_seed_by_seed(results):
+    for row, losses in ((ROW, (5.0, 6.0)), ("FFA-LoRA", (4.8, 6.1))):
+        tuned(results, row=row)
+        for seed, loss in enumerate(losses):
+            add(results, "test", 4.0, seed, loss, row=row)
+    made = quality_report.differences(PLAN, results, ROW)
+    assert "| FFA-LoRA | -0.05 ± 0.21 (1 of 2) |  |" in made
+
+
 def test_a_line_that_another_process_is_writing_is_read_when_it_is_whole(results):
     tuned(results)
     whole = results.path.read_bytes()
