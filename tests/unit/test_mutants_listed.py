@@ -1,0 +1,24 @@
+"""The list of mutants fits the code: ``python -m tests.mutants`` takes them one by one."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from tests.mutants.listed import ROOT, Mutant, mutants
+
+
+@pytest.mark.parametrize("mutant", mutants(), ids=lambda mutant: mutant.name)
+def test_a_mutant_changes_one_place_and_names_tests_that_exist(mutant: Mutant) -> None:
+    assert (ROOT / mutant.file).read_text().count(mutant.old) == 1
+    assert mutant.new != mutant.old
+    assert mutant.tests
+    for test in mutant.tests:
+        path, *names = test.split("::")
+        text = (ROOT / path).read_text()
+        assert all(f"def {name.partition('[')[0]}(" in text for name in names)
+
+
+def test_no_two_mutants_have_one_name() -> None:
+    assert max(Counter(mutant.name for mutant in mutants()).values(), default=1) == 1
