@@ -5,8 +5,8 @@
 3. Growth: older checkpoints that the auditor kept are prefixes; the witnesses that the auditor
    names have cosigned.
 4. Tasks: the manifest's digest and signature, and the rules of ``dp.contracts``.
-5. Releases: numbers, cohorts, sizes, the chain of models, an adaptive clip and what it follows
-   from, and against the budget.
+5. Releases: numbers, cohorts and their contexts, sizes, the masking set that is listed, the chain
+   of models, an adaptive clip and what it follows from, and against the budget.
 6. Every epsilon, recomputed from the manifest and the survivors.
 """
 
@@ -26,7 +26,7 @@ from dp import merkle, tiles
 from dp.accounting import PrivacyLine, ReleaseFacts, guaranteed_variance, headline, lines
 from dp.adaptive import first_clip, next_clip
 from dp.contracts import check_manifest
-from dp.contributors import contributors_of, listed
+from dp.contributors import members_of
 from dp.errors import LedgerError
 from dp.notes import Checkpoint, Verifier, open_checkpoint, parse_verifier
 from dp.records import (
@@ -38,9 +38,11 @@ from dp.records import (
     parse_task,
 )
 from dp.witness import WitnessPolicy, cosigned_at
+from secagg.context import context
 from secagg.errors import SecaggError
 from secagg.hashing import encode_parts
 from secagg.manifest import Manifest
+from secagg.messages import AdmittedModel
 
 _MICRO_TOLERANCE = 1  # libm differs between platforms in the last bit
 
@@ -116,6 +118,8 @@ class _Task:
     models: list[bytes | None] = field(default_factory=lambda: [None])  # by version; None: untold
     admissible: bool = False  # passed the rules of dp.contracts
     clip: float | None = None  # of the newest version, where the clip adapts; None: not known
+    contexts: set[bytes] = field(default_factory=set)
+    lists_all: bool = False  # a release lists its masking set: version 1 is over
 
 
 class _Audit:
@@ -124,6 +128,7 @@ class _Audit:
         self.problems: list[Finding] = []
         self.tasks: dict[str, _Task] = {}
         self.cohorts: set[bytes] = set()
+        self.pseudonyms: set[bytes] = set()  # each is of one cohort, so it occurs once
 
     def problem(self, reason: str, message: str, leaf: int | None = None) -> None:
         self.problems.append(Finding(reason=reason, message=message, leaf=leaf))
@@ -164,7 +169,7 @@ class _Audit:
             self.tasks[manifest.task].clip = first_clip(manifest)
 
     def release(self, record: dict[str, Any], leaf: int) -> None:
-        entry = self._with_contributors(record, parse_release(record), leaf)
+        entry = self._with_members(record, parse_release(record), leaf)
         task = self.tasks.get(str(record.get("task")))
         if task is None:
             self.problem("task-unknown", "A release of a task that was never created.", leaf)
@@ -181,10 +186,12 @@ class _Audit:
         if entry.cohort in self.cohorts:
             self.problem("cohort-repeated", "A cohort was released twice.", leaf)
         self.cohorts.add(entry.cohort)
+        self._context(entry, task, leaf)
         if not rules.size_min <= entry.cohort_size <= rules.size_max:
             self.problem("cohort-size", "The cohort's size breaks the manifest.", leaf)
         if not entry.survivors <= entry.masking_set_size <= entry.cohort_size:
             self.problem("cohort-size", "More survivors than members.", leaf)
+        self._listed(entry, task, leaf)
         self._released(entry, task, leaf)
         if not task.admissible:
             self.problem("task-inadmissible", "The task's own manifest was refused.", leaf)
@@ -217,29 +224,76 @@ class _Audit:
         )
         self._within_budget(task, statements, leaf)
 
-    def _with_contributors(
-        self, record: dict[str, Any], entry: ReleaseEntry, leaf: int
-    ) -> ReleaseEntry:
-        if listed(record) is None:
-            return entry
+    def _with_members(self, record: dict[str, Any], entry: ReleaseEntry, leaf: int) -> ReleaseEntry:
+        """The entry with its devices, wherever they are listed."""
         try:
-            contributors = contributors_of(record, self._read)
+            members = members_of(record, self._read)
         except LedgerError as error:
             self.caught(error, leaf)
             return entry
-        return msgspec.structs.replace(entry, contributors=contributors)
+        return msgspec.structs.replace(
+            entry, contributors=members.contributors, not_in_sum=members.not_in_sum
+        )
+
+    def _context(self, entry: ReleaseEntry, task: _Task, leaf: int) -> None:
+        """The context is of this cohort alone, and follows from the record."""
+        if entry.ctx in task.contexts:
+            self.problem("context-repeated", "Two cohorts of a task have one context.", leaf)
+        task.contexts.add(entry.ctx)
+        if entry.attempt is None:
+            if task.lists_all:
+                self.problem(
+                    "record-version", "The task has listed whole masking sets before.", leaf
+                )
+            return
+        task.lists_all = True
+        if len(entry.model_versions) != len(entry.model_digests):
+            self.problem("model-versions", "The models are not those of the versions.", leaf)
+            return
+        expected = context(
+            task=task.manifest.task,
+            cohort=entry.cohort,
+            attempt=entry.attempt,
+            manifest_digest=task.manifest_digest,
+            models=tuple(map(AdmittedModel, entry.model_versions, entry.model_digests)),
+            roster=entry.roster_digest,
+        )
+        if entry.ctx != expected:
+            self.problem(
+                "context-mismatch",
+                f"The context is not the recomputed one, {expected.hex()}.",
+                leaf,
+            )
+
+    def _listed(self, entry: ReleaseEntry, task: _Task, leaf: int) -> None:
+        """Each device of the masking set once, by a name that no other cohort has."""
+        members = (*entry.contributors, *entry.not_in_sum)
+        if entry.outcome == "released" and (
+            len(set(entry.contributors)) != len(entry.contributors)
+            or len(entry.contributors) != entry.survivors
+        ):
+            self.problem("contributors", "The contributors are not the survivors.", leaf)
+        if entry.attempt is None:
+            return
+        if len(members) != entry.masking_set_size or len(set(members)) != len(members):
+            self.problem("masking-set", "The listed devices are not the masking set.", leaf)
+        if entry.masking_set_size < task.manifest.cohort.survivors_min:
+            self.problem("masking-set", "A cohort this small does not reach masking.", leaf)
+        if any(list(names) != sorted(names) for names in (entry.contributors, entry.not_in_sum)):
+            self.problem("masking-set", "The listed devices are not sorted by pseudonym.", leaf)
+        if not self.pseudonyms.isdisjoint(members):
+            self.problem("pseudonym-repeated", "A device is named as in another cohort.", leaf)
+        self.pseudonyms.update(members)
 
     def _released(self, entry: ReleaseEntry, task: _Task, leaf: int) -> None:
         if entry.outcome == "charged":
             if entry.survivors or entry.contributors or entry.sum_digest or entry.new_model_digest:
                 self.problem("charged-with-sum", "A cohort without release shows a sum.", leaf)
             return
+        if not (entry.sum_digest and entry.new_model_digest):
+            self.problem("sum-missing", "A release names no sum, or no model.", leaf)
         if entry.survivors < task.manifest.cohort.survivors_min:
             self.problem("survivors-min", "Fewer survivors than the manifest allows.", leaf)
-        if len(set(entry.contributors)) != entry.survivors or len(entry.contributors) != (
-            entry.survivors
-        ):
-            self.problem("contributors", "The contributors are not the survivors.", leaf)
         if task.manifest.training is not None:
             self._chained(entry, task, leaf)
             task.models.append(entry.new_model_digest)

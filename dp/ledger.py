@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from dp import merkle, tiles
-from dp.contributors import contributors_of
+from dp.contributors import members_of
 from dp.errors import LedgerError
 from dp.notes import Checkpoint, checkpoint_body, open_checkpoint, parse_verifier
 from dp.records import parse_record
@@ -124,7 +124,9 @@ def check_receipt(
         leaf_index: from the receipt.
         remembered: the last signed checkpoint that this device saw, if any.
         ctx: the cohort's context, 32 bytes.
-        contributor: :func:`dp.records.identity_digest` of this device.
+        contributor: this device's pseudonym in this cohort
+            (:func:`secagg.context.pseudonym`); for a record of version 1
+            :func:`dp.records.identity_digest` of it.
 
     Raises:
         LedgerError: of the note, the proofs, or ``receipt-mismatch``.
@@ -141,10 +143,10 @@ def check_receipt(
             expected=ctx.hex(),
             found=record.get("ctx"),
         )
-    if contributor not in contributors_of(record, read):
+    if members_of(record, read).contributors.count(contributor) != 1:
         raise LedgerError(
             "receipt-mismatch",
-            "The ledger does not list this device among the contributors.",
+            "The ledger does not list this device among the contributors, once.",
             expected=contributor.hex(),
         )
     return record

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import json
 import math
 import zlib
@@ -26,15 +27,24 @@ from dp.accounting import (
     headline,
     lines,
 )
-from dp.contributors import INLINE_MAX, contributors_digest, listed
+from dp.contributors import (
+    INLINE_MAX,
+    by_identity,
+    contributors_file,
+    inline_members,
+    listed,
+    members_file,
+)
 from dp.errors import LedgerError
 from dp.tiles import ENTRY_BYTES_MAX
 from secagg.errors import SecaggError
 from secagg.hashing import digest
-from secagg.limits import MANIFEST_BYTES_MAX
+from secagg.limits import DIGEST_BYTES, MANIFEST_BYTES_MAX
 from secagg.manifest import Manifest, decode_manifest, manifest_digest
 
 RECORD_VERSION = 1
+RELEASE_VERSION = 2  # of release records; 1 named devices by their identity
+_VERSIONS = {"release": (1, RELEASE_VERSION)}
 Outcome = Literal["released", "charged"]
 Record = Mapping[str, Any]
 
@@ -53,7 +63,10 @@ class ReleaseEntry(msgspec.Struct, frozen=True, kw_only=True):
 
     ``release``: number of this charge within its task, from 1. ``survivors``, ``contributors``,
     ``sum_digest`` and ``new_model_digest`` are empty (0) for a cohort that was ``charged`` without
-    a release. ``contributors`` are :func:`identity_digest` of the devices in the sum.
+    a release. ``contributors`` and ``not_in_sum``: pseudonyms of the masking set, 32 bytes each, in
+    any order (:mod:`dp.contributors`). ``attempt``: of the roster; with the other fields it gives
+    ``ctx``. None: an entry of version 1, whose ``contributors`` are :func:`identity_digest` of the
+    devices in the sum and whose other devices are not listed.
     ``model_digests``: of the models that its members trained on, by version; ``model_versions``:
     those versions. ``released_at``: Unix seconds. ``measured_variance``: ends of the noise meter's
     interval (:mod:`dp.meter`), where there is one. ``clip``: how an adaptive clip moved.
@@ -75,6 +88,8 @@ class ReleaseEntry(msgspec.Struct, frozen=True, kw_only=True):
     measured_variance: tuple[int, int] | None = None
     model_versions: tuple[int, ...] = ()
     clip: ClipMove | None = None
+    attempt: int | None = None
+    not_in_sum: tuple[bytes, ...] = ()
 
     def facts(self, manifest: Manifest) -> ReleaseFacts:
         """What accounting sees; a charged cohort costs what its fewest survivors would."""
@@ -84,9 +99,9 @@ class ReleaseEntry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def identity_digest(identity_key: bytes) -> bytes:
-    """How the ledger names a device: digest of its Ed25519 key, 32 bytes.
+    """How records of version 1 name a device: digest of its Ed25519 key, 32 bytes.
 
-    A pseudonym: whoever knows the key can look for it, and one device's releases can be linked.
+    Whoever knows the key can look for it, and one device's releases can be linked.
     """
     return digest("identity", identity_key)
 
@@ -171,8 +186,8 @@ def release_record(
 ) -> bytes:
     """A cohort reached step 3: what was released, by how many, and what the task cost so far.
 
-    Of more than ``INLINE_MAX`` contributors the record holds the digest of their list, which the
-    log serves beside its tiles (:mod:`dp.contributors`).
+    Of more than ``INLINE_MAX`` devices the record holds the digest of their list, which the log
+    serves beside its tiles (:func:`list_file`).
 
     Args:
         previous: facts of the task's earlier charges, in order.
@@ -191,12 +206,12 @@ def release_record(
     facts = entry.facts(manifest)
     statements = lines(manifest, [*previous, facts])
     variance = 0 if manifest.noise is None else guaranteed_variance(manifest, facts)
-    apart = len(entry.contributors) > INLINE_MAX
+    apart = is_apart(entry)
     inline = () if apart else sorted(entry.contributors)
     return _canonical(
         {
             "type": "release",
-            "version": RECORD_VERSION,
+            "version": 1 if entry.attempt is None else RELEASE_VERSION,
             "task": manifest.task,
             "release": entry.release,
             "outcome": entry.outcome,
@@ -217,10 +232,32 @@ def release_record(
             "lines": [line_record(line) for line in statements],
             "released_at": entry.released_at,
         }
-        | ({"contributors_digest": contributors_digest(entry.contributors).hex()} if apart else {})
+        | _list_record(entry)
         | ({"model_versions": list(entry.model_versions)} if entry.model_versions else {})
         | _clip_record(entry.clip)
     )
+
+
+def is_apart(entry: ReleaseEntry) -> bool:
+    """Whether an entry's devices are too many to stand in its record."""
+    return len(entry.contributors) + len(entry.not_in_sum) > INLINE_MAX
+
+
+def list_file(entry: ReleaseEntry) -> bytes:
+    """The file of an entry's devices, to be served as ``contributors/<SHA-256>``."""
+    if entry.attempt is None:
+        return contributors_file(entry.contributors)
+    return members_file(entry.contributors, entry.not_in_sum)
+
+
+def _list_record(entry: ReleaseEntry) -> dict[str, Any]:
+    apart = is_apart(entry)
+    named = hashlib.sha256(list_file(entry)).hexdigest() if apart else ""
+    if entry.attempt is None:
+        return {"contributors_digest": named} if apart else {}
+    rest = [] if apart else [name.hex() for name in sorted(entry.not_in_sum)]
+    fields: dict[str, Any] = {"attempt": entry.attempt, "not_in_sum": rest}
+    return fields | ({"masking_set_file": named} if apart else {})
 
 
 def _clip_record(move: ClipMove | None) -> dict[str, str]:
@@ -271,11 +308,12 @@ def parse_record(data: bytes) -> dict[str, Any]:
         raise LedgerError("record-malformed", "A record is not canonical JSON without floats.")
     if record.get("type") not in ("task", "release", "policy", "key-rotation"):
         raise LedgerError("record-type", "A record has an unknown type.", found=record.get("type"))
-    if type(record.get("version")) is not int or record["version"] != RECORD_VERSION:
+    versions = _VERSIONS.get(record["type"], (RECORD_VERSION,))
+    if type(record.get("version")) is not int or record["version"] not in versions:
         raise LedgerError(
             "record-version",
             "A record has an unknown version.",
-            expected=RECORD_VERSION,
+            expected=versions[-1],
             found=record.get("version"),
         )
     return dict(record)
@@ -356,7 +394,7 @@ def clip_of(record: Record) -> float | None:
 
 
 def parse_release(record: Record) -> ReleaseEntry:
-    """The facts of a release record; ``contributors`` is empty where they stand in a file.
+    """The facts of a release record; its devices are missing where they stand in a file.
 
     Raises:
         LedgerError: ``record-malformed``.
@@ -366,6 +404,12 @@ def parse_release(record: Record) -> ReleaseEntry:
         data = bytes.fromhex(value)
         if data.hex() != value:
             raise ValueError("digests are lower-case hex")
+        return data
+
+    def digest_of(name: str, sizes: tuple[int, ...] = (DIGEST_BYTES,)) -> bytes:
+        data = unhex(record[name])
+        if len(data) not in sizes:
+            raise ValueError(f"{name} is no digest")
         return data
 
     def count(name: str) -> int:
@@ -402,21 +446,24 @@ def parse_release(record: Record) -> ReleaseEntry:
 
     try:
         listed(record)
+        members = inline_members(record)
         if record["outcome"] not in ("released", "charged"):
             raise ValueError("unknown outcome")
         return ReleaseEntry(
             release=count("release"),
-            cohort=unhex(record["cohort"]),
-            ctx=unhex(record["ctx"]),
-            roster_digest=unhex(record["roster_digest"]),
+            cohort=digest_of("cohort"),
+            ctx=digest_of("ctx"),
+            roster_digest=digest_of("roster_digest"),
             cohort_size=count("cohort_size"),
             masking_set_size=count("masking_set_size"),
             survivors=count("survivors"),
-            contributors=tuple(unhex(value) for value in record["contributors"]),
+            contributors=members.contributors,
+            not_in_sum=members.not_in_sum,
+            attempt=None if by_identity(record) else count("attempt"),
             model_digests=tuple(unhex(value) for value in record["model_digests"]),
             model_versions=versions(),
-            sum_digest=unhex(record["sum_digest"]),
-            new_model_digest=unhex(record["new_model_digest"]),
+            sum_digest=digest_of("sum_digest", (0, DIGEST_BYTES)),
+            new_model_digest=digest_of("new_model_digest", (0, DIGEST_BYTES)),
             released_at=count("released_at"),
             outcome=record["outcome"],
             measured_variance=interval(),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+import msgspec
 import nacl.signing
 
 from dp.accounting import ReleaseFacts
@@ -13,8 +14,10 @@ from dp.contracts import SegmentSpec, TaskSpec, build_manifest
 from dp.ledger import LedgerBuilder
 from dp.notes import sign_checkpoint, verifier_key
 from dp.records import ReleaseEntry, identity_digest, release_record, task_record
+from secagg.context import context
 from secagg.hashing import encode_parts
 from secagg.manifest import Adapter, Manifest, TensorShape, encode_manifest, manifest_digest
+from secagg.messages import AdmittedModel
 from secagg.secret import Secret
 
 TASK_SEED = bytes(range(32))
@@ -110,8 +113,51 @@ def entry(number: int, survivors: int = 4, *, charged: bool = False, size: int =
     )
 
 
+def pseudonyms(count: int, salt: object = "") -> tuple[bytes, ...]:
+    """As devices make them, as far as an auditor can tell: each another one."""
+    return tuple(hashlib.sha256(f"{salt} {n}".encode()).digest() for n in range(count))
+
+
+def listed(
+    manifest: Manifest, item: ReleaseEntry, version: int | None = None, /, **changes: Any
+) -> ReleaseEntry:
+    """An entry as records have it since version 2: the whole masking set, and its context.
+
+    ``version``: of the model before it; by default every charge before made one.
+    """
+    item = msgspec.structs.replace(item, **changes)
+    names = pseudonyms(item.masking_set_size, f"{manifest.task} {item.release}")
+    versions = (item.release - 1 if version is None else version,)
+    return msgspec.structs.replace(
+        item,
+        attempt=0,
+        contributors=names[: item.survivors],
+        not_in_sum=names[item.survivors :],
+        model_versions=versions,
+        ctx=context(
+            task=manifest.task,
+            cohort=item.cohort,
+            attempt=0,
+            manifest_digest=manifest_digest(encode_manifest(manifest)),
+            models=tuple(map(AdmittedModel, versions, item.model_digests)),
+            roster=item.roster_digest,
+        ),
+    )
+
+
+def listing(manifest: Manifest, items: Iterable[ReleaseEntry]) -> LedgerBuilder:
+    """A task record and a release of version 2 for each entry."""
+    builder = LedgerBuilder(ORIGIN, [signed_task(manifest)])
+    facts: list[ReleaseFacts] = []
+    digest = manifest_digest(encode_manifest(manifest))
+    for item in items:
+        builder.append(release_record(manifest, digest, facts, item))
+        facts.append(item.facts(manifest))
+    return builder
+
+
 def ledger(manifest: Manifest, survivors: tuple[int, ...]) -> LedgerBuilder:
-    """A task record and one release for each survivor count."""
+    """A task record and one release, of version 1, for each survivor count."""
     builder = LedgerBuilder(ORIGIN, [signed_task(manifest)])
     facts: list[ReleaseFacts] = []
     digest = manifest_digest(encode_manifest(manifest))

@@ -146,10 +146,29 @@ def _accesses(task: AuditedTask) -> str:
 
 
 def _participation(task: AuditedTask) -> str:
-    seen = Counter(name for row in task.releases for name in row.entry.contributors)
-    if not seen:
-        return "No release lists a contributor yet."
-    return f"Seen so far: {len(seen)} devices, one of them in {max(seen.values())} releases."
+    if not task.releases:
+        return "No cohort is charged yet."
+    old = Counter(
+        name
+        for row in task.releases
+        if row.entry.attempt is None
+        for name in row.entry.contributors
+    )
+    rows = [row.entry for row in task.releases if row.entry.attempt is not None]
+    said = []
+    if old:
+        said.append(
+            f"Seen in records of version 1: {len(old)} devices, one of them in "
+            f"{max(old.values())} releases."
+        )
+    if rows:
+        places = sum(entry.masking_set_size for entry in rows)
+        said.append(
+            f"{places} charges of single devices in {len(rows)} cohorts, each device at most once "
+            "in a cohort. A device has another name in each, so which charges are one device's "
+            "only that device can tell."
+        )
+    return " ".join(said) or "No record lists a device."
 
 
 def _accounting(task: AuditedTask) -> str:

@@ -105,9 +105,12 @@ FIGURES = (
         "cohort_size less survivors. The chart draws them in order",
     ),
     Figure(
-        name="devices seen",
-        value="distinct entries of the contributors of all release records; of many contributors "
-        "a record holds the digest of their list, which the ledger serves beside it",
+        name="charges of single devices",
+        value="masking_set_size of all charged cohorts, added up. Each record lists its masking "
+        "set by pseudonyms of this cohort alone, those in the released sum under contributors, the "
+        "others under not_in_sum; of many devices it holds the digest of their list, which the "
+        "ledger serves beside it. Records of version 1 list the devices in the sum by their "
+        "identity: of those, distinct entries",
     ),
     Figure(
         name="parameters",

@@ -37,7 +37,8 @@ def exposure(manifest: Manifest) -> tuple[Exposure, ...]:
     return (
         Exposure(
             who="the aggregator and its operator",
-            what=f"{sums} over at least {rules.survivors_min} devices, who took part, and when; "
+            what=f"{sums} over at least {rules.survivors_min} devices, who took part, when, and "
+            "under which pseudonym; "
             f"not one device's update, unless {_too_many(rules.corrupt_max)} its cohort on "
             "its side",
         ),
@@ -47,14 +48,14 @@ def exposure(manifest: Manifest) -> tuple[Exposure, ...]:
         ),
         Exposure(
             who="everyone who reads the ledger",
-            what="this task's rules, times, sizes of cohorts, and pseudonyms of contributors, by "
-            "which one device's releases can be linked",
+            what="this task's rules, times, sizes of cohorts, and a pseudonym of each device in "
+            "each cohort, which is another one in every cohort (in records of version 1 the same)",
         ),
         Exposure(who="everyone who gets the model", what="what the released sums made of it"),
         Exposure(
             who="the partners",
-            what="the identity keys of the devices that they certified, and so which of the "
-            "ledger's pseudonyms are theirs",
+            what="the identity keys of the devices that they certified; whose a pseudonym is "
+            "only if they kept the identity seed that they issued",
         ),
         Exposure(
             who="whoever records the traffic",

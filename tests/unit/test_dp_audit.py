@@ -191,7 +191,7 @@ def test_truncation_and_forks_are_seen_by_whoever_kept_a_checkpoint() -> None:
         (2, lambda r: r.pop("ctx"), "record-malformed"),
         (2, lambda r: r.update(extra=0.5), "record-malformed"),
         (2, lambda r: r.update(type="rumour"), "record-type"),
-        (2, lambda r: r.update(version=2), "record-version"),
+        (2, lambda r: r.update(version=3), "record-version"),
         (2, lambda r: r.update(version=True), "record-version"),
         (2, lambda r: r["lines"][0].update(amplified=0), "epsilon-mismatch"),
         (0, lambda r: r.update(manifest_digest="00" * 32), "manifest-digest"),

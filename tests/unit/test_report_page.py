@@ -73,7 +73,8 @@ def test_every_figure_on_the_page_says_how_to_compute_it_again(mode: str) -> Non
 def test_no_figure_is_explained_that_no_page_shows() -> None:
     data = data_of(ledger(TASKS["B and C"], (4, 5)))
     shown = set(re.findall(r'data-figure="([^"]*)"', render(data)))
-    elsewhere = {"devices seen", "epsilon of all tasks together"}  # an answer; several tasks
+    # In an answer, and where there are several tasks.
+    elsewhere = {"charges of single devices", "epsilon of all tasks together"}
     assert {figure.name for figure in data.figures} - elsewhere == shown
 
 
