@@ -29,4 +29,5 @@ MANIFEST_BYTES_MAX = 1 << 20  # names of a few thousand LoRA tensors
 ADVERT_BYTES_MAX = 8_192  # two public keys (2,432), certificate, signature
 DEAL_BYTES_MAX = 8_192  # two seals, ten shares and their hashes
 SMALL_MESSAGE_BYTES_MAX = 4_096  # check results, confirmations, uploads, aborts, receipts
+EVIDENCE_BYTES_MAX = 12 << 20  # manifest, a roster of 10,000, deals to 512 neighbours
 CLOCK_SKEW_S = 300  # seconds between a device's clock and the aggregator's

@@ -55,6 +55,7 @@ SERVER: Table = {
         "sharing",
         Deals=("sharing", "checking", "aborted"),
         Tick=("sharing", "checking", "aborted"),
+        Exclude=("sharing",),
         Cancel=("aborted",),
     ),
     **_row(
@@ -62,6 +63,7 @@ SERVER: Table = {
         Ready=("checking", "masking", "aborted"),
         Complaint=("checking", "masking", "aborted"),
         Tick=("checking", "masking", "aborted"),
+        Exclude=("checking",),
         Cancel=("aborted",),
     ),
     **_row(

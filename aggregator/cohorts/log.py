@@ -19,6 +19,7 @@ from secagg.server import (
     Deliver,
     Effect,
     Event,
+    Exclude,
     Open,
     Received,
     ReleaseCommitted,
@@ -42,6 +43,7 @@ _KINDS: dict[str, type] = {
     "sum-refused": SumRefused,
     "release-committed": ReleaseCommitted,
     "cancel": Cancel,
+    "exclude": Exclude,
 }
 _NAMES = {kind: name for name, kind in _KINDS.items()}
 _encoder = msgspec.msgpack.Encoder()

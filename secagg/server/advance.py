@@ -6,13 +6,14 @@ the sum is still large enough and every secret that will be needed still has t h
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from secagg import keys, parameters
 from secagg.context import LEFT_OUT
+from secagg.evidence import DEAL_SIGNATURE
 from secagg.messages import Abort, Confirmations, Inbox, MaskingSet, Message, SurvivorSet, sign
 from secagg.server import collect, unmask
 from secagg.server.events import Deliver, Effect, Ended, ServerConfig, Wake
@@ -21,6 +22,7 @@ from secagg.server.states import (
     Checking,
     Confirming,
     Facts,
+    Finding,
     Masking,
     Sharing,
     State,
@@ -42,14 +44,19 @@ def common(state: State) -> dict[str, Any]:
         "facts": state.facts,
         "accepted": state.accepted,
         "culprits": state.culprits,
+        "findings": state.findings,
         "gone": state.gone,
+        "excluded": state.excluded,
     }
 
 
-def abort(config: ServerConfig, state: State, reason: str, culprit: bytes | None = None) -> Outcome:
+def abort(
+    config: ServerConfig, state: State, reason: str, findings: Sequence[Finding] = ()
+) -> Outcome:
     fields = common(state)
-    if culprit is not None and culprit not in state.culprits:
-        fields["culprits"] = (*state.culprits, culprit)
+    named = (state.facts.identity(finding.device) for finding in findings)
+    fields["culprits"] = tuple(dict.fromkeys((*state.culprits, *named)))
+    fields["findings"] = (*state.findings, *findings)
     aborted = Aborted(**fields, reason=reason)
     rest = frozenset(range(state.facts.size)) - state.gone
     told = deliver(config, state.facts, rest, Abort(state.facts.cohort, reason))
@@ -83,7 +90,7 @@ def agreeable(config: ServerConfig, facts: Facts, devices: Collection[int]) -> b
 
 
 def to_checking(config: ServerConfig, state: Sharing, now_s: float) -> Outcome:
-    dealers = tuple(sorted(state.dealt))
+    dealers = tuple(sorted(state.dealt.keys() - state.excluded))
     enough = len(dealers) >= config.manifest.cohort.survivors_min
     if not enough or not openable(state.facts, dealers, dealers):
         return abort(config, state, "too-few-dealers")
@@ -111,7 +118,11 @@ def _inbox(config: ServerConfig, state: Sharing, recipient: int) -> bytes:
 def to_masking(config: ServerConfig, state: Checking, now_s: float) -> Outcome:
     ready, named = collect.ready_devices(config, state)
     culprits = (*state.culprits, *(state.facts.identity(index) for index in sorted(named)))
-    state = replace(state, culprits=culprits)
+    findings = (
+        Finding(dealer, DEAL_SIGNATURE, recipient)
+        for dealer, recipient in sorted(state.guilty.items())
+    )
+    state = replace(state, culprits=culprits, findings=(*state.findings, *findings))
     enough = len(ready) >= config.manifest.cohort.survivors_min
     if not enough or not openable(state.facts, ready, ready):
         return abort(config, state, "too-few-ready")

@@ -130,7 +130,7 @@ def take_ready(state: Checking, index: int, message: Ready | Complaint) -> Check
             culprit=facts.identity(index),
         )
     disputed: set[int] = set()
-    guilty: set[int] = set()
+    guilty: dict[int, int] = {}
     for dealer, evidence in zip(accused, message.evidence, strict=True):
         kept = state.dealt[dealer].to.get(index) if dealer in state.dealers else None
         if kept is None or kept.digest != digest("deal", evidence):
@@ -143,11 +143,11 @@ def take_ready(state: Checking, index: int, message: Ready | Complaint) -> Check
             verify(evidence, facts.ctx, Deal, signer=facts.identity(dealer))
             disputed.add(dealer)
         except RemoteProtocolError:
-            guilty.add(dealer)
+            guilty[dealer] = index
     return replace(
         state,
         accusations={**state.accusations, index: frozenset(disputed)},
-        guilty=state.guilty | guilty,
+        guilty={**guilty, **state.guilty},
     )
 
 
@@ -167,9 +167,10 @@ def ready_devices(config: ServerConfig, state: Checking) -> tuple[tuple[int, ...
         if accuser not in liars and accuser not in state.guilty
         for dealer in named
     )
-    out = state.guilty | liars | disputed
+    guilty = frozenset(state.guilty)
+    out = guilty | liars | disputed | state.excluded
     ready = tuple(index for index in sorted(state.answered) if index not in out)
-    return ready, state.guilty | liars
+    return ready, guilty | liars
 
 
 def take_masked_input(

@@ -83,7 +83,14 @@ class Cancel:
     now_s: float
 
 
-Event = Received | VectorAdded | Tick | SumOpened | SumRefused | ReleaseCommitted | Cancel
+@dataclass(frozen=True)
+class Exclude:
+    """The aggregator bars a device, which was banned after the roster closed."""
+
+    index: int
+
+
+Event = Received | VectorAdded | Tick | SumOpened | SumRefused | ReleaseCommitted | Cancel | Exclude
 
 
 # -- effects ----------------------------------------------------------------------------------

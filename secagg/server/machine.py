@@ -41,6 +41,7 @@ from secagg.server.events import (
     Cancel,
     Ended,
     Event,
+    Exclude,
     Open,
     Received,
     ReleaseCommitted,
@@ -154,7 +155,7 @@ def _accept(state: Any, event: Received, message: Message) -> Any:
 
 def _on_deals(config: ServerConfig, state: Sharing, event: Received, message: Deals) -> Outcome:
     state = _accept(collect.take_deals(state, event.index, message), event, message)
-    if len(state.dealt) < state.facts.size:
+    if len(state.dealt.keys() | state.excluded) < state.facts.size:
         return state, ()
     return to_checking(config, state, event.now_s)
 
@@ -163,9 +164,18 @@ def _on_ready(
     config: ServerConfig, state: Checking, event: Received, message: Ready | Complaint
 ) -> Outcome:
     state = _accept(collect.take_ready(state, event.index, message), event, message)
-    if len(state.answered) < len(state.dealers):
+    if not state.excluded.union(state.answered).issuperset(state.dealers):
         return state, ()
     return to_masking(config, state, event.now_s)
+
+
+def _on_exclude(
+    config: ServerConfig, state: Sharing | Checking, event: Exclude, message: None
+) -> Outcome:
+    """Bar a device: S will not hold it. It hears so when the phase ends, like all who are out."""
+    if event.index in state.excluded:
+        return state, ()
+    return replace(state, excluded=state.excluded | {event.index}), ()
 
 
 def _on_masked_input(
@@ -200,8 +210,8 @@ def _on_unmask(config: ServerConfig, state: Unmasking, event: Received, message:
         return state, ()
     try:
         plan = unmask.make_plan(config, state)
-    except RemoteProtocolError as error:
-        return abort(config, state, error.reason, error.culprit)
+    except unmask.Convicted as error:
+        return abort(config, state, error.reason, error.findings)
     opening = Opening(
         **common(state), masking_set=state.masking_set, survivors=state.survivors, plan=plan
     )
@@ -261,6 +271,7 @@ _HANDLERS: dict[str, Callable[[ServerConfig, Any, Any, Any], Outcome]] = {
     "VectorAdded": _on_vector_added,
     "Confirmation": _on_confirmation,
     "Unmask": _on_unmask,
+    "Exclude": _on_exclude,
     "SumOpened": _on_sum_opened,
     "SumRefused": _on_stop,
     "ReleaseCommitted": _on_release,

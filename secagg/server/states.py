@@ -34,13 +34,33 @@ class Facts:
         return self.roster[index].identity_key
 
 
+@dataclass(frozen=True)
+class Finding:
+    """What shows that the device at roster index ``device`` broke the rules; material for
+    :mod:`secagg.evidence`, whose kinds ``kind`` names.
+
+    ``other``: roster index of the deal's recipient, or of the share's owner; -1: none.
+    ``secret``: kind of the share. ``shares``: t opened shares of the device's own secret, as
+    (holder, share). ``opening``: the mask secret of ``other``, to which a seal does not open.
+    """
+
+    device: int
+    kind: str
+    other: int = -1
+    secret: int = -1
+    shares: tuple[tuple[int, bytes], ...] = field(default=(), repr=False)
+    opening: Secret | None = field(default=None, repr=False)
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Phase:
     """Common to all phases.
 
     ``accepted``: message kind number -> device -> digest of the message that was obeyed.
     ``culprits``: identity keys of devices that provably broke the rules.
+    ``findings``: what shows it, where there is something to show.
     ``gone``: devices that were left out and told so.
+    ``excluded``: devices that the aggregator bars, so that S will not hold them.
     """
 
     phase: ClassVar[str]
@@ -48,7 +68,9 @@ class _Phase:
     facts: Facts
     accepted: dict[int, dict[int, bytes]] = field(repr=False)
     culprits: tuple[bytes, ...] = ()
+    findings: tuple[Finding, ...] = ()
     gone: frozenset[int] = frozenset()
+    excluded: frozenset[int] = frozenset()
     deadline_s: float = math.inf  # Unix seconds
 
     @property
@@ -95,7 +117,7 @@ class Checking(_Phase):
     """Waiting for the check results of the ``dealers``.
 
     ``accusations``: accuser -> dealers whose sealed contents it could not use.
-    ``guilty``: dealers whose signed deal is bad for everyone to see.
+    ``guilty``: dealers whose signed deal is bad for everyone to see -> its recipient.
     """
 
     phase: ClassVar[str] = "checking"
@@ -104,7 +126,7 @@ class Checking(_Phase):
     dealers: tuple[int, ...]
     answered: frozenset[int] = frozenset()
     accusations: dict[int, frozenset[int]]
-    guilty: frozenset[int] = frozenset()
+    guilty: dict[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,20 +20,19 @@ from secagg.context import (
     SHARE_OF_NOISE_SEED,
     SHARE_OF_SELF_SEED,
     masking_set_digest,
-    noise_seed_commitment,
     opened_levels,
     pair_seed,
     pair_sign,
     seal_info,
-    self_seed_commitment,
     share_hash,
 )
 from secagg.errors import RemoteProtocolError
+from secagg.evidence import SEAL_INVALID, UNMASK_SHARE, is_committed, kind_of_dealer
 from secagg.messages import Unmask
 from secagg.opening import NoiseSeed, OpeningPlan
 from secagg.secret import Secret
 from secagg.server.events import ServerConfig
-from secagg.server.states import Facts, Unmasking
+from secagg.server.states import Facts, Finding, Unmasking
 
 
 def secrets_due(
@@ -85,43 +84,77 @@ def take_unmask(state: Unmasking, index: int, message: Unmask) -> Unmasking:
             lacking[secret] -= 1
             if not lacking[secret]:
                 del lacking[secret]
-    culprits = state.culprits
-    if len(good) < len(message.shares) and holder not in culprits:
-        culprits = (*culprits, holder)
-    return replace(state, shares={**state.shares, index: good}, lacking=lacking, culprits=culprits)
+    state = replace(state, shares={**state.shares, index: good}, lacking=lacking)
+    changed = [(share.owner, share.kind) for share in message.shares]
+    changed = [secret for secret in changed if secret not in good]
+    if not changed:
+        return state
+    return replace(
+        state,
+        culprits=tuple(dict.fromkeys((*state.culprits, holder))),
+        findings=(*state.findings, Finding(index, UNMASK_SHARE, *changed[0])),
+    )
+
+
+class Convicted(RemoteProtocolError):
+    """Dealers whose deals cannot be right; ``findings`` names every one of them."""
+
+    def __init__(self, facts: Facts, findings: Sequence[Finding]) -> None:
+        self.findings = tuple(findings)
+        first = self.findings[0]
+        super().__init__(
+            first.kind,
+            f"What device {first.device} dealt cannot be right.",
+            culprit=facts.identity(first.device),
+        )
 
 
 def make_plan(config: ServerConfig, state: Unmasking) -> OpeningPlan:
     """Reconstruct every secret that the sum needs and list the masks to take off.
 
+    All liars are looked for, not the first alone: two of them cost the others one release.
+
     Raises:
-        RemoteProtocolError: ``dealer-self-seed``, ``dealer-mask-secret``, ``dealer-noise-seed``,
-            ``seal-invalid`` or ``shares-inconsistent``, naming the device whose deals cannot be
-            right.
+        Convicted: ``dealer-self-seed``, ``dealer-mask-secret``, ``dealer-noise-seed`` or
+            ``seal-invalid``.
     """
     facts = state.facts
     salt = masking_set_digest(facts.ctx, state.masking_set)
     terms: list[masks.MaskTerm] = []
     noise: list[NoiseSeed] = []
-    for (owner, kind), secret in _reconstruct(state).items():
-        if kind == SHARE_OF_SELF_SEED:
-            _check_self_seed(state, owner, secret)
+    findings: list[Finding] = []
+    for (owner, kind), (secret, shares) in _reconstruct(state).items():
+        if secret is None or not is_committed(
+            kind,
+            secret,
+            facts.identity(owner),
+            facts.adverts[owner],
+            state.dealt[owner].noise_commitments,
+        ):
+            findings.append(Finding(owner, kind_of_dealer(kind), secret=kind, shares=shares))
+        elif kind == SHARE_OF_SELF_SEED:
             terms.append(masks.MaskTerm(masks.mask_key(secret, salt), -1))
         elif kind == SHARE_OF_MASK_SECRET:
-            for survivor, seed in _pair_seeds(state, owner, secret).items():
+            seeds, bad = _pair_seeds(state, owner, secret)
+            findings += bad
+            for survivor, seed in seeds.items():
                 mask = masks.MaskTerm(masks.mask_key(seed, salt), pair_sign(survivor, owner))
                 terms.append(mask.negated())
         else:
-            level = kind - SHARE_OF_NOISE_SEED
-            _check_noise_seed(state, owner, level, secret)
-            noise.append(NoiseSeed(owner, level, secret))
+            noise.append(NoiseSeed(owner, kind - SHARE_OF_NOISE_SEED, secret))
+    if findings:
+        raise Convicted(facts, findings)
     encoding = config.manifest.encoding
     length = ring.payload_length(config.manifest.data_length, encoding.slice_length)
     return OpeningPlan(encoding.ring_bits, length, tuple(terms), tuple(noise))
 
 
-def _reconstruct(state: Unmasking) -> dict[tuple[int, int], Secret]:
-    """(owner, kind) -> secret, from exactly t shares each.
+_Shares = tuple[tuple[int, bytes], ...]
+
+
+def _reconstruct(state: Unmasking) -> dict[tuple[int, int], tuple[Secret | None, _Shares]]:
+    """(owner, kind) -> secret and the shares that it was joined from, exactly t each; None where
+    they join to no secret.
 
     The holders are the t lowest, so on the complete graph most owners have the same share set;
     all secrets with the same share set share its Lagrange coefficients.
@@ -133,7 +166,7 @@ def _reconstruct(state: Unmasking) -> dict[tuple[int, int], Secret]:
             if len(shares) < state.facts.threshold:
                 shares[holder] = share
     coefficients: dict[tuple[int, ...], dict[int, int]] = {}
-    secrets: dict[tuple[int, int], Secret] = {}
+    secrets: dict[tuple[int, int], tuple[Secret | None, _Shares]] = {}
     due = secrets_due(state.facts, state.masking_set, state.survivors, state.masking_set)
     for owner, kind in due:
         shares = held[owner, kind]
@@ -141,51 +174,26 @@ def _reconstruct(state: Unmasking) -> dict[tuple[int, int], Secret]:
         if holders not in coefficients:
             coefficients[holders] = sharing.lagrange_at_zero(holders)
         revealed = {holder: share.reveal() for holder, share in shares.items()}
+        joined: Secret | None
         try:
-            secrets[owner, kind] = sharing.join(revealed, coefficients[holders])
-        except RemoteProtocolError as error:
-            error.culprit = state.facts.identity(owner)
-            raise
+            joined = sharing.join(revealed, coefficients[holders])
+        except RemoteProtocolError:
+            joined = None
+        secrets[owner, kind] = joined, tuple(sorted(revealed.items()))
     return secrets
 
 
-def _check_noise_seed(state: Unmasking, owner: int, level: int, seed: Secret) -> None:
-    identity = state.facts.identity(owner)
-    committed = state.dealt[owner].noise_commitments[level]
-    if not hmac.compare_digest(noise_seed_commitment(identity, level, seed), committed):
-        raise RemoteProtocolError(
-            "dealer-noise-seed",
-            f"The shares that device {owner} dealt do not give the noise seed it committed to.",
-            culprit=identity,
-            expected=committed.hex(),
-        )
-
-
-def _check_self_seed(state: Unmasking, owner: int, seed: Secret) -> None:
-    identity = state.facts.identity(owner)
-    committed = state.facts.adverts[owner].self_seed_commitment
-    if not hmac.compare_digest(self_seed_commitment(identity, seed), committed):
-        raise RemoteProtocolError(
-            "dealer-self-seed",
-            f"The shares that device {owner} dealt do not give the seed it committed to.",
-            culprit=identity,
-        )
-
-
-def _pair_seeds(state: Unmasking, owner: int, mask_secret: Secret) -> dict[int, Secret]:
-    """survivor -> seed of the mask it has in common with the dropped ``owner``."""
+def _pair_seeds(
+    state: Unmasking, owner: int, mask_secret: Secret
+) -> tuple[dict[int, Secret], list[Finding]]:
+    """survivor -> seed of the mask it has in common with the dropped ``owner``; and the survivors
+    whose seal does not open."""
     facts = state.facts
     identity = facts.identity(owner)
     private = keys.kem_private_key(mask_secret, MASK_KEY)
-    public = keys.kem_public_key(mask_secret, MASK_KEY)
-    if not hmac.compare_digest(public, facts.adverts[owner].mask_key):
-        raise RemoteProtocolError(
-            "dealer-mask-secret",
-            f"The shares that device {owner} dealt do not give the secret of its mask key.",
-            culprit=identity,
-        )
     survivors = frozenset(state.survivors)
     seeds: dict[int, Secret] = {}
+    bad: list[Finding] = []
     for survivor in facts.graph.neighbours(owner):
         if survivor not in survivors:
             continue
@@ -197,8 +205,8 @@ def _pair_seeds(state: Unmasking, owner: int, mask_secret: Secret) -> dict[int, 
         sealed = state.dealt[survivor].to[owner].sealed_pair_seed
         try:
             seed = keys.hpke_open(private, info, sealed)  # 32 bytes: its sealed size was checked
-        except RemoteProtocolError as error:
-            error.culprit = peer
-            raise
-        seeds[survivor] = Secret(seed)
-    return seeds
+        except RemoteProtocolError:
+            bad.append(Finding(survivor, SEAL_INVALID, owner, opening=mask_secret))
+        else:
+            seeds[survivor] = Secret(seed)
+    return seeds, bad

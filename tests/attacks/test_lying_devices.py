@@ -108,7 +108,7 @@ def test_a_dealer_of_another_self_seed_is_named(monkeypatch: pytest.MonkeyPatch)
 def test_without_commitments_the_lying_dealer_stays_unknown(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(unmask, "_check_self_seed", lambda *_: None)
+    monkeypatch.setattr(unmask, "is_committed", lambda *_: True)
     result = dealing_another_self_seed(task(), monkeypatch)
     assert isinstance(result.state, server.Aborted)
     assert result.ended == server.Ended("check-coordinates", ())

@@ -233,7 +233,7 @@ CASES: dict[str, Case] = {
         [(FIRST, 1), *DUE[1:]],
     ),
     "shares that open to no secret": Case(
-        lambda: plan_from_shares(1 << 256), "shares-inconsistent", culprit=FACTS.identity(0)
+        lambda: plan_from_shares(1 << 256), "dealer-self-seed", culprit=FACTS.identity(0)
     ),
     "shares that open to another seed": Case(
         lambda: plan_from_shares(1), "dealer-self-seed", culprit=FACTS.identity(0)

@@ -79,6 +79,8 @@ def server_event(run: Run, name: str) -> server.Event:
             return server.Tick(float("inf"))
         case "Cancel":
             return server.Cancel("task-paused", now_s)
+        case "Exclude":
+            return server.Exclude(run.index)
     return run.server_events[name]
 
 
