@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from itertools import pairwise
 
 from secagg import keys
 from secagg.errors import RemoteProtocolError
-from secagg.limits import CLOCK_SKEW_S, DIGEST_BYTES, KEM_PUBLIC_KEY_BYTES
+from secagg.limits import (
+    CLOCK_SKEW_S,
+    DIGEST_BYTES,
+    IDENTITY_KEY_BYTES,
+    KEM_PUBLIC_KEY_BYTES,
+    PARTNERS_MAX,
+)
 from secagg.manifest import Manifest
 from secagg.messages import Advert, verify
 
@@ -76,4 +83,29 @@ def check_advert(
         raise RemoteProtocolError(
             "advert-malformed", "Mask key and channel key must differ.", culprit=signer
         )
+    _check_trusted(advert)
     return advert
+
+
+def trusted_partners(advert: Advert) -> frozenset[bytes]:
+    """Keys of the partners whose devices the sender of this advert accepts in its cohort."""
+    return frozenset(advert.trusted or (advert.certificate.partner_key,))
+
+
+def _check_trusted(advert: Advert) -> None:
+    trusted, own = advert.trusted, advert.certificate.partner_key
+    if (
+        len(trusted) > PARTNERS_MAX
+        or any(len(key) != IDENTITY_KEY_BYTES for key in trusted)
+        or any(later <= earlier for earlier, later in pairwise(trusted))
+        or own not in trusted_partners(advert)
+    ):
+        raise RemoteProtocolError(
+            "advert-trust",
+            "The advert does not list, in order, partners whose devices its sender accepts, with "
+            "its own partner among them.",
+            culprit=advert.certificate.identity_key,
+            expected=f"{own.hex()} and at most {PARTNERS_MAX - 1} others",
+            found=[key.hex() for key in trusted[:8]],
+            remedy="Add the device's own partner to those that it trusts.",
+        )

@@ -7,6 +7,7 @@ rosters, models or manifests can neither read nor cancel each other's masks.
 
 from __future__ import annotations
 
+import hmac
 from collections.abc import Sequence
 from typing import Literal
 
@@ -104,6 +105,15 @@ def seal_info(ctx: bytes, sender_key: bytes, recipient_key: bytes, kind: bytes) 
 def pair_seed(mask_secret: Secret, ctx: bytes, sealer_key: bytes, other_key: bytes) -> Secret:
     """Seed of the mask that two neighbours share, derived by the edge's sealer; 32 bytes."""
     return Secret(derive(mask_secret.reveal(), "pair seed", ctx, sealer_key, other_key))
+
+
+def pseudonym(identity: Secret, ctx: bytes) -> bytes:
+    """The name by which the ledger lists a device in one cohort; 32 bytes.
+
+    HMAC-SHA256 over ctx under a key of its own, derived from the seed of the device's identity:
+    nobody else can make it or link two of them, and the device finds its own again.
+    """
+    return hmac.digest(derive(identity.reveal(), "pseudonym"), ctx, "sha256")
 
 
 def share_hash(kind: int, ctx: bytes, dealer_key: bytes, holder_key: bytes, share: bytes) -> bytes:

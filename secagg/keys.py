@@ -9,6 +9,7 @@ Base mode authenticates no sender; the signature over each deal does.
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import lru_cache
 
 import nacl.exceptions
 import nacl.signing
@@ -26,7 +27,13 @@ from cryptography.hazmat.primitives.hpke import (
 
 from secagg.errors import LocalProtocolError, RemoteProtocolError
 from secagg.hashing import derive, encode_parts
-from secagg.limits import IDENTITY_KEY_BYTES, KEM_PUBLIC_KEY_BYTES, SEED_BYTES
+from secagg.limits import (
+    CLOCK_SKEW_S,
+    COHORT_MAX,
+    IDENTITY_KEY_BYTES,
+    KEM_PUBLIC_KEY_BYTES,
+    SEED_BYTES,
+)
 from secagg.messages import Certificate
 from secagg.secret import Secret
 
@@ -81,7 +88,8 @@ def issue_certificate(partner_key: Secret, identity_key: bytes, not_after: int) 
 def verify_certificate(
     certificate: Certificate, partner_keys: Collection[bytes], now_s: float
 ) -> None:
-    """Check that an accepted partner certified this identity key and that it has not expired.
+    """Check that an accepted partner certified this identity key and that the certificate did not
+    expire more than ``CLOCK_SKEW_S`` before ``now_s`` (Unix seconds).
 
     Raises:
         RemoteProtocolError: ``partner-unknown``, ``certificate-expired`` or
@@ -96,7 +104,7 @@ def verify_certificate(
             expected=sorted(key.hex() for key in partner_keys),
             found=certificate.partner_key.hex(),
         )
-    if not 0 <= certificate.not_after < 1 << 63 or certificate.not_after < now_s:
+    if not 0 <= certificate.not_after < 1 << 63 or certificate.not_after + CLOCK_SKEW_S < now_s:
         raise RemoteProtocolError(
             "certificate-expired",
             "The device's certificate has expired.",
@@ -105,6 +113,13 @@ def verify_certificate(
             found=certificate.not_after,
             remedy="The partner must enrol the device again.",
         )
+    _verify_certificate_signature(certificate)
+
+
+@lru_cache(maxsize=COHORT_MAX)
+def _verify_certificate_signature(certificate: Certificate) -> None:
+    """The part of a certificate that no time changes. A process with many devices of a cohort
+    verifies each certificate once; a failure is not remembered."""
     signed = _certificate_input(
         certificate.identity_key, certificate.partner_key, certificate.not_after
     )
@@ -112,7 +127,9 @@ def verify_certificate(
         certificate.partner_key, signed, certificate.signature
     ):
         raise RemoteProtocolError(
-            "certificate-invalid", "The device's certificate does not verify.", culprit=culprit
+            "certificate-invalid",
+            "The device's certificate does not verify.",
+            culprit=certificate.identity_key,
         )
 
 

@@ -35,7 +35,11 @@ class Certificate(Message, frozen=True):
 
 
 class Advert(Message, frozen=True):
-    """Step 1. One-use keys of a device that is ready to be summed. Signed without ctx."""
+    """Step 1. One-use keys of a device that is ready to be summed. Signed without ctx.
+
+    ``trusted``: keys of the partners whose devices this device accepts in its cohort, strictly
+    ordered; empty: those of its own partner alone.
+    """
 
     task: str
     manifest_digest: bytes
@@ -47,6 +51,7 @@ class Advert(Message, frozen=True):
     self_seed_commitment: bytes
     nonce: bytes
     expires_at: int  # Unix seconds
+    trusted: tuple[bytes, ...] = ()
 
 
 class AdmittedModel(Message, frozen=True):
@@ -57,18 +62,23 @@ class AdmittedModel(Message, frozen=True):
 
 
 class RosterEntry(Message, frozen=True):
-    """One row of the roster: a device's identity key, the digest of its signed advert, and the
-    place of its model in ``Roster.models``."""
+    """One row of the roster: a device's identity key, the digest of its signed advert, the place
+    of its model in ``Roster.models``, and its certificate: the place of its partner in
+    ``Roster.partners``, the expiry (Unix seconds) and the partner's signature."""
 
     identity_key: bytes
     advert_digest: bytes
     model: int
+    partner: int = 0
+    not_after: int = 0
+    certificate_signature: bytes = b""
 
 
 class Roster(Message, frozen=True):
     """Step 2, aggregator to device: the closed cohort, ordered strictly by identity key.
 
     ``models`` are ordered strictly by version; a synchronous cohort has exactly one.
+    ``partners``: keys of the partners that certified the entries, strictly ordered.
     """
 
     task: str
@@ -79,6 +89,19 @@ class Roster(Message, frozen=True):
     entries: tuple[RosterEntry, ...]
     index: int
     neighbour_adverts: tuple[tuple[int, bytes], ...]  # (index, signed advert), sorted by index
+    partners: tuple[bytes, ...] = ()
+
+
+class Refusal(Message, frozen=True):
+    """Step 2, device to aggregator: why it refuses the roster, instead of :class:`Deals`.
+
+    ``entry``: roster index of the device that it objects to; -1: none, but to the roster.
+    """
+
+    ctx: bytes
+    index: int
+    reason: str
+    entry: int
 
 
 class Deal(Message, frozen=True):
@@ -116,19 +139,28 @@ class Inbox(Message, frozen=True):
 
 
 class Ready(Message, frozen=True):
-    """Step 2b, device to aggregator: every deal in the inbox opened and checked."""
+    """Step 2b, device to aggregator: every deal in the inbox opened and checked.
+
+    ``pseudonym``: 32 bytes, the name by which the ledger lists this device in this cohort
+    (:func:`secagg.context.pseudonym`).
+    """
 
     ctx: bytes
     index: int
+    pseudonym: bytes = b""
 
 
 class Complaint(Message, frozen=True):
-    """Step 2b, device to aggregator: these dealers' messages failed, with the signed deals."""
+    """Step 2b, device to aggregator: these dealers' messages failed, with the signed deals.
+
+    ``pseudonym``: as in :class:`Ready`.
+    """
 
     ctx: bytes
     index: int
     accused: tuple[int, ...]
     evidence: tuple[bytes, ...]
+    pseudonym: bytes = b""
 
 
 class MaskingSet(Message, frozen=True):
@@ -221,7 +253,7 @@ _K = limits.DEGREE_MAX
 _REVEALED = 1 + limits.NOISE_LEVELS_MAX  # shares per neighbour
 KINDS: dict[type[Message], tuple[int, int]] = {
     Advert: (1, limits.ADVERT_BYTES_MAX),
-    Roster: (2, _N * 73 + _K * limits.ADVERT_BYTES_MAX),
+    Roster: (2, _N * 150 + _K * limits.ADVERT_BYTES_MAX),
     Deal: (3, limits.DEAL_BYTES_MAX),
     Deals: (4, _K * limits.DEAL_BYTES_MAX),
     Inbox: (5, _K * limits.DEAL_BYTES_MAX),
@@ -235,6 +267,7 @@ KINDS: dict[type[Message], tuple[int, int]] = {
     Unmask: (13, _K * _REVEALED * 48 + limits.SMALL_MESSAGE_BYTES_MAX),
     Receipt: (14, limits.SMALL_MESSAGE_BYTES_MAX),
     Abort: (15, limits.SMALL_MESSAGE_BYTES_MAX),
+    Refusal: (16, limits.SMALL_MESSAGE_BYTES_MAX),
 }
 FRAME_BYTES_MAX = max(cap for _, cap in KINDS.values())
 _SIGNED_OVERHEAD = 128

@@ -54,6 +54,7 @@ SERVER: Table = {
     **_row(
         "sharing",
         Deals=("sharing", "checking", "aborted"),
+        Refusal=("sharing", "checking", "aborted"),
         Tick=("sharing", "checking", "aborted"),
         Exclude=("sharing",),
         Cancel=("aborted",),

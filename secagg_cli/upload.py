@@ -25,7 +25,7 @@ def upload_bytes(payload_length: int, ring_bits: int, clients: int, degree: int)
             "x" * 16, blank, 1, blank, certificate, kem_key, kem_key, blank, blank, 2**32
         ),
         _deals(key, blank, last, degree),
-        messages.Ready(blank, last),
+        messages.Ready(blank, last, blank),
         messages.MaskedInput(blank, last, blank, blank, 2**32),
         messages.Confirmation(blank, last, blank, blank),
         messages.Unmask(

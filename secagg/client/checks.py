@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise
 
-from secagg import parameters
+from secagg import keys, parameters
 from secagg.adverts import check_advert
 from secagg.client.events import ClientConfig
 from secagg.client.states import Advertised, Session
@@ -28,6 +28,7 @@ from secagg.messages import (
     Abort,
     AdmittedModel,
     Advert,
+    Certificate,
     Confirmation,
     Message,
     Roster,
@@ -169,14 +170,48 @@ def check_order(roster: Roster) -> None:
         )
 
 
+def check_certificates(
+    config: ClientConfig, roster: Roster, now_s: float
+) -> tuple[Certificate, ...]:
+    """The certificate of every entry: it has not expired, and the partner that signed it is in the
+    manifest *and* trusted by this device.
+
+    Every entry, not only neighbours: all of the roster may confirm on a sparse graph, so one that
+    nobody certified would be a voice of the aggregator.
+    """
+    partners = config.partner_keys & frozenset(config.manifest.partner_keys)
+    listed = roster.partners
+    if any(later <= earlier for earlier, later in pairwise(listed)):
+        raise RemoteProtocolError("roster-malformed", "The roster's partners are out of order.")
+    certificates = []
+    for index, entry in enumerate(roster.entries):
+        if not 0 <= entry.partner < len(listed):
+            raise RemoteProtocolError(
+                "roster-malformed",
+                f"Entry {index} of the roster names no partner of it.",
+                culprit=entry.identity_key,
+                expected=f"below {len(listed)}",
+                found=entry.partner,
+            )
+        certificate = Certificate(
+            entry.identity_key, listed[entry.partner], entry.not_after, entry.certificate_signature
+        )
+        keys.verify_certificate(certificate, partners, now_s)
+        certificates.append(certificate)
+    return tuple(certificates)
+
+
 def check_neighbours(
-    config: ClientConfig, roster: Roster, graph: Graph, now_s: float
+    config: ClientConfig,
+    roster: Roster,
+    graph: Graph,
+    certificates: Sequence[Certificate],
+    now_s: float,
 ) -> dict[int, Advert]:
     """The neighbours' verified adverts, by roster index.
 
-    A neighbour counts if its partner's key is in the manifest *and* trusted by this device, its
-    advert is the one in the roster, signed by it, for this task and its admitted model, and not
-    expired.
+    A neighbour counts if its advert is the one in the roster, signed by it under the certificate
+    that the roster gives, for this task and its admitted model, and not expired.
     """
     expected = graph.neighbours(roster.index)
     found = tuple(index for index, _ in roster.neighbour_adverts)
@@ -199,10 +234,10 @@ def check_neighbours(
                 found=advert_digest(signed).hex(),
             )
         advert = check_advert(signed, config.manifest, config.manifest_digest, partners, now_s)
-        if advert.certificate.identity_key != entry.identity_key:
+        if advert.certificate != certificates[index]:
             raise RemoteProtocolError(
                 "roster-advert",
-                f"The advert of neighbour {index} is another device's.",
+                f"The advert of neighbour {index} is another device's, or of another certificate.",
                 culprit=advert.certificate.identity_key,
                 expected=entry.identity_key.hex(),
                 found=advert.certificate.identity_key.hex(),

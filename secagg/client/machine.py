@@ -50,11 +50,17 @@ from secagg.context import (
     masking_set_digest,
     opened_levels,
     pair_sign,
+    pseudonym,
     roster_digest,
     self_seed_commitment,
     survivor_set_digest,
 )
-from secagg.errors import ConfigurationError, LocalProtocolError, RemoteProtocolError
+from secagg.errors import (
+    ConfigurationError,
+    LocalProtocolError,
+    RemoteProtocolError,
+    SecaggError,
+)
 from secagg.graph import Graph
 from secagg.hashing import digest
 from secagg.limits import DIGEST_BYTES, SEED_BYTES
@@ -71,6 +77,7 @@ from secagg.messages import (
     Message,
     Ready,
     Receipt,
+    Refusal,
     RevealedShare,
     Roster,
     SurvivorSet,
@@ -104,6 +111,8 @@ def advertise(
     self_seed = Secret(tools.random_bytes(SEED_BYTES))
     channel_secret = Secret(tools.random_bytes(SEED_BYTES))
     expires_at = int(now_s + lifetime_s)
+    trusted = config.partner_keys & frozenset(config.manifest.partner_keys)
+    alone = trusted <= {config.certificate.partner_key}
     advert = Advert(
         task=config.manifest.task,
         manifest_digest=config.manifest_digest,
@@ -115,6 +124,7 @@ def advertise(
         self_seed_commitment=self_seed_commitment(config.certificate.identity_key, self_seed),
         nonce=tools.random_bytes(DIGEST_BYTES),
         expires_at=expires_at,
+        trusted=() if alone else tuple(sorted(trusted)),
     )
     signed = _sign(config, advert, b"")
     state = Advertised(signed, model_digest, expires_at, mask_secret, self_seed, channel_secret)
@@ -202,16 +212,45 @@ def _authenticate(
 def _obey(
     config: ClientConfig, state: State, message: Message, event: Received, tools: Tools
 ) -> Outcome:
-    try:
-        if isinstance(state, Advertised):
-            assert isinstance(message, Roster)  # noqa: S101  by _authenticate
+    if isinstance(state, Advertised):
+        assert isinstance(message, Roster)  # noqa: S101  by _authenticate
+        try:
             return _share(config, state, message, event, tools)
+        except RemoteProtocolError as error:
+            return _refuse(config, message, error, error.culprit)
+        except ConfigurationError as error:  # a size for which there is no graph or threshold
+            return _refuse(config, message, error)
+    try:
         handler = _HANDLERS[state.phase, type(message)]
         return handler(config, state, message, _message_digest(event.message))
     except RemoteProtocolError as error:
         return _fail(error.reason, str(error), error.culprit)
-    except ConfigurationError as error:  # a size for which there is no graph or threshold
-        return _fail(error.reason, str(error))
+
+
+def _context(roster: Roster) -> bytes:
+    return context(
+        task=roster.task,
+        cohort=roster.cohort,
+        attempt=roster.attempt,
+        manifest_digest=roster.manifest_digest,
+        models=roster.models,
+        roster=roster_digest(roster.entries),
+    )
+
+
+def _refuse(
+    config: ClientConfig, roster: Roster, error: SecaggError, culprit: bytes | None = None
+) -> Outcome:
+    """End here, and tell the aggregator which roster was refused, why, and because of whom."""
+    failed, effects = _fail(error.reason, str(error), culprit)
+    identities = [entry.identity_key for entry in roster.entries]
+    entry = identities.index(culprit) if culprit in identities else -1
+    try:
+        ctx = _context(roster)
+    except OverflowError:  # numbers that no cohort has, so there is none to answer in
+        return failed, effects
+    refusal = Refusal(ctx, roster.index, error.reason, entry)
+    return failed, (Send(_sign(config, refusal, ctx)), *effects)
 
 
 def _share(
@@ -224,16 +263,10 @@ def _share(
     rules = config.manifest.cohort
     order_seed = roster_digest(roster.entries)
     graph = Graph(len(roster.entries), rules.degree, order_seed)
-    adverts = checks.check_neighbours(config, roster, graph, event.now_s)
+    certificates = checks.check_certificates(config, roster, event.now_s)
+    adverts = checks.check_neighbours(config, roster, graph, certificates, event.now_s)
     session = Session(
-        ctx=context(
-            task=roster.task,
-            cohort=roster.cohort,
-            attempt=roster.attempt,
-            manifest_digest=roster.manifest_digest,
-            models=roster.models,
-            roster=order_seed,
-        ),
+        ctx=_context(roster),
         cohort=roster.cohort,
         index=roster.index,
         identity_keys=tuple(entry.identity_key for entry in roster.entries),
@@ -244,6 +277,7 @@ def _share(
         order_seed=graph.order_seed,
         models=roster.models,
         staleness=staleness,
+        model_places=tuple(e.model for e in roster.entries) if len(roster.models) > 1 else (),
     )
     dealt, noise_seeds = deals.make_deals(config, state, session, adverts, tools)
     shared = Shared(session, state.mask_secret, state.self_seed, state.channel_secret, noise_seeds)
@@ -253,11 +287,12 @@ def _share(
 def _check(config: ClientConfig, state: Shared, inbox: Inbox, seen: bytes) -> Outcome:
     session = accept(state.session, KINDS[Inbox][0], seen)
     opened = deals.open_inbox(state, inbox)
-    answer: Message = Ready(session.ctx, session.index)
+    name = pseudonym(config.identity, session.ctx)
+    answer: Message = Ready(session.ctx, session.index, name)
     if opened.refused:
         accused = tuple(sorted(opened.refused))
         evidence = tuple(opened.refused[dealer] for dealer in accused)
-        answer = Complaint(session.ctx, session.index, accused, evidence)
+        answer = Complaint(session.ctx, session.index, accused, evidence, name)
     checked = Checked(session, state.self_seed, opened.pair_seeds, opened.shares, state.noise_seeds)
     return checked, (Send(_sign(config, answer, session.ctx)),)
 

@@ -21,7 +21,8 @@ class Session:
 
     ``accepted``: message kind number -> digest of the message of that kind that was obeyed.
     ``degree``, ``order_seed``: of the graph. ``staleness``: versions between this device's model
-    and the newest of the admitted ``models``.
+    and the newest of the admitted ``models``. ``model_places``: of each entry's model among them
+    (empty where there is one model).
     """
 
     ctx: bytes
@@ -35,6 +36,7 @@ class Session:
     order_seed: bytes = b""
     models: tuple[AdmittedModel, ...] = ()
     staleness: int = 0
+    model_places: tuple[int, ...] = ()
 
     @property
     def graph(self) -> Graph:

@@ -47,6 +47,7 @@ def common(state: State) -> dict[str, Any]:
         "findings": state.findings,
         "gone": state.gone,
         "excluded": state.excluded,
+        "pseudonyms": state.pseudonyms,
     }
 
 
@@ -89,10 +90,15 @@ def agreeable(config: ServerConfig, facts: Facts, devices: Collection[int]) -> b
     return facts.graph.is_complete or len(devices) >= needed
 
 
+def can_go_on(config: ServerConfig, facts: Facts, devices: Collection[int]) -> bool:
+    """These devices can make a sum, if none of them is lost."""
+    enough = len(devices) >= config.manifest.cohort.survivors_min
+    return enough and openable(facts, devices, devices)
+
+
 def to_checking(config: ServerConfig, state: Sharing, now_s: float) -> Outcome:
     dealers = tuple(sorted(state.dealt.keys() - state.excluded))
-    enough = len(dealers) >= config.manifest.cohort.survivors_min
-    if not enough or not openable(state.facts, dealers, dealers):
+    if not can_go_on(config, state.facts, dealers):
         return abort(config, state, "too-few-dealers")
     deadline_s = now_s + config.manifest.deadlines.check_s
     fields, effects = leave_out(config, state, dealers)
@@ -123,8 +129,7 @@ def to_masking(config: ServerConfig, state: Checking, now_s: float) -> Outcome:
         for dealer, recipient in sorted(state.guilty.items())
     )
     state = replace(state, culprits=culprits, findings=(*state.findings, *findings))
-    enough = len(ready) >= config.manifest.cohort.survivors_min
-    if not enough or not openable(state.facts, ready, ready):
+    if not can_go_on(config, state.facts, ready):
         return abort(config, state, "too-few-ready")
     deadline_s = now_s + config.manifest.deadlines.masked_input_s
     fields, effects = leave_out(config, state, ready)

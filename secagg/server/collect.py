@@ -16,10 +16,11 @@ from secagg.messages import (
     Deals,
     MaskedInput,
     Ready,
+    Refusal,
     peek,
     verify,
 )
-from secagg.server.events import AcceptUpload, ServerConfig
+from secagg.server.events import AcceptUpload, Refused, ServerConfig
 from secagg.server.states import (
     Checking,
     Confirming,
@@ -38,6 +39,12 @@ def take_deals(state: Sharing, index: int, message: Deals) -> Sharing:
     recipients; a recipient that finds one invalid sends it back as proof against its dealer.
     """
     facts = state.facts
+    if index in state.gone:
+        raise RemoteProtocolError(
+            "roster-refused",
+            "The device refused this roster before.",
+            culprit=facts.identity(index),
+        )
     recipients = facts.graph.neighbours(index)
     if len(message.deals) != len(recipients):
         raise RemoteProtocolError(
@@ -104,6 +111,27 @@ def _deal_facts(facts: Facts, dealer: int, recipient: int, signed: bytes) -> Dea
     )
 
 
+def take_refusal(state: Sharing, index: int, message: Refusal) -> tuple[Sharing, Refused]:
+    """Take a device out that refuses the roster; what it says of another binds nobody."""
+    facts = state.facts
+    if index in state.dealt:
+        raise RemoteProtocolError(
+            "refusal-late",
+            "The device accepted this roster before: it has dealt.",
+            culprit=facts.identity(index),
+        )
+    if not -1 <= message.entry < facts.size or message.entry == index:
+        raise RemoteProtocolError(
+            "refusal-entry",
+            "The refusal names no other device of the roster.",
+            culprit=facts.identity(index),
+            expected=f"another than {index}, below {facts.size}",
+            found=message.entry,
+        )
+    refused = Refused(index, message.reason, message.entry)
+    return replace(state, gone=state.gone | {index}), refused
+
+
 def take_ready(state: Checking, index: int, message: Ready | Complaint) -> Checking:
     """Note a check result; a complaint counts only with the deals that were delivered."""
     facts = state.facts
@@ -115,7 +143,20 @@ def take_ready(state: Checking, index: int, message: Ready | Complaint) -> Check
         raise RemoteProtocolError(
             "message-changed", "The device gave another check result before; it stands."
         )
-    state = replace(state, answered=state.answered | {index})
+    name = message.pseudonym
+    if len(name) != DIGEST_BYTES or name in state.pseudonyms.values():
+        raise RemoteProtocolError(
+            "pseudonym",
+            "A device names itself by 32 bytes that no other device of the cohort has.",
+            culprit=facts.identity(index),
+            expected=DIGEST_BYTES,
+            found=len(name),
+        )
+    state = replace(
+        state,
+        answered=state.answered | {index},
+        pseudonyms={**state.pseudonyms, index: name},
+    )
     if isinstance(message, Ready):
         return state
     accused = message.accused

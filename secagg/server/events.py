@@ -127,6 +127,19 @@ class AcceptUpload:
 
 
 @dataclass(frozen=True)
+class Refused:
+    """The device with this roster index refuses the roster and is out of the cohort.
+
+    ``reason``: its own word for it. ``entry``: roster index of the device that it objects to; -1:
+    none. Nothing of this is proven.
+    """
+
+    index: int
+    reason: str
+    entry: int
+
+
+@dataclass(frozen=True)
 class Open:
     """Remove the masks that are left in the partial sum."""
 
@@ -148,4 +161,4 @@ class Ended:
     culprits: tuple[bytes, ...]
 
 
-Effect = Deliver | AcceptUpload | Open | Wake | Ended
+Effect = Deliver | AcceptUpload | Refused | Open | Wake | Ended

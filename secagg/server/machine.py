@@ -23,6 +23,7 @@ from secagg.messages import (
     Message,
     Ready,
     Receipt,
+    Refusal,
     Unmask,
     verify,
 )
@@ -30,6 +31,7 @@ from secagg.server import collect, unmask
 from secagg.server.advance import (
     Outcome,
     abort,
+    can_go_on,
     common,
     deliver,
     to_checking,
@@ -64,7 +66,7 @@ from secagg.server.states import (
     Unmasking,
 )
 
-_FROM_DEVICES = (Deals, Ready, Complaint, MaskedInput, Confirmation, Unmask)
+_FROM_DEVICES = (Deals, Refusal, Ready, Complaint, MaskedInput, Confirmation, Unmask)
 
 
 def step(config: ServerConfig, state: State, event: Event) -> Outcome:
@@ -153,11 +155,27 @@ def _accept(state: Any, event: Received, message: Message) -> Any:
 # -- sharing ----------------------------------------------------------------------------------
 
 
+def _due(state: Sharing) -> frozenset[int]:
+    """Devices that may still deal."""
+    return frozenset(range(state.facts.size)).difference(state.dealt, state.gone, state.excluded)
+
+
 def _on_deals(config: ServerConfig, state: Sharing, event: Received, message: Deals) -> Outcome:
     state = _accept(collect.take_deals(state, event.index, message), event, message)
-    if len(state.dealt.keys() | state.excluded) < state.facts.size:
+    if _due(state):
         return state, ()
     return to_checking(config, state, event.now_s)
+
+
+def _on_refusal(config: ServerConfig, state: Sharing, event: Received, message: Refusal) -> Outcome:
+    """One device less, at once; the end if the others cannot make a cohort."""
+    sharing, refused = collect.take_refusal(state, event.index, message)
+    state = _accept(sharing, event, message)
+    rest = _due(state).union(state.dealt) - state.excluded
+    if _due(state) and can_go_on(config, state.facts, rest):
+        return state, (refused,)
+    checking, effects = to_checking(config, state, event.now_s)
+    return checking, (refused, *effects)
 
 
 def _on_ready(
@@ -265,6 +283,7 @@ def _on_tick(config: ServerConfig, state: State, event: Tick, message: None) -> 
 
 _HANDLERS: dict[str, Callable[[ServerConfig, Any, Any, Any], Outcome]] = {
     "Deals": _on_deals,
+    "Refusal": _on_refusal,
     "Ready": _on_ready,
     "Complaint": _on_ready,
     "MaskedInput": _on_masked_input,

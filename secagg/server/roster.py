@@ -65,11 +65,15 @@ def open_cohort(
     if len(set(identities)) != len(identities):
         raise LocalProtocolError("cohort-twice", "A device is in the cohort twice.")
     models = _admitted_models(config, [advert for advert, _ in checked])
+    partners = tuple(sorted({advert.certificate.partner_key for advert, _ in checked}))
     entries = tuple(
         RosterEntry(
             advert.certificate.identity_key,
             advert_digest(signed),
             models.index(AdmittedModel(advert.model_version, advert.model_digest)),
+            partners.index(advert.certificate.partner_key),
+            advert.certificate.not_after,
+            advert.certificate.signature,
         )
         for advert, signed in checked
     )
@@ -92,6 +96,7 @@ def open_cohort(
         graph=graph,
         threshold=parameters.threshold_on(graph, rules),
         removable_drops=config.manifest.removable_drops,
+        partners=partners,
     )
     deadline_s = now_s + config.manifest.deadlines.share_s
     state = Sharing(facts=facts, accepted={}, dealt={}, signed_deals={}, deadline_s=deadline_s)
@@ -117,6 +122,7 @@ def _roster(
         neighbour_adverts=tuple(
             (neighbour, signed_adverts[neighbour]) for neighbour in facts.graph.neighbours(index)
         ),
+        partners=facts.partners,
     )
     return sign(roster, b"", keys.signing_key(config.task_key))
 

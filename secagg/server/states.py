@@ -14,7 +14,8 @@ from secagg.secret import Secret
 
 @dataclass(frozen=True)
 class Facts:
-    """What the roster and the manifest fixed. ``adverts`` are in roster order."""
+    """What the roster and the manifest fixed. ``adverts`` are in roster order; ``partners`` are
+    those that the roster's entries point into."""
 
     cohort: bytes
     attempt: int
@@ -25,6 +26,7 @@ class Facts:
     graph: Graph
     threshold: int
     removable_drops: tuple[int, ...]
+    partners: tuple[bytes, ...]
 
     @property
     def size(self) -> int:
@@ -59,8 +61,9 @@ class _Phase:
     ``accepted``: message kind number -> device -> digest of the message that was obeyed.
     ``culprits``: identity keys of devices that provably broke the rules.
     ``findings``: what shows it, where there is something to show.
-    ``gone``: devices that were left out and told so.
+    ``gone``: devices that were left out and told so, or left by their own word.
     ``excluded``: devices that the aggregator bars, so that S will not hold them.
+    ``pseudonyms``: by roster index, the names by which the ledger lists devices that checked.
     """
 
     phase: ClassVar[str]
@@ -71,6 +74,7 @@ class _Phase:
     findings: tuple[Finding, ...] = ()
     gone: frozenset[int] = frozenset()
     excluded: frozenset[int] = frozenset()
+    pseudonyms: dict[int, bytes] = field(default_factory=dict, repr=False)
     deadline_s: float = math.inf  # Unix seconds
 
     @property

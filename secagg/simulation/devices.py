@@ -55,6 +55,7 @@ class Devices(Protocol):
 
 
 _DUE = {
+    "failed": Drop.SHARE,  # it refuses the roster
     "shared": Drop.SHARE,
     "checked": Drop.CHECK,
     "confirmed": Drop.CONFIRM,
@@ -142,8 +143,9 @@ class _Shared:
         session = getattr(state, "session", None)
         if session is not None:
             keys = self._kept("identity_keys", session.identity_keys)
-            if keys is not session.identity_keys:
-                changes["session"] = replace(session, identity_keys=keys)
+            places = self._kept("model_places", session.model_places)
+            if keys is not session.identity_keys or places is not session.model_places:
+                changes["session"] = replace(session, identity_keys=keys, model_places=places)
         for name in ("masking_set", "survivors"):
             members = getattr(state, name, ())
             kept = self._kept(name, members)

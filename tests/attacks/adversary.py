@@ -82,9 +82,20 @@ class Adversary:
     @property
     def entries(self) -> tuple[messages.RosterEntry, ...]:
         return tuple(
-            messages.RosterEntry(self.identity(index), advert_digest(advert), self.model_of(index))
-            for index, advert in enumerate(self.adverts)
+            messages.RosterEntry(
+                self.identity(index),
+                advert_digest(advert),
+                self.model_of(index),
+                self.partners.index(device.config.certificate.partner_key),
+                device.config.certificate.not_after,
+                device.config.certificate.signature,
+            )
+            for index, (advert, device) in enumerate(zip(self.adverts, self.devices, strict=True))
         )
+
+    @cached_property
+    def partners(self) -> tuple[bytes, ...]:
+        return tuple(sorted({d.config.certificate.partner_key for d in self.devices}))
 
     def model_of(self, index: int) -> int:
         """Place of the device's model among those admitted; the first if it is not."""
@@ -119,6 +130,7 @@ class Adversary:
             neighbour_adverts=tuple(
                 (other, self.adverts[other]) for other in self.graph.neighbours(index)
             ),
+            partners=self.partners,
         )
 
     def say(self, index: int, message: Message) -> list[bytes]:

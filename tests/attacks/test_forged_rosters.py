@@ -49,7 +49,7 @@ def surrounded(real: Task, *, listed: bool) -> Adversary:
             config,
             manifest=manifest,
             manifest_digest=real.server.manifest_digest,
-            partner_keys=frozenset({partner, *real.manifest.partner_keys}),
+            partner_keys=frozenset({partner, *(real.manifest.partner_keys if listed else ())}),
         )
         for config in invented.devices[1:]
     ]

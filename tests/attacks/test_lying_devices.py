@@ -201,7 +201,7 @@ def test_a_seed_that_only_a_colluder_accepts_is_pinned_on_its_sealer() -> None:
                 messages.sign(messages.Deals(message.ctx, tuple(changed), ()), message.ctx, key)
             ]
         if isinstance(message, messages.Complaint):
-            ready = messages.Ready(message.ctx, message.index)
+            ready = messages.Ready(message.ctx, message.index, message.pseudonym)
             return [messages.sign(ready, message.ctx, colluder_key)]
         return [signed]
 
@@ -227,7 +227,8 @@ def accusing(shown: Task, count: int, *, evidence: Callable[[bytes], bytes]) -> 
             return None
         named = inbox[:count]
         accused = tuple(messages.peek(deal, messages.Deal)[0].sender for deal in named)
-        return messages.Complaint(ctx, message.index, accused, tuple(map(evidence, named)))
+        shown = tuple(map(evidence, named))
+        return messages.Complaint(ctx, message.index, accused, shown, message.pseudonym)
 
     hooks = rewriting(shown, change)
     hooks.downward = downward

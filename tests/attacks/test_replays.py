@@ -243,7 +243,7 @@ def test_without_the_manifests_digest_a_roster_of_an_old_manifest_is_joined(
 def test_a_roster_of_an_old_manifest_is_refused() -> None:
     device, sent = roster_of_an_old_manifest()
     assert failed_reason(device) == "roster-manifest"
-    assert sent == []
+    assert [type(messages.peek(said, *messages.KINDS)[0]) for said in sent] == [messages.Refusal]
 
 
 # -- keys reused across cohorts --------------------------------------------------------------------

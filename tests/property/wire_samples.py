@@ -133,8 +133,10 @@ def recorded(ring_bits: int = 21) -> Wire:
     deals, _ = messages.peek(wire.signed[messages.Deals][0], messages.Deals)
     wire.signed[messages.Deal] = deals.deals[0], wire.ctx
     identity, task_key = signing_key(devices[0].config.identity), signing_key(task.server.task_key)
-    complaint = messages.Complaint(wire.ctx, 0, (1,), deals.deals[:1])
+    complaint = messages.Complaint(wire.ctx, 0, (1,), deals.deals[:1], bytes(32))
     wire.signed[messages.Complaint] = messages.sign(complaint, wire.ctx, identity), wire.ctx
+    refusal = messages.Refusal(wire.ctx, 0, "partner-unknown", 1)
+    wire.signed[messages.Refusal] = messages.sign(refusal, wire.ctx, identity), wire.ctx
     abort = messages.Abort(bytes(32), "too-few-survivors")
     wire.signed[messages.Abort] = messages.sign(abort, wire.ctx, task_key), wire.ctx
     assert set(wire.signed) == set(KINDS), "every kind of message has a sample"

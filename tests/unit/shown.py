@@ -44,6 +44,19 @@ def roster(**changes: Any) -> Roster:
     return _replace(ROSTER, **changes)
 
 
+def certificates(shown: Roster = ROSTER) -> tuple[messages.Certificate, ...]:
+    """As the entries give them, verified or not."""
+    return tuple(
+        messages.Certificate(
+            entry.identity_key,
+            shown.partners[entry.partner],
+            entry.not_after,
+            entry.certificate_signature,
+        )
+        for entry in shown.entries
+    )
+
+
 def rules(**changes: Any) -> client.ClientConfig:
     manifest = CONFIG.manifest
     return replace(CONFIG, manifest=_replace(manifest, cohort=_replace(manifest.cohort, **changes)))

@@ -36,9 +36,25 @@ def show(
         run.tools(),
     )
     if isinstance(state, client.Failed):
-        assert effects == (state,)
+        *said, failed = effects
+        assert failed == state
         assert secrets_in(state) == []
+        for sent in said:
+            assert_says_why(run, roster, state, sent)
     return state
+
+
+def assert_says_why(run: Run, roster: Roster, state: client.Failed, sent: client.Effect) -> None:
+    """The device signs, in the context of the roster that it was shown, why it refuses it."""
+    assert isinstance(sent, client.Send)
+    claimed, _ = messages.peek(sent.message, messages.Refusal)
+    own = run.device.config.certificate.identity_key
+    refusal, _ = messages.verify(sent.message, claimed.ctx, messages.Refusal, signer=own)
+    assert (refusal.index, refusal.reason) == (roster.index, state.reason)
+    if refusal.entry >= 0:
+        assert roster.entries[refusal.entry].identity_key == state.culprit
+    if roster == roster_of(run):
+        assert refusal.ctx == run.aggregator.state.ctx
 
 
 # -- the roster ----------------------------------------------------------------------------------

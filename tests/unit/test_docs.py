@@ -12,7 +12,7 @@ import pytest
 
 from docs import states
 from secagg import limits, masks, messages, ring
-from secagg.context import masking_set_digest, pair_seed
+from secagg.context import masking_set_digest, pair_seed, pseudonym
 from secagg.hashing import digest, encode_parts
 from secagg.secret import Secret
 
@@ -123,7 +123,7 @@ def test_check_values_of_the_protocol_page_hold() -> None:
         key.reveal().hex(),
         " ".join(map(str, lanes.tolist())),
         ring.pack(lanes, 20).hex(),
-        messages.encode(messages.Ready(ctx, 5)).hex(),
+        messages.encode(messages.Ready(ctx, 5, pseudonym(secret, ctx))).hex(),
     ]
     rows = PROTOCOL.split("## Check values")[1].split("\n## ")[0]
     assert re.findall(r"\| `([0-9a-f ]+)` \|$", rows, re.MULTILINE) == values

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from secagg import keys
 from secagg.errors import LocalProtocolError, RemoteProtocolError
 from secagg.hashing import derive, encode_parts
-from secagg.limits import KEM_PUBLIC_KEY_BYTES, SEAL_OVERHEAD_BYTES
+from secagg.limits import CLOCK_SKEW_S, KEM_PUBLIC_KEY_BYTES, SEAL_OVERHEAD_BYTES
 from secagg.messages import Certificate
 from secagg.secret import Secret
 from secagg.tools import system_tools
@@ -144,10 +144,10 @@ def refusal(changed: Certificate, *, partners: tuple[bytes, ...] = (PARTNER_KEY,
     return caught.value.reason
 
 
-def test_a_certificate_counts_up_to_its_last_second() -> None:
-    keys.verify_certificate(certificate(), {PARTNER_KEY}, NOW)
+def test_a_certificate_counts_up_to_its_last_second_within_the_skew_of_clocks() -> None:
+    keys.verify_certificate(certificate(), {PARTNER_KEY}, NOW + CLOCK_SKEW_S)
     with pytest.raises(RemoteProtocolError) as caught:
-        keys.verify_certificate(certificate(), {PARTNER_KEY}, NOW + 0.5)
+        keys.verify_certificate(certificate(), {PARTNER_KEY}, NOW + CLOCK_SKEW_S + 0.5)
     assert caught.value.reason == "certificate-expired"
     assert caught.value.remedy
 

@@ -27,6 +27,7 @@ from secagg.messages import (
     Message,
     Ready,
     Receipt,
+    Refusal,
     RevealedShare,
     Roster,
     RosterEntry,
@@ -49,7 +50,17 @@ HASH = b"\x22" * 32
 CERTIFICATE = Certificate(PUBLIC, HASH, 1_800_000_000, b"\x33" * 64)
 SAMPLES: tuple[Message, ...] = (
     Advert(
-        "task", HASH, 3, HASH, CERTIFICATE, b"m" * 1216, b"c" * 1216, HASH, b"n" * 32, 1_800_000_000
+        "task",
+        HASH,
+        3,
+        HASH,
+        CERTIFICATE,
+        b"m" * 1216,
+        b"c" * 1216,
+        HASH,
+        b"n" * 32,
+        1_800_000_000,
+        (HASH, PUBLIC),
     ),
     Roster(
         "task",
@@ -57,15 +68,19 @@ SAMPLES: tuple[Message, ...] = (
         0,
         HASH,
         (AdmittedModel(0, HASH),),
-        (RosterEntry(PUBLIC, HASH, 0), RosterEntry(HASH, PUBLIC, 0)),
+        (
+            RosterEntry(PUBLIC, HASH, 0, 0, 1_800_000_000, b"\x33" * 64),
+            RosterEntry(HASH, PUBLIC, 0, 0, 1_800_000_000, b"\x33" * 64),
+        ),
         1,
         ((0, b"signed advert"),),
+        (HASH,),
     ),
     Deal(CTX, 0, 1, b"", b"sealed", (HASH, HASH)),
     Deals(CTX, (b"deal", b"other deal"), (HASH,)),
     Inbox(CTX, (b"deal",)),
-    Ready(CTX, 4),
-    Complaint(CTX, 4, (1, 2), (b"deal", b"deal")),
+    Ready(CTX, 4, HASH),
+    Complaint(CTX, 4, (1, 2), (b"deal", b"deal"), HASH),
     MaskingSet(CTX, (0, 1, 2**40)),
     MaskedInput(CTX, 2, HASH, HASH, 12_345),
     SurvivorSet(CTX, ()),
@@ -74,6 +89,7 @@ SAMPLES: tuple[Message, ...] = (
     Unmask(CTX, 2, (RevealedShare(0, 0, bytes(33)), RevealedShare(1, 1, bytes(33)))),
     Receipt(CTX, 7, 21),
     Abort(HASH, "too-few-survivors"),
+    Refusal(CTX, 3, "partner-unknown", 1),
 )
 ALL = tuple(KINDS)
 REASONS = {
@@ -133,6 +149,7 @@ def test_kind_numbers_are_frozen() -> None:
         "Unmask": 13,
         "Receipt": 14,
         "Abort": 15,
+        "Refusal": 16,
     }
 
 
@@ -166,7 +183,7 @@ def test_a_kind_that_is_not_due_is_refused(message: Message) -> None:
 @by_kind
 def test_unknown_kinds_are_refused(message: Message) -> None:
     body = encode(message)[2:]
-    for number in (0, *range(16, 256)):
+    for number in (0, *range(17, 256)):
         head = bytes((limits.PROTOCOL_VERSION, number))
         assert outcome(lambda h=head: decode(h + body, *ALL)) == "frame-kind"
 
@@ -199,7 +216,9 @@ def test_bytes_behind_the_body_are_refused(message: Message) -> None:
 @by_kind
 def test_a_field_more_or_less_is_refused(message: Message) -> None:
     head, fields = encode(message)[:2], list(msgspec.structs.astuple(message))
-    for changed in ([], fields[:-1], fields[1:], [*fields, 0], [*fields, None], [fields]):
+    defaults = msgspec.structs.fields(message)[-1].default is not msgspec.NODEFAULT
+    fewer = fields[: -2 if defaults else -1]  # without a last field it is an older version's
+    for changed in ([], fewer, fields[1:], [*fields, 0], [*fields, None], [fields]):
         body = msgspec.msgpack.encode(changed)
         assert outcome(lambda b=body: decode(head + b, *ALL)) == "frame-malformed"
 
@@ -401,11 +420,15 @@ def test_a_signed_message_has_a_size_cap(message: Message) -> None:
 
 
 def test_the_largest_roster_fits_its_cap() -> None:
-    """10,000 entries and the most neighbours of a complete graph; about 1.1 MB."""
+    """10,000 entries of the most partners and the highest degree; about 5.0 MB."""
+    last = limits.PARTNERS_MAX - 1
     entries = tuple(
-        RosterEntry(number.to_bytes(32, "big"), HASH, 0) for number in range(limits.COHORT_MAX)
+        RosterEntry(number.to_bytes(32, "big"), HASH, 0, last, 2**63 - 1, b"s" * 64)
+        for number in range(limits.COHORT_MAX)
     )
-    advert = sign(SAMPLES[0], b"", KEY)
-    adverts = tuple((number, advert) for number in range(limits.COMPLETE_GRAPH_MAX - 1))
-    roster = Roster("task", HASH, 0, HASH, (AdmittedModel(0, HASH),), entries, 0, adverts)
+    partners = tuple(number.to_bytes(32, "big") for number in range(limits.PARTNERS_MAX))
+    advert = sign(msgspec.structs.replace(SAMPLES[0], trusted=partners), b"", KEY)
+    assert len(advert) <= limits.ADVERT_BYTES_MAX
+    adverts = tuple((number, advert) for number in range(limits.DEGREE_MAX))
+    roster = Roster("task", HASH, 0, HASH, (AdmittedModel(0, HASH),), entries, 0, adverts, partners)
     assert decode(encode(roster), Roster) == roster

@@ -141,10 +141,10 @@ CASES = {
         DEVICE_KEY,
     ),
     "an expired certificate": Case(
-        lambda: keys.verify_certificate(CERTIFICATE, [PARTNER_KEY], 1_000.5),
+        lambda: keys.verify_certificate(CERTIFICATE, [PARTNER_KEY], 1_300.5),
         REMOTE,
         "certificate-expired",
-        "valid at 1000",
+        "valid at 1300",
         1_000,
         DEVICE_KEY,
     ),

@@ -24,6 +24,7 @@ from shown import (
     SESSION,
     SHORT,
     Case,
+    certificates,
     entries,
     identity,
     roster,
@@ -37,8 +38,12 @@ from secagg.context import (
 )
 from secagg.errors import RemoteProtocolError
 from secagg.limits import CLOCK_SKEW_S
-from secagg.messages import AdmittedModel
+from secagg.messages import AdmittedModel, Roster
 from secagg.simulation import EPOCH_S
+
+PARTNER = CONFIG.certificate.partner_key
+UNKNOWN = b"\xff" * 32  # sorts behind every other
+EXPIRED = CONFIG.certificate.not_after
 
 
 def models_case(models: tuple[AdmittedModel, ...], **config: Any) -> Case:
@@ -48,6 +53,14 @@ def models_case(models: tuple[AdmittedModel, ...], **config: Any) -> Case:
         f"distinct models of {config.get('versions_back', 0) + 1} consecutive versions at most",
         [(model.version, model.digest.hex()) for model in models],
     )
+
+
+def check_neighbours(shown: Roster) -> None:
+    checks.check_neighbours(CONFIG, shown, GRAPH, certificates(shown), EPOCH_S)
+
+
+def check_certificates(*, now_s: float = EPOCH_S, **changes: Any) -> None:
+    checks.check_certificates(CONFIG, roster(**changes), now_s)
 
 
 CASES: dict[str, Case] = {
@@ -134,40 +147,81 @@ CASES: dict[str, Case] = {
     "a wrong order": Case(
         lambda: checks.check_order(roster(entries=ROSTER.entries[::-1])), "roster-order"
     ),
-    "a neighbour missing": Case(
-        lambda: checks.check_neighbours(
-            CONFIG, roster(neighbour_adverts=ROSTER.neighbour_adverts[1:]), GRAPH, EPOCH_S
+    "partners out of order": Case(
+        lambda: check_certificates(partners=(PARTNER, b"\x00" * 32)), "roster-malformed"
+    ),
+    "an entry of no partner": Case(
+        lambda: check_certificates(entries=entries({FIRST: {"partner": 1}})),
+        "roster-malformed",
+        "below 1",
+        1,
+        identity(FIRST),
+    ),
+    "an entry of an earlier version": Case(
+        lambda: check_certificates(partners=()), "roster-malformed", "below 0", 0, identity(0)
+    ),
+    "an entry of an unknown partner": Case(
+        lambda: check_certificates(
+            partners=tuple(sorted((PARTNER, UNKNOWN))),
+            entries=entries({place: {"partner": int(place == FIRST)} for place in EVERYONE}),
         ),
+        "partner-unknown",
+        [PARTNER.hex()],
+        UNKNOWN.hex(),
+        identity(FIRST),
+    ),
+    "an entry with another's certificate": Case(
+        lambda: check_certificates(
+            entries=entries(
+                {FIRST: {"certificate_signature": ROSTER.entries[INDEX].certificate_signature}}
+            )
+        ),
+        "certificate-invalid",
+        culprit=identity(FIRST),
+    ),
+    "an entry without a certificate": Case(
+        lambda: check_certificates(entries=entries({FIRST: {"certificate_signature": b""}})),
+        "certificate-invalid",
+        culprit=identity(FIRST),
+    ),
+    "an entry with a later expiry": Case(
+        lambda: check_certificates(
+            entries=entries({FIRST: {"not_after": ROSTER.entries[FIRST].not_after + 1}})
+        ),
+        "certificate-invalid",
+        culprit=identity(FIRST),
+    ),
+    "an entry that has expired": Case(
+        lambda: check_certificates(now_s=EXPIRED + CLOCK_SKEW_S + 1),
+        "certificate-expired",
+        f"valid at {EXPIRED + CLOCK_SKEW_S + 1}",
+        EXPIRED,
+        identity(0),
+    ),
+    "a neighbour missing": Case(
+        lambda: check_neighbours(roster(neighbour_adverts=ROSTER.neighbour_adverts[1:])),
         "roster-neighbours",
         OTHERS,
         OTHERS[1:],
     ),
     "another advert": Case(
-        lambda: checks.check_neighbours(
-            CONFIG,
+        lambda: check_neighbours(
             roster(entries=entries({FIRST: {"advert_digest": b"d" * 32}})),
-            GRAPH,
-            EPOCH_S,
         ),
         "roster-advert",
         (b"d" * 32).hex(),
         advert_digest(FIRST_ADVERT).hex(),
     ),
     "an advert of another": Case(
-        lambda: checks.check_neighbours(
-            CONFIG, roster(entries=entries({FIRST: {"identity_key": b"k" * 32}})), GRAPH, EPOCH_S
-        ),
+        lambda: check_neighbours(roster(entries=entries({FIRST: {"identity_key": b"k" * 32}}))),
         "roster-advert",
         (b"k" * 32).hex(),
         identity(FIRST).hex(),
         identity(FIRST),
     ),
     "a neighbour of another model": Case(
-        lambda: checks.check_neighbours(
-            CONFIG,
+        lambda: check_neighbours(
             roster(models=(OWN_MODEL, NEWER), entries=entries({FIRST: {"model": 1}})),
-            GRAPH,
-            EPOCH_S,
         ),
         "roster-models",
         (NEWER.version, NEWER.digest.hex()),
@@ -191,6 +245,7 @@ def test_the_genuine_roster_passes_and_so_do_its_bounds() -> None:
     checks.check_task(CONFIG, ADVERTISED, roster(attempt=(1 << 32) - 1), EPOCH_S)
     checks.check_task(CONFIG, ADVERTISED, ROSTER, ADVERTISED.expires_at + CLOCK_SKEW_S)
     assert checks.check_models(CONFIG, ADVERTISED, ROSTER) == 0
+    assert checks.check_certificates(CONFIG, ROSTER, EXPIRED + CLOCK_SKEW_S) == certificates()
     checks.check_size(rules(size_min=CLIENTS, size_max=CLIENTS), ROSTER)
 
 

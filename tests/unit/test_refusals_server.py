@@ -24,6 +24,7 @@ from secagg.messages import (
     Deals,
     MaskedInput,
     Ready,
+    Refusal,
     RevealedShare,
     Unmask,
 )
@@ -51,6 +52,7 @@ DEALS, HEADER, UNMASK = genuine(Deals), genuine(MaskedInput), genuine(Unmask)
 FIRST_DEAL = messages.peek(DEALS.deals[0], Deal)[0]
 INBOX = messages.peek(RUN.client_events["Inbox"].message, messages.Inbox)[0]
 DELIVERED = INBOX.deals[0]  # by the device FIRST
+NAME = b"n" * 32  # a pseudonym
 MASKING = masking_set_digest(CTX, EVERYONE)
 SURVIVORS = survivor_set_digest(CTX, MASKING, EVERYONE)
 SIGNED_ADVERT = RUN.device.advert
@@ -72,7 +74,7 @@ def take_ready(message: Ready | Complaint, **changes: Any) -> server.Checking:
 
 
 def complaint(*accused: int, evidence: tuple[bytes, ...] = (DELIVERED,)) -> Complaint:
-    return Complaint(CTX, INDEX, accused, evidence)
+    return Complaint(CTX, INDEX, accused, evidence, NAME)
 
 
 def take_header(index: int = INDEX, masking_set: tuple[int, ...] = EVERYONE, **changes: Any) -> Any:
@@ -87,6 +89,10 @@ def take_confirmation(survivors: tuple[int, ...] = EVERYONE, digest: bytes = SUR
 
 def take_unmask(shares: tuple[RevealedShare, ...]) -> None:
     unmask.take_unmask(STATES["unmasking"], INDEX, Unmask(CTX, INDEX, shares))
+
+
+def refuse_because_of(entry: int) -> None:
+    collect.take_refusal(STATES["sharing"], INDEX, Refusal(CTX, INDEX, "partner-unknown", entry))
 
 
 def receive(phase: str, message: messages.Message, index: int = INDEX) -> None:
@@ -177,10 +183,10 @@ CASES: dict[str, Case] = {
         (SEAL, SHARES, 32, 1),
     ),
     "a check of one that did not deal": Case(
-        lambda: take_ready(Ready(CTX, INDEX), dealers=OTHERS), "not-a-dealer"
+        lambda: take_ready(Ready(CTX, INDEX, NAME), dealers=OTHERS), "not-a-dealer"
     ),
     "a second check": Case(
-        lambda: take_ready(Ready(CTX, INDEX), answered=frozenset({INDEX})),
+        lambda: take_ready(Ready(CTX, INDEX, NAME), answered=frozenset({INDEX})),
         "message-changed",
         culprit=None,  # the machine adds its sender
     ),
@@ -239,16 +245,16 @@ CASES: dict[str, Case] = {
         lambda: plan_from_shares(1), "dealer-self-seed", culprit=FACTS.identity(0)
     ),
     "a message for another exchange": Case(
-        lambda: receive("checking", Ready(b"c", INDEX)), "message-context", INDEX, INDEX
+        lambda: receive("checking", Ready(b"c", INDEX, NAME)), "message-context", INDEX, INDEX
     ),
     "a message from another": Case(
-        lambda: receive("checking", Ready(CTX, FIRST)), "message-context", INDEX, FIRST
+        lambda: receive("checking", Ready(CTX, FIRST, NAME)), "message-context", INDEX, FIRST
     ),
     "a message signed by another": Case(
         lambda: server.step(
             CONFIG,
             replace(STATES["checking"], accepted={}),
-            server.Received(INDEX, signed_by_first(Ready(CTX, INDEX)), EPOCH_S),
+            server.Received(INDEX, signed_by_first(Ready(CTX, INDEX, NAME)), EPOCH_S),
         ),
         "signer-unexpected",
         SELF.hex(),
@@ -256,10 +262,58 @@ CASES: dict[str, Case] = {
         None,  # whoever carried it need not have made it
     ),
     "a message too early": Case(
-        lambda: receive("sharing", Ready(CTX, INDEX)),
+        lambda: receive("sharing", Ready(CTX, INDEX, NAME)),
         "message-not-due",
-        ["Cancel", "Deals", "Tick"],
+        ["Cancel", "Deals", "Exclude", "Refusal", "Tick"],
         "Ready",
+    ),
+    "a check without a pseudonym": Case(
+        lambda: take_ready(Ready(CTX, INDEX)), "pseudonym", 32, 0, SELF
+    ),
+    "a pseudonym of 33 bytes": Case(
+        lambda: take_ready(Ready(CTX, INDEX, NAME + b"n")), "pseudonym", 32, 33, SELF
+    ),
+    "another's pseudonym": Case(
+        lambda: take_ready(Ready(CTX, INDEX, NAME), pseudonyms={FIRST: NAME}),
+        "pseudonym",
+        32,
+        32,
+        SELF,
+    ),
+    "a complaint without a pseudonym": Case(
+        lambda: take_ready(Complaint(CTX, INDEX, (FIRST,), (DELIVERED,))), "pseudonym", 32, 0, SELF
+    ),
+    "a refusal of a roster that was accepted": Case(
+        lambda: collect.take_refusal(
+            replace(STATES["sharing"], dealt={INDEX: None}), INDEX, Refusal(CTX, INDEX, "r", -1)
+        ),
+        "refusal-late",
+        culprit=SELF,
+    ),
+    "a refusal because of oneself": Case(
+        lambda: refuse_because_of(INDEX),
+        "refusal-entry",
+        f"another than {INDEX}, below {CLIENTS}",
+        INDEX,
+    ),
+    "a refusal because of nobody": Case(
+        lambda: refuse_because_of(CLIENTS),
+        "refusal-entry",
+        f"another than {INDEX}, below {CLIENTS}",
+        CLIENTS,
+    ),
+    "a refusal because of minus two": Case(
+        lambda: refuse_because_of(-2),
+        "refusal-entry",
+        f"another than {INDEX}, below {CLIENTS}",
+        -2,
+    ),
+    "deals after a refusal": Case(
+        lambda: collect.take_deals(
+            replace(STATES["sharing"], gone=frozenset({INDEX})), INDEX, DEALS
+        ),
+        "roster-refused",
+        culprit=SELF,
     ),
     "a check after a check": Case(
         lambda: server.step(

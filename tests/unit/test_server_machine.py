@@ -84,7 +84,7 @@ BAD_ADVERTS: dict[str, tuple[str, Callable[[Advert], Advert]]] = {
     ),
     "an expired certificate": (
         "certificate-expired",
-        lambda a: _replace(a, certificate=_replace(a.certificate, not_after=EPOCH_S - 1)),
+        lambda a: _replace(a, certificate=_replace(a.certificate, not_after=EPOCH_S - 301)),
     ),
     "a prolonged certificate": (
         "certificate-invalid",
@@ -253,7 +253,8 @@ def test_another_message_of_the_same_kind_is_refused_in_any_later_phase() -> Non
     inbox, _ = messages.peek(run.client_events["Inbox"].message, messages.Inbox)
     evidence = inbox.deals[0]
     accused = messages.peek(evidence, messages.Deal)[0].sender
-    complaint = messages.Complaint(run.aggregator.state.ctx, run.index, (accused,), (evidence,))
+    ctx = run.aggregator.state.ctx
+    complaint = messages.Complaint(ctx, run.index, (accused,), (evidence,), b"n" * 32)
     state, _ = server.step(run.task.server, run.server_states["checking"], event)
     late = server.Received(run.index, run.sign_as_device(complaint), EPOCH_S)
     with pytest.raises(RemoteProtocolError, match="message-changed"):

@@ -105,7 +105,9 @@ def test_bad_complaints(shape: str) -> None:
         "itself": ((run.index,), (first,)),
         "nobody's index": ((1000,), (first,)),
     }[shape]
-    complaint = messages.Complaint(run.aggregator.state.ctx, run.index, accused, evidence)
+    complaint = messages.Complaint(
+        run.aggregator.state.ctx, run.index, accused, evidence, b"n" * 32
+    )
     expected = "complaint-evidence" if shape in ("itself", "nobody's index") else None
     reason = refuse(run, run.server_states["checking"], complaint)
     assert reason == (expected or "complaint-malformed")

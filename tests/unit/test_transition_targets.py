@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from types import ModuleType
 
@@ -11,6 +11,7 @@ import pytest
 from protocol_run import Run, message_name, one_hot, recorded_run
 
 from secagg import client, messages, server, transitions
+from secagg.keys import signing_key
 from secagg.simulation import Drop, make_task, run_cohort
 
 CLIENTS = 5
@@ -41,8 +42,26 @@ def signed_complaint(run: Run) -> server.Received:
     inbox, _ = messages.peek(run.client_events["Inbox"].message, messages.Inbox)
     deal = inbox.deals[0]
     accused = messages.peek(deal, messages.Deal)[0].sender
-    complaint = messages.Complaint(run.aggregator.state.ctx, run.index, (accused,), (deal,))
+    ctx = run.aggregator.state.ctx
+    complaint = messages.Complaint(ctx, run.index, (accused,), (deal,), b"n" * 32)
     return server.Received(run.index, run.sign_as_device(complaint), run.aggregator.now_s)
+
+
+def refuse_one_by_one(
+    run: Run, count: int, end: str, *, before: Sequence[server.Event] = ()
+) -> None:
+    """Devices refuse the roster, the recorded one first, after others have dealt."""
+    state = run.server_states["sharing"]
+    for event in before:
+        state, _ = server.step(run.task.server, state, event)
+    for index in sorted(range(CLIENTS), key=lambda index: index != run.index)[:count]:
+        number = run.aggregator.numbers[index]
+        key = signing_key(run.task.devices[number].identity)
+        refusal = messages.Refusal(state.ctx, index, "partner-unknown", -1)
+        said = server.Received(index, messages.sign(refusal, state.ctx, key), run.aggregator.now_s)
+        state, (refused, *_) = server.step(run.task.server, state, said)
+        assert refused == server.Refused(index, "partner-unknown", -1)
+    assert state.phase == end
 
 
 def phase_again(run: Run, phase: str, *, hopeless: bool, complaint: bool = False) -> None:
@@ -75,6 +94,9 @@ def test_every_target_of_the_aggregator_is_reached(monkeypatch: pytest.MonkeyPat
             phase_again(run, phase, hopeless=hopeless)
         phase_again(run, "checking", hopeless=hopeless, complaint=True)
     server.step(run.task.server, run.server_states["checking"], signed_complaint(run))
+    refuse_one_by_one(run, 2, "aborted")  # three are left, of whom nobody has t neighbours
+    dealt = [event for before, event in run.aggregator.trace if before.phase == "sharing"]
+    refuse_one_by_one(run, 1, "checking", before=[e for e in dealt if e.index != run.index])
     for phase in transitions.SERVER_ORDER:
         state = run.server_states[phase]
         server.step(run.task.server, state, server.Tick(0.0))

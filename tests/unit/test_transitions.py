@@ -70,9 +70,12 @@ def server_event(run: Run, name: str) -> server.Event:
             evidence = inbox.deals[0]
             accused = messages.peek(evidence, messages.Deal)[0].sender
             complaint = messages.Complaint(
-                run.aggregator.state.ctx, run.index, (accused,), (evidence,)
+                run.aggregator.state.ctx, run.index, (accused,), (evidence,), b"n" * 32
             )
             return server.Received(run.index, run.sign_as_device(complaint), now_s)
+        case "Refusal":
+            refusal = messages.Refusal(run.aggregator.state.ctx, run.index, "partner-unknown", -1)
+            return server.Received(run.index, run.sign_as_device(refusal), now_s)
         case "SumRefused":
             return server.SumRefused("check-coordinates", now_s)
         case "Tick":
@@ -162,7 +165,8 @@ def test_another_message_of_a_kind_that_was_obeyed_is_refused(phase: str, event:
 
 def is_late(phase: str, event: str) -> bool:
     """A device's message that was due before: written down without the table's own function."""
-    due = {"Deals": 0, "Ready": 1, "Complaint": 1, "MaskedInput": 2, "Confirmation": 3, "Unmask": 4}
+    due = {"Deals": 0, "Refusal": 0, "Ready": 1, "Complaint": 1}
+    due |= {"MaskedInput": 2, "Confirmation": 3, "Unmask": 4}
     return event in due and due[event] < SERVER_PHASES.index(phase)
 
 

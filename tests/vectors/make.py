@@ -182,7 +182,7 @@ def certificates() -> Case:
     foreign = keys.issue_certificate(stranger, identity, EPOCH_S)
     flipped = good.signature[:-1] + bytes([good.signature[-1] ^ 1])
     changed = {
-        "expired-by-one-second": (good, EPOCH_S + 1),
+        "expired-by-one-second-more-than-clocks-differ": (good, EPOCH_S + 301),
         "other-partner": (foreign, EPOCH_S),
         "other-partner-under-a-listed-name": (change(foreign, partner_key=public), EPOCH_S),
         "other-identity": (change(good, identity_key=drawn("other")), EPOCH_S),
@@ -267,7 +267,8 @@ def signed_messages() -> Case:
     """Named negatives of the frame, its signature and its context, over one sound message."""
     key, other = (keys.signing_key(Secret(drawn("signer", n))) for n in (1, 2))
     ctx, other_ctx = drawn("ctx", 1), drawn("ctx", 2)
-    ready = messages.Ready(ctx, 5)
+    name = drawn("pseudonym")
+    ready = messages.Ready(ctx, 5, name)
     frame, good = messages.encode(ready), messages.sign(ready, ctx, key)
     public = bytes(key.verify_key)
 
@@ -288,16 +289,18 @@ def signed_messages() -> Case:
         "unknown-kind": envelope(b"\x01\xff" + frame[2:]),
         "other-kind": envelope(b"\x01\x07" + frame[2:]),
         "missing-field": envelope(frame[:2] + body([ctx])),
-        "extra-field": envelope(frame[:2] + body([ctx, 5, 6])),
-        "text-for-bytes": envelope(frame[:2] + body(["x" * 32, 5])),
-        "float-for-integer": envelope(frame[:2] + body([ctx, 5.0])),
-        "map-for-array": envelope(frame[:2] + body({"ctx": ctx, "index": 5})),
-        "null-field": envelope(frame[:2] + body([ctx, None])),
+        "extra-field": envelope(frame[:2] + body([ctx, 5, name, 6])),
+        "text-for-bytes": envelope(frame[:2] + body(["x" * 32, 5, name])),
+        "float-for-integer": envelope(frame[:2] + body([ctx, 5.0, name])),
+        "map-for-array": envelope(frame[:2] + body({"ctx": ctx, "index": 5, "pseudonym": name})),
+        "null-field": envelope(frame[:2] + body([ctx, None, name])),
         "signed-for-another-kind": envelope(frame, "sign Confirmation"),
         "signed-without-context": envelope(frame, bound=b""),
         "signed-for-another-context": envelope(frame, bound=other_ctx),
         "signed-by-another-key": messages.sign(ready, ctx, other),
-        "signature-of-another-frame": body([frame[:-1] + b"\x06", public, signature]),
+        "signature-of-another-frame": body(
+            [frame[:-1] + bytes([frame[-1] ^ 1]), public, signature]
+        ),
         "signature-with-s-plus-l": body(
             [frame, public, signature[:32] + high_s.to_bytes(32, "little")]
         ),
@@ -327,7 +330,7 @@ def advert_cases() -> Case:
     config, device = shown.server, make_devices(shown, transcript.inputs(), seed=SEED)[0]
     partners = frozenset(shown.manifest.partner_keys)
     good, _ = messages.peek(device.advert, messages.Advert)
-    own = keys.signing_key(device.config.identity)
+    own, own_partner = keys.signing_key(device.config.identity), good.certificate.partner_key
     change = msgspec.structs.replace
     stranger = Secret(drawn("stranger"))
     forged = keys.issue_certificate(stranger, good.certificate.identity_key, EPOCH_S * 2)
@@ -341,6 +344,12 @@ def advert_cases() -> Case:
         "short-nonce": change(good, nonce=b"n"),
         "short-commitment": change(good, self_seed_commitment=b""),
         "short-model-digest": change(good, model_digest=b""),
+        "trust-without-its-own-partner": change(good, trusted=(drawn("partner"),)),
+        "trust-out-of-order": change(good, trusted=(own_partner, bytes(32))),
+        "trust-in-a-short-key": change(good, trusted=(b"", own_partner)),
+        "trust-in-129-partners": change(
+            good, trusted=(*(bytes([0, n]) + bytes(30) for n in range(128)), own_partner)
+        ),
     }
     cases = {name: messages.sign(advert, b"", own) for name, advert in changed.items()}
     cases["signed-by-another-key"] = messages.sign(good, b"", keys.signing_key(stranger))
@@ -380,6 +389,7 @@ def contexts() -> Case:
             "digest": context.survivor_set_digest(ctx, masking, survivors).hex(),
         },
         "self_seed_commitment": context.self_seed_commitment(dealer, Secret(share)).hex(),
+        "pseudonym": context.pseudonym(Secret(share), ctx).hex(),
         "pair_seed": context.pair_seed(Secret(share), ctx, dealer, holder).reveal().hex(),
         "seal_info": context.seal_info(ctx, dealer, holder, b"pair seed").hex(),
         "share_hashes": {

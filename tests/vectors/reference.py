@@ -171,8 +171,8 @@ def opened(secret: bytes, label: str, info: bytes, seal: bytes) -> bytes:
 # -- what a cohort agrees on -----------------------------------------------------------------------
 
 
-def roster_digest(entries: Sequence[Sequence[bytes]]) -> bytes:
-    parts = [(identity, advert, integers(model)) for identity, advert, model in entries]
+def roster_digest(entries: Sequence[Sequence[Any]]) -> bytes:
+    parts = [(identity, advert, integers(model)) for identity, advert, model, *_ in entries]
     return labelled("roster", *(part for entry in parts for part in entry))
 
 
@@ -182,7 +182,7 @@ def context(
     attempt: int,
     manifest_digest: bytes,
     models: Sequence[Sequence[Any]],
-    entries: Sequence[Sequence[bytes]],
+    entries: Sequence[Sequence[Any]],
 ) -> bytes:
     return labelled(
         "context",
@@ -195,6 +195,25 @@ def context(
         labelled("models", *(part for v, digest in models for part in (integers(v), digest))),
         roster_digest(entries),
     )
+
+
+def certified(
+    entries: Sequence[Sequence[Any]], partners: Sequence[bytes], trusted: set[bytes]
+) -> bool:
+    """Every entry has the certificate of a trusted partner."""
+    return all(
+        partners[partner] in trusted
+        and verifies(
+            partners[partner],
+            parts("certificate", identity, partners[partner], integers(not_after)),
+            signature,
+        )
+        for identity, _, _, partner, not_after, signature in entries
+    )
+
+
+def pseudonym(identity_seed: bytes, ctx: bytes) -> bytes:
+    return hmac.digest(kdf(identity_seed, "pseudonym"), ctx, "sha256")
 
 
 def sealer(first: int, second: int) -> int:

@@ -6,7 +6,7 @@ that is signed by the task key and breaks one rule.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -58,9 +58,9 @@ class Exchange:
             device.receive(signed, EPOCH_S + 1.0)
         return device
 
-    def outcome(self, kind: str, signed: bytes) -> dict[str, str]:
-        """``refused``: nothing changes; ``ends``: the exchange is over for this device;
-        ``answers``: the device goes on with a message of this kind."""
+    def outcome(self, kind: str, signed: bytes) -> dict[str, Any]:
+        """``refused``: nothing changes; ``ends``: the exchange is over for this device, which of a
+        roster says why; ``answers``: the device goes on with a message of this kind."""
         device = self.device_before(kind)
         event = client.Received(signed, EPOCH_S + 1.0)
         try:
@@ -68,11 +68,23 @@ class Exchange:
         except RemoteProtocolError as error:
             return {"outcome": "refused", "reason": error.reason}
         if isinstance(state, client.Failed):
-            return {"outcome": "ends", "reason": state.reason}
+            *told, _ = effects
+            ended: dict[str, Any] = {"outcome": "ends", "reason": state.reason}
+            for said in told:
+                assert isinstance(said, client.Send)
+                ended["refusal"] = said.message.hex()
+                ended["entry"] = messages.peek(said.message, messages.Refusal)[0].entry
+            return ended
         (sent,) = effects
         assert isinstance(sent, client.Send)
         answer, _ = messages.peek(sent.message, *KINDS)
         return {"outcome": "answers", "reason": type(answer).__name__}
+
+
+def changed_entry(
+    entries: Sequence[messages.RosterEntry], index: int, **changed: Any
+) -> tuple[messages.RosterEntry, ...]:
+    return (*entries[:index], change(entries[index], **changed), *entries[index + 1 :])
 
 
 def _rosters(e: Exchange) -> Iterator[tuple[str, bytes]]:
@@ -95,6 +107,22 @@ def _rosters(e: Exchange) -> Iterator[tuple[str, bytes]]:
         "two-models": {"models": (*roster.models, other)},
         "entries-out-of-order": {"entries": tuple(swapped)},
         "an-identity-twice": {"entries": tuple(doubled)},
+        "no-partners": {"partners": ()},
+        "partners-twice": {"partners": roster.partners * 2},
+        "an-entry-of-no-partner": {"entries": changed_entry(entries, others[0], partner=1)},
+        "an-entry-without-a-certificate": {
+            "entries": changed_entry(entries, others[0], certificate_signature=b"")
+        },
+        "an-entry-with-anothers-certificate": {
+            "entries": changed_entry(
+                entries,
+                others[0],
+                certificate_signature=entries[others[1]].certificate_signature,
+            )
+        },
+        "an-entry-that-expires-later": {
+            "entries": changed_entry(entries, others[0], not_after=entries[others[0]].not_after + 1)
+        },
         "no-place": {"index": len(entries)},
         "negative-place": {"index": -1},
         "anothers-place": {"index": others[0]},

@@ -109,7 +109,7 @@ def test_certificates() -> None:
 
     def counts(case: dict[str, Any]) -> bool:
         fields = msgspec.msgpack.decode(unhex(case["certificate"]))
-        listed = fields[1] == partner and fields[2] >= case["now_s"]
+        listed = fields[1] == partner and fields[2] + 300 >= case["now_s"]
         return listed and certificate_verifies(fields)
 
     assert counts(vectors["positive"])
@@ -146,12 +146,15 @@ def envelope_verifies(signed: bytes, ctx: bytes, kind: str, number: int) -> list
 def test_signed_messages() -> None:
     vectors = load("signed")
     ctx, signer = unhex(vectors["ctx"]), unhex(vectors["signer"])
-    assert vectors["frame"] == "0106" + msgspec.msgpack.encode([ctx, 5]).hex()
-    assert envelope_verifies(unhex(vectors["signed"]), ctx, "Ready", 6) == [ctx, 5]
+    fields = envelope_verifies(unhex(vectors["signed"]), ctx, "Ready", 6)
+    assert fields is not None
+    assert vectors["frame"] == "0106" + msgspec.msgpack.encode(fields).hex()
+    assert fields[:2] == [ctx, 5]
+    assert len(fields[2]) == 32
 
     def sound(data: bytes) -> bool:
         fields = envelope_verifies(data, ctx, "Ready", 6)
-        if fields is None or [type(field) for field in fields] != [bytes, int]:
+        if fields is None or [type(field) for field in fields] != [bytes, int, bytes]:
             return False
         return msgspec.msgpack.decode(data)[1] == signer
 
@@ -166,9 +169,9 @@ def test_adverts_and_tokens() -> None:
     assert ref.labelled("advert", signed).hex() == vectors["digest"]
     fields = envelope_verifies(signed, b"", "Advert", 1)
     assert fields is not None
-    _, manifest_digest, _, model, certificate, mask_key, channel_key, commitment, nonce, expiry = (
-        fields
-    )
+    _, manifest_digest, _, model, certificate, mask_key, channel_key, *rest = fields
+    commitment, nonce, expiry, trusted = rest
+    assert trusted == []  # but its own partner
     assert manifest_digest.hex() == vectors["manifest_digest"]
     assert certificate_verifies(certificate)
     assert certificate[0] == msgspec.msgpack.decode(signed)[1]
@@ -192,6 +195,7 @@ def test_what_is_bound_to_a_context() -> None:
     survivors = ref.labelled("survivor set", ctx, masking, members)
     assert survivors.hex() == case["survivor_set"]["digest"]
     assert ref.labelled("self seed", dealer, share).hex() == case["self_seed_commitment"]
+    assert ref.pseudonym(share, ctx).hex() == case["pseudonym"]
     assert ref.kdf(share, "pair seed", ctx, dealer, holder).hex() == case["pair_seed"]
     assert ref.parts("seal", ctx, dealer, holder, b"pair seed").hex() == case["seal_info"]
     for label, digest in case["share_hashes"].items():
@@ -254,6 +258,7 @@ KINDS = {
     "Deals": 4,
     "Inbox": 5,
     "Ready": 6,
+    "Complaint": 7,
     "MaskingSet": 8,
     "MaskedInput": 9,
     "SurvivorSet": 10,
@@ -262,6 +267,7 @@ KINDS = {
     "Unmask": 13,
     "Receipt": 14,
     "Abort": 15,
+    "Refusal": 16,
 }
 
 
@@ -337,6 +343,7 @@ def test_every_message_is_signed_in_its_context_and_every_device_has_one_roster(
     for index, roster in exchange.all("Roster").items():
         assert roster[5] == exchange.entries
         assert roster[6] == index
+        assert ref.certified(roster[5], roster[8], {unhex(exchange.data["partner_key"])})
         for other, advert in roster[7]:
             assert exchange.entries[other][1] == ref.labelled("advert", advert)
     for number, advert in enumerate(exchange.data["adverts"]):
@@ -349,6 +356,14 @@ def test_every_message_is_signed_in_its_context_and_every_device_has_one_roster(
         assert fields[6] == ref.hybrid_public(channel_secret, "channel-key")
         own_key, self_seed = exchange.identity(number), exchange.secret(index, "self_seed")
         assert fields[7] == ref.labelled("self seed", own_key, self_seed)
+
+
+@exchanges
+def test_devices_that_checked_give_the_name_that_they_alone_can_make(name: str) -> None:
+    exchange = Exchange(name)
+    for index, fields in exchange.all("Ready").items():
+        seed = exchange.secret(index, "identity_seed")
+        assert fields == [exchange.ctx, index, ref.pseudonym(seed, exchange.ctx)]
 
 
 @exchanges
@@ -477,10 +492,21 @@ def test_survivors_confirmed_one_pair_of_sets(name: str) -> None:
             assert envelope_verifies(confirmation, ctx, "Confirmation", 11) is not None
 
 
+def check_refusal(exchange: Exchange, case: dict[str, Any], roster: list[Any]) -> None:
+    """Who refuses a roster says why, in the context of the roster that it was shown."""
+    ctx = ref.context(*roster[:6])
+    refusal = envelope_verifies(unhex(case["refusal"]), ctx, "Refusal", 16)
+    assert refusal is not None
+    assert msgspec.msgpack.decode(unhex(case["refusal"]))[1] == exchange.identity(0)
+    assert refusal[:3] == [ctx, roster[6], case["reason"]]
+    assert refusal[3] == case["entry"]
+
+
 def test_an_authentic_message_that_breaks_a_rule_ends_the_exchange() -> None:
     """All but two are properly signed by the task key: what refuses them is the rule."""
     exchange, vectors = Exchange("complete"), load("refusals")
     unauthentic: set[str] = set()
+    told = 0
     for case in vectors["negative"]:
         kind = case["instead_of"]
         ctx = b"" if kind == "Roster" else exchange.ctx
@@ -492,5 +518,10 @@ def test_an_authentic_message_that_breaks_a_rule_ends_the_exchange() -> None:
             assert case["outcome"] == "refused"
         if case["outcome"] == "answers":
             assert case["reason"] == "Complaint"
+        if case["outcome"] == "ends" and kind == "Roster":
+            assert fields is not None
+            check_refusal(exchange, case, fields)
+            told += 1
+    assert told >= 15
     assert unauthentic == {"roster-signed-by-a-device", "inbox-before-the-roster"}
     assert sum(case["outcome"] == "ends" for case in vectors["negative"]) >= 35
