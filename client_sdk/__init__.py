@@ -12,6 +12,7 @@ from client_sdk.contribution import Contributor, TrainingJob
 from client_sdk.device import ParticipantSettings
 from client_sdk.errors import (
     ClientError,
+    ClockError,
     ContributionError,
     EnrolmentError,
     LedgerError,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Client",
     "ClientError",
+    "ClockError",
     "ContributionError",
     "Contributor",
     "EnrolmentError",

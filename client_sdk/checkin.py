@@ -36,7 +36,7 @@ _TIME_MAX_S = 1e11  # Unix seconds; the year 5138
 
 @dataclass(frozen=True)
 class CheckIn:
-    """An admitted offer. ``skew_s``: the server's clock minus this device's.
+    """An admitted offer.
 
     ``control``: SCAFFOLD's c of this version, float32[d]; None for other algorithms.
     ``clip``: of this version, where the clip adapts; None: the manifest's, for good.
@@ -45,13 +45,9 @@ class CheckIn:
     offer: Offer
     manifest: Manifest
     digest: bytes
-    skew_s: float
     vector: np.ndarray = field(repr=False)
     control: np.ndarray | None = field(default=None, repr=False)
     clip: float | None = None
-
-    def server_now(self, now_s: float) -> float:
-        return now_s + self.skew_s
 
 
 def verify_offer(offer: Offer, task: str, task_key: bytes) -> Manifest:
@@ -92,12 +88,13 @@ async def next_offer(
 ) -> Offer | None:
     """Wait for an open offer with a newer model than ``after_version``; None: the task is over.
 
-    From ``until_s`` on (Unix seconds) the same version will do.
+    From ``until_s`` on (the server's time) the same version will do.
     """
     transport, paused = device.transport, False
     while True:
-        wait_s = min(transport.settings.poll_s, max(0.0, until_s - device.clock()))
-        if device.clock() >= until_s:
+        now_s = device.time.now()
+        wait_s = min(transport.settings.poll_s, max(0.0, until_s - now_s))
+        if now_s >= until_s:
             after_version = None
         offer = await transport.offer(task, after_version, wait_s)
         if offer.state == "finished":
@@ -117,11 +114,11 @@ async def check_in(device: Device, task: str, offer: Offer) -> CheckIn:
     Raises:
         RemoteProtocolError: as :func:`verify_offer`, or ``manifest-ledger``, ``offer-malformed``,
             or as :func:`proven_clip`.
+        ClockError: as :meth:`client_sdk.server_time.ServerTime.hear`.
         LedgerError: the ledger forked or was rolled back.
         PolicyRefusal: the policy's reason.
         TransportError: also ``model-size``, ``model-digest`` or ``model-malformed``.
     """
-    skew_s = offer.now - device.clock()
     manifest = verify_offer(offer, task, device.bundle.task_key)
     digest = manifest_digest(offer.manifest)
     if manifest.ledger_verifier != device.bundle.ledger_verifier:
@@ -132,6 +129,7 @@ async def check_in(device: Device, task: str, offer: Offer) -> CheckIn:
             found=manifest.ledger_verifier,
         )
     _check_numbers(offer)
+    device.time.hear(offer.now)
     await device.ledger.advance()
     device.policy.admit(
         manifest,
@@ -147,7 +145,7 @@ async def check_in(device: Device, task: str, offer: Offer) -> CheckIn:
         releases=offer.releases,
         manifest_digest=digest.hex(),
     )
-    return CheckIn(offer, manifest, digest, skew_s, model["vector"], model.get("control"), clip)
+    return CheckIn(offer, manifest, digest, model["vector"], model.get("control"), clip)
 
 
 async def proven_clip(

@@ -16,7 +16,7 @@ from client_sdk.checkin import check_in, next_offer
 from client_sdk.contribution import Contributor
 from client_sdk.device import Device, ParticipantSettings
 from client_sdk.enrolment import check_bundle, load_bundle
-from client_sdk.errors import ContributionError, PolicyRefusal
+from client_sdk.errors import ContributionError, PolicyRefusal, TransportError
 from client_sdk.events import Event, OnEvent
 from client_sdk.http import TransportSettings
 from client_sdk.journal import Journal, Lock
@@ -24,6 +24,7 @@ from client_sdk.keystore import StorageKey, open_storage_key
 from client_sdk.ledger import LedgerWatch
 from client_sdk.participant import Outcome, Participant
 from client_sdk.policy import PrivacyPolicy
+from client_sdk.server_time import ServerTime, steady_clock
 from client_sdk.session import Session
 from client_sdk.training import Training, version_of
 from client_sdk.transport import Transport
@@ -120,8 +121,10 @@ class Client:
         transport: TransportSettings | None = None,
         settings: ParticipantSettings | None = None,
         clock: Callable[[], float] = time.time,
+        steady: Callable[[], float] = steady_clock,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
+        """``clock`` is Unix seconds on this device, ``steady`` seconds that nobody sets."""
         self.policy = policy
         self._bundle = bundle
         self._folder = state_dir
@@ -130,6 +133,7 @@ class Client:
         self._transport = transport or TransportSettings()
         self._settings = settings or ParticipantSettings()
         self._clock = clock
+        self._steady = steady
         self._sleep = sleep
 
     @classmethod
@@ -143,6 +147,7 @@ class Client:
         on_event: OnEvent | None = None,
         transport: TransportSettings | None = None,
         settings: ParticipantSettings | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> Client:
         """A client from an enrolment bundle or the path of one.
 
@@ -154,6 +159,7 @@ class Client:
                 goes on; what it raises ends the run.
             transport: patience, deadlines and sizes of HTTP.
             settings: lifetimes and waits of the exchange.
+            clock: Unix seconds on this device.
 
         Raises:
             EnrolmentError: the bundle is unreadable, damaged or has ended.
@@ -161,7 +167,7 @@ class Client:
         """
         if not isinstance(bundle, EnrolmentBundle):
             bundle = load_bundle(Path(bundle))
-        check_bundle(bundle, time.time())
+        check_bundle(bundle, clock())
         if state_dir is None:
             state_dir = user_state_path("secagg") / bundle.certificate.identity_key.hex()[:16]
         folder = Path(state_dir)
@@ -173,6 +179,7 @@ class Client:
             on_event=on_event,
             transport=transport,
             settings=settings,
+            clock=clock,
         )
 
     def has_pending(self) -> bool:
@@ -190,6 +197,8 @@ class Client:
                 refused this device. The journal keeps what is pending.
             LedgerError: the ledger forked, was rolled back, or lacks a release.
             RemoteProtocolError: an offer that the aggregator's key did not sign.
+            ClockError: this device's clock is wrong by more than 90 minutes, or the aggregator's
+                went back. The journal keeps what is pending.
             ContributionError: the contributor failed three times where no noise hides failures.
             StateError: the state folder is in use or damaged.
         """
@@ -237,7 +246,7 @@ class Client:
         """Finish a pending session, without a contributor; nothing to do without one.
 
         Raises:
-            TransportError, LedgerError, StateError: as :meth:`run`.
+            TransportError, LedgerError, ClockError, StateError: as :meth:`run`.
         """
         return asyncio.run(self.resume_async())
 
@@ -249,8 +258,9 @@ class Client:
         with Lock(self._folder):
             journal = Journal(self._folder, self._key)
             account = DeviceAccount(journal, self.policy.max_delta)
-            async with self._connect() as transport:
-                device = self._device(journal, account, transport, self._deliver)
+            now = ServerTime(journal, self._clock, self._steady)
+            async with self._connect(now) as transport:
+                device = self._device(journal, account, transport, now, self._deliver)
                 outcome = await self._finish_pending(device)
             if outcome is None:
                 return RunResult()
@@ -263,8 +273,9 @@ class Client:
         with Lock(self._folder):
             journal = Journal(self._folder, self._key)
             account = DeviceAccount(journal, self.policy.max_delta)
-            async with self._connect() as transport:
-                device = self._device(journal, account, transport, deliver)
+            now = ServerTime(journal, self._clock, self._steady)
+            async with self._connect(now) as transport:
+                device = self._device(journal, account, transport, now, deliver)
                 tally = await self._rounds(device, contributor, task, rounds)
             return tally.result(account.epsilon(task))
 
@@ -310,7 +321,7 @@ class Client:
                 survivors_min=device.policy.min_cohort,
                 partner_keys=device.partner_keys,
                 lifetime_s=device.settings.advert_lifetime_s,
-                clock=device.clock,
+                clock=device.time.now,
             )
             outcome = await Participant(device, session).run()
             tally.add(outcome)
@@ -318,14 +329,15 @@ class Client:
         return tally
 
     async def _finish_pending(self, device: Device) -> Outcome | None:
-        session = Session.resume(device.journal, device.bundle, device.clock)
+        session = Session.resume(device.journal, device.bundle, device.time.now)
         if session is None:
             return None
+        await _hear_time(device, session.record.task)
         phase = session.state.phase
         await device.emit("resumed", session.record.task, session.id, phase=phase)
         return await Participant(device, session).run()
 
-    def _connect(self) -> Transport:
+    def _connect(self, now: ServerTime) -> Transport:
         bundle = self._bundle
 
         def issue(now_s: int) -> str:
@@ -333,10 +345,15 @@ class Client:
                 Secret(bundle.identity_seed), bundle.certificate, bundle.task_key, now_s
             )
 
-        return Transport(bundle.server, issue, self._transport, self._clock)
+        return Transport(bundle.server, issue, self._transport, now)
 
     def _device(
-        self, journal: Journal, account: DeviceAccount, transport: Transport, deliver: _Deliver
+        self,
+        journal: Journal,
+        account: DeviceAccount,
+        transport: Transport,
+        now: ServerTime,
+        deliver: _Deliver,
     ) -> Device:
         return Device(
             bundle=self._bundle,
@@ -353,11 +370,25 @@ class Client:
                 self.policy.witness_policy,
             ),
             deliver=deliver,
+            time=now,
             settings=self._settings,
-            clock=self._clock,
             sleep=self._sleep,
         )
 
     async def _deliver(self, event: Event) -> None:
         if self._on_event is not None:
             self._on_event(event)
+
+
+async def _hear_time(device: Device, task: str) -> None:
+    """For a session that goes on in another process: the steady clock that it began by is gone.
+
+    Raises:
+        ClockError: as :meth:`client_sdk.server_time.ServerTime.hear`.
+        TransportError: the aggregator is out of reach.
+    """
+    try:
+        device.time.hear((await device.transport.offer(task, None, 0.0)).now)
+    except TransportError as error:
+        if error.status != 404:  # of an aggregator without the task, the mailbox says what became
+            raise

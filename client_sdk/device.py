@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
@@ -12,6 +11,7 @@ from client_sdk.events import Event, EventKind
 from client_sdk.journal import Journal
 from client_sdk.ledger import LedgerWatch
 from client_sdk.policy import PrivacyPolicy
+from client_sdk.server_time import ServerTime
 from client_sdk.transport import Transport
 from secagg.api import EnrolmentBundle
 
@@ -37,7 +37,7 @@ class ParticipantSettings:
 
 @dataclass
 class Device:
-    """The parts of one running client. ``clock`` is Unix seconds on this device."""
+    """The parts of one running client. ``time`` is what it judges by; ``sleep`` waits seconds."""
 
     bundle: EnrolmentBundle
     policy: PrivacyPolicy
@@ -47,8 +47,8 @@ class Device:
     transport: Transport
     ledger: LedgerWatch
     deliver: Callable[[Event], Awaitable[None]]
+    time: ServerTime
     settings: ParticipantSettings = field(default_factory=ParticipantSettings)
-    clock: Callable[[], float] = time.time
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
 
     async def emit(

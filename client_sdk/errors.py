@@ -48,6 +48,10 @@ class ContributionError(ClientError):
     """The app's contributor failed, ran late, or returned something that does not fit."""
 
 
+class ClockError(ClientError):
+    """The device's clock and the aggregator's cannot both be right, or the latter went back."""
+
+
 class StateError(ClientError):
     """The state folder is in use, damaged, or sealed under another key."""
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -21,11 +20,13 @@ import msgspec
 import tenacity
 
 from client_sdk.errors import TransportError
+from client_sdk.server_time import ServerTime
 from secagg.api import ACCESS_TOKEN_MAX_S, Problem
 
 _T = TypeVar("_T")
 _OCTETS = {"Content-Type": "application/octet-stream"}
 _RETRY_AFTER_MAX_S = 30.0
+_TIME_REASONS = ("token-expired", "token-lifetime", "certificate-expired")
 PROBLEM_BYTES_MAX = 16_384
 
 
@@ -72,14 +73,16 @@ class Http:
         server: str,
         issue_token: Callable[[int], str],
         settings: TransportSettings | None = None,
-        clock: Callable[[], float] = time.time,
+        time: ServerTime | None = None,
     ) -> None:
-        """``issue_token(now_s)`` makes a fresh access token; it is called again when needed."""
+        """``issue_token(now_s)`` makes a fresh access token; it is called again when needed.
+
+        ``time``: what tokens are dated by; None: this device's own clock until the server speaks.
+        """
         self.settings = settings or TransportSettings()
         self._server = server.rstrip("/")
         self._issue_token = issue_token
-        self._clock = clock
-        self._skew_s = 0.0  # the server's clock minus ours, learnt from a rejected token
+        self._time = time or ServerTime()
         self._token: str | None = None
         self._token_until = 0.0
         self._http: aiohttp.ClientSession | None = None
@@ -160,7 +163,7 @@ class Http:
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """One request; yields a response of status 2xx, or raises ``TransportError``.
 
-        A rejected token is made anew once, by the server's clock: a device's may be wrong.
+        A rejected token is made anew once, by the server's clock where that is to be believed.
         """
         if self._http is None:
             raise RuntimeError("use it as an async context manager")
@@ -182,7 +185,7 @@ class Http:
                     ) as response:
                         if response.status == 401 and auth and not renewed:
                             self._token = None
-                            self._learn_clock(response)
+                            self._learn_time(response, await _problem(response))
                             continue
                         if not 200 <= response.status < 300:
                             raise await _problem(response)
@@ -200,18 +203,24 @@ class Http:
             ) from error
 
     def _access_token(self) -> str:
-        now_s = self._clock() + self._skew_s
+        now_s = self._time.now()
         if self._token is None or now_s > self._token_until:
             self._token = self._issue_token(int(now_s))
             self._token_until = now_s + ACCESS_TOKEN_MAX_S / 2
         return self._token
 
-    def _learn_clock(self, response: aiohttp.ClientResponse) -> None:
+    def _learn_time(self, response: aiohttp.ClientResponse, problem: TransportError) -> None:
+        """
+        Raises:
+            ClockError: the server rejects the token for its time, and its own is not believed.
+        """
+        if problem.reason not in _TIME_REASONS:
+            return
         try:
-            at = email.utils.parsedate_to_datetime(response.headers["Date"]).timestamp()
+            said_s = email.utils.parsedate_to_datetime(response.headers["Date"]).timestamp()
         except (KeyError, ValueError, TypeError, OverflowError):
             return
-        self._skew_s = at - self._clock()
+        self._time.hear(said_s)
 
 
 async def read_capped(response: aiohttp.ClientResponse, cap: int) -> bytes:

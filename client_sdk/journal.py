@@ -8,6 +8,7 @@ One state folder belongs to one device and one process at a time:
 ``vector``         its masked payload, written before the session names it
 ``contribution``   the values that a contributor computed, so that a restart does not train again
 ``account``        what this device has spent, over all tasks
+``server-time``    the latest time of the aggregator's that it believed
 ``checkpoint-*``   the last checkpoint seen, per ledger
 ``control-*``      SCAFFOLD's control variate, per task (:mod:`client_sdk.control`)
 ``models/``        downloads
@@ -56,10 +57,10 @@ class SessionRecord(_Record, frozen=True, kw_only=True):
     """One exchange, from its advert to its receipt.
 
     ``state`` is the machine's snapshot, ``effects`` what is to be done (again), ``cursor`` the
-    number of messages taken from the mailbox. ``joined_at``: Unix seconds at which the roster was
-    accepted, and ``ctx`` its context; empty before. ``masking_set`` and ``survivors``: sizes of the
-    sets that were confirmed; 0 before. ``payload_digest``: SHA-256 of the payload
-    beside, empty without one.
+    number of messages taken from the mailbox. ``joined_at``: the server's time at which the roster
+    was accepted, and ``ctx`` its context; empty before. ``masking_set`` and ``survivors``: sizes of
+    the sets that were confirmed; 0 before. ``payload_digest``: SHA-256 of the payload beside, empty
+    without one.
     """
 
     version: int = _VERSION

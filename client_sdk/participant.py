@@ -63,7 +63,7 @@ _TOLD: dict[str, tuple[EventKind | None, EventKind | None]] = {
 class Outcome:
     """How an exchange ended. ``reason`` is None when it was released.
 
-    ``ends_by_s``: Unix seconds by which the cohort will have ended, with or without this device.
+    ``ends_by_s``: the server's time by which the cohort will have ended, with this device or not.
     """
 
     task: str
@@ -333,16 +333,17 @@ class Participant:
         before = session.state
         session.take_message()
         try:
-            await session.apply(Received(message, int(self._device.clock())))
+            await session.apply(Received(message, int(self._device.time.now())))
         except RemoteProtocolError as error:
             self._bad_messages += 1
             if self._bad_messages > _BAD_MESSAGES_MAX:
                 await session.cancel("server-misbehaves", f"Too many bad messages, last: {error}")
+        self._device.time.keep()
         return session.state is not before
 
     async def _give_up(self) -> bool:
         """End a session that no honest server would leave open; whether it did."""
-        session, now_s = self._session, self._device.clock()
+        session, now_s = self._session, self._device.time.now()
         if not isinstance(session.state, Advertised):
             if now_s <= self._ends_by_s():
                 return False

@@ -56,6 +56,7 @@ class Session:
         state: State,
         clock: Callable[[], float],
     ) -> None:
+        """``clock``: the server's time, :meth:`client_sdk.server_time.ServerTime.now`."""
         self._journal = journal
         self._clock = clock
         self._payload = journal.load_payload(record.payload_digest)
@@ -165,7 +166,7 @@ class Session:
 
     @property
     def ends_by_s(self) -> float:
-        """Unix seconds by which an honest cohort has taken all its steps."""
+        """The server's time by which an honest cohort has taken all its steps."""
         deadlines = self.manifest.deadlines
         return (
             self.record.joined_at

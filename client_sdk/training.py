@@ -44,7 +44,7 @@ def report_at(checkin: CheckIn) -> float | None:
     slot_s = checkin.manifest.report_slot_s
     if slot_s <= 0:
         return None
-    opened_at = checkin.offer.model.opened_at
+    opened_at = min(checkin.offer.model.opened_at, checkin.offer.now)
     passed = (checkin.offer.now - opened_at) / slot_s + _SLOT_SHARE
     return opened_at + max(1, math.ceil(passed)) * slot_s
 
@@ -81,7 +81,7 @@ class Training:
             version = version_of(contribution, checkin)
             await device.emit("trained", task, version=version, reused=True)
         else:
-            started = device.clock()
+            started = device.time.steady()
             await device.emit("training", task, version=checkin.offer.model.version)
             contribution = await self._compute(checkin, report_s)
             await finish_in_thread(device.journal.save_contribution, contribution)
@@ -91,10 +91,10 @@ class Training:
                 version=checkin.offer.model.version,
                 reused=False,
                 failed=contribution.failed,
-                seconds=round(device.clock() - started, 3),
+                seconds=round(device.time.steady() - started, 3),
             )
         if report_s is not None:
-            await device.sleep(max(0.0, report_s - checkin.server_now(device.clock())))
+            await device.sleep(max(0.0, report_s - device.time.now()))
         return contribution
 
     def reusable(self, checkin: CheckIn) -> Contribution | None:
@@ -138,7 +138,7 @@ class Training:
         device = self._device
         limits = [math.inf if (most := device.policy.max_training_s) is None else most]
         if report_s is not None:
-            left_s = report_s - checkin.server_now(device.clock())
+            left_s = report_s - device.time.now()
             limits.append(left_s - device.settings.slot_reserve_s)
         limit_s = max(0.0, min(limits))
         deadline_s = None if math.isinf(limit_s) else limit_s

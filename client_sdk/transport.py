@@ -6,7 +6,6 @@ Nothing here decides what is true; :mod:`client_sdk.http` says how requests fail
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +20,7 @@ from client_sdk.http import (
     parse,
     read_capped,
 )
+from client_sdk.server_time import ServerTime
 from secagg.api import AdvertAccepted, Mail, Offer, ServerInfo, UploadState
 from secagg.limits import MANIFEST_BYTES_MAX
 from secagg.messages import FRAME_BYTES_MAX
@@ -40,11 +40,11 @@ class Transport:
         server: str,
         issue_token: Callable[[int], str],
         settings: TransportSettings | None = None,
-        clock: Callable[[], float] = time.time,
+        time: ServerTime | None = None,
     ) -> None:
-        """``issue_token(now_s)`` makes a fresh access token; it is called again when needed."""
+        """As :class:`client_sdk.http.Http`."""
         self.settings = settings or TransportSettings()
-        self._http = Http(server, issue_token, self.settings, clock)
+        self._http = Http(server, issue_token, self.settings, time)
         self._chunk_bytes = self.settings.chunk_bytes
 
     async def __aenter__(self) -> Transport:

@@ -111,7 +111,7 @@ def verify_certificate(
             culprit=culprit,
             expected=f"valid at {int(now_s)}",
             found=certificate.not_after,
-            remedy="The partner must enrol the device again.",
+            remedy="Check the clocks; if they are right, the partner must enrol the device again.",
         )
     _verify_certificate_signature(certificate)
 

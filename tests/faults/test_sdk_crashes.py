@@ -117,6 +117,7 @@ async def test_a_device_that_dies_at_any_write_repeats_itself_and_is_counted_onc
         "session",
         "account",
         "vector",
+        "server",  # its latest time
     }
     assert len(deaths) > 10
     for (session, kind), messages in sent.distinct.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import email.utils
 import hashlib
 import os
 import time
@@ -14,8 +15,9 @@ import msgspec
 import pytest
 from aiohttp import web
 
-from client_sdk.errors import TransportError
+from client_sdk.errors import ClockError, TransportError
 from client_sdk.http import TransportSettings
+from client_sdk.server_time import ServerTime
 from client_sdk.transport import Transport
 from secagg.api import AdvertAccepted, Mail, Problem, UploadState
 
@@ -206,18 +208,34 @@ async def test_a_redirect_does_not_take_the_token_elsewhere() -> None:
         assert len(served.requests) == 1
 
 
-async def test_a_rejected_token_is_made_anew_by_the_servers_clock() -> None:
+def rejecting_at(now_s: float) -> Handler:
+    """Rejects the first token, and says that it is ``now_s``."""
+
     async def handler(request: web.Request) -> web.Response:
         if request.headers["Authorization"] == "Bearer token-1":
             problem = Problem(reason="token-expired", message="Old.")
-            return json(problem, 401, Date="Fri, 01 Jan 2100 00:00:00 GMT")
+            return json(problem, 401, Date=email.utils.formatdate(now_s, usegmt=True))
         return json(AdvertAccepted(session="s"))
 
-    async with Served(handler) as (served, transport):
+    return handler
+
+
+async def test_a_rejected_token_is_made_anew_by_the_servers_clock() -> None:
+    now_s = time.time() + 3_600
+    async with Served(rejecting_at(now_s)) as (served, transport):
         assert (await transport.post_advert(b"advert")).session == "s"
         assert (await transport.post_advert(b"advert")).session == "s"
         assert served.tokens == 2
-        assert abs(served.issued_at - 4_102_444_800) <= 2
+        assert abs(served.issued_at - now_s) <= 2
+
+
+@pytest.mark.parametrize("ahead_s", [4_102_444_800 - time.time(), 7_200, -7_200])
+async def test_no_token_is_made_for_a_time_that_is_far_from_the_devices_own(ahead_s: float) -> None:
+    async with Served(rejecting_at(time.time() + ahead_s)) as (served, transport):
+        with pytest.raises(ClockError) as caught:
+            await transport.post_advert(b"advert")
+        assert caught.value.reason == "clock-wrong"
+        assert served.tokens == 1
 
 
 async def test_a_token_that_stays_rejected_is_an_error() -> None:
@@ -235,7 +253,7 @@ async def test_a_token_is_renewed_before_it_ends() -> None:
         return json(Mail(messages=()))
 
     async with Served(handler) as (served, transport):
-        transport._http._clock = lambda: now
+        transport._http._time = ServerTime(None, lambda: now)
         await transport.messages("s", 0, 0.0)
         await transport.messages("s", 0, 0.0)
         assert served.tokens == 1

@@ -19,6 +19,7 @@ from client_sdk.device import Device, ParticipantSettings
 from client_sdk.errors import ContributionError
 from client_sdk.events import Event
 from client_sdk.policy import PrivacyPolicy
+from client_sdk.server_time import ServerTime
 from client_sdk.training import Training, report_at
 from dp.accounting import lines
 from dp.mechanisms import encode
@@ -31,7 +32,7 @@ OPENED = 1_000_000.0
 
 
 class Clock:
-    """Time that moves only by sleeping. ``skew_s``: the server's clock is ahead."""
+    """Time that moves only by sleeping."""
 
     def __init__(self, now: float = OPENED) -> None:
         self.now = now
@@ -45,9 +46,7 @@ class Clock:
         self.now += seconds
 
 
-def checkin_of(
-    manifest: Manifest, *, now: float = OPENED, clock: Clock | None = None, version: int = 0
-) -> CheckIn:
+def checkin_of(manifest: Manifest, *, now: float = OPENED, version: int = 0) -> CheckIn:
     model = ModelVersion(
         version=version, digest=bytes((version,)) * 32, size_bytes=100, opened_at=OPENED
     )
@@ -59,9 +58,8 @@ def checkin_of(
         model=model,
         now=now,
     )
-    skew_s = 0.0 if clock is None else now - clock.now
     vector = np.zeros(manifest.data_length, np.float32)
-    return CheckIn(offer, manifest, digest_of(manifest), skew_s, vector)
+    return CheckIn(offer, manifest, digest_of(manifest), vector)
 
 
 class Runs:
@@ -103,7 +101,7 @@ class Setting:
             ledger=None,  # type: ignore[arg-type]
             deliver=deliver,
             settings=ParticipantSettings(),
-            clock=self.clock,
+            time=ServerTime(journal, self.clock, self.clock),
             sleep=self.clock.sleep,
         )
 
@@ -128,15 +126,21 @@ def test_without_a_slot_a_device_reports_when_it_is_ready() -> None:
     assert report_at(checkin_of(NOISY)) is None
 
 
+def test_a_version_that_opens_in_the_future_makes_nobody_wait_for_it() -> None:
+    checkin = checkin_of(SLOTTED, now=OPENED - 1e6)
+    assert report_at(checkin) == OPENED - 1e6 + 60
+
+
 async def test_the_report_waits_for_the_slot_on_the_servers_clock(tmp_path: Path) -> None:
     """A device whose clock is 1,000 s behind still reports at the same moment as the others."""
     clock = Clock(OPENED - 1_000 + 2.5)
     setting = Setting(tmp_path, clock)
-    checkin = checkin_of(SLOTTED, now=OPENED + 2.5, clock=clock)
+    checkin = checkin_of(SLOTTED, now=OPENED + 2.5)
+    setting.device.time.hear(checkin.offer.now)
     runs = Runs(lambda job: zero_contribution(job.manifest))
     await Training(setting.device, runs).contribution(checkin)
     assert clock.slept == [57.5]
-    assert checkin.server_now(clock.now) == OPENED + 60
+    assert setting.device.time.now() == OPENED + 60
     assert runs.jobs[0].deadline_s == pytest.approx(57.0)
 
 
@@ -182,7 +186,7 @@ async def test_neither_the_time_nor_the_form_of_a_report_shows_the_batch(
         for batch in (0, 1, 8, 16):
             setting = Setting(tmp_path / f"{slot_s}-{batch}")
             runs = works_for(2.5, batch, setting.clock, fails_above)
-            checkin = checkin_of(manifest, clock=setting.clock)
+            checkin = checkin_of(manifest)
             contribution = await Training(setting.device, runs).contribution(checkin)
             assert (contribution.failed is not None) == (batch > fails_above)
             form = [(k, v.shape, v.dtype) for k, v in contribution.values().items()]
