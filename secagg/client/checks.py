@@ -124,7 +124,7 @@ def check_models(config: ClientConfig, state: Advertised, roster: Roster) -> int
             found=[(model.version, model.digest.hex()) for model in roster.models][:8],
         )
     behind = Counter(entry.model for entry in roster.entries)
-    floor = max(rules.behind_each_model, config.survivors_min)
+    floor = _behind_each_model(config)
     if set(behind) != set(range(len(versions))) or min(behind.values()) < floor:
         raise RemoteProtocolError(
             "roster-models",
@@ -142,6 +142,10 @@ def check_models(config: ClientConfig, state: Advertised, roster: Roster) -> int
             found=[(model.version, model.digest.hex()) for model in roster.models][:8],
         )
     return versions[-1] - own.version
+
+
+def _behind_each_model(config: ClientConfig) -> int:
+    return max(config.manifest.cohort.behind_each_model, config.survivors_min)
 
 
 def check_size(config: ClientConfig, roster: Roster) -> None:
@@ -267,11 +271,11 @@ def _check_indices(name: str, members: Sequence[int], size: int) -> None:
 def check_masking_set(
     config: ClientConfig, session: Session, members: Sequence[int], usable: Sequence[int]
 ) -> None:
-    """S holds this device, enough devices, at least t neighbours, and no neighbour whose deal
-    this device does not have (``usable``: those that it has)."""
+    """S holds this device, enough devices in all and behind each model, at least t neighbours,
+    and no neighbour whose deal this device does not have (``usable``: those that it has)."""
     _check_indices("masking-set", members, len(session.identity_keys))
     _check_alive("masking-set", session, members)
-    _check_enough("masking-set", config, members)
+    _check_enough("masking-set", config, session, members)
     in_set = frozenset(members).intersection(session.neighbours)
     if unknown := in_set.difference(usable):
         raise RemoteProtocolError(
@@ -291,7 +295,8 @@ def check_masking_set(
 def check_survivor_set(
     config: ClientConfig, session: Session, masking_set: Sequence[int], members: Sequence[int]
 ) -> None:
-    """U lies within S, holds this device, and is large enough for manifest, device and noise."""
+    """U lies within S, holds this device, and is large enough for manifest, device and noise, in
+    all and behind each model."""
     _check_indices("survivor-set", members, len(session.identity_keys))
     if outside := frozenset(members).difference(masking_set):
         raise RemoteProtocolError(
@@ -300,7 +305,7 @@ def check_survivor_set(
             found=sorted(outside)[:8],
         )
     _check_alive("survivor-set", session, members)
-    _check_enough("survivor-set", config, members)
+    _check_enough("survivor-set", config, session, members)
     drops = config.manifest.removable_drops
     if drops and len(masking_set) - len(members) > drops[-1]:
         raise RemoteProtocolError(
@@ -318,7 +323,9 @@ def _check_alive(name: str, session: Session, members: Sequence[int]) -> None:
         )
 
 
-def _check_enough(name: str, config: ClientConfig, members: Sequence[int]) -> None:
+def _check_enough(
+    name: str, config: ClientConfig, session: Session, members: Sequence[int]
+) -> None:
     floor = max(config.manifest.cohort.survivors_min, config.survivors_min)
     if len(members) < floor:
         raise RemoteProtocolError(
@@ -326,6 +333,28 @@ def _check_enough(name: str, config: ClientConfig, members: Sequence[int]) -> No
             f"The {name.replace('-', ' ')} is too small.",
             expected=f"at least {floor}",
             found=len(members),
+        )
+    _check_behind_each_model(name, config, session, members)
+
+
+def _check_behind_each_model(
+    name: str, config: ClientConfig, session: Session, members: Sequence[int]
+) -> None:
+    """What the roster showed is counted again: devices that are called lost are in no sum.
+
+    A model that no member trained on is no model of the sum any more.
+    """
+    if len(session.models) < 2:
+        return
+    places = session.model_places or range(len(session.identity_keys))  # not kept: a model each
+    behind = Counter(places[index] for index in members)
+    floor = _behind_each_model(config)
+    if min(behind.values()) < floor:
+        raise RemoteProtocolError(
+            f"{name}-models",
+            f"Too few devices of the {name.replace('-', ' ')} trained on one of the models.",
+            expected=f"at least {floor} for each of {len(behind)}",
+            found=sorted(behind.items())[:8],
         )
 
 

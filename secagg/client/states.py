@@ -22,7 +22,7 @@ class Session:
     ``accepted``: message kind number -> digest of the message of that kind that was obeyed.
     ``degree``, ``order_seed``: of the graph. ``staleness``: versions between this device's model
     and the newest of the admitted ``models``. ``model_places``: of each entry's model among them
-    (empty where there is one model).
+    (empty where there is one model, and in what an earlier version journalled).
     """
 
     ctx: bytes

@@ -6,6 +6,7 @@ the sum is still large enough and every secret that will be needed still has t h
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import partial
@@ -90,6 +91,14 @@ def agreeable(config: ServerConfig, facts: Facts, devices: Collection[int]) -> b
     return facts.graph.is_complete or len(devices) >= needed
 
 
+def behind_enough(config: ServerConfig, facts: Facts, devices: Collection[int]) -> tuple[int, ...]:
+    """Those of the devices, sorted, behind whose model there are enough of them: the others'
+    updates must not be in the sum."""
+    behind = Counter(facts.roster[index].model for index in devices)
+    floor = config.manifest.cohort.behind_each_model
+    return tuple(index for index in sorted(devices) if behind[facts.roster[index].model] >= floor)
+
+
 def can_go_on(config: ServerConfig, facts: Facts, devices: Collection[int]) -> bool:
     """These devices can make a sum, if none of them is lost."""
     enough = len(devices) >= config.manifest.cohort.survivors_min
@@ -97,7 +106,7 @@ def can_go_on(config: ServerConfig, facts: Facts, devices: Collection[int]) -> b
 
 
 def to_checking(config: ServerConfig, state: Sharing, now_s: float) -> Outcome:
-    dealers = tuple(sorted(state.dealt.keys() - state.excluded))
+    dealers = behind_enough(config, state.facts, state.dealt.keys() - state.excluded)
     if not can_go_on(config, state.facts, dealers):
         return abort(config, state, "too-few-dealers")
     deadline_s = now_s + config.manifest.deadlines.check_s
@@ -123,6 +132,7 @@ def _inbox(config: ServerConfig, state: Sharing, recipient: int) -> bytes:
 
 def to_masking(config: ServerConfig, state: Checking, now_s: float) -> Outcome:
     ready, named = collect.ready_devices(config, state)
+    ready = behind_enough(config, state.facts, ready)
     culprits = (*state.culprits, *(state.facts.identity(index) for index in sorted(named)))
     findings = (
         Finding(dealer, DEAL_SIGNATURE, recipient)
@@ -145,6 +155,7 @@ def to_confirming(config: ServerConfig, state: Masking, now_s: float) -> Outcome
     enough = len(survivors) >= config.manifest.cohort.survivors_min
     if (
         not enough
+        or survivors != behind_enough(config, state.facts, survivors)
         or not noisy
         or not agreeable(config, state.facts, survivors)
         or not openable(state.facts, state.masking_set, survivors)

@@ -31,6 +31,7 @@ from secagg.server import collect, unmask
 from secagg.server.advance import (
     Outcome,
     abort,
+    behind_enough,
     can_go_on,
     common,
     deliver,
@@ -171,7 +172,8 @@ def _on_refusal(config: ServerConfig, state: Sharing, event: Received, message: 
     """One device less, at once; the end if the others cannot make a cohort."""
     sharing, refused = collect.take_refusal(state, event.index, message)
     state = _accept(sharing, event, message)
-    rest = _due(state).union(state.dealt) - state.excluded
+    left = _due(state).union(state.dealt) - state.excluded
+    rest = behind_enough(config, state.facts, left)
     if _due(state) and can_go_on(config, state.facts, rest):
         return state, (refused,)
     checking, effects = to_checking(config, state, event.now_s)

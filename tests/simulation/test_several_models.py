@@ -14,6 +14,7 @@ from secagg.messages import AdmittedModel
 from secagg.simulation import (
     Aggregator,
     Device,
+    Drop,
     Hooks,
     LocalDevices,
     Task,
@@ -106,6 +107,51 @@ def test_fewer_devices_than_make_a_sum_may_stand_behind_a_model_where_the_manife
     with pytest.raises(LocalProtocolError) as caught:
         run_cohort(task, [], devices=devices_on(task, [model(7)] * 6 + [model(5)] * 2))
     assert caught.value.reason == "cohort-models"
+
+
+TWO_MODELS = {
+    "slice_length": 4,
+    "size_min": 6,
+    "survivors_min": 4,
+    "versions_back": 2,
+    "model_min": 3,
+}
+
+
+@pytest.mark.parametrize("drop", [Drop.SHARE, Drop.CHECK])
+def test_devices_of_a_model_with_too_few_left_are_left_out_while_the_others_go_on(
+    drop: Drop,
+) -> None:
+    task = make_task(CLIENTS, CLIENTS, **TWO_MODELS)
+    devices = devices_on(task, [model(7)] * 5 + [model(5)] * 3)
+    devices[6].drop = drop
+    result = run_cohort(task, [], devices=devices)
+    assert isinstance(result.state, server.Released)
+    assert result.survivors == (0, 1, 2, 3, 4)
+    for number in (5, 7):
+        state = devices[number].state
+        assert isinstance(state, client.Failed)
+        assert state.reason == "left-out"
+
+
+@pytest.mark.parametrize("drop", [Drop.ANNOUNCE, Drop.UPLOAD])
+def test_after_the_masking_set_a_model_with_too_few_left_ends_the_cohort(drop: Drop) -> None:
+    task = make_task(CLIENTS, CLIENTS, **TWO_MODELS)
+    devices = devices_on(task, [model(7)] * 5 + [model(5)] * 3)
+    devices[6].drop = drop
+    result = run_cohort(task, [], devices=devices)
+    assert isinstance(result.state, server.Aborted)
+    assert result.state.reason == "too-few-vectors"
+
+
+@pytest.mark.parametrize(("drop", "reason"), [(Drop.SHARE, "dealers"), (Drop.CHECK, "ready")])
+def test_without_those_devices_the_others_may_be_too_few(drop: Drop, reason: str) -> None:
+    task = make_task(CLIENTS, CLIENTS, **{**TWO_MODELS, "survivors_min": 6})
+    devices = devices_on(task, [model(7)] * 5 + [model(5)] * 3)
+    devices[6].drop = drop
+    result = run_cohort(task, [], devices=devices)
+    assert isinstance(result.state, server.Aborted)
+    assert result.state.reason == f"too-few-{reason}"
 
 
 def _shown(change) -> set[str | None]:
