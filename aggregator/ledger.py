@@ -168,7 +168,7 @@ class Ledger:
 
     def _write_contributors(self, record: bytes) -> None:
         """The list that a record names, from the store: it was there before the record was."""
-        if b'"contributors_digest"' not in record:
+        if b'"contributors_digest"' not in record and b'"masking_set_file"' not in record:
             return
         digest = listed(parse_record(record))
         if digest is not None and not (self._folder / contributors_path(digest)).exists():

@@ -8,6 +8,8 @@ survivors.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import msgspec
 
 from client_sdk.errors import StateError
@@ -19,6 +21,18 @@ from secagg.manifest import Manifest
 
 _NAME = "account"
 _UNITS: tuple[Unit, ...] = ("example", "device")
+
+
+class Found(msgspec.Struct, frozen=True, kw_only=True):
+    """A charge of this device that the ledger shows. ``models``: those of its cohort.
+
+    ``by_identity``: its record is of version 1.
+    """
+
+    ctx: bytes
+    manifest: Manifest
+    models: tuple[bytes, ...]
+    by_identity: bool = False
 
 
 class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -42,6 +56,7 @@ class DeviceAccount:
     def __init__(self, journal: Journal, delta: float) -> None:
         self._journal = journal
         encoded = journal.load_blob(_NAME)
+        self.is_new = encoded is None
         if encoded is None:
             self._record = _Record(account=Account(delta=delta))
             return
@@ -97,6 +112,28 @@ class DeviceAccount:
         )
         self._journal.save_blob(_NAME, msgspec.json.encode(record))
         self._record = record
+
+    def restore(self, found: Iterable[Found]) -> int:
+        """Add charges that the account lacks; on disk when it returns, even if there are none.
+
+        Returns how many were added. The account is no longer new.
+
+        Raises:
+            BudgetError: as :meth:`debit`; nothing was added.
+        """
+        record = self._record
+        for charge in found:
+            task = charge.manifest.task
+            record = msgspec.structs.replace(
+                record,
+                account=record.account.spend(charge.ctx.hex(), charge.manifest),
+                deltas={task: charge.manifest.budget.delta, **record.deltas},
+            )
+        added = len(record.account.entries) - len(self._record.account.entries)
+        if added or self.is_new:
+            self._journal.save_blob(_NAME, msgspec.json.encode(record))
+        self._record, self.is_new = record, False
+        return added
 
     def _of_task(self, task: str) -> Account:
         account = self._record.account

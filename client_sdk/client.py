@@ -24,6 +24,7 @@ from client_sdk.keystore import StorageKey, open_storage_key
 from client_sdk.ledger import LedgerWatch
 from client_sdk.participant import Outcome, Participant
 from client_sdk.policy import PrivacyPolicy
+from client_sdk.recovery import LEAVES_MAX, Recovered, recover
 from client_sdk.server_time import ServerTime, steady_clock
 from client_sdk.session import Session
 from client_sdk.training import Training, version_of
@@ -261,11 +262,46 @@ class Client:
             now = ServerTime(journal, self._clock, self._steady)
             async with self._connect(now) as transport:
                 device = self._device(journal, account, transport, now, self._deliver)
+                await self._recover_once(device)
                 outcome = await self._finish_pending(device)
             if outcome is None:
                 return RunResult()
             tally.add(outcome)
             return tally.result(account.epsilon(outcome.task))
+
+    def recover_account(self, leaves_max: int = LEAVES_MAX) -> Recovered:
+        """Find this device's charges in the ledger, and add those that its account lacks.
+
+        A client with a new state folder does so by itself, before anything else; this is for a
+        ledger that is longer than it reads then, and for cohorts that ended since.
+
+        Raises:
+            LedgerError, BudgetError: as :func:`client_sdk.recovery.recover`.
+            TransportError, StateError: as :meth:`run`.
+        """
+        return asyncio.run(self.recover_account_async(leaves_max))
+
+    async def recover_account_async(self, leaves_max: int = LEAVES_MAX) -> Recovered:
+        """As :meth:`recover_account`, inside an event loop."""
+        with Lock(self._folder):
+            journal = Journal(self._folder, self._key)
+            account = DeviceAccount(journal, self.policy.max_delta)
+            now = ServerTime(journal, self._clock, self._steady)
+            async with self._connect(now) as transport:
+                device = self._device(journal, account, transport, now, self._deliver)
+                return await self._recover(device, leaves_max)
+
+    async def _recover_once(self, device: Device) -> None:
+        """Where there is no account: the state folder is new, or what was in it is lost."""
+        if device.account.is_new:
+            await self._recover(device, LEAVES_MAX)
+
+    async def _recover(self, device: Device, leaves_max: int) -> Recovered:
+        identity_key = self._bundle.certificate.identity_key
+        recovered = await recover(device.ledger, device.account, identity_key, leaves_max)
+        for task, charges in recovered.charges.items():
+            await device.emit("recovered", task, charges=charges)
+        return recovered
 
     async def _take_part(
         self, contributor: Contributor, task: str, rounds: int | None, deliver: _Deliver
@@ -276,6 +312,7 @@ class Client:
             now = ServerTime(journal, self._clock, self._steady)
             async with self._connect(now) as transport:
                 device = self._device(journal, account, transport, now, deliver)
+                await self._recover_once(device)
                 tally = await self._rounds(device, contributor, task, rounds)
             return tally.result(account.epsilon(task))
 
@@ -368,6 +405,7 @@ class Client:
                 self._bundle.ledger_verifier,
                 self._sleep,
                 self.policy.witness_policy,
+                Secret(self._bundle.identity_seed),
             ),
             deliver=deliver,
             time=now,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 EventKind = Literal[
+    "recovered",  # charges of a task that the ledger lists for this device were written down
     "resumed",  # a session of an earlier process goes on from the journal
     "checked-in",  # the offer passed the policy; the model is on disk
     "training",  # the contributor starts

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from typing import TypeVar
 
 import msgspec
@@ -19,11 +19,20 @@ from client_sdk.errors import LedgerError
 from client_sdk.journal import Journal
 from client_sdk.transport import Transport
 from dp import merkle, tiles
-from dp.contributors import contributors_of, contributors_path, listed
+from dp.contributors import (
+    MARKED_BYTES,
+    Members,
+    by_identity,
+    contributors_path,
+    listed,
+    members_of,
+)
 from dp.errors import LedgerError as LogError
 from dp.notes import Checkpoint, open_checkpoint, parse_verifier
 from dp.records import clip_of, identity_digest
 from dp.witness import WitnessPolicy
+from secagg.context import pseudonym
+from secagg.secret import Secret
 
 _T = TypeVar("_T")
 _TRIES = 6  # a replica may serve what it rendered a moment ago
@@ -40,11 +49,15 @@ class LedgerWatch:
         verifier: str,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         witnesses: WitnessPolicy | None = None,
+        identity: Secret | None = None,
     ) -> None:
         """``verifier``: C2SP verifier key of the ledger, from the enrolment bundle.
 
         ``witnesses``: whose cosignatures every checkpoint must carry; None: nobody's.
+        ``identity``: seed of this device's identity, by which it knows its own pseudonyms; None:
+        only records of version 1 are of use.
         """
+        self._identity = identity
         self._witnesses = witnesses
         self._transport = transport
         self._journal = journal
@@ -100,13 +113,7 @@ class LedgerWatch:
         if survivors:
             expected |= {"masking_set_size": masking_set, "survivors": survivors}
         _demand(record, expected)
-        own = identity_digest(identity_key)
-        if (await self._contributors(record)).count(own) != 1:
-            raise LedgerError(
-                "contributor-missing",
-                "The ledger does not list this device among the release's contributors, once.",
-                expected=own.hex(),
-            )
+        await self._in_sum(record, identity_key, demanded=True)
         return record
 
     async def holds(
@@ -136,9 +143,7 @@ class LedgerWatch:
         record = await self._patiently(lambda: self._prove(leaf_index))
         claim = {"task": task, "ctx": ctx.hex(), "manifest_digest": manifest_digest.hex()}
         _demand(record, {"type": "release", **claim})
-        if record.get("outcome") != "released":
-            return False, size
-        return identity_digest(identity_key) in await self._contributors(record), size
+        return await self._in_sum(record, identity_key), size
 
     async def verify_models(
         self, digests: frozenset[bytes], *, task: str, manifest_digest: bytes
@@ -203,6 +208,42 @@ class LedgerWatch:
             proven.append(record)
         return proven
 
+    async def records(self, leaves_max: int) -> AsyncIterator[tuple[int, dict[str, object]]]:
+        """(size in bytes, record) of every leaf, in order.
+
+        That they are the whole log is proven when the iteration ends, not before.
+
+        Raises:
+            LedgerError: as :meth:`advance`, ``ledger-too-long``, or ``ledger-forked`` if they are
+                not what the checkpoint signs.
+        """
+        checkpoint = await self.advance()
+        if checkpoint.size > leaves_max:
+            raise LedgerError(
+                "ledger-too-long",
+                "The ledger has more records than this device reads at once.",
+                expected=f"at most {leaves_max}",
+                found=checkpoint.size,
+                remedy="To read them all: secagg account recover BUNDLE --leaves-max N.",
+            )
+        tree = merkle.Tree()
+        for bundle in tiles.bundles_of(checkpoint.size):
+            files = await self._fetch([bundle.path])
+            try:
+                entries = tiles.parse_bundle(tiles.fetch(files.get, bundle), bundle.width)
+            except LogError as error:
+                raise LedgerError("ledger-incomplete", str(error)) from error
+            for entry in entries:
+                tree.append(merkle.leaf_hash(entry))
+                yield len(entry), _parse(entry)
+        if merkle.root(tree.subtree, tree.size) != checkpoint.root:
+            raise LedgerError(
+                "ledger-forked",
+                "The ledger's records are not those that its checkpoint signs.",
+                expected=checkpoint.root.hex(),
+                remedy="Try again; if it persists, ask the operator.",
+            )
+
     async def _bundle(self, bundle: tiles.Tile) -> list[tuple[int, dict[str, object]]]:
         """Leaf indices and records of one bundle; unverified."""
         files = await self._fetch([bundle.path])
@@ -220,13 +261,56 @@ class LedgerWatch:
                     return index
         return None
 
-    async def _contributors(self, record: Mapping[str, object]) -> tuple[bytes, ...]:
+    async def _in_sum(
+        self, record: Mapping[str, object], identity_key: bytes, *, demanded: bool = False
+    ) -> bool:
+        """Whether a record of a cohort in which this device masked lists it in the released sum.
+
+        Raises:
+            LedgerError: ``contributor-missing``: it is not listed once, or not in the sum although
+                that is ``demanded``.
+        """
+        own, members = self._own_name(record, identity_key), await self._members(record)
+        marked = members.contributors.count(own)
+        lists_all = not by_identity(record)
+        if members.all.count(own) > 1 or (lists_all and own not in members.all):
+            message = "The ledger does not list this device in the cohort's masking set, once."
+        elif demanded and not marked:
+            message = "The ledger does not list this device among the release's contributors."
+        else:
+            return record.get("outcome") == "released" and marked == 1
+        raise LedgerError("contributor-missing", message, expected=own.hex())
+
+    async def lists(self, record: Mapping[str, object], identity_key: bytes) -> tuple[bool, int]:
+        """Whether a release record lists this device, and the bytes of its list in a file.
+
+        Raises:
+            LedgerError: ``contributor-missing``: its list is damaged or gone.
+        """
+        own, members = self._own_name(record, identity_key), await self._members(record)
+        in_file = record.get("contributors") == [] and record.get("not_in_sum", []) == []
+        return own in members.all, len(members.all) * MARKED_BYTES if in_file else 0
+
+    def _own_name(self, record: Mapping[str, object], identity_key: bytes) -> bytes:
+        """The name by which a release record lists this device, if it does.
+
+        Raises:
+            LedgerError: ``release-mismatch``: its context does not parse.
+        """
+        if by_identity(record) or self._identity is None:
+            return identity_digest(identity_key)
+        try:
+            return pseudonym(self._identity, bytes.fromhex(str(record.get("ctx"))))
+        except ValueError as error:
+            raise LedgerError("release-mismatch", "The record's context is no hex.") from error
+
+    async def _members(self, record: Mapping[str, object]) -> Members:
         """From the record, or from the file that it names and that must match."""
         try:
             apart = listed(record)
             path = "" if apart is None else contributors_path(apart)
             content = await self._transport.ledger(path) if path else None
-            return contributors_of(record, {path: content}.get)
+            return members_of(record, {path: content}.get)
         except LogError as error:
             raise LedgerError("contributor-missing", str(error)) from error
 

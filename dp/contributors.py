@@ -26,8 +26,8 @@ from dp.errors import LedgerError
 INLINE_MAX = 256
 CONTRIBUTORS = "contributors"  # folder below the ledger's prefix
 PSEUDONYM_BYTES = 32
-_MARKED_BYTES = PSEUDONYM_BYTES + 1
-_COUNT_MAX = 1 << 20  # 33 MiB of marked pseudonyms
+MARKED_BYTES = PSEUDONYM_BYTES + 1
+_COUNT_MAX = 1_000_000  # 33 MB of marked pseudonyms
 
 
 class Members(NamedTuple):
@@ -97,7 +97,7 @@ def parse_members(data: bytes | None, digest: bytes) -> Members:
     Raises:
         LedgerError: as :func:`parse_contributors`.
     """
-    rows = _rows(data, digest, _MARKED_BYTES)
+    rows = _rows(data, digest, MARKED_BYTES)
     members = Members(
         tuple(row[:-1] for row in rows if row[-1] == 1),
         tuple(row[:-1] for row in rows if row[-1] == 0),

@@ -11,7 +11,19 @@ import sys
 
 import typer
 
-from secagg_cli import audit, bench, doctor, enroll, join, plan, serve, simulate, task, witness
+from secagg_cli import (
+    account,
+    audit,
+    bench,
+    doctor,
+    enroll,
+    join,
+    plan,
+    serve,
+    simulate,
+    task,
+    witness,
+)
 from secagg_cli.demo import command as demo
 from secagg_cli.output import EXIT_USAGE, print_json
 
@@ -28,6 +40,7 @@ app.add_typer(task.app, name="task")
 app.add_typer(enroll.partner_app, name="partner")
 app.command("enroll")(enroll.enroll)
 app.command("join")(join.join)
+app.add_typer(account.app, name="account")
 app.add_typer(audit.app, name="audit")
 app.add_typer(witness.app, name="witness")
 app.add_typer(plan.app, name="plan")

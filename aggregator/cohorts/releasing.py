@@ -41,11 +41,11 @@ from aggregator.store.schema import (
 from aggregator.tasks import Task, insert_version
 from dp.accounting import PrivacyLine, ReleaseFacts, headline, lines
 from dp.budget import Account
-from dp.contributors import CONTRIBUTORS, INLINE_MAX, contributors_file
+from dp.contributors import CONTRIBUTORS
 from dp.errors import BudgetError, MechanismError
 from dp.mechanisms import decode
 from dp.meter import NoiseInterval, noise_interval
-from dp.records import ReleaseEntry, identity_digest, release_record
+from dp.records import ReleaseEntry, identity_digest, is_apart, list_file, release_record
 from secagg.context import roster_digest
 from secagg.manifest import Manifest
 from secagg.server import Ended, ReleaseCommitted, State, SumOpened
@@ -243,9 +243,8 @@ class Releaser:
         facts = await self._facts(connection, task)
         entry = _entry(state, len(facts) + 1, now, computed, cohort.measured)
         encoded, statements = await asyncio.to_thread(_account_for, task, facts, entry)
-        if len(entry.contributors) > INLINE_MAX:
-            data = contributors_file(entry.contributors)
-            await asyncio.to_thread(self._core.blobs.put_digest, CONTRIBUTORS, data)
+        if is_apart(entry):
+            await asyncio.to_thread(self._core.blobs.put_digest, CONTRIBUTORS, list_file(entry))
         leaf = await self._ledger.append(connection, [encoded])
         if expected_leaf is not None and leaf != expected_leaf:
             raise Conflict("the ledger grew")
@@ -313,7 +312,9 @@ class Releaser:
         )
         if ended.reason is not None and charge is not None:
             await self.spend(connection, cohort, None)
-            await self._record(connection, cohort, state, now, reason=ended.reason, computed=None)
+            # The state before the end knows the masking set, each of which has charged itself.
+            before = cohort.state
+            await self._record(connection, cohort, before, now, reason=ended.reason, computed=None)
         await connection.execute(
             sa.update(cohorts)
             .where(cohorts.c.cohort == cohort.id)
@@ -408,6 +409,7 @@ def _entry(
     measured: NoiseInterval | None,
 ) -> ReleaseEntry:
     facts = state.facts
+    masking_set = getattr(state, "masking_set", ())
     survivors = survivors_of(state) if computed else ()
     return ReleaseEntry(
         release=number,
@@ -415,9 +417,8 @@ def _entry(
         ctx=facts.ctx,
         roster_digest=roster_digest(facts.roster),
         cohort_size=facts.size,
-        masking_set_size=len(getattr(state, "masking_set", ())),
+        masking_set_size=len(masking_set),
         survivors=len(survivors),
-        contributors=tuple(identity_digest(facts.identity(index)) for index in survivors),
         model_digests=tuple(model.digest for model in facts.models),
         model_versions=tuple(model.version for model in facts.models),
         sum_digest=computed.sum_digest if computed else b"",
@@ -426,7 +427,22 @@ def _entry(
         outcome="released" if computed else "charged",
         measured_variance=(measured.low, measured.high) if measured else None,
         clip=computed.step.clip if computed else None,
+        **_members(state, masking_set, survivors),
     )
+
+
+def _members(state: State, masking_set: Sequence[int], survivors: Sequence[int]) -> dict[str, Any]:
+    """Who is listed. A cohort that an older software has checked has no pseudonyms."""
+    names = state.pseudonyms
+    if not names.keys() >= set(masking_set):
+        facts = state.facts
+        return {"contributors": tuple(identity_digest(facts.identity(i)) for i in survivors)}
+    rest = sorted(set(masking_set) - set(survivors))
+    return {
+        "attempt": state.facts.attempt,
+        "contributors": tuple(names[index] for index in survivors),
+        "not_in_sum": tuple(names[index] for index in rest),
+    }
 
 
 def _account_for(

@@ -1,0 +1,154 @@
+"""The device's account after its state folder is lost: found again in the ledger.
+
+Every charge lists the whole masking set of its cohort, this device by a pseudonym that only it can
+make. A device that has its enrolment bundle walks the verified log once, makes its name for each
+record's context, and writes down every charge that lists it. An account that exists is never
+lowered: what it lacks is added.
+
+What no ledger shows is not found: a cohort that has not ended yet (recover again later), and one
+that the aggregator opened without a record. A device may find a cohort that it never paid for,
+because it stopped between the masking set and its debit; it counts too.
+
+Records of version 1 list the devices in a sum alone, by their identity. A cohort that was charged
+without a sum then lists nobody; it counts if the device was in a sum of that task.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from client_sdk.account import DeviceAccount, Found
+from client_sdk.errors import LedgerError
+from client_sdk.ledger import LedgerWatch
+from client_sdk.threads import finish_in_thread
+from dp.contributors import by_identity
+from dp.records import ReleaseEntry, parse_release, parse_task
+from secagg.context import context
+from secagg.errors import SecaggError
+from secagg.manifest import Manifest, manifest_digest
+from secagg.messages import AdmittedModel
+
+LEAVES_MAX = 1 << 16
+"""Records that a device reads on its own; about a minute and a gigabyte at most."""
+_BYTES_PER_LEAF = 1 << 14  # on average; 256 pseudonyms and a few lines of cost
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """What the ledger says of this device.
+
+    Attributes:
+        charges: cohorts that list it, by task.
+        added: of those, how many its account lacked.
+        leaves: records of the ledger that were read.
+    """
+
+    charges: Mapping[str, int]
+    added: int
+    leaves: int
+
+
+async def recover(
+    ledger: LedgerWatch,
+    account: DeviceAccount,
+    identity_key: bytes,
+    leaves_max: int = LEAVES_MAX,
+) -> Recovered:
+    """Add every charge that the ledger shows to the account; on disk when it returns.
+
+    Raises:
+        LedgerError: the ledger does not verify, is too long (``ledger-too-long``), or has a
+            record that lists this device and cannot be right (``release-mismatch``).
+        BudgetError: it lists this device in more cohorts of a task than its manifest allows.
+    """
+    walk = _Walk(ledger, identity_key, leaves_max * _BYTES_PER_LEAF)
+    leaves = 0
+    async for size, record in ledger.records(leaves_max):
+        leaves += 1
+        await walk.take(size, record)
+    found = walk.found()
+    added = await finish_in_thread(account.restore, found)
+    return Recovered(Counter(charge.manifest.task for charge in found), added, leaves)
+
+
+class _Walk:
+    """What was seen of the log so far."""
+
+    def __init__(self, ledger: LedgerWatch, identity_key: bytes, bytes_left: int) -> None:
+        self._ledger = ledger
+        self._identity_key = identity_key
+        self._bytes_left = bytes_left
+        self._manifests: dict[str, Manifest] = {}  # by digest, hex
+        self._found: list[Found] = []
+        self._nobody_listed: list[Found] = []  # charged without a sum, version 1
+
+    async def take(self, size: int, record: dict[str, object]) -> None:
+        self._spend(size)
+        if record.get("type") == "task":
+            self._task(record)
+        elif record.get("type") == "release":
+            held, list_bytes = await self._ledger.lists(record, self._identity_key)
+            self._spend(list_bytes)
+            if held:
+                self._found.append(self._charge(record))
+            elif by_identity(record) and record.get("outcome") == "charged":
+                self._nobody_listed.append(self._charge(record))
+
+    def found(self) -> list[Found]:
+        """In the order of the log, but for cohorts that list nobody."""
+        tasks = {charge.manifest.task for charge in self._found if charge.by_identity}
+        return [*self._found, *(c for c in self._nobody_listed if c.manifest.task in tasks)]
+
+    def _task(self, record: dict[str, object]) -> None:
+        try:
+            encoded, manifest, _ = parse_task(record)
+        except SecaggError:
+            return  # no charge can be under it: a device demands the manifest's signature
+        self._manifests[manifest_digest(encoded).hex()] = manifest
+
+    def _charge(self, record: dict[str, object]) -> Found:
+        manifest = self._manifests.get(str(record.get("manifest_digest")))
+        if manifest is None:
+            raise _mismatch("names a manifest that the ledger does not hold")
+        try:
+            entry = parse_release(record)
+        except SecaggError as error:
+            raise _mismatch(f"does not parse: {error}") from error
+        if entry.attempt is not None and entry.ctx != _context(entry, manifest, record):
+            raise _mismatch("has another context than follows from it")
+        return Found(
+            ctx=entry.ctx,
+            manifest=manifest,
+            models=entry.model_digests,
+            by_identity=entry.attempt is None,
+        )
+
+    def _spend(self, size: int) -> None:
+        self._bytes_left -= size
+        if self._bytes_left < 0:
+            raise LedgerError(
+                "ledger-too-long",
+                "The ledger's records and lists are larger than this device reads at once.",
+                remedy="To read them all: secagg account recover BUNDLE --leaves-max N.",
+            )
+
+
+def _context(entry: ReleaseEntry, manifest: Manifest, record: Mapping[str, object]) -> bytes:
+    return context(
+        task=manifest.task,
+        cohort=entry.cohort,
+        attempt=entry.attempt or 0,
+        manifest_digest=bytes.fromhex(str(record["manifest_digest"])),
+        models=tuple(map(AdmittedModel, entry.model_versions, entry.model_digests)),
+        roster=entry.roster_digest,
+    )
+
+
+def _mismatch(what: str) -> LedgerError:
+    return LedgerError(
+        "release-mismatch",
+        f"A record that lists this device {what}.",
+        remedy="Run secagg audit verify on the ledger, and ask the operator.",
+    )

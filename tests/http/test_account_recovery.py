@@ -1,0 +1,222 @@
+"""A device that lost its state folder finds all its charges again in the ledger, and no others."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+from sdk_world import POLICY, TASK, Killed, OneHot, World, kill_at, plain_spec
+from typer.testing import CliRunner
+
+from aggregator.app import SERVICE
+from client_sdk import Event
+from client_sdk.account import DeviceAccount
+from client_sdk.enrolment import save_bundle
+from client_sdk.errors import LedgerError
+from client_sdk.journal import Journal
+from client_sdk.keystore import open_storage_key
+from client_sdk.recovery import Recovered
+from dp.contracts import BudgetSpec, DeadlineSpec, TaskSpec
+from dp.records import identity_digest
+from secagg.context import pseudonym
+from secagg.secret import Secret
+from secagg_cli.main import app
+
+OTHER = "other"
+DEVICES = 4
+
+
+def noised(task: str, **deadlines: float) -> TaskSpec:
+    return plain_spec(
+        DEVICES,
+        task=task,
+        device_noise_multiplier=8.0,
+        budget=BudgetSpec(max_epsilon=None, releases_max=4),
+        deadlines=DeadlineSpec(report_s=60.0, **deadlines),
+    )
+
+
+def spent(world: World, name: str) -> dict[str, float]:
+    folder = world.folder / name
+    account = DeviceAccount(Journal(folder, open_storage_key(folder)), POLICY.max_delta)
+    return {
+        "charges": account.charges(TASK),
+        "other charges": account.charges(OTHER),
+        "epsilon": account.epsilon(TASK),
+        "other epsilon": account.epsilon(OTHER),
+        "total": account.total_epsilon(),
+    }
+
+
+async def a_release(world: World, task: str, *names: str) -> None:
+    await asyncio.gather(
+        *(
+            world.device(name).run_async(OneHot(number), task=task, rounds=1)
+            for number, name in enumerate(names)
+        )
+    )
+
+
+async def a_charge_without_a_release(world: World, task: str) -> None:
+    """Two of four devices die before they send: the two that sent are charged all the same."""
+    aborted = [asyncio.Event() for _ in range(2)]
+
+    def staying(number: int) -> Callable[[Event], None]:
+        return lambda event: aborted[number].set() if event.kind == "aborted" else None
+
+    stay = [
+        asyncio.create_task(
+            world.device(f"d{n}", staying(n)).run_async(OneHot(n), task=task, rounds=1)
+        )
+        for n in (0, 1)
+    ]
+    died = await asyncio.gather(
+        *(
+            world.device(f"d{n}", kill_at("uploading")).run_async(OneHot(n), task=task, rounds=1)
+            for n in (2, 3)
+        ),
+        return_exceptions=True,
+    )
+    assert [type(error) for error in died] == [Killed, Killed]
+    await asyncio.gather(*(event.wait() for event in aborted))
+    for task_ in stay:
+        task_.cancel()
+    await asyncio.gather(*stay, return_exceptions=True)
+
+
+async def charged_in_two_tasks(world: World) -> None:
+    """d0 to d3: a charge without a release in TASK, and a release in OTHER."""
+    await world.post("/v1/operator/tasks", noised(OTHER))
+    await a_release(world, OTHER, "d0", "d1", "d2", "d3")
+    await a_charge_without_a_release(world, TASK)
+
+
+async def recovered(world: World, name: str) -> Recovered:
+    return await world.device(name).recover_account_async()
+
+
+def forget(world: World, name: str) -> None:
+    shutil.rmtree(world.folder / name)
+
+
+async def test_a_device_that_lost_its_folder_recovers_the_same_epsilon(tmp_path: Path) -> None:
+    async with World(tmp_path, noised(TASK, masked_input_s=2.0)) as world:
+        await charged_in_two_tasks(world)
+        await world.app[SERVICE].ledger.publish()
+        audit = world.audit()
+        assert audit.verified, audit.problems
+        assert (audit.releases, audit.charged) == (1, 2)
+        before = {name: spent(world, name) for name in ("d0", "d2")}
+        assert (before["d0"]["charges"], before["d0"]["other charges"]) == (1, 1)
+        for name in before:
+            forget(world, name)
+            found = await recovered(world, name)
+            assert (found.charges, found.added) == ({TASK: 1, OTHER: 1}, 2)
+            assert spent(world, name) == before[name]
+            assert (await recovered(world, name)).added == 0  # what is there stays as it is
+            assert spent(world, name) == before[name]
+
+
+async def test_a_new_state_folder_is_filled_before_anything_else(tmp_path: Path) -> None:
+    """No app has to know that its folder was lost; and a device that is new pays for nothing."""
+    async with World(tmp_path, noised(TASK)) as world:
+        await a_release(world, TASK, "d0", "d1", "d2", "d3")
+        before = spent(world, "d0")
+        forget(world, "d0")
+        events: list[Event] = []
+        again = [world.device("d0", events.append), *(world.device(f"d{n}") for n in (1, 2))]
+        results = await asyncio.gather(
+            *(
+                device.run_async(OneHot(number), task=TASK, rounds=1)
+                for number, device in enumerate([*again, world.device("new")])
+            )
+        )
+        assert next((e.kind, dict(e.detail)) for e in events) == ("recovered", {"charges": 1})
+        assert spent(world, "d0")["charges"] == 2
+        assert spent(world, "d0") == spent(world, "d1")
+        assert spent(world, "new") == before
+        assert results[0].epsilon == results[1].epsilon
+
+
+async def test_an_account_that_was_deleted_is_filled_again(tmp_path: Path) -> None:
+    async with World(tmp_path, noised(TASK)) as world:
+        await a_release(world, TASK, "d0", "d1", "d2", "d3")
+        before = spent(world, "d0")
+        (world.folder / "d0" / "account").unlink()
+        assert not (await world.device("d0").resume_async()).releases
+        await recovered(world, "d0")
+        assert spent(world, "d0") == before
+
+
+async def test_the_ledger_names_nobody_twice_and_nobody_by_its_identity(tmp_path: Path) -> None:
+    async with World(tmp_path, noised(TASK)) as world:
+        for _ in range(2):
+            await a_release(world, TASK, "d0", "d1", "d2", "d3")
+        audit = world.audit()
+        assert audit.verified, audit.problems
+        entries = [release.entry for release in audit.tasks[0].releases]
+        names = [name for entry in entries for name in (*entry.contributors, *entry.not_in_sum)]
+        assert len(set(names)) == len(names) == 2 * DEVICES
+        bundles = [world.bundle(f"d{n}") for n in range(DEVICES)]
+        keys = [bundle.certificate.identity_key for bundle in bundles]
+        assert not {identity_digest(key) for key in keys} & set(names)
+        for entry in entries:
+            own = {pseudonym(Secret(bundle.identity_seed), entry.ctx) for bundle in bundles}
+            assert own == set(entry.contributors)
+
+
+@pytest.mark.parametrize("leaves_max", [0, 1])
+async def test_a_ledger_beyond_the_limit_is_refused_with_the_way_out(
+    tmp_path: Path, leaves_max: int
+) -> None:
+    async with World(tmp_path, noised(TASK)) as world:
+        await a_release(world, TASK, "d0", "d1", "d2", "d3")
+        with pytest.raises(LedgerError) as caught:
+            await world.device("d0").recover_account_async(leaves_max)
+        assert caught.value.reason == "ledger-too-long"
+        assert "--leaves-max" in str(caught.value.remedy)
+        assert (await world.device("d0").recover_account_async(2)).charges == {TASK: 1}
+
+
+async def test_records_that_the_checkpoint_does_not_sign_are_not_believed(tmp_path: Path) -> None:
+    """A replaced bundle hides a charge; the account of a new folder is not written from it."""
+
+    def hiding(body: bytes) -> Callable[[web.Request, bytes], Awaitable[bytes | None]]:
+        async def gate(request: web.Request, answer: bytes) -> bytes | None:
+            return body if "/tile/entries/" in request.path else None
+
+        return gate
+
+    async with World(tmp_path, noised(TASK)) as world:
+        await a_release(world, TASK, "d0", "d1", "d2", "d3")
+        before = spent(world, "d0")
+        forget(world, "d0")
+        policy = json.dumps({"type": "policy"}).encode()
+        entry = len(policy).to_bytes(2, "big") + policy
+        world.gate = hiding(entry + entry)
+        with pytest.raises(LedgerError, match="ledger-forked"):
+            await recovered(world, "d0")
+        world.gate = None
+        await recovered(world, "d0")
+        assert spent(world, "d0") == before
+
+
+async def test_the_command_recovers_from_the_bundle_alone(tmp_path: Path) -> None:
+    async with World(tmp_path, noised(TASK)) as world:
+        await a_release(world, TASK, "d0", "d1", "d2", "d3")
+        before = spent(world, "d0")
+        bundle, state = tmp_path / "d0.json", tmp_path / "again"
+        save_bundle(bundle, world.bundle("d0"))
+        command = ["account", "recover", str(bundle), "--state", str(state), "--format", "json"]
+        result = await asyncio.to_thread(CliRunner().invoke, app, command)
+        assert result.exit_code == 0, result.output
+        said = json.loads(result.stdout)
+        assert (said["charges"], said["added"], said["records"]) == ({TASK: 1}, 1, 2)
+        shutil.rmtree(world.folder / "d0")
+        shutil.copytree(state, world.folder / "d0")
+        assert spent(world, "d0") == before
