@@ -1,0 +1,170 @@
+"""What a device writes down from the ledger: its own charges, under the manifest it agreed to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+import rfc8785
+from sdk_support import journal_in
+
+from client_sdk.account import DeviceAccount
+from client_sdk.errors import LedgerError
+from client_sdk.ledger import LedgerWatch
+from client_sdk.recovery import Recovered, recover
+from dp.contributors import contributors_path, members_file
+from dp.ledger import LedgerBuilder
+from dp.records import ReleaseEntry, list_file, parse_record, policy_record, release_record
+from secagg.context import pseudonym
+from secagg.keys import identity_public_key
+from secagg.manifest import encode_manifest, manifest_digest
+from secagg.secret import Secret
+from tests import dp_tasks
+from tests.dp_tasks import ORIGIN, VERIFIER, built, entry, ledger, listing, served, signed_task
+
+SEED = Secret(b"d" * 32)
+KEY = identity_public_key(SEED)
+MANIFEST = built()
+DELTA = 1e-5
+
+
+class Served:
+    def __init__(self, files: dict[str, bytes]) -> None:
+        self.files = files
+
+    async def ledger(self, path: str) -> bytes | None:
+        return self.files.get(path)
+
+
+async def at_once(seconds: float) -> None:
+    pass
+
+
+def account(folder: Path) -> DeviceAccount:
+    return DeviceAccount(journal_in(folder), DELTA)
+
+
+async def found(
+    folder: Path, files: dict[str, bytes], key: bytes = KEY, leaves_max: int = 100
+) -> Recovered:
+    watch = LedgerWatch(  # type: ignore[arg-type]
+        Served(files), journal_in(folder), VERIFIER, at_once, None, SEED
+    )
+    return await recover(watch, account(folder), key, leaves_max)
+
+
+def with_me(item: ReleaseEntry) -> ReleaseEntry:
+    """The entry with this device in the place of one that is listed."""
+    own = pseudonym(SEED, item.ctx)
+    if item.contributors:
+        return msgspec.structs.replace(item, contributors=(own, *item.contributors[1:]))
+    return msgspec.structs.replace(item, not_in_sum=(own, *item.not_in_sum[1:]))
+
+
+MINE = with_me(dp_tasks.listed(MANIFEST, entry(1, 4)))
+CHARGED = with_me(dp_tasks.listed(MANIFEST, entry(2, charged=True)))
+NOT_MINE_TOO = dp_tasks.listed(MANIFEST, entry(1, 4))
+NOT_MINE = dp_tasks.listed(MANIFEST, entry(3, 5))
+
+
+async def test_released_and_charged_cohorts_are_found_and_others_are_not(tmp_path: Path) -> None:
+    result = await found(tmp_path, served(listing(MANIFEST, [MINE, CHARGED, NOT_MINE])))
+    assert (result.charges, result.added, result.leaves) == ({MANIFEST.task: 2}, 2, 4)
+    paid = account(tmp_path / "paid")
+    for item in (MINE, CHARGED):
+        paid.debit(MANIFEST, item.ctx, "c")
+    again = account(tmp_path)
+    assert again.epsilon(MANIFEST.task) == paid.epsilon(MANIFEST.task)
+    assert again.total_epsilon() == paid.total_epsilon()
+    assert not again.is_new
+
+
+async def test_an_account_is_never_lowered(tmp_path: Path) -> None:
+    """What no ledger shows, because the cohort is open or was never recorded, stays charged."""
+    before = account(tmp_path)
+    before.debit(MANIFEST, b"o" * 32, "open")
+    before.debit(MANIFEST, MINE.ctx, "mine")
+    result = await found(tmp_path, served(listing(MANIFEST, [MINE, CHARGED])))
+    assert (result.charges, result.added) == ({MANIFEST.task: 2}, 1)
+    assert account(tmp_path).charges(MANIFEST.task) == 3
+    assert account(tmp_path).served("mine") == MINE.ctx
+
+
+async def test_a_new_device_in_an_old_ledger_pays_for_nothing(tmp_path: Path) -> None:
+    result = await found(
+        tmp_path, served(listing(MANIFEST, [NOT_MINE_TOO, dp_tasks.listed(MANIFEST, entry(2, 5))]))
+    )
+    assert (result.charges, result.added) == ({}, 0)
+    assert not account(tmp_path).is_new  # so it is asked once
+
+
+async def test_a_list_beside_the_ledger_is_read_and_must_be_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dp.records.INLINE_MAX", 5)
+    files = served(listing(MANIFEST, [MINE]))
+    data = list_file(MINE)
+    assert data == members_file(MINE.contributors, MINE.not_in_sum)
+    (path,) = {
+        contributors_path(bytes.fromhex(str(parse_record(record)["masking_set_file"])))
+        for record in listing(MANIFEST, [MINE])._entries[1:]
+    }
+    with pytest.raises(LedgerError, match="contributor-missing"):
+        await found(tmp_path, files)
+    assert account(tmp_path).is_new
+    assert (await found(tmp_path, {**files, path: data})).added == 1
+
+
+async def test_a_ledger_of_the_first_version_is_read_by_identity(tmp_path: Path) -> None:
+    """Who was in a sum of a task counts its cohorts without a sum too, which list nobody."""
+    builder = ledger(MANIFEST, (4, 4))
+    facts = [entry(n, 4).facts(MANIFEST) for n in (1, 2)]
+    of_manifest = manifest_digest(encode_manifest(MANIFEST))
+    builder.append(release_record(MANIFEST, of_manifest, facts, entry(3, charged=True)))
+    files = served(builder)
+    assert (await found(tmp_path / "in", files, bytes([1]) * 32)).charges == {MANIFEST.task: 3}
+    assert (await found(tmp_path / "out", files, bytes([5]) * 32)).charges == {}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"roster_digest": "ab" * 32}, "release-mismatch"),
+        ({"attempt": 1}, "release-mismatch"),
+        ({"manifest_digest": "ab" * 32}, "release-mismatch"),
+        ({"survivors": "4"}, "release-mismatch"),
+        ({"ctx": "xy"}, "release-mismatch"),
+        ({"contributors": 5}, "contributor-missing"),
+    ],
+)
+async def test_a_record_that_lists_this_device_and_cannot_be_right_is_refused(
+    tmp_path: Path, changes: dict[str, object], reason: str
+) -> None:
+    """The pseudonym binds the context, the context the manifest: no cheaper task can be shown."""
+    task, release = listing(MANIFEST, [MINE])._entries
+    bent = rfc8785.dumps({**parse_record(release), **changes})
+    with pytest.raises(LedgerError, match=reason):
+        await found(tmp_path, served(LedgerBuilder(ORIGIN, [task, bent])))
+    assert account(tmp_path).is_new
+
+
+async def test_records_of_other_kinds_are_passed_over(tmp_path: Path) -> None:
+    strange = rfc8785.dumps({"type": "of another day", "version": 9})
+    broken_task = rfc8785.dumps({"type": "task", "version": 1, "task": "x"})
+    entries = [*listing(MANIFEST, [MINE])._entries, policy_record("demo", "paused", 1)]
+    files = served(LedgerBuilder(ORIGIN, [strange, broken_task, *entries]))
+    assert (await found(tmp_path, files)).added == 1
+
+
+async def test_leaves_and_bytes_have_a_limit(tmp_path: Path) -> None:
+    files = served(listing(MANIFEST, [MINE]))
+    assert (await found(tmp_path / "two", files, leaves_max=2)).leaves == 2
+    with pytest.raises(LedgerError, match="ledger-too-long"):
+        await found(tmp_path / "one", files, leaves_max=1)
+    thick = LedgerBuilder(ORIGIN, [signed_task(MANIFEST)])
+    for number in range(3):
+        thick.append(policy_record("demo", "paused", number, "x" * 60_000))
+    with pytest.raises(LedgerError, match="ledger-too-long"):
+        await found(tmp_path / "thick", served(thick), leaves_max=4)
+    assert (await found(tmp_path / "thick", served(thick), leaves_max=40)).leaves == 4
