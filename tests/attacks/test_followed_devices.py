@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 import rfc8785
-from protocol_run import make_recorded
 from sdk_support import journal_in
 
 from aggregator.cohorts import releasing
@@ -33,10 +33,20 @@ from secagg.context import pseudonym
 from secagg.hashing import digest
 from secagg.keys import identity_public_key
 from secagg.secret import Secret
-from secagg.simulation import Aggregator, Drop, Hooks, LocalDevices, Task, drive, make_task
+from secagg.simulation import (
+    Aggregator,
+    Drop,
+    Hooks,
+    LocalDevices,
+    Task,
+    drive,
+    make_devices,
+    make_task,
+)
 from tests.dp_tasks import ORIGIN, VERIFIER, served
 
 CLIENTS = 5
+INPUTS = list(np.eye(CLIENTS, dtype=np.int64))
 Name = Callable[[Secret, bytes], bytes]
 
 
@@ -54,7 +64,7 @@ def task() -> Task:
 
 def charged(task: Task, cohort: bytes, drops: dict[int, Drop] | None = None) -> ReleaseEntry:
     """What the service would record of a real exchange of these devices."""
-    pool = LocalDevices(make_recorded(task, drops=drops))
+    pool = LocalDevices(make_devices(task, INPUTS, drops=drops))
     aggregator = Aggregator(task, pool.advertise(), cohort=cohort, attempt=0, hooks=Hooks())
     state = drive(aggregator, pool).state
     assert isinstance(state, server.Released)
@@ -128,7 +138,7 @@ def test_who_dropped_after_the_masking_set_is_listed_and_not_marked() -> None:
 
 def test_a_charge_without_a_release_lists_the_masking_set_and_marks_nobody() -> None:
     devices = task()
-    pool = LocalDevices(make_recorded(devices))
+    pool = LocalDevices(make_devices(devices, INPUTS))
     aggregator = Aggregator(devices, pool.advertise(), cohort=b"a" * 32, attempt=0, hooks=Hooks())
     state = drive(aggregator, pool).state
     entry = releasing._entry(state, 1, 0.0, None, None)
