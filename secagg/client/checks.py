@@ -226,7 +226,6 @@ def check_neighbours(
             expected=expected[:8],
             found=found[:8],
         )
-    partners = config.partner_keys & frozenset(config.manifest.partner_keys)
     adverts: dict[int, Advert] = {}
     for index, signed in roster.neighbour_adverts:
         entry = roster.entries[index]
@@ -237,7 +236,8 @@ def check_neighbours(
                 expected=entry.advert_digest.hex(),
                 found=advert_digest(signed).hex(),
             )
-        advert = check_advert(signed, config.manifest, config.manifest_digest, partners, now_s)
+        partner = (certificates[index].partner_key,)  # one that counts, see check_certificates
+        advert = check_advert(signed, config.manifest, config.manifest_digest, partner, now_s)
         if advert.certificate != certificates[index]:
             raise RemoteProtocolError(
                 "roster-advert",

@@ -21,7 +21,7 @@ from secagg.context import (
 )
 from secagg.keys import hpke_open, signing_key
 from secagg.secret import Secret
-from secagg.simulation import Device, Task, make_devices, make_task, seeded_tools
+from secagg.simulation import EPOCH_S, Device, Task, make_devices, make_task, seeded_tools
 
 CLIENTS = 6  # k = 5, no corrupt device: t = 3
 
@@ -33,17 +33,19 @@ def task(**settings: int) -> Task:
 # -- invented devices ----------------------------------------------------------------------------
 
 
-def surrounded(real: Task, *, listed: bool) -> Adversary:
+def surrounded(real: Task, *, listed: bool, trusted: bool = False) -> Adversary:
     """One real device among devices that the aggregator made up, with a partner of its own.
 
-    ``listed``: the aggregator even lists its partner in the manifest.
+    ``listed``: the aggregator even lists its partner in the manifest. ``trusted``: the real device
+    trusts that partner, in other tasks.
     """
     invented = task(seed=666)
     partner = invented.manifest.partner_keys[0]
     manifest = real.manifest
     if listed:
         manifest = msgspec.structs.replace(manifest, partner_keys=(*manifest.partner_keys, partner))
-    configs = [replace(real.devices[0], manifest=manifest)]
+    known = real.devices[0].partner_keys | ({partner} if trusted else set())
+    configs = [replace(real.devices[0], manifest=manifest, partner_keys=known)]
     configs += [
         replace(
             config,
@@ -88,13 +90,42 @@ def test_without_certificates_invented_neighbours_read_a_vector(
     assert stolen.tolist() == [1000] * 4
 
 
-@pytest.mark.parametrize("listed", [False, True])
-def test_devices_of_an_unknown_partner_are_refused(listed: bool) -> None:
+@pytest.mark.parametrize(("listed", "trusted"), [(False, False), (True, False), (False, True)])
+def test_devices_of_an_unknown_partner_are_refused(listed: bool, trusted: bool) -> None:
     """A partner counts only if the manifest *and* the device itself know it."""
-    adversary = surrounded(task(), listed=listed)
+    adversary = surrounded(task(), listed=listed, trusted=trusted)
     assert read_surrounded(adversary) is None
     victim = next(d for d in adversary.devices if d.number == 0)
     assert failed_reason(victim) == "partner-unknown"
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"certificate_signature": bytes(64)}, "certificate-invalid"),
+        ({"certificate_signature": b""}, "certificate-invalid"),
+        ({"not_after": EPOCH_S - 301}, "certificate-expired"),
+        ({"partner": 1}, "partner-unknown"),
+        ({"partner": 2}, "roster-malformed"),
+    ],
+    ids=["self-made", "none", "expired", "of another partner", "of no partner"],
+)
+def test_on_a_sparse_graph_the_far_side_of_the_roster_is_certified_too(
+    changes: dict[str, object], reason: str
+) -> None:
+    """All of the roster may confirm a survivor set: an entry that nobody certified would be a voice
+    of the aggregator's, wherever it stands."""
+    adversary = Adversary(make_task(130, 4, survivors_min=127, degree=8, threshold=5))
+    adversary.partners = (*adversary.partners, b"\xff" * 32)
+    near = {0, *adversary.graph.neighbours(0)}
+    far = next(index for index in adversary.everyone if index not in near)
+    shown = adversary.roster(0)
+    entries = list(shown.entries)
+    entries[far] = msgspec.structs.replace(entries[far], **changes)
+    adversary.say(0, msgspec.structs.replace(shown, entries=tuple(entries)))
+    assert failed_reason(adversary.devices[0]) == reason
+    adversary.say(1, adversary.roster(1))
+    assert failed_reason(adversary.devices[1]) is None
 
 
 # -- neighbours' keys replaced -------------------------------------------------------------------
