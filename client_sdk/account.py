@@ -73,6 +73,10 @@ class DeviceAccount:
         """Cohorts that were charged to a task so far."""
         return sum(entry.task == task for entry in self._record.account.entries)
 
+    def cohorts(self) -> tuple[str, ...]:
+        """Contexts (hex) of all cohorts that were charged, in the order of their charges."""
+        return tuple(entry.cohort for entry in self._record.account.entries)
+
     def epsilon(self, task: str) -> float:
         """Spent in one task, unamplified, at its own delta; the larger unit's."""
         return _largest(self._of_task(task))

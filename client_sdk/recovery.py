@@ -42,11 +42,14 @@ class Recovered:
     Attributes:
         charges: cohorts that list it, by task.
         added: of those, how many its account lacked.
+        unlisted: charges of its account (ctx, hex) that no record lists: of cohorts that have not
+            ended, or that the aggregator opened and does not show.
         leaves: records of the ledger that were read.
     """
 
     charges: Mapping[str, int]
     added: int
+    unlisted: tuple[str, ...]
     leaves: int
 
 
@@ -70,7 +73,13 @@ async def recover(
         await walk.take(size, record)
     found = walk.found()
     added = await finish_in_thread(account.restore, found)
-    return Recovered(Counter(charge.manifest.task for charge in found), added, leaves)
+    shown = {charge.ctx.hex() for charge in found} | walk.lists_nobody
+    return Recovered(
+        charges=Counter(charge.manifest.task for charge in found),
+        added=added,
+        unlisted=tuple(ctx for ctx in account.cohorts() if ctx not in shown),
+        leaves=leaves,
+    )
 
 
 class _Walk:
@@ -82,7 +91,7 @@ class _Walk:
         self._bytes_left = bytes_left
         self._manifests: dict[str, Manifest] = {}  # by digest, hex
         self._found: list[Found] = []
-        self._nobody_listed: list[Found] = []  # charged without a sum, version 1
+        self._nobody_listed: list[dict[str, object]] = []  # charged without a sum, version 1
 
     async def take(self, size: int, record: dict[str, object]) -> None:
         self._spend(size)
@@ -94,12 +103,18 @@ class _Walk:
             if held:
                 self._found.append(self._charge(record))
             elif by_identity(record) and record.get("outcome") == "charged":
-                self._nobody_listed.append(self._charge(record))
+                self._nobody_listed.append(record)
+
+    @property
+    def lists_nobody(self) -> set[str]:
+        """Contexts of cohorts whose records list nobody."""
+        return {str(record.get("ctx")) for record in self._nobody_listed}
 
     def found(self) -> list[Found]:
         """In the order of the log, but for cohorts that list nobody."""
         tasks = {charge.manifest.task for charge in self._found if charge.by_identity}
-        return [*self._found, *(c for c in self._nobody_listed if c.manifest.task in tasks)]
+        own = [record for record in self._nobody_listed if record.get("task") in tasks]
+        return [*self._found, *map(self._charge, own)]
 
     def _task(self, record: dict[str, object]) -> None:
         try:

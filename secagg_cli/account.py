@@ -30,7 +30,8 @@ def recover(
 ) -> None:
     """Find all charges of a device in the ledger and add those that its account lacks.
 
-    For a device whose state folder was lost. Nothing is ever taken off an account.
+    For a device whose state folder was lost. Nothing is ever taken off an account. A cohort that
+    has not ended is in no record yet: run it again later. Charges that no record lists are shown.
     """
     with Output(format) as out:
         from client_sdk import Client
@@ -40,8 +41,17 @@ def recover(
         found = client.recover_account(leaves_max or LEAVES_MAX)
         for task, charges in found.charges.items():
             out.say(f"{task}: charged in {charges} cohorts")
-        out.say(
-            f"{found.added} charges added to the account; {found.leaves} records read. A cohort "
-            "that has not ended is in no record yet: run this again later."
+        out.say(f"{found.added} charges added to the account; {found.leaves} records read.")
+        if found.unlisted:
+            out.say(
+                f"{len(found.unlisted)} charges of the account are in no record: of cohorts that "
+                "have not ended, or that the aggregator does not show."
+            )
+        out.result(
+            {
+                "charges": dict(found.charges),
+                "added": found.added,
+                "unlisted": list(found.unlisted),
+                "records": found.leaves,
+            }
         )
-        out.result({"charges": dict(found.charges), "added": found.added, "records": found.leaves})

@@ -8,6 +8,7 @@ them all.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import hmac
 import json
@@ -143,6 +144,16 @@ def test_a_charge_without_a_release_lists_the_masking_set_and_marks_nobody() -> 
     state = drive(aggregator, pool).state
     entry = releasing._entry(state, 1, 0.0, None, None)
     assert (entry.outcome, entry.contributors, len(entry.not_in_sum)) == ("charged", (), CLIENTS)
+
+
+def test_a_cohort_that_an_older_software_checked_is_recorded_as_it_was() -> None:
+    """Its devices said no pseudonyms; the record is of version 1, which names those in the sum."""
+    devices = task()
+    pool = LocalDevices(make_devices(devices, INPUTS))
+    aggregator = Aggregator(devices, pool.advertise(), cohort=b"a" * 32, attempt=0, hooks=Hooks())
+    state = dataclasses.replace(drive(aggregator, pool).state, pseudonyms={})
+    entry = releasing._entry(state, 1, 0.0, None, None)
+    assert (entry.attempt, entry.contributors, entry.not_in_sum) == (None, (), ())
 
 
 def test_the_order_of_a_record_is_not_that_of_the_roster() -> None:

@@ -170,6 +170,23 @@ async def test_the_ledger_names_nobody_twice_and_nobody_by_its_identity(tmp_path
             assert own == set(entry.contributors)
 
 
+async def test_a_list_beside_the_ledger_serves_device_auditor_and_recovery(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dp.records.INLINE_MAX", DEVICES - 1)
+    async with World(tmp_path, noised(TASK)) as world:
+        await a_release(world, TASK, "d0", "d1", "d2", "d3")
+        audit = world.audit()
+        assert audit.verified, audit.problems
+        (release,) = audit.tasks[0].releases
+        assert len(release.entry.contributors) == DEVICES
+        assert len(list((world.app[SERVICE].ledger.folder / "contributors").iterdir())) == 1
+        before = spent(world, "d0")
+        forget(world, "d0")
+        assert (await recovered(world, "d0")).charges == {TASK: 1}
+        assert spent(world, "d0") == before
+
+
 @pytest.mark.parametrize("leaves_max", [0, 1])
 async def test_a_ledger_beyond_the_limit_is_refused_with_the_way_out(
     tmp_path: Path, leaves_max: int

@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from dp.audit import verify_ledger
 from dp.ledger import LedgerBuilder
 from dp.report import report_data
-from tests.dp_tasks import ORIGIN, VERIFIER, built, ledger, served
+from tests.dp_tasks import ORIGIN, VERIFIER, built, entry, ledger, listed, listing, served
 
 BUILDER = ledger(built(report_slot_s=5.0), (4, 5, 6))
 FILES = served(BUILDER)
+_MANIFEST = built()
+LISTING = listing(_MANIFEST, [listed(_MANIFEST, entry(n, u)) for n, u in ((1, 4), (2, 5), (3, 6))])
 
 values = st.recursive(
     st.one_of(
@@ -70,6 +72,28 @@ def test_any_changed_record_is_a_problem_even_if_it_is_signed(
         "measured_variance",
     }:
         assert not result.verified
+
+
+@given(st.integers(1, 3), st.data())
+@settings(max_examples=300, deadline=None)
+def test_a_record_that_lists_its_masking_set_leaves_less_to_the_operator(
+    leaf: int, data: st.DataObject
+) -> None:
+    """Cohort, roster and context hang together, and every list is counted."""
+    entries = list(LISTING._entries)
+    record: dict[str, Any] = json.loads(entries[leaf])
+    free = {"sum_digest", "new_model_digest", "released_at", "measured_variance"}
+    key = data.draw(st.sampled_from(sorted(record.keys() - free)))
+    new = data.draw(values)
+    changed = new != record[key] or type(new) is not type(record[key])
+    record[key] = new
+    try:
+        entries[leaf] = rfc8785.dumps(record)
+    except rfc8785.CanonicalizationError:
+        return
+    result = verify_ledger(served(LedgerBuilder(ORIGIN, entries)).get, VERIFIER)
+    report_data(result)
+    assert result.verified != changed
 
 
 @given(st.lists(st.one_of(st.binary(max_size=60), st.sampled_from(BUILDER._entries)), max_size=6))

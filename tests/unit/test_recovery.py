@@ -71,6 +71,7 @@ NOT_MINE = dp_tasks.listed(MANIFEST, entry(3, 5))
 async def test_released_and_charged_cohorts_are_found_and_others_are_not(tmp_path: Path) -> None:
     result = await found(tmp_path, served(listing(MANIFEST, [MINE, CHARGED, NOT_MINE])))
     assert (result.charges, result.added, result.leaves) == ({MANIFEST.task: 2}, 2, 4)
+    assert result.unlisted == ()
     paid = account(tmp_path / "paid")
     for item in (MINE, CHARGED):
         paid.debit(MANIFEST, item.ctx, "c")
@@ -87,6 +88,7 @@ async def test_an_account_is_never_lowered(tmp_path: Path) -> None:
     before.debit(MANIFEST, MINE.ctx, "mine")
     result = await found(tmp_path, served(listing(MANIFEST, [MINE, CHARGED])))
     assert (result.charges, result.added) == ({MANIFEST.task: 2}, 1)
+    assert result.unlisted == ((b"o" * 32).hex(),)
     assert account(tmp_path).charges(MANIFEST.task) == 3
     assert account(tmp_path).served("mine") == MINE.ctx
 
@@ -123,7 +125,8 @@ async def test_a_ledger_of_the_first_version_is_read_by_identity(tmp_path: Path)
     of_manifest = manifest_digest(encode_manifest(MANIFEST))
     builder.append(release_record(MANIFEST, of_manifest, facts, entry(3, charged=True)))
     files = served(builder)
-    assert (await found(tmp_path / "in", files, bytes([1]) * 32)).charges == {MANIFEST.task: 3}
+    was_in = await found(tmp_path / "in", files, bytes([1]) * 32)
+    assert (was_in.charges, was_in.unlisted) == ({MANIFEST.task: 3}, ())
     assert (await found(tmp_path / "out", files, bytes([5]) * 32)).charges == {}
 
 
