@@ -32,3 +32,7 @@ class Core:
     signals: Signals = field(default_factory=Signals)
     metrics: Metrics = field(default_factory=Metrics)
     shard: str = field(default_factory=lambda: secrets.token_hex(8))
+    started_at: float = field(init=False)  # Unix seconds
+
+    def __post_init__(self) -> None:
+        self.started_at = self.clock()

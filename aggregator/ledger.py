@@ -68,15 +68,21 @@ class Ledger:
         size = int(
             (await connection.execute(sa.select(ledger_head.c.size).with_for_update())).scalar_one()
         )
-        tree = await self._committed(connection, size)
-        hashes = [leaf_hash(record) for record in records]
+        tree, known = self._tree, self._tree.size
+        rows = await connection.execute(
+            sa.select(ledger_leaves.c.record)
+            .where(ledger_leaves.c.leaf_index >= known, ledger_leaves.c.leaf_index < size)
+            .order_by(ledger_leaves.c.leaf_index)
+        )
+        hashes = [leaf_hash(row.record) for row in rows] + [leaf_hash(data) for data in records]
 
         def subtree(level: int, index: int) -> bytes:
-            """Hashes of the tree with the new leaves, which only this transaction sees."""
-            if (index + 1) << level <= size:
+            """Hashes of the tree with the leaves that were appended since, some of which only
+            this transaction sees: it may append more than once, and may yet roll back."""
+            if (index + 1) << level <= known:
                 return tree.subtree(level, index)
             if level == 0:
-                return hashes[index - size]
+                return hashes[index - known]
             return node_hash(subtree(level - 1, 2 * index), subtree(level - 1, 2 * index + 1))
 
         grown = size + len(records)

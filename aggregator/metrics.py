@@ -30,6 +30,12 @@ class Metrics:
         self.devices = Counter(
             "secagg_devices", "Devices in ended cohorts", ["task", "fate"], registry=registry
         )
+        self.bans = Counter(
+            "secagg_bans", "Devices banned, by what for", ["kind"], registry=registry
+        )
+        self.strikes = Counter(
+            "secagg_strikes", "Strikes of devices in question", ["kind"], registry=registry
+        )
         self.upload_bytes = Counter(
             "secagg_upload_bytes", "Bytes of masked vectors received", registry=registry
         )

@@ -30,9 +30,11 @@ from dp.contributors import members_of
 from dp.errors import LedgerError
 from dp.notes import Checkpoint, Verifier, open_checkpoint, parse_verifier
 from dp.records import (
+    Membership,
     ReleaseEntry,
     line_record,
     parse_first_model,
+    parse_membership,
     parse_record,
     parse_release,
     parse_task,
@@ -93,6 +95,7 @@ class AuditResult(msgspec.Struct, frozen=True, kw_only=True):
 
     ``witnesses``: asked-for witnesses that cosigned the checkpoint, and when (Unix seconds).
     ``releases``: sums that were released; ``charged``: all cohorts that cost privacy.
+    ``memberships``: (leaf, record) of bans and of what partners did.
     """
 
     verified: bool
@@ -105,6 +108,7 @@ class AuditResult(msgspec.Struct, frozen=True, kw_only=True):
     problems: tuple[Finding, ...]
     tasks: tuple[AuditedTask, ...]
     witnesses: dict[str, int] = {}
+    memberships: tuple[tuple[int, Membership], ...] = ()
 
 
 @dataclass
@@ -128,6 +132,7 @@ class _Audit:
         self.problems: list[Finding] = []
         self.tasks: dict[str, _Task] = {}
         self.cohorts: set[bytes] = set()
+        self.memberships: list[tuple[int, Membership]] = []
         self.pseudonyms: set[bytes] = set()  # each is of one cohort, so it occurs once
 
     def problem(self, reason: str, message: str, leaf: int | None = None) -> None:
@@ -290,6 +295,8 @@ class _Audit:
             if entry.survivors or entry.contributors or entry.sum_digest or entry.new_model_digest:
                 self.problem("charged-with-sum", "A cohort without release shows a sum.", leaf)
             return
+        if entry.fault is not None:
+            self.problem("fault-unexpected", "A release is somebody's fault.", leaf)
         if not (entry.sum_digest and entry.new_model_digest):
             self.problem("sum-missing", "A release names no sum, or no model.", leaf)
         if entry.survivors < task.manifest.cohort.survivors_min:
@@ -450,6 +457,8 @@ def verify_ledger(
                     audit.release(record, leaf)
                 case "policy":
                     audit.policy(record, leaf)
+                case "membership":
+                    audit.memberships.append((leaf, parse_membership(record)))
                 case "key-rotation":
                     parse_verifier(str(record.get("new_verifier")))
         except SecaggError as error:
@@ -519,4 +528,5 @@ def _result(
         problems=tuple(audit.problems),
         tasks=tasks,
         witnesses=cosigned or {},
+        memberships=tuple(audit.memberships),
     )

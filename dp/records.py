@@ -46,6 +46,7 @@ RECORD_VERSION = 1
 RELEASE_VERSION = 2  # of release records; 1 named devices by their identity
 _VERSIONS = {"release": (1, RELEASE_VERSION)}
 Outcome = Literal["released", "charged"]
+Fault = Literal["service", "devices", "unknown"]
 Record = Mapping[str, Any]
 
 
@@ -70,6 +71,8 @@ class ReleaseEntry(msgspec.Struct, frozen=True, kw_only=True):
     ``model_digests``: of the models that its members trained on, by version; ``model_versions``:
     those versions. ``released_at``: Unix seconds. ``measured_variance``: ends of the noise meter's
     interval (:mod:`dp.meter`), where there is one. ``clip``: how an adaptive clip moved.
+    ``fault``, ``cause``: of a charged cohort, whose fault it was as far as the aggregator can tell,
+    and its stable reason; None and empty in records of before.
     """
 
     release: int
@@ -90,6 +93,8 @@ class ReleaseEntry(msgspec.Struct, frozen=True, kw_only=True):
     clip: ClipMove | None = None
     attempt: int | None = None
     not_in_sum: tuple[bytes, ...] = ()
+    fault: Fault | None = None
+    cause: str = ""
 
     def facts(self, manifest: Manifest) -> ReleaseFacts:
         """What accounting sees; a charged cohort costs what its fewest survivors would."""
@@ -235,6 +240,7 @@ def release_record(
         | _list_record(entry)
         | ({"model_versions": list(entry.model_versions)} if entry.model_versions else {})
         | _clip_record(entry.clip)
+        | ({"fault": entry.fault, "cause": entry.cause} if entry.fault else {})
     )
 
 
@@ -280,6 +286,80 @@ def policy_record(task: str, action: str, at: int, detail: str = "") -> bytes:
     )
 
 
+def membership_record(
+    action: str,
+    at: int,
+    *,
+    cause: str = "",
+    task: str = "",
+    cohort: bytes = b"",
+    device: bytes = b"",
+    partner: bytes = b"",
+    number: int = 0,
+    digest: bytes = b"",
+) -> bytes:
+    """Who may take part changed; Unix seconds.
+
+    ``action``: ``banned``, ``unbanned``, ``partner-removed`` or ``revoked``. ``device``: its
+    pseudonym in ``cohort``, or a random handle; never its lasting name. ``number`` and ``digest``:
+    of the partner's revocation list.
+
+    Raises:
+        LedgerError: ``record-malformed``.
+    """
+    record: dict[str, Any] = {
+        "type": "membership",
+        "version": RECORD_VERSION,
+        "action": action,
+        "cause": cause,
+        "at": at,
+        "task": task,
+        "cohort": cohort.hex(),
+        "device": device.hex(),
+        "partner": partner.hex(),
+        "number": number,
+        "digest": digest.hex(),
+    }
+    parse_membership(record)
+    return _canonical(record)
+
+
+class Membership(msgspec.Struct, frozen=True, kw_only=True):
+    """As :func:`membership_record` was told."""
+
+    action: Literal["banned", "unbanned", "partner-removed", "revoked"]
+    cause: str
+    at: int
+    task: str
+    cohort: str
+    device: str
+    partner: str
+    number: int
+    digest: str
+
+
+def parse_membership(record: Record) -> Membership:
+    """
+    Raises:
+        LedgerError: ``record-malformed``.
+    """
+    try:
+        found = msgspec.convert(dict(record), Membership, strict=True)
+        for value in (found.cohort, found.device, found.partner, found.digest):
+            if value and (len(value) != 2 * DIGEST_BYTES or bytes.fromhex(value).hex() != value):
+                raise ValueError("names and digests are 32 bytes, lower-case hex")
+        of_device = found.action in ("banned", "unbanned")
+        if found.at < 0 or bool(found.device) != of_device or bool(found.partner) == of_device:
+            raise ValueError("a ban is of a device, the rest of a partner")
+        if (found.number > 0) != (found.action == "revoked") or not 0 <= found.number < 1 << 53:
+            raise ValueError("a revocation list has a number, from 1")
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise LedgerError(
+            "record-malformed", f"A membership record does not parse: {error}."
+        ) from error
+    return found
+
+
 def key_rotation_record(old_verifier: str, new_verifier: str, at: int) -> bytes:
     """From here on checkpoints carry a signature by the new key too; Unix seconds."""
     return _canonical(
@@ -306,7 +386,7 @@ def parse_record(data: bytes) -> dict[str, Any]:
         raise LedgerError("record-malformed", "A record is not canonical JSON.") from error
     if not canonical or _has_float(record):
         raise LedgerError("record-malformed", "A record is not canonical JSON without floats.")
-    if record.get("type") not in ("task", "release", "policy", "key-rotation"):
+    if record.get("type") not in ("task", "release", "policy", "membership", "key-rotation"):
         raise LedgerError("record-type", "A record has an unknown type.", found=record.get("type"))
     versions = _VERSIONS.get(record["type"], (RECORD_VERSION,))
     if type(record.get("version")) is not int or record["version"] not in versions:
@@ -444,7 +524,16 @@ def parse_release(record: Record) -> ReleaseEntry:
             raise ValueError("clip and below_units belong together")
         return ClipMove(clip=clip, below_units=int(below))
 
+    def blamed() -> tuple[Fault | None, str]:
+        fault, cause = record.get("fault"), record.get("cause", "")
+        if fault not in (None, "service", "devices", "unknown"):
+            raise ValueError("unknown fault")
+        if type(cause) is not str or len(cause) > 64 or bool(cause) != (fault is not None):
+            raise ValueError("fault and cause belong together")
+        return fault, cause
+
     try:
+        fault, cause = blamed()
         listed(record)
         members = inline_members(record)
         if record["outcome"] not in ("released", "charged"):
@@ -468,6 +557,8 @@ def parse_release(record: Record) -> ReleaseEntry:
             outcome=record["outcome"],
             measured_variance=interval(),
             clip=move(),
+            fault=fault,
+            cause=cause,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise LedgerError(

@@ -92,6 +92,7 @@ class Cohort:
         self.removed: Removed | None = None  # from the sum that this replica opened, and
         self.measured: NoiseInterval | None = None  # of that sum
         self.ended_elsewhere = False  # by another replica
+        self.failed = False  # work of this replica for it
         self._queue: asyncio.Queue[Batch] = asyncio.Queue()
         self._worker = asyncio.create_task(self._work(), name=f"cohort-{cohort[:8]}")
 
@@ -153,6 +154,7 @@ class Cohort:
                 self._fail(batches, CohortOver())
                 raise
             except Exception as error:
+                self.failed = True
                 _log.exception("commit-failed", cohort=self.id)
                 self._fail(batches, error)
                 cancels = any(isinstance(e, Cancel) for batch in batches for e in batch.events)

@@ -95,6 +95,7 @@ class Adder:
                 await self._add_group(group)
             except Exception as error:
                 if not isinstance(error, CohortOver | SecaggError):
+                    self._cohort.failed = True
                     _log.exception("add-failed", cohort=self._cohort.id)
                 for job in group:
                     job.fail(error)
@@ -142,6 +143,8 @@ class Adder:
             except (SecaggError, OSError) as error:
                 if isinstance(error, SecaggError):
                     self._uploads.drop(job.index)
+                else:
+                    self._cohort.failed = True
                 job.done.get_loop().call_soon_threadsafe(job.fail, error)
             else:
                 added.append(job)

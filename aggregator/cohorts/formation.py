@@ -21,9 +21,11 @@ from aggregator.cohorts.actor import put_mail
 from aggregator.cohorts.choosing import Ready, choose
 from aggregator.cohorts.log import OPENED, Opened, Replay, begin, encode_opened
 from aggregator.cohorts.releasing import affordable
+from aggregator.cohorts.strikes import eligible, is_struck, tiers
 from aggregator.core import Core
 from aggregator.logs import get_logger
 from aggregator.problems import Refusal, conflict
+from aggregator.standing import barred, refuse_barred, standing_of
 from aggregator.store.database import Conflict, expect_one
 from aggregator.store.schema import cohort_events, cohorts, sessions, tasks, versions
 from aggregator.tasks import Task
@@ -59,7 +61,8 @@ async def report_in(core: Core, task: Task, identity: bytes, signed: bytes) -> s
 
     Raises:
         RemoteProtocolError: from ``secagg.server.check_advert``.
-        Refusal: 403 ``advert-not-yours``; 409 ``advert-stale``, ``task-paused``,
+        Refusal: 403 ``advert-not-yours``, ``device-banned``, ``certificate-revoked`` or
+            ``partner-removed``; 409 ``advert-stale``, ``task-paused``,
             ``task-finished``.
     """
     session = advert_digest(signed).hex()
@@ -71,6 +74,7 @@ async def report_in(core: Core, task: Task, identity: bytes, signed: bytes) -> s
         advert = await asyncio.to_thread(check_advert, task.config, signed, int(now))
         if advert.certificate.identity_key != identity:
             raise Refusal(403, "advert-not-yours", "The advert is another device's.")
+        await refuse_barred(core, identity, advert.certificate.partner_key)
         await _insert(core, task, session, identity, signed, advert, now)
         core.metrics.adverts.labels(task.name).inc()
     elif known[0].identity != identity.hex():
@@ -127,6 +131,7 @@ async def _insert(
                 model_version=advert.model_version,
                 expires_at=advert.expires_at,
                 received_at=now,
+                partner=advert.certificate.partner_key.hex(),
             )
         )
 
@@ -152,6 +157,13 @@ async def try_form(core: Core, task: Task) -> Formed | NotYet:
                 )
             )
         ).one()
+        wait = (
+            sessions.c.task == task.name,
+            sessions.c.cohort.is_(None),
+            sessions.c.model_version >= row.version - rules.versions_back,
+            sessions.c.expires_at > now + _ADVERT_MARGIN_S,
+            sa.not_(barred(sessions.c.identity, sessions.c.partner)),
+        )
         found = await connection.execute(
             sa.select(
                 sessions.c.session,
@@ -159,23 +171,28 @@ async def try_form(core: Core, task: Task) -> Formed | NotYet:
                 sessions.c.model_version,
                 sessions.c.received_at,
             )
-            .where(
-                sessions.c.task == task.name,
-                sessions.c.cohort.is_(None),
-                sessions.c.model_version >= row.version - rules.versions_back,
-                sessions.c.expires_at > now + _ADVERT_MARGIN_S,
-            )
+            .where(*wait)
             .order_by(sessions.c.received_at, sessions.c.session)
-            .limit(None if rules.versions_back else rules.size_max)
         )
-        waiting = choose([Ready(*ready) for ready in found], rules)
+        present = [Ready(*ready) for ready in found]
+        standing = await standing_of(
+            connection,
+            sa.select(sessions.c.session, sessions.c.identity, sessions.c.partner).where(*wait),
+        )
+    free, again_s = eligible(present, standing, now)
+    waiting = next(
+        (chosen for tier in tiers(free, standing, rules, now) if (chosen := choose(tier, rules))),
+        (),
+    )
     if not waiting:
-        return NotYet(None)
+        return NotYet(again_s)
     if not affordable(Account.from_json(row.account.encode()), task.manifest):
         await _finish(core, task)
         return NotYet(None)
-    if len(waiting) < rules.size_max:
-        due = max(waiting[0].received_at, past[1] or 0.0) + task.manifest.deadlines.report_s
+    doubtful = any(is_struck(standing.strikes.get(w.session, ()), now) for w in waiting)
+    if len(waiting) < rules.size_max or doubtful:  # better ones may yet report in
+        arrived = min(ready.received_at for ready in waiting)
+        due = max(arrived, past[1] or 0.0) + task.manifest.deadlines.report_s
         if now < due:
             return NotYet(due)
     try:

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 
 from aggregator.core import Core
 from aggregator.logs import get_logger
+from aggregator.standing import forget_old
 from aggregator.store.schema import cohorts, mail, sessions
 
 _log = get_logger("janitor")
@@ -59,6 +60,7 @@ class Janitor:
                     sessions.c.expires_at < now - self._core.settings.mail_retention_s,
                 )
             )
+            await forget_old(connection, now)
             open_now = set(
                 (
                     await connection.execute(

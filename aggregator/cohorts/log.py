@@ -35,8 +35,9 @@ from secagg.server import (
 )
 
 OPENED = "opened"
+RECEIVED = "received"
 _KINDS: dict[str, type] = {
-    "received": Received,
+    RECEIVED: Received,
     "vector-added": VectorAdded,
     "tick": Tick,
     "sum-opened": SumOpened,

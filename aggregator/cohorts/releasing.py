@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Sequence
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,11 +21,12 @@ import sqlalchemy as sa
 from numpy.typing import NDArray
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from aggregator import models
+from aggregator import models, standing
 from aggregator.algorithms import Step, server_step
 from aggregator.algorithms.clipping import real_sums
 from aggregator.cohorts.actor import Cohort
-from aggregator.cohorts.log import survivors_of
+from aggregator.cohorts.faults import Fault, any_byte_sent, fault_of, in_question
+from aggregator.cohorts.log import OPENED, RECEIVED, Opened, decode_event, survivors_of
 from aggregator.core import Core
 from aggregator.ledger import Ledger
 from aggregator.logs import get_logger
@@ -45,13 +47,25 @@ from dp.contributors import CONTRIBUTORS
 from dp.errors import BudgetError, MechanismError
 from dp.mechanisms import decode
 from dp.meter import NoiseInterval, noise_interval
-from dp.records import ReleaseEntry, identity_digest, is_apart, list_file, release_record
+from dp.records import (
+    ReleaseEntry,
+    identity_digest,
+    is_apart,
+    list_file,
+    policy_record,
+    release_record,
+)
 from secagg.context import roster_digest
+from secagg.errors import RemoteProtocolError
+from secagg.evidence import KINDS as CONVICTED
+from secagg.evidence import verify_evidence
 from secagg.manifest import Manifest
-from secagg.server import Ended, ReleaseCommitted, State, SumOpened
+from secagg.server import Aborted, Ended, Finding, Received, ReleaseCommitted, State, SumOpened
+from secagg.server.convicting import gather_evidence, wanted
 
 _log = get_logger("release")
 _TRIES = 5
+_LOG_BATCH = 64  # events of a cohort's log that are read at a time
 
 
 @dataclass(frozen=True)
@@ -237,11 +251,14 @@ class Releaser:
         reason: str | None,
         computed: Computed | None,
         expected_leaf: int | None = None,
+        fault: Fault | None = None,
     ) -> None:
         """The ledger's leaf and the operator's row of a release or a charged abort."""
         task = cohort.task
         facts = await self._facts(connection, task)
         entry = _entry(state, len(facts) + 1, now, computed, cohort.measured)
+        if fault is not None:
+            entry = msgspec.structs.replace(entry, fault=fault, cause=(reason or "")[:64])
         encoded, statements = await asyncio.to_thread(_account_for, task, facts, entry)
         if is_apart(entry):
             await asyncio.to_thread(self._core.blobs.put_digest, CONTRIBUTORS, list_file(entry))
@@ -260,6 +277,7 @@ class Releaser:
             "cohort": cohort.id,
             "outcome": entry.outcome,
             "reason": reason,
+            "fault": fault,
             "cohort_size": entry.cohort_size,
             "survivors": entry.survivors,
             "dropped": entry.cohort_size - entry.survivors,
@@ -305,16 +323,38 @@ class Releaser:
     async def end(
         self, connection: AsyncConnection, cohort: Cohort, state: State, ended: Ended
     ) -> None:
-        """Decisions of a terminal transaction: the charge of an abort, and erasure."""
+        """Decisions of a terminal transaction: the charge of an abort, whom it convicts or puts
+        in question, and erasure."""
         now = self._core.clock()
-        charge = await connection.scalar(
-            sa.select(cohorts.c.charge).where(cohorts.c.cohort == cohort.id)
-        )
-        if ended.reason is not None and charge is not None:
-            await self.spend(connection, cohort, None)
-            # The state before the end knows the masking set, each of which has charged itself.
-            before = cohort.state
-            await self._record(connection, cohort, before, now, reason=ended.reason, computed=None)
+        row = (
+            await connection.execute(
+                sa.select(cohorts.c.charge, cohorts.c.opened_at).where(
+                    cohorts.c.cohort == cohort.id
+                )
+            )
+        ).one()
+        if isinstance(state, Aborted) and row.charge is not None:
+            fault = fault_of(
+                state.reason,
+                late_s=now - cohort.state.deadline_s,
+                failed=cohort.failed,
+                restarted=row.opened_at < self._core.started_at,
+            )
+            if fault == "service" and not any_byte_sent(state):
+                await self._give_back(connection, cohort, state, now)
+            else:
+                await self.spend(connection, cohort, None)
+                # The state before the end knows the masking set, each of which charged itself.
+                before, why = cohort.state, state.reason
+                await self._record(
+                    connection, cohort, before, now, reason=why, computed=None, fault=fault
+                )
+            if fault == "devices" and state.reason not in CONVICTED:
+                await self._strike(connection, state, in_question(state), state.reason, now)
+        await self._convict(connection, cohort, state, now)
+        if ended.reason is None:
+            survivors = [state.facts.identity(index) for index in survivors_of(state)]
+            await standing.forgive(connection, survivors)
         await connection.execute(
             sa.update(cohorts)
             .where(cohorts.c.cohort == cohort.id)
@@ -335,6 +375,107 @@ class Releaser:
         )
         for table in (contributions, partial_sums):
             await connection.execute(sa.delete(table).where(table.c.cohort == cohort.id))
+
+    async def _give_back(
+        self, connection: AsyncConnection, cohort: Cohort, state: Aborted, now: float
+    ) -> None:
+        """Undo the reservation of a cohort that the service failed before any device sent."""
+        account, charges = await self._account(connection, cohort.task)
+        await connection.execute(
+            sa.update(tasks)
+            .where(tasks.c.task == cohort.task.name)
+            .values(charges=charges - 1, account=account.cancel(cohort.id).to_json().decode())
+        )
+        await connection.execute(
+            sa.update(cohorts).where(cohorts.c.cohort == cohort.id).values(charge=None)
+        )
+        detail = f"cohort {cohort.id}: fault of the service, {state.reason}; nobody had sent"
+        await self._ledger.append(
+            connection, [policy_record(cohort.task.name, "charge-given-back", int(now), detail)]
+        )
+
+    async def _strike(
+        self,
+        connection: AsyncConnection,
+        state: State,
+        indices: Iterable[int],
+        kind: str,
+        now: float,
+    ) -> None:
+        devices = [
+            (advert.certificate.identity_key, advert.certificate.partner_key)
+            for advert in (state.facts.adverts[index] for index in indices)
+        ]
+        struck = await standing.strike(connection, state.facts.cohort, kind, devices, now)
+        self._core.metrics.strikes.labels(kind).inc(struck)
+
+    async def _convict(
+        self, connection: AsyncConnection, cohort: Cohort, state: State, now: float
+    ) -> None:
+        """Ban whom evidence convicts; who is named without any is struck."""
+        if not state.culprits:
+            return
+        convicted: set[bytes] = set()
+        for finding, data in await self._evidence(connection, cohort, state):
+            try:
+                verdict = await asyncio.to_thread(
+                    verify_evidence, data, delivered=True, mask_secret=finding.opening
+                )
+            except RemoteProtocolError as error:
+                _log.error("evidence-refused", cohort=cohort.id, reason=error.reason)
+                continue
+            convicted.add(verdict.identity)
+            pseudonyms: Mapping[int, bytes] = getattr(state, "pseudonyms", {})
+            ban = standing.Ban(
+                verdict.identity,
+                verdict.partner,
+                verdict.kind,
+                pseudonyms.get(finding.device) or secrets.token_bytes(32),
+                task=verdict.task,
+                cohort=verdict.cohort,
+                evidence=data,
+                transferable=verdict.transferable,
+            )
+            record = await standing.insert_ban(connection, ban, now)
+            if record is not None:
+                await self._ledger.append(connection, [record])
+                self._core.metrics.bans.labels(verdict.kind).inc()
+        roster = {entry.identity_key: index for index, entry in enumerate(state.roster)}
+        named = [roster[culprit] for culprit in state.culprits if culprit not in convicted]
+        await self._strike(connection, state, named, "named-without-evidence", now)
+
+    async def _evidence(
+        self, connection: AsyncConnection, cohort: Cohort, state: State
+    ) -> list[tuple[Finding, bytes]]:
+        """Evidence from the cohort's log, which is about to be erased."""
+        if not state.findings:
+            return []
+        needed = wanted(state.findings)
+        adverts: Sequence[bytes] = ()
+        received: list[tuple[int, bytes]] = []
+        seq = -1
+        while True:
+            rows = (
+                await connection.execute(
+                    sa.select(cohort_events.c.seq, cohort_events.c.kind, cohort_events.c.payload)
+                    .where(cohort_events.c.cohort == cohort.id, cohort_events.c.seq > seq)
+                    .order_by(cohort_events.c.seq)
+                    .limit(_LOG_BATCH)
+                )
+            ).all()
+            if not rows:
+                break
+            seq = rows[-1].seq
+            for row in rows:
+                if row.kind == OPENED:
+                    adverts = msgspec.msgpack.decode(row.payload, type=Opened).adverts
+                elif row.kind == RECEIVED:
+                    event = decode_event(row.kind, row.payload)
+                    if isinstance(event, Received) and event.index in needed:
+                        received.append((event.index, event.message))
+        return await asyncio.to_thread(
+            gather_evidence, state, cohort.task.encoded, adverts, received
+        )
 
     async def published(self, cohort: Cohort, *, mine: bool) -> None:
         """After the terminal commit: files of the ledger, metrics, log.

@@ -19,10 +19,11 @@ from aggregator.cohorts.driver import Driver, Live
 from aggregator.core import Core
 from aggregator.logs import get_logger
 from aggregator.partners import Partners
+from aggregator.standing import barred_members
 from aggregator.store.schema import cohorts, tasks
 from aggregator.tasks import Tasks
 from secagg.errors import SecaggError
-from secagg.server import Tick
+from secagg.server import Exclude, Tick
 
 _log = get_logger("watch")
 _AGAIN_S = 1.0
@@ -149,8 +150,21 @@ class Watch:
         for cohort, live in tuple(self._driver.live.items()):
             if cohort not in open_now and not live.cohort.over:
                 await live.cohort.refresh()
+        await self._exclude_barred()
         for task, now in seen.items():
             if self._seen.get(task) != now:
                 await self._driver.wake_task(task)
         self._seen = seen
         await self._partners.load()
+
+    async def _exclude_barred(self) -> None:
+        """Leave devices that were banned since out of cohorts that have not fixed S."""
+        if not self._driver.live:
+            return
+        for cohort, indices in (await barred_members(self._core)).items():
+            live = self._driver.live.get(cohort)
+            if live is None:
+                continue
+            for index in set(indices) - live.cohort.state.excluded:
+                with contextlib.suppress(CohortOver, SecaggError):  # it has gone on meanwhile
+                    await live.cohort.submit(Exclude(index))

@@ -59,6 +59,7 @@ sessions = sa.Table(
     sa.Column("received_at", sa.Float(53), nullable=False),
     sa.Column("cohort", _Hex, index=True),  # null while waiting
     sa.Column("roster_index", sa.Integer),
+    sa.Column("partner", _Hex, nullable=False, server_default=""),  # empty: not known
     sa.Index("sessions_waiting", "task", "cohort", "identity"),
 )
 
@@ -142,4 +143,47 @@ ledger_head = sa.Table(
     sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),  # always 1
     sa.Column("size", sa.BigInteger, nullable=False),
     sa.Column("checkpoint", sa.Text, nullable=False),
+)
+
+bans = sa.Table(
+    "bans",  # devices that are refused, whatever they send
+    metadata,
+    sa.Column("identity", _Hex, primary_key=True),
+    sa.Column("partner", _Hex, nullable=False),  # empty: not known
+    sa.Column("kind", sa.String(64), nullable=False),  # of secagg.evidence, or "operator"
+    sa.Column("task", sa.String(200), nullable=False),  # empty: none
+    sa.Column("cohort", _Hex, nullable=False),  # empty: none
+    sa.Column("handle", _Hex, nullable=False),  # how the ledger names the device in this ban
+    sa.Column("note", sa.Text, nullable=False),
+    sa.Column("evidence", sa.LargeBinary, nullable=False),  # empty: none
+    sa.Column("transferable", sa.Boolean, nullable=False),  # whether others can check it
+    sa.Column("banned_at", sa.Float(53), nullable=False),
+)
+
+strikes = sa.Table(
+    "strikes",  # devices in question in a cohort that failed without a name
+    metadata,
+    sa.Column("identity", _Hex, primary_key=True),
+    sa.Column("cohort", _Hex, primary_key=True),
+    sa.Column("partner", _Hex, nullable=False),
+    sa.Column("kind", sa.String(64), nullable=False),
+    sa.Column("weight", sa.Float(53), nullable=False),
+    sa.Column("struck_at", sa.Float(53), nullable=False),
+)
+
+revocation_lists = sa.Table(
+    "revocation_lists",  # the newest of each partner
+    metadata,
+    sa.Column("partner", _Hex, primary_key=True),
+    sa.Column("number", sa.BigInteger, nullable=False),
+    sa.Column("digest", _Hex, nullable=False),
+    sa.Column("signed", sa.LargeBinary, nullable=False),
+    sa.Column("received_at", sa.Float(53), nullable=False),
+)
+
+revoked = sa.Table(
+    "revoked",  # the devices in those lists
+    metadata,
+    sa.Column("partner", _Hex, primary_key=True),
+    sa.Column("identity", _Hex, primary_key=True, index=True),
 )

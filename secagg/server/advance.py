@@ -25,6 +25,8 @@ from secagg.server.states import (
     Facts,
     Finding,
     Masking,
+    Opening,
+    Releasing,
     Sharing,
     State,
     Unmasking,
@@ -59,10 +61,33 @@ def abort(
     named = (state.facts.identity(finding.device) for finding in findings)
     fields["culprits"] = tuple(dict.fromkeys((*state.culprits, *named)))
     fields["findings"] = (*state.findings, *findings)
-    aborted = Aborted(**fields, reason=reason)
+    aborted = Aborted(
+        **fields,
+        reason=reason,
+        silent=_silent(state),
+        summed=state.survivors if isinstance(state, Opening | Releasing) else (),
+    )
     rest = frozenset(range(state.facts.size)) - state.gone
     told = deliver(config, state.facts, rest, Abort(state.facts.cohort, reason))
     return aborted, (*told, Ended(reason, aborted.culprits))
+
+
+def _silent(state: State) -> tuple[int, ...]:
+    """Devices for which the phase still waits."""
+    due: Collection[int] = ()
+    answered: Collection[int] = ()
+    match state:
+        case Sharing():
+            due, answered = range(state.facts.size), (*state.dealt, *state.gone)
+        case Checking():
+            due, answered = state.dealers, state.answered
+        case Masking():
+            due, answered = state.masking_set, state.added
+        case Confirming():
+            due, answered = state.survivors, state.confirmations
+        case Unmasking():
+            due, answered = state.survivors, state.shares
+    return tuple(sorted(frozenset(due).difference(answered)))
 
 
 def leave_out(

@@ -209,11 +209,17 @@ class Released(_Phase):
 
 @dataclass(frozen=True, kw_only=True)
 class Aborted(_Phase):
-    """Terminal: no release."""
+    """Terminal: no release.
+
+    ``silent``: devices for which the last phase still waited. ``summed``: those whose vectors are
+    in a sum that was refused.
+    """
 
     phase: ClassVar[str] = "aborted"
 
     reason: str
+    silent: tuple[int, ...] = ()
+    summed: tuple[int, ...] = ()
 
 
 State = (

@@ -1,0 +1,51 @@
+"""Whose fault it was that a cohort came to nothing, as far as the service can tell.
+
+``devices``: some device did not do its part, or sent what cannot be right. ``service``: its own
+work failed, or nobody was there when a deadline passed. ``unknown``: devices were missed, but the
+service had failures or a restart of its own while they were due.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from secagg.evidence import KINDS as CONVICTED
+from secagg.messages import KINDS, MaskedInput
+from secagg.server import Aborted
+
+Fault = Literal["service", "devices", "unknown"]
+LATE_S = 30.0  # a deadline that is noticed later than this passed while no replica was there
+_MISSED = frozenset(
+    ("too-few-dealers", "too-few-ready", "too-few-vectors", "too-few-confirmations")
+) | {"too-few-shares"}
+REFUSED_SUMS = frozenset(("check-coordinates", "noise-measured-missing"))
+
+
+def fault_of(reason: str, *, late_s: float, failed: bool, restarted: bool) -> Fault:
+    """
+    Args:
+        reason: why the cohort ended.
+        late_s: seconds between the phase's deadline and its being noticed.
+        failed: the service's own work for this cohort has failed before.
+        restarted: the cohort is older than the process that ends it.
+    """
+    if reason in CONVICTED:
+        return "devices"
+    if reason in REFUSED_SUMS:
+        return "unknown" if failed else "devices"
+    if reason not in _MISSED:
+        return "service"
+    if late_s > LATE_S:
+        return "service"
+    return "unknown" if failed or restarted else "devices"
+
+
+def any_byte_sent(state: Aborted) -> bool:
+    """Whether a vector's header was accepted: no device sends a byte of its vector before."""
+    return bool(state.accepted.get(KINDS[MaskedInput][0]))
+
+
+def in_question(state: Aborted) -> tuple[int, ...]:
+    """Roster indices of the devices of which one at least is at fault, none being named: those in
+    a sum that was refused, or those for which the last phase waited in vain."""
+    return state.summed if state.reason in REFUSED_SUMS else state.silent
