@@ -7,8 +7,11 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from aggregator.cohorts.choosing import Ready
+from aggregator.cohorts.strikes import Standing, eligible
 from aggregator.core import Core
-from aggregator.store.schema import cohorts, releases, sessions, tasks, versions
+from aggregator.standing import standing_of
+from aggregator.store.schema import bans, cohorts, releases, sessions, tasks, versions
 from aggregator.tasks import Task
 
 
@@ -35,6 +38,7 @@ async def task_view(core: Core, task: Task) -> dict[str, Any]:
     """Everything about one task.
 
     ``releases``: one entry per charge, in order, with ``outcome`` ``released`` or ``charged``.
+    ``why_waiting``: what the next cohort lacks, in words; None while one is under way.
     ``cohort``: the open one, or None. ``aborted``: cohorts that ended before step 3, so for free.
     """
     manifest = task.manifest
@@ -64,13 +68,23 @@ async def task_view(core: Core, task: Task) -> dict[str, Any]:
                 cohorts.c.charge.is_(None),
             )
         )
-        waiting = await connection.scalar(
-            sa.select(sa.func.count()).where(
-                sessions.c.task == task.name,
-                sessions.c.cohort.is_(None),
-                sessions.c.model_version >= row.version - manifest.cohort.versions_back,
-                sessions.c.expires_at > core.clock(),
-            )
+        wait = (
+            sessions.c.task == task.name,
+            sessions.c.cohort.is_(None),
+            sessions.c.model_version >= row.version - manifest.cohort.versions_back,
+            sessions.c.expires_at > core.clock(),
+        )
+        waiting = await connection.scalar(sa.select(sa.func.count()).where(*wait)) or 0
+        found = await connection.execute(
+            sa.select(sessions.c.session, sessions.c.received_at).where(*wait)
+        )
+        present = [Ready(r.session, b"", 0, r.received_at) for r in found]
+        standing = await standing_of(
+            connection,
+            sa.select(sessions.c.session, sessions.c.identity, sessions.c.partner).where(*wait),
+        )
+        banned = await connection.scalar(
+            sa.select(sa.func.count()).select_from(bans).where(bans.c.task == task.name)
         )
         cohort = (
             await connection.execute(
@@ -98,6 +112,10 @@ async def task_view(core: Core, task: Task) -> dict[str, Any]:
         "releases": done,
         "aborted": aborted,
         "waiting": waiting,
+        "banned": banned,
+        "why_waiting": None
+        if cohort is not None or row.state != "open"
+        else _why_waiting(core, manifest.cohort.size_min, present, standing, banned or 0),
         "cohort": None
         if cohort is None
         else {
@@ -107,3 +125,21 @@ async def task_view(core: Core, task: Task) -> dict[str, Any]:
             "opened_at": cohort.opened_at,
         },
     }
+
+
+def _why_waiting(
+    core: Core, needed: int, present: list[Ready], standing: Standing, banned: int
+) -> str | None:
+    """What the next cohort lacks, in words; None if it forms by itself as soon as it is due."""
+    free, until_s = eligible(present, standing, core.clock())
+    if len(free) >= needed:
+        return None
+    text = f"A cohort needs {needed} devices; {len(free)} wait."
+    if banned:
+        text += f" Banned in this task: {banned} (secagg device list)."
+    if until_s is not None:
+        text += (
+            f" Held back after cohorts that failed: {len(present) - len(free)}, the first of them "
+            f"for {max(0.0, until_s - core.clock()):.0f} s (secagg device list)."
+        )
+    return text

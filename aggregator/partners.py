@@ -5,16 +5,20 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 from aggregator.core import Core
-from aggregator.problems import Refusal, conflict
+from aggregator.ledger import Ledger
+from aggregator.problems import Refusal, conflict, not_found
 from aggregator.store.database import Conflict
-from aggregator.store.schema import partners
+from aggregator.store.schema import partners, sessions, tasks
+from dp.records import membership_record
+from secagg.manifest import decode_manifest
 
 
 class Partners:
     """The partners, with their keys at hand for every request."""
 
-    def __init__(self, core: Core) -> None:
+    def __init__(self, core: Core, ledger: Ledger) -> None:
         self._core = core
+        self._ledger = ledger
         self.keys: frozenset[bytes] = frozenset()
 
     async def load(self) -> None:
@@ -53,3 +57,47 @@ class Partners:
             if known.get(key.hex()) != name:
                 raise conflict("partner-exists", "The key belongs to another partner.") from error
         await self.load()
+
+    async def remove(self, key: bytes) -> list[str]:
+        """Refuse a partner's devices from now on; returns the open tasks that list it and go on
+        without it.
+
+        Their manifests stay as they are signed. Waiting sessions of the partner's devices go.
+
+        Raises:
+            Refusal: 404 ``not-found``; 409 ``partner-last`` if an open task has no other.
+        """
+        core = self._core
+        async with core.database.write() as connection:
+            left = set((await connection.execute(sa.select(partners.c.partner_key))).scalars())
+            if key.hex() not in left:
+                raise not_found("partner")
+            left.discard(key.hex())
+            concerned = []
+            rows = await connection.execute(
+                sa.select(tasks.c.task, tasks.c.manifest).where(tasks.c.state != "finished")
+            )
+            for row in rows:
+                listed = {k.hex() for k in decode_manifest(row.manifest).partner_keys}
+                if key.hex() not in listed:
+                    continue
+                concerned.append(str(row.task))
+                if not listed & left:
+                    raise conflict(
+                        "partner-last",
+                        f"Task {row.task!r} has no other partner.",
+                        remedy="Let the task finish, or create one with other partners first.",
+                    )
+            await connection.execute(sa.delete(partners).where(partners.c.partner_key == key.hex()))
+            await connection.execute(
+                sa.delete(sessions).where(
+                    sessions.c.partner == key.hex(), sessions.c.cohort.is_(None)
+                )
+            )
+            record = membership_record(
+                "partner-removed", int(core.clock()), cause="operator", partner=key
+            )
+            await self._ledger.append(connection, [record])
+        await self._ledger.publish()
+        await self.load()
+        return concerned

@@ -20,6 +20,7 @@ from aggregator.keys import load_keys, private_text
 from aggregator.ledger import Ledger
 from aggregator.partners import Partners
 from aggregator.settings import Settings
+from aggregator.standing import Membership
 from aggregator.store.database import Database
 from aggregator.tasks import Tasks
 
@@ -45,8 +46,9 @@ class Service:
             token = private_text(path, lambda: secrets.token_urlsafe(32))
         self.operator = OperatorAccess(token)
         self.ledger = Ledger(core)
-        self.partners = Partners(core)
+        self.partners = Partners(core, self.ledger)
         self.tasks = Tasks(core, self.ledger)
+        self.membership = Membership(core, self.ledger)
         self.driver = Driver(core, self.tasks, Releaser(core, self.ledger))
         self.watch = Watch(core, self.tasks, self.driver, self.partners)
         self.janitor = Janitor(core)

@@ -13,6 +13,7 @@ from aggregator.cohorts import formation
 from aggregator.models import MODELS
 from aggregator.problems import not_found
 from aggregator.service import Service
+from aggregator.standing import refuse_barred
 from aggregator.store.schema import tasks, versions
 from secagg import api, limits
 
@@ -28,7 +29,7 @@ def routes(service: Service) -> list[web.RouteDef]:
         )
 
     async def offer(request: web.Request) -> web.Response:
-        service.access.identity(request)
+        await refuse_barred(core, service.access.identity(request))
         task = await service.tasks.get(request.match_info["task"])
         after = request.query.get("after_version")
         after_version = None if after is None else bodies.query_int(request, "after_version", 0)

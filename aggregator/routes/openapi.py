@@ -8,7 +8,7 @@ import msgspec
 from aiohttp import web
 
 from aggregator import bodies
-from aggregator.routes.operator import PartnerBody
+from aggregator.routes.operator import BanBody, PartnerBody
 from aggregator.service import Service
 from dp.contracts import TaskSpec
 from secagg import api
@@ -36,6 +36,16 @@ _TABLE: dict[tuple[str, str], tuple[str, str | None, Any, Any]] = {
     ("get", "/ledger/contributors/{digest}"): ("A list of contributors", None, None, _OCTETS),
     ("post", "/v1/operator/partners"): ("Add a partner", _OPERATOR, PartnerBody, dict),
     ("get", "/v1/operator/partners"): ("List partners", _OPERATOR, None, dict),
+    ("post", "/v1/operator/partners/{key}/remove"): ("Remove a partner", _OPERATOR, None, dict),
+    ("get", "/v1/operator/devices"): ("List bans and strikes", _OPERATOR, None, dict),
+    ("post", "/v1/operator/devices/{key}/ban"): ("Ban a device", _OPERATOR, BanBody, dict),
+    ("post", "/v1/operator/devices/{key}/unban"): ("Lift a ban", _OPERATOR, None, None),
+    ("get", "/v1/operator/devices/{key}/evidence"): (
+        "Evidence against a banned device",
+        _OPERATOR,
+        None,
+        _OCTETS,
+    ),
     ("post", "/v1/operator/tasks"): ("Create a task", _OPERATOR, TaskSpec, dict),
     ("get", "/v1/operator/tasks"): ("List tasks", _OPERATOR, None, dict),
     ("get", "/v1/operator/tasks/{task}"): ("Show a task", _OPERATOR, None, dict),

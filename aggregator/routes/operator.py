@@ -16,6 +16,12 @@ from dp.contracts import TaskSpec, warnings
 _SPEC_CAP = 2 << 20  # a spec lists the adapter's tensors
 
 
+class BanBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``note``: for the operator; it is not in the ledger."""
+
+    note: str = ""
+
+
 class PartnerBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """``key``: Ed25519, 32 bytes, base64."""
 
@@ -76,8 +82,46 @@ def routes(service: Service) -> list[web.RouteDef]:
         view = await view_of(request)
         return await model_file(service, view["model_digest"])
 
+    async def list_devices(request: web.Request) -> web.Response:
+        service.operator.require(request)
+        membership = service.membership
+        return bodies.json_response(
+            {"bans": await membership.bans(), "strikes": await membership.strikes()}
+        )
+
+    async def ban(request: web.Request) -> web.Response:
+        service.operator.require(request)
+        body = await bodies.read_json(request, BanBody, 4_096, settings)
+        return bodies.json_response(await service.membership.ban(key_of(request), body.note))
+
+    async def unban(request: web.Request) -> web.Response:
+        service.operator.require(request)
+        await service.membership.unban(key_of(request))
+        for row in await task_list(service.core):
+            service.watch.consider(row["task"])
+        return web.Response(status=204)
+
+    async def evidence(request: web.Request) -> web.Response:
+        service.operator.require(request)
+        data = await service.membership.evidence(key_of(request))
+        return web.Response(body=data, content_type="application/octet-stream")
+
+    async def remove_partner(request: web.Request) -> web.Response:
+        service.operator.require(request)
+        concerned = await service.partners.remove(key_of(request))
+        return bodies.json_response({"tasks": concerned})
+
+    def key_of(request: web.Request) -> bytes:
+        return bytes.fromhex(request.match_info["key"])
+
     base = "/v1/operator"
+    named = "{key:[0-9a-f]{64}}"
     return [
+        web.get(f"{base}/devices", list_devices),
+        web.post(f"{base}/devices/{named}/ban", ban),
+        web.post(f"{base}/devices/{named}/unban", unban),
+        web.get(f"{base}/devices/{named}/evidence", evidence),
+        web.post(f"{base}/partners/{named}/remove", remove_partner),
         web.post(f"{base}/partners", add_partner),
         web.get(f"{base}/partners", list_partners),
         web.post(f"{base}/tasks", create),

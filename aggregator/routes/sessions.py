@@ -14,6 +14,7 @@ from aggregator.cohorts.driver import Live
 from aggregator.problems import Refusal, conflict, not_found
 from aggregator.routes.devices import wait
 from aggregator.service import Service
+from aggregator.standing import refuse_barred
 from aggregator.store.schema import mail, sessions, tasks
 from secagg import api
 from secagg.messages import KINDS, Complaint, Deals, MaskedInput, Unmask
@@ -46,6 +47,7 @@ def routes(service: Service) -> list[web.RouteDef]:
             .where(sessions.c.session == name)
         )
         if not rows:
+            await refuse_barred(core, identity)  # a ban removes sessions that wait
             raise not_found("session")
         row = rows[0]
         _demand_own(bytes.fromhex(row.identity), identity)
