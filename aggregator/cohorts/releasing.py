@@ -345,9 +345,9 @@ class Releaser:
             else:
                 await self.spend(connection, cohort, None)
                 # The state before the end knows the masking set, each of which charged itself.
-                before, why = cohort.state, state.reason
+                before = cohort.state
                 await self._record(
-                    connection, cohort, before, now, reason=why, computed=None, fault=fault
+                    connection, cohort, before, now, reason=ended.reason, computed=None, fault=fault
                 )
             if fault == "devices" and state.reason not in CONVICTED:
                 await self._strike(connection, state, in_question(state), state.reason, now)

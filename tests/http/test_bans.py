@@ -311,20 +311,27 @@ async def test_a_deadline_that_passed_unserved_stays_charged_once_somebody_sent(
 async def test_a_holder_that_changes_a_share_is_banned_and_the_others_are_released(
     tmp_path: Path,
 ) -> None:
+    answered = asyncio.Event()
+
     class Holder(Device):
         async def post(self, message: bytes) -> int:
             found, _ = peek(message, *KINDS)
-            if isinstance(found, Unmask):
-                first, *rest = found.shares
-                wrong = msgspec.structs.replace(first, share=b"\x07" + first.share[1:])
-                changed = msgspec.structs.replace(found, shares=(wrong, *rest))
-                key = SigningKey(self.seed.reveal())
-                message = sign(changed, found.ctx, key)
-            return await super().post(message)
+            if not isinstance(found, Unmask):
+                return await super().post(message)
+            first, *rest = found.shares
+            wrong = msgspec.structs.replace(first, share=b"\x07" + first.share[1:])
+            changed = msgspec.structs.replace(found, shares=(wrong, *rest))
+            status = await super().post(sign(changed, found.ctx, SigningKey(self.seed.reveal())))
+            answered.set()
+            return status
+
+    async def hold(name: str) -> None:
+        if name == "unmask":
+            await answered.wait()
 
     async with served(tmp_path, spec()) as server:
         liar = Holder(server, 0, one_hot(0))
-        await run([liar, *devices(server, 4)[1:]])
+        await run([liar, *devices(server, 4, hold=hold)[1:]])
         view = await server.view()
         assert [r["outcome"] for r in view["releases"]] == ["released"]
         (ban,) = await rows(server, bans)

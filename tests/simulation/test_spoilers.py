@@ -92,7 +92,7 @@ class Fleet:
             self.strikes[member].append(Strike(cohort, now))
 
 
-@pytest.mark.parametrize("size", [5, 10, 40])
+@pytest.mark.parametrize("size", [5, 10, 20])
 @pytest.mark.parametrize("seed", range(2))
 def test_one_spoiler_among_four_times_as_many_costs_few_releases(size: int, seed: int) -> None:
     """Five in the first day of a cohort a minute, whatever the size; unsteered 360."""
@@ -134,13 +134,13 @@ def test_large_cohorts_are_halved_until_the_spoiler_is_alone() -> None:
 
 def test_where_only_struck_devices_are_left_the_budget_burns_slowly_and_never_stops() -> None:
     """Five devices, cohorts of five, one spoils: 8 failures in the first day, then one a day."""
-    fleet = Fleet(5, rules(5, 5, 4), frozenset((0,))).run(40 * 1_440)
+    fleet = Fleet(5, rules(5, 5, 4), frozenset((0,))).run(40 * 144, 10 * MINUTE_S)
     first_day = sum(at <= DAY_S for at in fleet.failed_at)
     last_days = sum(at > 30 * DAY_S for at in fleet.failed_at)
     assert first_day <= 8
     assert 9 <= last_days <= 12
     gaps = [b - a for a, b in zip(fleet.failed_at, fleet.failed_at[1:], strict=False)]
-    assert max(gaps) <= DAY_S + 2 * MINUTE_S
+    assert max(gaps) <= DAY_S + 20 * MINUTE_S
 
 
 def test_devices_that_stop_after_ready_go_last() -> None:
