@@ -86,6 +86,7 @@ async def test_a_device_that_dies_at_any_write_repeats_itself_and_is_counted_onc
     crash.before = before
     deaths: list[str] = []
     async with World(tmp_path, spec) as world:
+        await world.device("d0").recover_account_async()  # as every client of a new folder does
         others = [
             asyncio.create_task(world.device(f"d{n}").run_async(OneHot(n), task=TASK))
             for n in (1, 2, 3)
