@@ -43,7 +43,7 @@ class Recovered:
         charges: cohorts that list it, by task.
         added: of those, how many its account lacked.
         unlisted: charges of its account (ctx, hex) that no record lists: of cohorts that have not
-            ended, or that the aggregator opened and does not show.
+            ended, that the service failed before anybody had sent, or that it does not show.
         leaves: records of the ledger that were read.
     """
 

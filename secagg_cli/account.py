@@ -45,7 +45,7 @@ def recover(
         if found.unlisted:
             out.say(
                 f"{len(found.unlisted)} charges of the account are in no record: of cohorts that "
-                "have not ended, or that the aggregator does not show."
+                "have not ended, that failed before anybody sent, or that are not shown."
             )
         out.result(
             {
