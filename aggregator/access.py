@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from aiohttp import web
 
+from aggregator.intake import Intake
 from aggregator.problems import Refusal
 from secagg.access import verify_access_token
 from secagg.errors import RemoteProtocolError
@@ -29,7 +30,8 @@ def _bearer(request: web.Request) -> str:
 
 
 class DeviceAccess:
-    """Verifies device tokens against the partners' keys and limits each device's request rate."""
+    """Verifies device tokens against the partners' keys; limits each device's request rate and
+    how many it has open."""
 
     def __init__(
         self,
@@ -38,19 +40,21 @@ class DeviceAccess:
         clock: Callable[[], float],
         requests_per_s: float,
         burst: int,
+        intake: Intake,
     ) -> None:
         self._audience = audience
         self._partner_keys = partner_keys
         self._clock = clock
         self._rate = requests_per_s
         self._burst = burst
+        self._intake = intake
         self._buckets: dict[bytes, tuple[float, float]] = {}
 
     def identity(self, request: web.Request) -> bytes:
         """The Ed25519 identity key (32 bytes) of the calling device.
 
         Raises:
-            Refusal: 401 with the token's fault, or 429 ``rate-limited``.
+            Refusal: 401 with the token's fault, or 429 ``rate-limited`` or ``requests-open``.
         """
         token = _bearer(request)
         try:
@@ -60,6 +64,7 @@ class DeviceAccess:
         except RemoteProtocolError as error:
             raise Refusal(401, error.reason, error.message, remedy=error.remedy) from error
         self._spend(identity)
+        self._intake.enter(request, identity)
         return identity
 
     def _spend(self, identity: bytes) -> None:

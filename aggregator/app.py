@@ -19,7 +19,9 @@ SERVICE = web.AppKey("service", Service)
 def build_app(settings: Settings, clock: Callable[[], float] = time.time) -> web.Application:
     """The public application; it starts and stops its :class:`Service` with itself."""
     service = Service(settings, clock)
-    app = web.Application(middlewares=[_measured(service), problems])
+    app = web.Application(
+        middlewares=[_measured(service), problems(service.core.metrics), service.intake.middleware]
+    )
     app[SERVICE] = service
     for module in (devices, sessions, ledger, operator, openapi):
         app.add_routes(module.routes(service))
@@ -30,7 +32,7 @@ def build_app(settings: Settings, clock: Callable[[], float] = time.time) -> web
 
 def build_admin_app(service: Service) -> web.Application:
     """Dashboard, health and metrics; for a port that only the operator reaches."""
-    app = web.Application(middlewares=[problems])
+    app = web.Application(middlewares=[problems(service.core.metrics)])
     app.add_routes(admin.routes(service))
     return app
 

@@ -81,13 +81,12 @@ async def read(request: web.Request, cap: int, settings: Settings) -> bytes:
     return b"".join([part async for part in stream(request, cap, settings)])
 
 
-async def read_json(request: web.Request, kind: type[_T], cap: int, settings: Settings) -> _T:
+def parse_json(body: bytes, kind: type[_T]) -> _T:
     """A JSON body of the given type.
 
     Raises:
-        Refusal: as :func:`stream`, or 400 ``body-malformed``.
+        Refusal: 400 ``body-malformed``.
     """
-    body = await read(request, cap, settings)
     try:
         return msgspec.json.decode(body, type=kind, strict=True)
     except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError) as error:

@@ -11,11 +11,10 @@ from pathlib import Path
 
 from aiohttp import web
 
-from aggregator import logs
+from aggregator import connections, logs
 from aggregator.app import SERVICE, build_admin_app, build_app
 from aggregator.settings import Settings
 
-_HEADER_BYTES = 16 << 10
 _SHUTDOWN_S = 10.0
 
 
@@ -41,8 +40,12 @@ async def _serve(settings: Settings) -> None:
     try:
         await public.setup()
         await admin.setup()
-        url, port = await _listen(public, settings.host, settings.port)
-        admin_url, admin_port = await _listen(admin, settings.admin_host, settings.admin_port)
+        here = connections.public(settings, app[SERVICE].core.metrics)
+        url, port = await _listen(public, settings.host, settings.port, here)
+        there = connections.admin(settings)
+        admin_url, admin_port = await _listen(
+            admin, settings.admin_host, settings.admin_port, there
+        )
         listening = {
             "url": url,
             "port": port,
@@ -58,19 +61,13 @@ async def _serve(settings: Settings) -> None:
 
 
 def _runner(app: web.Application) -> web.AppRunner:
-    return web.AppRunner(
-        app,
-        access_log=None,
-        shutdown_timeout=_SHUTDOWN_S,
-        max_line_size=_HEADER_BYTES,
-        max_field_size=_HEADER_BYTES,
-        keepalive_timeout=75,
-    )
+    return web.AppRunner(app, access_log=None, shutdown_timeout=_SHUTDOWN_S)
 
 
-async def _listen(runner: web.AppRunner, host: str, port: int) -> tuple[str, int]:
-    site = web.TCPSite(runner, host, port, backlog=1_024)
-    await site.start()
+async def _listen(
+    runner: web.AppRunner, host: str, port: int, allowed: connections.Connections
+) -> tuple[str, int]:
+    await connections.Site(runner, host, port, allowed).start()
     bound = runner.addresses[-1]
     shown = f"[{bound[0]}]" if ":" in bound[0] else bound[0]
     return f"http://{shown}:{bound[1]}", bound[1]

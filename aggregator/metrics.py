@@ -22,6 +22,12 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
+        self.refusals = Counter(
+            "secagg_refusals", "Refused requests and connections", ["reason"], registry=registry
+        )
+        self.connections = Gauge(
+            "secagg_connections", "Connections at the public port", registry=registry
+        )
         self.adverts = Counter("secagg_adverts", "Adverts accepted", ["task"], registry=registry)
         self.cohorts = Counter(
             "secagg_cohorts", "Cohorts that ended", ["task", "outcome"], registry=registry

@@ -6,8 +6,10 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
 from aggregator.logs import get_logger
+from aggregator.metrics import Metrics
 from secagg.api import Problem
 from secagg.errors import ConfigurationError, RemoteProtocolError, SecaggError
 
@@ -68,13 +70,22 @@ def problem(status: int, body: Problem, headers: dict[str, str] | None = None) -
     )
 
 
-@web.middleware
-async def problems(request: web.Request, handler: Handler) -> web.StreamResponse:
+def problems(metrics: Metrics) -> Middleware:
     """Turn every exception into a ``Problem``; details of our own faults stay in the log."""
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        return await _answer(metrics, request, handler)
+
+    return middleware
+
+
+async def _answer(metrics: Metrics, request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         return await handler(request)
     except SecaggError as error:
         _log.info("refused", route=_route(request), reason=error.reason)
+        metrics.refusals.labels(error.reason).inc()
         return respond(error)
     except web.HTTPException as error:
         if error.status < 400:

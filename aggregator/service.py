@@ -16,6 +16,7 @@ from aggregator.cohorts.janitor import Janitor
 from aggregator.cohorts.releasing import Releaser
 from aggregator.cohorts.watch import Watch
 from aggregator.core import Core
+from aggregator.intake import Intake
 from aggregator.keys import load_keys, private_text
 from aggregator.ledger import Ledger
 from aggregator.partners import Partners
@@ -52,12 +53,14 @@ class Service:
         self.driver = Driver(core, self.tasks, Releaser(core, self.ledger))
         self.watch = Watch(core, self.tasks, self.driver, self.partners)
         self.janitor = Janitor(core)
+        self.intake = Intake(settings)
         self.access = DeviceAccess(
             core.keys.task_public,
             lambda: self.partners.keys,
             clock,
             settings.requests_per_s,
             settings.request_burst,
+            self.intake,
         )
         self.ready = False
 

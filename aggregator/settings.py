@@ -56,6 +56,22 @@ class Settings(BaseSettings):
     upload_chunk_max: int = Field(default=64 << 20, ge=1)  # bytes of one PUT
     requests_per_s: float = Field(default=50.0, gt=0)  # of one device, sustained
     request_burst: int = Field(default=200, ge=1)
+    # One device has two long polls open and one transfer; more are repeats that cross each other.
+    device_requests_max: int = Field(default=16, ge=1)  # open at once, of one device
+    # Bodies in memory, in bytes: the largest message has 4 MiB, and a repeat may cross the first.
+    device_body_bytes_max: int = Field(default=16 << 20, ge=8 << 20)  # of one device
+    body_bytes_max: int = Field(default=256 << 20, ge=16 << 20)  # of all together
+
+    # A waiting device keeps two connections open; about 60 KB of memory each.
+    connections_max: int = Field(default=8_192, ge=2)  # fewer where the open files do not suffice
+    # 500 devices behind one address translator. Behind a proxy, which is one address too: as many
+    # as connections_max; the proxy then caps the addresses. Never more than half of all.
+    connections_per_address: int = Field(default=1_024, ge=1)
+    connection_first_byte_s: float = Field(default=10.0, gt=0)  # a client connects to send
+    connection_header_s: float = Field(default=20.0, gt=0)  # 1 KB at 100 bytes/s, and more
+    connection_idle_s: float = Field(default=75.0, gt=0)  # longer than proxies keep theirs
+    # A model at 2 KB/s is 1.2 MB in this time; a device goes on where it broke off.
+    answer_max_s: float = Field(default=600.0, gt=0)  # for one answer to be taken
 
     log_level: str = "INFO"
 

@@ -76,6 +76,7 @@ def _seed(path: Path) -> Secret:
 async def _serve(service: Witness, host: str, port: int) -> None:
     from aiohttp import web
 
+    from aggregator.connections import Connections, Site
     from secagg_cli.witness_service import build_witness_app
 
     stop = asyncio.Event()
@@ -85,7 +86,7 @@ async def _serve(service: Witness, host: str, port: int) -> None:
     runner = web.AppRunner(build_witness_app(service), access_log=None)
     await runner.setup()
     try:
-        await web.TCPSite(runner, host, port).start()
+        await Site(runner, host, port, Connections(max=256, per_address=128)).start()
         bound = runner.addresses[0]
         shown = f"[{bound[0]}]" if ":" in bound[0] else bound[0]
         address = f"http://{shown}:{bound[1]}"

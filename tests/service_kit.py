@@ -18,6 +18,7 @@ import numpy as np
 from aiohttp import web
 from nacl.signing import SigningKey
 
+from aggregator import connections
 from aggregator.app import SERVICE, build_app
 from aggregator.settings import Settings
 from dp.contracts import BudgetSpec, CohortSpec, DeadlineSpec, SegmentSpec, TaskSpec
@@ -83,7 +84,10 @@ class Served:
         self.app = build_app(self.settings, self.clock)
         self.runner = web.AppRunner(self.app, access_log=None, shutdown_timeout=2.0)
         await self.runner.setup()
-        await web.TCPSite(self.runner, "127.0.0.1", self._port, reuse_port=True).start()
+        allowed = connections.public(self.settings, self.service.core.metrics)
+        await connections.Site(
+            self.runner, "127.0.0.1", self._port, allowed, reuse_port=True
+        ).start()
 
     @property
     def service(self) -> Any:

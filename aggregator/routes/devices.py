@@ -84,10 +84,10 @@ def routes(service: Service) -> list[web.RouteDef]:
 
     async def advert(request: web.Request) -> web.Response:
         identity = service.access.identity(request)
-        signed = await bodies.read(request, _ADVERT_CAP, settings)
-        name = formation.task_named_in(signed)
-        task = await service.tasks.get(name)
-        session = await formation.report_in(core, task, identity, signed)
+        async with service.intake.body(request, identity, _ADVERT_CAP) as signed:
+            name = formation.task_named_in(signed)
+            task = await service.tasks.get(name)
+            session = await formation.report_in(core, task, identity, signed)
         service.watch.consider(task.name)
         return bodies.json_response(api.AdvertAccepted(session=session))
 

@@ -8,11 +8,13 @@ import msgspec
 from aiohttp import web
 
 from aggregator import bodies
+from aggregator.intake import OPERATOR
 from aggregator.overview import task_list, task_view
 from aggregator.routes.devices import model_file
 from aggregator.service import Service
 from dp.contracts import TaskSpec, warnings
 
+_PARTNER_CAP = 4_096
 _SPEC_CAP = 2 << 20  # a spec lists the adapter's tensors
 
 
@@ -30,11 +32,10 @@ class PartnerBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
 
 def routes(service: Service) -> list[web.RouteDef]:
-    settings = service.core.settings
-
     async def add_partner(request: web.Request) -> web.Response:
         service.operator.require(request)
-        body = await bodies.read_json(request, PartnerBody, 4_096, settings)
+        async with service.intake.body(request, OPERATOR, _PARTNER_CAP) as sent:
+            body = bodies.parse_json(sent, PartnerBody)
         await service.partners.add(body.name, body.key)
         return bodies.json_response({"name": body.name, "key": body.key})
 
@@ -44,7 +45,8 @@ def routes(service: Service) -> list[web.RouteDef]:
 
     async def create(request: web.Request) -> web.Response:
         service.operator.require(request)
-        spec = await bodies.read_json(request, TaskSpec, _SPEC_CAP, settings)
+        async with service.intake.body(request, OPERATOR, _SPEC_CAP) as sent:
+            spec = bodies.parse_json(sent, TaskSpec)
         task = await service.tasks.create(spec)
         service.watch.consider(task.name)
         view = await task_view(service.core, task)

@@ -9,18 +9,25 @@ import sqlalchemy as sa
 from aiohttp import web
 
 from aggregator import bodies
-from aggregator.cohorts.actor import CohortOver
+from aggregator.cohorts.actor import Cohort, CohortOver
 from aggregator.cohorts.driver import Live
 from aggregator.problems import Refusal, conflict, not_found
 from aggregator.routes.devices import wait
 from aggregator.service import Service
 from aggregator.standing import refuse_barred
 from aggregator.store.schema import mail, sessions, tasks
-from secagg import api
+from secagg import api, limits, transitions
 from secagg.messages import KINDS, Complaint, Deals, MaskedInput, Unmask
-from secagg.server import Received
+from secagg.server import Received, State
 
-_MESSAGE_CAP = max(KINDS[kind][1] for kind in (Deals, Complaint, MaskedInput, Unmask)) + 512
+_ENVELOPE = 512  # bytes around a message: the frame, the signer and its signature
+_MESSAGE_CAP = max(KINDS[kind][1] for kind in (Deals, Complaint, MaskedInput, Unmask)) + _ENVELOPE
+_SENDERS = {  # by phase: the state's field with those who are to speak; all of the roster before
+    "checking": "dealers",
+    "masking": "masking_set",
+    "confirming": "survivors",
+    "unmasking": "survivors",
+}
 _MAIL_BATCH = 64  # messages in one answer
 
 
@@ -31,6 +38,7 @@ class Session:
     cohort: str | None
     index: int
     stale: bool  # it waits, but can never be in a cohort: expired, or for too old a version
+    identity: bytes  # of its device
 
 
 def routes(service: Service) -> list[web.RouteDef]:
@@ -40,7 +48,7 @@ def routes(service: Service) -> list[web.RouteDef]:
         identity, name = service.access.identity(request), request.match_info["session"]
         if (member := driver.member(name)) is not None:
             _demand_own(member.identity, identity)
-            return Session(name, member.task, member.cohort, member.index, stale=False)
+            return Session(name, member.task, member.cohort, member.index, False, identity)
         rows = await core.database.rows(
             sa.select(sessions, tasks.c.version)
             .join(tasks, tasks.c.task == sessions.c.task)
@@ -55,7 +63,7 @@ def routes(service: Service) -> list[web.RouteDef]:
         stale = row.cohort is None and (
             row.model_version < row.version - rules.versions_back or row.expires_at <= core.clock()
         )
-        return Session(row.session, row.task, row.cohort, row.roster_index or 0, stale)
+        return Session(row.session, row.task, row.cohort, row.roster_index or 0, stale, identity)
 
     async def live(session: Session) -> Live:
         if session.cohort is None:
@@ -97,13 +105,30 @@ def routes(service: Service) -> list[web.RouteDef]:
 
     async def post_message(request: web.Request) -> web.Response:
         session = await find(request)
-        message = await bodies.read(request, _MESSAGE_CAP, settings)
         try:
             cohort = (await live(session)).cohort
-            await cohort.submit(Received(session.index, message, core.clock()))
+            cap = await cap_of(request, cohort, session.index)
+            async with service.intake.body(request, session.identity, cap) as message:
+                await cohort.submit(Received(session.index, message, core.clock()))
         except CohortOver:
             raise ended() from None
         return web.Response(status=204)
+
+    async def cap_of(request: web.Request, cohort: Cohort, index: int) -> int:
+        """The size that a message may have now; refused before a byte of a larger one is read."""
+        size = request.content_length or 0
+        if size > due_bytes(cohort.state, index):
+            await cohort.refresh()  # what is not due here may be due by now
+        cap = due_bytes(cohort.state, index)
+        if cap < size <= _MESSAGE_CAP:
+            raise conflict(
+                "message-not-due",
+                "No message of this size is due from this device now.",
+                expected=f"at most {cap} bytes",
+                found=size,
+                remedy="The session's messages say how far the cohort is.",
+            )
+        return cap
 
     async def get_vector(request: web.Request) -> web.Response:
         session = await find(request)
@@ -142,6 +167,25 @@ def routes(service: Service) -> list[web.RouteDef]:
         web.get(f"{base}/vector", get_vector),
         web.put(f"{base}/vector", put_vector),
     ]
+
+
+def due_bytes(state: State, index: int) -> int:
+    """The size of the largest message that a device may send in this phase of its cohort: of the
+    kinds that are due from it, for as many neighbours as it has.
+
+    Small ones are always read: a repeat, and one that comes too late, the machine passes over.
+    """
+    small = limits.SMALL_MESSAGE_BYTES_MAX + _ENVELOPE
+    due = [
+        cap
+        for kind, (_, cap) in KINDS.items()
+        if (state.phase, kind.__name__) in transitions.SERVER
+    ]
+    senders = getattr(state, _SENDERS.get(state.phase, ""), None)
+    if not due or (senders is not None and index not in senders):
+        return small
+    neighbours = len(state.facts.graph.neighbours(index))
+    return small + max(due) * neighbours // limits.DEGREE_MAX
 
 
 def _demand_own(owner: bytes, caller: bytes) -> None:

@@ -14,6 +14,7 @@ from aggregator.app import SERVICE
 from client_sdk import Client, ClockError, Event
 from client_sdk.journal import Journal
 from client_sdk.server_time import CLOCK_WRONG_S
+from dp.contracts import DeadlineSpec
 from secagg.api import Mail, Offer
 from tests.support.sdk_world import TASK, Killed, OneHot, World, kill_at, plain_spec
 
@@ -119,6 +120,39 @@ async def test_a_session_goes_on_in_another_process_once_the_clock_is_right(tmp_
         clocks.wrong_s = 600.0
         result = await asyncio.wait_for(device(world, 2, clocks).resume_async(), 30)
         assert len(result.releases) == 1
+        await asyncio.gather(*others)
+
+
+async def test_a_resumed_session_is_not_given_up_by_the_devices_own_clock(tmp_path: Path) -> None:
+    """Five minutes ahead, where all its deadlines come to less: no token is rejected for it."""
+    clocks, silent = Clocks(), False
+
+    async def gate(request: web.Request, body: bytes) -> bytes | None:
+        nonlocal silent
+        if not silent or session not in request.path or request.method != "GET":
+            return None
+        silent = False
+        return msgspec.json.encode(Mail(messages=()))
+
+    session = ""
+
+    def on_event(event: Event) -> None:
+        nonlocal session
+        session = event.session or session
+        if event.kind == "shared":
+            raise Killed
+
+    short = DeadlineSpec(
+        report_s=60, share_s=20, check_s=20, masked_input_s=20, confirm_s=20, unmask_s=20
+    )
+    async with World(tmp_path, plain_spec(3, 3, deadlines=short)) as world:
+        world.gate = gate
+        others = [asyncio.create_task(take_part(device(world, n, Clocks()), n)) for n in (0, 1)]
+        with pytest.raises(Killed):
+            await take_part(device(world, 2, clocks, on_event), 2)
+        clocks.wrong_s, silent = 290.0, True
+        result = await asyncio.wait_for(device(world, 2, clocks).resume_async(), 30)
+        assert (len(result.releases), result.aborted) == (1, 0)
         await asyncio.gather(*others)
 
 

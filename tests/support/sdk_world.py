@@ -21,6 +21,7 @@ import numpy as np
 import safetensors.numpy
 from aiohttp import web
 
+from aggregator import connections
 from aggregator.app import SERVICE, build_app
 from aggregator.settings import Settings
 from client_sdk import Client, Event, ParticipantSettings, PrivacyPolicy, TransportSettings
@@ -143,7 +144,8 @@ class World:
         self.app = app
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", self.port).start()
+        allowed = connections.public(self._settings, app[SERVICE].core.metrics)
+        await connections.Site(self._runner, "127.0.0.1", self.port, allowed).start()
 
     async def stop(self) -> None:
         if self._runner is not None:

@@ -1,0 +1,270 @@
+"""Connections of one port: how many, from where, and how long each may keep the service waiting.
+
+aiohttp closes a connection that waits for a request; it has no deadline of its own for a request
+that arrives byte by byte or an answer that nobody reads, and no caps. :class:`Site` listens with
+connections that have both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from aggregator.logs import get_logger
+from aggregator.metrics import Metrics
+from aggregator.settings import Settings
+from secagg.api import Problem
+
+try:
+    import resource
+except ImportError:  # Windows has no limit of this kind
+    resource = None  # type: ignore[assignment]
+
+_log = get_logger("connections")
+HEADER_BYTES = 16 << 10
+ADMIN_CONNECTIONS_MAX = 32
+_RESERVE_MIN, _RESERVE_MAX = 96, 512  # file descriptors: database, ledger, blobs, logs, admin port
+_BACKLOG = 1_024  # connections that wait to be accepted
+_AGAIN_S = 5
+
+
+@dataclass
+class Connections:
+    """The caps and deadlines of one port, and what is open at it.
+
+    ``max``: connections in all; ``per_address``: of one address (IPv6: one /64 network).
+    Times in seconds: to the first byte, from it to the end of the head, between two requests,
+    and for one answer to be taken.
+    """
+
+    max: int
+    per_address: int
+    first_byte_s: float = 10.0
+    header_s: float = 20.0
+    idle_s: float = 75.0
+    answer_s: float = 600.0
+    metrics: Metrics | None = None  # None: not counted
+    by_address: Counter[str] = field(default_factory=Counter)
+
+    def admit(self, address: str) -> tuple[int, str] | None:
+        """Count a connection, or say by which status and reason it is refused."""
+        if self.by_address.total() >= self.max:
+            return 503, "connections-full"
+        if self.by_address[address] >= self.per_address:
+            return 429, "connections-of-address"
+        self.by_address[address] += 1
+        self._show()
+        return None
+
+    def leave(self, address: str) -> None:
+        self.by_address[address] -= 1
+        if not self.by_address[address]:
+            del self.by_address[address]
+        self._show()
+
+    def refused(self, reason: str) -> None:
+        if self.metrics is not None:
+            self.metrics.refusals.labels(reason).inc()
+
+    def _show(self) -> None:
+        if self.metrics is not None:
+            self.metrics.connections.set(self.by_address.total())
+
+
+def public(settings: Settings, metrics: Metrics) -> Connections:
+    """For the public port: as many as are set, as the file descriptors of this process allow.
+
+    Each connection may keep a file open beside its socket, and a reserve is left for all else, the
+    admin port above all. No address has more than half of all.
+    """
+    most = settings.connections_max
+    if (files := raise_file_limit()) is not None:
+        reserve = max(_RESERVE_MIN, min(_RESERVE_MAX, files // 4))
+        fit = max(2, (files - reserve) // 2)
+        if fit < most:
+            _log.warning("connections-capped", wanted=most, connections=fit, open_files_max=files)
+        most = min(most, fit)
+    per_address = min(settings.connections_per_address, max(1, most // 2))
+    return _with_deadlines(settings, most, per_address, metrics)
+
+
+def admin(settings: Settings) -> Connections:
+    """For the admin port, out of the reserve."""
+    return _with_deadlines(settings, ADMIN_CONNECTIONS_MAX, ADMIN_CONNECTIONS_MAX, None)
+
+
+def _with_deadlines(
+    settings: Settings, most: int, per_address: int, metrics: Metrics | None
+) -> Connections:
+    return Connections(
+        max=most,
+        per_address=per_address,
+        first_byte_s=settings.connection_first_byte_s,
+        header_s=settings.connection_header_s,
+        idle_s=settings.connection_idle_s,
+        answer_s=settings.answer_max_s,
+        metrics=metrics,
+    )
+
+
+def raise_file_limit() -> int | None:
+    """Raise the limit of open files as far as this process may; the limit then, None: unknown."""
+    if resource is None:
+        return None
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            soft = hard
+        except (OSError, ValueError):  # macOS has a lower limit of its own
+            pass
+    return None if soft == resource.RLIM_INFINITY else soft
+
+
+class Connection(web.RequestHandler):
+    """One connection under the caps and deadlines of its port."""
+
+    __slots__ = ("_address", "_connections", "_in_head", "_late")
+
+    def __init__(self, manager: web.Server, connections: Connections) -> None:
+        super().__init__(
+            manager,
+            loop=asyncio.get_running_loop(),
+            access_log=None,  # type: ignore[arg-type]
+            max_line_size=HEADER_BYTES,
+            max_field_size=HEADER_BYTES,
+            keepalive_timeout=connections.idle_s,
+        )
+        self._connections = connections
+        self._address: str | None = None
+        self._in_head = False  # some of a request's head has come
+        self._late: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        address = _network(transport.get_extra_info("peername"))
+        if (refused := self._connections.admit(address)) is not None:
+            self._connections.refused(refused[1])
+            self._force_close, self._manager = True, None  # not begun: nothing to end
+            assert isinstance(transport, asyncio.Transport)  # noqa: S101  narrows the type
+            transport.write(_refusal(*refused))
+            transport.close()
+            return
+        self._address = address
+        super().connection_made(transport)
+        self._expect("first-byte-late", self._connections.first_byte_s)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._expect_nothing()
+        if self._address is not None:
+            self._connections.leave(self._address)
+            self._address = None
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        requests = self._request_count
+        super().data_received(data)
+        if self._request_count > requests:  # a head is complete
+            self._expect_nothing()
+        elif self._waiter is not None and not self._waiter.done() and not self._in_head:
+            self._in_head = True
+            self._expect("header-late", self._connections.header_s)
+
+    def _expect(self, reason: str, within_s: float) -> None:
+        """End the connection in a while, unless what is due has come."""
+        if self._late is not None:
+            self._late.cancel()
+        self._late = self._loop.call_later(within_s, self._end, reason)
+
+    def _expect_nothing(self) -> None:
+        self._in_head = False
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+
+    def _end(self, reason: str) -> None:
+        self._connections.refused(reason)
+        self.force_close()
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        try:
+            async with asyncio.timeout(self._connections.answer_s):
+                return await super().finish_response(request, resp, start_time)
+        except TimeoutError:
+            self._connections.refused("answer-not-taken")
+            self.force_close()
+            return resp, True
+
+
+class Site(web.BaseSite):
+    """Listens at ``host`` and ``port`` with connections of these caps and deadlines."""
+
+    __slots__ = ("_connections", "_host", "_port", "_reuse_port")
+
+    def __init__(
+        self,
+        runner: web.AppRunner,
+        host: str,
+        port: int,
+        connections: Connections,
+        *,
+        reuse_port: bool | None = None,
+    ) -> None:
+        super().__init__(runner, backlog=_BACKLOG)
+        self._host = host
+        self._port = port
+        self._connections = connections
+        self._reuse_port = reuse_port
+
+    @property
+    def name(self) -> str:
+        return f"http://{self._host}:{self._port}"
+
+    async def start(self) -> None:
+        await super().start()
+        manager = self._runner.server
+        assert manager is not None  # noqa: S101  the base class has looked
+        self._server = await asyncio.get_running_loop().create_server(
+            lambda: Connection(manager, self._connections),
+            self._host,
+            self._port,
+            backlog=self._backlog,
+            reuse_port=self._reuse_port,
+        )
+
+
+def _network(peer: Any) -> str:
+    """What counts as one address: an IPv4 address, or the /64 network of an IPv6 address."""
+    try:
+        address = ipaddress.ip_address(str(peer[0]).partition("%")[0])
+    except (TypeError, IndexError, ValueError):
+        return "unknown"
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped is not None:
+            return str(address.ipv4_mapped)
+        return str(ipaddress.ip_network((address, 64), strict=False))
+    return str(address)
+
+
+def _refusal(status: int, reason: str) -> bytes:
+    """An answer to whatever the request would have been; nothing of it is read."""
+    phrase = {429: "Too Many Requests", 503: "Service Unavailable"}[status]
+    body = msgspec.json.encode(
+        Problem(
+            reason=reason,
+            message="The service has as many connections open as it may.",
+            remedy="Wait as long as Retry-After says.",
+        )
+    )
+    head = (
+        f"HTTP/1.1 {status} {phrase}\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\nRetry-After: {_AGAIN_S}\r\nConnection: close\r\n\r\n"
+    )
+    return head.encode() + body
