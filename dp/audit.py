@@ -123,6 +123,7 @@ class _Task:
     admissible: bool = False  # passed the rules of dp.contracts
     clip: float | None = None  # of the newest version, where the clip adapts; None: not known
     contexts: set[bytes] = field(default_factory=set)
+    rosters: set[bytes] = field(default_factory=set)
     lists_all: bool = False  # a release lists its masking set: version 1 is over
 
 
@@ -245,6 +246,9 @@ class _Audit:
         if entry.ctx in task.contexts:
             self.problem("context-repeated", "Two cohorts of a task have one context.", leaf)
         task.contexts.add(entry.ctx)
+        if entry.roster_digest in task.rosters:  # adverts are of one use, so rosters are too
+            self.problem("roster-repeated", "Two cohorts of a task have one roster.", leaf)
+        task.rosters.add(entry.roster_digest)
         if entry.attempt is None:
             if task.lists_all:
                 self.problem(

@@ -135,6 +135,7 @@ def test_a_record_lists_the_whole_masking_set_and_marks_who_is_in_the_sum() -> N
         (2, lambda r: r.update(not_in_sum=[]), "masking-set"),
         (2, lambda r: r.update(not_in_sum=[], masking_set_size=0), "masking-set"),
         (2, lambda r: r.update(ctx=ITEMS[0].ctx.hex()), "context-repeated"),
+        (2, lambda r: r.update(roster_digest=ITEMS[0].roster_digest.hex()), "roster-repeated"),
         (
             3,
             lambda r: r.update(contributors=_with(r, ITEMS[0].contributors[0])),
