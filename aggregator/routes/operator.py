@@ -14,7 +14,7 @@ from aggregator.routes.devices import model_file
 from aggregator.service import Service
 from dp.contracts import TaskSpec, warnings
 
-_PARTNER_CAP = 4_096
+_SMALL_CAP = 4_096
 _SPEC_CAP = 2 << 20  # a spec lists the adapter's tensors
 
 
@@ -34,7 +34,7 @@ class PartnerBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 def routes(service: Service) -> list[web.RouteDef]:
     async def add_partner(request: web.Request) -> web.Response:
         service.operator.require(request)
-        async with service.intake.body(request, OPERATOR, _PARTNER_CAP) as sent:
+        async with service.intake.body(request, OPERATOR, _SMALL_CAP) as sent:
             body = bodies.parse_json(sent, PartnerBody)
         await service.partners.add(body.name, body.key)
         return bodies.json_response({"name": body.name, "key": body.key})
@@ -93,7 +93,8 @@ def routes(service: Service) -> list[web.RouteDef]:
 
     async def ban(request: web.Request) -> web.Response:
         service.operator.require(request)
-        body = await bodies.read_json(request, BanBody, 4_096, settings)
+        async with service.intake.body(request, OPERATOR, _SMALL_CAP) as sent:
+            body = bodies.parse_json(sent, BanBody)
         return bodies.json_response(await service.membership.ban(key_of(request), body.note))
 
     async def unban(request: web.Request) -> web.Response:
