@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import msgspec
@@ -11,11 +12,14 @@ from sdk_support import journal_in
 
 from client_sdk.account import DeviceAccount
 from client_sdk.errors import LedgerError
+from client_sdk.journal import Journal
+from client_sdk.keystore import open_storage_key
 from client_sdk.ledger import LedgerWatch
 from client_sdk.recovery import Recovered, recover
 from dp.contributors import contributors_path, members_file
 from dp.ledger import LedgerBuilder
 from dp.records import ReleaseEntry, list_file, parse_record, policy_record, release_record
+from secagg.api import EnrolmentBundle
 from secagg.context import pseudonym
 from secagg.keys import identity_public_key
 from secagg.manifest import encode_manifest, manifest_digest
@@ -23,6 +27,7 @@ from secagg.secret import Secret
 from tests import dp_tasks
 from tests.dp_tasks import ORIGIN, VERIFIER, built, entry, ledger, listing, served, signed_task
 
+STORED = Path(__file__).parents[1] / "vectors" / "stored-0453a63"
 SEED = Secret(b"d" * 32)
 KEY = identity_public_key(SEED)
 MANIFEST = built()
@@ -128,6 +133,31 @@ async def test_a_ledger_of_the_first_version_is_read_by_identity(tmp_path: Path)
     was_in = await found(tmp_path / "in", files, bytes([1]) * 32)
     assert (was_in.charges, was_in.unlisted) == ({MANIFEST.task: 3}, ())
     assert (await found(tmp_path / "out", files, bytes([5]) * 32)).charges == {}
+
+
+async def test_what_the_first_version_stored_is_found_from_its_bundle(tmp_path: Path) -> None:
+    """The account in its state folder, and the one found from bundle and ledger alone, agree."""
+    bundle = msgspec.json.decode((STORED / "bundle.json").read_bytes(), type=EnrolmentBundle)
+    state = shutil.copytree(STORED / "state-idle", tmp_path / "stored")
+    (state / "storage.key").chmod(0o600)
+    before = DeviceAccount(Journal(state, open_storage_key(state)), DELTA)
+    files = {
+        str(path.relative_to(STORED / "ledger")): path.read_bytes()
+        for path in (STORED / "ledger").rglob("*")
+        if path.is_file()
+    }
+    watch = LedgerWatch(  # type: ignore[arg-type]
+        Served(files),
+        journal_in(tmp_path / "new"),
+        bundle.ledger_verifier,
+        at_once,
+        None,
+        Secret(bundle.identity_seed),
+    )
+    again = account(tmp_path / "new")
+    result = await recover(watch, again, bundle.certificate.identity_key)
+    assert result.charges == {"stats": 3}
+    assert set(again.cohorts()) > set(before.cohorts())
 
 
 @pytest.mark.parametrize(
