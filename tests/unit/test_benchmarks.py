@@ -51,3 +51,12 @@ def test_a_sample_counts_for_the_innermost_frame_of_the_project() -> None:
 
     ring.centred(np.zeros(3, "<u4").view(Probe), 24)
     assert "secagg/ring.py:centred" in seen
+
+
+@pytest.mark.parametrize(("devices", "apart"), [(20, False), (260, True)])
+def test_the_ledger_s_lists_are_measured_on_a_ledger_that_verifies(
+    devices: int, apart: bool
+) -> None:
+    measured = script("ledger").measure(devices, 2)
+    assert measured["list_bytes"] == (33 * devices if apart else 0)
+    assert measured["record_bytes"] < 2_500
