@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
+
 import sqlalchemy as sa
 
 from aggregator.core import Core
 from aggregator.ledger import Ledger
 from aggregator.problems import Refusal, conflict, not_found
 from aggregator.store.database import Conflict
-from aggregator.store.schema import partners, sessions, tasks
+from aggregator.store.schema import partners, revocation_lists, revoked, sessions, tasks
 from dp.records import membership_record
+from secagg.api import Revocations
 from secagg.manifest import decode_manifest
+from secagg.revocation import revocations_digest, verify_revocations
 
 
 class Partners:
@@ -101,3 +106,113 @@ class Partners:
         await self._ledger.publish()
         await self.load()
         return concerned
+
+    async def revoke(self, caller: bytes, signed: bytes) -> dict[str, object]:
+        """Take a partner's signed revocation list, which replaces its last one; the same bytes
+        again change nothing. Waiting sessions of the listed devices go.
+
+        Raises:
+            RemoteProtocolError: as ``verify_revocations``.
+            Refusal: 403 ``revocations-not-yours`` or ``partner-unknown``; 409
+                ``revocations-old``.
+        """
+        core = self._core
+        found = await asyncio.to_thread(verify_revocations, signed)
+        if found.partner_key != caller:
+            raise Refusal(403, "revocations-not-yours", "The list is another partner's.")
+        partner, name = found.partner_key.hex(), revocations_digest(signed)
+        view: dict[str, object] = {
+            "partner": partner,
+            "number": found.number,
+            "devices": len(found.devices),
+            "digest": name.hex(),
+        }
+        async with core.database.write() as connection:
+            known = await connection.scalar(
+                sa.select(partners.c.name).where(partners.c.partner_key == partner)
+            )
+            if known is None:
+                raise Refusal(403, "partner-unknown", "No such partner takes part.")
+            last = (
+                await connection.execute(
+                    sa.select(revocation_lists.c.number, revocation_lists.c.digest).where(
+                        revocation_lists.c.partner == partner
+                    )
+                )
+            ).first()
+            if last is not None and last.digest == name.hex():
+                return view
+            if last is not None and found.number <= last.number:
+                raise conflict(
+                    "revocations-old",
+                    "A list with this number or a higher one was taken before.",
+                    expected=f"more than {last.number}",
+                    found=found.number,
+                    remedy="Sign the list again with a higher number.",
+                )
+            for table in (revocation_lists, revoked):
+                await connection.execute(sa.delete(table).where(table.c.partner == partner))
+            await connection.execute(
+                sa.insert(revocation_lists).values(
+                    partner=partner,
+                    number=found.number,
+                    digest=name.hex(),
+                    signed=signed,
+                    received_at=core.clock(),
+                )
+            )
+            listed = [{"partner": partner, "identity": key.hex()} for key in found.devices]
+            if listed:
+                await connection.execute(sa.insert(revoked), listed)
+            await connection.execute(
+                sa.delete(sessions).where(
+                    sessions.c.cohort.is_(None),
+                    sa.exists().where(
+                        revoked.c.partner == sessions.c.partner,
+                        revoked.c.identity == sessions.c.identity,
+                    ),
+                )
+            )
+            record = membership_record(
+                "revoked",
+                int(core.clock()),
+                cause="partner",
+                partner=found.partner_key,
+                number=found.number,
+                digest=name,
+            )
+            await self._ledger.append(connection, [record])
+        await self._ledger.publish()
+        return view
+
+    async def revocations(self, keys: Sequence[bytes]) -> tuple[Revocations, ...]:
+        """The newest lists of these partners."""
+        rows = await self._core.database.rows(
+            sa.select(
+                revocation_lists.c.partner,
+                revocation_lists.c.number,
+                revocation_lists.c.digest,
+                sa.func.length(revocation_lists.c.signed).label("size"),
+            ).where(revocation_lists.c.partner.in_([key.hex() for key in keys]))
+        )
+        return tuple(
+            Revocations(
+                partner=bytes.fromhex(row.partner),
+                number=row.number,
+                digest=bytes.fromhex(row.digest),
+                size_bytes=row.size,
+            )
+            for row in rows
+        )
+
+    async def revocation_list(self, name: str) -> bytes:
+        """
+        Raises:
+            Refusal: 404 ``not-found``.
+        """
+        rows = await self._core.database.rows(
+            sa.select(revocation_lists.c.signed).where(revocation_lists.c.digest == name)
+        )
+        if not rows:
+            raise not_found("revocation list")
+        return bytes(rows[0].signed)

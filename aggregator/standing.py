@@ -60,6 +60,9 @@ def barred(identity: Any, partner: Any) -> sa.ColumnElement[bool]:
 
 async def refuse_barred(core: Core, identity: bytes, partner: bytes | None = None) -> None:
     """
+    Args:
+        partner: who certified the device; None looks for a ban alone.
+
     Raises:
         Refusal: 403 ``device-banned``, ``certificate-revoked`` or ``partner-removed``.
     """
@@ -74,9 +77,11 @@ async def refuse_barred(core: Core, identity: bytes, partner: bytes | None = Non
             remedy="Ask your partner to appeal to the operator with the reference "
             f"{rows[0].handle[:16]}; secagg device unban lifts a ban.",
         )
-    query = sa.select(revoked.c.partner).where(revoked.c.identity == identity.hex())
-    if partner is not None:
-        query = query.where(revoked.c.partner == partner.hex())
+    if partner is None:
+        return
+    query = sa.select(revoked.c.partner).where(
+        revoked.c.identity == identity.hex(), revoked.c.partner == partner.hex()
+    )
     if await core.database.rows(query):
         raise Refusal(
             403,
@@ -84,7 +89,7 @@ async def refuse_barred(core: Core, identity: bytes, partner: bytes | None = Non
             "This device's partner has revoked its certificate.",
             remedy="Ask the partner to enrol the device again.",
         )
-    if partner is not None and not await core.database.rows(
+    if not await core.database.rows(
         sa.select(partners.c.name).where(partners.c.partner_key == partner.hex())
     ):
         raise Refusal(

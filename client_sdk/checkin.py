@@ -19,6 +19,7 @@ import safetensors.numpy
 
 from client_sdk.device import Device
 from client_sdk.errors import TransportError
+from client_sdk.revocations import refresh
 from dp.adaptive import checked_clip, first_clip
 from dp.contracts.scaffold import has_control
 from dp.errors import MechanismError
@@ -113,7 +114,7 @@ async def check_in(device: Device, task: str, offer: Offer) -> CheckIn:
 
     Raises:
         RemoteProtocolError: as :func:`verify_offer`, or ``manifest-ledger``, ``offer-malformed``,
-            or as :func:`proven_clip`.
+            or as :func:`proven_clip` or :func:`client_sdk.revocations.refresh`.
         ClockError: as :meth:`client_sdk.server_time.ServerTime.hear`.
         LedgerError: the ledger forked or was rolled back.
         PolicyRefusal: the policy's reason.
@@ -131,6 +132,7 @@ async def check_in(device: Device, task: str, offer: Offer) -> CheckIn:
     _check_numbers(offer)
     device.time.hear(offer.now)
     await device.ledger.advance()
+    await refresh(device, manifest, offer)
     device.policy.admit(
         manifest,
         own_partner=device.bundle.certificate.partner_key,

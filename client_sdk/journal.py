@@ -11,6 +11,7 @@ One state folder belongs to one device and one process at a time:
 ``server-time``    the latest time of the aggregator's that it believed
 ``checkpoint-*``   the last checkpoint seen, per ledger
 ``control-*``      SCAFFOLD's control variate, per task (:mod:`client_sdk.control`)
+``revocations-*``  the newest revocation list seen, per partner
 ``models/``        downloads
 
 The rule that makes a resumed device safe: journal (state, effects), then perform the effects; after

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from client_sdk.errors import StateError
 from client_sdk.journal import Journal, SessionRecord, load_effect, store_effects
+from client_sdk.revocations import revoked_by
 from client_sdk.threads import finish_in_thread
 from secagg.api import EnrolmentBundle
 from secagg.client import (
@@ -69,6 +70,7 @@ class Session:
             manifest_digest=manifest_digest(record.manifest),
             survivors_min=record.survivors_min,
             partner_keys=frozenset(record.partner_keys),
+            revoked=revoked_by(journal, record.partner_keys),
         )
 
     @classmethod

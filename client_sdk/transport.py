@@ -22,7 +22,7 @@ from client_sdk.http import (
 )
 from client_sdk.server_time import ServerTime
 from secagg.api import AdvertAccepted, Mail, Offer, ServerInfo, UploadState
-from secagg.limits import MANIFEST_BYTES_MAX
+from secagg.limits import MANIFEST_BYTES_MAX, REVOCATION_BYTES_MAX
 from secagg.messages import FRAME_BYTES_MAX
 
 _OFFER_BYTES_MAX = 2 * MANIFEST_BYTES_MAX  # base64
@@ -73,6 +73,15 @@ class Transport:
             query={**query, "wait_s": f"{wait_s:g}"},
             wait_s=wait_s,
         )
+
+    async def revocations(self, digest: bytes) -> bytes:
+        """A partner's revocation list; the caller verifies it."""
+
+        async def get() -> bytes:
+            async with self._http.request("GET", f"/v1/revocations/{digest.hex()}") as response:
+                return await read_capped(response, REVOCATION_BYTES_MAX)
+
+        return await self._http.retry(get)
 
     async def post_advert(self, advert: bytes) -> AdvertAccepted:
         return await self._http.json(

@@ -31,11 +31,21 @@ class ModelVersion(_Body, frozen=True):
     opened_at: float  # Unix seconds at which this version became current
 
 
+class Revocations(_Body, frozen=True):
+    """The newest revocation list of a partner; ``GET /v1/revocations/{digest}`` brings it."""
+
+    partner: bytes
+    number: int
+    digest: bytes
+    size_bytes: int
+
+
 class Offer(_Body, frozen=True):
     """``GET /v1/tasks/{task}/offer``: what a device may do now.
 
     ``manifest_signature``: Ed25519 by the task key over ``encode_parts("manifest", manifest)``.
     ``state``: ``open``, ``paused`` or ``finished``. ``releases``: releases so far.
+    ``revocations``: of the task's partners that have a list.
     """
 
     manifest: bytes
@@ -44,6 +54,7 @@ class Offer(_Body, frozen=True):
     releases: int
     model: ModelVersion
     now: float
+    revocations: tuple[Revocations, ...] = ()
 
 
 class AdvertAccepted(_Body, frozen=True):

@@ -31,4 +31,6 @@ ADVERT_BYTES_MAX = 8_192  # two public keys (2,432), certificate, trusted partne
 DEAL_BYTES_MAX = 8_192  # two seals, ten shares and their hashes
 SMALL_MESSAGE_BYTES_MAX = 4_096  # check results, confirmations, uploads, aborts, receipts
 EVIDENCE_BYTES_MAX = 12 << 20  # manifest, a roster of 10,000, deals to 512 neighbours
+REVOKED_MAX = 100_000  # devices in one partner's revocation list
+REVOCATION_BYTES_MAX = 4 << 20  # such a list
 CLOCK_SKEW_S = 300  # seconds between a device's clock and the aggregator's or its partner's

@@ -8,19 +8,24 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from secagg_cli.device import device_key
 from secagg_cli.operator import (
     DEFAULT_SERVER,
     Operator,
     ServerOption,
     TokenFileOption,
     read_token,
+    request,
     server_info,
 )
 from secagg_cli.output import CommandError, Format, FormatOption, Output
+
+if TYPE_CHECKING:
+    from client_sdk.enrolment import PartnerKey
 
 partner_app = typer.Typer(no_args_is_help=True, help="Partners, who certify devices.")
 
@@ -47,6 +52,98 @@ def add(
         Operator(server, read_token(token_file)).add_partner(name, public)
         out.say(f"Partner {name} may certify devices with key {public.hex()}.")
         out.result({"partner": name, "key": public.hex()})
+
+
+@partner_app.command("list")
+def list_(
+    server: ServerOption = DEFAULT_SERVER,
+    token_file: TokenFileOption = None,
+    format: FormatOption = Format.text,
+) -> None:
+    """List the partners whose devices take part."""
+    with Output(format) as out:
+        partners = Operator(server, read_token(token_file)).partners()
+        rows = [[row["name"], row["partner_key"]] for row in partners]
+        out.table(None, ["partner", "key"], rows)
+        out.result({"partners": partners})
+
+
+@partner_app.command("remove")
+def remove(
+    key: Annotated[str, typer.Argument(help="The partner's public key, hex.")],
+    server: ServerOption = DEFAULT_SERVER,
+    token_file: TokenFileOption = None,
+    format: FormatOption = Format.text,
+) -> None:
+    """Refuse a partner's devices from now on; tasks that list it go on without it."""
+    with Output(format) as out:
+        public = _public_key(key, None)
+        tasks = Operator(server, read_token(token_file)).remove_partner(public)
+        out.say(f"Devices of {public.hex()} are refused.")
+        if tasks:
+            out.say(f"These tasks go on without them: {', '.join(tasks)}.")
+        out.result({"key": public.hex(), "tasks": tasks})
+
+
+@partner_app.command("revoke")
+def revoke(
+    partner_key_file: Annotated[
+        Path, typer.Option("--partner-key", help="The partner's secret key file.")
+    ],
+    devices: Annotated[
+        list[str], typer.Argument(help="Devices: their keys in hex, or their bundle files.")
+    ],
+    reinstate: Annotated[
+        bool, typer.Option("--reinstate", help="Take the devices off the list instead.")
+    ] = False,
+    list_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--list", help="The partner's own copy of its list; default: beside the key file."
+        ),
+    ] = None,
+    server: ServerOption = DEFAULT_SERVER,
+    format: FormatOption = Format.text,
+) -> None:
+    """End devices' certificates early: sign the partner's next revocation list and send it."""
+    with Output(format) as out:
+        from client_sdk.enrolment import load_partner_key
+        from secagg.revocation import sign_revocations, verify_revocations
+
+        partner = load_partner_key(partner_key_file)
+        file = list_file or partner_key_file.with_name(partner_key_file.name + ".revoked")
+        before = verify_revocations(file.read_bytes()) if file.exists() else None
+        if before is not None and before.partner_key != partner.key:
+            raise CommandError("revocation-list", f"{file} is another partner's list.")
+        listed = set(before.devices) if before else set()
+        named = {_device_key(device) for device in devices}
+        listed = listed - named if reinstate else listed | named
+        now = int(time.time())
+        number = (before.number if before else 0) + 1
+        signed = sign_revocations(partner.seed, number, now, listed)
+        _send_list(server, partner, signed, now)
+        file.write_bytes(signed)
+        out.say(f"List {number} with {len(listed)} device(s) is in force; a copy is in {file}.")
+        out.result({"number": number, "devices": len(listed), "list": str(file)})
+
+
+def _send_list(server: str, partner: PartnerKey, signed: bytes, now: int) -> None:
+    """Under a token of the partner's own key, which certifies itself for that."""
+    from secagg.access import issue_access_token
+    from secagg.keys import issue_certificate
+
+    own = issue_certificate(partner.seed, partner.key, now + _DAY_S)
+    token = issue_access_token(partner.seed, own, server_info(server).task_key, now)
+    headers = {"Authorization": f"Bearer {token}"}
+    request("POST", server.rstrip("/") + "/v1/revocations", headers, signed)
+
+
+def _device_key(device: str) -> bytes:
+    from client_sdk.enrolment import load_bundle
+
+    if Path(device).is_file():
+        return load_bundle(Path(device)).certificate.identity_key
+    return device_key(device)
 
 
 @partner_app.command("key")

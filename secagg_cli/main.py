@@ -15,6 +15,7 @@ from secagg_cli import (
     account,
     audit,
     bench,
+    device,
     doctor,
     enroll,
     join,
@@ -38,6 +39,7 @@ app.command("demo", cls=demo.DemoCommand)(demo.demo)
 app.command("serve")(serve.serve)
 app.add_typer(task.app, name="task")
 app.add_typer(enroll.partner_app, name="partner")
+app.add_typer(device.app, name="device")
 app.command("enroll")(enroll.enroll)
 app.command("join")(join.join)
 app.add_typer(account.app, name="account")

@@ -55,6 +55,29 @@ class Operator:
     def add_partner(self, name: str, key: bytes) -> None:
         self._call("POST", "/v1/operator/partners", {"name": name, "key": key})
 
+    def partners(self) -> list[dict[str, Any]]:
+        listed: list[dict[str, Any]] = self._json("GET", "/v1/operator/partners")["partners"]
+        return listed
+
+    def remove_partner(self, key: bytes) -> list[str]:
+        """The open tasks that go on without it."""
+        answer = self._json("POST", f"/v1/operator/partners/{key.hex()}/remove")
+        tasks: list[str] = answer["tasks"]
+        return tasks
+
+    def devices(self) -> dict[str, Any]:
+        """``bans`` and ``strikes``."""
+        return self._json("GET", "/v1/operator/devices")
+
+    def ban(self, key: bytes, note: str) -> dict[str, Any]:
+        return self._json("POST", f"/v1/operator/devices/{key.hex()}/ban", {"note": note})
+
+    def unban(self, key: bytes) -> None:
+        self._call("POST", f"/v1/operator/devices/{key.hex()}/unban")
+
+    def evidence(self, key: bytes) -> bytes:
+        return self._call("GET", f"/v1/operator/devices/{key.hex()}/evidence")
+
     def create_task(self, spec: Mapping[str, Any]) -> dict[str, Any]:
         return self._json("POST", "/v1/operator/tasks", spec)
 
@@ -92,15 +115,18 @@ def server_info(server: str) -> ServerInfo:
 def request(
     method: str, url: str, headers: Mapping[str, str] | None = None, body: object = None
 ) -> bytes:
-    """One HTTP request; ``body`` travels as JSON (bytes in base64)."""
+    """One HTTP request; ``body`` travels as it is (bytes), or else as JSON."""
     return asyncio.run(_request(method, url, dict(headers or {}), body))
 
 
 async def _request(method: str, url: str, headers: dict[str, str], body: object) -> bytes:
     import aiohttp
 
-    data = None
-    if body is not None:
+    data: bytes | None = None
+    if isinstance(body, bytes):
+        headers["Content-Type"] = "application/octet-stream"
+        data = body
+    elif body is not None:
         headers["Content-Type"] = "application/json"
         data = msgspec.json.encode(body)
     timeout = aiohttp.ClientTimeout(total=_TIMEOUT_S)

@@ -57,6 +57,7 @@ def routes(service: Service) -> list[web.RouteDef]:
                     opened_at=row.opened_at,
                 ),
                 now=core.clock(),
+                revocations=await service.partners.revocations(task.manifest.partner_keys),
             )
         )
 
@@ -91,8 +92,21 @@ def routes(service: Service) -> list[web.RouteDef]:
         service.watch.consider(task.name)
         return bodies.json_response(api.AdvertAccepted(session=session))
 
+    async def revoke(request: web.Request) -> web.Response:
+        """A partner comes under a token of its own key, as a device that it certified."""
+        partner = service.access.identity(request)
+        signed = await bodies.read(request, limits.REVOCATION_BYTES_MAX, settings)
+        return bodies.json_response(await service.partners.revoke(partner, signed))
+
+    async def revocation_list(request: web.Request) -> web.Response:
+        service.access.identity(request)
+        data = await service.partners.revocation_list(request.match_info["digest"])
+        return web.Response(body=data, content_type="application/octet-stream")
+
     return [
         web.get("/v1/server", server),
+        web.post("/v1/revocations", revoke),
+        web.get("/v1/revocations/{digest:[0-9a-f]{64}}", revocation_list),
         web.get("/v1/tasks/{task}/offer", offer),
         web.get("/v1/models/{digest:[0-9a-f]{64}}", model),
         web.post("/v1/adverts", advert),

@@ -21,6 +21,8 @@ _TABLE: dict[tuple[str, str], tuple[str, str | None, Any, Any]] = {
     ("get", "/v1/server"): ("The keys for enrolment bundles", None, None, api.ServerInfo),
     ("get", "/v1/tasks/{task}/offer"): ("What a device may do now", _DEVICE, None, api.Offer),
     ("get", "/v1/models/{digest}"): ("A model version, with Range", _DEVICE, None, _OCTETS),
+    ("post", "/v1/revocations"): ("A partner's signed revocation list", _DEVICE, _OCTETS, dict),
+    ("get", "/v1/revocations/{digest}"): ("A revocation list", _DEVICE, None, _OCTETS),
     ("post", "/v1/adverts"): ("Report in", _DEVICE, _OCTETS, api.AdvertAccepted),
     ("get", "/v1/sessions/{session}/messages"): ("Mail", _DEVICE, None, api.Mail),
     ("post", "/v1/sessions/{session}/messages"): ("Send a message", _DEVICE, _OCTETS, None),

@@ -177,8 +177,8 @@ def check_order(roster: Roster) -> None:
 def check_certificates(
     config: ClientConfig, roster: Roster, now_s: float
 ) -> tuple[Certificate, ...]:
-    """The certificate of every entry: it has not expired, and the partner that signed it is in the
-    manifest *and* trusted by this device.
+    """The certificate of every entry: it has not expired, the partner that signed it is in the
+    manifest *and* trusted by this device, and has not revoked it.
 
     Every entry, not only neighbours: all of the roster may confirm on a sparse graph, so one that
     nobody certified would be a voice of the aggregator.
@@ -201,6 +201,12 @@ def check_certificates(
             entry.identity_key, listed[entry.partner], entry.not_after, entry.certificate_signature
         )
         keys.verify_certificate(certificate, partners, now_s)
+        if (certificate.partner_key, entry.identity_key) in config.revoked:
+            raise RemoteProtocolError(
+                "certificate-revoked",
+                f"The partner of entry {index} of the roster has revoked its certificate.",
+                culprit=entry.identity_key,
+            )
         certificates.append(certificate)
     return tuple(certificates)
 

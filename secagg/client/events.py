@@ -28,6 +28,7 @@ class ClientConfig:
             manifest's.
         partner_keys: Ed25519 keys of partners that the device itself trusts to certify
             neighbours. A neighbour's partner must be here *and* in the manifest.
+        revoked: (partner key, identity key) of devices whose certificates their partner ended.
     """
 
     identity: Secret
@@ -36,6 +37,7 @@ class ClientConfig:
     manifest_digest: bytes
     survivors_min: int
     partner_keys: frozenset[bytes]
+    revoked: frozenset[tuple[bytes, bytes]] = frozenset()
 
 
 # -- events -----------------------------------------------------------------------------------

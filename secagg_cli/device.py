@@ -1,0 +1,150 @@
+"""``secagg device``: who is banned, who is in question, and the evidence."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from secagg_cli.operator import (
+    DEFAULT_SERVER,
+    Operator,
+    ServerOption,
+    TokenFileOption,
+    read_token,
+)
+from secagg_cli.output import CommandError, Format, FormatOption, Output
+
+app = typer.Typer(no_args_is_help=True, help="Devices that are banned or in question.")
+KeyArgument = Annotated[str, typer.Argument(help="The device's key, hex; see secagg device list.")]
+
+
+@app.command("list")
+def list_(
+    server: ServerOption = DEFAULT_SERVER,
+    token_file: TokenFileOption = None,
+    format: FormatOption = Format.text,
+) -> None:
+    """List bans, and devices with strikes that still count."""
+    with Output(format) as out:
+        found = Operator(server, read_token(token_file)).devices()
+        out.table(
+            "Banned",
+            ["device", "kind", "task", "since", "note"],
+            [
+                [row["device"], row["kind"], row["task"], _when(row["banned_at"]), row["note"]]
+                for row in found["bans"]
+            ],
+        )
+        out.table(
+            "In question",
+            ["device", "strikes", "score", "last"],
+            [
+                [row["device"], row["strikes"], row["score"], _when(row["last_at"])]
+                for row in found["strikes"]
+            ],
+        )
+        out.result(found)
+
+
+@app.command("ban")
+def ban(
+    key: KeyArgument,
+    note: Annotated[str, typer.Option(help="Why; for the operator, not for the ledger.")] = "",
+    server: ServerOption = DEFAULT_SERVER,
+    token_file: TokenFileOption = None,
+    format: FormatOption = Format.text,
+) -> None:
+    """Refuse a device from now on. The ledger holds the act, without the device's name."""
+    with Output(format) as out:
+        shown = Operator(server, read_token(token_file)).ban(device_key(key), note)
+        out.say(f"Banned; the ledger calls the device {shown['handle'][:16]}.")
+        out.result(shown)
+
+
+@app.command("unban")
+def unban(
+    key: KeyArgument,
+    server: ServerOption = DEFAULT_SERVER,
+    token_file: TokenFileOption = None,
+    format: FormatOption = Format.text,
+) -> None:
+    """Lift a ban, and forget the device's strikes."""
+    with Output(format) as out:
+        Operator(server, read_token(token_file)).unban(device_key(key))
+        out.say("The ban is lifted.")
+        out.result({"device": key, "banned": False})
+
+
+@app.command("evidence")
+def evidence(
+    key: KeyArgument,
+    out_file: Annotated[Path, typer.Option("--out", help="Where the evidence goes.")],
+    server: ServerOption = DEFAULT_SERVER,
+    token_file: TokenFileOption = None,
+    format: FormatOption = Format.text,
+) -> None:
+    """Write the evidence against a banned device. It names every device of that cohort."""
+    with Output(format) as out:
+        data = Operator(server, read_token(token_file)).evidence(device_key(key))
+        out_file.write_bytes(data)
+        shown = _verdict(data)
+        out.say(f"{out_file} written: {shown['kind']}.")
+        if not shown["transferable"]:
+            out.warn(
+                "Others cannot check this kind, and an answer to unmask holds shares of other "
+                "devices' secrets. Keep it to yourself."
+            )
+        out.result({**shown, "file": str(out_file)})
+
+
+@app.command("verify")
+def verify(
+    file: Annotated[Path, typer.Argument(help="Evidence, as secagg device evidence wrote it.")],
+    format: FormatOption = Format.text,
+) -> None:
+    """Check evidence offline, believing nobody. Exit code 1 if it convicts nobody."""
+    with Output(format) as out:
+        from secagg.evidence import verify_evidence
+
+        verdict = verify_evidence(file.read_bytes())
+        out.say(f"Device {verdict.identity.hex()} is convicted: {verdict.kind}.")
+        out.result(
+            {
+                "device": verdict.identity.hex(),
+                "partner": verdict.partner.hex(),
+                "kind": verdict.kind,
+                "task": verdict.task,
+                "cohort": verdict.cohort.hex(),
+            }
+        )
+
+
+def device_key(text: str) -> bytes:
+    """A device's key from hex.
+
+    Raises:
+        CommandError: ``device-key``.
+    """
+    try:
+        key = bytes.fromhex(text)
+    except ValueError:
+        key = b""
+    if len(key) != 32:
+        raise CommandError(
+            "device-key", "A device's key is 32 bytes in hex.", expected=64, found=len(text)
+        )
+    return key
+
+
+def _verdict(data: bytes) -> dict[str, Any]:
+    from secagg.evidence import TRANSFERABLE, decode_evidence
+
+    found = decode_evidence(data)
+    return {"kind": found.kind, "transferable": found.kind in TRANSFERABLE, "bytes": len(data)}
+
+
+def _when(at_s: float) -> str:
+    return datetime.datetime.fromtimestamp(at_s, datetime.UTC).strftime("%Y-%m-%d %H:%M:%S")
