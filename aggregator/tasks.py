@@ -116,9 +116,9 @@ class Tasks:
                         created_at=now,
                     )
                 )
-                await insert_version(connection, task.name, 0, model, None, now)
                 record = task_record(encoded, signature, model.digest)
-                await self._ledger.append(connection, [record])
+                leaf = await self._ledger.append(connection, [record])
+                await insert_version(connection, task.name, 0, model, None, now, leaf)
         except Conflict as error:
             raise conflict("task-exists", f"A task named {task.name!r} exists.") from error
         await self._ledger.publish()
@@ -190,7 +190,9 @@ async def insert_version(
     model: models.Stored,
     optimiser: bytes | None,
     opened_at: float,
+    leaf_index: int,
 ) -> None:
+    """``leaf_index``: of the ledger's record that makes this version."""
     await connection.execute(
         sa.insert(versions).values(
             task=task,
@@ -199,5 +201,6 @@ async def insert_version(
             size_bytes=model.size_bytes,
             optimiser_digest=optimiser.hex() if optimiser else None,
             opened_at=opened_at,
+            leaf_index=leaf_index,
         )
     )

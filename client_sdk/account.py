@@ -4,6 +4,10 @@ A charge is durable before anything of step 3 exists, and is never given back: a
 vector left cannot know whether the sum was opened. Charges are composed as events, per unit of
 protection, by ``dp.budget`` (the tasks' data may be the same); a charge counts at the fewest
 survivors.
+
+The same write says which contribution a charge was for, so that it never serves a second cohort,
+and, where no noise is in the ring, from which model it was computed: two sums over cohorts that
+overlap differ by single devices, and nothing else hides what those sent.
 """
 
 from __future__ import annotations
@@ -36,13 +40,18 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """``deltas``: by task. ``last_cohort``: the last one charged, for ``last_contribution``."""
+    """``deltas``: by task. ``last_cohort``: the last one charged, for ``last_contribution``.
+
+    ``given``: digest of each model that a vector without noise in the ring was computed from -> the
+    cohort (ctx) that it was masked for; both hex.
+    """
 
     version: int = 1
     account: Account
     deltas: dict[str, float] = {}
     last_cohort: str = ""
     last_contribution: str = ""
+    given: dict[str, str] = {}
 
 
 def cost(manifest: Manifest, charges: int) -> float | None:
@@ -96,26 +105,46 @@ class DeviceAccount:
             return None
         return bytes.fromhex(self._record.last_cohort)
 
-    def debit(self, manifest: Manifest, ctx: bytes, contribution: str) -> None:
+    def given(self, model_digest: bytes) -> bytes | None:
+        """The cohort (ctx) that got a vector computed from this model, without noise in the ring.
+
+        None if none did. Under whatever task and manifest: from the same model the same data may
+        give the same values.
+        """
+        ctx = self._record.given.get(model_digest.hex())
+        return None if ctx is None else bytes.fromhex(ctx)
+
+    def debit(
+        self, manifest: Manifest, ctx: bytes, contribution: str, model_digest: bytes = b""
+    ) -> None:
         """Charge one contribution to cohort ``ctx``; on disk when it returns.
 
         The same cohort is charged once, however often a restarted device asks.
 
+        Args:
+            contribution: its name; :meth:`served` tells the cohort from now on.
+            model_digest: of the model that it was computed from; :meth:`given` tells the cohort
+                from now on, unless there is noise in the ring.
+
         Raises:
             BudgetError: the task has charged all the releases that it may make.
         """
-        record = self._record
-        account = record.account.spend(ctx.hex(), manifest)
-        if account is record.account:
-            return
-        record = _Record(
-            account=account,
-            deltas={**record.deltas, manifest.task: manifest.budget.delta},
-            last_cohort=ctx.hex(),
-            last_contribution=contribution,
-        )
-        self._journal.save_blob(_NAME, msgspec.json.encode(record))
-        self._record = record
+        before = self._record
+        record, account = before, before.account.spend(ctx.hex(), manifest)
+        if account is not before.account:
+            record = msgspec.structs.replace(
+                before,
+                account=account,
+                deltas={**before.deltas, manifest.task: manifest.budget.delta},
+                last_cohort=ctx.hex(),
+                last_contribution=contribution,
+            )
+        if manifest.noise is None and model_digest:
+            given = {**record.given, model_digest.hex(): ctx.hex()}
+            record = msgspec.structs.replace(record, given=given)
+        if record != before:
+            self._journal.save_blob(_NAME, msgspec.json.encode(record))
+            self._record = record
 
     def restore(self, found: Iterable[Found]) -> int:
         """Add charges that the account lacks; on disk when it returns, even if there are none.
@@ -133,8 +162,11 @@ class DeviceAccount:
                 account=record.account.spend(charge.ctx.hex(), charge.manifest),
                 deltas={task: charge.manifest.budget.delta, **record.deltas},
             )
+            if charge.manifest.noise is None:  # one of them was this device's
+                models = {model.hex(): charge.ctx.hex() for model in charge.models}
+                record = msgspec.structs.replace(record, given={**models, **record.given})
         added = len(record.account.entries) - len(self._record.account.entries)
-        if added or self.is_new:
+        if record != self._record or self.is_new:
             self._journal.save_blob(_NAME, msgspec.json.encode(record))
         self._record, self.is_new = record, False
         return added

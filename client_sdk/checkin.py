@@ -19,6 +19,7 @@ import safetensors.numpy
 
 from client_sdk.device import Device
 from client_sdk.errors import TransportError
+from client_sdk.ledger import LEAVES_MAX
 from client_sdk.revocations import refresh
 from dp.adaptive import checked_clip, first_clip
 from dp.contracts.scaffold import has_control
@@ -116,7 +117,7 @@ async def check_in(device: Device, task: str, offer: Offer) -> CheckIn:
         RemoteProtocolError: as :func:`verify_offer`, or ``manifest-ledger``, ``offer-malformed``,
             or as :func:`proven_clip` or :func:`client_sdk.revocations.refresh`.
         ClockError: as :meth:`client_sdk.server_time.ServerTime.hear`.
-        LedgerError: the ledger forked or was rolled back.
+        LedgerError: the ledger forked or was rolled back, or does not name the model.
         PolicyRefusal: the policy's reason.
         TransportError: also ``model-size``, ``model-digest`` or ``model-malformed``.
     """
@@ -140,6 +141,12 @@ async def check_in(device: Device, task: str, offer: Offer) -> CheckIn:
     )
     model = await fetch_model(device, manifest, offer)
     clip = await proven_clip(device, manifest, digest, offer, model)
+    await device.ledger.verify_models(
+        frozenset((offer.model.digest,)),
+        task=manifest.task,
+        manifest_digest=digest,
+        leaf_index=offer.model.leaf_index,
+    )
     await device.emit(
         "checked-in",
         task,
@@ -196,6 +203,7 @@ def _check_numbers(offer: Offer) -> None:
     if (
         len(offer.model.digest) != DIGEST_BYTES
         or offer.model.version < 0
+        or not -1 <= offer.model.leaf_index <= LEAVES_MAX
         or offer.releases < 0
         or not all(0 <= time_s <= _TIME_MAX_S for time_s in times)
     ):

@@ -16,13 +16,15 @@ from client_sdk.checkin import check_in, next_offer
 from client_sdk.contribution import Contributor
 from client_sdk.device import Device, ParticipantSettings
 from client_sdk.enrolment import check_bundle, load_bundle
-from client_sdk.errors import ContributionError, PolicyRefusal, TransportError
+from client_sdk.errors import ContributionError, LedgerError, PolicyRefusal, TransportError
 from client_sdk.events import Event, OnEvent
+from client_sdk.evidence import Quarantine, Quarantined
+from client_sdk.folder import StateFolder
 from client_sdk.http import TransportSettings
 from client_sdk.journal import Journal, Lock
 from client_sdk.keystore import StorageKey, open_storage_key
 from client_sdk.ledger import LedgerWatch
-from client_sdk.participant import Outcome, Participant
+from client_sdk.participant import Outcome, Participant, note_given
 from client_sdk.policy import PrivacyPolicy
 from client_sdk.recovery import LEAVES_MAX, Recovered, recover
 from client_sdk.server_time import ServerTime, steady_clock
@@ -49,6 +51,8 @@ class RunResult:
         refusals: why this device refused; the run ended there.
         aborted: sessions that ended without a release.
         finished: whether the task is over.
+        evidence: files about a ledger that did not bear out what the aggregator said, of sessions
+            that ended in this run; to be shown to the operator.
     """
 
     releases: tuple[Outcome, ...] = ()
@@ -56,6 +60,7 @@ class RunResult:
     refusals: tuple[PolicyRefusal, ...] = ()
     aborted: int = 0
     finished: bool = False
+    evidence: tuple[Path, ...] = ()
 
 
 @dataclass
@@ -64,8 +69,11 @@ class _Tally:
     refusals: list[PolicyRefusal] = field(default_factory=list)
     aborted: int = 0
     finished: bool = False
+    evidence: list[Path] = field(default_factory=list)
 
     def add(self, outcome: Outcome) -> None:
+        if outcome.evidence is not None:
+            self.evidence.append(outcome.evidence)
         if outcome.reason is None:
             self.releases.append(outcome)
         else:
@@ -73,7 +81,12 @@ class _Tally:
 
     def result(self, epsilon: float) -> RunResult:
         return RunResult(
-            tuple(self.releases), epsilon, tuple(self.refusals), self.aborted, self.finished
+            tuple(self.releases),
+            epsilon,
+            tuple(self.refusals),
+            self.aborted,
+            self.finished,
+            tuple(self.evidence),
         )
 
 
@@ -89,8 +102,11 @@ class _Pace:
         self.after_version: int | None = None
         self.until_s = math.inf
 
+    def wait_for_newer(self, version: int) -> None:
+        self.after_version, self.until_s = version, math.inf
+
     async def after(self, outcome: Outcome) -> None:
-        self.after_version, self.until_s = outcome.model_version, math.inf
+        self.wait_for_newer(outcome.model_version)
         if outcome.reason is None:
             self._aborts = 0
         elif outcome.reason == "left-out":  # the cohort goes on without this device
@@ -187,6 +203,33 @@ class Client:
         """Whether a session of an earlier process is unfinished. One look at the folder: cheap."""
         return Journal.has_session(self._folder)
 
+    def reset_session(self) -> bool:
+        """End the unfinished session and touch nothing else; whether there was one.
+
+        For a session that cannot go on and does not end by itself. Account, checkpoints and the
+        record of what was given stay (:mod:`client_sdk.folder`).
+
+        Raises:
+            StateError: ``state-in-use``.
+        """
+        return StateFolder(self._folder, self._key).reset_session()
+
+    def quarantined(self) -> tuple[Quarantined, ...]:
+        """Tasks that this device refuses, since the ledger contradicted it.
+
+        Raises:
+            StateError: ``state-in-use``, ``state-damaged``.
+        """
+        return StateFolder(self._folder, self._key).quarantined()
+
+    def release_quarantine(self, task: str) -> tuple[Quarantined, ...]:
+        """Take part in a task again; the entries that were lifted. The evidence files stay.
+
+        Raises:
+            StateError: ``state-in-use``, ``state-damaged``.
+        """
+        return StateFolder(self._folder, self._key).release_quarantine(task)
+
     def run(self, contributor: Contributor, *, task: str, rounds: int | None = None) -> RunResult:
         """Take part until ``rounds`` releases hold this device's contribution, or the task ends.
 
@@ -196,7 +239,9 @@ class Client:
         Raises:
             TransportError: the aggregator was out of reach for longer than the patience, or
                 refused this device. The journal keeps what is pending.
-            LedgerError: the ledger forked, was rolled back, or lacks a release.
+            LedgerError: the ledger forked, was rolled back, or does not show what it must;
+                ``ledger-quarantined`` in every run of the task once a record of it has
+                contradicted this device. The operator's fault; other tasks go on.
             RemoteProtocolError: an offer that the aggregator's key did not sign.
             ClockError: this device's clock is wrong by more than 90 minutes, or the aggregator's
                 went back. The journal keeps what is pending.
@@ -267,6 +312,8 @@ class Client:
             if outcome is None:
                 return RunResult()
             tally.add(outcome)
+            if outcome.fault is not None:
+                raise outcome.fault
             return tally.result(account.epsilon(outcome.task))
 
     def recover_account(self, leaves_max: int = LEAVES_MAX) -> Recovered:
@@ -324,8 +371,13 @@ class Client:
         failures = 0
         pending = await self._finish_pending(device)
         if pending is not None and pending.task == task:
+            if pending.fault is not None:
+                raise pending.fault
             tally.add(pending)
             await pace.after(pending)
+        elif pending is not None and pending.evidence is not None:
+            tally.evidence.append(pending.evidence)
+        await self._demand_no_quarantine(device, task)
         while rounds is None or len(tally.releases) < rounds:
             offer = await next_offer(device, task, pace.after_version, pace.until_s)
             if offer is None:
@@ -334,18 +386,27 @@ class Client:
                 break
             try:
                 checkin = await check_in(device, task, offer)
+                if device.gave(checkin.manifest, offer.model.digest) is not None:
+                    await device.emit(
+                        "waiting", task, reason="model-given", version=offer.model.version
+                    )
+                    pace.wait_for_newer(offer.model.version)
+                    continue
                 contribution = await training.contribution(checkin)
             except PolicyRefusal as refusal:
                 tally.refusals.append(refusal)
                 await device.emit("refused", task, reason=refusal.reason, message=str(refusal))
                 break
+            except LedgerError as error:
+                await device.emit("aborted", task, reason=error.reason, message=str(error))
+                raise
             except ContributionError as error:
                 failures += 1
                 tally.aborted += 1
                 await device.emit("aborted", task, reason=error.reason, message=str(error))
                 if failures >= _FAILURES_MAX:
                     raise
-                pace.after_version = offer.model.version
+                pace.wait_for_newer(offer.model.version)
                 continue
             failures = 0
             session = Session.begin(
@@ -361,14 +422,24 @@ class Client:
                 clock=device.time.now,
             )
             outcome = await Participant(device, session).run()
+            if outcome.fault is not None:
+                raise outcome.fault
             tally.add(outcome)
             await pace.after(outcome)
         return tally
+
+    async def _demand_no_quarantine(self, device: Device, task: str) -> None:
+        try:
+            Quarantine(device.journal).check(device.ledger.verifier, task)
+        except LedgerError as error:
+            await device.emit("refused", task, reason=error.reason, message=str(error))
+            raise
 
     async def _finish_pending(self, device: Device) -> Outcome | None:
         session = Session.resume(device.journal, device.bundle, device.time.now)
         if session is None:
             return None
+        note_given(device.account, session)
         await _hear_time(device, session.record.task)
         phase = session.state.phase
         await device.emit("resumed", session.record.task, session.id, phase=phase)

@@ -14,6 +14,7 @@ from client_sdk.policy import PrivacyPolicy
 from client_sdk.server_time import ServerTime
 from client_sdk.transport import Transport
 from secagg.api import EnrolmentBundle
+from secagg.manifest import Manifest
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,16 @@ class Device:
     time: ServerTime
     settings: ParticipantSettings = field(default_factory=ParticipantSettings)
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+
+    def gave(self, manifest: Manifest, model_digest: bytes) -> bytes | None:
+        """The cohort (ctx) for which this device may give no further vector from a model.
+
+        None where it may: it gave none, noise in the ring hides the difference of two sums, or the
+        app's policy lifts the rule.
+        """
+        if manifest.noise is not None or self.policy.repeat_without_noise:
+            return None
+        return self.account.given(model_digest)
 
     async def emit(
         self, kind: EventKind, task: str, session: str | None = None, **detail: object

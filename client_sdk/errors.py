@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from secagg.errors import SecaggError
 
 
@@ -41,7 +43,31 @@ class PolicyRefusal(ClientError):
 
 
 class LedgerError(ClientError):
-    """The ledger's log is not what it was, or does not hold what a receipt says it holds."""
+    """The ledger's log is not what it was, or does not hold what a receipt says it holds.
+
+    The operator's fault, not the app's.
+
+    Attributes:
+        evidence: what the ledger showed, for others to check: signed notes, an entry and its proof
+            (bytes), numbers and texts; no secrets. Empty where nothing was shown.
+        lasting: whether a later look could not mend it: two signed statements contradict each
+            other, or a proven record contradicts what this device knows.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        message: str,
+        *,
+        expected: object = None,
+        found: object = None,
+        remedy: str | None = None,
+        evidence: Mapping[str, object] | None = None,
+        lasting: bool = False,
+    ) -> None:
+        self.evidence = dict(evidence or {})
+        self.lasting = lasting
+        super().__init__(reason, message, expected=expected, found=found, remedy=remedy)
 
 
 class ContributionError(ClientError):

@@ -25,7 +25,7 @@ EventKind = Literal[
     "released",  # the release is in the ledger, proof verified
     "aborted",  # this session ended without a release
     "refused",  # this device refuses the task under its policy
-    "waiting",  # the task is paused, or the server is out of reach
+    "waiting",  # the task is paused, or the next model is awaited, or the server is out of reach
     "finished",  # the task is over
 ]
 

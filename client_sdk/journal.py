@@ -10,6 +10,8 @@ One state folder belongs to one device and one process at a time:
 ``account``        what this device has spent, over all tasks
 ``server-time``    the latest time of the aggregator's that it believed
 ``checkpoint-*``   the last checkpoint seen, per ledger
+``quarantine``     tasks that are refused on a ledger (:mod:`client_sdk.evidence`)
+``evidence-*``     what such a ledger showed: JSON, not sealed
 ``control-*``      SCAFFOLD's control variate, per task (:mod:`client_sdk.control`)
 ``revocations-*``  the newest revocation list seen, per partner
 ``models/``        downloads
@@ -61,7 +63,9 @@ class SessionRecord(_Record, frozen=True, kw_only=True):
     number of messages taken from the mailbox. ``joined_at``: the server's time at which the roster
     was accepted, and ``ctx`` its context; empty before. ``masking_set`` and ``survivors``: sizes of
     the sets that were confirmed; 0 before. ``payload_digest``: SHA-256 of the payload beside, empty
-    without one.
+    without one. ``cohort`` to ``models`` (version, digest): of the roster; empty before, or where
+    an older software did not keep them. ``ledger_failures``: how often the ledger failed to prove
+    what the session waits for.
     """
 
     version: int = _VERSION
@@ -82,6 +86,11 @@ class SessionRecord(_Record, frozen=True, kw_only=True):
     payload_digest: bytes = b""
     masking_set: int = 0
     survivors: int = 0
+    cohort: bytes = b""
+    cohort_size: int = 0
+    roster_digest: bytes = b""
+    models: tuple[tuple[int, bytes], ...] = ()
+    ledger_failures: int = 0
 
 
 class _StoredArray(_Record, frozen=True, kw_only=True):
@@ -299,6 +308,14 @@ class Journal:
     def save_blob(self, name: str, content: bytes) -> None:
         write_durably(self._folder / name, self._key.seal(name, content))
 
+    def path(self, name: str) -> Path:
+        return self._folder / name
+
+    def save_open(self, name: str, content: bytes) -> Path:
+        """Keep a file that others are to read: not sealed, mode 0600."""
+        write_durably(self.path(name), content)
+        return self.path(name)
+
     def load_record(self, name: str, kind: type[_M]) -> _M | None:
         """A record that was saved as MessagePack; None if there is none.
 
@@ -314,7 +331,8 @@ class Journal:
             raise StateError(
                 "state-damaged",
                 f"The journalled {name} does not parse: {error}.",
-                remedy="Finish sessions with the version that began them.",
+                remedy="Finish sessions with the version that began them; secagg session reset "
+                "ends one and touches nothing else.",
             ) from error
 
     def _save(self, name: str, record: _Record) -> None:

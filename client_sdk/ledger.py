@@ -4,19 +4,24 @@ Every checkpoint is verified by the key that the device was enrolled with and mu
 one that it remembers (RFC 6962 consistency, computed from the log's tiles); a receipt counts only
 when the release's record is under the checkpoint (inclusion). A log that shrank or forked is
 refused, for good: the remembered checkpoint stays.
+
+What a checkpoint's size says is a peer's number: no work and no memory grows with it. A log may
+have, and grow by, so many leaves and no more, and a search for a record looks at the last of them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import msgspec
 
 from client_sdk.errors import LedgerError
 from client_sdk.journal import Journal
+from client_sdk.threads import finish_in_thread
 from client_sdk.transport import Transport
 from dp import merkle, tiles
 from dp.contributors import (
@@ -37,6 +42,36 @@ from secagg.secret import Secret
 _T = TypeVar("_T")
 _TRIES = 6  # a replica may serve what it rendered a moment ago
 _WAIT_S = 0.25
+
+LEAVES_MAX = 1 << 32
+"""Leaves of a log, in all: a century of a release a second."""
+GROWTH_MAX = 1 << 24
+"""Leaves by which a log may have grown since this device's last visit: half a year of the same."""
+SEARCHED_MAX = 1 << 14
+"""Leaves that one search looks through (64 bundles); an offer that names a leaf needs none."""
+
+
+@dataclass(frozen=True)
+class Proven:
+    """A record, and what proves that it is leaf ``leaf_index`` of the log.
+
+    ``entry``: its bytes. ``proof``: RFC 6962 audit path. ``checkpoint``: the signed note.
+    """
+
+    record: dict[str, object]
+    leaf_index: int
+    entry: bytes
+    proof: tuple[bytes, ...]
+    checkpoint: bytes
+
+    def evidence(self) -> dict[str, object]:
+        return {
+            "record": self.record,
+            "leaf_index": self.leaf_index,
+            "entry": self.entry,
+            "proof": list(self.proof),
+            "checkpoint": self.checkpoint,
+        }
 
 
 class LedgerWatch:
@@ -61,21 +96,27 @@ class LedgerWatch:
         self._witnesses = witnesses
         self._transport = transport
         self._journal = journal
+        self.verifier = verifier
         self._verifier = parse_verifier(verifier)
+        self._models: dict[tuple[str, bytes, bytes], Proven] = {}
         self._name = "checkpoint-" + hashlib.sha256(verifier.encode()).hexdigest()[:16]
         self._sleep = sleep
 
     def remembered(self) -> Checkpoint | None:
         """The last checkpoint that was verified and found consistent."""
-        note = self._journal.load_blob(self._name)
+        note = self._remembered_note()
         return None if note is None else open_checkpoint(note, self._verifier)
+
+    def _remembered_note(self) -> bytes | None:
+        return self._journal.load_blob(self._name)
 
     async def advance(self) -> Checkpoint:
         """Fetch the current checkpoint, verify that it extends the remembered one, remember it.
 
         Raises:
-            LedgerError: ``ledger-rolled-back``, ``ledger-forked``, ``ledger-incomplete``,
-                ``witnesses-missing``, or the reason for which a checkpoint does not verify.
+            LedgerError: ``ledger-rolled-back``, ``ledger-forked``, ``ledger-too-large``,
+                ``ledger-incomplete``, ``witnesses-missing``, or the reason for which a checkpoint
+                does not verify.
         """
         return await self._patiently(lambda: self._advance(0))
 
@@ -90,19 +131,21 @@ class LedgerWatch:
         identity_key: bytes,
         masking_set: int = 0,
         survivors: int = 0,
+        check: Callable[[Proven], None] | None = None,
     ) -> Mapping[str, object]:
         """The release's record, proven to be in the log that this device remembers.
 
         Args:
             masking_set, survivors: sizes of the sets that this device confirmed; epsilon and the
                 guaranteed noise follow from them. 0: not known (a session of an older version).
+            check: a further look at the proven record, in a thread; raises LedgerError.
 
         Raises:
             LedgerError: as :meth:`advance`, or ``release-not-proven``, ``release-mismatch``,
                 ``contributor-missing`` (this device is not among the contributors).
         """
-        record = await self._patiently(lambda: self._prove(leaf_index))
-        expected = {
+        proven = await self._patiently(lambda: self._prove(leaf_index))
+        expected: dict[str, object] = {
             "type": "release",
             "outcome": "released",
             "task": task,
@@ -112,9 +155,11 @@ class LedgerWatch:
         }
         if survivors:
             expected |= {"masking_set_size": masking_set, "survivors": survivors}
-        _demand(record, expected)
-        await self._in_sum(record, identity_key, demanded=True)
-        return record
+        demand(proven, expected)
+        if check is not None:
+            await finish_in_thread(check, proven)
+        await self._in_sum(proven, identity_key, demanded=True)
+        return proven.record
 
     async def holds(
         self, ctx: bytes, *, task: str, manifest_digest: bytes, identity_key: bytes, since: int
@@ -122,12 +167,13 @@ class LedgerWatch:
         """How cohort ``ctx`` ended for this device, which has lost its receipt.
 
         Args:
-            since: leaves of the log before the cohort masked; the record cannot be older.
+            since: leaves of the log before the cohort masked; the record cannot be older. At
+                most ``SEARCHED_MAX`` leaves from there on are looked at, the rest another time.
 
         Returns:
             Whether the ledger provably lists this device in the cohort's release (False too if it
-            was charged without one), or None while the ledger has no record of the cohort; and
-            the leaves that were looked through.
+            was charged without one), or None while no record of the cohort was found; and the
+            leaves before which no other look is needed.
 
         Raises:
             LedgerError: as :meth:`verify_release`.
@@ -135,24 +181,39 @@ class LedgerWatch:
 
         async def look() -> tuple[int | None, int]:
             checkpoint = await self._advance(0)
-            return await self._find(ctx, since, checkpoint.size), checkpoint.size
+            end = min(checkpoint.size, since + SEARCHED_MAX)
+            return await self._find(ctx, since, end, checkpoint.size), end
 
         leaf_index, size = await self._patiently(look)
         if leaf_index is None:
             return None, size
-        record = await self._patiently(lambda: self._prove(leaf_index))
+        proven = await self._patiently(lambda: self._prove(leaf_index))
         claim = {"task": task, "ctx": ctx.hex(), "manifest_digest": manifest_digest.hex()}
-        _demand(record, {"type": "release", **claim})
-        return await self._in_sum(record, identity_key), size
+        demand(proven, {"type": "release", **claim})
+        return await self._in_sum(proven, identity_key), size
 
     async def verify_models(
-        self, digests: frozenset[bytes], *, task: str, manifest_digest: bytes
+        self,
+        digests: frozenset[bytes],
+        *,
+        task: str,
+        manifest_digest: bytes,
+        leaf_index: int = -1,
     ) -> None:
         """Each of these models is proven to be one that the task was created with or released.
+
+        Args:
+            leaf_index: of the record that made the one model that is asked for, as the aggregator
+                says; -1: the last ``SEARCHED_MAX`` leaves are searched for the records.
 
         Raises:
             LedgerError: as :meth:`verify_release`, or ``model-not-in-ledger``.
         """
+        if leaf_index >= 0:
+            (digest,) = digests
+            if (task, manifest_digest, digest) not in self._models:
+                proven = await self._patiently(lambda: self._prove(leaf_index))
+                self._remember_model(proven, digest, task, manifest_digest)
         await self._records_of(digests, task, manifest_digest)
 
     async def released_clip(
@@ -172,14 +233,18 @@ class LedgerWatch:
     async def _records_of(
         self, digests: frozenset[bytes], task: str, manifest_digest: bytes
     ) -> list[dict[str, object]]:
-        """For each model the record that made it, proven to be in the log."""
-        wanted = {digest.hex() for digest in digests}
+        """For each model the record that made it, proven to be in the log.
+
+        What was proven once stays so: the log is append-only, as far as this device has seen it.
+        """
+        known = {digest for digest in digests if (task, manifest_digest, digest) in self._models}
+        wanted = {digest.hex() for digest in digests - known}
         claim = {"task": task, "manifest_digest": manifest_digest.hex()}
 
         async def look() -> dict[str, int]:
             checkpoint = await self._advance(0)
             found: dict[str, int] = {}
-            for bundle in reversed(list(tiles.bundles_of(checkpoint.size))):
+            for bundle in _last_bundles(checkpoint.size):
                 for index, record in await self._bundle(bundle):
                     if claim.items() <= record.items() and _model_of(record) in wanted:
                         found[str(_model_of(record))] = index
@@ -188,25 +253,34 @@ class LedgerWatch:
             if missing := wanted - found.keys():
                 raise LogError(
                     "model-not-in-ledger",
-                    "The cohort admits a model that this task never released.",
-                    expected="models of the ledger",
+                    "A model was offered that this task never released.",
+                    expected=f"a model of the last {SEARCHED_MAX} of {checkpoint.size} records",
                     found=sorted(missing)[:4],
+                    remedy="Ask the operator; a model that no ledger names may be crafted.",
                 )
             return found
 
-        proven = []
-        for model, index in (await self._patiently(look)).items():
-            record = await self._patiently(lambda index=index: self._prove(index))
-            _demand(record, claim)
-            if _model_of(record) != model:
-                raise LedgerError(
-                    "model-not-in-ledger",
-                    "The ledger's record is not about the model that it was shown for.",
-                    expected=model,
-                    found=_model_of(record),
-                )
-            proven.append(record)
-        return proven
+        if wanted:
+            for model, index in (await self._patiently(look)).items():
+                proven = await self._patiently(lambda index=index: self._prove(index))
+                self._remember_model(proven, bytes.fromhex(model), task, manifest_digest)
+        return [self._models[task, manifest_digest, digest].record for digest in digests]
+
+    def _remember_model(
+        self, proven: Proven, digest: bytes, task: str, manifest_digest: bytes
+    ) -> None:
+        claim = {"task": task, "manifest_digest": manifest_digest.hex()}
+        found = {key: proven.record.get(key) for key in claim}
+        if found != claim or _model_of(proven.record) != digest.hex():
+            raise LedgerError(
+                "model-not-in-ledger",
+                "The ledger's record is not about the model that it was shown for.",
+                expected={**claim, "model": digest.hex()},
+                found={**found, "model": _model_of(proven.record)},
+                remedy="Ask the operator; a model that no ledger names may be crafted.",
+                evidence=proven.evidence(),
+            )
+        self._models[task, manifest_digest, digest] = proven
 
     async def records(self, leaves_max: int) -> AsyncIterator[tuple[int, dict[str, object]]]:
         """(size in bytes, record) of every leaf, in order.
@@ -251,25 +325,22 @@ class LedgerWatch:
         first = bundle.number * tiles.TILE_WIDTH
         return [(first + offset, _parse(entry)) for offset, entry in enumerate(entries)]
 
-    async def _find(self, ctx: bytes, since: int, size: int) -> int | None:
-        """The first leaf that speaks of ``ctx``; unverified, so it remains to be proven."""
-        for bundle in tiles.bundles_of(size):
-            if bundle.number * tiles.TILE_WIDTH + bundle.width <= since:
-                continue
-            for index, record in await self._bundle(bundle):
-                if index >= since and record.get("ctx") == ctx.hex():
+    async def _find(self, ctx: bytes, since: int, end: int, size: int) -> int | None:
+        """The first leaf of [since, end) that speaks of ``ctx``; it remains to be proven."""
+        for number in range(since // tiles.TILE_WIDTH, -(-end // tiles.TILE_WIDTH)):
+            for index, record in await self._bundle(tiles.bundle_at(number, size)):
+                if since <= index < end and record.get("ctx") == ctx.hex():
                     return index
         return None
 
-    async def _in_sum(
-        self, record: Mapping[str, object], identity_key: bytes, *, demanded: bool = False
-    ) -> bool:
+    async def _in_sum(self, proven: Proven, identity_key: bytes, *, demanded: bool = False) -> bool:
         """Whether a record of a cohort in which this device masked lists it in the released sum.
 
         Raises:
             LedgerError: ``contributor-missing``: it is not listed once, or not in the sum although
                 that is ``demanded``.
         """
+        record = proven.record
         own, members = self._own_name(record, identity_key), await self._members(record)
         marked = members.contributors.count(own)
         lists_all = not by_identity(record)
@@ -279,7 +350,13 @@ class LedgerWatch:
             message = "The ledger does not list this device among the release's contributors."
         else:
             return record.get("outcome") == "released" and marked == 1
-        raise LedgerError("contributor-missing", message, expected=own.hex())
+        raise LedgerError(
+            "contributor-missing",
+            message,
+            expected=own.hex(),
+            evidence=proven.evidence(),
+            lasting=True,
+        )
 
     async def lists(self, record: Mapping[str, object], identity_key: bytes) -> tuple[bool, int]:
         """Whether a release record lists this device, and the bytes of its list in a file.
@@ -314,8 +391,10 @@ class LedgerWatch:
         except LogError as error:
             raise LedgerError("contributor-missing", str(error)) from error
 
-    async def _prove(self, leaf_index: int) -> dict[str, object]:
+    async def _prove(self, leaf_index: int) -> Proven:
         checkpoint = await self._advance(leaf_index + 1)
+        note = self._remembered_note()
+        assert note is not None  # noqa: S101  _advance has remembered it
         files = await self._fetch(tiles.proof_paths(checkpoint.size, index=leaf_index))
         entry = tiles.read_entry(files.get, leaf_index, checkpoint.size)
         proof = tiles.inclusion_proof(files.get, leaf_index, checkpoint.size)
@@ -325,7 +404,12 @@ class LedgerWatch:
             )
         except LogError as error:
             raise LedgerError("release-not-proven", str(error)) from error
-        return _parse(entry)
+        unparsed = Proven({}, leaf_index, entry, tuple(proof), note)
+        try:
+            return replace(unparsed, record=_parse(entry))
+        except LedgerError as error:
+            error.evidence, error.lasting = unparsed.evidence(), True
+            raise
 
     async def _advance(self, size_min: int) -> Checkpoint:
         note = await self._transport.ledger("checkpoint")
@@ -335,22 +419,9 @@ class LedgerWatch:
         if self._witnesses is not None:
             self._witnesses.check(note)
         if old is not None and new.size < old.size:
-            raise LogError(
-                "ledger-rolled-back",
-                "The ledger is shorter than this device has seen it.",
-                expected=f"at least {old.size} leaves",
-                found=new.size,
-            )
-        if new.size < size_min:
-            raise LogError(
-                "release-not-proven",
-                "The ledger does not reach the release's leaf.",
-                expected=f"at least {size_min} leaves",
-                found=new.size,
-            )
-        if old is not None:
-            if new == old:
-                return new
+            raise _RolledBack(old, new, self._shown(note))
+        _check_growth(0 if old is None else old.size, new.size, old is None, self._shown(note))
+        if old is not None and new != old:
             files = await self._fetch(tiles.proof_paths(new.size, old_size=old.size))
             proof = tiles.consistency_proof(files.get, old.size, new.size)
             try:
@@ -362,9 +433,23 @@ class LedgerWatch:
                     expected=f"{old.size} leaves under {old.root.hex()}",
                     found=f"{new.size} leaves under {new.root.hex()}",
                     remedy="Keep the state folder as evidence and ask the operator.",
+                    evidence=self._shown(note) | {"proof": proof},
+                    lasting=True,
                 ) from error
-        self._journal.save_blob(self._name, note)
+        if new != old:
+            self._journal.save_blob(self._name, note)
+        if new.size < size_min:
+            raise LogError(
+                "release-not-proven",
+                "The ledger does not reach the leaf that it should hold.",
+                expected=f"at least {size_min} leaves",
+                found=new.size,
+            )
         return new
+
+    def _shown(self, note: bytes) -> dict[str, object]:
+        """The checkpoint that was served, beside the one that is remembered."""
+        return {"checkpoint": note, "remembered": self._remembered_note()}
 
     async def _fetch(self, paths: Iterable[str]) -> dict[str, bytes]:
         """Files of the log; the full form of a tile where its partial form is gone."""
@@ -385,8 +470,7 @@ class LedgerWatch:
                 return await once()
             except LogError as error:
                 if attempt == _TRIES - 1:
-                    reason = "ledger-incomplete" if error.reason == "tile-missing" else error.reason
-                    raise LedgerError(reason, str(error)) from error
+                    raise _final(error) from error
             await self._sleep(_WAIT_S * 2**attempt)
         raise AssertionError("the last attempt returns or raises")
 
@@ -400,14 +484,72 @@ def _model_of(record: Mapping[str, object]) -> object:
     return None
 
 
-def _demand(record: Mapping[str, object], expected: Mapping[str, object]) -> None:
-    found = {key: record.get(key) for key in expected}
+class _RolledBack(LogError):
+    """A checkpoint that is shorter than the remembered one; a stale replica may show it once."""
+
+    def __init__(self, old: Checkpoint, new: Checkpoint, evidence: dict[str, object]) -> None:
+        self.evidence = evidence
+        super().__init__(
+            "ledger-rolled-back",
+            "The ledger is shorter than this device has seen it.",
+            expected=f"at least {old.size} leaves",
+            found=new.size,
+        )
+
+
+def _final(error: LogError) -> LedgerError:
+    """What a log error is when no retry has mended it."""
+    return LedgerError(
+        "ledger-incomplete" if error.reason == "tile-missing" else error.reason,
+        str(error),
+        evidence=error.evidence if isinstance(error, _RolledBack) else None,
+        lasting=isinstance(error, _RolledBack),
+    )
+
+
+def _check_growth(old: int, new: int, first: bool, shown: dict[str, object]) -> None:
+    """Refuse sizes that no honest log has.
+
+    Raises:
+        LedgerError: ``ledger-too-large``.
+    """
+    growth_max = LEAVES_MAX if first else GROWTH_MAX
+    if new > LEAVES_MAX or new - old > growth_max:
+        raise LedgerError(
+            "ledger-too-large",
+            "The ledger has more leaves than a log can have, or grew by more since the last visit.",
+            expected=f"at most {min(LEAVES_MAX, old + growth_max)} leaves, {old} were seen before",
+            found=new,
+            remedy="Ask the operator: its key signed this size.",
+            evidence=shown,
+            lasting=True,
+        )
+
+
+def _last_bundles(size: int) -> Iterator[tiles.Tile]:
+    """The bundles of the last ``SEARCHED_MAX`` leaves, from the end."""
+    first = max(0, size - SEARCHED_MAX) // tiles.TILE_WIDTH
+    for number in reversed(range(first, -(-size // tiles.TILE_WIDTH))):
+        yield tiles.bundle_at(number, size)
+
+
+def demand(proven: Proven, expected: Mapping[str, object]) -> None:
+    """Each of these fields of a proven record is what this device knows.
+
+    Raises:
+        LedgerError: ``release-mismatch``.
+    """
+    found = {key: proven.record.get(key) for key in expected}
     if found != expected:
+        wrong = [key for key in expected if found[key] != expected[key]]
         raise LedgerError(
             "release-mismatch",
             "The ledger's record is not that of this device's release.",
-            expected=expected,
-            found=found,
+            expected={key: expected[key] for key in wrong},
+            found={key: found[key] for key in wrong},
+            remedy="Ask the operator; the evidence shows what its ledger says.",
+            evidence=proven.evidence(),
+            lasting=True,
         )
 
 

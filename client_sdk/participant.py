@@ -9,21 +9,24 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
+from client_sdk.account import DeviceAccount
 from client_sdk.contribution import (
     hides_failures,
-    is_batch_secret,
     takes_part,
     zero_contribution,
 )
 from client_sdk.control import DeviceControl
 from client_sdk.device import Device
-from client_sdk.errors import LedgerError, TransportError
+from client_sdk.errors import LedgerError, StateError, TransportError
 from client_sdk.events import EventKind
+from client_sdk.evidence import QUARANTINED_FOR, Quarantine, Quarantined, keep_evidence
 from client_sdk.http import is_transient
+from client_sdk.receipts import check_release
 from client_sdk.session import Session
 from client_sdk.staleness import weighed
 from client_sdk.threads import finish_in_thread
@@ -64,6 +67,8 @@ class Outcome:
     """How an exchange ended. ``reason`` is None when it was released.
 
     ``ends_by_s``: the server's time by which the cohort will have ended, with this device or not.
+    ``evidence``: what the ledger showed, where that ended the exchange; ``fault``: the error, where
+    the ledger's record contradicts what the device knows.
     """
 
     task: str
@@ -72,6 +77,15 @@ class Outcome:
     release: int = 0
     leaf_index: int = 0
     ends_by_s: float = 0.0
+    evidence: Path | None = None
+    fault: LedgerError | None = None
+
+
+def note_given(account: DeviceAccount, session: Session) -> None:
+    """Write down what a vector of this session was computed from, if an older software did not."""
+    record = session.record
+    if record.ctx and account.served(record.contribution) == record.ctx:
+        account.debit(session.manifest, record.ctx, record.contribution, record.model_digest)
 
 
 class Participant:
@@ -82,13 +96,15 @@ class Participant:
         self._session = session
         self._bad_messages = 0
         self._superseded = False
+        self._evidence: Path | None = None
 
     async def run(self) -> Outcome:
         """Perform, receive, repeat.
 
         Raises:
             TransportError: the aggregator stayed out of reach; the journal keeps the session.
-            LedgerError: released, says the aggregator, but the ledger does not hold it.
+            LedgerError: the ledger does not show what it must, and a later look may mend that: the
+                journal keeps the session, once.
         """
         while True:
             outcome = await self._perform()
@@ -136,21 +152,21 @@ class Participant:
                 case Send(message) if isinstance(session.state, Advertised):
                     accepted = await transport.post_advert(message)
                     if accepted.session != session.id:
-                        raise TransportError(
-                            "session-mismatch",
-                            "The server names the session otherwise.",
-                            expected=session.id,
-                            found=accepted.session,
+                        await session.cancel(
+                            "session-mismatch", "The server names the session otherwise."
                         )
+                        return False
                 case Send(message):
                     await transport.post_message(session.id, message)
                 case Upload(header, payload):
                     await transport.post_message(session.id, header)
                     await transport.upload(session.id, payload)
         except TransportError as error:
-            if is_transient(error) or error.status in (None, 401, 403):
+            if is_transient(error) or error.status is None:
                 raise
-            if isinstance(session.state, Advertised):
+            if error.status in (401, 403) and not self._is_over():
+                raise
+            if isinstance(session.state, Advertised) or self._is_over():
                 await session.cancel(error.reason, error.message)
             else:
                 await self._tell("waiting", reason=error.reason, status=error.status)
@@ -164,24 +180,32 @@ class Participant:
         but the first one has never left this process.
         """
         device, session = self._device, self._session
-        contribution = device.journal.load_contribution()
+        try:
+            contribution = device.journal.load_contribution()
+        except StateError:
+            contribution = None
         if contribution is None or contribution.name != session.record.contribution:
             await session.cancel("contribution-gone", "The session's contribution is gone.")
             return
-        served = device.account.served(contribution.name)
-        if is_batch_secret(session.manifest) and served not in (None, effect.ctx):
-            await session.cancel("contribution-spent", "The secret batch served another cohort.")
+        if device.account.served(contribution.name) not in (None, effect.ctx):
+            await session.cancel("contribution-spent", "The contribution served another cohort.")
             return
-        if session.manifest.cohort.versions_back:
-            try:
-                await self._demand_models(effect)
-            except LedgerError as error:
-                if error.reason != "model-not-in-ledger":
-                    raise
-                await session.cancel(error.reason, str(error))
-                return
+        if device.gave(session.manifest, session.record.model_digest) not in (None, effect.ctx):
+            await session.cancel("model-given", "Another cohort has a vector from this model.")
+            return
         try:
-            device.account.debit(session.manifest, effect.ctx, contribution.name)
+            await self._demand_models(effect)
+        except LedgerError as error:
+            if error.reason != "model-not-in-ledger":
+                await self._demand_lasting(error)
+            if error.evidence:
+                self._evidence = await self._keep(error)
+            await session.cancel(error.reason, str(error))
+            return
+        try:
+            device.account.debit(
+                session.manifest, effect.ctx, contribution.name, session.record.model_digest
+            )
             values = contribution.values()
             if session.manifest.algorithm == fedbuff.NAME:
                 values = weighed(session.manifest, values, effect.staleness)
@@ -197,9 +221,10 @@ class Participant:
         await session.apply(VectorReady(vector))
 
     async def _demand_models(self, effect: ProvideVector) -> None:
-        """Every model that a buffer admits is one that the ledger has released.
+        """Every model that the cohort admits is one that the ledger has released.
 
-        That each has enough devices behind it the roster has shown (``secagg.client.checks``).
+        So no vector is given for a model of which no trace would be left. That each has enough
+        devices behind it the roster has shown (``secagg.client.checks``).
 
         Raises:
             LedgerError: ``model-not-in-ledger``; or the ledger itself does not verify.
@@ -240,18 +265,28 @@ class Participant:
 
     async def _finish(self, effect: Finished) -> Outcome:
         record, config = self._session.record, self._session.config
-        proven = await self._device.ledger.verify_release(
-            effect.leaf_index,
-            task=record.task,
-            release=effect.release,
-            ctx=record.ctx,
-            manifest_digest=config.manifest_digest,
-            identity_key=config.certificate.identity_key,
-            masking_set=record.masking_set,
-            survivors=record.survivors,
-        )
+        try:
+            proven = await self._device.ledger.verify_release(
+                effect.leaf_index,
+                task=record.task,
+                release=effect.release,
+                ctx=record.ctx,
+                manifest_digest=config.manifest_digest,
+                identity_key=config.certificate.identity_key,
+                masking_set=record.masking_set,
+                survivors=record.survivors,
+                check=lambda shown: check_release(shown, record, config.manifest),
+            )
+        except LedgerError as error:
+            await self._demand_lasting(error)
+            return await self._accuse(error)
         if has_control(config.manifest):
-            await finish_in_thread(self._control().add, record.ctx)
+            try:
+                await finish_in_thread(self._control().add, record.ctx)
+            except StateError as error:
+                if error.reason == "state-damaged":  # doing it again would not mend it
+                    self._end(released=True)
+                raise
         self._end(released=True)
         await self._tell(
             "released",
@@ -262,6 +297,45 @@ class Participant:
         )
         return Outcome(record.task, record.model_version, None, effect.release, effect.leaf_index)
 
+    async def _demand_lasting(self, error: LedgerError) -> None:
+        """Return if the session must end for this; raises it if a later look may mend it, once."""
+        if not error.lasting and not self._session.record.ledger_failures:
+            await self._session.count_ledger_failure()
+            raise error
+
+    async def _keep(self, error: LedgerError) -> Path:
+        device = self._device
+        return await finish_in_thread(
+            keep_evidence,
+            device.journal,
+            error,
+            self._session.record,
+            device.ledger.verifier,
+            device.time.now(),
+        )
+
+    async def _accuse(self, error: LedgerError) -> Outcome:
+        """A release that the ledger does not bear out: evidence first, then the session's end.
+
+        Charge, account and checkpoint stay. A record that contradicts this device quarantines the
+        ledger for this task.
+        """
+        device, record = self._device, self._session.record
+        self._evidence = await self._keep(error)
+        fault = None
+        if error.lasting and error.reason in QUARANTINED_FOR:
+            fault = error
+            entry = Quarantined(
+                ledger=device.ledger.verifier,
+                task=record.task,
+                reason=error.reason,
+                evidence=self._evidence.name,
+                at=device.time.now(),
+            )
+            await finish_in_thread(Quarantine(device.journal).add, entry)
+        outcome = await self._fail(Failed(error.reason, str(error)))
+        return replace(outcome, fault=fault)
+
     async def _fail(self, effect: Failed) -> Outcome:
         self._end(released=False)
         await self._tell(
@@ -269,17 +343,21 @@ class Participant:
             reason=effect.reason,
             message=effect.message,
             culprit=effect.culprit.hex() if effect.culprit else None,
+            **({"evidence": str(self._evidence)} if self._evidence else {}),
         )
         record = self._session.record
         return Outcome(
-            record.task, record.model_version, effect.reason, ends_by_s=self._ends_by_s()
+            record.task,
+            record.model_version,
+            effect.reason,
+            ends_by_s=self._ends_by_s(),
+            evidence=self._evidence,
         )
 
     def _end(self, *, released: bool) -> None:
-        """Forget the exchange, and its contribution if that may not serve again."""
+        """Forget the exchange, and its contribution if that reached masking."""
         device, session = self._device, self._session
-        spent = device.account.served(session.record.contribution) is not None
-        if released or (spent and is_batch_secret(session.manifest)):
+        if released or device.account.served(session.record.contribution) is not None:
             device.journal.drop_contribution()
         session.end()
 
@@ -296,6 +374,8 @@ class Participant:
                     await session.cancel(error.reason, error.message)
                 elif error.status in (404, 410):
                     await session.cancel("session-lost", "The server lost this session.")
+                elif error.status in (401, 403) and self._is_over():
+                    await session.cancel(error.reason, error.message)
                 else:
                     raise
                 return
@@ -355,6 +435,11 @@ class Participant:
         else:
             return False
         return True
+
+    def _is_over(self) -> bool:
+        """Whether no honest server would still want anything of this session."""
+        state, now_s = self._session.state, self._device.time.now()
+        return now_s > (state.expires_at if isinstance(state, Advertised) else self._ends_by_s())
 
     def _ends_by_s(self) -> float:
         return self._session.ends_by_s + self._device.settings.opening_s

@@ -21,6 +21,7 @@ from secagg.ring import packed_size, payload_length
 
 PrivacyMode = Literal["distributed", "local", "none"]
 _ANY: frozenset[PrivacyMode] = frozenset(("distributed", "local", "none"))
+_OF_THE_DATA = ("sum", "evaluation")  # algorithms whose model need not change
 
 
 def privacy_modes(manifest: Manifest) -> frozenset[PrivacyMode]:
@@ -31,6 +32,15 @@ def privacy_modes(manifest: Manifest) -> frozenset[PrivacyMode]:
     if manifest.example_privacy is not None and manifest.example_privacy.mode == "local":
         modes.add("local")
     return frozenset(modes or {"none"})
+
+
+def repeats(manifest: Manifest) -> bool:
+    """Whether contributions are functions of the data alone, with no noise in the ring over them.
+
+    A model that moves makes a trained update another one from release to release; a statistic or an
+    evaluation of the same data stays what it was.
+    """
+    return manifest.noise is None and manifest.algorithm in _OF_THE_DATA
 
 
 def upload_size(manifest: Manifest) -> int:
@@ -55,6 +65,9 @@ class PrivacyPolicy:
         max_total_epsilon: most that all tasks together may cost (this device's own account).
         require: admissible kinds of privacy (``"distributed"``, ``"local"``, or a set of them);
             None admits a task without noise.
+        repeat_without_noise: the app's word that two sums over cohorts that overlap may show what
+            a single device sent, where no noise is in the ring. It admits statistics and
+            evaluations without such noise, and lifts the rule of one vector per model.
         partner_keys: Ed25519 keys whose devices may be in a cohort with this one; None: the key
             that certified this device.
         allowed_models: names of base models that may be trained; None: any.
@@ -70,6 +83,7 @@ class PrivacyPolicy:
     max_delta: float = 1e-5
     max_total_epsilon: float = 16.0
     require: PrivacyMode | frozenset[PrivacyMode] | None = frozenset(("distributed", "local"))
+    repeat_without_noise: bool = False
     partner_keys: frozenset[bytes] | None = None
     allowed_models: frozenset[str] | None = None
     max_upload_bytes: int = 256 << 20
@@ -112,7 +126,8 @@ class PrivacyPolicy:
 
         Raises:
             PolicyRefusal: ``manifest-unsound`` (what the validator of task creation refuses),
-                ``cohort-too-small``, ``privacy-mode``, ``epsilon-too-large``, ``delta-too-large``,
+                ``cohort-too-small``, ``privacy-mode``, ``repeats-without-noise``,
+                ``epsilon-too-large``, ``delta-too-large``,
                 ``own-releases``, ``own-budget``, ``own-total-budget``, ``partner-unknown``,
                 ``model-not-allowed``, ``upload-too-large`` or ``not-now``.
         """
@@ -181,6 +196,15 @@ class PrivacyPolicy:
                 "The task's kind of privacy is not admitted.",
                 expected=sorted(admitted),
                 found=sorted(modes),
+            )
+        if repeats(manifest) and not self.repeat_without_noise:
+            raise PolicyRefusal(
+                "repeats-without-noise",
+                "Two sums over cohorts that overlap would show what a single device sent.",
+                expected="noise in the sum",
+                found=f"{manifest.algorithm} without noise in the sum",
+                remedy="Give the task device-level noise, or, if the app accepts that, "
+                "set repeat_without_noise in its policy.",
             )
         if modes == {"none"}:
             return

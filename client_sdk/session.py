@@ -36,7 +36,7 @@ from secagg.client import (
     step,
 )
 from secagg.context import advert_digest
-from secagg.errors import LocalProtocolError
+from secagg.errors import LocalProtocolError, RemoteProtocolError
 from secagg.keys import hpke_seal
 from secagg.manifest import Manifest, decode_manifest, manifest_digest
 from secagg.secret import Secret
@@ -129,8 +129,12 @@ class Session:
     ) -> Session | None:
         """The journal's unfinished session; None if there is none.
 
+        One that cannot go on (journalled by another version, or its payload is gone) is failed, for
+        its driver to end.
+
         Raises:
-            StateError: ``state-damaged`` or ``state-of-another-device``.
+            StateError: ``state-damaged`` or ``state-of-another-device``; ``session-unreadable``:
+                its manifest does not decode, and the session was ended.
         """
         record = journal.load_session()
         if record is None:
@@ -145,10 +149,22 @@ class Session:
                 remedy="Give every device a state folder of its own.",
             )
         try:
-            return cls(journal, bundle, record, restore(record.state), clock)
-        except LocalProtocolError as error:  # journalled by another version of this software
+            decode_manifest(record.manifest)
+        except RemoteProtocolError as error:
+            journal.end_session()
+            raise StateError(
+                "session-unreadable",
+                f"The session's manifest does not decode: {error}. The session was ended.",
+                remedy="Finish sessions with the version that began them.",
+            ) from error
+        try:
+            resumed = cls(journal, bundle, record, restore(record.state), clock)
+            resumed.effects  # noqa: B018  refuses what cannot be performed
+            return resumed
+        except (LocalProtocolError, StateError) as error:
             failed = Failed(error.reason, str(error))
-            resumed = cls(journal, bundle, record, failed, clock)
+            without_payload = replace(record, payload_digest=b"")
+            resumed = cls(journal, bundle, without_payload, failed, clock)
             resumed._commit(failed, (failed,))
             return resumed
 
@@ -199,6 +215,11 @@ class Session:
         """One step of the machine, journalled; raises as ``secagg.client.step``."""
         await finish_in_thread(self._advance, event)
 
+    async def count_ledger_failure(self) -> None:
+        """Journal that the ledger failed to prove what this session waits for."""
+        self.record = replace(self.record, ledger_failures=self.record.ledger_failures + 1)
+        await finish_in_thread(self._journal.save_session, self.record)
+
     async def cancel(self, reason: str, message: str) -> None:
         await self.apply(Cancel(reason, message))
 
@@ -212,11 +233,25 @@ class Session:
             return
         if isinstance(self.state, Advertised) and isinstance(state, Shared):
             self.record = replace(self.record, joined_at=self._clock(), ctx=state.session.ctx)
+        self._note_facts(self.state)  # of a session that an older software journalled
+        self._note_facts(state)
+        self._commit(state, effects)
+
+    def _note_facts(self, state: State) -> None:
+        """Keep what a release's record will be compared with; the last states do not have it."""
+        if isinstance(state, _JOINED):
+            session = state.session
+            self.record = replace(
+                self.record,
+                cohort=session.cohort,
+                cohort_size=len(session.identity_keys),
+                roster_digest=session.order_seed,
+                models=tuple((model.version, model.digest) for model in session.models),
+            )
         if isinstance(state, Confirmed):
             self.record = replace(
                 self.record, masking_set=len(state.masking_set), survivors=len(state.survivors)
             )
-        self._commit(state, effects)
 
     def _commit(self, state: State, effects: tuple[Effect, ...]) -> None:
         """Journal (state, effects): an upload's payload first, then the record that names it."""

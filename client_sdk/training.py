@@ -98,10 +98,11 @@ class Training:
         return contribution
 
     def reusable(self, checkin: CheckIn) -> Contribution | None:
-        """The journalled contribution, if it is for this offer and may serve (again).
+        """The journalled contribution, if it is for this offer and reached no masking yet.
 
-        A buffer (FedBuff) also takes one of an older version within its bound, if it has reached
-        masking in no cohort yet: else it may be in a sum already.
+        One that has may be in a sum already, whatever the aggregator says of that cohort's end: in
+        a second sum, over other devices, the difference of both would show it. A buffer (FedBuff)
+        also takes one of an older version within its bound.
         """
         journal = self._device.journal
         contribution = journal.load_contribution()
@@ -111,10 +112,8 @@ class Training:
         oldest = checkin.offer.model.version - checkin.manifest.cohort.versions_back
         present = contribution.model_digest == checkin.offer.model.digest
         admitted = oldest <= contribution.model_version < checkin.offer.model.version
-        fits = contribution.manifest_digest == checkin.digest and (
-            present or (admitted and not served)
-        )
-        if fits and not (served and is_batch_secret(checkin.manifest)):
+        fits = contribution.manifest_digest == checkin.digest and (present or admitted)
+        if fits and not served:
             return contribution
         journal.drop_contribution()
         return None

@@ -47,6 +47,7 @@ from secagg.manifest import Manifest
 from secagg.messages import AdmittedModel
 
 _MICRO_TOLERANCE = 1  # libm differs between platforms in the last bit
+_ENTRIES_MAX = 1 << 22  # an audit holds all entries in memory, a signed size is no reason to
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
@@ -471,6 +472,14 @@ def verify_ledger(
 
 
 def _entries(read: tiles.Read, checkpoint: Checkpoint) -> list[bytes]:
+    if checkpoint.size > _ENTRIES_MAX:
+        raise LedgerError(
+            "ledger-too-large",
+            "The ledger has more records than one audit reads.",
+            expected=f"<= {_ENTRIES_MAX}",
+            found=checkpoint.size,
+            remedy="Ask the operator: its key signed this size.",
+        )
     entries: list[bytes] = []
     for bundle in tiles.bundles_of(checkpoint.size):
         entries += tiles.parse_bundle(tiles.fetch(read, bundle), bundle.width)

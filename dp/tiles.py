@@ -50,14 +50,28 @@ def tiles_of(size: int) -> Iterator[Tile]:
 
 def bundles_of(size: int) -> Iterator[Tile]:
     """All entry bundles of a log."""
-    for index in range(-(-size // TILE_WIDTH)):
-        yield Tile(-1, index, min(TILE_WIDTH, size - index * TILE_WIDTH))
+    for number in range(-(-size // TILE_WIDTH)):
+        yield bundle_at(number, size)
+
+
+def bundle_at(number: int, size: int) -> Tile:
+    """One entry bundle of a log of ``size`` leaves."""
+    return Tile(-1, number, min(TILE_WIDTH, size - number * TILE_WIDTH))
 
 
 def changed(old_size: int, size: int) -> Iterator[Tile]:
     """Tiles and bundles of a log of ``size`` that one of ``old_size`` does not have."""
-    before = {*tiles_of(old_size), *bundles_of(old_size)}
-    yield from (tile for tile in (*tiles_of(size), *bundles_of(size)) if tile not in before)
+    level, old, count = 0, old_size, size
+    while count:
+        yield from _changed_row(level, old, count)
+        level, old, count = level + 1, old // TILE_WIDTH, count // TILE_WIDTH
+    yield from _changed_row(-1, old_size, size)
+
+
+def _changed_row(level: int, old: int, count: int) -> Iterator[Tile]:
+    if old < count:
+        for number in range(old // TILE_WIDTH, -(-count // TILE_WIDTH)):
+            yield Tile(level, number, min(TILE_WIDTH, count - number * TILE_WIDTH))
 
 
 def tile_bytes(subtree: merkle.SubtreeReader, tile: Tile) -> bytes:

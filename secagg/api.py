@@ -23,12 +23,16 @@ class ServerInfo(_Body, frozen=True):
 
 
 class ModelVersion(_Body, frozen=True):
-    """A global vector: float32, length ``manifest.data_length`` of the adapter, safetensors."""
+    """A global vector: float32, length ``manifest.data_length`` of the adapter, safetensors.
+
+    ``leaf_index``: of the ledger's record that made it; -1 if the aggregator does not know.
+    """
 
     version: int
     digest: bytes  # SHA-256 of the file
     size_bytes: int
     opened_at: float  # Unix seconds at which this version became current
+    leaf_index: int = -1
 
 
 class Revocations(_Body, frozen=True):

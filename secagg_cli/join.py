@@ -57,6 +57,14 @@ def join(
     without_noise: Annotated[
         bool, typer.Option("--without-noise", help="Also join tasks that add no noise at all.")
     ] = False,
+    repeat_without_noise: Annotated[
+        bool,
+        typer.Option(
+            "--repeat-without-noise",
+            help="Where a task adds no noise to the sum: give a second vector from one model too. "
+            "Two sums over cohorts that overlap may then show what this device sent.",
+        ),
+    ] = False,
     witness: Annotated[
         list[str] | None,
         typer.Option(
@@ -113,6 +121,7 @@ def join(
             max_epsilon=max_epsilon,
             max_total_epsilon=max_total_epsilon,
             require=None if without_noise else PrivacyPolicy().require,
+            repeat_without_noise=repeat_without_noise,
             witnesses=frozenset(read_key(key) for key in witness or ()),
             min_witnesses=min_witnesses,
         )

@@ -21,6 +21,7 @@ from secagg_cli import (
     join,
     plan,
     serve,
+    session,
     simulate,
     task,
     witness,
@@ -43,6 +44,7 @@ app.add_typer(device.app, name="device")
 app.command("enroll")(enroll.enroll)
 app.command("join")(join.join)
 app.add_typer(account.app, name="account")
+app.add_typer(session.app, name="session")
 app.add_typer(audit.app, name="audit")
 app.add_typer(witness.app, name="witness")
 app.add_typer(plan.app, name="plan")

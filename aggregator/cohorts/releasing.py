@@ -229,7 +229,7 @@ class Releaser:
             .values(version=version + 1),
         )
         await insert_version(
-            connection, task.name, version + 1, computed.model, computed.optimiser, now
+            connection, task.name, version + 1, computed.model, computed.optimiser, now, leaf
         )
         await self._record(
             connection,

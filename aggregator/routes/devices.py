@@ -55,6 +55,7 @@ def routes(service: Service) -> list[web.RouteDef]:
                     digest=bytes.fromhex(row.digest),
                     size_bytes=row.size_bytes,
                     opened_at=row.opened_at,
+                    leaf_index=row.leaf_index,
                 ),
                 now=core.clock(),
                 revocations=await service.partners.revocations(task.manifest.partner_keys),
@@ -70,6 +71,7 @@ def routes(service: Service) -> list[web.RouteDef]:
                 versions.c.digest,
                 versions.c.size_bytes,
                 versions.c.opened_at,
+                versions.c.leaf_index,
             )
             .join(
                 versions,

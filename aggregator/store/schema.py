@@ -45,6 +45,7 @@ versions = sa.Table(
     sa.Column("size_bytes", sa.BigInteger, nullable=False),
     sa.Column("optimiser_digest", _Hex),  # state of the server optimiser after this version
     sa.Column("opened_at", sa.Float(53), nullable=False),
+    sa.Column("leaf_index", sa.BigInteger, nullable=False, server_default="-1"),  # -1: not known
 )
 
 sessions = sa.Table(

@@ -154,7 +154,7 @@ def _device_policy(spec: TaskSpec, plan: KillPlan) -> list[str]:
     """What the devices demand: the promised epsilon, the promised cohort, and no less."""
     policy = ["--min-cohort", str(plan.survivors_min)]
     if spec.budget.max_epsilon is None:
-        return [*policy, "--without-noise"]
+        return [*policy, "--without-noise", "--repeat-without-noise"]
     limit = str(spec.budget.max_epsilon)
     return [*policy, "--max-epsilon", limit, "--max-total-epsilon", limit]
 

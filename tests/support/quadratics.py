@@ -77,6 +77,16 @@ def quadratic_spec(
     return TaskSpec(**{**fields, **changes})
 
 
+def local_spec(algorithm: str = "fedavg", **changes: Any) -> TaskSpec:
+    """As :func:`quadratic_spec` in mode A: each device adds its own noise, none is in the ring."""
+    fields = {
+        "privacy": "local",
+        "noise_multiplier": 10.0,
+        "budget": BudgetSpec(max_epsilon=None, delta=1e-5, releases_max=4),
+    }
+    return quadratic_spec(algorithm, **{**fields, **changes})
+
+
 class Quadratic:
     """A contributor: K exact gradient steps on the loss of device ``number``."""
 

@@ -10,7 +10,7 @@ from client_sdk.account import DeviceAccount
 from client_sdk.enrolment import PartnerKey, new_partner_key
 from client_sdk.journal import Journal
 from client_sdk.keystore import StorageKey
-from dp.contracts import BudgetSpec, CohortSpec, SegmentSpec, TaskSpec, build_manifest
+from dp.contracts import BudgetSpec, CohortSpec, SegmentSpec, TaskSpec, TrainingSpec, build_manifest
 from secagg.manifest import (
     Adapter,
     BaseModel,
@@ -83,3 +83,19 @@ def fedsgd_spec(**changes: object) -> TaskSpec:
         "adapter": adapter,
     }
     return TaskSpec(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def evaluation_spec(**changes: object) -> TaskSpec:
+    """The loss and accuracy of an adapter of twelve numbers; no noise."""
+    return fedsgd_spec(
+        **{
+            "task": "eval",
+            "algorithm": "evaluation",
+            "privacy": "none",
+            "noise_multiplier": 0.0,
+            "examples_max": 0,
+            "training": TrainingSpec(weight_unit=32),
+            "budget": BudgetSpec(max_epsilon=None, delta=1e-5, releases_max=4),
+            **changes,
+        }
+    )

@@ -71,3 +71,16 @@ def test_missing_and_misshapen_tiles_are_ledger_errors() -> None:
         TileTree({}.get, 3).subtree(1, 1)
     with pytest.raises(LedgerError, match="proof-range"):
         tiles.read_entry({}.get, 3, 3)
+
+
+@pytest.mark.parametrize("size", [0, 1, 255, 256, 257, 65_536, 70_000])
+@pytest.mark.parametrize("old", [0, 1, 255, 256, 257, 511, 65_535, 65_536])
+def test_what_changed_is_what_the_older_log_has_not(old: int, size: int) -> None:
+    before = {*tiles_of(old), *bundles_of(old)}
+    assert old > size or set(changed(old, size)) == {*tiles_of(size), *bundles_of(size)} - before
+
+
+def test_the_tiles_of_a_signed_size_are_not_listed_beforehand() -> None:
+    assert next(tiles_of(10**18)).path == next(changed(0, 10**18)).path == "tile/0/000"
+    assert next(bundles_of(10**18)).width == 256
+    assert len(tiles.proof_paths(10**18 - 1, index=10**17, old_size=10**16)) < 40

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from sdk_support import account_in, journal_in, make_manifest, sum_spec
 
+from client_sdk.account import DeviceAccount
 from client_sdk.errors import StateError
 from dp.accounting import headline, lines
 from dp.errors import BudgetError
@@ -66,6 +67,49 @@ def test_a_contribution_remembers_the_cohort_that_it_served(tmp_path: Path) -> N
     account.debit(MANIFEST, A, "c")
     assert account_in(tmp_path).served("c") == A
     assert account_in(tmp_path).served("d") is None
+
+
+PLAIN = make_manifest(sum_spec(device_noise_multiplier=0.0), VERIFIER)
+M, N = b"m" * 32, b"n" * 32
+
+
+def test_a_model_that_a_bare_vector_was_given_from_is_remembered_across_restarts(
+    tmp_path: Path,
+) -> None:
+    """By the model's digest: another task or manifest may ask for the same values."""
+    account_in(tmp_path).debit(PLAIN, A, "c", M)
+    other = make_manifest(sum_spec(task="other", device_noise_multiplier=0.0), VERIFIER)
+    assert account_in(tmp_path).given(M) == A
+    assert account_in(tmp_path).given(N) is None
+    account_in(tmp_path).debit(other, B, "d", N)
+    assert [account_in(tmp_path).given(model) for model in (M, N)] == [A, B]
+
+
+def test_noise_in_the_ring_leaves_a_model_ungiven(tmp_path: Path) -> None:
+    account_in(tmp_path).debit(MANIFEST, A, "c", M)
+    assert account_in(tmp_path).given(M) is None
+
+
+def test_charge_contribution_and_model_are_one_write(tmp_path: Path) -> None:
+    """A kill between two writes would leave a charge that forgot what it was for."""
+    journal = journal_in(tmp_path)
+    saved: list[str] = []
+    save = journal.save_blob
+    journal.save_blob = lambda name, content: (saved.append(name), save(name, content))[1]  # type: ignore[method-assign]
+    account = DeviceAccount(journal, 1e-5)
+    account.debit(PLAIN, A, "c", M)
+    assert saved == ["account"]
+    account.debit(PLAIN, A, "c", M)
+    assert saved == ["account"]
+
+
+def test_a_charge_of_before_that_named_no_model_gets_it_when_it_is_asked_again(
+    tmp_path: Path,
+) -> None:
+    account_in(tmp_path).debit(PLAIN, A, "c")
+    account_in(tmp_path).debit(PLAIN, A, "c", M)
+    again = account_in(tmp_path)
+    assert (again.given(M), again.charges("stats")) == (A, 1)
 
 
 @pytest.mark.parametrize("content", [b"", b"\xc1", b"{}", b'{"account":{"delta":"x"}}'])

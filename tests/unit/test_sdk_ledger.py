@@ -10,7 +10,7 @@ import pytest
 from sdk_support import journal_in
 
 from client_sdk.errors import LedgerError
-from client_sdk.ledger import LedgerWatch
+from client_sdk.ledger import GROWTH_MAX, LEAVES_MAX, SEARCHED_MAX, LedgerWatch
 from dp import merkle, tiles
 from dp.notes import Checkpoint, sign_checkpoint, verifier_key
 from dp.records import identity_digest
@@ -319,3 +319,84 @@ async def test_a_record_of_another_task_about_the_same_cohort_is_refused(tmp_pat
     with pytest.raises(LedgerError) as caught:
         await watch(log, tmp_path).holds(CTX, **LOST, since=0)
     assert caught.value.reason == "release-mismatch"
+
+
+class Endless(Log):
+    """A log whose signed size is whatever it says; its last leaves are a few records, repeated."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__([task_leaf(b"0" * 32)])
+        self.files = {}
+        self.files["checkpoint"] = sign_checkpoint(Checkpoint(ORIGIN, size, b"r" * 32), SEED)
+        self.bundles = 0
+
+    async def ledger(self, path: str) -> bytes | None:
+        if "entries" not in path:
+            return self.files.get(path)
+        self.bundles += 1
+        return tiles.bundle_bytes(entries(256))
+
+
+@pytest.mark.parametrize("size", [LEAVES_MAX + 1, 10**17, 10**18 - 1])
+async def test_a_size_that_no_log_can_have_is_refused_at_once(tmp_path: Path, size: int) -> None:
+    log = Endless(size)
+    watched = watch(log, tmp_path)
+    for asked in (
+        watched.advance(),
+        watched.verify_models(frozenset({b"0" * 32}), **MODELS),
+        watched.released_clip(b"0" * 32, **MODELS),
+        watched.holds(CTX, **LOST, since=0),
+        watched.verify_release(5, **CLAIM),
+    ):
+        with pytest.raises(LedgerError) as caught:
+            await asked
+        assert caught.value.reason == "ledger-too-large"
+        assert str(LEAVES_MAX) in str(caught.value.expected)
+        assert caught.value.found == size
+        assert caught.value.evidence["checkpoint"] == log.files["checkpoint"]
+    assert log.bundles == 0
+    assert watched.remembered() is None
+
+
+async def test_a_log_that_grew_by_more_than_it_can_is_refused(tmp_path: Path) -> None:
+    await watch(Log(entries(7)), tmp_path).advance()
+    size = 7 + GROWTH_MAX + 1
+    with pytest.raises(LedgerError) as caught:
+        await watch(Endless(size), tmp_path).advance()
+    assert (caught.value.reason, caught.value.found) == ("ledger-too-large", size)
+    assert str(7 + GROWTH_MAX) in str(caught.value.expected)
+
+
+async def test_a_search_looks_through_the_last_leaves_alone(tmp_path: Path) -> None:
+    log = Endless(LEAVES_MAX)
+    with pytest.raises(LedgerError) as caught:
+        await watch(log, tmp_path).verify_models(frozenset({b"0" * 32}), **MODELS)
+    assert caught.value.reason == "model-not-in-ledger"
+    assert str(SEARCHED_MAX) in str(caught.value)
+    assert 0 < log.bundles <= 6 * SEARCHED_MAX // 256
+
+
+async def test_a_lost_receipt_is_looked_for_a_stretch_at_a_time(tmp_path: Path) -> None:
+    log = Endless(1 << 20)
+    watched = watch(log, tmp_path)
+    assert await watched.holds(CTX, **LOST, since=100) == (None, 100 + SEARCHED_MAX)
+    assert log.bundles <= SEARCHED_MAX // 256 + 1
+    assert await watched.holds(CTX, **LOST, since=(1 << 20) - 5) == (None, 1 << 20)
+
+
+async def test_an_offer_that_names_the_leaf_needs_no_search(tmp_path: Path) -> None:
+    log = Log([*entries(600), release(1, new_model_digest=(b"1" * 32).hex()), *entries(600)])
+    watched = watch(log, tmp_path)
+    await watched.verify_models(frozenset({b"1" * 32}), **MODELS, leaf_index=600)
+    assert sum("entries" in path for path in log.reads) == 1
+    reads = len(log.reads)
+    await watched.verify_models(frozenset({b"1" * 32}), **MODELS, leaf_index=600)
+    assert len(log.reads) == reads  # proven once, in an append-only log
+
+
+@pytest.mark.parametrize("leaf", [0, 599, 601, 1200])
+async def test_an_offer_that_names_another_leaf_is_refused(tmp_path: Path, leaf: int) -> None:
+    log = Log([*entries(600), release(1, new_model_digest=(b"1" * 32).hex()), *entries(600)])
+    with pytest.raises(LedgerError) as caught:
+        await watch(log, tmp_path).verify_models(frozenset({b"1" * 32}), **MODELS, leaf_index=leaf)
+    assert caught.value.reason == "model-not-in-ledger"

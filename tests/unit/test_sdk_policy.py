@@ -8,13 +8,14 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from sdk_support import PARTNER, account_in, make_manifest, sum_spec
+from quadratics import local_spec, quadratic_spec
+from sdk_support import PARTNER, account_in, evaluation_spec, make_manifest, sum_spec
 
 from client_sdk.enrolment import new_partner_key
 from client_sdk.errors import PolicyRefusal
 from client_sdk.policy import PrivacyPolicy, privacy_modes, upload_size
 from dp.accounting import headline, lines
-from dp.contracts import BudgetSpec
+from dp.contracts import BudgetSpec, TaskSpec
 from secagg.manifest import BaseModel, Manifest
 
 VERIFIER = "ledger.test+b311a02c+ATtqJ7zOtqQtYqOo0CpvDXNlMhV3HeJDpjrASKGLWdop"
@@ -59,8 +60,36 @@ def test_a_task_without_noise_is_refused_unless_admitted(tmp_path: Path) -> None
     plain = manifest_of(device_noise_multiplier=0.0)
     assert privacy_modes(plain) == {"none"}
     assert refusal(EASY, plain, tmp_path) == "privacy-mode"
-    admit(dataclasses.replace(EASY, require=None), plain, tmp_path)
-    admit(dataclasses.replace(EASY, require="none"), plain, tmp_path)
+    repeating = dataclasses.replace(EASY, repeat_without_noise=True)
+    admit(dataclasses.replace(repeating, require=None), plain, tmp_path)
+    admit(dataclasses.replace(repeating, require="none"), plain, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("spec", "admitted"),
+    [
+        (sum_spec(device_noise_multiplier=0.0), False),
+        (sum_spec(), True),
+        (evaluation_spec(), False),
+        (evaluation_spec(device_noise_multiplier=4.0), True),
+        (quadratic_spec("fedavg", 8, 5), True),
+        (local_spec("fedavg", devices=8, survivors=5), True),
+    ],
+    ids=["sum", "noisy sum", "evaluation", "noisy evaluation", "fedavg", "fedavg, local"],
+)
+def test_functions_of_the_data_want_noise_in_the_sum_or_the_policys_word(
+    tmp_path: Path, spec: TaskSpec, admitted: bool
+) -> None:
+    """Two sums over cohorts that overlap differ by what single devices sent."""
+    policy = dataclasses.replace(
+        EASY, require=None, max_epsilon=math.inf, max_total_epsilon=math.inf, max_delta=0.1
+    )
+    manifest = make_manifest(spec, VERIFIER)
+    if admitted:
+        admit(policy, manifest, tmp_path)
+    else:
+        assert refusal(policy, manifest, tmp_path) == "repeats-without-noise"
+    admit(dataclasses.replace(policy, repeat_without_noise=True), manifest, tmp_path)
 
 
 def test_the_wrong_kind_of_noise_is_refused(tmp_path: Path) -> None:

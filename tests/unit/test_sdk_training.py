@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from quadratics import local_spec
 from sdk_support import digest_of, fedsgd_spec, journal_in, make_manifest, sum_spec
 
 from client_sdk.account import DeviceAccount
@@ -272,18 +273,27 @@ async def test_another_model_version_wants_another_contribution(tmp_path: Path) 
     assert [job.version for job in runs.jobs] == [0, 1]
 
 
-@pytest.mark.parametrize(("spec", "trainings"), [("batch-secret", 2), ("device-level", 1)])
-async def test_a_secret_batch_serves_one_cohort_that_reached_masking(
-    tmp_path: Path, spec: str, trainings: int
+LOCAL = make_manifest(local_spec(), VERIFIER)
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [make_manifest(fedsgd_spec(), VERIFIER), NOISY, PLAIN, LOCAL],
+    ids=["batch-secret", "device-level", "plain", "local"],
+)
+async def test_a_contribution_serves_one_cohort_that_reached_masking(
+    tmp_path: Path, manifest: Manifest
 ) -> None:
-    manifest = make_manifest(fedsgd_spec(), VERIFIER) if spec == "batch-secret" else NOISY
+    """In every mode: in a second sum the difference of both would show it."""
     setting = Setting(tmp_path)
     runs = Runs(lambda job: zero_contribution(job.manifest))
     training = Training(setting.device, runs)
     first = await training.contribution(checkin_of(manifest))
-    setting.device.account.debit(manifest, b"c" * 32, first.name)
     await training.contribution(checkin_of(manifest))
-    assert len(runs.jobs) == trainings
+    assert len(runs.jobs) == 1
+    setting.device.account.debit(manifest, b"c" * 32, first.name)
+    second = await training.contribution(checkin_of(manifest))
+    assert (len(runs.jobs), second.name == first.name) == (2, False)
 
 
 @pytest.mark.parametrize(

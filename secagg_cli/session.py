@@ -1,0 +1,89 @@
+"""``secagg session``: what is pending in a device's state folder, and how to end it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+import typer
+
+from secagg_cli.output import CommandError, Format, FormatOption, Output
+
+if TYPE_CHECKING:
+    from client_sdk.folder import StateFolder
+
+app = typer.Typer(
+    name="session",
+    help="Show or reset the unfinished session in a device's state folder.",
+    no_args_is_help=True,
+)
+
+FolderArgument = Annotated[Path, typer.Argument(help="The device's state folder.")]
+PassphraseOption = Annotated[
+    Path | None, typer.Option(help="File with the passphrase that seals the folder, if one does.")
+]
+
+
+@app.command("show")
+def show(
+    folder: FolderArgument,
+    passphrase_file: PassphraseOption = None,
+    format: FormatOption = Format.text,
+) -> None:
+    """What is unfinished, and which tasks are refused on a ledger."""
+    with Output(format) as out:
+        state = _open(folder, passphrase_file)
+        pending, refused = state.pending(), state.quarantined()
+        if pending is None:
+            out.say("no session is unfinished")
+        else:
+            out.say(f"unfinished: {pending.phase}, task {pending.task or 'unknown'}")
+        for entry in refused:
+            out.say(f"refused: task {entry.task}, {entry.reason}, see {folder / entry.evidence}")
+        out.result(
+            {
+                "session": None if pending is None else asdict(pending),
+                "quarantined": [msgspec.to_builtins(entry) for entry in refused],
+            }
+        )
+
+
+@app.command("reset")
+def reset(
+    folder: FolderArgument,
+    passphrase_file: PassphraseOption = None,
+    format: FormatOption = Format.text,
+) -> None:
+    """End the unfinished session; account, checkpoints and what was given stay."""
+    with Output(format) as out:
+        was_pending = _open(folder, passphrase_file).reset_session()
+        out.say("the session was ended" if was_pending else "no session was unfinished")
+        out.result({"reset": was_pending})
+
+
+@app.command("release-quarantine")
+def release_quarantine(
+    folder: FolderArgument,
+    task: Annotated[str, typer.Option(help="The task to take part in again.")],
+    passphrase_file: PassphraseOption = None,
+    format: FormatOption = Format.text,
+) -> None:
+    """Admit a task again whose ledger contradicted this device; the evidence stays."""
+    with Output(format) as out:
+        lifted = _open(folder, passphrase_file).release_quarantine(task)
+        out.say(f"{len(lifted)} lifted")
+        out.result({"released": [msgspec.to_builtins(entry) for entry in lifted]})
+
+
+def _open(folder: Path, passphrase_file: Path | None) -> StateFolder:
+    from client_sdk.folder import StateFolder
+
+    passphrase: str | None = None
+    if passphrase_file is not None:
+        try:
+            passphrase = passphrase_file.read_text("utf-8").rstrip("\r\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise CommandError("passphrase-unreadable", f"The passphrase: {error}") from error
+    return StateFolder.open(folder, passphrase)
