@@ -42,6 +42,12 @@ class Metrics:
         self.strikes = Counter(
             "secagg_strikes", "Strikes of devices in question", ["kind"], registry=registry
         )
+        self.roster_refusals = Counter(
+            "secagg_roster_refusals",
+            "Devices that refused the roster of their cohort",
+            ["task", "reason"],
+            registry=registry,
+        )
         self.upload_bytes = Counter(
             "secagg_upload_bytes", "Bytes of masked vectors received", registry=registry
         )

@@ -7,6 +7,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from aggregator.cohorts import refusals
 from aggregator.cohorts.choosing import Ready
 from aggregator.cohorts.strikes import Standing, eligible
 from aggregator.core import Core
@@ -39,6 +40,7 @@ async def task_view(core: Core, task: Task) -> dict[str, Any]:
 
     ``releases``: one entry per charge, in order, with ``outcome`` ``released`` or ``charged``.
     ``why_waiting``: what the next cohort lacks, in words; None while one is under way.
+    ``refusals``: devices that refused a roster, newest first.
     ``cohort``: the open one, or None. ``aborted``: cohorts that ended before step 3, so for free.
     """
     manifest = task.manifest
@@ -86,6 +88,7 @@ async def task_view(core: Core, task: Task) -> dict[str, Any]:
         banned = await connection.scalar(
             sa.select(sa.func.count()).select_from(bans).where(bans.c.task == task.name)
         )
+        refused = await refusals.newest(connection, task.name)
         cohort = (
             await connection.execute(
                 sa.select(
@@ -116,6 +119,7 @@ async def task_view(core: Core, task: Task) -> dict[str, Any]:
         "why_waiting": None
         if cohort is not None or row.state != "open"
         else _why_waiting(core, manifest.cohort.size_min, present, standing, banned or 0),
+        "refusals": refused,
         "cohort": None
         if cohort is None
         else {

@@ -18,6 +18,30 @@ from secagg.manifest import decode_manifest
 from secagg.revocation import revocations_digest, verify_revocations
 
 
+def keys_of(known: Sequence[tuple[str, str]], named: Sequence[str]) -> tuple[bytes, ...]:
+    """Keys of the partners that a task names, in order; of all if it names none.
+
+    Args:
+        known: (key in hex, name) of every registered partner.
+        named: names, or keys in hex.
+
+    Raises:
+        Refusal: 422 ``partner-unknown``.
+    """
+    for name in named:
+        if not any(name in (key, called) for key, called in known):
+            raise Refusal(
+                422,
+                "partner-unknown",
+                f"The task names {name!r}, which is no partner here.",
+                expected=sorted(called for _, called in known)[:16],
+                found=name,
+                remedy="Add the partner first (secagg partner add), or name one of these.",
+            )
+    chosen = {key for key, called in known if not named or {key, called}.intersection(named)}
+    return tuple(sorted(map(bytes.fromhex, chosen)))
+
+
 class Partners:
     """The partners, with their keys at hand for every request."""
 

@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from aggregator import models
 from aggregator.core import Core
 from aggregator.ledger import Ledger
+from aggregator.partners import keys_of
 from aggregator.problems import conflict, not_found
 from aggregator.store.database import Conflict
 from aggregator.store.schema import partners, tasks, versions
@@ -75,8 +76,8 @@ class Tasks:
 
         Raises:
             ConfigurationError: from ``dp.contracts``, with the reason.
-            Refusal: 409 ``task-exists``; 404 ``not-found`` and 409 ``start-mismatch`` about
-                ``start_from``.
+            Refusal: 409 ``task-exists``; 422 ``partner-unknown``; 404 ``not-found`` and 409
+                ``start-mismatch`` about ``start_from``.
         """
         core = self._core
         source = await self.get(spec.start_from) if spec.start_from else None
@@ -84,13 +85,14 @@ class Tasks:
             spec = _like(spec, source.manifest)
         now = core.clock()
         async with core.database.read() as connection:
-            keys = (await connection.execute(sa.select(partners.c.partner_key))).scalars().all()
+            known = await connection.execute(sa.select(partners.c.partner_key, partners.c.name))
+            keys = keys_of([(row.partner_key, row.name) for row in known], spec.partners)
         manifest = build_manifest(
             spec,
             created_at=int(now),
             task_key=core.keys.task_public,
             ledger_verifier=self._ledger.verifier,
-            partner_keys=tuple(sorted(bytes.fromhex(key) for key in keys)),
+            partner_keys=keys,
         )
         encoded = encode_manifest(manifest)
         signing_key = SigningKey(core.keys.task.reveal())

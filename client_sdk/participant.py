@@ -144,7 +144,8 @@ class Participant:
         """Send a message or vector; whether the server took it.
 
         A refusal of an advert ends the exchange. After that the end is the mailbox's to tell: the
-        cohort may have gone on without this device, or ended.
+        cohort may have gone on without this device, or ended. Why this device refuses a roster is
+        said once, while the server can be reached.
         """
         transport, session = self._device.transport, self._session
         try:
@@ -164,6 +165,8 @@ class Participant:
         except TransportError as error:
             if is_transient(error) or error.status is None:
                 raise
+            if isinstance(session.state, Failed):
+                return False
             if error.status in (401, 403) and not self._is_over():
                 raise
             if isinstance(session.state, Advertised) or self._is_over():

@@ -10,7 +10,7 @@ Whatever bytes come, :func:`decode` and :func:`verify` either return or raise
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 import nacl.exceptions
@@ -23,6 +23,9 @@ from secagg.hashing import encode_parts
 
 class Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """Base of all messages. ``ctx`` is the 32-byte context of one cohort's exchange."""
+
+
+Reason = Annotated[str, msgspec.Meta(pattern=r"\A[a-z0-9-]{1,64}\Z")]
 
 
 class Certificate(Message, frozen=True):
@@ -100,7 +103,7 @@ class Refusal(Message, frozen=True):
 
     ctx: bytes
     index: int
-    reason: str
+    reason: Reason
     entry: int
 
 

@@ -167,10 +167,12 @@ class Device:
     chunk: int = 1 << 20
     seed: Secret = field(default_factory=lambda: Secret(os.urandom(32)))
     hold: Callable[[str], Any] | None = None  # awaited before each message
+    partner: Secret = field(default_factory=lambda: PARTNER)
+    trusted: frozenset[bytes] | None = None  # partners; None: all of the manifest's
 
     def __post_init__(self) -> None:
         key = bytes(SigningKey(self.seed.reveal()).verify_key)
-        self.certificate = issue_certificate(PARTNER, key, int(time.time()) + 86_400)
+        self.certificate = issue_certificate(self.partner, key, int(time.time()) + 86_400)
         self.tools = system_tools()
         self.after = 0
         self.outcome: Any = None
@@ -231,7 +233,7 @@ class Device:
             manifest,
             manifest_digest(offer.manifest),
             manifest.cohort.survivors_min,
-            frozenset(manifest.partner_keys),
+            frozenset(manifest.partner_keys) if self.trusted is None else self.trusted,
         )
         self.state, (sent,) = client.advertise(
             self.config,

@@ -16,6 +16,7 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from aggregator.cohorts import refusals
 from aggregator.cohorts.actor import Cohort, CohortOver
 from aggregator.cohorts.adding import Adder
 from aggregator.cohorts.log import OPENED, Opened, Replay, begin, catch_up
@@ -28,7 +29,7 @@ from aggregator.problems import not_found
 from aggregator.store.schema import cohort_events, cohorts, mail, sessions
 from aggregator.tasks import Task, Tasks
 from secagg.errors import SecaggError
-from secagg.server import Effect, Ended, State, SumRefused
+from secagg.server import Effect, Ended, Refused, State, SumRefused
 
 _log = get_logger("driver")
 _OPENING_TRIES = 3
@@ -220,13 +221,18 @@ class Driver:
         if state.phase == "opening" and cohort.state.phase != "opening":
             await self._releaser.spend(connection, cohort, facts_of(state))
         for effect in effects:
-            if isinstance(effect, Ended):
+            if isinstance(effect, Refused):
+                await refusals.keep(connection, cohort.task.name, state, effect, self._core.clock())
+            elif isinstance(effect, Ended):
                 await self._releaser.end(connection, cohort, state, effect)
 
     def _committed(self, cohort: Cohort, before: str, effects: Sequence[Effect]) -> None:
         live = self._live.get(cohort.id)
         if live is None:
             return
+        for effect in effects:
+            if isinstance(effect, Refused):
+                self._tell_refused(cohort, effect)
         if cohort.state.phase != before:
             _log.info("phase", cohort=cohort.id, phase=cohort.state.phase)
         if cohort.over:
@@ -234,6 +240,19 @@ class Driver:
         else:
             self.maybe_open(live)
             self.kick()
+
+    def _tell_refused(self, cohort: Cohort, refused: Refused) -> None:
+        facts, entry = cohort.state.facts, refused.entry
+        _log.warning(
+            "roster-refused",
+            cohort=cohort.id,
+            task=cohort.task.name,
+            reason=refused.reason,
+            device=facts.identity(refused.index).hex(),
+            because_of=facts.identity(entry).hex() if entry >= 0 else None,
+        )
+        reason = refused.reason if refused.reason in refusals.REASONS else "other"
+        self._core.metrics.roster_refusals.labels(cohort.task.name, reason).inc()
 
     def _forget(self, live: Live) -> None:
         if self._live.pop(live.cohort.id, None) is not None:

@@ -1,9 +1,10 @@
 """Adverts wait until enough devices are ready; then they close into a cohort.
 
 A cohort closes when ``size_max`` fresh adverts for the task's current version (FedBuff: for
-versions within the manifest's bound; see :mod:`aggregator.cohorts.choosing`) are there, or when
-``size_min`` are and ``report_s`` has passed since the first (or since the task's last cohort
-ended, which gives its members time to report in again). A task has at most one open cohort: the
+versions within the manifest's bound) of devices that trust each other (see
+:mod:`aggregator.cohorts.choosing`) are there, or when ``size_min`` are and ``report_s`` has passed
+since the first (or since the task's last cohort ended, which gives its members time to report in
+again). A task has at most one open cohort: the
 next version depends on its release. Every claim is a conditional update, so that replicas that
 try at once form one cohort.
 """
@@ -12,14 +13,16 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import sqlalchemy as sa
 
 from aggregator.cohorts.actor import put_mail
-from aggregator.cohorts.choosing import Ready, choose
+from aggregator.cohorts.choosing import Clash, Ready, choose
 from aggregator.cohorts.log import OPENED, Opened, Replay, begin, encode_opened
+from aggregator.cohorts.refusals import clashes_of
 from aggregator.cohorts.releasing import affordable
 from aggregator.cohorts.strikes import eligible, is_struck, tiers
 from aggregator.core import Core
@@ -32,6 +35,7 @@ from aggregator.tasks import Task
 from dp.budget import Account
 from secagg.context import advert_digest
 from secagg.errors import RemoteProtocolError
+from secagg.manifest import CohortRules
 from secagg.messages import Advert, peek
 from secagg.server import check_advert
 
@@ -129,9 +133,10 @@ async def _insert(
                 identity=identity.hex(),
                 advert=signed,
                 model_version=advert.model_version,
-                expires_at=advert.expires_at,
+                expires_at=min(advert.expires_at, advert.certificate.not_after),
                 received_at=now,
                 partner=advert.certificate.partner_key.hex(),
+                trusted=" ".join(sorted(key.hex() for key in advert.trusted)),
             )
         )
 
@@ -164,25 +169,30 @@ async def try_form(core: Core, task: Task) -> Formed | NotYet:
             sessions.c.expires_at > now + _ADVERT_MARGIN_S,
             sa.not_(barred(sessions.c.identity, sessions.c.partner)),
         )
+        last_opened_at = await connection.scalar(
+            sa.select(sa.func.max(cohorts.c.opened_at)).where(cohorts.c.task == task.name)
+        )
+        clashes = await clashes_of(connection, task.name, now)
         found = await connection.execute(
             sa.select(
                 sessions.c.session,
-                sessions.c.advert,
                 sessions.c.model_version,
                 sessions.c.received_at,
+                sessions.c.identity,
+                sessions.c.partner,
+                sessions.c.trusted,
             )
             .where(*wait)
             .order_by(sessions.c.received_at, sessions.c.session)
         )
-        present = [Ready(*ready) for ready in found]
+        present = [_ready(row) for row in found]
         standing = await standing_of(
             connection,
             sa.select(sessions.c.session, sessions.c.identity, sessions.c.partner).where(*wait),
         )
     free, again_s = eligible(present, standing, now)
-    waiting = next(
-        (chosen for tier in tiers(free, standing, rules, now) if (chosen := choose(tier, rules))),
-        (),
+    waiting = await asyncio.to_thread(
+        _first_choice, tiers(free, standing, rules, now), rules, clashes, last_opened_at or 0.0
     )
     if not waiting:
         return NotYet(again_s)
@@ -196,9 +206,54 @@ async def try_form(core: Core, task: Task) -> Formed | NotYet:
         if now < due:
             return NotYet(due)
     try:
+        waiting = await _with_adverts(core, waiting)
         return await _form(core, task, row.version, past[0], waiting, now)
     except Conflict:
         return NotYet(now)  # another replica was first, or a device sent a newer advert
+
+
+def _first_choice(
+    tiers_: Iterable[Sequence[Ready]],
+    rules: CohortRules,
+    clashes: Collection[Clash],
+    last_opened_at: float,
+) -> tuple[Ready, ...]:
+    """The choice from the first tier that gives one."""
+    for tier in tiers_:
+        chosen = choose(tier, rules, clashes=clashes, last_opened_at=last_opened_at)
+        if chosen:
+            return chosen
+    return ()
+
+
+def _ready(row: Any) -> Ready:
+    return Ready(
+        session=row.session,
+        advert=b"",
+        version=row.model_version,
+        received_at=row.received_at,
+        identity=row.identity,
+        partner=row.partner,
+        trusted=frozenset(row.trusted.split()),
+    )
+
+
+async def _with_adverts(core: Core, waiting: Sequence[Ready]) -> tuple[Ready, ...]:
+    """The same devices with their signed adverts.
+
+    Raises:
+        Conflict: one of them waits no longer.
+    """
+    names = [ready.session for ready in waiting]
+    rows = await core.database.rows(
+        sa.select(sessions.c.session, sessions.c.advert).where(
+            sessions.c.session.in_(names), sessions.c.cohort.is_(None)
+        )
+    )
+    adverts = {row.session: row.advert for row in rows}
+    if len(adverts) < len(names):
+        raise Conflict("a device sent a newer advert")
+    return tuple(replace(ready, advert=adverts[ready.session]) for ready in waiting)
 
 
 async def _finish(core: Core, task: Task) -> None:

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from aggregator.core import Core
 from aggregator.logs import get_logger
 from aggregator.standing import forget_old
-from aggregator.store.schema import cohorts, mail, sessions
+from aggregator.store.schema import cohorts, mail, refusals, sessions
 
 _log = get_logger("janitor")
 _PERIOD_S = 60.0
@@ -61,6 +61,7 @@ class Janitor:
                 )
             )
             await forget_old(connection, now)
+            await connection.execute(sa.delete(refusals).where(refusals.c.expires_at < now))
             open_now = set(
                 (
                     await connection.execute(

@@ -61,6 +61,8 @@ sessions = sa.Table(
     sa.Column("cohort", _Hex, index=True),  # null while waiting
     sa.Column("roster_index", sa.Integer),
     sa.Column("partner", _Hex, nullable=False, server_default=""),  # empty: not known
+    # Partners whose devices it accepts, hex between spaces; empty: its own partner's alone.
+    sa.Column("trusted", sa.Text, nullable=False, server_default=""),
     sa.Index("sessions_waiting", "task", "cohort", "identity"),
 )
 
@@ -82,6 +84,18 @@ cohorts = sa.Table(
     sa.Column("opener", sa.String(64)),  # replica that opens the sum
     sa.Column("opener_until", sa.Float(53)),
     sa.UniqueConstraint("task", "model_version", "attempt"),
+)
+
+refusals = sa.Table(
+    "refusals",  # devices that refused a roster, because of whom, and until when that counts
+    metadata,
+    sa.Column("task", sa.String(200), sa.ForeignKey("tasks.task"), primary_key=True),
+    sa.Column("identity", _Hex, primary_key=True),
+    sa.Column("target", _Hex, primary_key=True),  # identity; empty: the roster as such
+    sa.Column("reason", sa.String(64), nullable=False),
+    sa.Column("times", sa.Integer, nullable=False),
+    sa.Column("refused_at", sa.Float(53), nullable=False),
+    sa.Column("expires_at", sa.Float(53), nullable=False),
 )
 
 cohort_events = sa.Table(

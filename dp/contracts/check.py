@@ -42,6 +42,7 @@ from secagg.errors import ConfigurationError
 from secagg.limits import (
     IDENTITY_KEY_BYTES,
     MANIFEST_BYTES_MAX,
+    PARTNERS_MAX,
     PROTOCOL_VERSION,
     SEED_BYTES,
     SUITE,
@@ -150,12 +151,17 @@ def _check_identity(manifest: Manifest) -> None:
             "ledger-verifier", "The ledger's verifier key does not parse."
         ) from error
     keys = manifest.partner_keys
-    if not keys or len(set(keys)) != len(keys) or any(len(k) != IDENTITY_KEY_BYTES for k in keys):
+    if (
+        not 1 <= len(keys) <= PARTNERS_MAX
+        or len(set(keys)) != len(keys)
+        or any(len(key) != IDENTITY_KEY_BYTES for key in keys)
+    ):
         refuse(
             "partner-keys",
             "A task needs distinct Ed25519 keys of the partners whose devices may join.",
+            expected=f"1 to {PARTNERS_MAX}",
             found=len(keys),
-            remedy="Add a partner first.",
+            remedy="Add a partner first, or name the task's partners.",
         )
 
 

@@ -169,6 +169,8 @@ class TaskSpec(_Table, frozen=True):
     amplified lines of examples. 0: it is claimed never to happen.
     ``adaptive_clip``: ``clip`` (mode C) or ``update_clip`` (device level) is where the clip begins,
     and each release moves it; absent: it stays.
+    ``partners``: whose devices may join, by name or by key (hex); empty: all that are registered
+    when the task is created.
     ``start_from``: task whose present model is this one's version 0, with the same base model and
     adapter: to evaluate it (``evaluation``), or to go on training.
     """
@@ -193,6 +195,7 @@ class TaskSpec(_Table, frozen=True):
     budget: BudgetSpec = BudgetSpec()
     training: TrainingSpec = TrainingSpec()
     adaptive_clip: AdaptiveClipSpec | None = None
+    partners: tuple[str, ...] = ()
     start_from: str = ""
     base_model: BaseModel | None = None
     adapter: Adapter | None = None

@@ -243,8 +243,8 @@ def _refuse(
 ) -> Outcome:
     """End here, and tell the aggregator which roster was refused, why, and because of whom."""
     failed, effects = _fail(error.reason, str(error), culprit)
-    identities = [entry.identity_key for entry in roster.entries]
-    entry = identities.index(culprit) if culprit in identities else -1
+    others = {e.identity_key: at for at, e in enumerate(roster.entries) if at != roster.index}
+    entry = -1 if culprit is None else others.get(culprit, -1)
     try:
         ctx = _context(roster)
     except OverflowError:  # numbers that no cohort has, so there is none to answer in

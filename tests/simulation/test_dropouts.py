@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -54,3 +55,27 @@ def test_dropouts_beyond_the_bound_abort_cleanly(task: Task, drop: Drop) -> None
             if device.number not in lost:
                 assert isinstance(device.state, client.Failed)
                 assert device.state.reason == "cohort-aborted"
+
+
+def test_a_device_that_refuses_the_roster_keeps_nobody_waiting() -> None:
+    """No deadline passes: the others go on as soon as they have dealt."""
+    task = make_task(6, 6, slice_length=4, survivors_min=4)
+    own = replace(task.devices[2], partner_keys=frozenset({b"p" * 32}))
+    devices = make_devices(task, [np.eye(6, dtype=np.int64)[n] for n in range(6)])
+    devices[2].config = own
+    result = run_cohort(task, [], devices=devices)
+    assert isinstance(result.state, server.Released)
+    assert result.survivors == (0, 1, 3, 4, 5)
+    assert not any(isinstance(event, server.Tick) for event in result.events)
+    state = devices[2].state
+    assert isinstance(state, client.Failed)
+    assert state.reason == "partner-unknown"
+
+
+def test_where_too_few_are_left_after_a_refusal_the_cohort_ends_at_once() -> None:
+    task = make_task(4, 4, slice_length=4, survivors_min=4)
+    devices = make_devices(task, [np.eye(4, dtype=np.int64)[n] for n in range(4)])
+    devices[1].config = replace(task.devices[1], partner_keys=frozenset({b"p" * 32}))
+    result = run_cohort(task, [], devices=devices)
+    assert result.ended == server.Ended("too-few-dealers", ())
+    assert not any(isinstance(event, server.Tick) for event in result.events)
