@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import math
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,20 +19,21 @@ import numpy as np
 import safetensors.numpy
 
 from client_sdk.device import Device
-from client_sdk.errors import TransportError
+from client_sdk.errors import PolicyRefusal, StateError, TransportError
+from client_sdk.http import is_transient
 from client_sdk.ledger import LEAVES_MAX
+from client_sdk.policy import download_size, model_tensors
+from client_sdk.policy import model_length as model_length
 from client_sdk.revocations import refresh
 from dp.adaptive import checked_clip, first_clip
-from dp.contracts.scaffold import has_control
 from dp.errors import MechanismError
-from secagg.adapter import vector_length
 from secagg.api import Offer
 from secagg.errors import RemoteProtocolError
 from secagg.hashing import encode_parts
 from secagg.limits import DIGEST_BYTES
 from secagg.manifest import Manifest, decode_manifest, manifest_digest
 
-_MODEL_HEADER_BYTES = 65_536
+DISK_MARGIN_BYTES = 64 << 20  # left free beside a download, for the journal and for others
 _PAUSED_WAIT_S = 5.0
 _TIME_MAX_S = 1e11  # Unix seconds; the year 5138
 
@@ -119,7 +121,7 @@ async def check_in(device: Device, task: str, offer: Offer) -> CheckIn:
         ClockError: as :meth:`client_sdk.server_time.ServerTime.hear`.
         LedgerError: the ledger forked or was rolled back, or does not name the model.
         PolicyRefusal: the policy's reason.
-        TransportError: also ``model-size``, ``model-digest`` or ``model-malformed``.
+        TransportError, StateError: also as :func:`fetch_model`.
     """
     manifest = verify_offer(offer, task, device.bundle.task_key)
     digest = manifest_digest(offer.manifest)
@@ -134,11 +136,16 @@ async def check_in(device: Device, task: str, offer: Offer) -> CheckIn:
     device.time.hear(offer.now)
     await device.ledger.advance()
     await refresh(device, manifest, offer)
-    device.policy.admit(
-        manifest,
-        own_partner=device.bundle.certificate.partner_key,
-        account=device.account,
-    )
+    try:
+        device.policy.admit(
+            manifest,
+            own_partner=device.bundle.certificate.partner_key,
+            account=device.account,
+        )
+    except PolicyRefusal as refusal:
+        if refusal.reason != "not-now":
+            forget_models(device.journal.models)
+        raise
     model = await fetch_model(device, manifest, offer)
     clip = await proven_clip(device, manifest, digest, offer, model)
     await device.ledger.verify_models(
@@ -214,50 +221,95 @@ def _check_numbers(offer: Offer) -> None:
         )
 
 
-def model_length(manifest: Manifest) -> int:
-    """Numbers in the global vector: the adapter's, or all segments' without one."""
-    if manifest.adapter is None:
-        return manifest.data_length
-    return vector_length(manifest.adapter)
-
-
 async def fetch_model(device: Device, manifest: Manifest, offer: Offer) -> dict[str, np.ndarray]:
     """``vector`` and, with SCAFFOLD, ``control``; from disk or by a resumable download.
 
-    Both are float32[d], read-only. Where the clip adapts also ``clip``, float64[1].
+    Both are float32[d], read-only. Where the clip adapts also ``clip``, float64[1]. One file is
+    left on the disk: this model, or what has come of it so far.
 
     Raises:
-        TransportError: ``model-size``, ``model-digest`` or ``model-malformed``.
+        TransportError: ``model-size``, ``model-digest``, ``model-late`` or ``model-malformed``.
+        StateError: ``disk-space`` or ``disk``.
     """
-    length, model = model_length(manifest), offer.model
-    tensors = {"vector": ("float32", (length,))}
-    if has_control(manifest):
-        tensors["control"] = ("float32", (length,))
-    if manifest.clip_adaptation is not None:
-        tensors["clip"] = ("float64", (1,))
-    size_max = 4 * length * len(tensors) + _MODEL_HEADER_BYTES
+    model, size_max = offer.model, download_size(manifest)
+    path = device.journal.models / model.digest.hex()
     if not 0 < model.size_bytes <= size_max:
+        forget_models(device.journal.models)
         raise TransportError(
             "model-size",
             "The offered model is larger than the adapter can be.",
             expected=size_max,
             found=model.size_bytes,
         )
-    path = device.journal.models / model.digest.hex()
+    forget_models(device.journal.models, keep=path)
     if not await asyncio.to_thread(_holds, path, model.digest):
-        part = path.with_suffix(".part")
-        await device.transport.download_model(model.digest, model.size_bytes, part)
-        if not await asyncio.to_thread(_holds, part, model.digest):
-            part.unlink()
+        path.unlink(missing_ok=True)
+        await _download(device, model.digest, model.size_bytes, path)
+    try:
+        return _read_model(path, model_tensors(manifest))
+    except TransportError:
+        path.unlink()
+        raise
+
+
+def forget_models(folder: Path, *, keep: Path | None = None) -> None:
+    """Remove every model and part of one from ``folder`` but ``keep`` and its part."""
+    kept = () if keep is None else (keep, _part(keep))
+    for other in folder.iterdir():
+        if other not in kept:
+            other.unlink()
+
+
+def _part(path: Path) -> Path:
+    return path.with_suffix(".part")
+
+
+async def _download(device: Device, digest: bytes, size_bytes: int, path: Path) -> None:
+    """Bring a model to ``path``. Its part stays only where the same transfer may go on later."""
+    part, most_s = _part(path), device.policy.max_hold_s
+    try:
+        _demand_room(part, size_bytes)
+        async with asyncio.timeout(most_s):
+            await device.transport.download_model(digest, size_bytes, part)
+        if not await asyncio.to_thread(_holds, part, digest):
             raise TransportError(
                 "model-digest",
                 "The downloaded model is not the one that was offered.",
-                expected=model.digest.hex(),
+                expected=digest.hex(),
                 remedy="Try again; if it persists, the aggregator's store is damaged.",
             )
-        part.replace(path)
-    _forget_other_models(path)
-    return _read_model(path, tensors)
+    except TimeoutError as error:
+        part.unlink(missing_ok=True)
+        raise TransportError(
+            "model-late",
+            "The model did not come in the time that the policy gives a task.",
+            expected=f"{size_bytes} bytes within {most_s:g} s",
+            remedy="Use a faster network, or raise max_hold_s in this app's policy.",
+        ) from error
+    except (TransportError, StateError) as error:
+        if not is_transient(error):
+            part.unlink(missing_ok=True)
+        raise
+    part.replace(path)
+
+
+def _demand_room(part: Path, size_bytes: int) -> None:
+    """Whether what is still to come fits on the disk, with a margin.
+
+    Raises:
+        StateError: ``disk-space``.
+    """
+    have = part.stat().st_size if part.exists() else 0
+    needed = max(0, size_bytes - have) + DISK_MARGIN_BYTES
+    free = shutil.disk_usage(part.parent).free
+    if free < needed:
+        raise StateError(
+            "disk-space",
+            "The disk has no room for the task's model.",
+            expected=f"{needed} bytes free, {DISK_MARGIN_BYTES} of them to spare",
+            found=free,
+            remedy="Make room on the disk that holds the state folder, or move the folder.",
+        )
 
 
 def _holds(path: Path, digest: bytes) -> bool:
@@ -265,12 +317,6 @@ def _holds(path: Path, digest: bytes) -> bool:
         return False
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").digest() == digest
-
-
-def _forget_other_models(keep: Path) -> None:
-    for other in keep.parent.iterdir():
-        if other != keep:
-            other.unlink()
 
 
 def _read_model(

@@ -12,7 +12,7 @@ from pathlib import Path
 from platformdirs import user_state_path
 
 from client_sdk.account import DeviceAccount
-from client_sdk.checkin import check_in, next_offer
+from client_sdk.checkin import check_in, forget_models, next_offer
 from client_sdk.contribution import Contributor
 from client_sdk.device import Device, ParticipantSettings
 from client_sdk.enrolment import check_bundle, load_bundle
@@ -382,6 +382,7 @@ class Client:
             offer = await next_offer(device, task, pace.after_version, pace.until_s)
             if offer is None:
                 tally.finished = True
+                forget_models(device.journal.models)
                 await device.emit("finished", task)
                 break
             try:

@@ -32,6 +32,7 @@ from secagg.ring import Lanes
 # masks; what waits beyond these few never left the device.
 _WAITING_MAX = 4
 _ADDED_MAX = 64
+_TASKS_MAX = 4  # control variates of so many tasks lie on the disk; the oldest goes first
 
 
 class Waiting(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -142,6 +143,7 @@ class DeviceControl:
 
     def _save(self, record: _Record) -> None:
         self._journal.save_blob(self._name, msgspec.msgpack.encode(record))
+        self._journal.keep_newest("control-", _TASKS_MAX)
         self._record = record
 
 

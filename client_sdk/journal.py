@@ -14,7 +14,7 @@ One state folder belongs to one device and one process at a time:
 ``evidence-*``     what such a ledger showed: JSON, not sealed
 ``control-*``      SCAFFOLD's control variate, per task (:mod:`client_sdk.control`)
 ``revocations-*``  the newest revocation list seen, per partner
-``models/``        downloads
+``models/``        one model, or the part that has come of it
 
 The rule that makes a resumed device safe: journal (state, effects), then perform the effects; after
 a restart perform the journalled effects again, the same bytes.
@@ -315,6 +315,12 @@ class Journal:
         """Keep a file that others are to read: not sealed, mode 0600."""
         write_durably(self.path(name), content)
         return self.path(name)
+
+    def keep_newest(self, prefix: str, count: int) -> None:
+        """Remove the records named ``prefix...`` that were written before the ``count`` newest."""
+        found = sorted(self._folder.glob(f"{prefix}*"), key=lambda path: path.stat().st_mtime_ns)
+        for path in found[:-count]:
+            remove_durably(path)
 
     def load_record(self, name: str, kind: type[_M]) -> _M | None:
         """A record that was saved as MessagePack; None if there is none.

@@ -196,3 +196,15 @@ def test_a_full_disk_is_a_typed_error_and_keeps_the_old_record(
     loaded = journal.load_session()
     assert loaded is not None
     assert loaded.cursor == 1
+
+
+def test_only_the_newest_records_of_a_kind_are_kept(journal: Journal, tmp_path: Path) -> None:
+    folder = tmp_path / "state"
+    journal.save_blob("other", b"x")
+    for number in range(6):
+        journal.save_blob(f"control-{number}", b"x")
+        os.utime(folder / f"control-{number}", ns=(number, number))
+    journal.keep_newest("control-", 4)
+    left = sorted(path.name for path in folder.iterdir() if path.is_file())
+    assert left == ["control-2", "control-3", "control-4", "control-5", "other"]
+    journal.keep_newest("none-", 4)
