@@ -14,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-from client_sdk.errors import ContributionError
+from client_sdk.errors import ContributionError, PolicyRefusal
 from dp.adaptive import adapts
 from dp.sampling import poisson_batch
 from secagg.manifest import Manifest
@@ -48,7 +48,14 @@ class TrainingJob:
 
 
 class Contributor(Protocol):
-    """The app's side of a round."""
+    """The app's side of a round.
+
+    What each mode rests on: device-level noise and the noise of mode C are the SDK's, whatever the
+    contributor is. In mode C the contributor clips each example (``ExampleSum`` does). In mode A
+    (``local``) the contributor clips and adds the noise, before the SDK sees a value, and only one
+    that says so is let into such a task: with the attribute ``adds_local_noise = True``, which is
+    its word that in such a task every step of ``contribute`` adds the manifest's noise.
+    """
 
     def contribute(self, job: TrainingJob) -> Mapping[str, np.ndarray]:
         """Values by segment name, each one-dimensional with the segment's length.
@@ -74,6 +81,29 @@ def is_batch_secret(manifest: Manifest) -> bool:
 def hides_failures(manifest: Manifest) -> bool:
     """Whether a failed contribution is replaced by zero plus noise (modes B and C)."""
     return manifest.noise is not None
+
+
+def check_contributor(manifest: Manifest, contributor: object) -> None:
+    """Refuse a contributor that does not say that it adds the noise which the task counts on.
+
+    Raises:
+        PolicyRefusal: ``local-noise-undeclared``.
+    """
+    privacy = manifest.example_privacy
+    if privacy is None or privacy.mode != "local":
+        return
+    declared = getattr(contributor, "adds_local_noise", False)
+    if declared is not True:
+        raise PolicyRefusal(
+            "local-noise-undeclared",
+            "In this task each device adds its own noise to every local step, and this contributor "
+            "does not declare that it does.",
+            expected="adds_local_noise = True",
+            found=declared,
+            remedy="Use LoraTrainer, which adds it; or add the manifest's noise in contribute() "
+            "and declare it; or take part in a task whose noise is added with the mask "
+            "(privacy = 'distributed').",
+        )
 
 
 def takes_part(manifest: Manifest, random_bytes: Callable[[int], bytes]) -> bool:

@@ -50,6 +50,7 @@ def write_peft_folder(
     vector: NDArray[Any],
     *,
     base: nn.Module | Any | None = None,
+    base_name: str | None = None,
 ) -> Path:
     """Write ``adapter_config.json`` and ``adapter_model.safetensors`` as peft itself would.
 
@@ -60,6 +61,9 @@ def write_peft_folder(
         base: the task's base model. It is needed for a sequence classifier, whose folder is of
             peft's type ``SEQ_CLS`` and holds the head, which was frozen; without it, or with a
             language model, the type is ``CAUSAL_LM``.
+        base_name: folder or hub id from which the caller loaded the base model, where loaders that
+            are given this folder alone will look. None: ``base.name_or_path``, or no name at all.
+            The manifest's own name is not used: whoever wrote it may have made it up.
 
     Raises:
         LocalProtocolError: ``no-adapter`` if the manifest trains no adapter; ``adapter-length``;
@@ -73,7 +77,7 @@ def write_peft_folder(
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM" if head is None else "SEQ_CLS",
-        "base_model_name_or_path": manifest.base_model.name,
+        "base_model_name_or_path": base_name or getattr(base, "name_or_path", None) or None,
         "r": adapter.rank,
         "lora_alpha": adapter.alpha,
         "lora_dropout": 0.0,

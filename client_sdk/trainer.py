@@ -90,6 +90,9 @@ class LoraTrainer:
         self._adapted: AdaptedModel | None = None
         self._rows: tuple[int, tuple[Row, ...]] | None = None  # by max_tokens
 
+    # Every local step of every algorithm that admits mode A (client_sdk.algorithms.steps).
+    adds_local_noise = True
+
     @property
     def model(self) -> PeftModel | PreTrainedModel:
         """The model with the adapter as the last job left it; the base model before any job."""

@@ -19,6 +19,7 @@ from client_sdk.checkin import CheckIn
 from client_sdk.contribution import (
     Contributor,
     TrainingJob,
+    check_contributor,
     check_values,
     hides_failures,
     is_batch_secret,
@@ -69,10 +70,12 @@ class Training:
         """The journalled contribution for this offer, computed now unless it is there already.
 
         Raises:
+            PolicyRefusal: ``local-noise-undeclared``.
             ContributionError: the contributor failed where its failure is no secret.
             LedgerError: SCAFFOLD: the ledger's word on an earlier release does not verify.
         """
         device, task = self._device, checkin.manifest.task
+        check_contributor(checkin.manifest, self._contributor)
         report_s = report_at(checkin)
         if has_control(checkin.manifest):
             await self._settle(checkin)

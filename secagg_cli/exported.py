@@ -43,7 +43,8 @@ def write_adapter(
     manifest = _manifest(server, task)
     if manifest.base_model is None:
         raise CommandError("task-without-model", f"The task {task} trains no model.")
-    base: Any = load_model(ensure_model(model or manifest.base_model.name))[0]
+    name = model or manifest.base_model.name
+    base: Any = load_model(ensure_model(name))[0]
     found, expected = base_fingerprint(base), manifest.base_model.fingerprint
     if found != expected:
         raise CommandError(
@@ -52,7 +53,7 @@ def write_adapter(
             f"{expected.hex()}.",
             remedy="Give its folder with --model.",
         )
-    write_peft_folder(folder, manifest, read_vector(model_file), base=base)
+    write_peft_folder(folder, manifest, read_vector(model_file), base=base, base_name=name)
     written = json.loads((folder / "adapter_config.json").read_text("utf-8"))
     return str(written["task_type"])
 

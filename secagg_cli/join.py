@@ -1,18 +1,20 @@
 """``secagg join``: one device from the command line.
 
 What was under way when the process last ended is finished first, from the journal; torch and the
-model are loaded only when there is something to train.
+model are loaded only when there is something to train. No model is fetched because a manifest names
+it: the command line names a folder (``--model``) or the names that may be used (``--allow-model``).
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from secagg_cli.audit import read_key
 from secagg_cli.background import Background
@@ -24,7 +26,7 @@ from secagg_cli.rows import read_rows
 if TYPE_CHECKING:
     import numpy as np
 
-    from client_sdk import Event, TrainingJob
+    from client_sdk import Event, PolicyRefusal, TrainingJob
     from client_sdk.examples import Example
 
 
@@ -39,7 +41,18 @@ def join(
     ],
     task: Annotated[str, typer.Option(help="The task to take part in.")],
     model: Annotated[
-        str | None, typer.Option(help="Folder of the base model; default: the task's by name.")
+        str | None,
+        typer.Option(
+            help="The base model to train, whatever the task calls it: a folder, smollm2, tiny or "
+            "a hub id. Its weights must be the task's."
+        ),
+    ] = None,
+    allow_model: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A name that a task may give its base model; it is fetched by that name. "
+            "Repeatable. Without this and --model, tasks that train a model are refused."
+        ),
     ] = None,
     state: Annotated[
         Path | None, typer.Option(help="This device's own folder: journal and budget.")
@@ -48,6 +61,14 @@ def join(
         int | None, typer.Option(help="Be in so many releases; default: all.", min=1)
     ] = None,
     min_cohort: Annotated[int, typer.Option(help="Refuse sums of fewer devices.", min=2)] = 10,
+    min_corrupt: Annotated[
+        int | None,
+        typer.Option(
+            help="Refuse tasks whose masks fall to so many devices that work with the aggregator, "
+            "or fewer; default: a tenth of the cohort, at least 1. 0: admit all.",
+            min=0,
+        ),
+    ] = None,
     max_epsilon: Annotated[
         float, typer.Option(help="Refuse tasks that may cost more, unamplified.", min=0)
     ] = 8.0,
@@ -65,6 +86,9 @@ def join(
             "Two sums over cohorts that overlap may then show what this device sent.",
         ),
     ] = False,
+    max_download_mb: Annotated[
+        int, typer.Option(help="Refuse tasks whose model file may be larger.", min=1)
+    ] = 512,
     witness: Annotated[
         list[str] | None,
         typer.Option(
@@ -102,7 +126,13 @@ def join(
                 "--events prints many JSON objects, --format json exactly one.",
                 remedy="Use one of the two.",
             )
-        trainer = LazyTrainer(read_rows(data), model)
+        allowed = frozenset(allow_model or ())
+
+        def progress(what: str, share: float | None) -> None:
+            if share is None or share == 0:
+                out.errors.print(escape(what), soft_wrap=True)
+
+        trainer = LazyTrainer(read_rows(data), model, allowed, progress)
         if preload:
             trainer.preload()
         from client_sdk import Client, PrivacyPolicy
@@ -118,17 +148,20 @@ def join(
 
         policy = PrivacyPolicy(
             min_cohort=min_cohort,
+            min_corrupt=min_corrupt,
             max_epsilon=max_epsilon,
             max_total_epsilon=max_total_epsilon,
             require=None if without_noise else PrivacyPolicy().require,
             repeat_without_noise=repeat_without_noise,
+            allowed_models=allowed if allowed or model is None else None,
+            max_download_bytes=max_download_mb << 20,
             witnesses=frozenset(read_key(key) for key in witness or ()),
             min_witnesses=min_witnesses,
         )
         client = Client.from_bundle(bundle, policy=policy, state_dir=state, on_event=on_event)
         result = client.run(trainer, task=task, rounds=rounds)
         if result.refusals:
-            raise result.refusals[-1]
+            raise _in_options(result.refusals[-1])
         out.result(
             {
                 "task": task,
@@ -140,12 +173,40 @@ def join(
         )
 
 
-class LazyTrainer:
-    """A contributor that loads torch and the model when the first job comes, or beside the rest."""
+def _in_options(refusal: PolicyRefusal) -> PolicyRefusal | CommandError:
+    """A refusal whose way out is an option of this command."""
+    if refusal.reason != "model-not-allowed":
+        return refusal
+    return CommandError(
+        refusal.reason,
+        "The task names a base model that this command line does not allow.",
+        expected=refusal.expected,
+        found=refusal.found,
+        remedy="Give your own copy with --model, or allow this name with --allow-model.",
+    )
 
-    def __init__(self, rows: Sequence[Example], model: str | None) -> None:
+
+class LazyTrainer:
+    """A contributor that loads torch and the model when the first job comes, or beside the rest.
+
+    Args:
+        model: what is loaded, whatever a manifest names; None: what the manifest names.
+        allowed: names that a manifest may use where ``model`` is None.
+    """
+
+    adds_local_noise = True  # LoraTrainer does
+
+    def __init__(
+        self,
+        rows: Sequence[Example],
+        model: str | None,
+        allowed: frozenset[str] = frozenset(),
+        progress: Callable[[str, float | None], None] | None = None,
+    ) -> None:
         self._rows = rows
         self._model = model
+        self._allowed = allowed
+        self._progress = progress
         self._loading: Background[Any] | None = None
         self._trainer: Any = None
 
@@ -158,7 +219,7 @@ class LazyTrainer:
 
     def contribute(self, job: TrainingJob) -> Mapping[str, np.ndarray]:
         if self._trainer is None:
-            self._trainer = self._loading.result() if self._loading else self._load(_name(job))
+            self._trainer = self._loading.result() if self._loading else self._load(self._name(job))
         values: Mapping[str, np.ndarray] = self._trainer.contribute(job)
         return values
 
@@ -167,18 +228,22 @@ class LazyTrainer:
             from client_sdk import LoraTrainer
             from secagg_cli.models import ensure_model, load_model
 
-            model, tokenizer = load_model(ensure_model(self._model or name))
+            model, tokenizer = load_model(ensure_model(name, progress=self._progress))
             return LoraTrainer(model, tokenizer, self._rows)
 
-
-def _name(job: TrainingJob) -> str:
-    if job.manifest.base_model is None:
-        raise CommandError(
-            "task-without-model",
-            "This task trains no model.",
-            remedy="Contribute its vector with the SDK; see client_sdk.Contributor.",
-        )
-    return job.manifest.base_model.name
+    def _name(self, job: TrainingJob) -> str:
+        if job.manifest.base_model is None:
+            raise CommandError(
+                "task-without-model",
+                "This task trains no model.",
+                remedy="Contribute its vector with the SDK; see client_sdk.Contributor.",
+            )
+        named = job.manifest.base_model.name
+        if self._model is None and named not in self._allowed:
+            raise CommandError(
+                "model-not-allowed", f"Nobody here has allowed the base model {named!r}."
+            )
+        return self._model or named
 
 
 def _sentence(event: Event) -> str:

