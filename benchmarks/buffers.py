@@ -105,6 +105,7 @@ class Federation:
                 size_min=size,
                 size_max=size,
                 survivors_min=size // 2 + 1,
+                corrupt_max=0,
                 versions_back=VERSIONS_BACK if buffered else 0,
                 model_min=MODEL_MIN if buffered else 0,
             ),

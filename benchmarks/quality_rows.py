@@ -193,7 +193,7 @@ def _manifest(
         sampling_rate=sampling_rate,
         examples_max=128,
         update_clip=512.0,
-        cohort=CohortSpec(size_min=clients, size_max=clients, survivors_min=clients),
+        cohort=CohortSpec(size_min=clients, size_max=clients, survivors_min=clients, corrupt_max=0),
         budget=BudgetSpec(max_epsilon=None, delta=DELTA, releases_max=releases),
         training=TrainingSpec(
             local_steps=local_steps,

@@ -62,6 +62,7 @@ def devices(
 
     policy = PrivacyPolicy(
         min_cohort=2,
+        min_corrupt=0,
         require=None,
         repeat_without_noise=True,  # a plain sum of made-up numbers
         max_epsilon=1e6,
@@ -155,7 +156,9 @@ async def set_up(url: str, arguments: argparse.Namespace, drops: int) -> list[by
         algorithm="sum",
         privacy="none",
         segments=(SegmentSpec(name="values", length=arguments.length, clip=1e4),),
-        cohort=CohortSpec(size_min=clients, size_max=clients, survivors_min=clients - drops),
+        cohort=CohortSpec(
+            size_min=clients, size_max=clients, survivors_min=clients - drops, corrupt_max=0
+        ),
         deadlines=DeadlineSpec(
             report_s=600.0,
             share_s=120.0,

@@ -2,7 +2,8 @@
 
 The manifest's own promises are checked by the validator that task creation used
 (``dp.contracts``), and its epsilon is computed anew, without any amplification. A refusal names
-its reason and both values.
+its reason and both values. ``docs/policy.md`` lists every number of a manifest with the claim that
+it could weaken and the rule that it meets.
 """
 
 from __future__ import annotations
@@ -14,10 +15,17 @@ from typing import Literal
 from client_sdk.account import DeviceAccount, cost
 from client_sdk.errors import PolicyRefusal
 from dp.contracts import check_manifest
+from dp.contracts.scaffold import has_control
 from dp.witness import WitnessPolicy
+from secagg.adapter import vector_length
 from secagg.errors import SecaggError
 from secagg.manifest import Manifest
+from secagg.parameters import corrupt_floor
 from secagg.ring import packed_size, payload_length
+
+MODEL_HEADER_BYTES = 65_536  # most that names and shapes take in a model file
+SLOTS_WAITED_MAX = 1.5  # a device that comes late in a slot reports at the end of the next
+_DAY_S = 86_400.0
 
 PrivacyMode = Literal["distributed", "local", "none"]
 _ANY: frozenset[PrivacyMode] = frozenset(("distributed", "local", "none"))
@@ -50,6 +58,30 @@ def upload_size(manifest: Manifest) -> int:
     return packed_size(length, encoding.ring_bits)
 
 
+def model_length(manifest: Manifest) -> int:
+    """Numbers in the global vector: the adapter's, or all segments' without one."""
+    if manifest.adapter is None:
+        return manifest.data_length
+    return vector_length(manifest.adapter)
+
+
+def model_tensors(manifest: Manifest) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Type and shape of each tensor in a model file of this task, by name."""
+    length = model_length(manifest)
+    tensors: dict[str, tuple[str, tuple[int, ...]]] = {"vector": ("float32", (length,))}
+    if has_control(manifest):
+        tensors["control"] = ("float32", (length,))
+    if manifest.clip_adaptation is not None:
+        tensors["clip"] = ("float64", (1,))
+    return tensors
+
+
+def download_size(manifest: Manifest) -> int:
+    """Most bytes of one model file of this task."""
+    numbers = sum(shape[0] for _, shape in model_tensors(manifest).values())
+    return 4 * numbers + MODEL_HEADER_BYTES
+
+
 def _always() -> bool:
     return True
 
@@ -68,11 +100,20 @@ class PrivacyPolicy:
         repeat_without_noise: the app's word that two sums over cohorts that overlap may show what
             a single device sent, where no noise is in the ring. It admits statistics and
             evaluations without such noise, and lifts the rule of one vector per model.
+        min_corrupt: fewest devices of a cohort that the task must assume to work with the
+            aggregator; None: a tenth of its largest cohort, at least one. 0 is the word for tasks
+            whose masks may fall to two such devices.
         partner_keys: Ed25519 keys whose devices may be in a cohort with this one; None: the key
             that certified this device.
         allowed_models: names of base models that may be trained; None: any.
         max_upload_bytes: largest masked vector.
+        max_download_bytes: largest model file; also what a device keeps of models on its disk.
+        max_tokens: longest example that a task may ask to be kept, in tokens.
         max_training_s: longest that a contributor may take; None: no limit.
+        min_step_s: shortest step of a cohort and shortest report slot. A shorter one calls
+            devices dropped that are only far away, and charges them all the same.
+        max_hold_s: longest that a task may hold this device: in one cohort, in one report slot, or
+            in the transfer of one model.
         witnesses: verifier keys of ledger witnesses (C2SP, type 0x04) that this device trusts.
         min_witnesses: how many of them must have cosigned every checkpoint; None: all.
         may_train: the app's say at check-in, such as charging and on an unmetered network.
@@ -84,10 +125,15 @@ class PrivacyPolicy:
     max_total_epsilon: float = 16.0
     require: PrivacyMode | frozenset[PrivacyMode] | None = frozenset(("distributed", "local"))
     repeat_without_noise: bool = False
+    min_corrupt: int | None = None
     partner_keys: frozenset[bytes] | None = None
     allowed_models: frozenset[str] | None = None
     max_upload_bytes: int = 256 << 20
-    max_training_s: float | None = None
+    max_download_bytes: int = 512 << 20
+    max_tokens: int = 8_192
+    max_training_s: float | None = _DAY_S
+    min_step_s: float = 1.0
+    max_hold_s: float = _DAY_S
     witnesses: frozenset[str] = frozenset()
     min_witnesses: int | None = None
     may_train: Callable[[], bool] = field(default=_always)
@@ -99,6 +145,8 @@ class PrivacyPolicy:
         object.__setattr__(self, "require", admitted)
         if self.min_cohort < 2:
             raise ValueError(f"min_cohort is {self.min_cohort}; a sum of one is that one")
+        if self.min_corrupt is not None and self.min_corrupt < 0:
+            raise ValueError(f"min_corrupt is {self.min_corrupt}; devices are counted from zero")
 
         self.witness_policy  # noqa: B018  refuses what no checkpoint could meet
 
@@ -129,10 +177,14 @@ class PrivacyPolicy:
                 ``cohort-too-small``, ``privacy-mode``, ``repeats-without-noise``,
                 ``epsilon-too-large``, ``delta-too-large``,
                 ``own-releases``, ``own-budget``, ``own-total-budget``, ``partner-unknown``,
-                ``model-not-allowed``, ``upload-too-large`` or ``not-now``.
+                ``corrupt-too-few``, ``model-cohort-too-small``, ``model-not-allowed``,
+                ``upload-too-large``, ``download-too-large``, ``tokens-too-many``,
+                ``step-too-short``, ``held-too-long`` or ``not-now``.
         """
         self._admit_structure(manifest, own_partner)
         self._admit_privacy(manifest, account)
+        self._admit_work(manifest)
+        self._admit_corrupt(manifest)
         if not self.may_train():
             raise PolicyRefusal("not-now", "The app does not want to train now.")
 
@@ -178,13 +230,80 @@ class PrivacyPolicy:
                 "This base model is not on the policy's list.",
                 expected=sorted(self.allowed_models),
                 found=model.name,
+                remedy="If you trust this model, add its name to allowed_models in this app's "
+                "policy.",
             )
-        if upload_size(manifest) > self.max_upload_bytes:
+
+    def _admit_corrupt(self, manifest: Manifest) -> None:
+        fewest = self.min_corrupt
+        if fewest is None:
+            fewest = corrupt_floor(manifest.cohort.size_max)
+        if manifest.cohort.corrupt_max < fewest:
             raise PolicyRefusal(
+                "corrupt-too-few",
+                "The task assumes that fewer devices work with the aggregator than this device "
+                "wants to be safe from.",
+                expected=f"corrupt_max >= {fewest}",
+                found=manifest.cohort.corrupt_max,
+                remedy="Raise the task's corrupt_max (larger cohorts have room for it), or lower "
+                "min_corrupt in this app's policy; 0 must be said there.",
+            )
+
+    def _admit_work(self, manifest: Manifest) -> None:
+        """What the task takes of this device: bytes, memory and time."""
+        for reason, message, limit, size in (
+            (
                 "upload-too-large",
                 "One masked vector is larger than the policy allows.",
-                expected=self.max_upload_bytes,
-                found=upload_size(manifest),
+                self.max_upload_bytes,
+                upload_size(manifest),
+            ),
+            (
+                "download-too-large",
+                "One model is larger than the policy allows.",
+                self.max_download_bytes,
+                download_size(manifest),
+            ),
+            (
+                "tokens-too-many",
+                "The task keeps longer examples than the policy allows.",
+                self.max_tokens,
+                0 if manifest.training is None else manifest.training.max_tokens,
+            ),
+        ):
+            if size > limit:
+                raise PolicyRefusal(
+                    reason,
+                    message,
+                    expected=f"at most {limit}",
+                    found=size,
+                    remedy="Ask for a smaller task, or raise the limit in this app's policy.",
+                )
+        deadlines, slot_s = manifest.deadlines, manifest.report_slot_s
+        steps = (
+            deadlines.share_s,
+            deadlines.check_s,
+            deadlines.masked_input_s,
+            deadlines.confirm_s,
+            deadlines.unmask_s,
+        )
+        shortest = min(*steps, *([slot_s] if slot_s else []))
+        if shortest < self.min_step_s:
+            raise PolicyRefusal(
+                "step-too-short",
+                "A step or slot of the task is too short to answer in.",
+                expected=f"at least {self.min_step_s:g} s",
+                found=shortest,
+                remedy="Raise the task's deadlines, or lower min_step_s in this app's policy.",
+            )
+        longest = max(sum(steps), SLOTS_WAITED_MAX * slot_s)
+        if longest > self.max_hold_s:
+            raise PolicyRefusal(
+                "held-too-long",
+                "One cohort, or the wait for a report slot, could hold this device for too long.",
+                expected=f"at most {self.max_hold_s:g} s",
+                found=longest,
+                remedy="Lower the task's deadlines, or raise max_hold_s in this app's policy.",
             )
 
     def _admit_privacy(self, manifest: Manifest, account: DeviceAccount) -> None:

@@ -67,6 +67,26 @@ def confirmations_needed(cohort_size: int, corrupt: int) -> int:
     return (cohort_size + corrupt) // 2 + 1
 
 
+def corrupt_floor(size_max: int) -> int:
+    """Corrupt devices that a task should assume: a tenth of its largest cohort, at least one.
+
+    With none assumed, two devices that work with the aggregator open both secrets of a third. A
+    constant would mean ever less in larger cohorts.
+    """
+    return max(1, size_max // 10)
+
+
+def corrupt_room(size_min: int, size_max: int, survivors_min: int) -> int:
+    """Most corrupt devices that leave the fewest survivors enough shares and confirmations.
+
+    The degree of a sparse graph may permit fewer.
+    """
+    room = 2 * survivors_min - size_min - 2
+    if size_max > COMPLETE_GRAPH_MAX:
+        room = min(room, 2 * survivors_min - size_max - 1)
+    return max(0, room)
+
+
 def dropouts_tolerated(cohort_size: int, corrupt: int) -> int:
     """Devices of a cohort that may vanish while every secret can still be opened.
 

@@ -128,7 +128,7 @@ def run(
 def _manifest(classes: int, canaries: int, releases: int, noise_multiplier: float) -> Manifest:
     from nacl.signing import SigningKey
 
-    from dp.contracts import BudgetSpec, TaskSpec, build_manifest
+    from dp.contracts import BudgetSpec, CohortSpec, TaskSpec, build_manifest
     from dp.notes import verifier_key
     from secagg.manifest import Adapter, TensorShape
 
@@ -142,6 +142,7 @@ def _manifest(classes: int, canaries: int, releases: int, noise_multiplier: floa
         noise_multiplier=noise_multiplier,
         removable_noise=False,  # the cohort has the fewest survivors: every part would stay
         examples_max=canaries + _EXAMPLES,
+        cohort=CohortSpec(size_min=6, size_max=6, survivors_min=4, corrupt_max=0),
         budget=BudgetSpec(max_epsilon=None, releases_max=releases),
         adapter=Adapter(
             kind="ffa-lora",

@@ -10,7 +10,7 @@ import msgspec
 import nacl.signing
 
 from dp.accounting import ReleaseFacts
-from dp.contracts import SegmentSpec, TaskSpec, build_manifest
+from dp.contracts import CohortSpec, SegmentSpec, TaskSpec, build_manifest
 from dp.ledger import LedgerBuilder
 from dp.notes import sign_checkpoint, verifier_key
 from dp.records import ReleaseEntry, identity_digest, release_record, task_record
@@ -56,9 +56,15 @@ def adapter(rows: tuple[int, ...] = (12, 4), columns: int = 4) -> Adapter:
 DEMO_ADAPTER = adapter((576, 192) * 30)  # SmolLM2-135M, rank 4: 92,160 numbers
 
 
+def six(**changes: Any) -> CohortSpec:
+    """Six devices of which two may vanish, nobody corrupt."""
+    terms = {"size_min": 6, "size_max": 6, "survivors_min": 4, "corrupt_max": 0}
+    return CohortSpec(**terms | changes)
+
+
 def spec(**changes: Any) -> TaskSpec:
     """Of a task whose devices need no seeds of an exchange: no part of its noise is removable."""
-    terms = {"task": "demo", "adapter": adapter(), "removable_noise": False}
+    terms = {"task": "demo", "adapter": adapter(), "removable_noise": False, "cohort": six()}
     return TaskSpec(**terms | changes)
 
 
@@ -68,6 +74,7 @@ def statistics(*segments: tuple[str, int, float], **changes: Any) -> TaskSpec:
             "task": "statistics",
             "algorithm": "sum",
             "removable_noise": False,
+            "cohort": six(),
             "segments": tuple(SegmentSpec(name=n, length=d, clip=c) for n, d, c in segments),
             **changes,
         }

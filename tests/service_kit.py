@@ -45,7 +45,7 @@ def spec(**changes: Any) -> TaskSpec:
         "algorithm": "sum",
         "privacy": "none",
         "segments": (SegmentSpec(name="count", length=40, clip=100.0),),
-        "cohort": CohortSpec(size_min=4, size_max=4, survivors_min=3),
+        "cohort": CohortSpec(size_min=4, size_max=4, survivors_min=3, corrupt_max=0),
         "deadlines": DeadlineSpec(
             report_s=60, share_s=60, check_s=60, masked_input_s=60, confirm_s=60, unmask_s=60
         ),

@@ -12,6 +12,7 @@ from dp.contracts.local import step_weights
 from dp.grid import examples_factor
 from dp.removable import most_variance
 from secagg.manifest import Manifest
+from secagg.parameters import corrupt_floor
 
 USELESS_RATIO = 10.0
 QUANTILE_NOISE = 0.25  # a release then moves a clip at rest by a factor of about exp(0.25 eta)
@@ -137,6 +138,14 @@ def warnings(manifest: Manifest) -> tuple[str, ...]:
             "or a fixed clip."
         )
     rules = manifest.cohort
+    fewest = corrupt_floor(rules.size_max)
+    if rules.corrupt_max < fewest:
+        found.append(
+            f"The masks hold against {rules.corrupt_max} devices that work with the aggregator; in "
+            f"a cohort of {rules.size_max} devices refuse fewer than {fewest} (corrupt-too-few), "
+            "unless their policy says otherwise. "
+            "Raise corrupt_max; larger cohorts and more survivors have room for it."
+        )
     if rules.versions_back and 2 * rules.behind_each_model > rules.size_max:
         found.append(
             f"No buffer of {rules.size_max} has room for two versions with {rules.model_min} "

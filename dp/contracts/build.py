@@ -79,19 +79,19 @@ def build_manifest(
 
     silent = spec.cohort.silent_max
     if silent is None:
-        silent = max(1, spec.cohort.corrupt_max) if in_ring else 0
+        silent = max(1, spec.cohort.corrupt) if in_ring else 0
     degree, needed = plan_rules(
         spec.cohort.size_min,
         spec.cohort.size_max,
         spec.cohort.survivors_min,
-        spec.cohort.corrupt_max,
+        spec.cohort.corrupt,
     )
     versions_back, model_min = versions_of(spec)
     cohort = CohortRules(
         size_min=spec.cohort.size_min,
         size_max=spec.cohort.size_max,
         survivors_min=spec.cohort.survivors_min,
-        corrupt_max=spec.cohort.corrupt_max,
+        corrupt_max=spec.cohort.corrupt,
         silent_max=silent,
         degree=degree,
         threshold=needed,

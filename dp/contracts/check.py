@@ -22,7 +22,7 @@ from dp.contracts.fedopt import FedOpt
 from dp.contracts.fedprox import FedProx
 from dp.contracts.fedsgd import FedSGD
 from dp.contracts.forms import check_form
-from dp.contracts.local import ONE_STEP, refuse_local_terms
+from dp.contracts.local import ONE_STEP, STEPS_MAX, refuse_local_terms
 from dp.contracts.optimisers import NAMED_AFTER, check_server_optimiser
 from dp.contracts.rules import (
     check_cohort,
@@ -38,6 +38,7 @@ from dp.contracts.zeroth_order import ZerothOrder
 from dp.errors import AccountingError, LedgerError
 from dp.grid import examples_factor
 from dp.notes import parse_verifier
+from secagg.adapter import size
 from secagg.errors import ConfigurationError
 from secagg.limits import (
     IDENTITY_KEY_BYTES,
@@ -46,8 +47,11 @@ from secagg.limits import (
     PROTOCOL_VERSION,
     SEED_BYTES,
     SUITE,
+    VECTOR_LENGTH_MAX,
 )
 from secagg.manifest import Manifest, encode_manifest
+
+_MODEL_NAME_MAX = 256  # characters; a path or a hub id
 
 ALGORITHMS: dict[str, Algorithm] = {
     "evaluation": Evaluation(),
@@ -108,6 +112,7 @@ def check_manifest(manifest: Manifest) -> None:
     check_grid(manifest.segments)
     check_adaptive(manifest)
     _check_privacy(manifest)
+    _check_base_model(manifest)
     _check_adapter(manifest)
     algorithm.check(manifest)
     _check_training(manifest)
@@ -115,13 +120,13 @@ def check_manifest(manifest: Manifest) -> None:
     check_encoding(manifest)
     _check_budget(manifest)
     check_overrun(manifest)
-    size = len(encode_manifest(manifest))
-    if size > MANIFEST_BYTES_MAX:
+    encoded_bytes = len(encode_manifest(manifest))
+    if encoded_bytes > MANIFEST_BYTES_MAX:
         refuse(
             "manifest-too-large",
             "The manifest is too large.",
             expected=f"<= {MANIFEST_BYTES_MAX} bytes",
-            found=size,
+            found=encoded_bytes,
         )
 
 
@@ -196,6 +201,20 @@ def _check_privacy(manifest: Manifest) -> None:
                 )
 
 
+def _check_base_model(manifest: Manifest) -> None:
+    """Its name is shown to people and compared with their lists, so it is plain text."""
+    model = manifest.base_model
+    if model is None:
+        return
+    if not (1 <= len(model.name) <= _MODEL_NAME_MAX and model.name.isprintable()):
+        refuse(
+            "base-model-name",
+            "A base model's name is printable text.",
+            expected=f"1 to {_MODEL_NAME_MAX} printable characters",
+            found=model.name[:_MODEL_NAME_MAX],
+        )
+
+
 def _check_adapter(manifest: Manifest) -> None:
     adapter = manifest.adapter
     if adapter is None:
@@ -209,6 +228,15 @@ def _check_adapter(manifest: Manifest) -> None:
         refuse("adapter-tensors", "An adapter needs distinct tensors, and some to train.")
     for tensor in (*adapter.trainable, *adapter.frozen):
         in_range(f"shape of {tensor.name}", min(tensor.rows, tensor.columns), 1, 1 << 28)
+    numbers = size((*adapter.trainable, *adapter.frozen))
+    if numbers > VECTOR_LENGTH_MAX:
+        refuse(
+            "adapter-too-large",
+            "All tensors of an adapter, trained and frozen, lie in a device's memory.",
+            expected=f"<= {VECTOR_LENGTH_MAX} numbers",
+            found=numbers,
+            remedy="A smaller rank, or fewer target modules.",
+        )
     check_form(manifest, adapter)
 
 
@@ -231,6 +259,10 @@ def _check_training(manifest: Manifest) -> None:
             expected=0,
             found=training.directions,
         )
+    in_range("local_steps", training.local_steps, 1, STEPS_MAX)
+    in_range("local_learning_rate", training.local_learning_rate, 0, 1e6)
+    in_range("proximal_mu", training.proximal_mu, 0, 1e6)
+    in_range("perturbation", training.perturbation, 0, 1)
     in_range("batch_size", training.batch_size, 1, 1 << 20)
     in_range("micro_batch", training.micro_batch, 1, 1 << 16)
     in_range("max_tokens", training.max_tokens, 2, 1 << 20)

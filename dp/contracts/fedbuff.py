@@ -44,7 +44,7 @@ def versions_of(spec: TaskSpec) -> tuple[int, int]:
     if back is None:
         back = VERSIONS_BACK if buffered else 0
     if behind is None:
-        fewest = HONEST_BEHIND + cohort.corrupt_max
+        fewest = HONEST_BEHIND + cohort.corrupt
         behind = max(fewest, cohort.survivors_min // 2) if buffered else 0
     return back, behind
 

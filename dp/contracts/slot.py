@@ -12,6 +12,8 @@ from dp.contracts.rules import in_range, refuse
 from dp.overrun import taken
 from secagg.manifest import Manifest
 
+SLOT_MIN_S = 1e-3  # slots are counted from times in seconds
+
 
 def check_slot(manifest: Manifest) -> None:
     """Slot and overrun are in range, and an overrun is stated only where a line rests on it.
@@ -20,7 +22,8 @@ def check_slot(manifest: Manifest) -> None:
         ConfigurationError: ``parameter-out-of-range``, ``overrun-without-slot``,
             ``overrun-without-sampling``.
     """
-    in_range("report_slot_s", manifest.report_slot_s, 0, 30 * 86_400)
+    if manifest.report_slot_s != 0:
+        in_range("report_slot_s", manifest.report_slot_s, SLOT_MIN_S, 30 * 86_400)
     overrun, example = manifest.overrun, manifest.example_privacy
     in_range("slot_overrun", overrun, 0, math.nextafter(1.0, 0.0))
     if overrun == 0:

@@ -18,6 +18,7 @@ import msgspec
 
 from secagg.errors import ConfigurationError
 from secagg.manifest import Adapter, BaseModel, LocalOptimiser, ServerOptimiser
+from secagg.parameters import corrupt_floor, corrupt_room
 
 
 class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -25,13 +26,15 @@ class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 
 class CohortSpec(_Table, frozen=True):
-    """Who may form a cohort. All numbers count devices.
+    """Who may form a cohort. All numbers count devices. The defaults fit a device's default policy.
 
     ``size_min``, ``size_max``: a cohort closes at size_max, or at size_min after ``report_s``.
     Beyond 128 devices the graph is sparse; its degree and threshold follow from these numbers.
     ``survivors_min``: fewest devices in a released sum. A sparse graph is made for random drop-outs
     of 1 - survivors_min / size_min of the devices.
-    ``corrupt_max``: devices assumed to collude with the aggregator; raises the threshold.
+    ``corrupt_max``: devices assumed to collude with the aggregator; raises the threshold. None: a
+    tenth of size_max and at least 1, which devices demand unless their policy says otherwise, or as
+    many as survivors_min has room for, if that is less.
     ``silent_max``: survivors whose noise does not count. None: 1 (or ``corrupt_max``, if larger)
     with noise in the ring, since a participant knows its own share, else 0.
     ``versions_back``: how many versions older than the newest a cohort's models may be. None: 4 for
@@ -39,13 +42,21 @@ class CohortSpec(_Table, frozen=True):
     for fedbuff, at least corrupt_max + 2; else 0.
     """
 
-    size_min: int = 6
-    size_max: int = 6
-    survivors_min: int = 4
-    corrupt_max: int = 0
+    size_min: int = 24
+    size_max: int = 24
+    survivors_min: int = 20
+    corrupt_max: int | None = None
     silent_max: int | None = None
     versions_back: int | None = None
     model_min: int | None = None
+
+    @property
+    def corrupt(self) -> int:
+        """``corrupt_max``, or what stands for it."""
+        if self.corrupt_max is not None:
+            return self.corrupt_max
+        room = corrupt_room(self.size_min, self.size_max, self.survivors_min)
+        return min(corrupt_floor(self.size_max), room)
 
 
 class DeadlineSpec(_Table, frozen=True):

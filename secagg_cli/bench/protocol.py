@@ -296,7 +296,7 @@ def _device_private(length: int) -> Manifest:
     """A task whose devices rotate, clip, round and add noise to ``length`` numbers."""
     import nacl.signing
 
-    from dp.contracts import BudgetSpec, SegmentSpec, TaskSpec, build_manifest
+    from dp.contracts import BudgetSpec, CohortSpec, SegmentSpec, TaskSpec, build_manifest
     from dp.notes import verifier_key
 
     key = bytes(nacl.signing.SigningKey.generate().verify_key)
@@ -306,6 +306,7 @@ def _device_private(length: int) -> Manifest:
         segments=(SegmentSpec(name="values", length=length, clip=1.0),),
         privacy="none",
         device_noise_multiplier=1.0,
+        cohort=CohortSpec(size_min=6, size_max=6, survivors_min=4, corrupt_max=0),
         budget=BudgetSpec(releases_max=1),
     )
     return build_manifest(

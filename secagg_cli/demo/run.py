@@ -86,7 +86,8 @@ def run_demo(options: DemoOptions, out: Output) -> dict[str, Any]:
             records = conductor.run(options.rounds)
             loss_before = before.result()
             audit, files = _audit(folder, service)
-            adapter = _write_adapter(folder / "adapter", audit, service.operator().model(TASK))
+            model_file = service.operator().model(TASK)
+            adapter = _write_adapter(folder / "adapter", audit, model_file, model_folder)
             out.say("measuring the held-out loss with the adapter ...")
             after = Background(lambda: evaluator.measure_adapter(adapter, prompt))
             conductor.end_devices()
@@ -152,7 +153,7 @@ def _enrol(
 
 def _device_policy(spec: TaskSpec, plan: KillPlan) -> list[str]:
     """What the devices demand: the promised epsilon, the promised cohort, and no less."""
-    policy = ["--min-cohort", str(plan.survivors_min)]
+    policy = ["--min-cohort", str(plan.survivors_min), "--min-corrupt", "0"]
     if spec.budget.max_epsilon is None:
         return [*policy, "--without-noise", "--repeat-without-noise"]
     limit = str(spec.budget.max_epsilon)
@@ -184,11 +185,12 @@ def _manifest(audit: AuditResult) -> Manifest:
     )
 
 
-def _write_adapter(folder: Path, audit: AuditResult, model_file: bytes) -> Path:
+def _write_adapter(folder: Path, audit: AuditResult, model_file: bytes, base: Path) -> Path:
     from client_sdk.lora import write_peft_folder
     from secagg_cli.exported import read_vector
 
-    return write_peft_folder(folder, _manifest(audit), read_vector(model_file))
+    vector = read_vector(model_file)
+    return write_peft_folder(folder, _manifest(audit), vector, base_name=str(base))
 
 
 def _result(
@@ -222,8 +224,9 @@ def _notes(rules: CohortRules) -> list[str]:
     """What the demo assumes about its devices, for the report."""
     return [
         f"Corrupt devices in the threshold: {rules.corrupt_max}. A cohort of {rules.size_min} that "
-        f"may lose {rules.size_min - rules.survivors_min} has no room for more; a real task has "
-        "larger cohorts and assumes some.",
+        f"may lose {rules.size_min - rules.survivors_min} has no room for more. A device's default "
+        "policy refuses that; the demo's devices admit it by their own word (--min-corrupt 0), "
+        "since all of them are this demo's. A real task has larger cohorts and assumes some.",
         f"The noise of {rules.silent_max} surviving participant(s) is not counted in any epsilon: "
         "a participant knows its own share. The noise that counts is that of "
         f"{rules.survivors_min - rules.silent_max} devices."

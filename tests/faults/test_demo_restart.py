@@ -77,7 +77,9 @@ class Fleet:
     def _run(self, index: int) -> None:
         client = Client.from_bundle(
             self.bundles[index],
-            policy=PrivacyPolicy(min_cohort=3, require=None, repeat_without_noise=True),
+            policy=PrivacyPolicy(
+                min_cohort=3, min_corrupt=0, require=None, repeat_without_noise=True
+            ),
             state_dir=self.folder / f"state-{index}",
             on_event=self._on_event,
         )

@@ -17,7 +17,7 @@ from client_sdk.account import cost
 from client_sdk.contribution import TrainingJob, zero_contribution
 from dp.contracts import BudgetSpec, CohortSpec, DeadlineSpec, TaskSpec
 
-NOISY = PrivacyPolicy(min_cohort=3, max_epsilon=1e6, max_total_epsilon=1e6)
+NOISY = PrivacyPolicy(min_cohort=3, min_corrupt=0, max_epsilon=1e6, max_total_epsilon=1e6)
 
 
 def secret_batches(**deadlines: float) -> TaskSpec:

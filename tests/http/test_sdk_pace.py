@@ -116,7 +116,7 @@ async def test_report_in_happens_at_the_public_slot(tmp_path: Path) -> None:
         cohort=CohortSpec(size_min=4, size_max=4, survivors_min=3),
         budget=BudgetSpec(max_epsilon=None, delta=1e-5, releases_max=10),
     )
-    policy = PrivacyPolicy(min_cohort=3, max_epsilon=1e6, max_total_epsilon=1e6)
+    policy = PrivacyPolicy(min_cohort=3, min_corrupt=0, max_epsilon=1e6, max_total_epsilon=1e6)
 
     class Instant:
         def contribute(self, job: TrainingJob) -> object:

@@ -43,7 +43,11 @@ def noisy_spec(**changes: Any) -> TaskSpec:
         (PrivacyPolicy(min_cohort=2, max_epsilon=0.01), "epsilon-too-large"),
         (PrivacyPolicy(min_cohort=2, max_delta=1e-9), "delta-too-large"),
         (PrivacyPolicy(min_cohort=2, max_upload_bytes=10), "upload-too-large"),
-        (PrivacyPolicy(min_cohort=2, may_train=lambda: False), "not-now"),
+        (PrivacyPolicy(min_cohort=2), "corrupt-too-few"),
+        (PrivacyPolicy(min_cohort=2, min_corrupt=0, max_download_bytes=10), "download-too-large"),
+        (PrivacyPolicy(min_cohort=2, min_corrupt=0, min_step_s=31.0), "step-too-short"),
+        (PrivacyPolicy(min_cohort=2, min_corrupt=0, max_hold_s=239.0), "held-too-long"),
+        (PrivacyPolicy(min_cohort=2, min_corrupt=0, may_train=lambda: False), "not-now"),
         (PrivacyPolicy(min_cohort=2, partner_keys=frozenset((bytes(32),))), "partner-unknown"),
     ],
 )

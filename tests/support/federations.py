@@ -74,7 +74,10 @@ class Federation:
                 "algorithm": algorithm,
                 "privacy": "none",
                 "cohort": CohortSpec(
-                    size_min=count, size_max=count, survivors_min=survivors_min or count
+                    size_min=count,
+                    size_max=count,
+                    survivors_min=survivors_min or count,
+                    corrupt_max=0,
                 ),
                 "budget": BudgetSpec(max_epsilon=None, releases_max=4),
                 "training": TrainingSpec(**{**terms, **(training or {})}),

@@ -67,7 +67,9 @@ def quadratic_spec(
         "task": task,
         "algorithm": algorithm,
         "privacy": "none",
-        "cohort": CohortSpec(size_min=devices, size_max=devices, survivors_min=survivors),
+        "cohort": CohortSpec(
+            size_min=devices, size_max=devices, survivors_min=survivors, corrupt_max=0
+        ),
         "deadlines": DeadlineSpec(report_s=60.0),
         "budget": BudgetSpec(max_epsilon=None, releases_max=400),
         "training": TrainingSpec(**training),

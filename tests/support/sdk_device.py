@@ -35,7 +35,7 @@ def main(bundle: str, state: str, number: str, hold_at: str = "") -> None:
         if event.kind == hold_at:
             threading.Event().wait()
 
-    policy = PrivacyPolicy(min_cohort=2, require=None, repeat_without_noise=True)
+    policy = PrivacyPolicy(min_cohort=2, min_corrupt=0, require=None, repeat_without_noise=True)
     client = Client.from_bundle(bundle, policy=policy, state_dir=Path(state), on_event=on_event)
     if client.has_pending():
         result = client.resume()

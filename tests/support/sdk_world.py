@@ -46,8 +46,9 @@ QUICK = TransportSettings(
     jitter_s=0.01,
     chunk_bytes=1 << 14,
 )
-POLICY = PrivacyPolicy(
+POLICY = PrivacyPolicy(  # everything that small cohorts without noise must be admitted with
     min_cohort=2,
+    min_corrupt=0,
     require=None,
     repeat_without_noise=True,  # plain sums make every device visible
     max_epsilon=1e6,
@@ -66,7 +67,9 @@ def plain_spec(devices: int = 4, survivors: int = 3, **changes: Any) -> TaskSpec
         "algorithm": "sum",
         "privacy": "none",
         "segments": (SegmentSpec(name="seen", length=16, clip=4.0),),
-        "cohort": CohortSpec(size_min=devices, size_max=devices, survivors_min=survivors),
+        "cohort": CohortSpec(
+            size_min=devices, size_max=devices, survivors_min=survivors, corrupt_max=0
+        ),
         "deadlines": DeadlineSpec(report_s=60.0),
     }
     return TaskSpec(**{**fields, **changes})

@@ -20,7 +20,7 @@ from secagg.manifest import Adapter, AdapterKind, BaseModel, Manifest
 from secagg.ring import add_into
 from secagg_cli.models import ensure_model, load_model
 from secagg_cli.presets import Privacy, preset_for, task_terms
-from tests.dp_tasks import built, seeded
+from tests.dp_tasks import built, seeded, six
 
 torch.set_num_threads(1)  # threads cost more than such small layers take
 _scratch = tempfile.TemporaryDirectory(prefix="secagg-tiny-")
@@ -77,7 +77,7 @@ def tiny_task(
             task="demo",
             base_model=BaseModel(name="tiny", fingerprint=tiny_fingerprint()),
             adapter=tiny_adapter(kind),
-            **{"removable_noise": False, **terms},
+            **{"removable_noise": False, "cohort": six(), **terms},
         )
     )
 

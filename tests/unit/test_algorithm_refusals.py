@@ -20,7 +20,7 @@ from dp.contracts.known_noise import mean_deviation, mean_variance
 from dp.contracts.local import normaliser, step_weights, steps_of
 from dp.errors import AccountingError
 from secagg.errors import ConfigurationError
-from secagg.manifest import Manifest
+from secagg.manifest import BaseModel, Manifest
 from tests.dp_tasks import built, spec, statistics
 from tests.unit.test_lora_forms import adapter as lora
 
@@ -344,6 +344,14 @@ def test_a_payload_beyond_the_limit_is_refused() -> None:
     with pytest.raises(ConfigurationError) as refused:
         built(statistics(("a", 1 << 28, 1.0), ("b", 1, 1.0), budget=NO_LIMIT))
     assert refused.value.reason == "vector-too-long"
+
+
+@pytest.mark.parametrize("name", ["", "owner/model\n", "x" * 257, "\x1b[2J", "o\u202ewner/m"])
+def test_a_base_model_s_name_is_plain_text(name: str) -> None:
+    base_model = BaseModel(name=name, fingerprint=bytes(32))
+    with pytest.raises(ConfigurationError) as refused:
+        built(base_model=base_model)
+    assert refused.value.reason == "base-model-name"
 
 
 def test_every_reason_of_a_declaration_has_its_test() -> None:

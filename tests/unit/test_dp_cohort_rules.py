@@ -73,7 +73,7 @@ def test_a_device_refuses_a_degree_where_none_is_needed() -> None:
 @pytest.mark.parametrize(
     ("cohort", "reason"),
     [
-        (CohortSpec(size_max=500, corrupt_max=-1), "corrupt-negative"),
+        (CohortSpec(size_min=6, size_max=500, survivors_min=4, corrupt_max=-1), "corrupt-negative"),
         (CohortSpec(size_min=200, size_max=500, survivors_min=180), "confirmations-unreachable"),
         (
             CohortSpec(size_min=2_000, size_max=2_000, survivors_min=1_500, corrupt_max=500),

@@ -25,7 +25,7 @@ from dp.contracts import (
 from secagg.errors import ConfigurationError
 from secagg.limits import MANIFEST_BYTES_MAX
 from secagg.manifest import Manifest, decode_manifest, encode_manifest
-from tests.dp_tasks import DEMO_ADAPTER, adapter, built, spec, statistics
+from tests.dp_tasks import DEMO_ADAPTER, adapter, built, six, spec, statistics
 
 NO_LIMIT = BudgetSpec(max_epsilon=None)
 
@@ -96,17 +96,17 @@ def test_ring_is_the_smallest_that_holds_signal_and_noise() -> None:
         ({"algorithm": "fedavg", "noise_multiplier": 1e4}, "noise-too-large"),
         ({"report_slot_s": -1.0}, "parameter-out-of-range"),
         ({"segments": (SegmentSpec(name="x", length=1, clip=1.0),)}, "segments-wrong"),
-        ({"cohort": CohortSpec(silent_max=0)}, "silent-max"),
-        ({"cohort": CohortSpec(silent_max=4)}, "no-honest-noise"),
-        ({"cohort": CohortSpec(silent_max=-1)}, "silent-max"),
-        ({"cohort": CohortSpec(corrupt_max=1, survivors_min=5, silent_max=0)}, "silent-max"),
-        ({"cohort": CohortSpec(survivors_min=3)}, "survivors-below-threshold"),
-        ({"cohort": CohortSpec(corrupt_max=5)}, "threshold-unreachable"),
-        ({"cohort": CohortSpec(corrupt_max=1)}, "survivors-below-threshold"),
-        ({"cohort": CohortSpec(survivors_min=7)}, "survivors-min"),
-        ({"cohort": CohortSpec(size_min=1, survivors_min=1)}, "cohort-size"),
-        ({"cohort": CohortSpec(size_max=5)}, "cohort-size"),
-        ({"cohort": CohortSpec(size_max=500)}, "confirmations-unreachable"),
+        ({"cohort": six(silent_max=0)}, "silent-max"),
+        ({"cohort": six(silent_max=4)}, "no-honest-noise"),
+        ({"cohort": six(silent_max=-1)}, "silent-max"),
+        ({"cohort": six(corrupt_max=1, survivors_min=5, silent_max=0)}, "silent-max"),
+        ({"cohort": six(survivors_min=3)}, "survivors-below-threshold"),
+        ({"cohort": six(corrupt_max=5)}, "threshold-unreachable"),
+        ({"cohort": six(corrupt_max=1)}, "survivors-below-threshold"),
+        ({"cohort": six(survivors_min=7)}, "survivors-min"),
+        ({"cohort": six(size_min=1, survivors_min=1)}, "cohort-size"),
+        ({"cohort": six(size_max=5)}, "cohort-size"),
+        ({"cohort": six(size_max=500)}, "confirmations-unreachable"),
         ({"deadlines": DeadlineSpec(share_s=0.0)}, "parameter-out-of-range"),
         ({"deadlines": DeadlineSpec(unmask_s=float("inf"))}, "parameter-out-of-range"),
         ({"budget": BudgetSpec(max_epsilon=3.0)}, "budget-exceeded"),
@@ -178,7 +178,7 @@ def test_refusals_of_statistics(task: TaskSpec, reason: str) -> None:
         {"device_noise_multiplier": 0.5, "examples_max": 32},
         {"training": TrainingSpec(server_optimiser="momentum", server_momentum=0.9)},
         {"cohort": CohortSpec(size_min=8, size_max=8, survivors_min=6, corrupt_max=2)},
-        {"cohort": CohortSpec(size_max=12)},
+        {"cohort": six(size_max=12)},
         {"clip": 0.01},
         {"clip": 300.0},
     ],
@@ -307,7 +307,7 @@ def test_hopeless_device_noise_is_said_plainly() -> None:
         adapter=DEMO_ADAPTER, device_noise_multiplier=1.0, examples_max=96, budget=NO_LIMIT
     )
     assert noise_over_clip(both) == pytest.approx(96 / 24 * 92_160**0.5 / 6)
-    cohort = CohortSpec(size_min=100, size_max=100, survivors_min=80)
+    cohort = CohortSpec(size_min=100, size_max=100, survivors_min=80, corrupt_max=0)
     useful = built(
         statistics(("x", 64, 1.0), device_noise_multiplier=3.0, budget=NO_LIMIT, cohort=cohort)
     )

@@ -43,7 +43,7 @@ def test_the_grid_costs_next_to_nothing(
         unit=unit,
         mechanism=mechanism,
     )
-    honest = plan.survivors_min - 1
+    honest = plan.survivors_min - 10  # a tenth may be corrupt, and adds nothing
     reached = math.sqrt(plan.share_variance * honest) / plan.clip_units
     assert reached == pytest.approx(plan.noise_multiplier, rel=1e-3)
     ideal = continuous(reached)

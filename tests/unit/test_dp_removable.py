@@ -51,7 +51,11 @@ def removable(
     drops: tuple[int, ...] | None = None,
 ) -> Manifest:
     cohort = CohortSpec(
-        size_min=size_min, size_max=size_max, survivors_min=survivors_min, silent_max=silent
+        size_min=size_min,
+        size_max=size_max,
+        survivors_min=survivors_min,
+        corrupt_max=0,
+        silent_max=silent,
     )
     manifest = built(
         statistics(

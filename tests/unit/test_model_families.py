@@ -40,7 +40,7 @@ from secagg.errors import LocalProtocolError
 from secagg.manifest import AdapterKind, BaseModel, Manifest
 from secagg_cli.join import LazyTrainer
 from secagg_cli.rows import read_rows
-from tests.dp_tasks import built, seeded
+from tests.dp_tasks import built, seeded, six
 from tests.support.tiny_training import job, server_step, summed, tiny
 
 VOCABULARY = 1024  # that of the tiny tokenizer
@@ -126,6 +126,7 @@ def manifest_of(family: str, kind: AdapterKind, model: Any, **changes: Any) -> M
                 "sampling_rate": 1.0,
                 "base_model": BaseModel(name=family, fingerprint=base_fingerprint(model)),
                 "adapter": adapter,
+                "cohort": six(),
                 "budget": BudgetSpec(max_epsilon=None),
                 "training": TrainingSpec(max_tokens=64, micro_batch=4),
                 **changes,

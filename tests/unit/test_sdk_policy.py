@@ -82,7 +82,12 @@ def test_functions_of_the_data_want_noise_in_the_sum_or_the_policys_word(
 ) -> None:
     """Two sums over cohorts that overlap differ by what single devices sent."""
     policy = dataclasses.replace(
-        EASY, require=None, max_epsilon=math.inf, max_total_epsilon=math.inf, max_delta=0.1
+        EASY,
+        min_corrupt=0,
+        require=None,
+        max_epsilon=math.inf,
+        max_total_epsilon=math.inf,
+        max_delta=0.1,
     )
     manifest = make_manifest(spec, VERIFIER)
     if admitted:

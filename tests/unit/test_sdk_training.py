@@ -291,7 +291,7 @@ async def test_a_contribution_serves_one_cohort_that_reached_masking(
 ) -> None:
     """In every mode: in a second sum the difference of both would show it."""
     setting = Setting(tmp_path)
-    runs = Runs(lambda job: zero_contribution(job.manifest))
+    runs = Declares(True, lambda job: zero_contribution(job.manifest))
     training = Training(setting.device, runs)
     first = await training.contribution(checkin_of(manifest))
     await training.contribution(checkin_of(manifest))
