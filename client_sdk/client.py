@@ -26,7 +26,13 @@ from client_sdk.keystore import StorageKey, open_storage_key
 from client_sdk.ledger import LedgerWatch
 from client_sdk.participant import Outcome, Participant, note_given
 from client_sdk.policy import PrivacyPolicy
-from client_sdk.recovery import LEAVES_MAX, Recovered, recover
+from client_sdk.recovery import (
+    LEAVES_MAX,
+    Recovered,
+    plan_second_look,
+    recover,
+    second_look_due,
+)
 from client_sdk.server_time import ServerTime, steady_clock
 from client_sdk.session import Session
 from client_sdk.training import Training, version_of
@@ -339,9 +345,18 @@ class Client:
                 return await self._recover(device, leaves_max)
 
     async def _recover_once(self, device: Device) -> None:
-        """Where there is no account: the state folder is new, or what was in it is lost."""
+        """Where there is no account: the state folder is new, or what was in it is lost.
+
+        And once more when a cohort that was open then has ended.
+        """
+        now_s = device.time.now()
         if device.account.is_new:
+            cohort_s = (await self._recover(device, LEAVES_MAX)).cohort_max_s
+            due_s = now_s + cohort_s + self._settings.opening_s
+            plan_second_look(device.journal, due_s if cohort_s else 0.0)
+        elif second_look_due(device.journal, now_s):
             await self._recover(device, LEAVES_MAX)
+            plan_second_look(device.journal, 0.0)
 
     async def _recover(self, device: Device, leaves_max: int) -> Recovered:
         identity_key = self._bundle.certificate.identity_key
@@ -385,6 +400,7 @@ class Client:
                 forget_models(device.journal.models)
                 await device.emit("finished", task)
                 break
+            await self._recover_once(device)
             try:
                 checkin = await check_in(device, task, offer)
                 if device.gave(checkin.manifest, offer.model.digest) is not None:

@@ -12,6 +12,7 @@ One state folder belongs to one device and one process at a time:
 ``checkpoint-*``   the last checkpoint seen, per ledger
 ``quarantine``     tasks that are refused on a ledger (:mod:`client_sdk.evidence`)
 ``evidence-*``     what such a ledger showed: JSON, not sealed
+``second-look``    when to look for lost charges once more (:mod:`client_sdk.recovery`)
 ``control-*``      SCAFFOLD's control variate, per task (:mod:`client_sdk.control`)
 ``revocations-*``  the newest revocation list seen, per partner
 ``models/``        one model, or the part that has come of it

@@ -5,8 +5,8 @@ make. A device that has its enrolment bundle walks the verified log once, makes 
 record's context, and writes down every charge that lists it. An account that exists is never
 lowered: what it lacks is added.
 
-What no ledger shows is not found: a cohort that has not ended yet (recover again later), and one
-that the aggregator opened without a record. A device may find a cohort that it never paid for,
+What no ledger shows is not found: a cohort that has not ended yet (a client looks once more when
+it has), and one that the aggregator opened without a record. A device may find a cohort that it never paid for,
 because it stopped between the masking set and its debit; it counts too.
 
 Records of version 1 list the devices in a sum alone, by their identity. A cohort that was charged
@@ -19,8 +19,11 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import msgspec
+
 from client_sdk.account import DeviceAccount, Found
 from client_sdk.errors import LedgerError
+from client_sdk.journal import Journal
 from client_sdk.ledger import LedgerWatch
 from client_sdk.threads import finish_in_thread
 from dp.contributors import by_identity
@@ -32,6 +35,7 @@ from secagg.messages import AdmittedModel
 
 LEAVES_MAX = 1 << 16
 """Records that a device reads on its own; about a minute and a gigabyte at most."""
+_SECOND_LOOK = "second-look"
 _BYTES_PER_LEAF = 1 << 14  # on average; 256 pseudonyms and a few lines of cost
 
 
@@ -45,12 +49,14 @@ class Recovered:
         unlisted: charges of its account (ctx, hex) that no record lists: of cohorts that have not
             ended, that the service failed before anybody had sent, or that it does not show.
         leaves: records of the ledger that were read.
+        cohort_max_s: by then a cohort that is open now has taken all its steps, in seconds.
     """
 
     charges: Mapping[str, int]
     added: int
     unlisted: tuple[str, ...]
     leaves: int
+    cohort_max_s: float
 
 
 async def recover(
@@ -79,7 +85,27 @@ async def recover(
         added=added,
         unlisted=tuple(ctx for ctx in account.cohorts() if ctx not in shown),
         leaves=leaves,
+        cohort_max_s=walk.cohort_max_s,
     )
+
+
+class SecondLook(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """When to recover once more: a cohort that was open at the time of a loss has ended by then.
+
+    ``due_s``: Unix seconds; 0: never again.
+    """
+
+    due_s: float
+
+
+def second_look_due(journal: Journal, now_s: float) -> bool:
+    look = journal.load_record(_SECOND_LOOK, SecondLook)
+    return look is not None and 0 < look.due_s <= now_s
+
+
+def plan_second_look(journal: Journal, due_s: float) -> None:
+    """On disk when it returns. ``due_s``: Unix seconds; 0: it is done."""
+    journal.save_blob(_SECOND_LOOK, msgspec.msgpack.encode(SecondLook(due_s=due_s)))
 
 
 class _Walk:
@@ -109,6 +135,17 @@ class _Walk:
     def lists_nobody(self) -> set[str]:
         """Contexts of cohorts whose records list nobody."""
         return {str(record.get("ctx")) for record in self._nobody_listed}
+
+    @property
+    def cohort_max_s(self) -> float:
+        deadlines = [manifest.deadlines for manifest in self._manifests.values()]
+        return max(
+            (
+                d.share_s + d.check_s + d.masked_input_s + d.confirm_s + d.unmask_s
+                for d in deadlines
+            ),
+            default=0.0,
+        )
 
     def found(self) -> list[Found]:
         """In the order of the log, but for cohorts that list nobody."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import shutil
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -20,7 +23,7 @@ from client_sdk.enrolment import save_bundle
 from client_sdk.errors import LedgerError
 from client_sdk.journal import Journal
 from client_sdk.keystore import open_storage_key
-from client_sdk.recovery import Recovered
+from client_sdk.recovery import Recovered, SecondLook
 from dp.contracts import BudgetSpec, DeadlineSpec, TaskSpec
 from dp.records import identity_digest
 from secagg.context import pseudonym
@@ -41,9 +44,13 @@ def noised(task: str, **deadlines: float) -> TaskSpec:
     )
 
 
-def spent(world: World, name: str) -> dict[str, float]:
+def journal_of(world: World, name: str) -> Journal:
     folder = world.folder / name
-    account = DeviceAccount(Journal(folder, open_storage_key(folder)), POLICY.max_delta)
+    return Journal(folder, open_storage_key(folder))
+
+
+def spent(world: World, name: str) -> dict[str, float]:
+    account = DeviceAccount(journal_of(world, name), POLICY.max_delta)
     return {
         "charges": account.charges(TASK),
         "other charges": account.charges(OTHER),
@@ -141,6 +148,38 @@ async def test_a_new_state_folder_is_filled_before_anything_else(tmp_path: Path)
         assert spent(world, "d0") == spent(world, "d1")
         assert spent(world, "new") == before
         assert results[0].epsilon == results[1].epsilon
+
+
+async def until(world: World, name: str, kind: str, **parts: Any) -> None:
+    """Run a device until it tells of this event."""
+    device = world.device(name, **parts)
+    async with contextlib.aclosing(device.participate(OneHot(0), task=TASK)) as events:
+        async for event in events:
+            if event.kind == kind:
+                return
+
+
+async def test_a_cohort_that_was_open_at_the_loss_is_found_when_it_has_ended(
+    tmp_path: Path,
+) -> None:
+    async with World(tmp_path, noised(TASK, confirm_s=2.0)) as world:
+        others = [
+            asyncio.create_task(world.device(f"d{n}").run_async(OneHot(n), task=TASK, rounds=1))
+            for n in (1, 2, 3)
+        ]
+        with pytest.raises(Killed):
+            await world.device("d0", kill_at("uploaded")).run_async(OneHot(0), task=TASK)
+        forget(world, "d0")
+        await until(world, "d0", "checked-in")
+        assert spent(world, "d0")["charges"] == 0  # no record tells of it yet
+        await asyncio.gather(*others)
+        await until(world, "d0", "checked-in")
+        assert spent(world, "d0")["charges"] == 0
+        later = {"clock": lambda: time.time() + 3_000}  # the steps of an open cohort are over
+        await until(world, "d0", "checked-in", **later)
+        assert spent(world, "d0") == spent(world, "d1")
+        leaves = journal_of(world, "d0").load_record("second-look", SecondLook)
+        assert leaves == SecondLook(due_s=0)  # and not again
 
 
 async def test_an_account_that_was_deleted_is_filled_again(tmp_path: Path) -> None:
