@@ -16,7 +16,7 @@ from client_sdk.journal import SessionRecord
 from client_sdk.ledger import Proven, demand
 from dp.accounting import PrivacyLine, ReleaseFacts, guaranteed_variance, lines
 from dp.errors import LedgerError as LogError
-from dp.records import line_record, parse_release
+from dp.records import RELEASE_VERSION, line_record, parse_release
 from secagg.context import context
 from secagg.errors import SecaggError
 from secagg.manifest import Manifest, manifest_digest
@@ -37,6 +37,7 @@ def check_release(proven: Proven, session: SessionRecord, manifest: Manifest) ->
     expected: dict[str, object] = {}
     if session.cohort:
         expected |= {
+            "version": RELEASE_VERSION,  # so it names no device by its identity
             "cohort": session.cohort.hex(),
             "cohort_size": session.cohort_size,
         }

@@ -17,6 +17,8 @@ from sdk_world import POLICY, TASK, Killed, OneHot, World, kill_at, plain_spec
 from typer.testing import CliRunner
 
 from aggregator.app import SERVICE
+from aggregator.cohorts import releasing
+from aggregator.cohorts.log import survivors_of
 from client_sdk import Event
 from client_sdk.account import DeviceAccount
 from client_sdk.enrolment import save_bundle
@@ -28,6 +30,7 @@ from dp.contracts import BudgetSpec, DeadlineSpec, TaskSpec
 from dp.records import identity_digest
 from secagg.context import pseudonym
 from secagg.secret import Secret
+from secagg.server import State
 from secagg_cli.main import app
 
 OTHER = "other"
@@ -207,6 +210,27 @@ async def test_the_ledger_names_nobody_twice_and_nobody_by_its_identity(tmp_path
         for entry in entries:
             own = {pseudonym(Secret(bundle.identity_seed), entry.ctx) for bundle in bundles}
             assert own == set(entry.contributors)
+
+
+async def test_a_record_that_names_devices_by_their_identity_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only a session of an older software accepts what everybody can follow."""
+
+    def named(state: State, *sets: object) -> dict[str, object]:
+        keys = [state.facts.identity(index) for index in survivors_of(state)]
+        return {"contributors": tuple(identity_digest(key) for key in keys)}
+
+    monkeypatch.setattr(releasing, "_members", named)
+    async with World(tmp_path, noised(TASK)) as world:
+        ended = await asyncio.gather(
+            *(
+                world.device(f"d{n}").run_async(OneHot(n), task=TASK, rounds=1)
+                for n in range(DEVICES)
+            ),
+            return_exceptions=True,
+        )
+        assert [getattr(error, "reason", error) for error in ended] == ["release-mismatch"] * 4
 
 
 async def test_a_list_beside_the_ledger_serves_device_auditor_and_recovery(

@@ -98,6 +98,16 @@ async def test_an_account_is_never_lowered(tmp_path: Path) -> None:
     assert account(tmp_path).served("mine") == MINE.ctx
 
 
+async def test_models_that_a_vector_without_noise_was_given_for_are_found(tmp_path: Path) -> None:
+    """So the same data never gives a second vector for one of them."""
+    manifest = built(privacy="none", algorithm="fedavg")
+    item = with_me(dp_tasks.listed(manifest, entry(1, 4)))
+    await found(tmp_path / "none", served(listing(manifest, [item])))
+    assert account(tmp_path / "none").given(item.model_digests[0]) == item.ctx
+    await found(tmp_path / "noise", served(listing(MANIFEST, [MINE])))
+    assert account(tmp_path / "noise").given(MINE.model_digests[0]) is None
+
+
 async def test_a_new_device_in_an_old_ledger_pays_for_nothing(tmp_path: Path) -> None:
     result = await found(
         tmp_path, served(listing(MANIFEST, [NOT_MINE_TOO, dp_tasks.listed(MANIFEST, entry(2, 5))]))
