@@ -11,7 +11,7 @@ from aiohttp import web
 from aggregator import bodies
 from aggregator.cohorts import formation
 from aggregator.models import MODELS
-from aggregator.problems import not_found
+from aggregator.problems import Refusal, not_found
 from aggregator.service import Service
 from aggregator.standing import refuse_barred
 from aggregator.store.schema import tasks, versions
@@ -97,8 +97,11 @@ def routes(service: Service) -> list[web.RouteDef]:
     async def revoke(request: web.Request) -> web.Response:
         """A partner comes under a token of its own key, as a device that it certified."""
         partner = service.access.identity(request)
-        signed = await bodies.read(request, limits.REVOCATION_BYTES_MAX, settings)
-        return bodies.json_response(await service.partners.revoke(partner, signed))
+        if partner not in service.partners.keys:
+            raise Refusal(403, "revocations-not-yours", "Only a partner revokes certificates.")
+        async with service.intake.body(request, partner, limits.REVOCATION_BYTES_MAX) as signed:
+            shown = await service.partners.revoke(partner, signed)
+        return bodies.json_response(shown)
 
     async def revocation_list(request: web.Request) -> web.Response:
         service.access.identity(request)

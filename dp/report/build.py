@@ -16,11 +16,13 @@ from dp.budget import Unit, charges_of
 from dp.contracts import warnings
 from dp.events import Composed, Event
 from dp.grid import examples_factor
+from dp.records import Membership
 from dp.report.answers import answers
 from dp.report.data import (
     BudgetRow,
     Combined,
     Decision,
+    MembershipRow,
     ProfilePoint,
     ReleaseRow,
     ReportData,
@@ -54,6 +56,19 @@ def report_data(audit: AuditResult, software: Mapping[str, str] | None = None) -
         figures=FIGURES,
         recompute=RECOMPUTE,
         software=dict(software or {}),
+        memberships=tuple(_membership(leaf, record) for leaf, record in audit.memberships),
+    )
+
+
+def _membership(leaf: int, record: Membership) -> MembershipRow:
+    return MembershipRow(
+        leaf=leaf,
+        at=record.at,
+        action=record.action,
+        cause=record.cause,
+        who=record.device or record.partner,
+        task=record.task,
+        number=record.number,
     )
 
 

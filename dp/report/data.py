@@ -67,6 +67,19 @@ class ProfilePoint(msgspec.Struct, frozen=True, kw_only=True):
     epsilons: tuple[float, ...]
 
 
+class MembershipRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A ban, a removed partner or a revocation list. ``who``: a pseudonym or handle of a device, or
+    a partner's key, hex."""
+
+    leaf: int
+    at: int
+    action: str
+    cause: str
+    who: str
+    task: str
+    number: int
+
+
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
     """What the operator did with a task, as the ledger has it."""
 
@@ -153,3 +166,4 @@ class ReportData(msgspec.Struct, frozen=True, kw_only=True):
     figures: tuple[Figure, ...]
     recompute: tuple[str, ...]
     software: dict[str, str] = {}
+    memberships: tuple[MembershipRow, ...] = ()
