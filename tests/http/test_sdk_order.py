@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from quadratics import Quadratic, quadratic_spec
 from sdk_world import POLICY, TASK, Killed, OneHot, World, kill_at, plain_spec
 
+from client_sdk import Event as Told
+from client_sdk import LedgerError
 from client_sdk.account import DeviceAccount
 from client_sdk.journal import Journal
 from client_sdk.keystore import open_storage_key
@@ -51,6 +55,61 @@ async def test_the_charge_is_on_disk_before_the_vector_is(
         assert len((await world.device("d0").resume_async()).releases) == 1
         assert DeviceAccount(journal, 1e-5).charges(TASK) == 1
         await asyncio.gather(*others)
+
+
+async def no(*_: object, **__: object) -> None:
+    raise LedgerError("model-not-in-ledger", "No record makes this model.")
+
+
+@pytest.mark.parametrize(
+    ("patched", "answer", "reason"),
+    [
+        ("client_sdk.account.DeviceAccount.served", lambda *_: b"o" * 32, "contribution-spent"),
+        ("client_sdk.account.DeviceAccount.given", lambda *_: b"o" * 32, "model-given"),
+        ("client_sdk.ledger.LedgerWatch.verify_models", no, "model-not-in-ledger"),
+    ],
+)
+async def test_what_may_not_be_given_is_refused_at_the_mask_too(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    patched: str,
+    answer: Callable[..., object],
+    reason: str,
+) -> None:
+    """The look before training is not the last one: sessions are resumed, and offers were long ago.
+
+    Nothing is charged then, and nothing leaves.
+    """
+    policy = dataclasses.replace(POLICY, repeat_without_noise=False)
+    told: list[tuple[str, object]] = []
+
+    def on_event(event: Told) -> None:
+        told.append((event.kind, event.detail.get("reason")))
+        if event.kind == "masking":
+            monkeypatch.setattr(patched, answer)
+        if event.kind == "aborted":
+            raise Killed
+
+    async with World(tmp_path, quadratic_spec("fedavg")) as world:
+        others = [
+            asyncio.create_task(
+                world.device(f"d{n}", policy=policy).run_async(Quadratic(n), task=TASK, rounds=1)
+            )
+            for n in (1, 2, 3)
+        ]
+        with pytest.raises(Killed):
+            await world.device("d0", on_event, policy=policy).run_async(
+                Quadratic(0), task=TASK, rounds=1
+            )
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        assert told[-1] == ("aborted", reason)
+        assert "uploading" not in [kind for kind, _ in told]
+        folder = tmp_path / "d0"
+        account = DeviceAccount(Journal(folder, open_storage_key(folder)), 1e-5)
+        assert account.charges(TASK) == 0
+        assert not (folder / "vector").exists()
 
 
 @pytest.mark.parametrize("others", [0, 1], ids=["its own partner", "another one too"])

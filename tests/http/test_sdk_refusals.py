@@ -10,11 +10,16 @@ from typing import Any
 
 import msgspec
 import nacl.signing
+import numpy as np
 import pytest
+import safetensors.numpy
+import sqlalchemy as sa
 from aiohttp import web
+from quadratics import LENGTH, Quadratic, quadratic_spec
 from sdk_world import QUICK, TASK, OneHot, World, plain_spec
 
 from aggregator.app import SERVICE
+from aggregator.store.schema import versions
 from client_sdk import Event, LedgerError, PrivacyPolicy, StateError, TransportError
 from dp.contracts import BudgetSpec, TaskSpec
 from dp.notes import Checkpoint, sign_checkpoint
@@ -367,3 +372,31 @@ async def test_a_task_that_has_spent_its_releases_is_finished(tmp_path: Path) ->
     async with World(tmp_path, plain_spec(budget=BudgetSpec(releases_max=2))) as world:
         results = await run_all(world, rounds=None)  # type: ignore[arg-type]
         assert [(r.finished, len(r.releases)) for r in results] == [(True, 2)] * 4
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["leaf named", "no leaf named"])
+async def test_a_model_that_the_ledger_does_not_name_is_not_trained_on(
+    tmp_path: Path, named: bool
+) -> None:
+    """In a synchronous task too: else a crafted model would leave no trace anywhere."""
+    crafted = safetensors.numpy.save({"vector": np.full(LENGTH, 1234.5, np.float32)})
+    async with World(tmp_path, quadratic_spec("fedavg")) as world:
+        core = world.app[SERVICE].core
+        digest = core.blobs.put_digest("models", crafted)
+        async with core.database.write() as connection:
+            await connection.execute(
+                sa.update(versions).values(
+                    digest=digest.hex(),
+                    size_bytes=len(crafted),
+                    **({} if named else {"leaf_index": -1}),
+                )
+            )
+        contributor, events = Quadratic(0), list[Event]()
+        with pytest.raises(LedgerError) as caught:
+            await world.device("d0", events.append, sleep=at_once).run_async(contributor, task=TASK)
+        assert caught.value.reason == "model-not-in-ledger"
+        assert contributor.jobs == []
+        assert [(e.kind, e.detail["reason"]) for e in events] == [
+            ("aborted", "model-not-in-ledger")
+        ]
+        assert not world.device("d0").has_pending()

@@ -100,6 +100,7 @@ async def test_without_noise_in_the_sum_a_device_gives_one_vector_per_model(
     async with World(tmp_path, WITHOUT_NOISE[mode]) as world:
         fleet = Fleet(world)
         staying = await aborted_cohort(fleet)
+        assert not (tmp_path / "d0" / "contribution").exists()
         offers: list[str] = []
 
         async def gate(request: web.Request, body: bytes) -> None:

@@ -16,7 +16,7 @@ from dp.audit import AuditResult, verify_ledger
 from dp.contracts import BudgetSpec, TrainingSpec
 from dp.errors import AccountingError, LedgerError
 from dp.ledger import LedgerBuilder
-from dp.notes import sign_checkpoint
+from dp.notes import Checkpoint, sign_checkpoint
 from dp.records import (
     key_rotation_record,
     parse_record,
@@ -371,3 +371,18 @@ def test_checkpoint_over_the_wrong_root_is_found() -> None:
     wrong = builder.checkpoint()._replace(root=bytes(32))
     files["checkpoint"] = sign_checkpoint(wrong, Secret(LEDGER_SEED))
     assert reasons(audited(files)) == {"root-mismatch"}
+
+
+def test_a_signed_size_that_no_audit_reads_is_a_problem() -> None:
+    """It is found before the first entry is read, whatever the log serves."""
+    reads: list[str] = []
+    note = sign_checkpoint(Checkpoint(ORIGIN, 10**17, b"r" * 32), Secret(LEDGER_SEED))
+
+    def read(path: str) -> bytes | None:
+        reads.append(path)
+        return note if path == "checkpoint" else bytes(2 * 256)
+
+    (problem,) = verify_ledger(read, VERIFIER).problems
+    assert problem.reason == "ledger-too-large"
+    assert str(10**17) in problem.message
+    assert reads == ["checkpoint"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from sdk_support import account_in, journal_in, make_manifest, sum_spec
 
-from client_sdk.account import DeviceAccount
+from client_sdk.account import DeviceAccount, Found
 from client_sdk.errors import StateError
 from dp.accounting import headline, lines
 from dp.errors import BudgetError
@@ -117,3 +117,12 @@ def test_a_damaged_account_stops_the_device(tmp_path: Path, content: bytes) -> N
     journal_in(tmp_path).save_blob("account", content)
     with pytest.raises(StateError, match="state-damaged"):
         account_in(tmp_path)
+
+
+def test_charges_that_were_found_again_say_which_models_were_given(tmp_path: Path) -> None:
+    found = [
+        Found(ctx=A, manifest=PLAIN, models=(M,)),
+        Found(ctx=B, manifest=MANIFEST, models=(N,)),
+    ]
+    account_in(tmp_path).restore(found)
+    assert [account_in(tmp_path).given(model) for model in (M, N)] == [A, None]
