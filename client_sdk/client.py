@@ -16,7 +16,13 @@ from client_sdk.checkin import check_in, forget_models, next_offer
 from client_sdk.contribution import Contributor
 from client_sdk.device import Device, ParticipantSettings
 from client_sdk.enrolment import check_bundle, load_bundle
-from client_sdk.errors import ContributionError, LedgerError, PolicyRefusal, TransportError
+from client_sdk.errors import (
+    ContributionError,
+    LedgerError,
+    PolicyRefusal,
+    StateError,
+    TransportError,
+)
 from client_sdk.events import Event, OnEvent
 from client_sdk.evidence import Quarantine, Quarantined
 from client_sdk.folder import StateFolder
@@ -67,6 +73,23 @@ class RunResult:
     aborted: int = 0
     finished: bool = False
     evidence: tuple[Path, ...] = ()
+
+
+def _whole_account(journal: Journal, delta: float) -> DeviceAccount:
+    """The account, if the checkpoints that were remembered before its first charge are there too.
+
+    Raises:
+        StateError: ``state-missing``.
+    """
+    account = DeviceAccount(journal, delta)
+    if account.cohorts() and not journal.has_checkpoints():
+        raise StateError(
+            "state-missing",
+            "The state folder has charges, but no checkpoint of any ledger: files were deleted.",
+            remedy="Restore the folder from a backup, or begin a new one: the account is found "
+            "again in the ledger.",
+        )
+    return account
 
 
 @dataclass
@@ -309,7 +332,7 @@ class Client:
         tally = _Tally()
         with Lock(self._folder):
             journal = Journal(self._folder, self._key)
-            account = DeviceAccount(journal, self.policy.max_delta)
+            account = _whole_account(journal, self.policy.max_delta)
             now = ServerTime(journal, self._clock, self._steady)
             async with self._connect(now) as transport:
                 device = self._device(journal, account, transport, now, self._deliver)
@@ -338,7 +361,7 @@ class Client:
         """As :meth:`recover_account`, inside an event loop."""
         with Lock(self._folder):
             journal = Journal(self._folder, self._key)
-            account = DeviceAccount(journal, self.policy.max_delta)
+            account = _whole_account(journal, self.policy.max_delta)
             now = ServerTime(journal, self._clock, self._steady)
             async with self._connect(now) as transport:
                 device = self._device(journal, account, transport, now, self._deliver)
@@ -370,7 +393,7 @@ class Client:
     ) -> RunResult:
         with Lock(self._folder):
             journal = Journal(self._folder, self._key)
-            account = DeviceAccount(journal, self.policy.max_delta)
+            account = _whole_account(journal, self.policy.max_delta)
             now = ServerTime(journal, self._clock, self._steady)
             async with self._connect(now) as transport:
                 device = self._device(journal, account, transport, now, deliver)

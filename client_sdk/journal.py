@@ -300,6 +300,10 @@ class Journal:
     def drop_contribution(self) -> None:
         remove_durably(self._folder / "contribution")
 
+    def has_checkpoints(self) -> bool:
+        """Whether the checkpoint of any ledger is remembered."""
+        return any(self._folder.glob("checkpoint-*"))
+
     # ---- small records of other modules
 
     def load_blob(self, name: str) -> bytes | None:

@@ -10,6 +10,7 @@ import pytest
 
 from client_sdk.account import DeviceAccount
 from client_sdk.client import Client
+from client_sdk.errors import StateError
 from client_sdk.journal import Journal
 from client_sdk.keystore import open_storage_key
 from client_sdk.ledger import LedgerWatch
@@ -110,3 +111,14 @@ def test_the_ledger_verifies() -> None:
 
     found = verify_ledger(read, (STORED / "verifier.key").read_text().strip())
     assert found.verified, found.problems
+
+
+def test_deleted_checkpoints_beside_charges_are_noticed(tmp_path: Path) -> None:
+    """A roll-back of the ledger would not be noticed without them."""
+    folder = folder_of("idle", tmp_path)
+    for checkpoint in folder.glob("checkpoint-*"):
+        checkpoint.unlink()
+    client = Client(BUNDLE, PrivacyPolicy(), folder, open_storage_key(folder))
+    with pytest.raises(StateError) as caught:
+        client.run(None, task=TASK)  # type: ignore[arg-type]
+    assert caught.value.reason == "state-missing"
