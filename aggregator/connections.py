@@ -27,8 +27,12 @@ except ImportError:  # Windows has no limit of this kind
     resource = None  # type: ignore[assignment]
 
 _log = get_logger("connections")
-HEADER_BYTES = 16 << 10
+HEADER_BYTES = 16 << 10  # of a request's whole head
 ADMIN_CONNECTIONS_MAX = 32
+_FIELD_BYTES = 4 << 10  # a token has at most 2,048 characters
+_FIELDS_MAX = 64
+_PIPELINED_MAX = 4  # requests that wait for the one in work; devices and proxies send none
+_BUFFER_BYTES = 1 << 16  # of a body that nobody has read yet; at twice that, the client waits
 _RESERVE_MIN, _RESERVE_MAX = 96, 512  # file descriptors: database, ledger, blobs, logs, admin port
 _BACKLOG = 1_024  # connections that wait to be accepted
 _AGAIN_S = 5
@@ -130,20 +134,22 @@ def raise_file_limit() -> int | None:
 class Connection(web.RequestHandler):
     """One connection under the caps and deadlines of its port."""
 
-    __slots__ = ("_address", "_connections", "_in_head", "_late")
+    __slots__ = ("_address", "_connections", "_head_bytes", "_late")
 
     def __init__(self, manager: web.Server, connections: Connections) -> None:
         super().__init__(
             manager,
             loop=asyncio.get_running_loop(),
             access_log=None,  # type: ignore[arg-type]
-            max_line_size=HEADER_BYTES,
-            max_field_size=HEADER_BYTES,
+            max_line_size=_FIELD_BYTES,
+            max_field_size=_FIELD_BYTES,
+            max_headers=_FIELDS_MAX,
+            read_bufsize=_BUFFER_BYTES,
             keepalive_timeout=connections.idle_s,
         )
         self._connections = connections
         self._address: str | None = None
-        self._in_head = False  # some of a request's head has come
+        self._head_bytes = 0  # of a head that is not complete
         self._late: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -171,9 +177,15 @@ class Connection(web.RequestHandler):
         super().data_received(data)
         if self._request_count > requests:  # a head is complete
             self._expect_nothing()
-        elif self._waiter is not None and not self._waiter.done() and not self._in_head:
-            self._in_head = True
-            self._expect("header-late", self._connections.header_s)
+            if len(self._messages) > _PIPELINED_MAX:
+                self._end("pipelined")
+        elif self._waiter is not None and not self._waiter.done():
+            begins = self._head_bytes == 0
+            self._head_bytes += len(data)
+            if self._head_bytes > HEADER_BYTES:
+                self._end("header-too-large")
+            elif begins:
+                self._expect("header-late", self._connections.header_s)
 
     def _expect(self, reason: str, within_s: float) -> None:
         """End the connection in a while, unless what is due has come."""
@@ -182,7 +194,7 @@ class Connection(web.RequestHandler):
         self._late = self._loop.call_later(within_s, self._end, reason)
 
     def _expect_nothing(self) -> None:
-        self._in_head = False
+        self._head_bytes = 0
         if self._late is not None:
             self._late.cancel()
             self._late = None

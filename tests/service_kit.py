@@ -84,10 +84,11 @@ class Served:
         self.app = build_app(self.settings, self.clock)
         self.runner = web.AppRunner(self.app, access_log=None, shutdown_timeout=2.0)
         await self.runner.setup()
-        allowed = connections.public(self.settings, self.service.core.metrics)
-        await connections.Site(
-            self.runner, "127.0.0.1", self._port, allowed, reuse_port=True
-        ).start()
+        self.connections = connections.public(self.settings, self.service.core.metrics)
+        site = connections.Site(
+            self.runner, "127.0.0.1", self._port, self.connections, reuse_port=True
+        )
+        await site.start()
 
     @property
     def service(self) -> Any:

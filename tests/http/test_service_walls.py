@@ -306,16 +306,18 @@ async def test_a_cohort_is_done_beside_a_member_that_fills_its_own_caps(tmp_path
 
 # -- connections --------------------------------------------------------------------------------
 
-QUICK = {
-    "connection_first_byte_s": 0.2,
-    "connection_header_s": 0.3,
-    "connection_idle_s": 0.4,
-}
 LONG = {"connection_first_byte_s": 60.0, "connection_header_s": 60.0, "connection_idle_s": 60.0}
 
 
+def set_deadlines(server, **seconds: float) -> None:
+    """Tiny ones, from the next connection on: the test's own set-up had time."""
+    for name, value in seconds.items():
+        setattr(server.connections, name, value)
+
+
 async def test_a_connection_that_never_sends_is_closed(tmp_path):
-    async with served(tmp_path, spec(), **{**LONG, "connection_first_byte_s": 0.2}) as server:
+    async with served(tmp_path, spec(), **LONG) as server:
+        set_deadlines(server, first_byte_s=0.2)
         reader, writer = await connect(server)
         assert await ended(reader) == b""
         assert refusals(server)["first-byte-late"] == 1
@@ -333,7 +335,8 @@ async def drip(reader, writer) -> None:
 
 
 async def test_a_head_that_trickles_is_closed(tmp_path):
-    async with served(tmp_path, spec(), **{**LONG, "connection_header_s": 0.3}) as server:
+    async with served(tmp_path, spec(), **LONG) as server:
+        set_deadlines(server, header_s=0.3)
         reader, writer = await connect(server)
         writer.write(b"GET /v1/server HTTP/1.1\r\nHost: x\r\nX-a: ")
         await drip(reader, writer)
@@ -341,7 +344,8 @@ async def test_a_head_that_trickles_is_closed(tmp_path):
 
 
 async def test_a_second_head_that_trickles_is_closed_too(tmp_path):
-    async with served(tmp_path, spec(), **{**LONG, "connection_header_s": 0.3}) as server:
+    async with served(tmp_path, spec(), **LONG) as server:
+        set_deadlines(server, header_s=0.3)
         reader, writer = await connect(server)
         for _ in range(3):
             writer.write(head("GET", "/v1/server"))
@@ -351,8 +355,38 @@ async def test_a_second_head_that_trickles_is_closed_too(tmp_path):
         assert refusals(server)["header-late"] == 1
 
 
+async def test_a_head_that_never_ends_is_cut_off(tmp_path):
+    """Each field is small enough; a hundred of them would be a megabyte for each connection."""
+    async with served(tmp_path, spec(), **LONG) as server:
+        reader, writer = await connect(server)
+        writer.write(b"GET /v1/server HTTP/1.1\r\n")
+        sent, end = 0, asyncio.create_task(ended(reader))
+        async with asyncio.timeout(QUIET_S):
+            while not end.done() and sent < 100:
+                writer.write(b"X-%d: %s\r\n" % (sent, b"a" * 3_000))
+                sent += 1
+                await asyncio.wait([end], timeout=0.05)
+        assert end.done()
+        assert sent < 20
+        assert refusals(server)["header-too-large"] == 1
+        writer.close()
+
+
+async def test_requests_do_not_pile_up_in_one_connection(tmp_path):
+    async with served(tmp_path, spec(), **LONG) as server:
+        reader, writer = await connect(server)
+        writer.write(head("GET", "/v1/server") * 3)
+        for _ in range(3):
+            assert (await answered(reader))[0] == 200
+        writer.write(head("GET", "/v1/server") * 20)
+        await ended(reader)
+        assert refusals(server)["pipelined"] == 1
+        writer.close()
+
+
 async def test_a_connection_that_is_idle_between_requests_is_closed(tmp_path):
-    async with served(tmp_path, spec(), **{**LONG, "connection_idle_s": 0.3}) as server:
+    async with served(tmp_path, spec(), **LONG) as server:
+        set_deadlines(server, idle_s=0.3)
         reader, writer = await connect(server)
         writer.write(head("GET", "/v1/server"))
         assert (await answered(reader))[0] == 200
@@ -361,7 +395,8 @@ async def test_a_connection_that_is_idle_between_requests_is_closed(tmp_path):
 
 
 async def test_a_long_poll_outlives_every_deadline_of_its_connection(tmp_path):
-    async with served(tmp_path, spec(), **QUICK) as server, device_of(server, 0) as device:
+    async with served(tmp_path, spec(), **LONG) as server, device_of(server, 0) as device:
+        set_deadlines(server, first_byte_s=0.2, header_s=0.2, idle_s=0.2)
         path = f"/v1/tasks/{TASK}/offer?after_version=0&wait_s=1.2"
         started = time.monotonic()
         assert (await device.request("GET", path))[0] == 200
@@ -370,9 +405,10 @@ async def test_a_long_poll_outlives_every_deadline_of_its_connection(tmp_path):
 
 async def test_an_answer_that_nobody_takes_ends_with_its_connection(tmp_path):
     large = spec(segments=(SegmentSpec(name="count", length=4_000_000, clip=100.0),))
-    async with served(tmp_path, large, answer_max_s=0.5) as server, device_of(server, 0) as device:
+    async with served(tmp_path, large) as server, device_of(server, 0) as device:
         offer = await device.json("GET", f"/v1/tasks/{TASK}/offer", api.Offer)
         token = await device.token()
+        set_deadlines(server, answer_s=0.3)
         with socket.socket() as idle:
             idle.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
             idle.connect(("127.0.0.1", port_of(server)))
