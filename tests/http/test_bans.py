@@ -12,7 +12,6 @@ import aiohttp
 import msgspec
 import pytest
 from nacl.signing import SigningKey
-from service_kit import Device, Served, devices, finished, one_hot, run, served, spec
 
 from aggregator.cohorts import releasing
 from aggregator.store.schema import bans, cohort_events, sessions, strikes
@@ -25,6 +24,7 @@ from secagg.evidence import verify_evidence
 from secagg.messages import KINDS, Complaint, Deal, Inbox, Ready, Unmask, peek, sign
 from secagg.secret import Secret
 from secagg.tools import system_tools
+from tests.service_kit import Device, Served, devices, finished, one_hot, run, served, spec
 
 
 class Liar(Device):

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
-from adversary import Adversary
-from corrupt import CLIENTS, LIAR, identity, one_hot, task
 from sdk_support import PARTNER, journal_in
 
 from client_sdk import revocations
 from client_sdk.enrolment import new_partner_key
 from client_sdk.revocations import revoked_by
-from secagg import client
 from secagg.api import ModelVersion, Offer, Revocations
 from secagg.errors import ConfigurationError, RemoteProtocolError
 from secagg.limits import REVOKED_MAX
@@ -26,7 +22,6 @@ from secagg.revocation import (
     sign_revocations,
     verify_revocations,
 )
-from secagg.simulation import make_devices
 
 DEVICES = (b"a" * 32, b"b" * 32)
 
@@ -96,31 +91,6 @@ def refused(data: bytes, reason: str) -> None:
 
 
 # -- a device ----------------------------------------------------------------------------------
-
-
-def test_a_roster_with_a_revoked_entry_is_refused_and_the_entry_named() -> None:
-    shown = task()
-    partner = shown.devices[LIAR].certificate.partner_key
-    devices = make_devices(shown, one_hot())
-    for device in devices:
-        device.config = replace(device.config, revoked={(partner, identity(shown))})
-    adversary = Adversary(shown, devices=devices)
-    adversary.share()
-    for device in adversary.devices:
-        assert isinstance(device.state, client.Failed)
-        assert device.state.reason == "certificate-revoked"
-        assert device.state.culprit == identity(shown)
-
-
-def test_another_partners_list_ends_no_certificate() -> None:
-    shown = task()
-    other = new_partner_key().key
-    devices = make_devices(shown, one_hot())
-    for device in devices:
-        device.config = replace(device.config, revoked={(other, identity(shown))})
-    adversary = Adversary(shown, devices=devices)
-    adversary.share()
-    assert len([d for d in adversary.devices if isinstance(d.state, client.Shared)]) == CLIENTS
 
 
 class Offered:
