@@ -79,12 +79,13 @@ def corrupt_floor(size_max: int) -> int:
 def corrupt_room(size_min: int, size_max: int, survivors_min: int) -> int:
     """Most corrupt devices that leave the fewest survivors enough shares and confirmations.
 
-    The degree of a sparse graph may permit fewer.
+    In the largest cohort, if its fewest survivors suffice there at all, else in the least, which
+    is what :func:`check_cohort` demands. The degree of a sparse graph may permit fewer.
     """
-    room = 2 * survivors_min - size_min - 2
     if size_max > COMPLETE_GRAPH_MAX:
-        room = min(room, 2 * survivors_min - size_max - 1)
-    return max(0, room)
+        return max(0, 2 * survivors_min - size_max - 2)
+    largest, least = (2 * survivors_min - size - 2 for size in (size_max, size_min))
+    return max(0, largest if largest >= 0 else least)
 
 
 def dropouts_tolerated(cohort_size: int, corrupt: int) -> int:

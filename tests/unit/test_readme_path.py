@@ -15,6 +15,7 @@ from sdk_support import PARTNER, account_in, fedsgd_spec, make_manifest
 from client_sdk.policy import PrivacyPolicy
 from dp.contracts import CohortSpec, TaskSpec, parse_spec, warnings
 from secagg.manifest import Manifest
+from secagg.parameters import dropouts_tolerated
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -85,6 +86,22 @@ def test_a_file_that_says_no_corrupt_max_assumes_what_devices_demand(
     if corrupt < 100:
         manifest = on_a_small_model(TaskSpec(task="x", cohort=CohortSpec(**sizes)))
         PrivacyPolicy().admit(manifest, own_partner=PARTNER.key, account=account_in(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "corrupt"),
+    [((3, 4, 3), 0), ((5, 6, 4), 0), ((5, 8, 4), 1), ((20, 24, 16), 2), ((20, 40, 16), 4)],
+)
+def test_what_is_assumed_costs_no_drop_out_that_the_file_allows(
+    sizes: tuple[int, int, int], corrupt: int
+) -> None:
+    """Unless the largest cohort cannot lose so many anyway."""
+    least, largest, survivors = sizes
+    cohort = CohortSpec(size_min=least, size_max=largest, survivors_min=survivors)
+    assert cohort.corrupt == corrupt
+    for size in (least, largest):
+        if dropouts_tolerated(size, 0) >= size - survivors:
+            assert dropouts_tolerated(size, corrupt) >= size - survivors
 
 
 @pytest.mark.parametrize(
