@@ -130,7 +130,7 @@ def _clock_wrong(said_s: float, own_s: float) -> ClockError:
 def _span(seconds: float) -> str:
     """A length of time as a person says it."""
     for unit, length_s in (("days", 86_400), ("hours", 3_600)):
-        if seconds >= 2 * length_s:
+        if seconds >= 1.5 * length_s:
             return f"{seconds / length_s:.1f} {unit}"
     return f"{seconds / 60:.0f} minutes"
 

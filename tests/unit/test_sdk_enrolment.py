@@ -8,6 +8,7 @@ import msgspec
 import nacl.signing
 import pytest
 
+from client_sdk.client import Client
 from client_sdk.enrolment import (
     PartnerKey,
     check_bundle,
@@ -85,6 +86,13 @@ def test_a_certificate_that_has_ended_is_refused_by_the_clock() -> None:
     with pytest.raises(EnrolmentError) as caught:
         check_bundle(bundle(), 2_000_001_000)
     assert caught.value.reason == "bundle-certificate"
+
+
+def test_a_certificate_that_seems_to_have_ended_may_be_a_wrong_clock(tmp_path: Path) -> None:
+    with pytest.raises(EnrolmentError) as caught:
+        Client.from_bundle(bundle(), state_dir=tmp_path, clock=lambda: 2_000_001_000.0)
+    assert "Check the clocks" in str(caught.value)
+    Client.from_bundle(bundle(), state_dir=tmp_path, clock=lambda: 1_999_999_999.0)
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff", b"[]", b"{}", b"{" * 100, b"x" * 20_000])

@@ -67,7 +67,12 @@ def test_a_clock_that_is_off_by_more_is_named_with_both_times(wrong_s: float, si
 
 def test_the_error_says_the_difference_as_a_person_would() -> None:
     world = World()
-    for wrong_s, said in ((7_200, "2.0 hours ahead"), (5_500, "92 minutes"), (9 * DAY, "9.0 days")):
+    for wrong_s, said in (
+        (7_200, "2.0 hours ahead"),
+        (7_199, "2.0 hours"),
+        (5_500, "1.5 hours"),
+        (9 * DAY, "9.0 days"),
+    ):
         world.wrong_s = wrong_s
         assert said in refused(world.time, NOW).message
 
