@@ -16,6 +16,7 @@ from aiohttp import web
 
 from aggregator.problems import Refusal
 from aggregator.settings import Settings
+from secagg.ranges import INT32_MAX
 
 _T = TypeVar("_T")
 
@@ -112,13 +113,13 @@ def query_number(request: web.Request, name: str, default: float, most: float) -
     return min(value, most)
 
 
-def query_int(request: web.Request, name: str, default: int) -> int:
-    """A non-negative integer from the query string; raises as :func:`query_number`."""
+def query_int(request: web.Request, name: str, default: int, most: int = INT32_MAX) -> int:
+    """An integer from 0 to ``most`` from the query string; raises as :func:`query_number`."""
     text = request.query.get(name)
     if text is None:
         return default
-    if not (text.isascii() and text.isdecimal() and len(text) <= 18):
-        raise Refusal(400, "query-malformed", f"{name} must be an integer, zero or more.")
+    if not (text.isascii() and text.isdecimal() and len(text) <= 18 and int(text) <= most):
+        raise Refusal(400, "query-malformed", f"{name} must be an integer from 0 to {most}.")
     return int(text)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from secagg.messages import Certificate
+from secagg.ranges import Count, LeafOrNone, Seconds, Size
 
 
 class _Body(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -28,20 +29,20 @@ class ModelVersion(_Body, frozen=True):
     ``leaf_index``: of the ledger's record that made it; -1 if the aggregator does not know.
     """
 
-    version: int
+    version: Count
     digest: bytes  # SHA-256 of the file
-    size_bytes: int
+    size_bytes: Size
     opened_at: float  # Unix seconds at which this version became current
-    leaf_index: int = -1
+    leaf_index: LeafOrNone = -1
 
 
 class Revocations(_Body, frozen=True):
     """The newest revocation list of a partner; ``GET /v1/revocations/{digest}`` brings it."""
 
     partner: bytes
-    number: int
+    number: Size
     digest: bytes
-    size_bytes: int
+    size_bytes: Size
 
 
 class Offer(_Body, frozen=True):
@@ -55,7 +56,7 @@ class Offer(_Body, frozen=True):
     manifest: bytes
     manifest_signature: bytes
     state: str
-    releases: int
+    releases: Count
     model: ModelVersion
     now: float
     revocations: tuple[Revocations, ...] = ()
@@ -79,7 +80,7 @@ class Mail(_Body, frozen=True):
 class UploadState(_Body, frozen=True):
     """Answer to ``GET`` and ``PUT /v1/sessions/{session}/vector``."""
 
-    received_bytes: int
+    received_bytes: Size
     complete: bool
 
 
@@ -109,7 +110,7 @@ class AccessToken(_Body, frozen=True):
     """
 
     certificate: Certificate
-    expires_at: int
+    expires_at: Seconds
     signature: bytes
 
 

@@ -62,6 +62,7 @@ from secagg.messages import (
     peek,
     verify,
 )
+from secagg.ranges import Count, Index, IndexOrNone, KindOrNone
 from secagg.secret import Secret
 
 EVIDENCE_VERSION = 1
@@ -89,16 +90,16 @@ class Evidence(Message, frozen=True):
     kind: str
     manifest: bytes
     cohort: bytes
-    attempt: int
+    attempt: Count
     models: tuple[AdmittedModel, ...]
     entries: tuple[RosterEntry, ...]
-    device: int
+    device: Index
     advert: bytes
     message: bytes
-    other: int = -1
+    other: IndexOrNone = -1
     other_message: bytes = b""
-    secret: int = -1
-    shares: tuple[tuple[int, bytes], ...] = ()
+    secret: KindOrNone = -1
+    shares: tuple[tuple[Index, bytes], ...] = ()
 
 
 class Verdict(NamedTuple):

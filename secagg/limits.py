@@ -33,4 +33,5 @@ SMALL_MESSAGE_BYTES_MAX = 4_096  # check results, confirmations, uploads, aborts
 EVIDENCE_BYTES_MAX = 12 << 20  # manifest, a roster of 10,000, deals to 512 neighbours
 REVOKED_MAX = 100_000  # devices in one partner's revocation list
 REVOCATION_BYTES_MAX = 4 << 20  # such a list
+ADVERT_LIFETIME_MAX_S = 86_400  # a device that waits longer reports in anew
 CLOCK_SKEW_S = 300  # seconds between a device's clock and the aggregator's or its partner's

@@ -15,6 +15,7 @@ import msgspec
 from secagg.errors import RemoteProtocolError
 from secagg.hashing import digest
 from secagg.limits import MANIFEST_BYTES_MAX, PROTOCOL_VERSION, SUITE
+from secagg.ranges import Count, Seconds, Units
 
 
 class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -30,17 +31,17 @@ class Segment(_Part, frozen=True):
     """
 
     name: str
-    length: int
+    length: Count
     clip: float
-    scale: int
-    clip_units: int
+    scale: Units
+    clip_units: Units
 
 
 class Encoding(_Part, frozen=True):
     """How the payload lies in the ring Z_{2^ring_bits}."""
 
-    ring_bits: int
-    slice_length: int
+    ring_bits: Count
+    slice_length: Count
     wrap_log2: float  # log2 of the bound on the probability that a sum wraps around
 
 
@@ -56,9 +57,9 @@ class Noise(_Part, frozen=True):
     """
 
     mechanism: Literal["skellam", "discrete-gaussian"]
-    share_variance: int
-    honest_min: int
-    removable_drops: tuple[int, ...] = ()
+    share_variance: Units
+    honest_min: Count
+    removable_drops: tuple[Count, ...] = ()
 
 
 class ExamplePrivacy(_Part, frozen=True):
@@ -73,7 +74,7 @@ class ExamplePrivacy(_Part, frozen=True):
     clip: float
     noise_multiplier: float
     sampling_rate: float
-    examples_max: int
+    examples_max: Count
 
 
 class DevicePrivacy(_Part, frozen=True):
@@ -107,7 +108,7 @@ class Budget(_Part, frozen=True):
 
     max_epsilon: float | None
     delta: float
-    releases_max: int
+    releases_max: Count
 
 
 class CohortRules(_Part, frozen=True):
@@ -123,15 +124,15 @@ class CohortRules(_Part, frozen=True):
     ``survivors_min``, of which a cohort has room for one only).
     """
 
-    size_min: int
-    size_max: int
-    survivors_min: int
-    corrupt_max: int
-    silent_max: int
-    degree: int = 0
-    threshold: int = 0
-    versions_back: int = 0
-    model_min: int = 0
+    size_min: Count
+    size_max: Count
+    survivors_min: Count
+    corrupt_max: Count
+    silent_max: Count
+    degree: Count = 0
+    threshold: Count = 0
+    versions_back: Count = 0
+    model_min: Count = 0
 
     @property
     def behind_each_model(self) -> int:
@@ -159,8 +160,8 @@ class BaseModel(_Part, frozen=True):
 
 class TensorShape(_Part, frozen=True):
     name: str
-    rows: int
-    columns: int
+    rows: Count
+    columns: Count
 
 
 LocalOptimiser = Literal["sgd", "adam"]
@@ -179,13 +180,13 @@ class Adapter(_Part, frozen=True):
     """
 
     kind: AdapterKind
-    rank: int
-    alpha: int
+    rank: Count
+    alpha: Count
     target_modules: tuple[str, ...]
     seed: bytes
     trainable: tuple[TensorShape, ...]
     frozen: tuple[TensorShape, ...]
-    sketch: int = 0
+    sketch: Count = 0
 
 
 class Training(_Part, frozen=True):
@@ -201,32 +202,32 @@ class Training(_Part, frozen=True):
     ``population``: SCAFFOLD's N, all devices that are enrolled, fixed and public.
     """
 
-    local_steps: int
+    local_steps: Count
     local_learning_rate: float
-    batch_size: int
+    batch_size: Count
     proximal_mu: float
     server_optimiser: ServerOptimiser
     server_learning_rate: float
     server_momentum: float
-    weight_unit: int
+    weight_unit: Count
     denominator: float
-    max_tokens: int
-    micro_batch: int
-    directions: int = 0
+    max_tokens: Count
+    micro_batch: Count
+    directions: Count = 0
     perturbation: float = 0.0
     server_beta2: float = 0.0
     server_tau: float = 0.0
     local_optimiser: LocalOptimiser = "sgd"
     local_momentum: float = 0.0
-    local_epochs: int = 0
-    population: int = 0
+    local_epochs: Count = 0
+    population: Count = 0
 
 
 class Manifest(_Part, frozen=True):
-    protocol: int
+    protocol: Count
     suite: str
     task: str
-    created_at: int  # Unix seconds
+    created_at: Seconds  # Unix seconds
     algorithm: str
     task_key: bytes  # Ed25519 key that signs this manifest and the aggregator's messages
     ledger_verifier: str  # C2SP verifier key of the ledger

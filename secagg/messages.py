@@ -19,6 +19,16 @@ import nacl.signing
 from secagg import limits
 from secagg.errors import RemoteProtocolError
 from secagg.hashing import encode_parts
+from secagg.ranges import (
+    Count,
+    Index,
+    IndexOrNone,
+    ModelIndex,
+    PartnerIndex,
+    Seconds,
+    ShareKind,
+    Size,
+)
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -33,7 +43,7 @@ class Certificate(Message, frozen=True):
 
     identity_key: bytes
     partner_key: bytes
-    not_after: int  # Unix seconds
+    not_after: Seconds  # Unix seconds
     signature: bytes  # Ed25519 by partner_key over encode_parts("certificate", ...)
 
 
@@ -46,21 +56,21 @@ class Advert(Message, frozen=True):
 
     task: str
     manifest_digest: bytes
-    model_version: int
+    model_version: Count
     model_digest: bytes
     certificate: Certificate
     mask_key: bytes
     channel_key: bytes
     self_seed_commitment: bytes
     nonce: bytes
-    expires_at: int  # Unix seconds
+    expires_at: Seconds  # Unix seconds
     trusted: tuple[bytes, ...] = ()
 
 
 class AdmittedModel(Message, frozen=True):
     """A version of the global model from which devices of the cohort trained."""
 
-    version: int
+    version: Count
     digest: bytes
 
 
@@ -71,9 +81,9 @@ class RosterEntry(Message, frozen=True):
 
     identity_key: bytes
     advert_digest: bytes
-    model: int
-    partner: int = 0
-    not_after: int = 0
+    model: ModelIndex
+    partner: PartnerIndex = 0
+    not_after: Seconds = 0
     certificate_signature: bytes = b""
 
 
@@ -86,12 +96,12 @@ class Roster(Message, frozen=True):
 
     task: str
     cohort: bytes
-    attempt: int
+    attempt: Count
     manifest_digest: bytes
     models: tuple[AdmittedModel, ...]
     entries: tuple[RosterEntry, ...]
-    index: int
-    neighbour_adverts: tuple[tuple[int, bytes], ...]  # (index, signed advert), sorted by index
+    index: Index
+    neighbour_adverts: tuple[tuple[Index, bytes], ...]  # (index, signed advert), sorted by index
     partners: tuple[bytes, ...] = ()
 
 
@@ -102,9 +112,9 @@ class Refusal(Message, frozen=True):
     """
 
     ctx: bytes
-    index: int
+    index: Index
     reason: Reason
-    entry: int
+    entry: IndexOrNone
 
 
 class Deal(Message, frozen=True):
@@ -116,8 +126,8 @@ class Deal(Message, frozen=True):
     """
 
     ctx: bytes
-    sender: int
-    recipient: int
+    sender: Index
+    recipient: Index
     sealed_pair_seed: bytes
     sealed_shares: bytes
     share_hashes: tuple[bytes, ...]
@@ -149,7 +159,7 @@ class Ready(Message, frozen=True):
     """
 
     ctx: bytes
-    index: int
+    index: Index
     pseudonym: bytes = b""
 
 
@@ -160,8 +170,8 @@ class Complaint(Message, frozen=True):
     """
 
     ctx: bytes
-    index: int
-    accused: tuple[int, ...]
+    index: Index
+    accused: tuple[Index, ...]
     evidence: tuple[bytes, ...]
     pseudonym: bytes = b""
 
@@ -170,7 +180,7 @@ class MaskingSet(Message, frozen=True):
     """Step 3, aggregator to device: S, the devices that are ready, as sorted indices."""
 
     ctx: bytes
-    members: tuple[int, ...]
+    members: tuple[Index, ...]
 
 
 class MaskedInput(Message, frozen=True):
@@ -180,24 +190,24 @@ class MaskedInput(Message, frozen=True):
     """
 
     ctx: bytes
-    index: int
+    index: Index
     masking_set_digest: bytes
     vector_digest: bytes
-    size_bytes: int
+    size_bytes: Size
 
 
 class SurvivorSet(Message, frozen=True):
     """Step 4, aggregator to device: U, the devices whose whole vector is in the sum."""
 
     ctx: bytes
-    members: tuple[int, ...]
+    members: tuple[Index, ...]
 
 
 class Confirmation(Message, frozen=True):
     """Step 4, device to aggregator: the S and U that it was shown."""
 
     ctx: bytes
-    index: int
+    index: Index
     masking_set_digest: bytes
     survivor_set_digest: bytes
 
@@ -213,8 +223,8 @@ class RevealedShare(Message, frozen=True):
     """``kind`` 0: share of the owner's self seed (owner in U); 1: of its mask secret; 2 + level:
     of the seed of that removable part of its noise (owner in U)."""
 
-    owner: int
-    kind: int
+    owner: Index
+    kind: ShareKind
     share: bytes
 
 
@@ -223,7 +233,7 @@ class Unmask(Message, frozen=True):
     its self seed and its opened noise seeds; sorted by (owner, kind)."""
 
     ctx: bytes
-    index: int
+    index: Index
     shares: tuple[RevealedShare, ...]
 
 
@@ -231,8 +241,8 @@ class Receipt(Message, frozen=True):
     """The sum was released; ``leaf_index`` is the release's place in the ledger."""
 
     ctx: bytes
-    release: int
-    leaf_index: int
+    release: Count
+    leaf_index: Size
 
 
 class Abort(Message, frozen=True):

@@ -17,6 +17,7 @@ from secagg.hashing import digest, encode_parts
 from secagg.keys import signing_key, verify_signature
 from secagg.limits import IDENTITY_KEY_BYTES, REVOCATION_BYTES_MAX, REVOKED_MAX
 from secagg.messages import Message
+from secagg.ranges import Seconds, Size
 from secagg.secret import Secret
 
 REVOCATION_VERSION = 1
@@ -29,8 +30,8 @@ class RevocationList(Message, frozen=True):
     """
 
     partner_key: bytes
-    number: int
-    issued_at: int
+    number: Size
+    issued_at: Seconds
     devices: tuple[bytes, ...]
     signature: bytes
 

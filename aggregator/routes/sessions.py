@@ -18,6 +18,7 @@ from aggregator.standing import refuse_barred
 from aggregator.store.schema import mail, sessions, tasks
 from secagg import api, limits, transitions
 from secagg.messages import KINDS, Complaint, Deals, MaskedInput, Unmask
+from secagg.ranges import EXACT_MAX
 from secagg.server import Received, State
 
 _ENVELOPE = 512  # bytes around a message: the frame, the signer and its signature
@@ -143,7 +144,7 @@ def routes(service: Service) -> list[web.RouteDef]:
         return bodies.json_response(api.UploadState(received_bytes=received, complete=complete))
 
     async def put_vector(request: web.Request) -> web.Response:
-        offset = bodies.query_int(request, "offset", 0)
+        offset = bodies.query_int(request, "offset", 0, EXACT_MAX)
         session = await find(request)
         try:
             served = await live(session)

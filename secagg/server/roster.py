@@ -11,6 +11,7 @@ from secagg import keys, parameters
 from secagg.context import advert_digest, context, roster_digest
 from secagg.errors import LocalProtocolError, RemoteProtocolError
 from secagg.graph import Graph
+from secagg.limits import ADVERT_LIFETIME_MAX_S, CLOCK_SKEW_S
 from secagg.messages import AdmittedModel, Advert, Roster, RosterEntry, sign
 from secagg.server.advance import Outcome
 from secagg.server.events import Deliver, Effect, ServerConfig, Wake
@@ -18,11 +19,25 @@ from secagg.server.states import Facts, Sharing
 
 
 def check_advert(config: ServerConfig, signed_advert: bytes, now_s: float) -> Advert:
-    """Verify a report-in before any cohort exists; see :func:`secagg.adverts.check_advert`."""
+    """Verify a report-in before any cohort exists; see :func:`secagg.adverts.check_advert`.
+
+    Raises:
+        RemoteProtocolError: also ``advert-lifetime``: it would wait for more than a day.
+    """
     manifest = config.manifest
     advert = advert_rules.check_advert(
         signed_advert, manifest, config.manifest_digest, manifest.partner_keys, now_s
     )
+    latest = int(now_s) + ADVERT_LIFETIME_MAX_S + CLOCK_SKEW_S
+    if advert.expires_at > latest:
+        raise RemoteProtocolError(
+            "advert-lifetime",
+            "The advert would wait for its cohort for more than a day.",
+            culprit=advert.certificate.identity_key,
+            expected=f"until {latest} at most",
+            found=advert.expires_at,
+            remedy="Shorten the advert's lifetime; check the clock.",
+        )
     for public_key in (advert.mask_key, advert.channel_key):
         try:  # a key to which nothing can be sealed would stop every neighbour
             keys.check_kem_public_key(public_key)

@@ -195,7 +195,7 @@ replace_struct = messages.msgspec.structs.replace
             r, entries=tuple(replace_struct(e, model=1 - e.model) for e in r.entries)
         ),
         lambda r: replace_struct(
-            r, entries=(replace_struct(r.entries[0], model=-1), *r.entries[1:])
+            r, entries=(replace_struct(r.entries[0], model=2), *r.entries[1:])
         ),
     ],
     ids=[
@@ -206,7 +206,7 @@ replace_struct = messages.msgspec.structs.replace
         "one digest twice",
         "an entry without its model",
         "entries with each other's models",
-        "a negative place",
+        "a place beyond the models",
     ],
 )
 def test_a_roster_with_other_models_ends_the_exchange_for_whoever_sees_it(change) -> None:

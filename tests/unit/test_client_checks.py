@@ -136,7 +136,6 @@ ENDS_THE_EXCHANGE: dict[str, tuple[str, Callable[[Roster], Roster]]] = {
     "another task": ("roster-manifest", lambda r: _replace(r, task="other")),
     "another manifest": ("roster-manifest", lambda r: _replace(r, manifest_digest=bytes(32))),
     "a short cohort name": ("roster-malformed", lambda r: _replace(r, cohort=b"c")),
-    "a negative attempt": ("roster-malformed", lambda r: _replace(r, attempt=-1)),
     "another model": (
         "roster-models",
         lambda r: _replace(r, models=(AdmittedModel(0, bytes(32)),)),
@@ -250,7 +249,7 @@ class TestSets:
         assert not isinstance(state, client.Failed)
 
     @pytest.mark.parametrize(
-        "members", [(), (1, 0, 2, 3, 4), (0, 0, 1, 2, 3), (-1, 0, 1, 2), (0, 1, 2, 3, CLIENTS)]
+        "members", [(), (1, 0, 2, 3, 4), (0, 0, 1, 2, 3), (0, 1, 2, 3, CLIENTS)]
     )
     def test_malformed(self, phase: str, kind: type, name: str, members: tuple[int, ...]) -> None:
         assert self.reason(phase, kind, members) == f"{name}-malformed"

@@ -81,7 +81,7 @@ SAMPLES: tuple[Message, ...] = (
     Inbox(CTX, (b"deal",)),
     Ready(CTX, 4, HASH),
     Complaint(CTX, 4, (1, 2), (b"deal", b"deal"), HASH),
-    MaskingSet(CTX, (0, 1, 2**40)),
+    MaskingSet(CTX, (0, 1, 9_999)),
     MaskedInput(CTX, 2, HASH, HASH, 12_345),
     SurvivorSet(CTX, ()),
     Confirmation(CTX, 2, HASH, HASH),
@@ -423,7 +423,7 @@ def test_the_largest_roster_fits_its_cap() -> None:
     """10,000 entries of the most partners and the highest degree; about 5.0 MB."""
     last = limits.PARTNERS_MAX - 1
     entries = tuple(
-        RosterEntry(number.to_bytes(32, "big"), HASH, 0, last, 2**63 - 1, b"s" * 64)
+        RosterEntry(number.to_bytes(32, "big"), HASH, 64, last, 2**53 - 1, b"s" * 64)
         for number in range(limits.COHORT_MAX)
     )
     partners = tuple(number.to_bytes(32, "big") for number in range(limits.PARTNERS_MAX))

@@ -127,7 +127,6 @@ def test_only_dealers_check() -> None:
     [
         {"masking_set_digest": bytes(32)},
         {"size_bytes": 0},
-        {"size_bytes": -1},
         {"size_bytes": 1 << 40},
         {"vector_digest": b"short"},
     ],

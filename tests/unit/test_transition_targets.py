@@ -111,7 +111,7 @@ def test_every_target_of_the_aggregator_is_reached(monkeypatch: pytest.MonkeyPat
 def broken(run: Run) -> Iterator[tuple[str, client.Event]]:
     """Per phase a message that is authentic, for this exchange, and against the rules."""
     for name, changes in {
-        "Roster": {"attempt": -1},
+        "Roster": {"cohort": b"c"},
         "Inbox": {"deals": (b"",)},
         "MaskingSet": {"members": ()},
         "SurvivorSet": {"members": ()},
