@@ -392,8 +392,13 @@ async def test_a_model_that_the_ledger_does_not_name_is_not_trained_on(
                 )
             )
         contributor, events = Quadratic(0), list[Event]()
+
+        def on_event(event: Event) -> None:
+            events.append(event)
+            assert event.kind != "training"
+
         with pytest.raises(LedgerError) as caught:
-            await world.device("d0", events.append, sleep=at_once).run_async(contributor, task=TASK)
+            await world.device("d0", on_event, sleep=at_once).run_async(contributor, task=TASK)
         assert caught.value.reason == "model-not-in-ledger"
         assert contributor.jobs == []
         assert [(e.kind, e.detail["reason"]) for e in events] == [
