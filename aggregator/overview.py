@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from typing import Any
 
 import sqlalchemy as sa
 
 from aggregator.cohorts import refusals
-from aggregator.cohorts.choosing import Ready
+from aggregator.cohorts.choosing import Clash, Ready, choose
+from aggregator.cohorts.formation import ready_of
 from aggregator.cohorts.strikes import Standing, eligible
 from aggregator.core import Core
 from aggregator.standing import standing_of
 from aggregator.store.schema import bans, cohorts, releases, sessions, tasks, versions
 from aggregator.tasks import Task
+from secagg.manifest import CohortRules
 
 
 async def task_list(core: Core) -> list[dict[str, Any]]:
@@ -78,9 +81,17 @@ async def task_view(core: Core, task: Task) -> dict[str, Any]:
         )
         waiting = await connection.scalar(sa.select(sa.func.count()).where(*wait)) or 0
         found = await connection.execute(
-            sa.select(sessions.c.session, sessions.c.received_at).where(*wait)
+            sa.select(
+                sessions.c.session,
+                sessions.c.model_version,
+                sessions.c.received_at,
+                sessions.c.identity,
+                sessions.c.partner,
+                sessions.c.trusted,
+            ).where(*wait)
         )
-        present = [Ready(r.session, b"", 0, r.received_at) for r in found]
+        present = [ready_of(row) for row in found]
+        clashes = await refusals.clashes_of(connection, task.name, core.clock())
         standing = await standing_of(
             connection,
             sa.select(sessions.c.session, sessions.c.identity, sessions.c.partner).where(*wait),
@@ -118,7 +129,7 @@ async def task_view(core: Core, task: Task) -> dict[str, Any]:
         "banned": banned,
         "why_waiting": None
         if cohort is not None or row.state != "open"
-        else _why_waiting(core, manifest.cohort.size_min, present, standing, banned or 0),
+        else _why_waiting(core, manifest.cohort, present, clashes, standing, banned or 0),
         "refusals": refused,
         "cohort": None
         if cohort is None
@@ -132,13 +143,23 @@ async def task_view(core: Core, task: Task) -> dict[str, Any]:
 
 
 def _why_waiting(
-    core: Core, needed: int, present: list[Ready], standing: Standing, banned: int
+    core: Core,
+    rules: CohortRules,
+    present: list[Ready],
+    clashes: Collection[Clash],
+    standing: Standing,
+    banned: int,
 ) -> str | None:
     """What the next cohort lacks, in words; None if it forms by itself as soon as it is due."""
     free, until_s = eligible(present, standing, core.clock())
-    if len(free) >= needed:
+    if choose(free, rules, clashes=clashes):
         return None
-    text = f"A cohort needs {needed} devices; {len(free)} wait."
+    text = f"A cohort needs {rules.size_min} devices; {len(free)} wait."
+    if len(free) >= rules.size_min:
+        text += (
+            " Too few of them trust each other's partners, have a model in common, and have not "
+            "refused each other."
+        )
     if banned:
         text += f" Banned in this task: {banned} (secagg device list)."
     if until_s is not None:

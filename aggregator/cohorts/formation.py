@@ -185,7 +185,7 @@ async def try_form(core: Core, task: Task) -> Formed | NotYet:
             .where(*wait)
             .order_by(sessions.c.received_at, sessions.c.session)
         )
-        present = [_ready(row) for row in found]
+        present = [ready_of(row) for row in found]
         standing = await standing_of(
             connection,
             sa.select(sessions.c.session, sessions.c.identity, sessions.c.partner).where(*wait),
@@ -226,7 +226,8 @@ def _first_choice(
     return ()
 
 
-def _ready(row: Any) -> Ready:
+def ready_of(row: Any) -> Ready:
+    """A row of a session that waits, without its advert."""
     return Ready(
         session=row.session,
         advert=b"",

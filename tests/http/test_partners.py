@@ -106,6 +106,17 @@ async def test_a_device_of_a_partner_that_nobody_else_trusts_stops_nobody(tmp_pa
         assert (view["aborted"], view["refusals"]) == (0, [])
 
 
+async def test_the_operator_is_told_why_enough_devices_make_no_cohort(tmp_path):
+    async with two_partners(tmp_path) as server:
+        fleet = [*(of_p(server, n) for n in (0, 1)), *(of_q(server, n) for n in (2, 3))]
+        tasks = [asyncio.create_task(device.run()) for device in fleet]
+        view = await server.until(lambda view: view["waiting"] == 4)
+        assert view["why_waiting"].startswith("A cohort needs 3 devices; 4 wait. Too few of them ")
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
 async def test_devices_that_trust_both_partners_make_one_cohort(tmp_path):
     async with two_partners(tmp_path) as server:
         fleet = [of_p(server, number, P, Q) for number in (0, 1)]
