@@ -208,3 +208,8 @@ def test_only_the_newest_records_of_a_kind_are_kept(journal: Journal, tmp_path: 
     left = sorted(path.name for path in folder.iterdir() if path.is_file())
     assert left == ["control-2", "control-3", "control-4", "control-5", "other"]
     journal.keep_newest("none-", 4)
+
+
+def test_an_effect_of_before_several_models_has_no_staleness() -> None:
+    stored = StoredEffect(kind="ProvideVector", blobs=(b"x" * 32,), numbers=(5,))
+    assert load_effect(stored, None) == ProvideVector(b"x" * 32, 5, (), (), 0)
