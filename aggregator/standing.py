@@ -139,7 +139,14 @@ async def strike(
     devices: Iterable[tuple[bytes, bytes]],
     now: float,
 ) -> int:
-    """Strike devices, given as (identity key, partner key), for one cohort; how many."""
+    """Strike devices, given as (identity key, partner key), for one cohort; how many.
+
+    A device is struck once for a cohort, whatever it is in question for.
+    """
+    known = await connection.execute(
+        sa.select(strikes.c.identity).where(strikes.c.cohort == cohort.hex())
+    )
+    struck = set(known.scalars())
     rows = [
         {
             "identity": identity.hex(),
@@ -150,6 +157,7 @@ async def strike(
             "struck_at": now,
         }
         for identity, partner in devices
+        if identity.hex() not in struck
     ]
     if rows:
         await connection.execute(sa.insert(strikes), rows)

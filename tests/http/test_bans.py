@@ -15,6 +15,7 @@ from nacl.signing import SigningKey
 from typer.testing import CliRunner
 
 from aggregator.cohorts import releasing
+from aggregator.standing import strike
 from aggregator.store.schema import bans, cohort_events, sessions, strikes
 from dp.audit import verify_ledger
 from dp.contracts import BudgetSpec
@@ -393,6 +394,17 @@ async def test_a_dealer_of_many_disputed_deals_is_struck_not_banned(tmp_path: Pa
         assert await rows(server, bans) == []
         (struck,) = await rows(server, strikes)
         assert (struck.identity, struck.kind) == (key_of(accuser), "named-without-evidence")
+
+
+async def test_a_device_is_struck_once_for_a_cohort(tmp_path: Path) -> None:
+    """Also where it is in question twice: named without evidence, and in a sum that was refused."""
+    async with served(tmp_path) as server:
+        both = [(b"a" * 32, b"p" * 32), (b"b" * 32, b"p" * 32)]
+        async with server.service.core.database.write() as connection:
+            assert await strike(connection, b"c" * 32, "check-coordinates", both[:1], 1.0) == 1
+            assert await strike(connection, b"c" * 32, "named-without-evidence", both, 1.0) == 1
+            assert await strike(connection, b"d" * 32, "check-coordinates", both, 1.0) == 2
+        assert len(await rows(server, strikes)) == 4
 
 
 async def test_a_removed_partners_devices_are_refused_and_tasks_go_on(tmp_path: Path) -> None:
