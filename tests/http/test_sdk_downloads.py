@@ -57,7 +57,8 @@ def serve(world: World, content: bytes | None = None, status: int = 200, **offer
 
 async def run(world: World, **parts: Any) -> Any:
     device = world.device("d0", transport=IMPATIENT, **parts)
-    return await device.run_async(OneHot(0), task=TASK, rounds=1)
+    async with asyncio.timeout(20.0):  # whoever is let in waits for a cohort that never comes
+        return await device.run_async(OneHot(0), task=TASK, rounds=1)
 
 
 @pytest.mark.parametrize(
