@@ -157,8 +157,8 @@ class Cohort:
                 self.failed = True
                 _log.exception("commit-failed", cohort=self.id)
                 self._fail(batches, error)
-                cancels = any(isinstance(e, Cancel) for batch in batches for e in batch.events)
-                if isinstance(error, SecaggError) and not cancels:  # the decision is impossible
+                others = any(not isinstance(e, Cancel) for b in batches for e in b.events)
+                if isinstance(error, SecaggError) and others:  # the decision is impossible
                     self._queue.put_nowait(Batch([Cancel(error.reason, self.core.clock())]))
         self._fail_waiting(CohortOver())
 

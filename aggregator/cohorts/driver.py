@@ -26,6 +26,7 @@ from aggregator.cohorts.uploads import Uploads
 from aggregator.core import Core
 from aggregator.logs import get_logger
 from aggregator.problems import not_found
+from aggregator.store.database import Conflict
 from aggregator.store.schema import cohort_events, cohorts, mail, sessions
 from aggregator.tasks import Task, Tasks
 from secagg.errors import SecaggError
@@ -174,7 +175,14 @@ class Driver:
                     .all()
                 )
             task = await self._tasks.get(row.task)
-            replay = await asyncio.to_thread(_replay, task, events)
+            try:
+                replay = await asyncio.to_thread(_replay, task, events)
+            except MemoryError:
+                raise
+            except Exception:  # whatever it is, it would be so again
+                _log.exception("log-unreadable", cohort=cohort, task=task.name)
+                await self._abandon(task, cohort, events, members)
+                return None
             return self.adopt(task, cohort, replay, members)
 
     def adopt(self, task: Task, cohort: str, replay: Replay, members: Sequence[str]) -> Live:
@@ -198,6 +206,15 @@ class Driver:
         self.kick()
         return live
 
+    async def _abandon(
+        self, task: Task, cohort: str, log: Sequence[tuple[str, bytes]], members: Sequence[str]
+    ) -> None:
+        with contextlib.suppress(Conflict):  # another replica was first
+            await self._releaser.abandon(task, cohort, log)
+        await asyncio.to_thread(self._core.blobs.delete_folder, f"partial/{cohort}")
+        self._core.signals.notify(*(f"session:{session}" for session in members))
+        self.consider(task.name)
+
     async def _add(self, live: Live, index: int) -> None:
         with contextlib.suppress(CohortOver, SecaggError):  # its device will hear when it asks
             await live.adder.add(index)
@@ -219,7 +236,7 @@ class Driver:
         if fixes_masking_set(cohort.state, state):
             await self._releaser.reserve(connection, cohort)
         if state.phase == "opening" and cohort.state.phase != "opening":
-            await self._releaser.spend(connection, cohort, facts_of(state))
+            await self._releaser.spend(connection, cohort.task, cohort.id, facts_of(state))
         for effect in effects:
             if isinstance(effect, Refused):
                 await refusals.keep(connection, cohort.task.name, state, effect, self._core.clock())
@@ -333,8 +350,9 @@ class Driver:
 
 
 def fixes_masking_set(before: State, after: State) -> bool:
-    """Whether the step from ``before`` to ``after`` fixed S: from now on a device may send."""
-    return not hasattr(before, "masking_set") and hasattr(after, "masking_set")
+    """Whether the steps from ``before`` to ``after`` fixed S: from now on a device may send. A
+    cohort that ended in the same commit has told its devices S as well."""
+    return not getattr(before, "masking_set", ()) and bool(getattr(after, "masking_set", ()))
 
 
 def _replay(task: Task, events: Sequence[tuple[str, bytes]]) -> Replay:

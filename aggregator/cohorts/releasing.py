@@ -24,8 +24,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from aggregator import models, standing
 from aggregator.algorithms import Step, server_step
 from aggregator.algorithms.clipping import real_sums
+from aggregator.cohorts.abandoning import UNREADABLE, may_have_sent, tell_abandoned, told_in
 from aggregator.cohorts.actor import Cohort
-from aggregator.cohorts.faults import Fault, any_byte_sent, fault_of, in_question
+from aggregator.cohorts.faults import any_byte_sent, fault_of, in_question
 from aggregator.cohorts.log import OPENED, RECEIVED, Opened, decode_event, survivors_of
 from aggregator.core import Core
 from aggregator.ledger import Ledger
@@ -101,14 +102,14 @@ class Releaser:
         )
 
     async def spend(
-        self, connection: AsyncConnection, cohort: Cohort, facts: ReleaseFacts | None
+        self, connection: AsyncConnection, task: Task, cohort: str, facts: ReleaseFacts | None
     ) -> None:
         """Debit for good; doing it twice changes nothing. None: at the fewest survivors."""
-        account, _ = await self._account(connection, cohort.task)
-        account = account.spend(cohort.id, cohort.task.manifest, facts)
+        account, _ = await self._account(connection, task)
+        account = account.spend(cohort, task.manifest, facts)
         await connection.execute(
             sa.update(tasks)
-            .where(tasks.c.task == cohort.task.name)
+            .where(tasks.c.task == task.name)
             .values(account=account.to_json().decode())
         )
 
@@ -231,34 +232,34 @@ class Releaser:
         await insert_version(
             connection, task.name, version + 1, computed.model, computed.optimiser, now, leaf
         )
+        entry = _entry(state, 0, now, computed, cohort.measured)
         await self._record(
             connection,
-            cohort,
-            state,
+            task,
+            entry,
             now,
-            reason=None,
             computed=computed,
+            measured=cohort.measured,
             expected_leaf=leaf,
         )
 
     async def _record(
         self,
         connection: AsyncConnection,
-        cohort: Cohort,
-        state: State,
+        task: Task,
+        entry: ReleaseEntry,
         now: float,
         *,
-        reason: str | None,
-        computed: Computed | None,
+        reason: str | None = None,
+        computed: Computed | None = None,
+        measured: NoiseInterval | None = None,
         expected_leaf: int | None = None,
-        fault: Fault | None = None,
     ) -> None:
-        """The ledger's leaf and the operator's row of a release or a charged abort."""
-        task = cohort.task
+        """The ledger's leaf and the operator's row of a release or a charged abort, with the next
+        number of the task."""
         facts = await self._facts(connection, task)
-        entry = _entry(state, len(facts) + 1, now, computed, cohort.measured)
-        if fault is not None:
-            entry = msgspec.structs.replace(entry, fault=fault, cause=(reason or "")[:64])
+        entry = msgspec.structs.replace(entry, release=len(facts) + 1)
+        cohort = entry.cohort.hex()
         encoded, statements = await asyncio.to_thread(_account_for, task, facts, entry)
         if is_apart(entry):
             await asyncio.to_thread(self._core.blobs.put_digest, CONTRIBUTORS, list_file(entry))
@@ -269,15 +270,15 @@ class Releaser:
             await connection.execute(
                 sa.select(cohorts.c.opened_at, tasks.c.version, tasks.c.account)
                 .join(tasks, tasks.c.task == cohorts.c.task)
-                .where(cohorts.c.cohort == cohort.id)
+                .where(cohorts.c.cohort == cohort)
             )
         ).one()
         view = {
             "release": entry.release,
-            "cohort": cohort.id,
+            "cohort": cohort,
             "outcome": entry.outcome,
             "reason": reason,
-            "fault": fault,
+            "fault": entry.fault,
             "cohort_size": entry.cohort_size,
             "survivors": entry.survivors,
             "dropped": entry.cohort_size - entry.survivors,
@@ -285,7 +286,7 @@ class Releaser:
             "metrics": computed.step.metrics if computed else {},
             "epsilon": headline(statements),
             "privacy": [msgspec.to_builtins(line) for line in statements],
-            "noise": msgspec.to_builtins(cohort.measured),
+            "noise": msgspec.to_builtins(measured),
             "version": row.version,
             "leaf_index": leaf,
             "opened_at": row.opened_at,
@@ -297,7 +298,7 @@ class Releaser:
             sa.insert(releases).values(
                 task=task.name,
                 release=entry.release,
-                cohort=cohort.id,
+                cohort=cohort,
                 outcome=entry.outcome,
                 survivors=counted.survivors,
                 masking_set=counted.masking_set,
@@ -341,13 +342,18 @@ class Releaser:
                 restarted=row.opened_at < self._core.started_at,
             )
             if fault == "service" and not any_byte_sent(state):
-                await self._give_back(connection, cohort, state, now)
+                await self._give_back(connection, cohort.task, cohort.id, state.reason, now)
             else:
-                await self.spend(connection, cohort, None)
-                # The state before the end knows the masking set, each of which charged itself.
-                before = cohort.state
+                await self.spend(connection, cohort.task, cohort.id, None)
+                entry = _entry(state, 0, now, None, cohort.measured)
+                entry = msgspec.structs.replace(entry, fault=fault, cause=state.reason[:64])
                 await self._record(
-                    connection, cohort, before, now, reason=ended.reason, computed=None, fault=fault
+                    connection,
+                    cohort.task,
+                    entry,
+                    now,
+                    reason=state.reason,
+                    measured=cohort.measured,
                 )
             if fault == "devices" and state.reason not in CONVICTED:
                 await self._strike(connection, state, in_question(state), state.reason, now)
@@ -355,43 +361,57 @@ class Releaser:
         if ended.reason is None:
             survivors = [state.facts.identity(index) for index in survivors_of(state)]
             await standing.forgive(connection, survivors)
-        await connection.execute(
-            sa.update(cohorts)
-            .where(cohorts.c.cohort == cohort.id)
-            .values(
-                state="released" if ended.reason is None else "aborted",
-                reason=ended.reason,
-                ended_at=now,
-                opener=None,
+        await _close(connection, cohort.task, cohort.id, ended.reason, now)
+
+    async def abandon(self, task: Task, cohort: str, log: Sequence[tuple[str, bytes]]) -> None:
+        """End a cohort whose log this software does not replay, such as one of an older version.
+
+        It is the service's fault. What the ledger says comes from the cohort's mail, since a
+        device judges by what it was told. The devices hear that it is over.
+
+        Args:
+            log: (kind, payload) of its events.
+        """
+        now = self._core.clock()
+        async with self._core.database.write() as connection:
+            await expect_one(
+                connection,
+                sa.update(cohorts)
+                .where(cohorts.c.cohort == cohort, cohorts.c.state == "open")
+                .values(phase=Aborted.phase),
             )
-        )
-        await connection.execute(
-            sa.update(tasks)
-            .where(tasks.c.task == cohort.task.name, tasks.c.cohort == cohort.id)
-            .values(cohort=None)
-        )
-        await connection.execute(
-            sa.update(cohort_events).where(cohort_events.c.cohort == cohort.id).values(payload=b"")
-        )
-        for table in (contributions, partial_sums):
-            await connection.execute(sa.delete(table).where(table.c.cohort == cohort.id))
+            told = await told_in(connection, cohort)
+            charge = await connection.scalar(
+                sa.select(cohorts.c.charge).where(cohorts.c.cohort == cohort)
+            )
+            if charge is not None and not may_have_sent(log):
+                await self._give_back(connection, task, cohort, UNREADABLE, now)
+            elif charge is not None:
+                await self.spend(connection, task, cohort, None)
+                entry = msgspec.structs.replace(
+                    told.entry(task.name, now), fault="service", cause=UNREADABLE
+                )
+                await self._record(connection, task, entry, now, reason=UNREADABLE)
+            await tell_abandoned(connection, self._core.keys.task, told)
+            await _close(connection, task, cohort, UNREADABLE, now)
+        await self._ledger.publish()
 
     async def _give_back(
-        self, connection: AsyncConnection, cohort: Cohort, state: Aborted, now: float
+        self, connection: AsyncConnection, task: Task, cohort: str, reason: str, now: float
     ) -> None:
         """Undo the reservation of a cohort that the service failed before any device sent."""
-        account, charges = await self._account(connection, cohort.task)
+        account, charges = await self._account(connection, task)
         await connection.execute(
             sa.update(tasks)
-            .where(tasks.c.task == cohort.task.name)
-            .values(charges=charges - 1, account=account.cancel(cohort.id).to_json().decode())
+            .where(tasks.c.task == task.name)
+            .values(charges=charges - 1, account=account.cancel(cohort).to_json().decode())
         )
         await connection.execute(
-            sa.update(cohorts).where(cohorts.c.cohort == cohort.id).values(charge=None)
+            sa.update(cohorts).where(cohorts.c.cohort == cohort).values(charge=None)
         )
-        detail = f"cohort {cohort.id}: fault of the service, {state.reason}; nobody had sent"
+        detail = f"cohort {cohort}: fault of the service, {reason}; nobody had sent"
         await self._ledger.append(
-            connection, [policy_record(cohort.task.name, "charge-given-back", int(now), detail)]
+            connection, [policy_record(task.name, "charge-given-back", int(now), detail)]
         )
 
     async def _strike(
@@ -505,6 +525,32 @@ class Releaser:
             survivors=survivors,
             culprits=[culprit.hex()[:16] for culprit in state.culprits],
         )
+
+
+async def _close(
+    connection: AsyncConnection, task: Task, cohort: str, reason: str | None, now: float
+) -> None:
+    """A cohort is over: its task is free, and what its log and sums held is erased."""
+    await connection.execute(
+        sa.update(cohorts)
+        .where(cohorts.c.cohort == cohort)
+        .values(
+            state="released" if reason is None else "aborted",
+            reason=reason,
+            ended_at=now,
+            opener=None,
+        )
+    )
+    await connection.execute(
+        sa.update(tasks)
+        .where(tasks.c.task == task.name, tasks.c.cohort == cohort)
+        .values(cohort=None)
+    )
+    await connection.execute(
+        sa.update(cohort_events).where(cohort_events.c.cohort == cohort).values(payload=b"")
+    )
+    for table in (contributions, partial_sums):
+        await connection.execute(sa.delete(table).where(table.c.cohort == cohort))
 
 
 def facts_of(state: State) -> ReleaseFacts:

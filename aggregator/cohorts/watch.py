@@ -140,13 +140,10 @@ class Watch:
             rows = await connection.execute(sa.select(tasks.c.task, tasks.c.version, tasks.c.state))
             seen = {row.task: (row.version, row.state) for row in rows}
         for cohort, seq in open_now.items():
-            live = self._driver.live.get(cohort)
-            if live is None:
-                await self._driver.take_up(cohort)
-            elif live.cohort.replay.seq < seq:
-                await live.cohort.refresh()
-            else:
-                self._driver.maybe_open(live)
+            try:  # no cohort keeps the others waiting, or the service from starting
+                await self._look_at(cohort, seq)
+            except Exception:
+                _log.exception("poll-failed", cohort=cohort)
         for cohort, live in tuple(self._driver.live.items()):
             if cohort not in open_now and not live.cohort.over:
                 await live.cohort.refresh()
@@ -156,6 +153,16 @@ class Watch:
                 await self._driver.wake_task(task)
         self._seen = seen
         await self._partners.load()
+
+    async def _look_at(self, cohort: str, seq: int) -> None:
+        """``seq``: of the last event that is committed."""
+        live = self._driver.live.get(cohort)
+        if live is None:
+            await self._driver.take_up(cohort)
+        elif live.cohort.replay.seq < seq:
+            await live.cohort.refresh()
+        else:
+            self._driver.maybe_open(live)
 
     async def _exclude_barred(self) -> None:
         """Leave devices that were banned since out of cohorts that have not fixed S."""

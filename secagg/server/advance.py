@@ -66,6 +66,7 @@ def abort(
         reason=reason,
         silent=_silent(state),
         summed=state.survivors if isinstance(state, Opening | Releasing) else (),
+        masking_set=getattr(state, "masking_set", ()),
     )
     rest = frozenset(range(state.facts.size)) - state.gone
     told = deliver(config, state.facts, rest, Abort(state.facts.cohort, reason))

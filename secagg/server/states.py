@@ -212,7 +212,7 @@ class Aborted(_Phase):
     """Terminal: no release.
 
     ``silent``: devices for which the last phase still waited. ``summed``: those whose vectors are
-    in a sum that was refused.
+    in a sum that was refused. ``masking_set``: S; empty if it was never fixed.
     """
 
     phase: ClassVar[str] = "aborted"
@@ -220,6 +220,7 @@ class Aborted(_Phase):
     reason: str
     silent: tuple[int, ...] = ()
     summed: tuple[int, ...] = ()
+    masking_set: tuple[int, ...] = ()
 
 
 State = (

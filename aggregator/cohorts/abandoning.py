@@ -1,0 +1,145 @@
+"""What a cohort's mail tells of it, where its log cannot be replayed.
+
+A newer software may refuse an event that an older one took, with a cohort open at the upgrade. The
+mail is what the devices were told, signed: the roster, and S if it was fixed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from aggregator.cohorts.log import RECEIVED, decode_event
+from aggregator.store.schema import cohorts, mail, sessions
+from dp.records import ReleaseEntry
+from secagg import keys
+from secagg.context import context, roster_digest
+from secagg.errors import RemoteProtocolError
+from secagg.limits import DIGEST_BYTES
+from secagg.messages import Abort, MaskedInput, MaskingSet, Roster, peek, sign
+from secagg.secret import Secret
+from secagg.server import Received
+
+UNREADABLE = "log-unreadable"  # the reason of such an end
+_ROSTER_NUMBER, _MASKING_SET_NUMBER = 1, 3  # in the mail of a device that went on so far
+
+_M = TypeVar("_M", Roster, MaskingSet)
+
+
+@dataclass(frozen=True)
+class Told:
+    """``size``: of the roster. ``last``: session -> number of its last mail."""
+
+    cohort: bytes
+    size: int
+    roster: Roster | None
+    masking_set: tuple[int, ...]
+    last: dict[str, int]
+
+    def ctx(self, task: str) -> bytes:
+        """Zeros without a roster."""
+        roster = self.roster
+        if roster is None:
+            return bytes(DIGEST_BYTES)
+        return context(
+            task=task,
+            cohort=self.cohort,
+            attempt=roster.attempt,
+            manifest_digest=roster.manifest_digest,
+            models=roster.models,
+            roster=roster_digest(roster.entries),
+        )
+
+    def entry(self, task: str, now: float) -> ReleaseEntry:
+        """The record of the charge, of version 1: nobody is listed."""
+        roster = self.roster
+        models = roster.models if roster else ()
+        return ReleaseEntry(
+            release=0,
+            cohort=self.cohort,
+            ctx=self.ctx(task),
+            roster_digest=roster_digest(roster.entries) if roster else bytes(DIGEST_BYTES),
+            cohort_size=self.size,
+            masking_set_size=len(self.masking_set) or self.size,
+            survivors=0,
+            contributors=(),
+            model_digests=tuple(model.digest for model in models),
+            model_versions=tuple(model.version for model in models),
+            sum_digest=b"",
+            new_model_digest=b"",
+            released_at=int(now),
+            outcome="charged",
+        )
+
+
+async def told_in(connection: AsyncConnection, cohort: str) -> Told:
+    """What the devices of an open cohort were told."""
+    size = await connection.scalar(sa.select(cohorts.c.size).where(cohorts.c.cohort == cohort))
+    found = await connection.execute(
+        sa.select(sessions.c.session, sa.func.max(mail.c.number).label("last"))
+        .outerjoin(mail, mail.c.session == sessions.c.session)
+        .where(sessions.c.cohort == cohort)
+        .group_by(sessions.c.session)
+    )
+    last = {row.session: row.last or 0 for row in found}
+    roster: Roster | None = None
+    masking_set: tuple[int, ...] = ()
+    for session in last:  # the first that has what is looked for, as a rule
+        if roster is None:
+            roster = await _message(connection, session, _ROSTER_NUMBER, Roster)
+        if not masking_set:
+            fixed = await _message(connection, session, _MASKING_SET_NUMBER, MaskingSet)
+            masking_set = fixed.members if fixed else ()
+        if roster is not None and masking_set:
+            break
+    return Told(bytes.fromhex(cohort), int(size or 0), roster, masking_set, last)
+
+
+async def _message(
+    connection: AsyncConnection, session: str, number: int, kind: type[_M]
+) -> _M | None:
+    signed = await connection.scalar(
+        sa.select(mail.c.message).where(mail.c.session == session, mail.c.number == number)
+    )
+    if signed is None:
+        return None
+    try:
+        message, _ = peek(signed, kind)
+    except RemoteProtocolError:
+        return None
+    return message
+
+
+def may_have_sent(log: Sequence[tuple[str, bytes]]) -> bool:
+    """Whether some device may have sent a byte of its vector: it announces it before."""
+    for kind, payload in log:
+        if kind != RECEIVED:
+            continue
+        try:
+            event = decode_event(kind, payload)
+            assert isinstance(event, Received)  # noqa: S101  narrows the type
+            peek(event.message, MaskedInput)
+        except Exception as error:
+            if getattr(error, "reason", "") in ("frame-kind", "frame-too-large"):
+                continue  # another kind
+        return True  # or what cannot be read
+    return False
+
+
+async def tell_abandoned(connection: AsyncConnection, task_key: Secret, told: Told) -> None:
+    """Put the end of the cohort into the mail of its devices."""
+    if told.roster is None or not told.last:
+        return
+    abort = Abort(told.cohort, UNREADABLE)
+    signed = sign(abort, told.ctx(told.roster.task), keys.signing_key(task_key))
+    await connection.execute(
+        sa.insert(mail),
+        [
+            {"session": session, "number": number + 1, "message": signed}
+            for session, number in told.last.items()
+        ],
+    )
