@@ -24,7 +24,9 @@ SHORT = DeadlineSpec(report_s=60.0, masked_input_s=1.0)
 
 
 class Zeros:
-    """A contributor in any task of the quadratics; counts its calls."""
+    """A contributor in any task of the quadratics; counts its calls, and adds no noise."""
+
+    adds_local_noise = True
 
     def __init__(self) -> None:
         self.versions: list[int] = []

@@ -90,7 +90,12 @@ def local_spec(algorithm: str = "fedavg", **changes: Any) -> TaskSpec:
 
 
 class Quadratic:
-    """A contributor: K exact gradient steps on the loss of device ``number``."""
+    """A contributor: K exact gradient steps on the loss of device ``number``.
+
+    It says that it adds mode A's noise and adds none, so that a repeated vector would show.
+    """
+
+    adds_local_noise = True
 
     def __init__(self, number: int) -> None:
         self.number = number
