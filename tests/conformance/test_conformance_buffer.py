@@ -19,9 +19,9 @@ DEVICES = len(EXAMPLES)
 RATE = 0.1
 # Versions that the devices began with, by release: each has two behind it, at most four back.
 BEGUN = [(0,) * 6, (0, 0, 1, 1, 1, 1), (2, 0, 1, 0, 1, 2), (3, 3, 3, 3, 0, 0), (4, 1, 1, 4, 3, 3)]
-# Never both devices of a version: what is left of a group is still weighed as it began.
-LOST = {1: {0: Drop.ANNOUNCE}, 2: {3: Drop.UPLOAD, 4: Drop.SHARE}, 3: {5: Drop.UNMASK}}
-GONE = {1: {0}, 2: {3, 4}}  # who confirmed and then fell silent is in the sum
+# Never so many of a version that fewer than two are left behind it: such a sum is not opened.
+LOST = {1: {2: Drop.ANNOUNCE}, 3: {0: Drop.UPLOAD, 1: Drop.SHARE}, 4: {5: Drop.UNMASK}}
+GONE = {1: {2}, 3: {0, 1}}  # who confirmed and then fell silent is in the sum
 
 
 @dataclass(frozen=True)
