@@ -94,6 +94,7 @@ async def task_view(core: Core, task: Task) -> dict[str, Any]:
         clashes = await refusals.clashes_of(connection, task.name, core.clock())
         standing = await standing_of(
             connection,
+            task.name,
             sa.select(sessions.c.session, sessions.c.identity, sessions.c.partner).where(*wait),
         )
         banned = await connection.scalar(

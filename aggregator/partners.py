@@ -11,7 +11,14 @@ from aggregator.core import Core
 from aggregator.ledger import Ledger
 from aggregator.problems import Refusal, conflict, not_found
 from aggregator.store.database import Conflict
-from aggregator.store.schema import partners, revocation_lists, revoked, sessions, tasks
+from aggregator.store.schema import (
+    cohorts,
+    partners,
+    revocation_lists,
+    revoked,
+    sessions,
+    tasks,
+)
 from dp.records import membership_record
 from secagg.api import Revocations
 from secagg.manifest import decode_manifest
@@ -43,17 +50,30 @@ def keys_of(known: Sequence[tuple[str, str]], named: Sequence[str]) -> tuple[byt
 
 
 class Partners:
-    """The partners, with their keys at hand for every request."""
+    """The partners, with their keys at hand for every request.
+
+    ``admitted``: keys that may certify a caller: those of ``keys``, and of removed partners whose
+    devices are in a cohort that is open. These go on to its end, for the others count on them.
+    """
 
     def __init__(self, core: Core, ledger: Ledger) -> None:
         self._core = core
         self._ledger = ledger
         self.keys: frozenset[bytes] = frozenset()
+        self.admitted: frozenset[bytes] = frozenset()
 
     async def load(self) -> None:
         async with self._core.database.read() as connection:
             found = (await connection.execute(sa.select(partners.c.partner_key))).scalars()
-            self.keys = frozenset(bytes.fromhex(key) for key in found)
+            keys = frozenset(bytes.fromhex(key) for key in found)
+            inside = await connection.execute(
+                sa.select(sessions.c.partner)
+                .join(cohorts, cohorts.c.cohort == sessions.c.cohort)
+                .where(cohorts.c.state == "open", sessions.c.partner != "")
+                .distinct()
+            )
+            admitted = keys.union(map(bytes.fromhex, inside.scalars()))
+        self.keys, self.admitted = keys, admitted
 
     async def all(self) -> list[dict[str, object]]:
         async with self._core.database.read() as connection:

@@ -164,10 +164,16 @@ async def strike(
     return len(rows)
 
 
-async def forgive(connection: AsyncConnection, identities: Iterable[bytes]) -> None:
-    """Lighten the strikes of devices that were in a released sum."""
+def _of_task(task: str) -> sa.ColumnElement[bool]:
+    return strikes.c.cohort.in_(sa.select(cohorts.c.cohort).where(cohorts.c.task == task))
+
+
+async def forgive(connection: AsyncConnection, task: str, identities: Iterable[bytes]) -> None:
+    """Lighten the strikes in a task of devices that were in a sum that it released."""
     counted = await connection.execute(
-        sa.select(strikes.c.identity, sa.func.count()).group_by(strikes.c.identity)
+        sa.select(strikes.c.identity, sa.func.count())
+        .where(_of_task(task))
+        .group_by(strikes.c.identity)
     )
     released = {identity.hex() for identity in identities}
     by_count: dict[int, list[str]] = defaultdict(list)
@@ -177,19 +183,19 @@ async def forgive(connection: AsyncConnection, identities: Iterable[bytes]) -> N
     for count, found in by_count.items():
         await connection.execute(
             sa.update(strikes)
-            .where(strikes.c.identity.in_(found))
+            .where(strikes.c.identity.in_(found), _of_task(task))
             .values(weight=strikes.c.weight * forgiven(1.0, count))
         )
 
 
-async def standing_of(connection: AsyncConnection, waiting: sa.Select[Any]) -> Standing:
-    """Strikes of sessions and of their partners. ``waiting``: selects session, identity, partner
-    of the sessions in question."""
+async def standing_of(connection: AsyncConnection, task: str, waiting: sa.Select[Any]) -> Standing:
+    """Strikes of sessions and of their partners, as a task sees them. ``waiting``: selects session,
+    identity, partner of the sessions in question."""
     by_identity: dict[str, list[Strike]] = defaultdict(list)
     by_partner: dict[str, dict[str, Strike]] = defaultdict(dict)
-    rows = await connection.execute(sa.select(strikes))
+    rows = await connection.execute(sa.select(strikes, _of_task(task).label("here")))
     for row in rows:
-        found = Strike(row.cohort, row.struck_at, row.weight)
+        found = Strike(row.cohort, row.struck_at, row.weight, bool(row.here))
         by_identity[row.identity].append(found)
         by_partner[row.partner][row.cohort] = Strike(row.cohort, row.struck_at)
     if not by_identity:

@@ -52,6 +52,8 @@ class Tasks:
         Raises:
             Refusal: 404 ``not-found``.
         """
+        if not name.isprintable():  # no task's; PostgreSQL refuses a query with a NUL
+            raise not_found("task")
         if name not in self._cache:
             async with self._core.database.read() as connection:
                 row = (

@@ -188,6 +188,7 @@ async def try_form(core: Core, task: Task) -> Formed | NotYet:
         present = [ready_of(row) for row in found]
         standing = await standing_of(
             connection,
+            task.name,
             sa.select(sessions.c.session, sessions.c.identity, sessions.c.partner).where(*wait),
         )
     free, again_s = eligible(present, standing, now)

@@ -360,7 +360,7 @@ class Releaser:
         await self._convict(connection, cohort, state, now)
         if ended.reason is None:
             survivors = [state.facts.identity(index) for index in survivors_of(state)]
-            await standing.forgive(connection, survivors)
+            await standing.forgive(connection, cohort.task.name, survivors)
         await _close(connection, cohort.task, cohort.id, ended.reason, now)
 
     async def abandon(self, task: Task, cohort: str, log: Sequence[tuple[str, bytes]]) -> None:

