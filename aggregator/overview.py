@@ -84,7 +84,7 @@ async def task_view(core: Core, task: Task) -> dict[str, Any]:
             sa.select(
                 sessions.c.session,
                 sessions.c.model_version,
-                sessions.c.received_at,
+                sessions.c.waiting_since,
                 sessions.c.identity,
                 sessions.c.partner,
                 sessions.c.trusted,

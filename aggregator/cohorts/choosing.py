@@ -32,7 +32,8 @@ Clash = tuple[str, str]  # (who objects, to whom), identities or ANYBODY
 
 @dataclass(frozen=True)
 class Ready:
-    """A device that waits. ``received_at``: Unix seconds.
+    """A device that waits. ``received_at``: when it began to, Unix seconds; a newer advert keeps
+    the place of the one that it replaces.
 
     ``identity``: of the device. ``partner``: whose it is. ``trusted``: partners whose devices it
     accepts beside it, its own among them (empty: its own alone).

@@ -119,13 +119,15 @@ async def _insert(
                 found=advert.model_version,
                 remedy="Check in again and train from the current version.",
             )
-        await connection.execute(
-            sa.delete(sessions).where(
-                sessions.c.task == task.name,
-                sessions.c.identity == identity.hex(),
-                sessions.c.cohort.is_(None),
-            )
+        waiting = (
+            sessions.c.task == task.name,
+            sessions.c.identity == identity.hex(),
+            sessions.c.cohort.is_(None),
         )
+        since = await connection.scalar(
+            sa.select(sa.func.min(sessions.c.waiting_since)).where(*waiting)
+        )
+        await connection.execute(sa.delete(sessions).where(*waiting))
         await connection.execute(
             sa.insert(sessions).values(
                 session=session,
@@ -135,6 +137,7 @@ async def _insert(
                 model_version=advert.model_version,
                 expires_at=min(advert.expires_at, advert.certificate.not_after),
                 received_at=now,
+                waiting_since=now if since is None else since,
                 partner=advert.certificate.partner_key.hex(),
                 trusted=" ".join(sorted(key.hex() for key in advert.trusted)),
             )
@@ -178,14 +181,16 @@ async def try_form(core: Core, task: Task) -> Formed | NotYet:
                 sessions.c.session,
                 sessions.c.model_version,
                 sessions.c.received_at,
+                sessions.c.waiting_since,
                 sessions.c.identity,
                 sessions.c.partner,
                 sessions.c.trusted,
             )
             .where(*wait)
-            .order_by(sessions.c.received_at, sessions.c.session)
+            .order_by(sessions.c.waiting_since, sessions.c.session)
         )
-        present = [ready_of(row) for row in found]
+        rows = found.all()
+        present = [ready_of(row) for row in rows]
         standing = await standing_of(
             connection,
             task.name,
@@ -202,7 +207,8 @@ async def try_form(core: Core, task: Task) -> Formed | NotYet:
         return NotYet(None)
     doubtful = any(is_struck(standing.strikes.get(w.session, ()), now) for w in waiting)
     if len(waiting) < rules.size_max or doubtful:  # better ones may yet report in
-        arrived = min(ready.received_at for ready in waiting)
+        chosen = {ready.session for ready in waiting}
+        arrived = min(row.received_at for row in rows if row.session in chosen)
         due = max(arrived, past[1] or 0.0) + task.manifest.deadlines.report_s
         if now < due:
             return NotYet(due)
@@ -233,7 +239,7 @@ def ready_of(row: Any) -> Ready:
         session=row.session,
         advert=b"",
         version=row.model_version,
-        received_at=row.received_at,
+        received_at=row.waiting_since,
         identity=row.identity,
         partner=row.partner,
         trusted=frozenset(row.trusted.split()),

@@ -63,6 +63,8 @@ sessions = sa.Table(
     sa.Column("partner", _Hex, nullable=False, server_default=""),  # empty: not known
     # Partners whose devices it accepts, hex between spaces; empty: its own partner's alone.
     sa.Column("trusted", sa.Text, nullable=False, server_default=""),
+    # Of the first of the adverts that replaced each other before a cohort took one.
+    sa.Column("waiting_since", sa.Float(53), nullable=False, server_default="0"),
     sa.Index("sessions_waiting", "task", "cohort", "identity"),
 )
 

@@ -6,12 +6,14 @@ import asyncio
 import os
 from pathlib import Path
 
+import aiohttp
 from nacl.signing import SigningKey
 
-from aggregator.store.schema import strikes
-from dp.contracts import DeadlineSpec
+from aggregator.cohorts.formation import NotYet, try_form
+from aggregator.store.schema import sessions, strikes
+from dp.contracts import CohortSpec, DeadlineSpec
 from secagg.secret import Secret
-from tests.http.test_bans import Spoiler, rows
+from tests.http.test_bans import Spoiler, again, rows
 from tests.service_kit import PARTNER, Device, Served, finished, one_hot, run, served, spec
 
 
@@ -32,8 +34,8 @@ async def test_a_spoiler_in_many_tasks_at_once_holds_nobody_back(tmp_path: Path)
             await server.set_up(spec(task=name, deadlines=deadlines))
         await asyncio.gather(*(run(fleet(server, name, Spoiler, 3)) for name in names))
         assert len(await rows(server, strikes)) == 12
-        again = (device.run() for device in fleet(server, "one", Device, 4))
-        assert finished(await asyncio.wait_for(asyncio.gather(*again), 20.0)) == 4
+        honest = (device.run() for device in fleet(server, "one", Device, 4))
+        assert finished(await asyncio.wait_for(asyncio.gather(*honest), 20.0)) == 4
         weights = sorted(row.weight for row in await rows(server, strikes))
         assert weights == [0.5] * 3 + [1.0] * 9  # a release forgives in its task
 
@@ -66,3 +68,60 @@ async def test_a_cohort_goes_on_with_the_devices_of_a_partner_that_was_removed_m
         await server.service.partners.load()
         assert server.service.partners.admitted == server.service.partners.keys != {key}
         assert key not in server.service.partners.admitted  # the cohort has ended
+
+
+async def test_a_device_that_reports_in_anew_while_it_waits_keeps_its_place(
+    tmp_path: Path,
+) -> None:
+    """Else whoever is passed over would have to train anew after each release, and start last:
+    for ever, where others are always before it."""
+    async with served(tmp_path, spec()) as server:
+        device, other = Device(server, 0, one_hot(0)), Device(server, 1, one_hot(1))
+
+        async def waiting() -> dict[str, tuple[float, float]]:
+            found = await rows(server, sessions)
+            return {row.identity: (row.waiting_since, row.received_at) for row in found}
+
+        async def report(which: Device) -> None:
+            async with aiohttp.ClientSession() as which.http:
+                await which.report_in()
+
+        await report(device)
+        ((began, received),) = (await waiting()).values()
+        assert began == received
+        server.ahead_s += 30.0
+        await report(other)
+        server.ahead_s += 30.0
+        await report(device)
+        found = await waiting()
+        assert len(found) == 2
+        first = min(found.values())
+        assert first[0] == began  # before the other
+        assert first[1] >= began + 60.0  # a cohort waits for others from its present advert on
+        fleet = [Device(server, n, one_hot(n)) for n in (2, 3)]
+        both = [device, other]
+        ends = [asyncio.create_task(d.run()) for d in (*fleet, *(again(d) for d in both))]
+        assert finished(await asyncio.wait_for(asyncio.gather(*ends), 20.0)) == 4
+        await report(again(device))
+        (later,) = [row.waiting_since for row in await rows(server, sessions) if row.cohort is None]
+        assert later >= began + 60.0  # a cohort took it, so it begins anew
+
+
+async def test_a_cohort_is_due_by_its_devices_present_adverts(tmp_path: Path) -> None:
+    """A device that kept its place does not cut short the time that others have to report in."""
+    cohort = CohortSpec(size_min=3, size_max=4, survivors_min=3, corrupt_max=0)
+    async with served(tmp_path, spec(cohort=cohort)) as server:
+        early = Device(server, 0, one_hot(0))
+        async with aiohttp.ClientSession() as early.http:
+            await early.report_in()
+            server.ahead_s += 61.0  # longer than a cohort waits for more devices
+            await early.report_in()
+        fleet = [Device(server, n, one_hot(n)) for n in (1, 2)]
+        for device in fleet:
+            async with aiohttp.ClientSession() as device.http:
+                await device.report_in()
+        task = await server.service.tasks.get("statistics")
+        found = await try_form(server.service.core, task)
+        assert isinstance(found, NotYet)
+        assert found.again_s is not None
+        assert found.again_s > server.clock() + 50.0
