@@ -30,6 +30,7 @@ from client_sdk.http import TransportSettings
 from client_sdk.journal import Journal, Lock
 from client_sdk.keystore import StorageKey, open_storage_key
 from client_sdk.ledger import LedgerWatch
+from client_sdk.owner import own_journal
 from client_sdk.participant import Outcome, Participant, note_given
 from client_sdk.policy import PrivacyPolicy
 from client_sdk.recovery import (
@@ -173,6 +174,7 @@ class Client:
         """``clock`` is Unix seconds on this device, ``steady`` seconds that nobody sets."""
         self.policy = policy
         self._bundle = bundle
+        self._identity_key = bundle.certificate.identity_key
         self._folder = state_dir
         self._key = key
         self._on_event = on_event
@@ -241,7 +243,7 @@ class Client:
         Raises:
             StateError: ``state-in-use``.
         """
-        return StateFolder(self._folder, self._key).reset_session()
+        return StateFolder(self._folder, self._key, self._identity_key).reset_session()
 
     def quarantined(self) -> tuple[Quarantined, ...]:
         """Tasks that this device refuses, since the ledger contradicted it.
@@ -249,7 +251,7 @@ class Client:
         Raises:
             StateError: ``state-in-use``, ``state-damaged``.
         """
-        return StateFolder(self._folder, self._key).quarantined()
+        return StateFolder(self._folder, self._key, self._identity_key).quarantined()
 
     def release_quarantine(self, task: str) -> tuple[Quarantined, ...]:
         """Take part in a task again; the entries that were lifted. The evidence files stay.
@@ -257,7 +259,7 @@ class Client:
         Raises:
             StateError: ``state-in-use``, ``state-damaged``.
         """
-        return StateFolder(self._folder, self._key).release_quarantine(task)
+        return StateFolder(self._folder, self._key, self._identity_key).release_quarantine(task)
 
     def run(self, contributor: Contributor, *, task: str, rounds: int | None = None) -> RunResult:
         """Take part until ``rounds`` releases hold this device's contribution, or the task ends.
@@ -275,7 +277,7 @@ class Client:
             ClockError: this device's clock is wrong by more than 90 minutes, or the aggregator's
                 went back. The journal keeps what is pending.
             ContributionError: the contributor failed three times where no noise hides failures.
-            StateError: the state folder is in use or damaged.
+            StateError: the state folder is in use, damaged, or another device's.
         """
         return asyncio.run(self.run_async(contributor, task=task, rounds=rounds))
 
@@ -331,7 +333,7 @@ class Client:
             return RunResult()
         tally = _Tally()
         with Lock(self._folder):
-            journal = Journal(self._folder, self._key)
+            journal = own_journal(self._folder, self._key, self._identity_key)
             account = _whole_account(journal, self.policy.max_delta)
             now = ServerTime(journal, self._clock, self._steady)
             async with self._connect(now) as transport:
@@ -360,7 +362,7 @@ class Client:
     async def recover_account_async(self, leaves_max: int = LEAVES_MAX) -> Recovered:
         """As :meth:`recover_account`, inside an event loop."""
         with Lock(self._folder):
-            journal = Journal(self._folder, self._key)
+            journal = own_journal(self._folder, self._key, self._identity_key)
             account = _whole_account(journal, self.policy.max_delta)
             now = ServerTime(journal, self._clock, self._steady)
             async with self._connect(now) as transport:
@@ -382,8 +384,7 @@ class Client:
             plan_second_look(device.journal, 0.0)
 
     async def _recover(self, device: Device, leaves_max: int) -> Recovered:
-        identity_key = self._bundle.certificate.identity_key
-        recovered = await recover(device.ledger, device.account, identity_key, leaves_max)
+        recovered = await recover(device.ledger, device.account, self._identity_key, leaves_max)
         for task, charges in recovered.charges.items():
             await device.emit("recovered", task, charges=charges)
         return recovered
@@ -392,7 +393,7 @@ class Client:
         self, contributor: Contributor, task: str, rounds: int | None, deliver: _Deliver
     ) -> RunResult:
         with Lock(self._folder):
-            journal = Journal(self._folder, self._key)
+            journal = own_journal(self._folder, self._key, self._identity_key)
             account = _whole_account(journal, self.policy.max_delta)
             now = ServerTime(journal, self._clock, self._steady)
             async with self._connect(now) as transport:

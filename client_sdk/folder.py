@@ -15,6 +15,7 @@ from client_sdk.errors import StateError
 from client_sdk.evidence import Quarantine, Quarantined
 from client_sdk.journal import Journal, Lock
 from client_sdk.keystore import StorageKey, open_storage_key
+from client_sdk.owner import own_journal
 from secagg.client import restore
 from secagg.errors import SecaggError
 
@@ -39,9 +40,11 @@ class Pending:
 class StateFolder:
     """One device's state folder, while no client runs on it."""
 
-    def __init__(self, folder: Path, key: StorageKey) -> None:
+    def __init__(self, folder: Path, key: StorageKey, owner: bytes | None = None) -> None:
+        """``owner``: identity key of the device whose folder it must be; None: of any."""
         self.folder = folder
         self._key = key
+        self._owner = owner
 
     @classmethod
     def open(cls, folder: Path, passphrase: str | None = None) -> StateFolder:
@@ -69,7 +72,7 @@ class StateFolder:
             if not Journal.has_session(self.folder):
                 return None
             with contextlib.suppress(SecaggError):
-                record = Journal(self.folder, self._key).load_session()
+                record = self._journal().load_session()
                 if record is not None:
                     return Pending(
                         restore(record.state).phase,
@@ -86,11 +89,11 @@ class StateFolder:
         It need not be readable. Its cohort goes on without this device; charges stay.
 
         Raises:
-            StateError: ``state-in-use``.
+            StateError: ``state-in-use``; ``state-of-another-device``, for an owner.
         """
         with Lock(self.folder):
             pending = Journal.has_session(self.folder)
-            Journal(self.folder, self._key).end_session()
+            self._journal().end_session()
             return pending
 
     def quarantined(self) -> tuple[Quarantined, ...]:
@@ -100,7 +103,7 @@ class StateFolder:
             StateError: ``state-in-use``, ``state-damaged``.
         """
         with Lock(self.folder):
-            return Quarantine(Journal(self.folder, self._key)).entries
+            return Quarantine(self._journal()).entries
 
     def release_quarantine(self, task: str) -> tuple[Quarantined, ...]:
         """Admit a task again; the entries that were lifted. The evidence files stay.
@@ -109,4 +112,9 @@ class StateFolder:
             StateError: ``state-in-use``, ``state-damaged``.
         """
         with Lock(self.folder):
-            return Quarantine(Journal(self.folder, self._key)).release(task)
+            return Quarantine(self._journal()).release(task)
+
+    def _journal(self) -> Journal:
+        if self._owner is None:
+            return Journal(self.folder, self._key)
+        return own_journal(self.folder, self._key, self._owner)

@@ -4,6 +4,7 @@ One state folder belongs to one device and one process at a time:
 
 ``storage.key``    the key file (:mod:`client_sdk.keystore`)
 ``lock``           held while a client runs
+``owner``          whose folder it is (:mod:`client_sdk.owner`)
 ``session``        the one unfinished session: machine state, effects not known to be done, cursor
 ``vector``         its masked payload, written before the session names it
 ``contribution``   the values that a contributor computed, so that a restart does not train again

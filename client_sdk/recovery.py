@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from client_sdk.account import DeviceAccount, Found
+from client_sdk.account import DeviceAccount, Found, cost
 from client_sdk.errors import LedgerError
 from client_sdk.journal import Journal
 from client_sdk.ledger import LedgerWatch
@@ -50,6 +50,8 @@ class Recovered:
             ended, that the service failed before anybody had sent, or that it does not show.
         leaves: records of the ledger that were read.
         cohort_max_s: by then a cohort that is open now has taken all its steps, in seconds.
+        epsilons: what each of these tasks has cost by the account, unamplified, at its own delta;
+            None for a task without differential privacy.
     """
 
     charges: Mapping[str, int]
@@ -57,6 +59,7 @@ class Recovered:
     unlisted: tuple[str, ...]
     leaves: int
     cohort_max_s: float
+    epsilons: Mapping[str, float | None]
 
 
 async def recover(
@@ -86,6 +89,10 @@ async def recover(
         unlisted=tuple(ctx for ctx in account.cohorts() if ctx not in shown),
         leaves=leaves,
         cohort_max_s=walk.cohort_max_s,
+        epsilons={
+            charge.manifest.task: cost(charge.manifest, account.charges(charge.manifest.task))
+            for charge in found
+        },
     )
 
 

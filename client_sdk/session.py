@@ -133,21 +133,12 @@ class Session:
         its driver to end.
 
         Raises:
-            StateError: ``state-damaged`` or ``state-of-another-device``; ``session-unreadable``:
+            StateError: ``state-damaged``; ``session-unreadable``:
                 its manifest does not decode, and the session was ended.
         """
         record = journal.load_session()
         if record is None:
             return None
-        own = bundle.certificate.identity_key
-        if record.identity_key != own:
-            raise StateError(
-                "state-of-another-device",
-                "The state folder holds a session of another device.",
-                expected=own.hex(),
-                found=record.identity_key.hex(),
-                remedy="Give every device a state folder of its own.",
-            )
         try:
             decode_manifest(record.manifest)
         except RemoteProtocolError as error:

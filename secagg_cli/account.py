@@ -40,7 +40,9 @@ def recover(
         client = Client.from_bundle(bundle, state_dir=state)
         found = client.recover_account(leaves_max or LEAVES_MAX)
         for task, charges in found.charges.items():
-            out.say(f"{task}: charged in {charges} cohorts")
+            epsilon = found.epsilons[task]
+            spent = "no differential privacy" if epsilon is None else f"epsilon {epsilon:.4f}"
+            out.say(f"{task}: charged in {charges} cohorts, {spent}")
         out.say(f"{found.added} charges added to the account; {found.leaves} records read.")
         if found.unlisted:
             out.say(
@@ -50,6 +52,7 @@ def recover(
         out.result(
             {
                 "charges": dict(found.charges),
+                "epsilons": dict(found.epsilons),
                 "added": found.added,
                 "unlisted": list(found.unlisted),
                 "records": found.leaves,

@@ -297,6 +297,12 @@ async def test_the_command_recovers_from_the_bundle_alone(tmp_path: Path) -> Non
         assert result.exit_code == 0, result.output
         said = json.loads(result.stdout)
         assert (said["charges"], said["added"], said["records"]) == ({TASK: 1}, 1, 2)
+        assert said["epsilons"] == {TASK: pytest.approx(before["epsilon"])}
+        other = [*command[:4], str(world.folder / "d1"), *command[5:]]
+        refused = await asyncio.to_thread(CliRunner().invoke, app, other)
+        assert refused.exit_code != 0
+        assert "state-of-another-device" in refused.output
+        assert spent(world, "d1") == before  # not one charge was added
         shutil.rmtree(world.folder / "d0")
         shutil.copytree(state, world.folder / "d0")
         assert spent(world, "d0") == before
