@@ -10,6 +10,7 @@ from aiohttp.typedefs import Middleware
 
 from aggregator.logs import get_logger
 from aggregator.metrics import Metrics
+from aggregator.store.database import Conflict
 from secagg.api import Problem
 from secagg.errors import ConfigurationError, RemoteProtocolError, SecaggError
 
@@ -97,6 +98,17 @@ async def _answer(metrics: Metrics, request: web.Request, handler: Handler) -> w
         )
     except ConnectionError:
         raise
+    except Conflict:
+        metrics.refusals.labels("busy").inc()
+        return problem(
+            503,
+            Problem(
+                reason="busy",
+                message="Another request changed the same thing at the same time.",
+                remedy="Send the request again.",
+            ),
+            {"Retry-After": "1"},
+        )
     except Exception:
         _log.exception("failed", route=_route(request))
         return problem(

@@ -189,7 +189,7 @@ async def try_form(core: Core, task: Task) -> Formed | NotYet:
             .where(*wait)
             .order_by(sessions.c.waiting_since, sessions.c.session)
         )
-        rows = found.all()
+        rows = _newest_of_each(found.all())
         present = [ready_of(row) for row in rows]
         standing = await standing_of(
             connection,
@@ -231,6 +231,17 @@ def _first_choice(
         if chosen:
             return chosen
     return ()
+
+
+def _newest_of_each(rows: Sequence[Any]) -> list[Any]:
+    """The rows, in order, with the newest alone of each device: on PostgreSQL adverts that cross
+    each other all stay, and a roster with a device twice can never be closed."""
+    newest: dict[str, Any] = {}
+    for row in rows:
+        kept = newest.setdefault(row.identity, row)
+        if (row.received_at, row.session) > (kept.received_at, kept.session):
+            newest[row.identity] = row
+    return [row for row in rows if newest[row.identity] is row]
 
 
 def ready_of(row: Any) -> Ready:

@@ -18,7 +18,7 @@ import alembic.command
 import alembic.config
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 _BUSY_MS = 30_000  # how long SQLite waits for another process's write
@@ -82,7 +82,8 @@ class Database:
         """One transaction; commits at the end, rolls back on an exception.
 
         Raises:
-            Conflict: a primary key or unique claim was taken by another writer.
+            Conflict: a primary key or unique claim was taken by another writer, or two writers
+                waited for each other.
         """
         try:
             if not self.is_sqlite:
@@ -94,8 +95,10 @@ class Database:
                 connection = await plain.execution_options(sqlite_write=True)
                 async with connection.begin():
                     yield connection
-        except IntegrityError as error:
-            raise Conflict(str(error.orig)) from error
+        except DBAPIError as error:
+            if isinstance(error, IntegrityError) or _is_deadlock(error):
+                raise Conflict(str(error.orig)) from error
+            raise
 
     async def checkpoint(self) -> None:
         """On SQLite, move the write-ahead log into the file and cut it (erased rows leave it).
@@ -178,6 +181,10 @@ def _upgrade(connection: sa.Connection) -> None:
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     config.attributes["connection"] = connection
     alembic.command.upgrade(config, "head")
+
+
+def _is_deadlock(error: DBAPIError) -> bool:
+    return getattr(error.orig, "sqlstate", None) == "40P01"  # of PostgreSQL
 
 
 async def expect_one(connection: AsyncConnection, statement: sa.Update | sa.Delete) -> None:

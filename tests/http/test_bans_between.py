@@ -7,14 +7,17 @@ import os
 from pathlib import Path
 
 import aiohttp
+import pytest
 from nacl.signing import SigningKey
 
+from aggregator import standing
 from aggregator.cohorts.formation import NotYet, try_form
+from aggregator.store.database import Conflict
 from aggregator.store.schema import sessions, strikes
 from dp.contracts import CohortSpec, DeadlineSpec
 from secagg.secret import Secret
 from tests.http.test_bans import Spoiler, again, rows
-from tests.service_kit import PARTNER, Device, Served, finished, one_hot, run, served, spec
+from tests.service_kit import PARTNER, Device, Served, devices, finished, one_hot, run, served, spec
 
 
 async def test_a_spoiler_in_many_tasks_at_once_holds_nobody_back(tmp_path: Path) -> None:
@@ -125,3 +128,34 @@ async def test_a_cohort_is_due_by_its_devices_present_adverts(tmp_path: Path) ->
         assert isinstance(found, NotYet)
         assert found.again_s is not None
         assert found.again_s > server.clock() + 50.0
+
+
+async def test_two_adverts_of_one_device_that_crossed_stop_no_task(tmp_path: Path) -> None:
+    """On PostgreSQL both stay. A roster holds a device once; it is the newer advert that counts."""
+    async with served(tmp_path, spec()) as server:
+        twice = Device(server, 0, one_hot(0))
+        async with aiohttp.ClientSession() as twice.http:
+            await twice.report_in()
+        (first,) = await rows(server, sessions)
+        newer = again(twice)
+        running = [asyncio.create_task(newer.run())]
+        await server.until(lambda view: view["waiting"] == 1 and newer.session != "")
+        async with server.service.core.database.write() as connection:
+            await connection.execute(sessions.insert().values(**first._mapping))
+        assert len(await rows(server, sessions)) == 2
+        running += [asyncio.create_task(d.run()) for d in devices(server, 4)[1:]]
+        assert finished(await asyncio.wait_for(asyncio.gather(*running), 20.0)) == 4
+
+
+async def test_a_request_that_lost_a_race_is_sent_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is no failure of the service: an advert whose repeat crossed it, two bans at once."""
+
+    async def first(*_: object) -> None:
+        raise Conflict("another writer was first")
+
+    async with served(tmp_path, spec()) as server:
+        monkeypatch.setattr(standing, "insert_ban", first)
+        status, problem = await server.operator("POST", f"/devices/{'ab' * 32}/ban", {})
+        assert (status, problem["reason"]) == (503, "busy")

@@ -19,6 +19,8 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from aggregator.cohorts import driver
+from aggregator.store.database import Conflict
+from aggregator.store.schema import tasks
 from secagg.messages import Advert, peek, sign
 from secagg.revocation import sign_revocations
 from tests.faults.test_service_upgrade import first_version, goes_on, migrated
@@ -232,3 +234,39 @@ async def test_a_service_goes_on_with_the_data_of_the_first_version(tmp_path, ur
     (folder / "secagg.db").unlink()
     async with served(folder, database_url=url) as server:
         await goes_on(server)
+
+
+async def test_writers_that_wait_for_each_other_are_in_conflict(tmp_path, url):
+    """One of them is tried again, as if the other had been first; it is no failure."""
+    async with served(tmp_path, spec(), database_url=url) as server:
+        database = server.service.core.database
+        await server.set_up(spec(task="other"))
+        first_steps = asyncio.Barrier(2)
+
+        async def touch(*names):
+            async with database.write() as connection:
+                for name in names:
+                    await connection.execute(
+                        sa.update(tasks).where(tasks.c.task == name).values(charges=tasks.c.charges)
+                    )
+                    if name == names[0]:
+                        await first_steps.wait()
+
+        names = ("statistics", "other")
+        ends = await asyncio.gather(touch(*names), touch(*names[::-1]), return_exceptions=True)
+        assert [type(end) for end in ends if end is not None] == [Conflict]
+
+
+async def test_adverts_of_one_device_that_cross_form_a_cohort(tmp_path, url):
+    async with served(tmp_path, spec(), database_url=url) as server:
+        device = Device(server, 0, one_hot(0))
+        crossing = [
+            Device(server, 0, one_hot(0), seed=device.seed, stop_before="advert") for _ in range(8)
+        ]
+        await asyncio.gather(*(d.run() for d in crossing))
+        async with aiohttp.ClientSession() as device.http:
+            sent = (device.request("POST", "/v1/adverts", data=d.advert) for d in crossing)
+            assert {status for status, _ in await asyncio.gather(*sent)} <= {200, 503}
+        fleet = devices(server, 4)[1:]
+        fleet.append(Device(server, 0, one_hot(0), seed=device.seed))
+        assert finished(await asyncio.wait_for(asyncio.gather(*(d.run() for d in fleet)), 20)) == 4
