@@ -130,15 +130,13 @@ class DeviceAccount:
             BudgetError: the task has charged all the releases that it may make.
         """
         before = self._record
-        record, account = before, before.account.spend(ctx.hex(), manifest)
-        if account is not before.account:
-            record = msgspec.structs.replace(
-                before,
-                account=account,
-                deltas={**before.deltas, manifest.task: manifest.budget.delta},
-                last_cohort=ctx.hex(),
-                last_contribution=contribution,
-            )
+        record = msgspec.structs.replace(
+            before,
+            account=before.account.spend(ctx.hex(), manifest),
+            deltas={**before.deltas, manifest.task: manifest.budget.delta},
+            last_cohort=ctx.hex(),  # also of a charge that the ledger was the first to show
+            last_contribution=contribution,
+        )
         if manifest.noise is None and model_digest:
             given = {**record.given, model_digest.hex(): ctx.hex()}
             record = msgspec.structs.replace(record, given=given)

@@ -24,9 +24,9 @@ from client_sdk.errors import (
     TransportError,
 )
 from client_sdk.events import Event, OnEvent
-from client_sdk.evidence import Quarantine, Quarantined
+from client_sdk.evidence import Quarantine, Quarantined, keep_evidence
 from client_sdk.folder import StateFolder
-from client_sdk.http import TransportSettings
+from client_sdk.http import TransportSettings, is_transient
 from client_sdk.journal import Journal, Lock
 from client_sdk.keystore import StorageKey, open_storage_key
 from client_sdk.ledger import LedgerWatch
@@ -42,6 +42,7 @@ from client_sdk.recovery import (
 )
 from client_sdk.server_time import ServerTime, steady_clock
 from client_sdk.session import Session
+from client_sdk.threads import finish_in_thread
 from client_sdk.training import Training, version_of
 from client_sdk.transport import Transport
 from secagg.access import issue_access_token
@@ -338,7 +339,8 @@ class Client:
             now = ServerTime(journal, self._clock, self._steady)
             async with self._connect(now) as transport:
                 device = self._device(journal, account, transport, now, self._deliver)
-                await self._recover_once(device)
+                if account.is_new:
+                    await self._recover(device, LEAVES_MAX)
                 outcome = await self._finish_pending(device)
             if outcome is None:
                 return RunResult()
@@ -369,22 +371,33 @@ class Client:
                 device = self._device(journal, account, transport, now, self._deliver)
                 return await self._recover(device, leaves_max)
 
-    async def _recover_once(self, device: Device) -> None:
+    async def _recover_new(self, device: Device, task: str) -> None:
         """Where there is no account: the state folder is new, or what was in it is lost.
 
-        And once more when a cohort that was open then has ended.
+        By the aggregator's time: the second look is planned by it.
         """
-        now_s = device.time.now()
         if device.account.is_new:
-            cohort_s = (await self._recover(device, LEAVES_MAX)).cohort_max_s
-            due_s = now_s + cohort_s + self._settings.opening_s
-            plan_second_look(device.journal, due_s if cohort_s else 0.0)
-        elif second_look_due(device.journal, now_s):
+            try:
+                await _hear_time(device, task)
+            except TransportError as error:
+                if error.status is None or is_transient(error):
+                    raise
             await self._recover(device, LEAVES_MAX)
-            plan_second_look(device.journal, 0.0)
 
     async def _recover(self, device: Device, leaves_max: int) -> Recovered:
+        """Look through the ledger, and plan or do the second look.
+
+        A contribution beside no account goes: only the account knew whether it had served.
+        """
+        journal, is_new, now_s = device.journal, device.account.is_new, device.time.now()
+        if is_new:
+            journal.drop_contribution()
+            plan_second_look(journal, now_s + self.policy.max_hold_s)  # until it is known better
         recovered = await recover(device.ledger, device.account, self._identity_key, leaves_max)
+        if is_new and recovered.cohort_max_s:
+            plan_second_look(journal, now_s + recovered.cohort_max_s + self._settings.opening_s)
+        elif is_new or second_look_due(journal, now_s):
+            plan_second_look(journal, 0.0)
         for task, charges in recovered.charges.items():
             await device.emit("recovered", task, charges=charges)
         return recovered
@@ -398,7 +411,7 @@ class Client:
             now = ServerTime(journal, self._clock, self._steady)
             async with self._connect(now) as transport:
                 device = self._device(journal, account, transport, now, deliver)
-                await self._recover_once(device)
+                await self._recover_new(device, task)
                 tally = await self._rounds(device, contributor, task, rounds)
             return tally.result(account.epsilon(task))
 
@@ -424,8 +437,10 @@ class Client:
                 forget_models(device.journal.models)
                 await device.emit("finished", task)
                 break
-            await self._recover_once(device)
+            device.time.hear(offer.now)
             try:
+                if second_look_due(device.journal, device.time.now()):
+                    await self._recover(device, LEAVES_MAX)
                 checkin = await check_in(device, task, offer)
                 if device.gave(checkin.manifest, offer.model.digest) is not None:
                     await device.emit(
@@ -439,7 +454,7 @@ class Client:
                 await device.emit("refused", task, reason=refusal.reason, message=str(refusal))
                 break
             except LedgerError as error:
-                await device.emit("aborted", task, reason=error.reason, message=str(error))
+                await _tell_fault(device, task, error)
                 raise
             except ContributionError as error:
                 failures += 1
@@ -481,10 +496,15 @@ class Client:
         if session is None:
             return None
         note_given(device.account, session)
-        await _hear_time(device, session.record.task)
+        participant = Participant(device, session)
+        try:
+            await _hear_time(device, session.record.task)
+        except TransportError as error:
+            if error.status is None or (is_transient(error) and not participant.is_over()):
+                raise  # else: of a task that is not offered, the mailbox says what became
         phase = session.state.phase
         await device.emit("resumed", session.record.task, session.id, phase=phase)
-        return await Participant(device, session).run()
+        return await participant.run()
 
     def _connect(self, now: ServerTime) -> Transport:
         bundle = self._bundle
@@ -530,15 +550,21 @@ class Client:
             self._on_event(event)
 
 
+async def _tell_fault(device: Device, task: str, error: LedgerError) -> None:
+    """Say that the ledger is at fault outside of a session, and keep what it showed."""
+    kept: dict[str, object] = {}
+    if error.evidence:
+        verifier, now_s = device.ledger.verifier, device.time.now()
+        path = await finish_in_thread(keep_evidence, device.journal, error, None, verifier, now_s)
+        kept["evidence"] = str(path)
+    await device.emit("aborted", task, reason=error.reason, message=str(error), **kept)
+
+
 async def _hear_time(device: Device, task: str) -> None:
-    """For a session that goes on in another process: the steady clock that it began by is gone.
+    """Where no word of the aggregator's was heard: the steady clock of an earlier one is gone.
 
     Raises:
         ClockError: as :meth:`client_sdk.server_time.ServerTime.hear`.
-        TransportError: the aggregator is out of reach.
+        TransportError: the aggregator is out of reach, or does not offer the task.
     """
-    try:
-        device.time.hear((await device.transport.offer(task, None, 0.0)).now)
-    except TransportError as error:
-        if error.status != 404:  # of an aggregator without the task, the mailbox says what became
-            raise
+    device.time.hear((await device.transport.offer(task, None, 0.0)).now)

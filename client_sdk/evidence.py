@@ -9,6 +9,7 @@ goes on: other tasks, the privacy account, the remembered checkpoint.
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -88,13 +89,35 @@ class Quarantine:
 
 
 def keep_evidence(
-    journal: Journal, error: LedgerError, session: SessionRecord, ledger: str, now_s: float
+    journal: Journal, error: LedgerError, session: SessionRecord | None, ledger: str, now_s: float
 ) -> Path:
     """Write what the ledger showed, and what this session knows, as JSON (mode 0600).
 
-    Nothing in it is secret. Writing it again replaces the same file.
+    Nothing in it is secret. Writing it again for a session replaces the same file; outside of one
+    (at check-in) the first of each reason stays, so that a ledger cannot push it out.
     """
-    known = {
+    if session is None:
+        name = f"evidence-{error.reason}-{hashlib.sha256(ledger.encode()).hexdigest()[:16]}.json"
+        if journal.path(name).exists():
+            return journal.path(name)
+    else:
+        name = f"evidence-{session.ctx.hex() or session.session}.json"
+    known = {} if session is None else _known(session)
+    content = {
+        "reason": error.reason,
+        "message": error.message,
+        "expected": error.expected,
+        "found": error.found,
+        "ledger": ledger,
+        "at": now_s,
+        "known": known,
+        **error.evidence,
+    }
+    return journal.save_open(name, json.dumps(_shown(content), indent=1).encode())
+
+
+def _known(session: SessionRecord) -> dict[str, object]:
+    return {
         "task": session.task,
         "session": session.session,
         "ctx": session.ctx,
@@ -107,18 +130,6 @@ def keep_evidence(
         "model_version": session.model_version,
         "model_digest": session.model_digest,
     }
-    content = {
-        "reason": error.reason,
-        "message": error.message,
-        "expected": error.expected,
-        "found": error.found,
-        "ledger": ledger,
-        "at": now_s,
-        "known": known,
-        **error.evidence,
-    }
-    name = f"evidence-{(session.ctx.hex() or session.session)[:16]}.json"
-    return journal.save_open(name, json.dumps(_shown(content), indent=1).encode())
 
 
 def _shown(value: object, key: str = "") -> object:

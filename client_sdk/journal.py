@@ -343,8 +343,7 @@ class Journal:
             raise StateError(
                 "state-damaged",
                 f"The journalled {name} does not parse: {error}.",
-                remedy="Finish sessions with the version that began them; secagg session reset "
-                "ends one and touches nothing else.",
+                remedy=f"Restore {name!r} from a backup of the state folder.",
             ) from error
 
     def _save(self, name: str, record: _Record) -> None:

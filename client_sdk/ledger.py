@@ -19,7 +19,8 @@ from typing import TypeVar
 
 import msgspec
 
-from client_sdk.errors import LedgerError
+from client_sdk.errors import LedgerError, TransportError
+from client_sdk.http import is_transient
 from client_sdk.journal import Journal
 from client_sdk.threads import finish_in_thread
 from client_sdk.transport import Transport
@@ -47,6 +48,8 @@ LEAVES_MAX = 1 << 32
 """Leaves of a log, in all: a century of a release a second."""
 GROWTH_MAX = 1 << 24
 """Leaves by which a log may have grown since this device's last visit: half a year of the same."""
+NESTING_MAX = 8
+"""Levels of lists and objects in a record; records have three."""
 SEARCHED_MAX = 1 << 14
 """Leaves that one search looks through (64 bundles); an offer that names a leaf needs none."""
 
@@ -386,10 +389,16 @@ class LedgerWatch:
         try:
             apart = listed(record)
             path = "" if apart is None else contributors_path(apart)
-            content = await self._transport.ledger(path) if path else None
+            content = await self._get(path) if path else None
             return members_of(record, {path: content}.get)
         except LogError as error:
-            raise LedgerError("contributor-missing", str(error)) from error
+            raise LedgerError(
+                "contributor-missing",
+                f"The list of devices of a release cannot be read: {error}",
+                found=record.get("ctx"),
+                remedy="Ask the operator to serve the ledger's folder 'contributors' again; "
+                "secagg audit verify names every list that is missing.",
+            ) from error
 
     async def _prove(self, leaf_index: int) -> Proven:
         checkpoint = await self._advance(leaf_index + 1)
@@ -412,7 +421,7 @@ class LedgerWatch:
             raise
 
     async def _advance(self, size_min: int) -> Checkpoint:
-        note = await self._transport.ledger("checkpoint")
+        note = await self._get("checkpoint")
         if note is None:
             raise LogError("checkpoint-missing", "The ledger serves no checkpoint.")
         new, old = open_checkpoint(note, self._verifier), self.remembered()
@@ -451,14 +460,28 @@ class LedgerWatch:
         """The checkpoint that was served, beside the one that is remembered."""
         return {"checkpoint": note, "remembered": self._remembered_note()}
 
+    async def _get(self, path: str) -> bytes | None:
+        """A file of the ledger; None if it is not there.
+
+        Raises:
+            LedgerError: ``ledger-unreadable``: what is served there is refused, or too large.
+            TransportError: the aggregator is out of reach.
+        """
+        try:
+            return await self._transport.ledger(path)
+        except TransportError as error:
+            if error.status is None or is_transient(error):
+                raise
+            raise unreadable(error) from error
+
     async def _fetch(self, paths: Iterable[str]) -> dict[str, bytes]:
         """Files of the log; the full form of a tile where its partial form is gone."""
         files = {}
         for path in paths:
-            content = await self._transport.ledger(path)
+            content = await self._get(path)
             if content is None and ".p/" in path:
                 path = path.rpartition(".p/")[0]
-                content = await self._transport.ledger(path)
+                content = await self._get(path)
             if content is not None:
                 files[path] = content
         return files
@@ -504,6 +527,16 @@ def _final(error: LogError) -> LedgerError:
         str(error),
         evidence=error.evidence if isinstance(error, _RolledBack) else None,
         lasting=isinstance(error, _RolledBack),
+    )
+
+
+def unreadable(error: TransportError) -> LedgerError:
+    """The ledger is in reach, and a file of it cannot be had."""
+    return LedgerError(
+        "ledger-unreadable",
+        f"A file of the ledger cannot be had: {error}",
+        found=error.status,
+        remedy="Ask the operator; a proxy may refuse the paths under /ledger.",
     )
 
 
@@ -554,7 +587,27 @@ def demand(proven: Proven, expected: Mapping[str, object]) -> None:
 
 
 def _parse(entry: bytes) -> dict[str, object]:
+    """A record; its lists nest no deeper than what is done with it later can follow."""
     try:
-        return msgspec.json.decode(entry, type=dict[str, object])
+        record = msgspec.json.decode(entry, type=dict[str, object])
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise LedgerError("release-mismatch", "The ledger's record does not parse.") from error
+    level: list[object] = [record]
+    for _ in range(NESTING_MAX):
+        level = [part for value in level for part in _parts(value)]
+    if level:
+        raise LedgerError(
+            "release-mismatch",
+            "The ledger's record nests too deeply.",
+            expected=f"at most {NESTING_MAX} levels",
+        )
+    return record
+
+
+def _parts(value: object) -> Iterable[object]:
+    match value:
+        case dict():
+            return value.values()
+        case list():
+            return value
+    return ()

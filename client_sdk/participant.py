@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -26,6 +27,7 @@ from client_sdk.errors import LedgerError, StateError, TransportError
 from client_sdk.events import EventKind
 from client_sdk.evidence import QUARANTINED_FOR, Quarantine, Quarantined, keep_evidence
 from client_sdk.http import is_transient
+from client_sdk.ledger import unreadable
 from client_sdk.receipts import check_release
 from client_sdk.session import Session
 from client_sdk.staleness import weighed
@@ -47,6 +49,7 @@ from secagg.client import (
 from secagg.errors import RemoteProtocolError, SecaggError
 from secagg.ring import Lanes
 
+_T = TypeVar("_T")
 _BAD_MESSAGES_MAX = 16
 _RELEASE_FACTS = ("cohort_size", "survivors", "epsilon_micro")  # of the ledger's record
 
@@ -163,13 +166,13 @@ class Participant:
                     await transport.post_message(session.id, header)
                     await transport.upload(session.id, payload)
         except TransportError as error:
-            if is_transient(error) or error.status is None:
+            if error.status is None or (is_transient(error) and not self.is_over()):
                 raise
             if isinstance(session.state, Failed):
                 return False
-            if error.status in (401, 403) and not self._is_over():
+            if error.status in (401, 403) and not self.is_over():
                 raise
-            if isinstance(session.state, Advertised) or self._is_over():
+            if isinstance(session.state, Advertised) or self.is_over():
                 await session.cancel(error.reason, error.message)
             else:
                 await self._tell("waiting", reason=error.reason, status=error.status)
@@ -233,11 +236,27 @@ class Participant:
             LedgerError: ``model-not-in-ledger``; or the ledger itself does not verify.
         """
         config = self._session.config
-        await self._device.ledger.verify_models(
-            frozenset(model.digest for model in effect.models),
-            task=config.manifest.task,
-            manifest_digest=config.manifest_digest,
+        await self._from_ledger(
+            self._device.ledger.verify_models(
+                frozenset(model.digest for model in effect.models),
+                task=config.manifest.task,
+                manifest_digest=config.manifest_digest,
+            )
         )
+
+    async def _from_ledger(self, answer: Awaitable[_T]) -> _T:
+        """What the ledger says.
+
+        Raises:
+            LedgerError: also ``ledger-unreadable``, for a server that answers with its own failure
+                beyond the cohort's end: it would do so in every later run too.
+        """
+        try:
+            return await answer
+        except TransportError as error:
+            if error.status is None or not self.is_over():
+                raise
+            raise unreadable(error) from error
 
     def _control(self) -> DeviceControl:
         config = self._session.config
@@ -269,16 +288,18 @@ class Participant:
     async def _finish(self, effect: Finished) -> Outcome:
         record, config = self._session.record, self._session.config
         try:
-            proven = await self._device.ledger.verify_release(
-                effect.leaf_index,
-                task=record.task,
-                release=effect.release,
-                ctx=record.ctx,
-                manifest_digest=config.manifest_digest,
-                identity_key=config.certificate.identity_key,
-                masking_set=record.masking_set,
-                survivors=record.survivors,
-                check=lambda shown: check_release(shown, record, config.manifest),
+            proven = await self._from_ledger(
+                self._device.ledger.verify_release(
+                    effect.leaf_index,
+                    task=record.task,
+                    release=effect.release,
+                    ctx=record.ctx,
+                    manifest_digest=config.manifest_digest,
+                    identity_key=config.certificate.identity_key,
+                    masking_set=record.masking_set,
+                    survivors=record.survivors,
+                    check=lambda shown: check_release(shown, record, config.manifest),
+                )
             )
         except LedgerError as error:
             await self._demand_lasting(error)
@@ -377,7 +398,7 @@ class Participant:
                     await session.cancel(error.reason, error.message)
                 elif error.status in (404, 410):
                     await session.cancel("session-lost", "The server lost this session.")
-                elif error.status in (401, 403) and self._is_over():
+                elif error.status is not None and self.is_over():
                     await session.cancel(error.reason, error.message)
                 else:
                     raise
@@ -439,7 +460,7 @@ class Participant:
             return False
         return True
 
-    def _is_over(self) -> bool:
+    def is_over(self) -> bool:
         """Whether no honest server would still want anything of this session."""
         state, now_s = self._session.state, self._device.time.now()
         return now_s > (state.expires_at if isinstance(state, Advertised) else self._ends_by_s())

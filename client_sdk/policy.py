@@ -325,6 +325,13 @@ class PrivacyPolicy:
                 remedy="Give the task device-level noise, or, if the app accepts that, "
                 "set repeat_without_noise in its policy.",
             )
+        if account.charges(manifest.task) >= manifest.budget.releases_max:
+            raise PolicyRefusal(
+                "own-releases",
+                "This device was charged for all releases that the task may make.",
+                expected=f"fewer than {manifest.budget.releases_max}",
+                found=account.charges(manifest.task),
+            )
         if modes == {"none"}:
             return
         if manifest.budget.delta > self.max_delta:
@@ -336,13 +343,6 @@ class PrivacyPolicy:
             )
         whole = cost(manifest, manifest.budget.releases_max) or 0.0
         after, total = account.after(manifest)
-        if account.charges(manifest.task) >= manifest.budget.releases_max:
-            raise PolicyRefusal(
-                "own-releases",
-                "This device was charged for all releases that the task may make.",
-                expected=f"fewer than {manifest.budget.releases_max}",
-                found=account.charges(manifest.task),
-            )
         for reason, message, limit, found in (
             ("epsilon-too-large", "The whole task may cost too much.", self.max_epsilon, whole),
             ("own-budget", "One more round would overdraw this task.", self.max_epsilon, after),

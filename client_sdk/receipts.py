@@ -70,6 +70,13 @@ def check_release(proven: Proven, session: SessionRecord, manifest: Manifest) ->
             )
     if session.survivors:
         _check_lines(proven, manifest, facts_of(session))
+    if entry.release > manifest.budget.releases_max:
+        raise _mismatch(
+            proven,
+            "The task has made more releases than it may.",
+            f"at most {manifest.budget.releases_max}",
+            entry.release,
+        )
 
 
 def facts_of(session: SessionRecord) -> ReleaseFacts:

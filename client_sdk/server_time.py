@@ -21,7 +21,7 @@ import struct
 import time
 from collections.abc import Callable
 
-from client_sdk.errors import ClockError
+from client_sdk.errors import ClockError, StateError
 from client_sdk.journal import Journal
 
 CLOCK_WRONG_S = 5_400.0  # own clock against the aggregator's: more than a missed summer time
@@ -112,7 +112,13 @@ class ServerTime:
 
 def _read(journal: Journal | None) -> float:
     content = journal.load_blob(_RECORD) if journal is not None else None
-    return _SECONDS.unpack(content)[0] if content is not None else 0.0  # type: ignore[no-any-return]
+    if content is None:
+        return 0.0
+    try:
+        (time_s,) = _SECONDS.unpack(content)
+    except struct.error as error:
+        raise StateError("state-damaged", "The remembered time does not parse.") from error
+    return float(time_s)
 
 
 def _clock_wrong(said_s: float, own_s: float) -> ClockError:

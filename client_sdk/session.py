@@ -36,7 +36,7 @@ from secagg.client import (
     step,
 )
 from secagg.context import advert_digest
-from secagg.errors import LocalProtocolError, RemoteProtocolError
+from secagg.errors import LocalProtocolError, RemoteProtocolError, SecaggError
 from secagg.keys import hpke_seal
 from secagg.manifest import Manifest, decode_manifest, manifest_digest
 from secagg.secret import Secret
@@ -133,21 +133,19 @@ class Session:
         its driver to end.
 
         Raises:
-            StateError: ``state-damaged``; ``session-unreadable``:
-                its manifest does not decode, and the session was ended.
+            StateError: ``session-unreadable``: its record or manifest does not decode, and the
+                session was ended: a later run goes on without it.
         """
-        record = journal.load_session()
+        try:
+            record = journal.load_session()
+        except StateError as error:
+            raise _unreadable(journal, error) from error
         if record is None:
             return None
         try:
             decode_manifest(record.manifest)
         except RemoteProtocolError as error:
-            journal.end_session()
-            raise StateError(
-                "session-unreadable",
-                f"The session's manifest does not decode: {error}. The session was ended.",
-                remedy="Finish sessions with the version that began them.",
-            ) from error
+            raise _unreadable(journal, error) from error
         try:
             resumed = cls(journal, bundle, record, restore(record.state), clock)
             resumed.effects  # noqa: B018  refuses what cannot be performed
@@ -261,3 +259,13 @@ class Session:
         )
         self._journal.save_session(self.record)
         self.state = state
+
+
+def _unreadable(journal: Journal, error: SecaggError) -> StateError:
+    """End a session that nobody can go on with: without its secrets there is none."""
+    journal.end_session()
+    return StateError(
+        "session-unreadable",
+        f"The unfinished session does not decode: {error} It was ended.",
+        remedy="Run again. Finish sessions with the version that began them.",
+    )

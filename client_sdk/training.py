@@ -111,7 +111,10 @@ class Training:
         contribution = journal.load_contribution()
         if contribution is None:
             return None
-        served = self._device.account.served(contribution.name) is not None
+        served = (
+            self._device.account.served(contribution.name) is not None
+            or self._device.gave(checkin.manifest, contribution.model_digest) is not None
+        )
         oldest = checkin.offer.model.version - checkin.manifest.cohort.versions_back
         present = contribution.model_digest == checkin.offer.model.digest
         admitted = oldest <= contribution.model_version < checkin.offer.model.version

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from secagg_cli.output import Format, FormatOption, Output
+from secagg_cli.session import PassphraseOption, read_passphrase
 
 app = typer.Typer(no_args_is_help=True, help="A device's own account of privacy.")
 
@@ -26,6 +27,7 @@ def recover(
     leaves_max: Annotated[
         int | None, typer.Option(help="Read a ledger of at most so many records.", min=1)
     ] = None,
+    passphrase_file: PassphraseOption = None,
     format: FormatOption = Format.text,
 ) -> None:
     """Find all charges of a device in the ledger and add those that its account lacks.
@@ -37,7 +39,8 @@ def recover(
         from client_sdk import Client
         from client_sdk.recovery import LEAVES_MAX
 
-        client = Client.from_bundle(bundle, state_dir=state)
+        passphrase = read_passphrase(passphrase_file)
+        client = Client.from_bundle(bundle, state_dir=state, passphrase=passphrase)
         found = client.recover_account(leaves_max or LEAVES_MAX)
         for task, charges in found.charges.items():
             epsilon = found.epsilons[task]

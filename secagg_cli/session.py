@@ -80,10 +80,14 @@ def release_quarantine(
 def _open(folder: Path, passphrase_file: Path | None) -> StateFolder:
     from client_sdk.folder import StateFolder
 
-    passphrase: str | None = None
-    if passphrase_file is not None:
-        try:
-            passphrase = passphrase_file.read_text("utf-8").rstrip("\r\n")
-        except (OSError, UnicodeDecodeError) as error:
-            raise CommandError("passphrase-unreadable", f"The passphrase: {error}") from error
-    return StateFolder.open(folder, passphrase)
+    return StateFolder.open(folder, read_passphrase(passphrase_file))
+
+
+def read_passphrase(file: Path | None) -> str | None:
+    """What seals a state folder, from a file without its last line's end; None without a file."""
+    if file is None:
+        return None
+    try:
+        return file.read_text("utf-8").rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CommandError("passphrase-unreadable", f"The passphrase: {error}") from error

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from aiohttp import web
 from sdk_world import POLICY, TASK, Killed, OneHot, World, kill_at, plain_spec
@@ -22,12 +23,13 @@ from aggregator.cohorts.log import survivors_of
 from client_sdk import Event
 from client_sdk.account import DeviceAccount
 from client_sdk.enrolment import save_bundle
-from client_sdk.errors import LedgerError
+from client_sdk.errors import ClockError, LedgerError
 from client_sdk.journal import Journal
 from client_sdk.keystore import open_storage_key
 from client_sdk.recovery import Recovered, SecondLook
 from dp.contracts import BudgetSpec, DeadlineSpec, TaskSpec
 from dp.records import identity_digest
+from secagg.api import Offer
 from secagg.context import pseudonym
 from secagg.secret import Secret
 from secagg.server import State
@@ -176,13 +178,79 @@ async def test_a_cohort_that_was_open_at_the_loss_is_found_when_it_has_ended(
         await until(world, "d0", "checked-in")
         assert spent(world, "d0")["charges"] == 0  # no record tells of it yet
         await asyncio.gather(*others)
-        await until(world, "d0", "checked-in")
+        ahead = {"clock": lambda: time.time() + 3_000}  # the device's own clock decides nothing
+        await until(world, "d0", "checked-in", **ahead)
         assert spent(world, "d0")["charges"] == 0
-        later = {"clock": lambda: time.time() + 3_000}  # the steps of an open cohort are over
-        await until(world, "d0", "checked-in", **later)
+        saying(world, 3_000)  # the steps of an open cohort are over
+        await until(world, "d0", "checked-in")
         assert spent(world, "d0") == spent(world, "d1")
         leaves = journal_of(world, "d0").load_record("second-look", SecondLook)
         assert leaves == SecondLook(due_s=0)  # and not again
+
+
+def saying(world: World, off_s: float) -> None:
+    """The server's word about time is off from now on."""
+
+    async def gate(request: web.Request, body: bytes) -> bytes | None:
+        if not request.path.endswith("/offer"):
+            return None
+        offer = msgspec.json.decode(body, type=Offer)
+        return msgspec.json.encode(msgspec.structs.replace(offer, now=offer.now + off_s))
+
+    world.gate = gate
+
+
+def planned(world: World, name: str) -> float:
+    look = journal_of(world, name).load_record("second-look", SecondLook)
+    assert look is not None
+    return look.due_s
+
+
+async def test_a_command_that_recovers_plans_the_second_look_and_does_it(tmp_path: Path) -> None:
+    """A ledger that is too long for a run is read by the command alone, both times."""
+    async with World(tmp_path, noised(TASK)) as world:
+        now = time.time()
+        await recovered(world, "d0")
+        assert now < planned(world, "d0") < now + 3_000
+        await recovered(world, "d0")
+        assert planned(world, "d0") > now  # too early
+        later = world.device("d0", clock=lambda: time.time() + 3_000)
+        await later.recover_account_async()
+        assert planned(world, "d0") == 0
+
+
+async def test_a_new_device_with_a_wrong_clock_is_told_before_it_plans_by_it(
+    tmp_path: Path,
+) -> None:
+    async with World(tmp_path, noised(TASK)) as world:
+        with pytest.raises(ClockError):
+            await until(world, "d0", "checked-in", clock=lambda: time.time() + 1e7)
+        assert not (world.folder / "d0" / "second-look").exists()
+        await until(world, "d0", "checked-in")
+        assert planned(world, "d0") < time.time() + 3_000
+
+
+async def test_a_contribution_does_not_outlive_the_account(tmp_path: Path) -> None:
+    """Only the account knew that it had served a cohort, and the ledger does not say."""
+    async with World(tmp_path, noised(TASK)) as world:
+        others = [
+            asyncio.create_task(world.device(f"d{n}").run_async(OneHot(n), task=TASK, rounds=1))
+            for n in (1, 2, 3)
+        ]
+        with pytest.raises(Killed):
+            await world.device("d0", kill_at("uploading")).run_async(OneHot(0), task=TASK)
+        assert (world.folder / "d0" / "contribution").exists()
+        (world.folder / "d0" / "account").unlink()
+        async with contextlib.aclosing(
+            world.device("d0").participate(OneHot(0), task=TASK)
+        ) as events:
+            async for event in events:
+                if event.kind == "resumed":
+                    break
+        assert not (world.folder / "d0" / "contribution").exists()
+        for other in others:
+            other.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
 
 
 async def test_an_account_that_was_deleted_is_filled_again(tmp_path: Path) -> None:
@@ -306,3 +374,17 @@ async def test_the_command_recovers_from_the_bundle_alone(tmp_path: Path) -> Non
         shutil.rmtree(world.folder / "d0")
         shutil.copytree(state, world.folder / "d0")
         assert spent(world, "d0") == before
+
+
+async def test_the_command_recovers_a_folder_under_a_passphrase(tmp_path: Path) -> None:
+    async with World(tmp_path, noised(TASK)) as world:
+        bundle, state, secret = (tmp_path / name for name in ("d0.json", "again", "secret"))
+        save_bundle(bundle, world.bundle("d0"))
+        secret.write_text("a passphrase\n")
+        key = open_storage_key(state, "a passphrase", operations=1, memory_bytes=1 << 13)
+        command = ["account", "recover", str(bundle), "--state", str(state), "--format", "json"]
+        result = await asyncio.to_thread(
+            CliRunner().invoke, app, [*command, "--passphrase-file", str(secret)]
+        )
+        assert result.exit_code == 0, result.output
+        assert Journal(state, key).load_blob("account") is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -168,7 +169,17 @@ async def test_time_that_passes_in_a_session_is_remembered(tmp_path: Path) -> No
 
     async with World(tmp_path, plain_spec(3, 3)) as world:
         world.app[SERVICE].access._clock = lambda: time.time() + clocks.slept_s
-        others = [asyncio.create_task(take_part(device(world, n, Clocks()), n)) for n in (0, 1)]
+        there = [asyncio.Event(), asyncio.Event()]
+
+        def arriving(n: int) -> Callable[[Event], None]:
+            return lambda event: there[n].set() if event.kind == "reported" else None
+
+        others = [
+            asyncio.create_task(take_part(device(world, n, Clocks(), arriving(n)), n))
+            for n in (0, 1)
+        ]
+        for arrived in there:  # before their tokens have ended
+            await arrived.wait()
         with pytest.raises(Killed):
             await take_part(device(world, 2, clocks, on_event), 2)
         with pytest.raises(ClockError) as caught:  # the aggregator says that no time has passed

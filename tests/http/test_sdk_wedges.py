@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from typer.testing import CliRunner
 
 from aggregator.app import SERVICE
 from aggregator.cohorts import releasing
-from client_sdk import Event, LedgerError, RunResult
+from client_sdk import Event, LedgerError, RunResult, StateError
 from client_sdk.account import DeviceAccount
 from client_sdk.folder import StateFolder
 from client_sdk.journal import Journal
@@ -28,6 +30,8 @@ from client_sdk.session import Session
 from dp import records
 from dp.notes import Checkpoint, sign_checkpoint
 from dp.records import ReleaseEntry
+from secagg import messages
+from secagg.server import machine
 from secagg_cli.main import app
 
 OTHER = "other"
@@ -52,13 +56,13 @@ async def run_all(
 
 
 def lie(monkeypatch: pytest.MonkeyPatch, change: Callable[[ReleaseEntry], dict[str, Any]]) -> Any:
-    honest = releasing._entry
+    honest = releasing.release_record
 
-    def lying(*arguments: Any) -> ReleaseEntry:
-        entry = honest(*arguments)
-        return msgspec.structs.replace(entry, **change(entry))
+    def lying(*arguments: Any) -> bytes:
+        *others, entry = arguments
+        return honest(*others, msgspec.structs.replace(entry, **change(entry)))
 
-    monkeypatch.setattr(releasing, "_entry", lying)
+    monkeypatch.setattr(releasing, "release_record", lying)
     return honest
 
 
@@ -118,7 +122,7 @@ async def test_a_mismatch_ends_the_session_and_quarantines_the_task_alone(
         events: list[Event] = []
         results = await run_all(world, on_event=events.append)
         assert isinstance(results[0], LedgerError)
-        monkeypatch.setattr(releasing, "_entry", honest)
+        monkeypatch.setattr(releasing, "release_record", honest)
 
         folder = tmp_path / "d0"
         (evidence,) = folder.glob("evidence-*.json")
@@ -163,7 +167,7 @@ async def test_a_mismatch_that_another_tasks_run_meets_is_told_and_does_not_stop
         await world.post("/v1/operator/tasks", plain_spec(4, task=OTHER))
         honest = lie(monkeypatch, LIES["masking set"])
         await run_all(world, on_event=kill_at("unmasked"))
-        monkeypatch.setattr(releasing, "_entry", honest)
+        monkeypatch.setattr(releasing, "release_record", honest)
         assert world.device("d0").has_pending()
         results = await run_all(world, task=OTHER)
         assert [len(result.releases) for result in results] == [1] * 4
@@ -198,6 +202,9 @@ async def test_a_bent_ledger_ends_the_session_and_stays_refused(tmp_path: Path, 
             await device.run_async(OneHot(0), task=TASK, rounds=1)
         assert caught.value.reason == kind
         assert device.quarantined() == ()
+        outside = list((tmp_path / "d0").glob(f"evidence-{kind}-*.json"))
+        assert len(outside) == 1  # what a check-in was shown is kept too
+        assert json.loads(outside[0].read_text())["checkpoint"] == served[0].decode()
         served.clear()  # an honest ledger again: nothing was wedged
         others = [
             asyncio.create_task(world.device(f"d{n}").run_async(OneHot(n), task=TASK, rounds=1))
@@ -333,3 +340,134 @@ async def test_what_was_sent_is_journalled_before(tmp_path: Path, kind: str) -> 
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
+
+
+async def test_a_record_that_nests_too_deeply_ends_the_session(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What no function can follow must not stop the one that writes the evidence."""
+    honest = records._canonical
+
+    def nested(record: Any) -> bytes:
+        entry = honest(record)
+        if record["type"] != "release":
+            return entry
+        return entry[:-1] + b',"z":' + b"[" * 700 + b"]" * 700 + b"}"
+
+    monkeypatch.setattr(records, "_canonical", nested)
+    lie(monkeypatch, LIES["masking set"])
+    async with World(tmp_path, plain_spec(4)) as world:
+        results = await run_all(world)
+        assert [getattr(r, "reason", r) for r in results] == ["release-mismatch"] * 4
+        assert not world.device("d0").has_pending()
+        assert list((tmp_path / "d0").glob("evidence-*.json"))
+
+
+async def test_more_releases_than_a_task_may_make_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A receipt and a record that agree on a release beyond the budget."""
+    beyond = 1_000_000
+    honest_record, honest_receipt = records._canonical, messages.Receipt
+
+    def numbered(record: Any) -> bytes:
+        return honest_record(
+            {**record, "release": beyond} if record["type"] == "release" else record
+        )
+
+    monkeypatch.setattr(records, "_canonical", numbered)
+    monkeypatch.setattr(
+        machine, "Receipt", lambda ctx, release, leaf: honest_receipt(ctx, beyond, leaf)
+    )
+    async with World(tmp_path, plain_spec(4)) as world:
+        results = await run_all(world)
+        assert [getattr(r, "reason", r) for r in results] == ["release-mismatch"] * 4
+        assert "more releases than it may" in str(results[0])
+
+
+class Later:
+    """A steady clock that an event moves on."""
+
+    def __init__(self) -> None:
+        self.ahead_s = 0.0
+
+    def __call__(self) -> float:
+        return time.monotonic() + self.ahead_s
+
+    def at_resumed(self, event: Event) -> None:
+        if event.kind == "resumed":
+            self.ahead_s += 3_000.0  # each step of the cohort is over
+
+
+@pytest.mark.parametrize(
+    ("answer", "over"),
+    [
+        (web.Response(status=403), False),
+        (web.Response(body=bytes(20 << 20)), False),
+        (web.Response(status=500), True),
+    ],
+    ids=["refused", "too large", "fails, long after"],
+)
+async def test_a_ledger_that_answers_anything_else_wedges_nobody(
+    tmp_path: Path, answer: web.Response, over: bool
+) -> None:
+    async with World(tmp_path, plain_spec(4)) as world:
+        bent: list[Event] = []
+
+        async def gate(request: web.Request, body: bytes) -> web.Response | None:
+            mine = request.headers.get("User-Agent") == "d0" and "/ledger/tile/" in request.path
+            if not bent or not mine:
+                return None
+            return web.Response(status=answer.status, body=answer.body)
+
+        def bend(event: Event) -> None:
+            if event.kind == "unmasked":
+                bent.append(event)
+
+        world.gate = gate
+        mine = dataclasses.replace(QUICK, user_agent="d0", patience_s=0.2)
+        results = await run_all(world, transport=mine, sleep=at_once, on_event=bend)
+        assert getattr(results[0], "reason", None) in ("ledger-unreadable", "http-500")
+        later = Later()
+        looks = 0
+        while world.device("d0").has_pending():
+            looks += 1
+            assert looks <= 2
+            device = world.device(
+                "d0",
+                later.at_resumed if over else None,
+                transport=mine,
+                sleep=at_once,
+                steady=later,
+            )
+            with contextlib.suppress(LedgerError):
+                assert (await device.resume_async()).aborted == 1
+        assert world.device("d0").quarantined() == ()
+
+
+async def test_a_pending_session_of_a_task_that_is_not_offered_stops_no_other(
+    tmp_path: Path,
+) -> None:
+    """The offer of the first task is refused for good; the second one goes on."""
+    async with World(tmp_path, plain_spec(4)) as world:
+        await world.post("/v1/operator/tasks", plain_spec(4, task=OTHER))
+        await run_all(world, on_event=kill_at("unmasked"))
+        assert world.device("d0").has_pending()
+
+        async def gate(request: web.Request, body: bytes) -> web.Response | None:
+            return web.Response(status=403) if request.path == f"/v1/tasks/{TASK}/offer" else None
+
+        world.gate = gate
+        results = await run_all(world, task=OTHER)
+        assert [len(getattr(result, "releases", ())) for result in results] == [1] * 4
+
+
+async def test_a_session_that_does_not_decode_is_told_once(tmp_path: Path) -> None:
+    async with World(tmp_path, plain_spec(4)) as world:
+        folder = tmp_path / "d0"
+        journal = Journal(folder, open_storage_key(folder))
+        journal.save_blob("session", b"\xc1")
+        with pytest.raises(StateError) as caught:
+            await world.device("d0").resume_async()
+        assert caught.value.reason == "session-unreadable"
+        assert await world.device("d0").resume_async() == RunResult()

@@ -126,3 +126,12 @@ def test_charges_that_were_found_again_say_which_models_were_given(tmp_path: Pat
     ]
     account_in(tmp_path).restore(found)
     assert [account_in(tmp_path).given(model) for model in (M, N)] == [A, None]
+
+
+def test_a_charge_that_the_ledger_showed_first_spends_the_contribution_too(tmp_path: Path) -> None:
+    """The device stood in the masking set, stopped before its debit, and recovered meanwhile."""
+    account = account_in(tmp_path)
+    account.restore([Found(ctx=A, manifest=MANIFEST, models=())])
+    account.debit(MANIFEST, A, "c")
+    assert account_in(tmp_path).served("c") == A
+    assert account_in(tmp_path).charges("stats") == 1

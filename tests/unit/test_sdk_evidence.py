@@ -76,7 +76,7 @@ def test_evidence_is_readable_private_and_holds_what_the_ledger_showed(tmp_path:
     }
     error = LedgerError("release-mismatch", "No.", expected={"a": {1}}, found=7, evidence=shown)
     path = keep_evidence(journal_in(tmp_path), error, session(), LEDGER, 12.5)
-    assert path.name == f"evidence-{(b'x' * 8).hex()}.json"
+    assert path.name == f"evidence-{(b'x' * 32).hex()}.json"
     assert os.stat(path).st_mode & 0o777 == 0o600
     found = json.loads(path.read_text())
     assert found["reason"] == "release-mismatch"
@@ -93,4 +93,18 @@ def test_evidence_is_readable_private_and_holds_what_the_ledger_showed(tmp_path:
 def test_a_session_that_has_no_context_yet_names_its_file_by_itself(tmp_path: Path) -> None:
     error = LedgerError("ledger-forked", "No.")
     path = keep_evidence(journal_in(tmp_path), error, session(ctx=b""), LEDGER, 0.0)
-    assert path.name == "evidence-5e555e555e555e55.json"
+    assert path.name == f"evidence-{'5e55' * 16}.json"
+
+
+def test_outside_of_a_session_the_first_evidence_of_a_reason_stays(tmp_path: Path) -> None:
+    journal = journal_in(tmp_path)
+    paths = []
+    for note in (b"first\n", b"second\n"):
+        error = LedgerError("ledger-forked", "No.", evidence={"checkpoint": note})
+        paths.append(keep_evidence(journal, error, None, LEDGER, 0.0))
+    assert paths[0] == paths[1]
+    assert json.loads(paths[0].read_text())["checkpoint"] == "first\n"
+    error = LedgerError("ledger-rolled-back", "No.", evidence={"checkpoint": b"third\n"})
+    assert keep_evidence(journal, error, None, LEDGER, 0.0) != paths[0]
+    error = LedgerError("ledger-forked", "No.", evidence={"checkpoint": b"fourth\n"})
+    assert keep_evidence(journal, error, None, OTHER, 0.0) != paths[0]

@@ -136,6 +136,14 @@ def test_a_task_that_aborts_too_often_is_left(tmp_path: Path) -> None:
     assert refusal(EASY, manifest_of(), tmp_path / "b", charges=4) == "own-releases"
 
 
+def test_a_task_without_privacy_is_left_too_when_its_charges_are_used_up(tmp_path: Path) -> None:
+    """Else the device would be lost to every further cohort at its debit, after it was ready."""
+    plain = manifest_of(device_noise_multiplier=0.0)
+    bare = dataclasses.replace(EASY, require=None, repeat_without_noise=True)
+    admit(bare, plain, tmp_path / "a", charges=3)
+    assert refusal(bare, plain, tmp_path / "b", charges=4) == "own-releases"
+
+
 def test_a_task_that_begins_anew_does_not_begin_a_new_account(tmp_path: Path) -> None:
     """The same name under a noisier manifest: what the device gave before still counts."""
     before = manifest_of()

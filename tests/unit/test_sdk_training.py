@@ -15,7 +15,7 @@ import pytest
 from quadratics import local_spec
 from sdk_support import digest_of, fedsgd_spec, journal_in, make_manifest, sum_spec
 
-from client_sdk.account import DeviceAccount
+from client_sdk.account import DeviceAccount, Found
 from client_sdk.checkin import CheckIn
 from client_sdk.contribution import TrainingJob, check_values, zero_contribution
 from client_sdk.device import Device, ParticipantSettings
@@ -299,6 +299,18 @@ async def test_a_contribution_serves_one_cohort_that_reached_masking(
     setting.device.account.debit(manifest, b"c" * 32, first.name)
     second = await training.contribution(checkin_of(manifest))
     assert (len(runs.jobs), second.name == first.name) == (2, False)
+
+
+async def test_a_contribution_from_a_model_that_was_given_serves_no_more(tmp_path: Path) -> None:
+    """Another contribution was given for it, as the ledger showed after a loss: each cohort that
+    this one joined would lose the device at the mask."""
+    setting, runs = Setting(tmp_path), Runs(counts)
+    training = Training(setting.device, runs)
+    checkin = checkin_of(PLAIN)
+    first = await training.contribution(checkin)
+    models = (checkin.offer.model.digest,)
+    setting.device.account.restore([Found(ctx=b"c" * 32, manifest=PLAIN, models=models)])
+    assert (await training.contribution(checkin)).name != first.name
 
 
 @pytest.mark.parametrize(
