@@ -147,7 +147,7 @@ async def test_a_genuine_manifest_for_something_else_is_refused(
     ("changes", "reason"),
     [
         ({"digest": bytes(31)}, "offer-malformed"),
-        ({"version": -1}, "offer-malformed"),
+        ({"version": -1}, "response-malformed"),
         ({"size_bytes": 1 << 40}, "model-size"),
         ({"size_bytes": 0}, "model-size"),
         ({"digest": bytes(32)}, "not-found"),
