@@ -15,9 +15,12 @@ from typing import Any
 
 import msgspec
 from aiohttp import web
+from aiohttp.http import HttpProcessingError
+from aiohttp.http_exceptions import LineTooLong
 
 from aggregator.logs import get_logger
 from aggregator.metrics import Metrics
+from aggregator.problems import problem
 from aggregator.settings import Settings
 from secagg.api import Problem
 
@@ -35,6 +38,8 @@ _PIPELINED_MAX = 4  # requests that wait for the one in work; devices and proxie
 _BUFFER_BYTES = 1 << 16  # of a body that nobody has read yet; at twice that, the client waits
 _RESERVE_MIN, _RESERVE_MAX = 96, 512  # file descriptors: database, ledger, blobs, logs, admin port
 _BACKLOG = 1_024  # connections that wait to be accepted
+# asyncio accepts as many at each wake-up as it is told the backlog has, before a cap can close any.
+_ACCEPTED_AT_ONCE = 1
 _AGAIN_S = 5
 
 
@@ -203,6 +208,33 @@ class Connection(web.RequestHandler):
         self._connections.refused(reason)
         self.force_close()
 
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answer a head that is none. Its bytes, perhaps a token, go nowhere."""
+        if not isinstance(exc, HttpProcessingError):
+            return super().handle_error(request, status, exc, message)
+        status, reason = 400, "head-malformed"
+        if isinstance(exc, LineTooLong):
+            status, reason = 431, "header-too-large"
+        self._connections.refused(reason)
+        _log.info("refused", reason=reason)
+        answer = problem(
+            status,
+            Problem(
+                reason=reason,
+                message="The request's head is not HTTP/1.1, or larger than the service takes.",
+                remedy=f"A line of a head has at most {_FIELD_BYTES} bytes, a head {_FIELDS_MAX} "
+                "of them.",
+            ),
+        )
+        answer.force_close()
+        return answer
+
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
@@ -247,9 +279,12 @@ class Site(web.BaseSite):
             lambda: Connection(manager, self._connections),
             self._host,
             self._port,
-            backlog=self._backlog,
+            backlog=_ACCEPTED_AT_ONCE,
             reuse_port=self._reuse_port,
         )
+        for listening in self._server.sockets:
+            with listening.dup() as same:
+                same.listen(self._backlog)
 
 
 def _network(peer: Any) -> str:

@@ -66,11 +66,20 @@ _PROCESSORS: list[Any] = [
 ]
 
 
+class _Libraries(logging.Handler):
+    """Sends what libraries log the same way, one line each."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        log = get_logger(record.name)
+        tell = log.error if record.levelno >= logging.ERROR else log.warning
+        tell(record.getMessage(), exc_info=record.exc_info)
+
+
 def configure(level: str = "INFO") -> None:
     """Set the level of our logs, and send the standard library's warnings the same way."""
     global _threshold
     _threshold = logging.getLevelNamesMapping().get(level.upper(), logging.INFO)
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, force=True, format="%(message)s")
+    logging.basicConfig(level=logging.WARNING, handlers=[_Libraries()], force=True)
 
 
 def get_logger(component: str) -> Any:
