@@ -26,7 +26,7 @@ from aggregator.algorithms import Step, server_step
 from aggregator.algorithms.clipping import real_sums
 from aggregator.cohorts.abandoning import UNREADABLE, may_have_sent, tell_abandoned, told_in
 from aggregator.cohorts.actor import Cohort
-from aggregator.cohorts.faults import any_byte_sent, fault_of, in_question
+from aggregator.cohorts.faults import Fault, any_byte_sent, fault_of, in_question
 from aggregator.cohorts.log import OPENED, RECEIVED, Opened, decode_event, survivors_of
 from aggregator.core import Core
 from aggregator.ledger import Ledger
@@ -341,8 +341,8 @@ class Releaser:
                 failed=cohort.failed,
                 restarted=row.opened_at < self._core.started_at,
             )
-            if fault == "service" and not any_byte_sent(state):
-                await self._give_back(connection, cohort.task, cohort.id, state.reason, now)
+            if fault != "devices" and not any_byte_sent(state):
+                await self._give_back(connection, cohort.task, cohort.id, fault, state.reason, now)
             else:
                 await self.spend(connection, cohort.task, cohort.id, None)
                 entry = _entry(state, 0, now, None, cohort.measured)
@@ -385,7 +385,7 @@ class Releaser:
                 sa.select(cohorts.c.charge).where(cohorts.c.cohort == cohort)
             )
             if charge is not None and not may_have_sent(log):
-                await self._give_back(connection, task, cohort, UNREADABLE, now)
+                await self._give_back(connection, task, cohort, "service", UNREADABLE, now)
             elif charge is not None:
                 await self.spend(connection, task, cohort, None)
                 entry = msgspec.structs.replace(
@@ -397,9 +397,16 @@ class Releaser:
         await self._ledger.publish()
 
     async def _give_back(
-        self, connection: AsyncConnection, task: Task, cohort: str, reason: str, now: float
+        self,
+        connection: AsyncConnection,
+        task: Task,
+        cohort: str,
+        fault: Fault,
+        reason: str,
+        now: float,
     ) -> None:
-        """Undo the reservation of a cohort that the service failed before any device sent."""
+        """Undo the reservation of a cohort that the service failed, or may have failed, before any
+        device sent."""
         account, charges = await self._account(connection, task)
         await connection.execute(
             sa.update(tasks)
@@ -409,7 +416,8 @@ class Releaser:
         await connection.execute(
             sa.update(cohorts).where(cohorts.c.cohort == cohort).values(charge=None)
         )
-        detail = f"cohort {cohort}: fault of the service, {reason}; nobody had sent"
+        whose = "fault of the service" if fault == "service" else "fault unknown"
+        detail = f"cohort {cohort}: {whose}, {reason}; nobody had sent"
         await self._ledger.append(
             connection, [policy_record(task.name, "charge-given-back", int(now), detail)]
         )

@@ -318,6 +318,59 @@ async def test_a_deadline_that_passed_while_nobody_served_gives_the_charge_back(
         assert (await server.view())["charges"] == 1
 
 
+@pytest.mark.parametrize("late_s", [-2.0, 5.0, 16.0])
+async def test_a_restart_of_any_length_costs_nothing_while_nobody_had_sent(
+    tmp_path: Path, late_s: float
+) -> None:
+    """``late_s``: from the deadline of the masked input to the new process, or before it."""
+    async with served(tmp_path, spec()) as server:
+        fleet = devices(server, 4)
+        for device in fleet:
+            device.stop_before = "header"
+        await asyncio.gather(*(device.run() for device in fleet))
+        (live,) = server.service.driver.live.values()
+        deadline_s = live.cohort.state.deadline_s
+        await server.stop()
+        server.ahead_s += deadline_s + late_s - server.clock()
+        await server.start()
+        server.ahead_s += max(0.0, -late_s)
+        view = await server.until(lambda view: view["cohort"] is None)
+        assert (view["charges"], view["releases"]) == (0, [])
+        assert await rows(server, strikes) == []
+        (policy,) = audited(server).tasks[0].policies
+        assert policy["action"] == "charge-given-back"
+        assert "fault unknown, too-few-vectors; nobody had sent" in policy["detail"]
+
+
+async def test_a_short_restart_stays_charged_once_somebody_sent(tmp_path: Path) -> None:
+    async with served(tmp_path, spec()) as server:
+        fleet = devices(server, 4)
+        for device in fleet[1:]:
+            device.stop_before = "header"
+        fleet[0].stop_before = "vector"
+        await asyncio.gather(*(device.run() for device in fleet))
+        await server.stop()
+        server.ahead_s += 75.0
+        await server.start()
+        view = await server.until(lambda view: view["cohort"] is None)
+        assert [(r["outcome"], r["fault"]) for r in view["releases"]] == [("charged", "unknown")]
+        assert await rows(server, strikes) == []
+
+
+async def test_devices_that_stop_before_they_send_are_charged_where_nothing_failed(
+    tmp_path: Path,
+) -> None:
+    async with served(tmp_path, spec()) as server:
+        fleet = devices(server, 4)
+        for device in fleet:
+            device.stop_before = "header"
+        await asyncio.gather(*(device.run() for device in fleet))
+        server.ahead_s += 61.0
+        view = await server.until(lambda view: view["cohort"] is None)
+        assert [(r["outcome"], r["fault"]) for r in view["releases"]] == [("charged", "devices")]
+        assert len(await rows(server, strikes)) == 4
+
+
 async def test_a_deadline_that_passed_unserved_stays_charged_once_somebody_sent(
     tmp_path: Path,
 ) -> None:
