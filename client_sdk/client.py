@@ -6,7 +6,7 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from platformdirs import user_state_path
@@ -32,6 +32,7 @@ from client_sdk.keystore import StorageKey, open_storage_key
 from client_sdk.ledger import LedgerWatch
 from client_sdk.owner import own_journal
 from client_sdk.participant import Outcome, Participant, note_given
+from client_sdk.pending import check_pending
 from client_sdk.policy import PrivacyPolicy
 from client_sdk.recovery import (
     LEAVES_MAX,
@@ -62,7 +63,7 @@ class RunResult:
         releases: the releases that this device is in, verified in the ledger, in order.
         epsilon: what this task has cost so far by this device's own account, unamplified; over
             the life of the state folder, whatever was released.
-        refusals: why this device refused; the run ended there.
+        refusals: why this device refused; the run ended there, or the session that was resumed.
         aborted: sessions that ended without a release.
         finished: whether the task is over.
         evidence: files about a ledger that did not bear out what the aggregator said, of sessions
@@ -231,6 +232,11 @@ class Client:
             clock=clock,
         )
 
+    @property
+    def state_dir(self) -> Path:
+        """This device's own folder."""
+        return self._folder
+
     def has_pending(self) -> bool:
         """Whether a session of an earlier process is unfinished. One look at the folder: cheap."""
         return Journal.has_session(self._folder)
@@ -265,8 +271,9 @@ class Client:
     def run(self, contributor: Contributor, *, task: str, rounds: int | None = None) -> RunResult:
         """Take part until ``rounds`` releases hold this device's contribution, or the task ends.
 
-        Blocks; runs an event loop of its own. A pending
-        session is finished first.
+        Blocks; runs an event loop of its own. A pending session is finished first. While nothing
+        was charged for it the present policy holds for it too: it is dropped (``aborted``, with the
+        policy's reason) if the policy refuses its task, or has other terms (``policy-changed``).
 
         Raises:
             TransportError: the aggregator was out of reach for longer than the patience, or
@@ -323,6 +330,8 @@ class Client:
     def resume(self) -> RunResult:
         """Finish a pending session, without a contributor; nothing to do without one.
 
+        ``refusals`` of the result says why the present policy dropped it, as :meth:`run` does.
+
         Raises:
             TransportError, LedgerError, ClockError, StateError: as :meth:`run`.
         """
@@ -345,6 +354,8 @@ class Client:
             if outcome is None:
                 return RunResult()
             tally.add(outcome)
+            if outcome.refusal is not None:
+                tally.refusals.append(outcome.refusal)
             if outcome.fault is not None:
                 raise outcome.fault
             return tally.result(account.epsilon(outcome.task))
@@ -504,6 +515,11 @@ class Client:
                 raise  # else: of a task that is not offered, the mailbox says what became
         phase = session.state.phase
         await device.emit("resumed", session.record.task, session.id, phase=phase)
+        try:
+            check_pending(device, session)
+        except PolicyRefusal as refusal:
+            await session.cancel(refusal.reason, f"The unfinished session was dropped: {refusal}")
+            return replace(await participant.run(), refusal=refusal)
         return await participant.run()
 
     def _connect(self, now: ServerTime) -> Transport:

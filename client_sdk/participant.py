@@ -23,7 +23,7 @@ from client_sdk.contribution import (
 )
 from client_sdk.control import DeviceControl
 from client_sdk.device import Device
-from client_sdk.errors import LedgerError, StateError, TransportError
+from client_sdk.errors import LedgerError, PolicyRefusal, StateError, TransportError
 from client_sdk.events import EventKind
 from client_sdk.evidence import QUARANTINED_FOR, Quarantine, Quarantined, keep_evidence
 from client_sdk.http import is_transient
@@ -71,7 +71,7 @@ class Outcome:
 
     ``ends_by_s``: the server's time by which the cohort will have ended, with this device or not.
     ``evidence``: what the ledger showed, where that ended the exchange; ``fault``: the error, where
-    the ledger's record contradicts what the device knows.
+    the ledger's record contradicts what the device knows. ``refusal``: why the policy dropped it.
     """
 
     task: str
@@ -82,6 +82,7 @@ class Outcome:
     ends_by_s: float = 0.0
     evidence: Path | None = None
     fault: LedgerError | None = None
+    refusal: PolicyRefusal | None = None
 
 
 def note_given(account: DeviceAccount, session: Session) -> None:

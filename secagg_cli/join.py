@@ -142,7 +142,7 @@ def join(
                 sys.stdout.write(event.to_json() + "\n")
                 sys.stdout.flush()
             else:
-                out.say(_sentence(event))
+                out.say(_sentence(event, client.state_dir))
             if event.kind in held and not sys.stdin.readline():
                 os._exit(1)  # end of file: whoever conducted this device is gone
 
@@ -246,6 +246,11 @@ class LazyTrainer:
         return self._model or named
 
 
-def _sentence(event: Event) -> str:
+def _sentence(event: Event, state: Path) -> str:
+    if event.kind == "resumed":
+        return (
+            f"resumed: the unfinished session of task {event.task} is finished first (phase "
+            f"{event.detail['phase']}); to end it instead: secagg session reset {state}"
+        )
     detail = ", ".join(f"{key} {value}" for key, value in event.detail.items())
     return f"{event.kind}: {detail}" if detail else event.kind

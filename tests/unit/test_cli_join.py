@@ -22,7 +22,7 @@ from client_sdk.contribution import TrainingJob
 from client_sdk.lora import write_peft_folder
 from secagg.adapter import vector_length
 from secagg.errors import ConfigurationError
-from secagg_cli.join import LazyTrainer
+from secagg_cli.join import LazyTrainer, _sentence
 from secagg_cli.models import ensure_model
 from secagg_cli.output import CommandError
 from tests.support.tiny_training import job, tiny, tiny_task
@@ -73,6 +73,13 @@ def test_join_s_options_are_words_for_the_policy(
     assert policy_of(policies, tmp_path, "--min-corrupt", "0").min_corrupt == 0
     larger = policy_of(policies, tmp_path, "--max-download-mb", "1024")
     assert larger.max_download_bytes == 1 << 30
+
+
+def test_a_resumed_session_names_its_task_and_how_to_end_it(tmp_path: Path) -> None:
+    event = client_sdk.Event("resumed", "stats", "ab", {"phase": "advertised"})
+    said = _sentence(event, tmp_path)
+    assert "task stats is finished first" in said
+    assert f"secagg session reset {tmp_path}" in said
 
 
 @pytest.mark.parametrize(
