@@ -10,6 +10,7 @@ from collections.abc import Callable
 from aiohttp import web
 
 from aggregator.intake import Intake
+from aggregator.partners import Partners, partner_removed
 from aggregator.problems import Refusal
 from secagg.access import verify_access_token
 from secagg.errors import RemoteProtocolError
@@ -36,14 +37,14 @@ class DeviceAccess:
     def __init__(
         self,
         audience: bytes,
-        partner_keys: Callable[[], frozenset[bytes]],
+        partners: Partners,
         clock: Callable[[], float],
         requests_per_s: float,
         burst: int,
         intake: Intake,
     ) -> None:
         self._audience = audience
-        self._partner_keys = partner_keys
+        self._partners = partners
         self._clock = clock
         self._rate = requests_per_s
         self._burst = burst
@@ -54,18 +55,32 @@ class DeviceAccess:
         """The Ed25519 identity key (32 bytes) of the calling device.
 
         Raises:
-            Refusal: 401 with the token's fault, or 429 ``rate-limited`` or ``requests-open``.
+            Refusal: 401 with the token's fault, 403 ``partner-removed``, or 429 ``rate-limited`` or
+                ``requests-open``.
         """
         token = _bearer(request)
         try:
             identity = verify_access_token(
-                token, self._audience, self._partner_keys(), int(self._clock())
+                token, self._audience, self._partners.admitted, int(self._clock())
             )
         except RemoteProtocolError as error:
+            if error.reason == "partner-unknown":
+                raise self._not_certified(str(error.found)) from error
             raise Refusal(401, error.reason, error.message, remedy=error.remedy) from error
         self._spend(identity)
         self._intake.enter(request, identity)
         return identity
+
+    def _not_certified(self, partner: str) -> Refusal:
+        if bytes.fromhex(partner) in self._partners.removed:
+            return partner_removed()
+        return Refusal(
+            401,
+            "partner-unknown",
+            f"The device was certified by {partner}, which is no partner of this service.",
+            remedy="Use a bundle of this service, or ask its operator to add the partner "
+            "(secagg partner add).",
+        )
 
     def _spend(self, identity: bytes) -> None:
         now = time.monotonic()

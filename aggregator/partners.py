@@ -14,6 +14,7 @@ from aggregator.store.database import Conflict
 from aggregator.store.schema import (
     cohorts,
     partners,
+    removed_partners,
     revocation_lists,
     revoked,
     sessions,
@@ -49,11 +50,22 @@ def keys_of(known: Sequence[tuple[str, str]], named: Sequence[str]) -> tuple[byt
     return tuple(sorted(map(bytes.fromhex, chosen)))
 
 
+def partner_removed() -> Refusal:
+    """For a device whose partner takes part no longer."""
+    return Refusal(
+        403,
+        "partner-removed",
+        "The operator removed this device's partner; its devices take part no longer.",
+        remedy="Ask the partner, or the operator: secagg partner add lets it take part again.",
+    )
+
+
 class Partners:
     """The partners, with their keys at hand for every request.
 
     ``admitted``: keys that may certify a caller: those of ``keys``, and of removed partners whose
     devices are in a cohort that is open. These go on to its end, for the others count on them.
+    ``removed``: keys of partners that took part before.
     """
 
     def __init__(self, core: Core, ledger: Ledger) -> None:
@@ -61,6 +73,7 @@ class Partners:
         self._ledger = ledger
         self.keys: frozenset[bytes] = frozenset()
         self.admitted: frozenset[bytes] = frozenset()
+        self.removed: frozenset[bytes] = frozenset()
 
     async def load(self) -> None:
         async with self._core.database.read() as connection:
@@ -73,7 +86,9 @@ class Partners:
                 .distinct()
             )
             admitted = keys.union(map(bytes.fromhex, inside.scalars()))
-        self.keys, self.admitted = keys, admitted
+            gone = await connection.execute(sa.select(removed_partners.c.partner_key))
+            removed = frozenset(map(bytes.fromhex, gone.scalars()))
+        self.keys, self.admitted, self.removed = keys, admitted, removed
 
     async def all(self) -> list[dict[str, object]]:
         async with self._core.database.read() as connection:
@@ -81,7 +96,8 @@ class Partners:
             return [dict(row) for row in rows.mappings()]
 
     async def add(self, name: str, key: bytes) -> None:
-        """Add a partner; the same name and key again change nothing.
+        """Add a partner; the same name and key again change nothing. That a removed one is back
+        goes into the ledger.
 
         Raises:
             Refusal: 422 ``partner-key``, 409 ``partner-exists``.
@@ -101,10 +117,19 @@ class Partners:
                         partner_key=key.hex(), name=name, added_at=self._core.clock()
                     )
                 )
+                back = await connection.execute(
+                    sa.delete(removed_partners).where(removed_partners.c.partner_key == key.hex())
+                )
+                if back.rowcount:
+                    record = membership_record(
+                        "partner-added", int(self._core.clock()), cause="operator", partner=key
+                    )
+                    await self._ledger.append(connection, [record])
         except Conflict as error:
             known = {row["partner_key"]: row["name"] for row in await self.all()}
             if known.get(key.hex()) != name:
                 raise conflict("partner-exists", "The key belongs to another partner.") from error
+        await self._ledger.publish()
         await self.load()
 
     async def remove(self, key: bytes) -> list[str]:
@@ -138,6 +163,9 @@ class Partners:
                         remedy="Let the task finish, or create one with other partners first.",
                     )
             await connection.execute(sa.delete(partners).where(partners.c.partner_key == key.hex()))
+            await connection.execute(
+                sa.insert(removed_partners).values(partner_key=key.hex(), removed_at=core.clock())
+            )
             await connection.execute(
                 sa.delete(sessions).where(
                     sessions.c.partner == key.hex(), sessions.c.cohort.is_(None)

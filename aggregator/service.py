@@ -56,7 +56,7 @@ class Service:
         self.intake = Intake(settings)
         self.access = DeviceAccess(
             core.keys.task_public,
-            lambda: self.partners.admitted,
+            self.partners,
             clock,
             settings.requests_per_s,
             settings.request_burst,

@@ -18,6 +18,7 @@ from aggregator.cohorts.strikes import FORGOTTEN_S, Standing, Strike, forgiven, 
 from aggregator.core import Core
 from aggregator.ledger import Ledger
 from aggregator.logs import get_logger
+from aggregator.partners import partner_removed
 from aggregator.problems import Refusal, conflict, not_found
 from aggregator.store.schema import (
     bans,
@@ -92,12 +93,7 @@ async def refuse_barred(core: Core, identity: bytes, partner: bytes | None = Non
     if not await core.database.rows(
         sa.select(partners.c.name).where(partners.c.partner_key == partner.hex())
     ):
-        raise Refusal(
-            403,
-            "partner-removed",
-            "This device's partner takes part no longer.",
-            remedy="Ask the operator.",
-        )
+        raise partner_removed()
 
 
 async def insert_ban(connection: AsyncConnection, ban: Ban, now: float) -> bytes | None:

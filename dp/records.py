@@ -300,9 +300,9 @@ def membership_record(
 ) -> bytes:
     """Who may take part changed; Unix seconds.
 
-    ``action``: ``banned``, ``unbanned``, ``partner-removed`` or ``revoked``. ``device``: its
-    pseudonym in ``cohort``, or a random handle; never its lasting name. ``number`` and ``digest``:
-    of the partner's revocation list.
+    ``action``: ``banned``, ``unbanned``, ``partner-removed``, ``partner-added`` (a removed one is
+    back) or ``revoked``. ``device``: its pseudonym in ``cohort``, or a random handle; never its
+    lasting name. ``number`` and ``digest``: of the partner's revocation list.
 
     Raises:
         LedgerError: ``record-malformed``.
@@ -327,7 +327,7 @@ def membership_record(
 class Membership(msgspec.Struct, frozen=True, kw_only=True):
     """As :func:`membership_record` was told."""
 
-    action: Literal["banned", "unbanned", "partner-removed", "revoked"]
+    action: Literal["banned", "unbanned", "partner-removed", "partner-added", "revoked"]
     cause: str
     at: int
     task: str

@@ -91,7 +91,11 @@ def revoke(
         Path, typer.Option("--partner-key", help="The partner's secret key file.")
     ],
     devices: Annotated[
-        list[str], typer.Argument(help="Devices: their keys in hex, or their bundle files.")
+        list[str],
+        typer.Argument(
+            help="Devices: their bundle files, or their keys in hex. A key alone does not say who "
+            "certified it."
+        ),
     ],
     reinstate: Annotated[
         bool, typer.Option("--reinstate", help="Take the devices off the list instead.")
@@ -116,7 +120,20 @@ def revoke(
         if before is not None and before.partner_key != partner.key:
             raise CommandError("revocation-list", f"{file} is another partner's list.")
         listed = set(before.devices) if before else set()
-        named = {_device_key(device) for device in devices}
+        named = {_device_key(device, partner.key) for device in devices}
+        if reinstate and (others := named - listed):
+            raise CommandError(
+                "revocation-not-listed",
+                f"Not on this partner's list: {', '.join(sorted(k.hex() for k in others))}. "
+                "Nothing was changed.",
+                remedy=f"Name devices of the list in {file}, or give the list with --list.",
+            )
+        if before is not None and named <= listed and not reinstate:
+            signed = file.read_bytes()
+            _send_list(server, partner, signed, int(time.time()))  # the same bytes change nothing
+            out.say(f"Nothing changed: list {before.number} holds these devices already.")
+            out.result({"number": before.number, "devices": len(listed), "list": str(file)})
+            return
         listed = listed - named if reinstate else listed | named
         now = int(time.time())
         number = (before.number if before else 0) + 1
@@ -138,12 +155,23 @@ def _send_list(server: str, partner: PartnerKey, signed: bytes, now: int) -> Non
     request("POST", server.rstrip("/") + "/v1/revocations", headers, signed)
 
 
-def _device_key(device: str) -> bytes:
+def _device_key(device: str, partner: bytes) -> bytes:
+    """Raises: CommandError ``device-of-another-partner`` for such a bundle; a bare key does not
+    say who certified it."""
     from client_sdk.enrolment import load_bundle
 
-    if Path(device).is_file():
-        return load_bundle(Path(device)).certificate.identity_key
-    return device_key(device)
+    if not Path(device).is_file():
+        return device_key(device)
+    certificate = load_bundle(Path(device)).certificate
+    if certificate.partner_key != partner:
+        raise CommandError(
+            "device-of-another-partner",
+            f"{device} was certified by partner {certificate.partner_key.hex()}; this key is "
+            f"{partner.hex()}. A list ends certificates of its own partner alone, so nothing was "
+            "changed.",
+            remedy="Use the key file of the partner that enrolled the device.",
+        )
+    return certificate.identity_key
 
 
 @partner_app.command("key")

@@ -20,6 +20,13 @@ partners = sa.Table(
     sa.Column("added_at", sa.Float(53), nullable=False),
 )
 
+removed_partners = sa.Table(  # what their devices are told, and that an add brings one back
+    "removed_partners",
+    metadata,
+    sa.Column("partner_key", _Hex, primary_key=True),
+    sa.Column("removed_at", sa.Float(53), nullable=False),
+)
+
 tasks = sa.Table(
     "tasks",
     metadata,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from dp.errors import MechanismError
 from dp.records import identity_digest
 from secagg import client
 from secagg.evidence import verify_evidence
+from secagg.keys import issue_certificate
 from secagg.messages import KINDS, Complaint, Deal, Inbox, Ready, Unmask, peek, sign
 from secagg.secret import Secret
 from secagg.tools import system_tools
@@ -473,8 +475,46 @@ async def test_a_removed_partners_devices_are_refused_and_tasks_go_on(tmp_path: 
             assert (status, shown) == (200, {"tasks": ["statistics"]})
             assert await rows(server, sessions) == []
             status, _ = await waiting.request("GET", "/v1/tasks/statistics/offer")
-            assert status in (401, 403)
+            assert status == 403
+            status, body = await waiting.request("GET", "/v1/tasks/statistics/offer")
+            assert msgspec.json.decode(body)["reason"] == "partner-removed"
         status, problem = await server.operator("POST", f"/partners/{other.hex()}/remove")
         assert (status, problem["reason"]) == (409, "partner-last")
         ((_, record),) = audited(server).memberships
         assert (record.action, record.partner) == ("partner-removed", own)
+
+
+async def test_a_removed_partner_that_is_added_again_is_back_in_the_ledger(tmp_path: Path) -> None:
+    async with served(tmp_path) as server:
+        other = bytes(SigningKey.generate().verify_key)
+        await server.operator("POST", "/partners", {"name": "other", "key": other})
+        await server.set_up(spec())
+        device = Device(server, 0, one_hot(0))
+        own = device.certificate.partner_key
+        for _ in range(2):
+            await server.operator("POST", f"/partners/{own.hex()}/remove")
+            await server.restart()  # it is remembered
+            for _ in range(2):  # the second changes nothing
+                status, _ = await server.operator("POST", "/partners", {"name": "p", "key": own})
+                assert status == 200
+        async with aiohttp.ClientSession() as device.http:
+            await device.report_in()
+        found = audited(server).memberships
+        assert [(record.action, record.partner) for _, record in found] == [
+            ("partner-removed", own.hex()),
+            ("partner-added", own.hex()),
+        ] * 2
+
+
+async def test_a_device_of_no_partner_hears_who_certified_it(tmp_path: Path) -> None:
+    async with served(tmp_path, spec()) as server:
+        stranger = Device(server, 0, one_hot(0))
+        seed = Secret(b"s" * 32)
+        identity = stranger.certificate.identity_key
+        stranger.certificate = issue_certificate(seed, identity, int(time.time()) + 999)
+        async with aiohttp.ClientSession() as stranger.http:
+            status, body = await stranger.request("GET", "/v1/tasks/statistics/offer")
+        problem = msgspec.json.decode(body)
+        assert (status, problem["reason"]) == (401, "partner-unknown")
+        assert stranger.certificate.partner_key.hex() in problem["message"]
+        assert "partner add" in problem["remedy"]

@@ -139,6 +139,17 @@ async def test_bans_and_revocations_by_their_commands(
         revoke = ("partner", "revoke", "--partner-key", str(file))
         first = await command(*revoke, key, str(bundle), *server)
         assert (first["number"], first["devices"]) == (1, 2)
+        again = await command(*revoke, str(bundle), *server)
+        assert (again["number"], again["devices"]) == (1, 2)
+        foreign, other = tmp_path / "foreign.json", new_partner_key()
+        certificate = issue_certificate(other.seed, bytes.fromhex(key), int(time.time()) + 999)
+        save_bundle(foreign, msgspec.structs.replace(world.bundle("d0"), certificate=certificate))
+        wrong = await command(*revoke, str(foreign), *server, code=1)
+        assert wrong["error"]["reason"] == "device-of-another-partner"
+        assert other.key.hex() in wrong["error"]["message"]
+        assert world._partner.key.hex() in wrong["error"]["message"]
+        wrong = await command(*revoke, "--reinstate", "77" * 32, *server, code=1)
+        assert wrong["error"]["reason"] == "revocation-not-listed"
         second = await command(*revoke, "--reinstate", key, *server)
         assert (second["number"], second["devices"]) == (2, 1)
         with pytest.raises(TransportError) as caught:
