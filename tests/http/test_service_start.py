@@ -40,7 +40,7 @@ async def _advance(server, vector):
     core = server.service.core
     stored = models.store(core.blobs, "trained", 1, vector)
     async with core.database.write() as connection:
-        await insert_version(connection, "trained", 1, stored, None, 0.0)
+        await insert_version(connection, "trained", 1, stored, None, 0.0, leaf_index=1)
         await connection.execute(
             sa.update(tasks).where(tasks.c.task == "trained").values(version=1)
         )

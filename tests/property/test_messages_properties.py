@@ -28,13 +28,18 @@ def outcome(use: Callable[[], object]) -> str | None:
 
 
 def values(annotation: object) -> st.SearchStrategy[object]:
-    """Any value of a field's type, small enough for every cap."""
+    """Any value of a field's type within its range, small enough for every cap."""
+    if typing.get_origin(annotation) is typing.Annotated:
+        kind, meta = typing.get_args(annotation)
+        if kind is str:
+            return st.from_regex(meta.pattern, fullmatch=True)
+        least = meta.ge if meta.ge is not None else meta.gt + 1
+        most = meta.le if meta.le is not None else meta.lt - 1
+        return st.integers(least, most)
     if annotation is bytes:
         return st.binary(max_size=40)
     if annotation is str:
         return st.text(max_size=10)
-    if annotation is int:
-        return st.integers(-(2**63), 2**64 - 1)
     if typing.get_origin(annotation) is tuple:
         inner = typing.get_args(annotation)
         if inner[-1] is Ellipsis:
@@ -46,7 +51,7 @@ def values(annotation: object) -> st.SearchStrategy[object]:
 
 
 def messages(kind: type[Message]) -> st.SearchStrategy[Message]:
-    hints = typing.get_type_hints(kind)
+    hints = typing.get_type_hints(kind, include_extras=True)
     return st.builds(kind, *(values(hints[name]) for name in kind.__struct_fields__))
 
 
