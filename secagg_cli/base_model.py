@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -10,11 +11,18 @@ if TYPE_CHECKING:
     from secagg_cli.presets import AdapterPreset
 
 
+def public_name(model: str) -> str:
+    """A model's name, never a path of this machine: of a folder, its own name."""
+    folder = Path(model)
+    return folder.resolve().name if folder.is_dir() or folder.is_absolute() else model
+
+
 def describe(model: Any, name: str, adapter: AdapterPreset) -> tuple[BaseModel, Adapter]:
     """What a task says of a loaded transformers model.
 
     Args:
-        name: under which devices look for the model; the fingerprint tells whether it is the same.
+        name: under which devices look for the model, or its folder, of which only the last part
+            is said: a ledger is public for good. The fingerprint tells whether it is the same.
 
     Raises:
         ConfigurationError: ``adapter-targets`` or ``adapter-rank``.
@@ -23,7 +31,7 @@ def describe(model: Any, name: str, adapter: AdapterPreset) -> tuple[BaseModel, 
     from secagg.manifest import BaseModel
 
     return (
-        BaseModel(name=name, fingerprint=base_fingerprint(model)),
+        BaseModel(name=public_name(name), fingerprint=base_fingerprint(model)),
         adapter_spec(
             model,
             adapter.kind,

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from secagg.errors import ConfigurationError
 from secagg_cli.output import CommandError
 
 if TYPE_CHECKING:
@@ -44,7 +45,16 @@ def write_adapter(
     if manifest.base_model is None:
         raise CommandError("task-without-model", f"The task {task} trains no model.")
     name = model or manifest.base_model.name
-    base: Any = load_model(ensure_model(name))[0]
+    try:
+        base: Any = load_model(ensure_model(name))[0]
+    except ConfigurationError as error:
+        if model is not None or error.reason != "model-unknown":
+            raise
+        raise CommandError(
+            "base-model",
+            f"The task names its base model {name!r}, which is not known here.",
+            remedy="Give its folder with --model.",
+        ) from error
     found, expected = base_fingerprint(base), manifest.base_model.fingerprint
     if found != expected:
         raise CommandError(

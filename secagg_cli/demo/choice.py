@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, get_args
 
@@ -127,7 +126,7 @@ def _refusal(options: DemoOptions) -> ConfigurationError | None:
     plan, _ = plan_kills(options.clients, options.drop)
     model = _OneLayer(preset_for(options.model).adapter.target_modules)
     try:
-        task_spec(options, plan, Path("draft"), model)
+        task_spec(options, plan, model)
     except ConfigurationError as error:
         return error
     return None

@@ -61,7 +61,7 @@ def run_demo(options: DemoOptions, out: Output) -> dict[str, Any]:
         out.say(
             f"algorithm: {options.algorithm}, LoRA form {options.form}, privacy {options.privacy}"
         )
-        spec = task_spec(options, plan, model_folder, evaluator.model)
+        spec = task_spec(options, plan, evaluator.model)
         devices, reports = _enrol(folder, plan, spec, model_folder, clients, service, children, out)
         before = Background(lambda: evaluator.measure(prompt))
         out.say(

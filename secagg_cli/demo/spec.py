@@ -50,7 +50,7 @@ class DemoOptions:
     adaptive_clip: bool = False
 
 
-def task_spec(options: DemoOptions, plan: KillPlan, model_folder: Path, model: Any) -> TaskSpec:
+def task_spec(options: DemoOptions, plan: KillPlan, model: Any) -> TaskSpec:
     """The specification that the operator sends; ``model`` is the loaded base model.
 
     Raises:
@@ -59,7 +59,7 @@ def task_spec(options: DemoOptions, plan: KillPlan, model_folder: Path, model: A
     from dp.contracts import AdaptiveClipSpec, BudgetSpec, CohortSpec, DeadlineSpec, TaskSpec
 
     base_model, adapter = describe(
-        model, str(model_folder), adapter_for(options.model, options.form, options.clients)
+        model, options.model, adapter_for(options.model, options.form, options.clients)
     )
     spec = TaskSpec(
         task=TASK,

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 from sdk_world import TASK, World
-from tiny_training import tiny, tiny_folder
+from tiny_training import tiny
 
 from client_sdk.adapted import AdaptedModel
 from client_sdk.evaluation import evaluate
@@ -37,7 +37,7 @@ async def test_the_demo_s_task_of_every_name_trains_over_http(
     options = resolve(name, None, options)
     model, tokenizer = tiny()
     plan, _ = plan_kills(DEVICES, 0.0)
-    spec = msgspec.structs.replace(task_spec(options, plan, tiny_folder(), model), task=TASK)
+    spec = msgspec.structs.replace(task_spec(options, plan, model), task=TASK)
     data = load_clients(DEVICES)
     async with World(tmp_path, spec) as world:
         trainers = [

@@ -13,8 +13,10 @@ from transformers import AutoModelForSequenceClassification
 from typer.testing import CliRunner
 
 from client_sdk.enrolment import load_bundle
+from secagg_cli.audit import audit_ledger
 from secagg_cli.demo.service import Service
 from secagg_cli.main import app
+from secagg_cli.operator import server_info
 from secagg_cli.processes import Children
 from tests.support.tiny_training import tiny
 from tests.unit.test_model_families import model_of
@@ -195,7 +197,18 @@ def test_a_classifier_s_adapter_is_exported_for_plain_peft(
     create = ("task", "create", str(tmp_path / "t.toml"), "--model", str(tmp_path / "base"))
     invoke(service, *create, "--targets", "query,value")
     export = ("task", "export", "labels", "--peft", "--out", str(tmp_path / "adapter"))
-    assert invoke(service, *export)["task_type"] == "SEQ_CLS"
+    unknown = invoke(service, *export, code=1)["error"]
+    assert (unknown["reason"], "--model" in unknown["remedy"]) == ("base-model", True)
+    own = ("--model", str(tmp_path / "base"))
+    assert invoke(service, *export, *own)["task_type"] == "SEQ_CLS"
+    (named,) = (
+        audited.manifest.base_model
+        for audited in audit_ledger(
+            service.url + "/ledger", server_info(service.url).ledger_verifier
+        ).tasks
+        if audited.manifest.task == "labels"
+    )
+    assert named.name == "base"  # and no path of the operator's
     base = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base")
     loaded = PeftModel.from_pretrained(base, tmp_path / "adapter")
     assert loaded.peft_config["default"].task_type == "SEQ_CLS"

@@ -16,7 +16,7 @@ from secagg_cli.demo.spec import DemoOptions, task_spec
 from secagg_cli.main import app
 from secagg_cli.output import CommandError
 from secagg_cli.presets import task_terms
-from tests.support.tiny_training import tiny, tiny_folder
+from tests.support.tiny_training import tiny
 
 OPTIONS = DemoOptions("tiny", clients=6, rounds=4, drop=0.3, device_noise=0.0, folder=None)
 
@@ -82,6 +82,8 @@ def test_the_help_lists_every_name() -> None:
 def test_a_buffer_of_the_demo_has_as_many_behind_a_model_as_its_devices_demand() -> None:
     model, _ = tiny()
     plan, _ = plan_kills(6, 0.3)
-    spec = task_spec(resolve("fedbuff", None, OPTIONS), plan, tiny_folder(), model)
+    spec = task_spec(resolve("fedbuff", None, OPTIONS), plan, model)
     assert spec.cohort.model_min == spec.cohort.survivors_min == plan.survivors_min
-    assert task_spec(OPTIONS, plan, tiny_folder(), model).cohort.model_min is None
+    assert task_spec(OPTIONS, plan, model).cohort.model_min is None
+    assert spec.base_model is not None
+    assert spec.base_model.name == "tiny"  # no path of this machine

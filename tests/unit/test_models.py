@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from client_sdk.errors import ContributionError
 from client_sdk.evaluation import evaluate, generate_answer
 from secagg.errors import ConfigurationError
+from secagg_cli.base_model import public_name
 from secagg_cli.corpus import load_clients, public_pairs
 from secagg_cli.models import ensure_model
 from secagg_cli.presets import preset_for, task_terms
@@ -125,3 +127,24 @@ def test_every_mode_has_measured_defaults(model):
         terms = task_terms(model, privacy, "fedsgd" if privacy == "distributed" else "fedprox")
         assert terms["training"].max_tokens == 64
         assert (terms["training"].proximal_mu > 0) == (privacy != "distributed")
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("smollm2", "smollm2"),
+        ("owner/name", "owner/name"),
+        ("{folder}", "base"),
+        ("{folder}/", "base"),
+        ("{folder}/../base", "base"),
+        ("{folder}/gone", "gone"),
+        ("../base", "base"),
+        (".", "base"),
+    ],
+)
+def test_a_task_names_a_model_and_no_path(
+    model: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "base").mkdir()
+    monkeypatch.chdir(tmp_path / "base")
+    assert public_name(model.format(folder=tmp_path / "base")) == name
