@@ -16,7 +16,7 @@ from client_sdk.journal import SessionRecord
 from client_sdk.ledger import Proven, demand
 from dp.accounting import PrivacyLine, ReleaseFacts, guaranteed_variance, lines
 from dp.errors import LedgerError as LogError
-from dp.records import RELEASE_VERSION, line_record, parse_release
+from dp.records import RELEASE_VERSION, line_record, parse_release, same_terms
 from secagg.context import context
 from secagg.errors import SecaggError
 from secagg.manifest import Manifest, manifest_digest
@@ -103,7 +103,7 @@ def _check_lines(proven: Proven, manifest: Manifest, facts: ReleaseFacts) -> Non
     if not isinstance(found, list) or len(found) != len(least):
         raise _mismatch(proven, "The lines of cost are not the manifest's.", len(least), found)
     for line, low, high in zip(found, least, most, strict=True):
-        if not isinstance(line, Mapping) or not _line_fits(line, low, high):
+        if not isinstance(line, Mapping) or not _line_fits(line, manifest, low, high):
             raise _mismatch(
                 proven,
                 "A line of cost is not the manifest's, or its epsilon cannot be.",
@@ -120,12 +120,14 @@ def _check_lines(proven: Proven, manifest: Manifest, facts: ReleaseFacts) -> Non
         )
 
 
-def _line_fits(line: Mapping[str, object], low: PrivacyLine, high: PrivacyLine) -> bool:
+def _line_fits(
+    line: Mapping[str, object], manifest: Manifest, low: PrivacyLine, high: PrivacyLine
+) -> bool:
     epsilon = line.get("epsilon_micro")
     return (
-        {key: value for key, value in line.items() if key != "epsilon_micro"} == _terms(low)
-        and type(epsilon) is int
+        type(epsilon) is int
         and _micro(low) - _TOLERANCE <= epsilon <= _micro(high) + _TOLERANCE
+        and same_terms(line, manifest, low)
     )
 
 

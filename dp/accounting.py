@@ -48,6 +48,8 @@ SAMPLER_LOG2 = -90.0  # distance of one drawn coordinate from Skellam: 2^12 part
 MULTIPLIER_MAX = 1e6
 OVERRUN_DRAWS = 1 << 10  # a batch exceeds its cap with probability 2^-80: 2^10 such distances
 
+_MODEL_READERS = ", and everyone who sees the model"
+
 
 class PrivacyLine(msgspec.Struct, frozen=True, kw_only=True):
     """One statement of privacy.
@@ -366,9 +368,32 @@ def slack_log2(draws: int) -> float:
 
 
 def _adversary(manifest: Manifest) -> str:
+    """Nobody whom the masks do not stand against: of ``corrupt_max`` devices they hide the rest.
+
+    Other devices' noise may be known to the aggregator; it is not counted.
+    """
+    silent, corrupt = manifest.cohort.silent_max, manifest.cohort.corrupt_max
+    known = f"knowing the noise of {_devices(silent)}"
+    if corrupt == 0:
+        who = f"the aggregator, {known}"
+    elif corrupt < silent:
+        who = f"the aggregator with {_devices(corrupt, 'other ')}, {known}"
+    else:
+        who = f"the aggregator with {_devices(silent, 'other ')}"
+    return who + _MODEL_READERS
+
+
+def _devices(count: int, which: str = "") -> str:
+    return f"{count} {which}device{'' if count == 1 else 's'}"
+
+
+def adversaries(manifest: Manifest, line: PrivacyLine) -> tuple[str, ...]:
+    """The words for a line's adversary: those of now, and those of records of earlier versions,
+    which named ``silent_max`` devices even where the masks do not stand against as many."""
+    now = _adversary(manifest)
     silent = manifest.cohort.silent_max
-    devices = "1 other device" if silent == 1 else f"{silent} other devices"
-    return f"the aggregator with {devices}, and everyone who sees the model"
+    before = f"the aggregator with {_devices(silent, 'other ')}{_MODEL_READERS}"
+    return line.adversary, line.adversary.replace(now, before, 1)
 
 
 def headline(statements: Sequence[PrivacyLine]) -> float | None:

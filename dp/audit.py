@@ -20,7 +20,6 @@ from typing import Any
 import msgspec
 import nacl.exceptions
 import nacl.signing
-import rfc8785
 
 from dp import merkle, tiles
 from dp.accounting import PrivacyLine, ReleaseFacts, guaranteed_variance, headline, lines
@@ -32,12 +31,13 @@ from dp.notes import Checkpoint, Verifier, open_checkpoint, parse_verifier
 from dp.records import (
     Membership,
     ReleaseEntry,
-    line_record,
+    epsilon_micro,
     parse_first_model,
     parse_membership,
     parse_record,
     parse_release,
     parse_task,
+    same_terms,
 )
 from dp.witness import WitnessPolicy, cosigned_at
 from secagg.context import context
@@ -219,7 +219,7 @@ class _Audit:
             self.problem(
                 "noise-measured-missing", "The released sum itself shows too little noise.", leaf
             )
-        self._compare(record, statements, leaf)
+        self._compare(record, task.manifest, statements, leaf)
         task.releases.append(
             AuditedRelease(
                 leaf=leaf,
@@ -354,18 +354,24 @@ class _Audit:
             self.problem("model-versions", "The models are not those of the versions.", leaf)
 
     def _compare(
-        self, record: dict[str, Any], statements: Sequence[PrivacyLine], leaf: int
+        self,
+        record: dict[str, Any],
+        manifest: Manifest,
+        statements: Sequence[PrivacyLine],
+        leaf: int,
     ) -> None:
         recorded = record.get("lines")
-        expected = [line_record(line) for line in statements]
-        same = isinstance(recorded, list) and len(recorded) == len(expected)
+        same = isinstance(recorded, list) and len(recorded) == len(statements)
         if same:
-            for mine, theirs in zip(expected, recorded or [], strict=True):
-                same = same and isinstance(theirs, dict) and _same_line(mine, theirs)
+            for mine, theirs in zip(statements, recorded or [], strict=True):
+                same = (
+                    same
+                    and isinstance(theirs, dict)
+                    and _close(theirs.get("epsilon_micro"), epsilon_micro(mine.epsilon))
+                    and same_terms(theirs, manifest, mine)
+                )
         head = headline(statements)
-        micro = max(
-            (line["epsilon_micro"] for line in expected if not line["amplified"]), default=None
-        )
+        micro = None if head is None else epsilon_micro(head)
         if not same or not _close(record.get("epsilon_micro"), micro):
             self.problem(
                 "epsilon-mismatch",
@@ -396,14 +402,6 @@ def _close(found: object, expected: int | None) -> bool:
     if expected is None or found is None:
         return found is expected
     return type(found) is int and abs(found - expected) <= _MICRO_TOLERANCE
-
-
-def _same_line(expected: dict[str, Any], found: dict[str, Any]) -> bool:
-    if not _close(found.get("epsilon_micro"), expected["epsilon_micro"]):
-        return False
-    # As bytes: in Python True equals 1, in JSON it does not.
-    neutral = {"epsilon_micro": 0}
-    return rfc8785.dumps(found | neutral) == rfc8785.dumps(expected | neutral)
 
 
 def verify_ledger(

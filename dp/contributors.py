@@ -27,6 +27,7 @@ INLINE_MAX = 256
 CONTRIBUTORS = "contributors"  # folder below the ledger's prefix
 PSEUDONYM_BYTES = 32
 MARKED_BYTES = PSEUDONYM_BYTES + 1
+_SINCE_2 = frozenset({"attempt", "not_in_sum", "masking_set_file"})
 _COUNT_MAX = 1_000_000  # 33 MB of marked pseudonyms
 
 
@@ -63,6 +64,8 @@ def listed(record: Mapping[str, Any]) -> bytes | None:
     Raises:
         LedgerError: ``record-malformed``.
     """
+    if by_identity(record) and not _SINCE_2.isdisjoint(record):
+        raise LedgerError("record-malformed", "A record of version 1 has fields of version 2.")
     text = record.get("contributors_digest" if by_identity(record) else "masking_set_file")
     if text is None:
         return None

@@ -22,6 +22,7 @@ import rfc8785
 from dp.accounting import (
     PrivacyLine,
     ReleaseFacts,
+    adversaries,
     fewest,
     guaranteed_variance,
     headline,
@@ -181,6 +182,19 @@ def line_record(line: PrivacyLine) -> dict[str, Any]:
         "epsilon_micro": epsilon_micro(line.epsilon),
         "delta": repr(line.delta),
     }
+
+
+def same_terms(record: Mapping[str, Any], manifest: Manifest, line: PrivacyLine) -> bool:
+    """Whether a record's line is this one, its epsilon aside (which may be infinite in ``line``).
+
+    As bytes: in Python True equals 1, in JSON it does not.
+    """
+    terms = line_record(msgspec.structs.replace(line, epsilon=0.0))
+    found = rfc8785.dumps({**record, "epsilon_micro": terms["epsilon_micro"]})
+    return any(
+        found == rfc8785.dumps({**terms, "adversary": words})
+        for words in adversaries(manifest, line)
+    )
 
 
 def release_record(

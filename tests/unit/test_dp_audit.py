@@ -386,3 +386,18 @@ def test_a_signed_size_that_no_audit_reads_is_a_problem() -> None:
     assert problem.reason == "ledger-too-large"
     assert str(10**17) in problem.message
     assert reads == ["checkpoint"]
+
+
+def test_the_adversary_in_the_words_of_earlier_records_is_accepted() -> None:
+    """They named ``silent_max`` devices, whatever the masks stood against."""
+    before = "the aggregator with 1 other device, and everyone who sees the model"
+    files = edited(
+        ledger(built(), (4, 4)), 2, lambda record: record["lines"][0].update(adversary=before)
+    )
+    assert verify_ledger(files.get, VERIFIER).verified
+    files = edited(
+        ledger(built(), (4, 4)),
+        2,
+        lambda record: record["lines"][0].update(adversary=before.replace("1 other", "9 other")),
+    )
+    assert reasons(verify_ledger(files.get, VERIFIER)) == {"epsilon-mismatch"}

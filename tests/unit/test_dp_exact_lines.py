@@ -46,7 +46,7 @@ from secagg.manifest import Manifest
 from tests.dp_tasks import built, statistics
 
 NO_LIMIT = BudgetSpec(max_epsilon=None)
-ALL = "the aggregator with 1 other device, and everyone who sees the model"
+ALL = "the aggregator, knowing the noise of 1 device, and everyone who sees the model"
 
 
 def of(parts: list[tuple[Event, int]], draws: int, manifest: Manifest) -> float:
@@ -131,7 +131,8 @@ def test_the_lines_of_mode_b() -> None:
     assert plain == PrivacyLine(
         mode="B",
         unit="device",
-        adversary="the aggregator with 2 other devices, and everyone who sees the model",
+        adversary="the aggregator with 1 other device, knowing the noise of 2 devices, "
+        "and everyone who sees the model",
         adjacency="zero-out",
         amplified=False,
         accountant=ACCOUNTANT_DISCRETE_GAUSSIAN,
@@ -344,3 +345,25 @@ def test_a_plan_with_correlated_noise_is_the_cost_of_its_matrix(band: int, kept:
     )
     assert exchanged.epsilon == epsilon_of(replace_one(CorrelatedReleases(*shape, row)), 1e-5)
     assert msgspec.structs.replace(exchanged, epsilon=plan.epsilon) == plan
+
+
+@pytest.mark.parametrize(
+    ("corrupt", "silent", "who"),
+    [
+        (0, 1, "the aggregator, knowing the noise of 1 device"),
+        (0, 2, "the aggregator, knowing the noise of 2 devices"),
+        (1, 1, "the aggregator with 1 other device"),
+        (1, 3, "the aggregator with 1 other device, knowing the noise of 3 devices"),
+        (2, 2, "the aggregator with 2 other devices"),
+    ],
+)
+def test_a_line_names_no_more_devices_than_the_masks_stand_against(
+    corrupt: int, silent: int, who: str
+) -> None:
+    cohort = CohortSpec(
+        size_min=16, size_max=16, survivors_min=14, corrupt_max=corrupt, silent_max=silent
+    )
+    manifest = built(cohort=cohort, budget=NO_LIMIT)
+    assert {line.adversary for line in lines(manifest, 1)} == {
+        who + ", and everyone who sees the model"
+    }

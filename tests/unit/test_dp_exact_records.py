@@ -120,7 +120,8 @@ def test_a_line_s_record_key_by_key() -> None:
     assert line_record(line) == {
         "mode": "C",
         "unit": "example",
-        "adversary": "the aggregator with 1 other device, and everyone who sees the model",
+        "adversary": "the aggregator, knowing the noise of 1 device, "
+        "and everyone who sees the model",
         "adjacency": "add-or-remove",
         "amplified": False,
         "accountant": "skellam-rdp/agarwal-kairouz-liu-2021",

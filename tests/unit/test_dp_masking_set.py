@@ -96,6 +96,12 @@ def test_a_record_lists_the_whole_masking_set_and_marks_who_is_in_the_sum() -> N
         )
 
 
+def passed_off_as_version_1(record: dict[str, Any]) -> None:
+    record.update(version=1)
+    for name in ("attempt", "not_in_sum"):
+        del record[name]
+
+
 @pytest.mark.parametrize(
     ("leaf", "change", "reason"),
     [
@@ -146,7 +152,8 @@ def test_a_record_lists_the_whole_masking_set_and_marks_who_is_in_the_sum() -> N
             lambda r: r.update(contributors=_with(r, ITEMS[1].not_in_sum[0])),
             "pseudonym-repeated",
         ),
-        (3, lambda r: r.update(version=1), "record-version"),
+        (3, lambda r: r.update(version=1), "record-malformed"),
+        (3, passed_off_as_version_1, "record-version"),
     ],
 )
 def test_a_list_that_lies_is_found_even_if_it_is_signed(
@@ -244,3 +251,9 @@ def test_a_file_of_the_first_version_has_no_marks() -> None:
     """The record's version says how its file is read."""
     with pytest.raises(LedgerError, match="contributors-malformed"):
         parse_members(b"".join(sorted(MANY)), hashlib.sha256(b"".join(sorted(MANY))).digest())
+
+
+def test_a_record_is_not_passed_off_as_one_of_version_1() -> None:
+    with pytest.raises(LedgerError, match="record-malformed"):
+        listed({"version": 1, "contributors": [], "not_in_sum": []})
+    assert listed({"version": 1, "contributors": []}) is None
