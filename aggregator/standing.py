@@ -214,7 +214,8 @@ class Membership:
         self._ledger = ledger
 
     async def ban(self, identity: bytes, note: str) -> dict[str, Any]:
-        """Ban a device by the operator's word.
+        """Ban a device by the operator's word. ``seen`` in the view: a session or a strike of it
+        is known, so the key is a device's.
 
         Raises:
             Refusal: 422 ``device-key``; 409 ``device-banned`` if it is banned already.
@@ -225,6 +226,9 @@ class Membership:
         async with core.database.write() as connection:
             partner = await connection.scalar(
                 sa.select(sessions.c.partner).where(sessions.c.identity == identity.hex()).limit(1)
+            )
+            struck = await connection.scalar(
+                sa.select(strikes.c.identity).where(strikes.c.identity == identity.hex()).limit(1)
             )
             ban = Ban(
                 identity,
@@ -240,7 +244,7 @@ class Membership:
         await self._ledger.publish()
         core.metrics.bans.labels(OPERATOR).inc()
         _log.info("device-banned", kind=OPERATOR, handle=ban.handle.hex()[:16])
-        return await self.show(identity)
+        return {**await self.show(identity), "seen": partner is not None or struck is not None}
 
     async def unban(self, identity: bytes) -> None:
         """Lift a ban, and forget the device's strikes.

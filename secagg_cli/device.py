@@ -30,22 +30,19 @@ def list_(
     """List bans, and devices with strikes that still count."""
     with Output(format) as out:
         found = Operator(server, read_token(token_file)).devices()
-        out.table(
-            "Banned",
-            ["device", "kind", "task", "since", "note"],
-            [
-                [row["device"], row["kind"], row["task"], _when(row["banned_at"]), row["note"]]
-                for row in found["bans"]
-            ],
-        )
-        out.table(
-            "In question",
-            ["device", "strikes", "score", "last"],
-            [
-                [row["device"], row["strikes"], row["score"], _when(row["last_at"])]
-                for row in found["strikes"]
-            ],
-        )
+        out.say(f"Banned: {len(found['bans'])}")
+        for row in found["bans"]:
+            out.say(f"  {row['device']}")
+            task = f", task {row['task']}" if row["task"] else ""
+            out.say(f"    {row['kind']}{task}, since {_when(row['banned_at'])}")
+            out.say(f"    reference {row['handle'][:16]}, by which its partner appeals")
+            if row["note"]:
+                out.say(f"    note: {row['note']}")
+        out.say(f"In question: {len(found['strikes'])}")
+        for row in found["strikes"]:
+            out.say(f"  {row['device']}")
+            last = _when(row["last_at"])
+            out.say(f"    {row['strikes']} strike(s), score {row['score']}, last {last}")
         out.result(found)
 
 
@@ -60,7 +57,15 @@ def ban(
     """Refuse a device from now on. The ledger holds the act, without the device's name."""
     with Output(format) as out:
         shown = Operator(server, read_token(token_file)).ban(device_key(key), note)
-        out.say(f"Banned; the ledger calls the device {shown['handle'][:16]}.")
+        out.say(
+            f"Banned. Its reference is {shown['handle'][:16]}: so the ledger calls the device, and "
+            "by it its partner appeals."
+        )
+        if not shown["seen"]:
+            out.warn(
+                "No device with this key has reported in lately. The ban holds should one do so; "
+                "compare the key with the partner's bundle if you expected one."
+            )
         out.result(shown)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -63,22 +63,25 @@ def list_(
     """List the partners whose devices take part."""
     with Output(format) as out:
         partners = Operator(server, read_token(token_file)).partners()
-        rows = [[row["name"], row["partner_key"]] for row in partners]
-        out.table(None, ["partner", "key"], rows)
+        for row in partners:
+            out.say(f"{row['partner_key']}  {row['name']}")
         out.result({"partners": partners})
 
 
 @partner_app.command("remove")
 def remove(
-    key: Annotated[str, typer.Argument(help="The partner's public key, hex.")],
+    partner: Annotated[
+        str, typer.Argument(help="The partner's name or public key, hex; see secagg partner list.")
+    ],
     server: ServerOption = DEFAULT_SERVER,
     token_file: TokenFileOption = None,
     format: FormatOption = Format.text,
 ) -> None:
     """Refuse a partner's devices from now on; tasks that list it go on without it."""
     with Output(format) as out:
-        public = _public_key(key, None)
-        tasks = Operator(server, read_token(token_file)).remove_partner(public)
+        operator = Operator(server, read_token(token_file))
+        public = _partner_key(operator.partners(), partner)
+        tasks = operator.remove_partner(public)
         out.say(f"Devices of {public.hex()} are refused.")
         if tasks:
             out.say(f"These tasks go on without them: {', '.join(tasks)}.")
@@ -246,6 +249,31 @@ def enrol(
         save_bundle(path, bundle)
         paths.append(path)
     return paths
+
+
+def _partner_key(known: list[dict[str, Any]], named: str) -> bytes:
+    """The key of the partner with this key or, if there is one alone, with this name.
+
+    Raises:
+        CommandError: ``partner-unknown``, or ``partner-name`` of two partners.
+    """
+    keys = [row["partner_key"] for row in known]
+    found = [key for key in keys if key == named.lower()]
+    found = found or [row["partner_key"] for row in known if row["name"] == named]
+    if not found:
+        raise CommandError(
+            "partner-unknown",
+            f"No partner here has the name or key {named!r}; there are "
+            f"{', '.join(sorted(row['name'] for row in known)) or 'none'}.",
+            remedy="secagg partner list shows names and keys.",
+        )
+    if len(found) > 1:
+        raise CommandError(
+            "partner-name",
+            f"{len(found)} partners have the name {named!r}: {', '.join(sorted(found))}.",
+            remedy="Name the partner by its key.",
+        )
+    return bytes.fromhex(found[0])
 
 
 def _public_key(key: str | None, key_file: Path | None) -> bytes:

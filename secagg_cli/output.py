@@ -35,6 +35,7 @@ from secagg.errors import SecaggError
 EXIT_REFUSED = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
+_WIDE = 1_000
 
 
 class Format(enum.StrEnum):
@@ -62,6 +63,8 @@ class Output:
         self.json = format is Format.json
         self.errors = Console(stderr=True, highlight=False)
         self.text = self.errors if self.json else Console(highlight=False)
+        if not self.text.is_terminal:
+            self.text.width = _WIDE  # a file or a pipe has no margin
 
     def say(self, message: str = "", *, style: str | None = None) -> None:
         """A line for people. ``message`` is plain text, not markup."""
@@ -71,7 +74,10 @@ class Output:
         self.errors.print(f"[yellow]warning:[/yellow] {escape(message)}", soft_wrap=True)
 
     def table(self, title: str | None, columns: list[str], rows: list[list[object]]) -> None:
-        table = Table(*columns, title=title, title_justify="left")
+        """Nothing is cut: what does not fit goes on in the next line."""
+        table = Table(title=title, title_justify="left")
+        for column in columns:
+            table.add_column(column, overflow="fold")
         for row in rows:
             table.add_row(*(escape(str(cell)) for cell in row))
         self.text.print(table)

@@ -451,6 +451,16 @@ async def test_a_dealer_of_many_disputed_deals_is_struck_not_banned(tmp_path: Pa
         assert (struck.identity, struck.kind) == (key_of(accuser), "named-without-evidence")
 
 
+async def test_a_ban_says_whether_the_device_was_ever_seen(tmp_path: Path) -> None:
+    async with served(tmp_path, spec()) as server:
+        device = Device(server, 0, one_hot(0))
+        async with aiohttp.ClientSession() as device.http:
+            await device.report_in()
+        for key, seen in ((device.certificate.identity_key.hex(), True), ("77" * 32, False)):
+            status, shown = await server.operator("POST", f"/devices/{key}/ban", {})
+            assert (status, shown["seen"]) == (200, seen)
+
+
 async def test_a_device_is_struck_once_for_a_cohort(tmp_path: Path) -> None:
     """Also where it is in question twice: named without evidence, and in a sum that was refused."""
     async with served(tmp_path) as server:

@@ -118,12 +118,19 @@ async def test_bans_and_revocations_by_their_commands(
         server = ("--server", world.url)
         key = world.bundle("d0").certificate.identity_key.hex()
         shown = await command("device", "ban", key, "--note", "lost", *server)
-        assert (shown["device"], shown["kind"]) == (key, "operator")
+        assert (shown["device"], shown["kind"], shown["seen"]) == (key, "operator", False)
         with pytest.raises(TransportError) as caught:
             await world.device("d0").run_async(OneHot(0), task=TASK, rounds=1)
         assert caught.value.reason == "device-banned"
         listed = await command("device", "list", *server)
         assert [row["note"] for row in listed["bans"]] == ["lost"]
+        monkeypatch.setenv("COLUMNS", "40")
+        text = await asyncio.to_thread(CliRunner().invoke, app, ["device", "list", *server])
+        lines = text.stdout.splitlines()
+        assert f"  {key}" in lines
+        assert any(f"reference {shown['handle'][:16]}" in line for line in lines)
+        text = await asyncio.to_thread(CliRunner().invoke, app, ["partner", "list", *server])
+        assert text.stdout.splitlines() == [f"{world._partner.key.hex()}  p"]
         refused = await command(
             "device", "evidence", key, "--out", str(tmp_path / "e"), *server, code=1
         )
@@ -159,5 +166,15 @@ async def test_bans_and_revocations_by_their_commands(
         partners = (await command("partner", "list", *server))["partners"]
         own = world._partner.key.hex()
         assert [row["partner_key"] for row in partners] == [own]
-        last = await command("partner", "remove", own, *server, code=1)
-        assert last["error"]["reason"] == "partner-last"
+        for named in (own, "p"):
+            last = await command("partner", "remove", named, *server, code=1)
+            assert last["error"]["reason"] == "partner-last"
+        wrong = await command("partner", "remove", "q", *server, code=1)
+        assert wrong["error"]["reason"] == "partner-unknown"
+        assert "there are p." in wrong["error"]["message"]
+        for _ in range(2):
+            twin = new_partner_key().key.hex()
+            await command("partner", "add", "twin", "--key", twin, *server)
+        wrong = await command("partner", "remove", "twin", *server, code=1)
+        assert wrong["error"]["reason"] == "partner-name"
+        assert twin in wrong["error"]["message"]

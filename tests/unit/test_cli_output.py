@@ -82,3 +82,20 @@ def test_json_is_strict(capsys: pytest.CaptureFixture[str]) -> None:
         "a": [None, {"b": None}],
         "c": [1.5, None, True, "x"],
     }
+
+
+@pytest.mark.parametrize("terminal", ["0", "1"])
+def test_a_table_cuts_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, terminal: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    if terminal == "1":
+        monkeypatch.setenv("FORCE_COLOR", "1")
+    key = "0123456789abcdef" * 4
+    with Output(Format.text) as out:
+        out.table(None, ["device", "note"], [[key, "lost by the ward"]])
+    shown = capsys.readouterr().out
+    if terminal == "0":
+        assert key in shown
+    assert "…" not in shown
+    assert sum(shown.count(letter) for letter in "123456789") >= 36

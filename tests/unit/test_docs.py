@@ -127,3 +127,13 @@ def test_check_values_of_the_protocol_page_hold() -> None:
     ]
     rows = PROTOCOL.split("## Check values")[1].split("\n## ")[0]
     assert re.findall(r"\| `([0-9a-f ]+)` \|$", rows, re.MULTILINE) == values
+
+
+def test_metrics_have_the_names_that_the_docs_say() -> None:
+    from aggregator.metrics import Metrics
+
+    shown = set(re.findall(r"^# TYPE (\S+)", Metrics().render().decode(), re.MULTILINE))
+    texts = [*(ROOT / "docs").rglob("*.md"), ROOT / "threat_model.md", ROOT / "CHANGELOG.md"]
+    named = {name for path in texts for name in re.findall(r"\bsecagg_[a-z_]+\b", path.read_text())}
+    assert named - shown - {"secagg_cli"} == set()
+    assert "secagg_strikes_total" in named
