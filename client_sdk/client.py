@@ -404,7 +404,11 @@ class Client:
         if is_new:
             journal.drop_contribution()
             plan_second_look(journal, now_s + self.policy.max_hold_s)  # until it is known better
-        recovered = await recover(device.ledger, device.account, self._identity_key, leaves_max)
+        try:
+            recovered = await recover(device.ledger, device.account, self._identity_key, leaves_max)
+        except LedgerError as error:
+            await _keep_evidence(device, error)
+            raise
         if is_new and recovered.cohort_max_s:
             plan_second_look(journal, now_s + recovered.cohort_max_s + self._settings.opening_s)
         elif is_new or second_look_due(journal, now_s):
@@ -567,13 +571,20 @@ class Client:
 
 
 async def _tell_fault(device: Device, task: str, error: LedgerError) -> None:
-    """Say that the ledger is at fault outside of a session, and keep what it showed."""
-    kept: dict[str, object] = {}
-    if error.evidence:
-        verifier, now_s = device.ledger.verifier, device.time.now()
-        path = await finish_in_thread(keep_evidence, device.journal, error, None, verifier, now_s)
-        kept["evidence"] = str(path)
-    await device.emit("aborted", task, reason=error.reason, message=str(error), **kept)
+    """Say that the ledger is at fault outside of a session, and where the evidence lies."""
+    kept = await _keep_evidence(device, error)
+    shown = {} if kept is None else {"evidence": str(kept)}
+    await device.emit("aborted", task, reason=error.reason, message=str(error), **shown)
+
+
+async def _keep_evidence(device: Device, error: LedgerError) -> Path | None:
+    """Keep what the ledger showed outside of a session, and name the file in the error."""
+    if not error.evidence:
+        return None
+    verifier, now_s = device.ledger.verifier, device.time.now()
+    path = await finish_in_thread(keep_evidence, device.journal, error, None, verifier, now_s)
+    error.remedy = " ".join((*filter(None, (error.remedy,)), f"The evidence is in {path}."))
+    return path
 
 
 async def _hear_time(device: Device, task: str) -> None:

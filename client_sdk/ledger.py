@@ -43,6 +43,10 @@ from secagg.secret import Secret
 _T = TypeVar("_T")
 _TRIES = 6  # a replica may serve what it rendered a moment ago
 _WAIT_S = 0.25
+_ASK_ABOUT_BACKUP = (
+    "Ask the operator, who may have restored an older backup. What this device remembers stays: it "
+    "takes part again once the ledger extends that."
+)
 
 LEAVES_MAX = 1 << 32
 """Leaves of a log, in all: a century of a release a second."""
@@ -441,7 +445,7 @@ class LedgerWatch:
                     "The ledger does not extend what this device has seen of it.",
                     expected=f"{old.size} leaves under {old.root.hex()}",
                     found=f"{new.size} leaves under {new.root.hex()}",
-                    remedy="Keep the state folder as evidence and ask the operator.",
+                    remedy=_ASK_ABOUT_BACKUP,
                     evidence=self._shown(note) | {"proof": proof},
                     lasting=True,
                 ) from error
@@ -517,6 +521,7 @@ class _RolledBack(LogError):
             "The ledger is shorter than this device has seen it.",
             expected=f"at least {old.size} leaves",
             found=new.size,
+            remedy=_ASK_ABOUT_BACKUP,
         )
 
 
@@ -524,7 +529,10 @@ def _final(error: LogError) -> LedgerError:
     """What a log error is when no retry has mended it."""
     return LedgerError(
         "ledger-incomplete" if error.reason == "tile-missing" else error.reason,
-        str(error),
+        error.message,
+        expected=error.expected,
+        found=error.found,
+        remedy=error.remedy,
         evidence=error.evidence if isinstance(error, _RolledBack) else None,
         lasting=isinstance(error, _RolledBack),
     )

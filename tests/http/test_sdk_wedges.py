@@ -204,7 +204,18 @@ async def test_a_bent_ledger_ends_the_session_and_stays_refused(tmp_path: Path, 
         assert device.quarantined() == ()
         outside = list((tmp_path / "d0").glob(f"evidence-{kind}-*.json"))
         assert len(outside) == 1  # what a check-in was shown is kept too
-        assert json.loads(outside[0].read_text())["checkpoint"] == served[0].decode()
+        kept = json.loads(outside[0].read_text())
+        assert kept["checkpoint"] == served[0].decode()
+        assert kept["remembered"]
+        assert outside[0].stat().st_mode & 0o777 == 0o600
+        error = caught.value
+        assert str(error).count(kind) == 2  # its reason, and the name of the file
+        assert "sk the operator" in str(error.remedy)
+        assert str(outside[0]) in str(error.remedy)
+        outside[0].unlink()
+        with pytest.raises(LedgerError, match="evidence"):
+            await device.recover_account_async()
+        assert outside[0].exists()
         served.clear()  # an honest ledger again: nothing was wedged
         others = [
             asyncio.create_task(world.device(f"d{n}").run_async(OneHot(n), task=TASK, rounds=1))
