@@ -96,11 +96,28 @@ def _say_verdict(out: Output, result: AuditResult) -> None:
         where = "" if problem.leaf is None else f" (record {problem.leaf})"
         name = "" if f"[{problem.reason}]" in problem.message else f" [{problem.reason}]"
         out.say(f"problem{where}: {problem.message}{name}", style="red")
-    epsilon = "none" if result.epsilon is None else f"{result.epsilon:.4f}"
     out.say(
         f"{'Verified' if result.verified else 'NOT verified'}: {result.tree_size} records, "
-        f"{result.releases} releases, epsilon {epsilon}"
+        f"{result.releases} released, {result.charged - result.releases} charged; {_cost(result)}"
     )
+
+
+def _cost(result: AuditResult) -> str:
+    """The cost of the costliest task, and what that figure leaves out."""
+    from dp.accounting import headline
+
+    tasks = [task for task in result.tasks if task.admissible]
+    costs = [(cost, task) for task in tasks if (cost := headline(task.lines)) is not None]
+    if not costs:
+        return "no differential privacy"
+    epsilon, task = max(costs, key=lambda item: item[0])
+    delta = task.manifest.budget.delta
+    text = f"epsilon {epsilon:.4f} at delta {delta:g}, of task {task.manifest.task!r}"
+    if len(costs) > 1:
+        text += f", the costliest of {len(costs)}, not their total"
+    if unprotected := len(tasks) - len(costs):
+        text += f"; {unprotected} more without differential privacy"
+    return text
 
 
 def audit_ledger(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from dp.report import BudgetRow, ReportData, TaskReport
+    from dp.report import BudgetRow, ReleaseRow, ReportData, TaskReport
 
 _BLUE, _ORANGE, _GREY = "#0072b2", "#d55e00", "#999999"  # distinguishable to the colour-blind
 _WIDTH_IN, _HEIGHT_IN = 5.2, 2.4
@@ -67,6 +67,8 @@ def render(data: ReportData, run: Mapping[str, Any] | None = None) -> str:
     environment.filters["time"] = _time
     environment.filters["epsilon"] = _epsilon
     environment.filters["percent"] = _percent
+    environment.filters["outcome"] = _outcome
+    environment.filters["recorded"] = lambda count: "not recorded" if count is None else count
     return environment.get_template("report.html").render(
         data=data,
         wrong={problem.leaf for problem in data.problems if problem.leaf is not None},
@@ -111,24 +113,32 @@ def cost_charts(task: TaskReport) -> list[Markup]:
 
 
 def cohort_chart(task: TaskReport) -> Markup | None:
-    """Survivors and drop-outs of every cohort, stacked; None before the first."""
+    """Survivors and drop-outs of every cohort, stacked, or who was charged without a sum; None
+    before the first."""
     if not task.releases:
         return None
     figure, axes = _figure()
     axes.set_xlim(0.4, max(len(task.releases), 4) + 0.6)  # a few do not fill the width
     numbers = [release.number for release in task.releases]
     survivors = [release.survivors for release in task.releases]
-    dropped = [release.dropped for release in task.releases]
+    dropped = [release.dropped or 0 for release in task.releases]
+    without = [
+        release.cohort_size if release.outcome == "charged" else 0 for release in task.releases
+    ]
     if len(numbers) <= _CHART_RELEASES_MAX:
         axes.bar(numbers, survivors, color=_BLUE, label="in the sum")
         axes.bar(numbers, dropped, bottom=survivors, color=_ORANGE, label="dropped")
+        if any(without):
+            axes.bar(numbers, without, color=_GREY, label="charged without a sum")
     else:
         axes.plot(numbers, survivors, color=_BLUE, label="in the sum")
         axes.plot(numbers, dropped, color=_ORANGE, label="dropped")
+        if any(without):
+            axes.plot(numbers, without, color=_GREY, label="charged without a sum")
     _whole_numbers(axes)
     axes.set_xlabel("release")
     axes.set_ylabel("devices")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.2), ncols=2, frameon=False)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.2), ncols=3, frameon=False)
     return _svg(figure, f"cohorts-{task.task}")
 
 
@@ -175,6 +185,16 @@ def _percent(budget: BudgetRow) -> int:
     if budget.max_epsilon is None or budget.spent is None or budget.max_epsilon <= 0:
         return 0
     return round(100 * min(1.0, budget.spent / budget.max_epsilon))
+
+
+def _outcome(release: ReleaseRow) -> str:
+    """Of a charged cohort with its reason, and whose fault it was."""
+    if release.outcome != "charged":
+        return release.outcome
+    if release.fault is None:
+        return "charged, fault and cause not recorded"
+    whose = "unknown" if release.fault == "unknown" else f"the {release.fault}"
+    return f"charged: {release.cause}, fault: {whose}"
 
 
 def _epsilon(value: float | None) -> str:

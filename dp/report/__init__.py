@@ -14,6 +14,6 @@ registry ask for, as far as a ledger can know it, and says what a ledger cannot 
 """
 
 from dp.report.build import report_data
-from dp.report.data import BudgetRow, ReportData, TaskReport
+from dp.report.data import BudgetRow, ReleaseRow, ReportData, TaskReport
 
-__all__ = ["BudgetRow", "ReportData", "TaskReport", "report_data"]
+__all__ = ["BudgetRow", "ReleaseRow", "ReportData", "TaskReport", "report_data"]

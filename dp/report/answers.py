@@ -39,7 +39,8 @@ def _unknown(question: str, text: str, *lists: str) -> Answer:
 
 def _statement(task: AuditedTask) -> tuple[Answer, ...]:
     manifest = task.manifest
-    charged, most = len(task.releases), manifest.budget.releases_max
+    most = manifest.budget.releases_max
+    released = sum(row.entry.outcome == "released" for row in task.releases)
     return (
         _known("Setting, and whom it trusts", _setting(manifest), NIST, DPFY, OPENDP),
         _known("Flavour", _flavour(task), OPENDP),
@@ -49,7 +50,8 @@ def _statement(task: AuditedTask) -> tuple[Answer, ...]:
         _known(
             "What is released, and how often",
             ("A machine learning model" if manifest.base_model is not None else "Sums of vectors")
-            + f" in many releases: {charged} so far, at most {most}. The statement covers every "
+            + f" in many releases: {released} so far, and {len(task.releases) - released} cohorts "
+            f"that are charged like one; at most {most} in all. The statement covers every "
             "one of them, and every sum that the aggregator opened; not only the last.",
             DPFY,
             OPENDP,
@@ -155,11 +157,19 @@ def _participation(task: AuditedTask) -> str:
         for name in row.entry.contributors
     )
     rows = [row.entry for row in task.releases if row.entry.attempt is not None]
+    unlisted = sum(
+        row.entry.attempt is None and row.entry.outcome == "charged" for row in task.releases
+    )
     said = []
     if old:
         said.append(
             f"Seen in records of version 1: {len(old)} devices, one of them in "
             f"{max(old.values())} releases."
+        )
+    if unlisted:
+        said.append(
+            f"{unlisted} cohorts of version 1 were charged without a sum; how many devices they "
+            "charged is not recorded."
         )
     if rows:
         places = sum(entry.masking_set_size for entry in rows)

@@ -33,6 +33,7 @@ from dp.report.reading import FIGURES, READING, RECOMPUTE
 from dp.report.words import amplified, assumptions, exposure, unprotected
 from secagg.manifest import Manifest
 
+_GIVEN_BACK = "charge-given-back"  # the action of its policy record
 _PROFILE_DELTAS = (1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9)
 
 
@@ -77,6 +78,7 @@ def _task(task: AuditedTask) -> TaskReport:
     spent = headline(task.lines)
     limit = manifest.budget.max_epsilon
     model = manifest.base_model.name if manifest.base_model is not None else "no model"
+    policies = [_decision(policy) for policy in task.policies]
     return TaskReport(
         task=manifest.task,
         algorithm=manifest.algorithm,
@@ -101,7 +103,8 @@ def _task(task: AuditedTask) -> TaskReport:
         exposure=exposure(manifest),
         assumptions=assumptions(manifest),
         unprotected=unprotected(manifest),
-        decisions=tuple(_decision(policy) for policy in task.policies),
+        decisions=tuple(policy for policy in policies if policy.action != _GIVEN_BACK),
+        given_back=tuple(policy for policy in policies if policy.action == _GIVEN_BACK),
         answers=answers(task),
         warnings=warnings(manifest),
     )
@@ -109,21 +112,25 @@ def _task(task: AuditedTask) -> TaskReport:
 
 def _release(manifest: Manifest, release: AuditedRelease) -> ReleaseRow:
     entry = release.entry
+    released = entry.outcome == "released"
+    recorded = entry.attempt is not None or released  # version 1 wrote 0 without a sum
     return ReleaseRow(
         number=entry.release,
         leaf=release.leaf,
         at=entry.released_at,
         outcome=entry.outcome,
         cohort_size=entry.cohort_size,
-        masking_set=entry.masking_set_size,
+        masking_set=entry.masking_set_size if recorded else None,
         survivors=entry.survivors,
-        dropped=entry.cohort_size - entry.survivors,
+        dropped=entry.cohort_size - entry.survivors if released else None,
         clips=_clips(manifest, release.clip),
         noise_multiplier=_multiplier(manifest, release.guaranteed_variance),
         measured=_measured(release),
         epsilons=tuple(line.epsilon for line in release.lines),
         versions=entry.model_versions,
         model=entry.new_model_digest.hex(),
+        fault=entry.fault,
+        cause=entry.cause,
     )
 
 

@@ -6,6 +6,7 @@ import msgspec
 
 from dp.accounting import PrivacyLine
 from dp.audit import Finding
+from dp.records import Fault
 
 
 class Parameter(msgspec.Struct, frozen=True, kw_only=True):
@@ -20,12 +21,15 @@ class Parameter(msgspec.Struct, frozen=True, kw_only=True):
 class ReleaseRow(msgspec.Struct, frozen=True, kw_only=True):
     """One charged cohort. ``epsilons``: the task's cost after it, in the order of its lines.
 
-    ``masking_set``: devices that owed a vector. ``dropped``: of the cohort, not in the
-    sum. ``clips``: the bound of each unit in this release, real units, by name.
+    ``masking_set``: devices that owed a vector; None where a record of version 1 does not tell.
+    ``dropped``: of the cohort, not in the sum; None without a sum, where the record does not tell
+    who had sent. ``clips``: the bound of each unit in this release, real units, by name.
     ``noise_multiplier``: guaranteed noise over the unit's bound (of examples, else of devices).
     ``measured``: the noise meter's interval, as a multiple of the guaranteed variance.
     ``versions``: of the models that its devices trained from; empty where the record does not
     tell. ``model``: digest of the model that came out of it, hex; empty for a charged cohort.
+    ``fault``, ``cause``: of a charged cohort, whose fault it was as far as the service can tell
+    (``service``, ``devices``, ``unknown``), and its reason; None and empty where not recorded.
     """
 
     number: int
@@ -33,15 +37,17 @@ class ReleaseRow(msgspec.Struct, frozen=True, kw_only=True):
     at: int
     outcome: str
     cohort_size: int
-    masking_set: int
+    masking_set: int | None
     survivors: int
-    dropped: int
+    dropped: int | None
     clips: tuple[tuple[str, float], ...]
     noise_multiplier: float | None
     measured: tuple[float, float] | None
     epsilons: tuple[float, ...]
     versions: tuple[int, ...]
     model: str
+    fault: Fault | None = None
+    cause: str = ""
 
 
 class BudgetRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,7 +87,7 @@ class MembershipRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
-    """What the operator did with a task, as the ledger has it."""
+    """What the operator did with a task, or that a charge was given back, as the ledger has it."""
 
     leaf: int
     at: int
@@ -106,7 +112,8 @@ class AnswerGroup(msgspec.Struct, frozen=True, kw_only=True):
 class TaskReport(msgspec.Struct, frozen=True, kw_only=True):
     """``planned``: the lines if all releases happen with the fewest survivors. ``replaced``: what
     happened, between neighbours that exchange a record instead. ``amplified``: what must be said
-    beside amplified lines; empty without one."""
+    beside amplified lines; empty without one. ``given_back``: charges of cohorts that the service
+    failed, or may have failed, before anybody had sent."""
 
     task: str
     algorithm: str
@@ -127,6 +134,7 @@ class TaskReport(msgspec.Struct, frozen=True, kw_only=True):
     decisions: tuple[Decision, ...]
     answers: tuple[AnswerGroup, ...]
     warnings: tuple[str, ...]
+    given_back: tuple[Decision, ...] = ()
 
 
 class Combined(msgspec.Struct, frozen=True, kw_only=True):

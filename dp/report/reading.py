@@ -19,7 +19,8 @@ READING = (
     Statement(
         name="Who enforces it",
         text="Devices clip, add the noise and keep an account of their own, which refuses more "
-        "rounds than the budget allows; the aggregator debits before it opens a sum.",
+        "rounds than the budget allows and gives nothing back; the aggregator debits before it "
+        "opens a sum.",
     ),
     Statement(
         name="Accounting",
@@ -102,7 +103,8 @@ FIGURES = (
     Figure(
         name="cohort, masking set, in the sum, dropped",
         value="cohort_size, masking_set_size and survivors of the release's record; dropped is "
-        "cohort_size less survivors. The chart draws them in order",
+        "cohort_size less survivors where there is a sum. Without one the record does not tell who "
+        "had sent; version 1 does not tell its masking set either. The chart draws them in order",
     ),
     Figure(
         name="charges of single devices",
@@ -110,7 +112,8 @@ FIGURES = (
         "set by pseudonyms of this cohort alone, those in the released sum under contributors, the "
         "others under not_in_sum; of many devices it holds the digest of their list, which the "
         "ledger serves beside it. Records of version 1 list the devices in the sum by their "
-        "identity: of those, distinct entries",
+        "identity: of those, distinct entries; whom a cohort of version 1 without a sum charged is "
+        "not recorded",
     ),
     Figure(
         name="parameters",

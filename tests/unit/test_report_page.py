@@ -21,7 +21,18 @@ from secagg.manifest import Manifest, encode_manifest, manifest_digest
 from secagg_cli.main import app
 from secagg_cli.report import render
 from secagg_cli.software import code_digest, software
-from tests.dp_tasks import ORIGIN, VERIFIER, built, entry, ledger, served, signed_task, statistics
+from tests.dp_tasks import (
+    ORIGIN,
+    VERIFIER,
+    built,
+    entry,
+    ledger,
+    listed,
+    listing,
+    served,
+    signed_task,
+    statistics,
+)
 
 NO_LIMIT = BudgetSpec(max_epsilon=None, releases_max=9)
 TASKS = {
@@ -252,6 +263,78 @@ def test_the_operators_decisions_are_on_the_page() -> None:
     assert "2023-11-14 22:15 UTC: paused (maintenance &lt;b&gt;), record 2" in page
     assert "operator&#39;s decisions" not in page_of(built())
     assert "operator's decisions" not in page_of(built())
+
+
+def test_a_charged_cohort_says_whose_fault_it_was_and_claims_no_drop_outs(tmp_path: Path) -> None:
+    manifest = built()
+    failed = listed(manifest, entry(2, charged=True), 1, fault="unknown", cause="too-few-vectors")
+    builder = listing(manifest, [listed(manifest, entry(1, 4)), failed])
+    data = data_of(builder)
+    first, second = data.tasks[0].releases
+    assert (first.dropped, first.fault, first.cause) == (2, None, "")
+    assert (second.dropped, second.masking_set) == (None, 6)
+    assert (second.fault, second.cause) == ("unknown", "too-few-vectors")
+    page = render(data)
+    row = section(page, "Releases").split("<tr")[3]
+    assert "charged: too-few-vectors, fault: unknown" in row
+    assert 'data-label="dropped">not recorded<' in row
+    assert "<strong>2 of 6</strong> devices dropped" in page  # of the released cohort alone
+    assert "2 of 4</strong> charges, 1 of them released" in page
+    assert "charged without a sum" in section(page, "Releases")
+    assert "after vectors were sent" not in page
+    command = ["audit", "report", str(put(builder, tmp_path / "l")), "--key", VERIFIER]
+    CliRunner().invoke(app, [*command, "--out", str(tmp_path / "r.json")])
+    written = json.loads((tmp_path / "r.json").read_text())["tasks"][0]["releases"][1]
+    assert (written["fault"], written["cause"]) == ("unknown", "too-few-vectors")
+
+
+def test_what_records_of_version_1_do_not_tell_is_not_made_up() -> None:
+    manifest = built(budget=NO_LIMIT)
+    builder = LedgerBuilder(ORIGIN, [signed_task(manifest)])
+    digest = manifest_digest(encode_manifest(manifest))
+    old = msgspec.structs.replace(entry(1, charged=True), masking_set_size=0)
+    builder.append(release_record(manifest, digest, [], old))
+    data = data_of(builder)
+    (row,) = data.tasks[0].releases
+    assert (row.masking_set, row.dropped) == (None, None)
+    page = render(data)
+    assert 'data-label="masking set">not recorded<' in page
+    assert "fault and cause not recorded" in page
+    assert "1 cohorts of version 1 were charged without a sum" in page
+
+
+def test_charges_that_were_given_back_are_no_decision_of_the_operator() -> None:
+    builder = ledger(built(), (4,))
+    detail = "cohort ab: fault of the service, replica-lost; nobody had sent"
+    builder.append(policy_record("demo", "charge-given-back", 1_700_000_100, detail))
+    page = render(data_of(builder))
+    assert detail in section(page, "Charges that were given back", 4)
+    assert "keep their debit" in section(page, "Charges that were given back", 4)
+    assert "operator's decisions" not in page
+    assert "never refunded" not in page
+
+
+def test_the_verdict_says_whose_epsilon_it_prints(tmp_path: Path) -> None:
+    def said(builder: LedgerBuilder, name: str) -> str:
+        folder = put(builder, tmp_path / name)
+        done = CliRunner().invoke(app, ["audit", "verify", str(folder), "--key", VERIFIER])
+        return " ".join(done.output.split())
+
+    two = ledger(built(), (4, 4))
+    for encoded in ledger(built(task="second"), ())._entries:
+        two.append(encoded)
+    plain = built(task="plain", algorithm="fedavg", privacy="none")
+    charged = listed(plain, entry(2, charged=True), 1, fault="devices", cause="x")
+    none = listing(plain, [listed(plain, entry(1, 4)), charged])
+    assert re.search(
+        r"2 released, 0 charged; epsilon \d\.\d{4} at delta 1e-05, of task 'demo', the costliest "
+        r"of 2, not their total",
+        said(two, "two"),
+    )
+    assert "1 released, 1 charged; no differential privacy" in said(none, "none")
+    for encoded in none._entries:
+        two.append(encoded)
+    assert said(two, "mixed").endswith("1 more without differential privacy")
 
 
 def test_the_report_works_without_a_network_and_as_data(
