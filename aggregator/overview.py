@@ -7,6 +7,7 @@ from collections.abc import Collection
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from aggregator.cohorts import refusals
 from aggregator.cohorts.choosing import Clash, Ready, choose
@@ -14,9 +15,11 @@ from aggregator.cohorts.formation import ready_of
 from aggregator.cohorts.strikes import Standing, eligible
 from aggregator.core import Core
 from aggregator.standing import standing_of
-from aggregator.store.schema import bans, cohorts, releases, sessions, tasks, versions
+from aggregator.store.schema import bans, cohorts, releases, sessions, strikes, tasks, versions
 from aggregator.tasks import Task
 from secagg.manifest import CohortRules
+
+_ENDED_SHOWN = 16
 
 
 async def task_list(core: Core) -> list[dict[str, Any]]:
@@ -44,7 +47,12 @@ async def task_view(core: Core, task: Task) -> dict[str, Any]:
     ``releases``: one entry per charge, in order, with ``outcome`` ``released`` or ``charged``.
     ``why_waiting``: what the next cohort lacks, in words; None while one is under way.
     ``refusals``: devices that refused a roster, newest first.
-    ``cohort``: the open one, or None. ``aborted``: cohorts that ended before step 3, so for free.
+    ``cohort``: the open one, or None. ``aborted``: how many cohorts ended without a charge;
+    ``ended_free``: the newest of them, with their reasons.
+
+    In a charge, ``vectors`` counts the devices that sent one where nothing was released,
+    ``lacking`` says what came too short, ``struck`` and ``banned`` how many devices that cohort
+    cost a strike or a ban that stands.
     """
     manifest = task.manifest
     async with core.database.read() as connection:
@@ -66,13 +74,27 @@ async def task_view(core: Core, task: Task) -> dict[str, Any]:
             )
         ).scalars()
         done = [json.loads(view) for view in views]
-        aborted = await connection.scalar(
-            sa.select(sa.func.count()).where(
-                cohorts.c.task == task.name,
-                cohorts.c.state == "aborted",
-                cohorts.c.charge.is_(None),
-            )
+        free = (
+            cohorts.c.task == task.name,
+            cohorts.c.state == "aborted",
+            cohorts.c.charge.is_(None),
         )
+        aborted = await connection.scalar(sa.select(sa.func.count()).where(*free))
+        ended_free = await connection.execute(
+            sa.select(cohorts.c.cohort, cohorts.c.reason, cohorts.c.size, cohorts.c.ended_at)
+            .where(*free)
+            .order_by(cohorts.c.ended_at.desc())
+            .limit(_ENDED_SHOWN)
+        )
+        ended = [dict(row) for row in ended_free.mappings()]
+        struck_in = await _count_by_cohort(connection, strikes, task.name)
+        banned_in = await _count_by_cohort(connection, bans, task.name)
+        for release in done:
+            release.setdefault("fault", "")
+            release.setdefault("vectors", None)
+            release.setdefault("lacking", None)
+            release["struck"] = struck_in.get(release["cohort"], 0)
+            release["banned"] = banned_in.get(release["cohort"], 0)
         wait = (
             sessions.c.task == task.name,
             sessions.c.cohort.is_(None),
@@ -126,6 +148,7 @@ async def task_view(core: Core, task: Task) -> dict[str, Any]:
         "privacy": last.get("privacy", []),
         "releases": done,
         "aborted": aborted,
+        "ended_free": ended,
         "waiting": waiting,
         "banned": banned,
         "why_waiting": None
@@ -141,6 +164,18 @@ async def task_view(core: Core, task: Task) -> dict[str, Any]:
             "opened_at": cohort.opened_at,
         },
     }
+
+
+async def _count_by_cohort(
+    connection: AsyncConnection, table: sa.Table, task: str
+) -> dict[str, int]:
+    """Cohort -> rows of bans or strikes that it caused."""
+    rows = await connection.execute(
+        sa.select(table.c.cohort, sa.func.count())
+        .where(table.c.cohort.in_(sa.select(cohorts.c.cohort).where(cohorts.c.task == task)))
+        .group_by(table.c.cohort)
+    )
+    return {row[0]: row[1] for row in rows}
 
 
 def _why_waiting(

@@ -26,7 +26,14 @@ from aggregator.algorithms import Step, server_step
 from aggregator.algorithms.clipping import real_sums
 from aggregator.cohorts.abandoning import UNREADABLE, may_have_sent, tell_abandoned, told_in
 from aggregator.cohorts.actor import Cohort
-from aggregator.cohorts.faults import Fault, any_byte_sent, fault_of, in_question
+from aggregator.cohorts.faults import (
+    Fault,
+    any_byte_sent,
+    fault_of,
+    in_question,
+    lacking,
+    vectors_of,
+)
 from aggregator.cohorts.log import OPENED, RECEIVED, Opened, decode_event, survivors_of
 from aggregator.core import Core
 from aggregator.ledger import Ledger
@@ -251,6 +258,8 @@ class Releaser:
         now: float,
         *,
         reason: str | None = None,
+        vectors: int | None = None,
+        missed: str | None = None,
         computed: Computed | None = None,
         measured: NoiseInterval | None = None,
         expected_leaf: int | None = None,
@@ -281,7 +290,9 @@ class Releaser:
             "fault": entry.fault,
             "cohort_size": entry.cohort_size,
             "survivors": entry.survivors,
-            "dropped": entry.cohort_size - entry.survivors,
+            "vectors": vectors,
+            "lacking": missed,
+            "dropped": entry.cohort_size - (entry.survivors if vectors is None else vectors),
             "sum_norm": computed.sum_norm if computed else None,
             "metrics": computed.step.metrics if computed else {},
             "epsilon": headline(statements),
@@ -354,6 +365,8 @@ class Releaser:
                     now,
                     reason=state.reason,
                     measured=cohort.measured,
+                    vectors=vectors_of(state),
+                    missed=lacking(state, cohort.task.manifest.cohort.survivors_min),
                 )
             if fault == "devices" and state.reason not in CONVICTED:
                 await self._strike(connection, state, in_question(state), state.reason, now)
@@ -435,7 +448,11 @@ class Releaser:
             for advert in (state.facts.adverts[index] for index in indices)
         ]
         struck = await standing.strike(connection, state.facts.cohort, kind, devices, now)
-        self._core.metrics.strikes.labels(kind).inc(struck)
+        if struck:
+            self._core.metrics.strikes.labels(kind).inc(struck)
+            _log.info(
+                "devices-struck", cohort=state.facts.cohort.hex(), reason=kind, devices=struck
+            )
 
     async def _convict(
         self, connection: AsyncConnection, cohort: Cohort, state: State, now: float
@@ -468,6 +485,7 @@ class Releaser:
             if record is not None:
                 await self._ledger.append(connection, [record])
                 self._core.metrics.bans.labels(verdict.kind).inc()
+                _log.info("device-banned", kind=verdict.kind, cohort=cohort.id)
         roster = {entry.identity_key: index for index, entry in enumerate(state.roster)}
         named = [roster[culprit] for culprit in state.culprits if culprit not in convicted]
         await self._strike(connection, state, named, "named-without-evidence", now)
@@ -529,6 +547,9 @@ class Releaser:
             cohort=cohort.id,
             outcome=state.phase,
             reason=getattr(state, "reason", None),
+            lacking=lacking(state, cohort.task.manifest.cohort.survivors_min)
+            if isinstance(state, Aborted)
+            else None,
             size=len(state.roster),
             survivors=survivors,
             culprits=[culprit.hex()[:16] for culprit in state.culprits],

@@ -257,6 +257,10 @@ async def test_who_stops_after_ready_is_struck_alone(tmp_path: Path) -> None:
         assert [(r["outcome"], r["reason"], r["fault"]) for r in view["releases"]] == [
             ("charged", "too-few-vectors", "devices")
         ]
+        (charge,) = view["releases"]
+        assert charge["lacking"] == "2 of 4 vectors came; at least 3 are needed"
+        assert (charge["vectors"], charge["dropped"]) == (2, 2)
+        assert (charge["struck"], charge["banned"]) == (2, 0)
         found = await rows(server, strikes)
         assert {row.identity for row in found} == {key_of(device) for device in fleet[:2]}
         assert {row.kind for row in found} == {"too-few-vectors"}
@@ -312,6 +316,7 @@ async def test_a_deadline_that_passed_while_nobody_served_gives_the_charge_back(
         await server.start()
         view = await server.until(lambda view: view["cohort"] is None)
         assert (view["charges"], view["releases"], view["aborted"]) == (0, [], 1)
+        assert [(c["reason"], c["size"]) for c in view["ended_free"]] == [("too-few-vectors", 4)]
         assert await rows(server, strikes) == []
         (task,) = audited(server).tasks
         assert [p["action"] for p in task.policies] == ["charge-given-back"]

@@ -184,3 +184,31 @@ def test_a_chart_has_a_bar_for_each_value_and_escapes_its_title():
     assert chart.count('class="limit"') == 1
     assert "<b>" not in chart
     assert steps("empty", [None]) == ""
+
+
+async def test_the_operators_page_says_why_a_cohort_failed_and_whom_it_cost(tmp_path, capfd):
+    async with served(tmp_path, spec()) as server, admin(server) as url:
+        fleet = devices(server, 4)
+        for device in fleet[:2]:
+            device.stop_before = "header"
+        await run(fleet)
+        for device in (again := devices(server, 4)):
+            device.stop_before = "deals"
+        await asyncio.gather(*(device.run() for device in again))
+        server.ahead_s += 61.0
+        await server.until(lambda view: view["aborted"] == 1)
+        page = (await fetch(f"{url}/tasks/{TASK}"))[1].decode()
+        lacked = "2 of 4 vectors came; at least 3 are needed"
+        assert f"charged: too-few-vectors; fault: devices; {lacked}; 2 struck</td>" in page
+        assert "<td>too-few-dealers</td>" in page
+        lines = [msgspec.json.decode(line) for line in capfd.readouterr().err.splitlines()]
+        told = [
+            (line["event"], line.get("devices") or line.get("lacking"))
+            for line in lines
+            if line["event"] in ("devices-struck", "cohort-ended")
+        ]
+        assert told == [
+            ("devices-struck", 2),
+            ("cohort-ended", lacked),
+            ("cohort-ended", "0 of 4 devices dealt; at least 3 are needed"),
+        ]
