@@ -55,8 +55,8 @@ def respond(error: SecaggError) -> web.Response:
     elif isinstance(error, ConfigurationError):
         status = 422
     message = error.message
-    if error.expected is not None or error.found is not None:
-        message += f" Expected {error.expected!r}, found {error.found!r}."
+    if values := error.values:
+        message += f" {values[0].upper()}{values[1:]}."
     return problem(
         status, Problem(reason=error.reason, message=message, remedy=error.remedy), headers
     )

@@ -214,6 +214,7 @@ def verify_note(note: bytes, verifier: Verifier) -> str:
             "note-unsigned",
             "The note is not signed by the expected key.",
             expected=f"{verifier.name}+{verifier.key_id.hex()}",
+            found=", ".join(f"{row.name}+{row.key_id.hex()}" for row in signatures),
             remedy="Check that the key belongs to this ledger.",
         )
     return text

@@ -34,10 +34,16 @@ class SecaggError(Exception):
         self.remedy = remedy
         super().__init__(str(self))
 
+    @property
+    def values(self) -> str:
+        """``expected ..., found ...``: of the two values those that there are; or empty."""
+        pairs = (("expected", self.expected), ("found", self.found))
+        return ", ".join(f"{name} {value!r}" for name, value in pairs if value is not None)
+
     def __str__(self) -> str:
         text = f"{self.message} [{self.reason}]"
-        if self.expected is not None or self.found is not None:
-            text += f" expected {self.expected!r}, found {self.found!r}."
+        if values := self.values:
+            text += f" {values}."
         if self.remedy:
             text += f" {self.remedy}"
         return text

@@ -210,6 +210,12 @@ def _http_reader(base: str) -> Reader:
             return request("GET", f"{base}/{path}")
         except CommandError as error:
             if error.reason in ("http-404", "not-found"):
+                if path == "checkpoint" and not base.endswith("/ledger"):
+                    raise CommandError(
+                        "ledger-missing",
+                        f"There is no ledger at {base}.",
+                        remedy=f"An aggregator serves its ledger at {base}/ledger.",
+                    ) from error
                 return None
             raise
 

@@ -160,6 +160,7 @@ def power(log2: float) -> str:
 
 
 def _both_values(error: SecaggError) -> str:
-    if error.expected is None and error.found is None:
+    values = error.values
+    if not values:
         return error.message
-    return f"{error.message} Expected {error.expected!r}, found {error.found!r}."
+    return f"{error.message} {values[0].upper()}{values[1:]}."

@@ -7,8 +7,9 @@ import sys
 import pytest
 import typer
 
+from aggregator.problems import respond
 from secagg.errors import ConfigurationError
-from secagg_cli.output import Format, Output, print_json
+from secagg_cli.output import CommandError, Format, Output, print_json
 
 
 def run(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
@@ -99,3 +100,27 @@ def test_a_table_cuts_nothing(
         assert key in shown
     assert "…" not in shown
     assert sum(shown.count(letter) for letter in "123456789") >= 36
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({}, ""),
+        ({"expected": 3}, "expected 3"),
+        ({"found": "x"}, "found 'x'"),
+        ({"expected": 3, "found": 0}, "expected 3, found 0"),
+        ({"expected": False, "found": ""}, "expected False, found ''"),
+    ],
+)
+def test_an_error_says_the_values_that_there_are(
+    values: dict[str, object], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = CommandError("too-small", "Too small.", **values)  # type: ignore[arg-type]
+    assert error.values == said
+    with pytest.raises(typer.Exit), Output(Format.json):
+        raise error
+    answered = respond(error).body
+    assert isinstance(answered, bytes)
+    for text in (str(error), capsys.readouterr().out, answered.decode()):
+        assert said[1:] in text
+        assert "None" not in text

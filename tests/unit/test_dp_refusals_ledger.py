@@ -143,6 +143,7 @@ CASES = {
         lambda: notes.verify_note(sign_checkpoint(HEAD, Secret(bytes(32))), LOG),
         "note-unsigned",
         f"{ORIGIN}+{LOG.key_id.hex()}",
+        f"{ORIGIN}+{notes.key_id(ORIGIN, identity_public_key(Secret(bytes(32)))).hex()}",
     ),
     "no checkpoint": Case(lambda: notes.parse_checkpoint("a\n"), "checkpoint-malformed"),
     "another log's checkpoint": Case(
