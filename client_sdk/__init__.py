@@ -18,6 +18,7 @@ from client_sdk.errors import (
     LedgerError,
     PolicyRefusal,
     StateError,
+    TaskRefusal,
     TransportError,
 )
 from client_sdk.events import Event
@@ -42,6 +43,7 @@ __all__ = [
     "PrivacyPolicy",
     "RunResult",
     "StateError",
+    "TaskRefusal",
     "TrainingJob",
     "TransportError",
     "TransportSettings",

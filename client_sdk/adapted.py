@@ -17,7 +17,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from client_sdk.errors import ContributionError
+from client_sdk.errors import ContributionError, TaskRefusal
 from client_sdk.lora import base_fingerprint, vector_to_tensors
 from secagg.adapter import sent_length, size, trained, vector_length
 from secagg.manifest import Adapter, Manifest
@@ -38,15 +38,17 @@ class AdaptedModel:
             fingerprint: :func:`client_sdk.lora.base_fingerprint` of ``model``.
 
         Raises:
-            ContributionError: ``task-without-adapter``, ``base-model``, ``adapter-tensors``,
+            TaskRefusal: ``task-without-adapter``, ``base-model``, ``adapter-tensors``,
                 ``adapter-targets``, ``model-adapted``.
         """
         if manifest.adapter is None or manifest.base_model is None or manifest.training is None:
-            raise ContributionError(
-                "task-without-adapter", "The task trains no adapter; LoraTrainer cannot serve it."
+            raise TaskRefusal(
+                "task-without-adapter",
+                "The task trains no adapter; LoraTrainer cannot serve it.",
+                remedy="Write a contributor of its own for this task; see client_sdk.Contributor.",
             )
         if fingerprint != manifest.base_model.fingerprint:
-            raise ContributionError(
+            raise TaskRefusal(
                 "base-model",
                 f"This is not the base model of the task, {manifest.base_model.name}.",
                 expected=manifest.base_model.fingerprint.hex(),
@@ -138,7 +140,7 @@ class AdaptedModel:
             # Said by name, for a tensor that is left out is a tensor silently not trained.
             wrong = sorted(set(expected.items()) ^ set(found.items()))[:4]
             self.unload()
-            raise ContributionError(
+            raise TaskRefusal(
                 "adapter-tensors",
                 f"The adapter of the manifest does not fit this model, for instance {wrong}.",
                 expected=len(expected),
@@ -150,10 +152,10 @@ def fingerprint_of(model: nn.Module) -> bytes:
     """The base model's fingerprint.
 
     Raises:
-        ContributionError: ``model-adapted`` if the model has an adapter already.
+        TaskRefusal: ``model-adapted`` if the model has an adapter already.
     """
     if isinstance(model, PeftModel) or any(".lora_" in n for n, _ in model.named_parameters()):
-        raise ContributionError(
+        raise TaskRefusal(
             "model-adapted",
             "The model has an adapter already.",
             remedy="Give the base model; the trainer injects the task's adapter itself.",
@@ -167,7 +169,7 @@ def _inject(model: PreTrainedModel, adapter: Adapter) -> PeftModel:
         for name, m in model.named_modules()
         if type(m) in (nn.Linear, Conv1D)
     }:
-        raise ContributionError(
+        raise TaskRefusal(
             "adapter-targets",
             "Some targets of the adapter are no plain linear layers of this model.",
             expected=list(adapter.target_modules),

@@ -64,7 +64,8 @@ class Contributor(Protocol):
         ``values()`` have ``below`` too where the clip adapts (with device-level privacy alone the
         SDK adds it). May block. An exception means that the contribution failed: where noise
         protects the sum the device then sends zero plus noise, so that failure tells nothing;
-        elsewhere it does not join the round.
+        elsewhere it does not join the round. A ``TaskRefusal`` ends the run instead, before an
+        advert: it says that the task cannot be served, whatever the data.
         """
         ...
 

@@ -74,6 +74,14 @@ class ContributionError(ClientError):
     """The app's contributor failed, ran late, or returned something that does not fit."""
 
 
+class TaskRefusal(PolicyRefusal, ContributionError):
+    """The contributor cannot serve this task, whatever its data.
+
+    A contributor may raise it for what follows from the manifest, from the model or from how it was
+    set up, and for nothing else: unlike other failures it is told, not replaced by zeros.
+    """
+
+
 class ClockError(ClientError):
     """The device's clock and the aggregator's cannot both be right, or the latter went back."""
 

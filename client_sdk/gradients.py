@@ -20,7 +20,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn import functional
 
-from client_sdk.errors import ContributionError
+from client_sdk.errors import ContributionError, TaskRefusal
 from client_sdk.examples import Row
 
 if TYPE_CHECKING:
@@ -297,7 +297,7 @@ def check_hooks(
     """Compare the hooks with the loop on a few rows of different lengths; the relative error.
 
     Raises:
-        ContributionError: ``gradient-self-test`` above :data:`SELF_TEST_ERROR_MAX`, or if the
+        TaskRefusal: ``gradient-self-test`` above :data:`SELF_TEST_ERROR_MAX`, or if the
             gradients vanish, so that nothing was tested.
     """
     found = []
@@ -309,7 +309,7 @@ def check_hooks(
     norm = float(loop.norm(dim=1).min())
     error = float(((hooks - loop).norm(dim=1) / max(norm, 1e-30)).max()) if norm > 0 else 1.0
     if not error <= SELF_TEST_ERROR_MAX:
-        raise ContributionError(
+        raise TaskRefusal(
             "gradient-self-test",
             "Per-example gradients of this model are not what a loop over examples gives.",
             expected=f"relative error at most {SELF_TEST_ERROR_MAX}",

@@ -22,7 +22,7 @@ from client_sdk.adapted import AdaptedModel, fingerprint_of
 from client_sdk.algorithms import ALGORITHMS
 from client_sdk.algorithms.products import sketched
 from client_sdk.algorithms.work import Work
-from client_sdk.errors import ContributionError
+from client_sdk.errors import ContributionError, TaskRefusal
 from client_sdk.examples import Example, Row, encode_example
 from client_sdk.gradients import Method, check_hooks, check_method
 from secagg.manifest import Manifest
@@ -102,7 +102,8 @@ class LoraTrainer:
         """Train one round; values by segment name, as the manifest's algorithm defines them.
 
         Raises:
-            ContributionError: the manifest does not fit model or data; ``training-deadline``,
+            TaskRefusal: the manifest does not fit trainer or model.
+            ContributionError: it does not fit the data; ``training-deadline``,
                 ``training-stopped``. In modes B and C the device then sends zero plus noise.
         """
         deadline_s = None if job.deadline_s is None else self._clock() + job.deadline_s
@@ -111,7 +112,7 @@ class LoraTrainer:
         manifest = job.manifest
         algorithm = ALGORITHMS.get(manifest.algorithm)
         if algorithm is None:
-            raise ContributionError(
+            raise TaskRefusal(
                 "algorithm-unknown",
                 "This trainer does not know the task's algorithm.",
                 expected=sorted(ALGORITHMS),

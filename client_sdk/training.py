@@ -27,7 +27,7 @@ from client_sdk.contribution import (
 )
 from client_sdk.control import DeviceControl, settle
 from client_sdk.device import Device
-from client_sdk.errors import ContributionError
+from client_sdk.errors import ContributionError, TaskRefusal
 from client_sdk.journal import Contribution
 from client_sdk.threads import finish_in_thread, start_in_thread
 from dp.adaptive import with_below
@@ -70,7 +70,7 @@ class Training:
         """The journalled contribution for this offer, computed now unless it is there already.
 
         Raises:
-            PolicyRefusal: ``local-noise-undeclared``.
+            PolicyRefusal: ``local-noise-undeclared``, or the contributor's ``TaskRefusal``.
             ContributionError: the contributor failed where its failure is no secret.
             LedgerError: SCAFFOLD: the ledger's word on an earlier release does not verify.
         """
@@ -130,6 +130,8 @@ class Training:
             values = check_values(manifest, await self._call(checkin, report_s))
             if checkin.clip is not None and not is_batch_secret(manifest):
                 values = with_below(manifest, values, checkin.clip)
+        except TaskRefusal:
+            raise  # says nothing about the data
         except ContributionError as error:
             if not hides_failures(manifest):
                 raise
@@ -182,6 +184,8 @@ class Training:
         def work() -> Mapping[str, np.ndarray]:
             try:
                 return self._contributor.contribute(job)
+            except TaskRefusal:
+                raise
             except Exception as error:
                 raise ContributionError(
                     "contribution-failed",

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
+from secagg.errors import SecaggError
 from secagg_cli.audit import read_key
 from secagg_cli.background import Background
 from secagg_cli.libraries import collector_paused
@@ -218,8 +219,20 @@ class LazyTrainer:
         self._loading = Background(lambda: self._load(name))
 
     def contribute(self, job: TrainingJob) -> Mapping[str, np.ndarray]:
+        from client_sdk import TaskRefusal
+
         if self._trainer is None:
-            self._trainer = self._loading.result() if self._loading else self._load(self._name(job))
+            name = self._name(job)
+            try:
+                self._trainer = self._loading.result() if self._loading else self._load(name)
+            except SecaggError as error:  # of the model, not of the data
+                raise TaskRefusal(
+                    error.reason,
+                    error.message,
+                    expected=error.expected,
+                    found=error.found,
+                    remedy=error.remedy,
+                ) from error
         values: Mapping[str, np.ndarray] = self._trainer.contribute(job)
         return values
 
@@ -232,15 +245,17 @@ class LazyTrainer:
             return LoraTrainer(model, tokenizer, self._rows)
 
     def _name(self, job: TrainingJob) -> str:
+        from client_sdk import TaskRefusal
+
         if job.manifest.base_model is None:
-            raise CommandError(
+            raise TaskRefusal(
                 "task-without-model",
                 "This task trains no model.",
                 remedy="Contribute its vector with the SDK; see client_sdk.Contributor.",
             )
         named = job.manifest.base_model.name
         if self._model is None and named not in self._allowed:
-            raise CommandError(
+            raise TaskRefusal(
                 "model-not-allowed", f"Nobody here has allowed the base model {named!r}."
             )
         return self._model or named

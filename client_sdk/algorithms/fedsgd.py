@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client_sdk.algorithms.work import Work
-from client_sdk.errors import ContributionError
+from client_sdk.errors import TaskRefusal
 from dp.mechanisms import ExampleSum
 from dp.sampling import examples_held_max, poisson_batch
 from secagg.manifest import Manifest
@@ -30,11 +30,12 @@ def contribute(manifest: Manifest, work: Work) -> Mapping[str, NDArray[Any]]:
     rate whatever its size.
 
     Raises:
-        ContributionError: ``privacy-mode``, ``training-deadline``, ``training-stopped``.
+        TaskRefusal: ``privacy-mode``.
+        ContributionError: ``training-deadline``, ``training-stopped``.
     """
     privacy = manifest.example_privacy
     if privacy is None or privacy.mode != "distributed":
-        raise ContributionError(
+        raise TaskRefusal(
             "privacy-mode",
             "FedSGD sums per-example gradients under distributed example-level privacy.",
             expected="distributed",

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from client_sdk.algorithms.optimisers import LocalOptimiser
 from client_sdk.algorithms.work import Work
-from client_sdk.errors import ContributionError
+from client_sdk.errors import ContributionError, TaskRefusal
 from client_sdk.gradients import ExampleGradients
 from dp.contracts.local import steps_of
 from dp.mechanisms import ExampleSum, noisy_total
@@ -44,14 +44,15 @@ def local_steps(
         example privacy, where no loss is looked at).
 
     Raises:
-        ContributionError: ``privacy-mode``, ``training-diverged``, ``training-deadline``,
+        TaskRefusal: ``privacy-mode``.
+        ContributionError: ``training-diverged``, ``training-deadline``,
             ``training-stopped``.
     """
     training = manifest.training
     assert training is not None  # noqa: S101  (AdaptedModel has checked it)
     privacy = manifest.example_privacy
     if privacy is not None and privacy.mode != "local":
-        raise ContributionError(
+        raise TaskRefusal(
             "privacy-mode",
             "Averaging clips and noises per local step, or not at all.",
             expected="local",

@@ -28,6 +28,7 @@ from secagg.errors import RemoteProtocolError
 from secagg.hashing import encode_parts
 from secagg.manifest import Manifest, decode_manifest, encode_manifest
 from secagg.secret import Secret
+from secagg_cli.join import LazyTrainer
 
 IMPATIENT = replace(QUICK, patience_s=0.2, poll_s=0.2)
 
@@ -74,6 +75,20 @@ async def test_a_refusal_comes_before_any_training_and_tells_the_server_nothing(
         assert [refusal.reason for refusal in result.refusals] == [reason]
         assert [(e.kind, e.detail.get("reason")) for e in events] == [("refused", reason)]
         assert (contributor.jobs, posts) == ([], [])
+        assert not device.has_pending()
+
+
+async def test_a_task_without_a_model_is_refused_by_a_trainer_before_an_advert(
+    tmp_path: Path,
+) -> None:
+    """Noise would hide the failure, and zeros would be charged, cohort after cohort."""
+    told: list[str] = []
+    async with World(tmp_path, noisy_spec()) as world:
+        device = world.device("d0", lambda event: told.append(event.kind))
+        result = await device.run_async(LazyTrainer([("a", "b")], "tiny"), task=TASK)
+        assert [refusal.reason for refusal in result.refusals] == ["task-without-model"]
+        assert told[-1] == "refused"
+        assert "reported" not in told
         assert not device.has_pending()
 
 

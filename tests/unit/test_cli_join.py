@@ -94,10 +94,21 @@ def test_a_name_that_nobody_allowed_is_not_even_looked_up(
     base = msgspec.structs.replace(manifest.base_model, name=named)
     work: TrainingJob = job(msgspec.structs.replace(manifest, base_model=base))
     for allowed in (frozenset[str](), frozenset({"owner/other", "smollm2"})):
-        with pytest.raises(CommandError) as caught:
+        with pytest.raises(client_sdk.TaskRefusal) as caught:
             LazyTrainer([("a", "b")], None, allowed).contribute(work)
         assert caught.value.reason == "model-not-allowed"
     assert asked == []
+
+
+def test_a_model_that_cannot_be_had_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object, **__: object) -> Path:
+        raise ConfigurationError("model-missing", "There is no such model.", remedy="Look again.")
+
+    monkeypatch.setattr(secagg_cli.models, "ensure_model", missing)
+    work: TrainingJob = job(make_manifest(fedsgd_spec(), VERIFIER))
+    with pytest.raises(client_sdk.TaskRefusal, match="model-missing") as caught:
+        LazyTrainer([("a", "b")], "x").contribute(work)
+    assert caught.value.remedy == "Look again."
 
 
 class Hub:

@@ -19,7 +19,7 @@ from client_sdk.account import DeviceAccount, Found
 from client_sdk.checkin import CheckIn
 from client_sdk.contribution import TrainingJob, check_values, zero_contribution
 from client_sdk.device import Device, ParticipantSettings
-from client_sdk.errors import ContributionError, PolicyRefusal
+from client_sdk.errors import ContributionError, PolicyRefusal, TaskRefusal
 from client_sdk.events import Event
 from client_sdk.policy import PrivacyPolicy
 from client_sdk.server_time import ServerTime
@@ -219,6 +219,18 @@ async def test_a_failure_sends_zeros_where_noise_hides_it(tmp_path: Path) -> Non
     assert "MemoryError" in contribution.failed
     assert setting.kinds() == ["training", "trained"]
     assert "MemoryError" in str(setting.events[-1].detail["failed"])
+
+
+async def test_a_task_that_no_data_would_serve_is_refused_and_not_hidden_as_zeros(
+    tmp_path: Path,
+) -> None:
+    def refuses(job: TrainingJob) -> dict[str, np.ndarray]:
+        raise TaskRefusal("task-without-model", "This task trains no model.")
+
+    setting = Setting(tmp_path)
+    with pytest.raises(PolicyRefusal, match="task-without-model"):
+        await Training(setting.device, Runs(refuses)).contribution(checkin_of(NOISY))
+    assert setting.device.journal.load_contribution() is None
 
 
 async def test_a_failure_without_noise_is_an_error(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 
 from client_sdk.adapted import AdaptedModel
 from client_sdk.algorithms import ALGORITHMS, steps
-from client_sdk.errors import ContributionError
+from client_sdk.errors import ContributionError, TaskRefusal
 from client_sdk.lora import vector_length
 from client_sdk.trainer import THREADS_VARIABLE, LoraTrainer
 from dp.contracts import ALGORITHMS as CONTRACTS
@@ -42,19 +42,19 @@ class TestJobsThatDoNotFit:
         it = trainer(PAIRS)
         with torch.no_grad():
             it._base.lm_head.weight[0, 0] += 1.0
-        with pytest.raises(ContributionError, match="base-model"):
+        with pytest.raises(TaskRefusal, match="base-model"):
             it.contribute(job(tiny_task()))
 
     def test_a_task_without_an_adapter_is_refused(self):
         manifest = msgspec.structs.replace(tiny_task(), adapter=None)
-        with pytest.raises(ContributionError, match="task-without-adapter"):
+        with pytest.raises(TaskRefusal, match="task-without-adapter"):
             trainer(PAIRS).contribute(job(manifest, np.zeros(0, np.float32)))
 
     def test_targets_that_are_not_linear_layers_are_refused(self):
         manifest = tiny_task()
         adapter = msgspec.structs.replace(manifest.adapter, target_modules=("embed_tokens",))
         manifest = msgspec.structs.replace(manifest, adapter=adapter)
-        with pytest.raises(ContributionError, match="adapter-targets"):
+        with pytest.raises(TaskRefusal, match="adapter-targets"):
             trainer(PAIRS).contribute(job(manifest))
 
     def test_a_list_of_tensors_that_misses_one_is_refused(self):
@@ -63,12 +63,12 @@ class TestJobsThatDoNotFit:
             manifest.adapter, trainable=manifest.adapter.trainable[1:]
         )
         manifest = msgspec.structs.replace(manifest, adapter=adapter)
-        with pytest.raises(ContributionError, match="adapter-tensors"):
+        with pytest.raises(TaskRefusal, match="adapter-tensors"):
             trainer(PAIRS).contribute(job(manifest))
 
     def test_an_unknown_algorithm_is_refused(self):
         manifest = msgspec.structs.replace(tiny_task(), algorithm="sum")
-        with pytest.raises(ContributionError, match="algorithm-unknown"):
+        with pytest.raises(TaskRefusal, match="algorithm-unknown"):
             trainer(PAIRS).contribute(job(manifest))
 
     def test_a_vector_that_is_not_finite_is_refused(self):
@@ -79,10 +79,10 @@ class TestJobsThatDoNotFit:
 
     def test_modes_do_not_cross_algorithms(self):
         sums = msgspec.structs.replace(tiny_task("local"), algorithm="fedsgd")
-        with pytest.raises(ContributionError, match="privacy-mode"):
+        with pytest.raises(TaskRefusal, match="privacy-mode"):
             trainer(PAIRS).contribute(job(sums))
         averages = msgspec.structs.replace(tiny_task(), algorithm="fedavg")
-        with pytest.raises(ContributionError, match="privacy-mode"):
+        with pytest.raises(TaskRefusal, match="privacy-mode"):
             trainer(PAIRS).contribute(job(averages))
 
     def test_without_examples_there_is_no_trainer(self):
