@@ -9,8 +9,15 @@ from client_sdk.errors import StateError
 
 
 def make_private_folder(path: Path) -> None:
-    """Create the folder and its parents; the folder itself is for its owner alone (0700)."""
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    """Create the folder and its parents; the folder itself is for its owner alone (0700).
+
+    Raises:
+        StateError: ``state-unwritable``.
+    """
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(path, error) from error
 
 
 def write_durably(path: Path, data: bytes) -> None:
@@ -31,18 +38,47 @@ def write_durably(path: Path, data: bytes) -> None:
         os.replace(beside, path)
         sync_folder(path.parent)
     except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def read_state(path: Path) -> bytes | None:
+    """The content of a file; None if there is none.
+
+    Raises:
+        StateError: ``state-unreadable``.
+    """
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
         raise StateError(
-            "state-unwritable",
-            f"{path} cannot be written: {error}.",
-            remedy="Make room on the disk, and check that the folder is this user's.",
+            "state-unreadable",
+            f"{path} cannot be read: {error}.",
+            remedy="Check that the folder and what is in it are this user's.",
         ) from error
 
 
 def remove_durably(path: Path) -> None:
-    """Remove ``path`` if it is there; gone from the disk's directory when it returns."""
-    if path.exists():
-        path.unlink()
-        sync_folder(path.parent)
+    """Remove ``path`` if it is there; gone from the disk's directory when it returns.
+
+    Raises:
+        StateError: ``state-unwritable``.
+    """
+    try:
+        if path.exists():
+            path.unlink()
+            sync_folder(path.parent)
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def unwritable(path: Path, error: OSError) -> StateError:
+    return StateError(
+        "state-unwritable",
+        f"{path} cannot be written: {error}.",
+        remedy="Make room on the disk, and check that the folder is this user's and not read-only.",
+    )
 
 
 def sync_folder(path: Path) -> None:

@@ -68,7 +68,7 @@ class StateFolder:
         Raises:
             StateError: ``state-in-use``.
         """
-        with Lock(self.folder):
+        with Lock(self.folder, reading=True):
             if not Journal.has_session(self.folder):
                 return None
             with contextlib.suppress(SecaggError):
@@ -102,7 +102,7 @@ class StateFolder:
         Raises:
             StateError: ``state-in-use``, ``state-damaged``.
         """
-        with Lock(self.folder):
+        with Lock(self.folder, reading=True):
             return Quarantine(self._journal()).entries
 
     def release_quarantine(self, task: str) -> tuple[Quarantined, ...]:

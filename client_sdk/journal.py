@@ -34,7 +34,13 @@ from typing import IO, TypeVar
 import msgspec
 import numpy as np
 
-from client_sdk._files import make_private_folder, remove_durably, write_durably
+from client_sdk._files import (
+    make_private_folder,
+    read_state,
+    remove_durably,
+    unwritable,
+    write_durably,
+)
 from client_sdk.errors import StateError
 from client_sdk.keystore import StorageKey
 from secagg.client import Effect, Failed, Finished, ProvideVector, Send, Upload
@@ -205,12 +211,22 @@ def load_effect(stored: StoredEffect, payload: bytes | None) -> Effect:
 class Lock:
     """Exclusive use of a state folder, by this object in this process. The kernel frees it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, reading: bool = False) -> None:
+        """``reading``: nothing will be written, so the folder may be read-only."""
         self._path = folder / "lock"
+        self._reading = reading
         self._file: IO[bytes] | None = None
 
     def __enter__(self) -> Lock:
-        file = open(self._path, "ab")
+        """Raises: StateError: ``state-in-use``, ``state-unwritable``."""
+        try:
+            file = open(self._path, "rb" if self._reading else "ab")
+        except FileNotFoundError as error:
+            if self._reading:
+                return self  # no client has ever run on it
+            raise unwritable(self._path, error) from error
+        except OSError as error:
+            raise unwritable(self._path, error) from error
         try:
             _lock_file(file)
         except OSError as error:
@@ -308,8 +324,8 @@ class Journal:
     # ---- small records of other modules
 
     def load_blob(self, name: str) -> bytes | None:
-        path = self._folder / name
-        return self._key.open(name, path.read_bytes()) if path.exists() else None
+        sealed = read_state(self._folder / name)
+        return None if sealed is None else self._key.open(name, sealed)
 
     def save_blob(self, name: str, content: bytes) -> None:
         write_durably(self._folder / name, self._key.seal(name, content))

@@ -18,7 +18,7 @@ import nacl.bindings
 import nacl.exceptions
 import nacl.pwhash.argon2id as argon2id
 
-from client_sdk._files import make_private_folder, write_durably
+from client_sdk._files import make_private_folder, read_state, write_durably
 from client_sdk.errors import StateError
 from secagg.hashing import encode_parts
 from secagg.secret import Secret
@@ -93,11 +93,12 @@ def open_storage_key(
     Raises:
         StateError: ``keystore-open`` (others can read the key file), ``keystore-damaged``,
             ``keystore-kind`` (made with a passphrase and opened without, or the other way round),
-            ``passphrase-wrong``.
+            ``passphrase-wrong``; ``state-unwritable``, ``state-unreadable``.
     """
     make_private_folder(folder)
     path = folder / "storage.key"
-    if not path.exists():
+    content = read_state(path)
+    if content is None:
         return _create(path, passphrase, operations, memory_bytes)
     if os.name != "nt" and path.stat().st_mode & 0o077:
         raise StateError(
@@ -108,7 +109,7 @@ def open_storage_key(
             remedy=f"chmod 600 {path}",
         )
     try:
-        stored = msgspec.json.decode(path.read_bytes(), type=_KeyFile)
+        stored = msgspec.json.decode(content, type=_KeyFile)
     except (msgspec.MsgspecError, ValueError) as error:
         raise StateError("keystore-damaged", f"{path} does not parse: {error}.") from error
     if (stored.kind == "argon2id") != (passphrase is not None):

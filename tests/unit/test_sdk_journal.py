@@ -11,6 +11,7 @@ import pytest
 
 from client_sdk import _files
 from client_sdk.errors import StateError
+from client_sdk.folder import StateFolder
 from client_sdk.journal import (
     Contribution,
     Journal,
@@ -20,7 +21,7 @@ from client_sdk.journal import (
     load_effect,
     store_effects,
 )
-from client_sdk.keystore import StorageKey
+from client_sdk.keystore import StorageKey, open_storage_key
 from secagg.client import Effect, Failed, Finished, ProvideVector, Send, Upload
 from secagg.secret import Secret
 
@@ -213,3 +214,51 @@ def test_only_the_newest_records_of_a_kind_are_kept(journal: Journal, tmp_path: 
 def test_an_effect_of_before_several_models_has_no_staleness() -> None:
     stored = StoredEffect(kind="ProvideVector", blobs=(b"x" * 32,), numbers=(5,))
     assert load_effect(stored, None) == ProvideVector(b"x" * 32, 5, (), (), 0)
+
+
+def test_a_lock_that_cannot_be_written_is_a_typed_error(tmp_path: Path) -> None:
+    (tmp_path / "lock").mkdir()
+    with pytest.raises(StateError, match="lock cannot be written") as caught, Lock(tmp_path):
+        pass
+    assert caught.value.reason == "state-unwritable"
+    assert "read-only" in str(caught.value.remedy)
+
+
+def test_a_folder_that_cannot_be_made_is_a_typed_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    for folder in (tmp_path / "file", tmp_path / "file" / "state"):
+        with pytest.raises(StateError) as caught:
+            open_storage_key(folder)
+        assert caught.value.reason == "state-unwritable"
+
+
+@pytest.mark.parametrize("name", ["storage.key", "account"])
+def test_a_file_that_cannot_be_read_is_a_typed_error(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir(mode=0o700)
+    with pytest.raises(StateError) as caught:
+        Journal(tmp_path, open_storage_key(tmp_path)).load_blob(name)
+    assert caught.value.reason == "state-unreadable"
+
+
+def test_a_session_that_cannot_be_removed_is_a_typed_error(journal: Journal) -> None:
+    journal.path("session").mkdir()
+    with pytest.raises(StateError) as caught:
+        journal.end_session()
+    assert caught.value.reason == "state-unwritable"
+
+
+def test_a_look_at_a_folder_writes_nothing(tmp_path: Path) -> None:
+    """So that it can be had of a copy, and of a disk that has become read-only."""
+    key = open_storage_key(tmp_path)
+    Journal(tmp_path, key).save_session(record())
+
+    def listed() -> dict[str, int]:
+        return {path.name: path.stat().st_mtime_ns for path in (tmp_path, *tmp_path.iterdir())}
+
+    before = listed()
+    state = StateFolder.open(tmp_path)
+    assert state.pending() is not None
+    assert state.quarantined() == ()
+    assert listed() == before
+    with Lock(tmp_path), pytest.raises(StateError, match="state-in-use"):
+        state.pending()
