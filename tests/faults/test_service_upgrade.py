@@ -261,8 +261,8 @@ FIRST_PARTNER = Secret(b"p" * 32)
 def first_version(folder: Path) -> Path:
     """A copy of what a service of the first version left, with a cohort open."""
     shutil.copytree(STORED, folder, dirs_exist_ok=True)
-    for key in (folder / "keys").iterdir():
-        key.chmod(0o600)
+    for private in (folder / "replica.id", *(folder / "keys").iterdir()):
+        private.chmod(0o600)  # a checkout of the repository does not keep that
     packed = folder / "secagg.db.gz"
     (folder / "secagg.db").write_bytes(gzip.decompress(packed.read_bytes()))
     packed.unlink()
