@@ -314,6 +314,13 @@ def test_charges_that_were_given_back_are_no_decision_of_the_operator() -> None:
     assert "never refunded" not in page
 
 
+def test_a_task_without_noise_does_not_show_an_epsilon_of_none() -> None:
+    page = page_of(TASKS["none"])
+    assert "no differential privacy</li>" in page
+    assert "epsilon spent" not in page
+    assert "epsilon spent" in page_of(TASKS["C"])
+
+
 def test_the_verdict_says_whose_epsilon_it_prints(tmp_path: Path) -> None:
     def said(builder: LedgerBuilder, name: str) -> str:
         folder = put(builder, tmp_path / name)
