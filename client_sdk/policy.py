@@ -186,7 +186,11 @@ class PrivacyPolicy:
         self._admit_work(manifest)
         self._admit_corrupt(manifest)
         if not self.may_train():
-            raise PolicyRefusal("not-now", "The app does not want to train now.")
+            raise PolicyRefusal(
+                "not-now",
+                "The app does not want to train now.",
+                remedy="Run again when may_train of this app's policy says yes.",
+            )
 
     def _admit_structure(self, manifest: Manifest, own_partner: bytes) -> None:
         try:
@@ -196,6 +200,7 @@ class PrivacyPolicy:
                 "manifest-unsound",
                 f"The manifest does not hold what it promises: {error}",
                 found=error.reason,
+                remedy="Ask the operator: secagg task create refuses such a task.",
             ) from error
         if manifest.cohort.survivors_min < self.min_cohort:
             raise PolicyRefusal(
@@ -220,6 +225,8 @@ class PrivacyPolicy:
                 "The task does not count this device's partner, or none that it trusts.",
                 expected=sorted(key.hex() for key in trusted),
                 found=[key.hex() for key in manifest.partner_keys],
+                remedy="Ask the operator for a task that counts this device's partner, or add keys "
+                "that the task counts and you trust to partner_keys in this app's policy.",
             )
         model = manifest.base_model
         if self.allowed_models is not None and (
@@ -251,33 +258,34 @@ class PrivacyPolicy:
 
     def _admit_work(self, manifest: Manifest) -> None:
         """What the task takes of this device: bytes, memory and time."""
-        for reason, message, limit, size in (
+        for reason, message, field, size in (
             (
                 "upload-too-large",
                 "One masked vector is larger than the policy allows.",
-                self.max_upload_bytes,
+                "max_upload_bytes",
                 upload_size(manifest),
             ),
             (
                 "download-too-large",
                 "One model is larger than the policy allows.",
-                self.max_download_bytes,
+                "max_download_bytes",
                 download_size(manifest),
             ),
             (
                 "tokens-too-many",
                 "The task keeps longer examples than the policy allows.",
-                self.max_tokens,
+                "max_tokens",
                 0 if manifest.training is None else manifest.training.max_tokens,
             ),
         ):
+            limit: int = getattr(self, field)
             if size > limit:
                 raise PolicyRefusal(
                     reason,
                     message,
                     expected=f"at most {limit}",
                     found=size,
-                    remedy="Ask for a smaller task, or raise the limit in this app's policy.",
+                    remedy=f"Ask for a smaller task, or raise {field} in this app's policy.",
                 )
         deadlines, slot_s = manifest.deadlines, manifest.report_slot_s
         steps = (
@@ -315,6 +323,8 @@ class PrivacyPolicy:
                 "The task's kind of privacy is not admitted.",
                 expected=sorted(admitted),
                 found=sorted(modes),
+                remedy="Ask for a task with noise, or admit this kind with require in this app's "
+                "policy.",
             )
         if repeats(manifest) and not self.repeat_without_noise:
             raise PolicyRefusal(
@@ -331,6 +341,7 @@ class PrivacyPolicy:
                 "This device was charged for all releases that the task may make.",
                 expected=f"fewer than {manifest.budget.releases_max}",
                 found=account.charges(manifest.task),
+                remedy="Nothing is left to give to this task; take part in another one.",
             )
         if modes == {"none"}:
             return
@@ -340,17 +351,33 @@ class PrivacyPolicy:
                 "The task's delta is larger than the policy allows.",
                 expected=self.max_delta,
                 found=manifest.budget.delta,
+                remedy="Lower the task's delta, or raise max_delta in this app's policy.",
             )
         whole = cost(manifest, manifest.budget.releases_max) or 0.0
         after, total = account.after(manifest)
-        for reason, message, limit, found in (
-            ("epsilon-too-large", "The whole task may cost too much.", self.max_epsilon, whole),
-            ("own-budget", "One more round would overdraw this task.", self.max_epsilon, after),
+        for reason, message, limit, found, remedy in (
+            (
+                "epsilon-too-large",
+                "The whole task may cost too much.",
+                self.max_epsilon,
+                whole,
+                "Give the task more noise or fewer releases, or raise max_epsilon in this app's "
+                "policy.",
+            ),
+            (
+                "own-budget",
+                "One more round would overdraw this task.",
+                self.max_epsilon,
+                after,
+                "Take part in this task no more, or raise max_epsilon in this app's policy.",
+            ),
             (
                 "own-total-budget",
                 "One more round would overdraw what all tasks may cost.",
                 self.max_total_epsilon,
                 total,
+                "Take part no more (what was spent stays spent), or raise max_total_epsilon in "
+                "this app's policy.",
             ),
         ):
             if not found <= limit:
@@ -359,4 +386,5 @@ class PrivacyPolicy:
                     message,
                     expected=f"epsilon <= {limit:g}, unamplified",
                     found=round(found, 4),
+                    remedy=remedy,
                 )

@@ -67,14 +67,19 @@ class Transport:
     async def offer(self, task: str, after_version: int | None, wait_s: float) -> Offer:
         """The current offer; with ``after_version`` the server waits for a newer model."""
         query = {} if after_version is None else {"after_version": str(after_version)}
-        return await self._http.json(
-            "GET",
-            f"/v1/tasks/{quote(task, safe='')}/offer",
-            Offer,
-            _OFFER_BYTES_MAX,
-            query={**query, "wait_s": f"{wait_s:g}"},
-            wait_s=wait_s,
-        )
+        try:
+            return await self._http.json(
+                "GET",
+                f"/v1/tasks/{quote(task, safe='')}/offer",
+                Offer,
+                _OFFER_BYTES_MAX,
+                query={**query, "wait_s": f"{wait_s:g}"},
+                wait_s=wait_s,
+            )
+        except TransportError as error:
+            if error.status == 404:
+                error.remedy = f"Check the name {task!r}, and that the bundle is of its aggregator."
+            raise
 
     async def revocations(self, digest: bytes) -> bytes:
         """A partner's revocation list; the caller verifies it."""

@@ -283,12 +283,21 @@ def _public_key(key: str | None, key_file: Path | None) -> bytes:
         )
     if key_file is not None:
         return partner_key(key_file)
+    return parse_partner_key(key or "")
+
+
+def parse_partner_key(key: str) -> bytes:
+    """A partner's Ed25519 key from hex.
+
+    Raises:
+        CommandError: ``partner-key``.
+    """
     try:
-        public = bytes.fromhex(key or "")
+        public = bytes.fromhex(key)
     except ValueError:
         public = b""
     if len(public) != 32:
         raise CommandError(
-            "partner-key", "A partner's key is 32 bytes in hex.", expected=64, found=len(key or "")
+            "partner-key", "A partner's key is 32 bytes in hex.", expected=64, found=len(key)
         )
     return public

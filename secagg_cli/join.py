@@ -8,6 +8,7 @@ it: the command line names a folder (``--model``) or the names that may be used 
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from rich.markup import escape
 from secagg.errors import SecaggError
 from secagg_cli.audit import read_key
 from secagg_cli.background import Background
+from secagg_cli.enroll import parse_partner_key
 from secagg_cli.libraries import collector_paused
 from secagg_cli.output import CommandError, Format, FormatOption, Output
 from secagg_cli.processes import die_with_parent
@@ -29,6 +31,17 @@ if TYPE_CHECKING:
 
     from client_sdk import Event, PolicyRefusal, TrainingJob
     from client_sdk.examples import Example
+
+_OPTIONS = {  # of the policy's fields that have one
+    "min_cohort": "--min-cohort",
+    "min_corrupt": "--min-corrupt",
+    "max_epsilon": "--max-epsilon",
+    "max_total_epsilon": "--max-total-epsilon",
+    "require": "--without-noise",
+    "repeat_without_noise": "--repeat-without-noise",
+    "partner_keys": "--trust-partner",
+    "max_download_bytes": "--max-download-mb",
+}
 
 
 def join(
@@ -87,6 +100,13 @@ def join(
             "Two sums over cohorts that overlap may then show what this device sent.",
         ),
     ] = False,
+    trust_partner: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Key of another partner, hex, whose devices may be in a cohort with this one; "
+            "repeatable. Without it only devices of the bundle's own partner may.",
+        ),
+    ] = None,
     max_download_mb: Annotated[
         int, typer.Option(help="Refuse tasks whose model file may be larger.", min=1)
     ] = 512,
@@ -137,6 +157,7 @@ def join(
         if preload:
             trainer.preload()
         from client_sdk import Client, PrivacyPolicy
+        from client_sdk.enrolment import load_bundle
 
         def on_event(event: Event) -> None:
             if events or held:
@@ -147,6 +168,8 @@ def join(
             if event.kind in held and not sys.stdin.readline():
                 os._exit(1)  # end of file: whoever conducted this device is gone
 
+        others = frozenset(map(parse_partner_key, trust_partner or ()))
+        own = {load_bundle(bundle).certificate.partner_key} if others else set[bytes]()
         policy = PrivacyPolicy(
             min_cohort=min_cohort,
             min_corrupt=min_corrupt,
@@ -154,6 +177,7 @@ def join(
             max_total_epsilon=max_total_epsilon,
             require=None if without_noise else PrivacyPolicy().require,
             repeat_without_noise=repeat_without_noise,
+            partner_keys=(others | own) or None,
             allowed_models=allowed if allowed or model is None else None,
             max_download_bytes=max_download_mb << 20,
             witnesses=frozenset(read_key(key) for key in witness or ()),
@@ -177,6 +201,10 @@ def join(
 def _in_options(refusal: PolicyRefusal) -> PolicyRefusal | CommandError:
     """A refusal whose way out is an option of this command."""
     if refusal.reason != "model-not-allowed":
+        named = re.findall(r"\w+", refusal.remedy or "")
+        options = [option for field, option in _OPTIONS.items() if field in named]
+        if options:
+            refusal.remedy = f"{refusal.remedy} Here that is {', '.join(options)}."
         return refusal
     return CommandError(
         refusal.reason,

@@ -73,6 +73,7 @@ async def test_a_refusal_comes_before_any_training_and_tells_the_server_nothing(
         device = world.device("d0", events.append, policy=policy)
         result = await device.run_async(contributor, task=TASK, rounds=1)
         assert [refusal.reason for refusal in result.refusals] == [reason]
+        assert all(refusal.remedy for refusal in result.refusals)
         assert [(e.kind, e.detail.get("reason")) for e in events] == [("refused", reason)]
         assert (contributor.jobs, posts) == ([], [])
         assert not device.has_pending()
@@ -358,6 +359,7 @@ async def test_a_task_that_is_not_there_is_told(tmp_path: Path) -> None:
         with pytest.raises(TransportError) as caught:
             await world.device("d0").run_async(OneHot(0), task="no-such/task")
         assert (caught.value.reason, caught.value.status) == ("not-found", 404)
+        assert "no-such/task" in str(caught.value.remedy)
 
 
 async def test_a_paused_task_is_waited_for(tmp_path: Path) -> None:

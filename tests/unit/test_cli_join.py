@@ -14,15 +14,16 @@ import msgspec
 import numpy as np
 import pytest
 from huggingface_hub.errors import HfHubHTTPError
-from sdk_support import fedsgd_spec, make_manifest
+from sdk_support import PARTNER, TASK_KEY, account_in, fedsgd_spec, make_manifest, sum_spec
 
 import client_sdk
 import secagg_cli.models
 from client_sdk.contribution import TrainingJob
+from client_sdk.enrolment import create_bundle, new_partner_key, save_bundle
 from client_sdk.lora import write_peft_folder
 from secagg.adapter import vector_length
 from secagg.errors import ConfigurationError
-from secagg_cli.join import LazyTrainer, _sentence
+from secagg_cli.join import LazyTrainer, _in_options, _sentence
 from secagg_cli.models import ensure_model
 from secagg_cli.output import CommandError
 from tests.support.tiny_training import job, tiny, tiny_task
@@ -71,6 +72,14 @@ def test_join_s_options_are_words_for_the_policy(
     both = policy_of(policies, tmp_path, "--allow-model", "a/b", "--model", "x")
     assert both.allowed_models == {"a/b"}
     assert policy_of(policies, tmp_path, "--min-corrupt", "0").min_corrupt == 0
+    assert policy_of(policies, tmp_path).partner_keys is None
+    own = new_partner_key()
+    save_bundle(
+        tmp_path / "b.json", create_bundle("http://x", TASK_KEY, VERIFIER, own.seed, 4 * 10**9)
+    )
+    words = ("--trust-partner", "ab" * 32, "--trust-partner", "cd" * 32)
+    trusted = policy_of(policies, tmp_path, *words).partner_keys
+    assert trusted == {own.key, b"\xab" * 32, b"\xcd" * 32}
     larger = policy_of(policies, tmp_path, "--max-download-mb", "1024")
     assert larger.max_download_bytes == 1 << 30
 
@@ -109,6 +118,30 @@ def test_a_model_that_cannot_be_had_is_told(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(client_sdk.TaskRefusal, match="model-missing") as caught:
         LazyTrainer([("a", "b")], "x").contribute(work)
     assert caught.value.remedy == "Look again."
+
+
+@pytest.mark.parametrize(
+    ("changes", "option"),
+    [
+        ({"min_cohort": 99}, "--min-cohort"),
+        ({"min_corrupt": 99}, "--min-corrupt"),
+        ({"max_epsilon": 1e-3}, "--max-epsilon"),
+        ({"max_total_epsilon": 1e-3}, "--max-total-epsilon"),
+        ({"partner_keys": frozenset((b"q" * 32,))}, "--trust-partner"),
+        ({"max_download_bytes": 1}, "--max-download-mb"),
+        ({"require": "local"}, "--without-noise"),
+        ({"max_delta": 0.0}, None),
+    ],
+)
+def test_a_refusal_names_the_option_of_this_command(
+    tmp_path: Path, changes: dict[str, Any], option: str | None
+) -> None:
+    policy = replace(client_sdk.PrivacyPolicy(min_cohort=2, min_corrupt=0), **changes)
+    manifest = make_manifest(sum_spec(), VERIFIER)
+    with pytest.raises(client_sdk.PolicyRefusal) as caught:
+        policy.admit(manifest, own_partner=PARTNER.key, account=account_in(tmp_path))
+    remedy = str(_in_options(caught.value).remedy)
+    assert remedy.endswith(f"Here that is {option}." if option else "in this app's policy.")
 
 
 class Hub:

@@ -36,6 +36,7 @@ def admit(policy: PrivacyPolicy, manifest: Manifest, folder: Path, charges: int 
 def refusal(policy: PrivacyPolicy, manifest: Manifest, folder: Path, charges: int = 0) -> str:
     with pytest.raises(PolicyRefusal) as caught:
         admit(policy, manifest, folder, charges)
+    assert caught.value.remedy
     return caught.value.reason
 
 
