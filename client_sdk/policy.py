@@ -258,7 +258,7 @@ class PrivacyPolicy:
 
     def _admit_work(self, manifest: Manifest) -> None:
         """What the task takes of this device: bytes, memory and time."""
-        for reason, message, field, size in (
+        for reason, message, named, size in (
             (
                 "upload-too-large",
                 "One masked vector is larger than the policy allows.",
@@ -278,14 +278,14 @@ class PrivacyPolicy:
                 0 if manifest.training is None else manifest.training.max_tokens,
             ),
         ):
-            limit: int = getattr(self, field)
+            limit: int = getattr(self, named)
             if size > limit:
                 raise PolicyRefusal(
                     reason,
                     message,
                     expected=f"at most {limit}",
                     found=size,
-                    remedy=f"Ask for a smaller task, or raise {field} in this app's policy.",
+                    remedy=f"Ask for a smaller task, or raise {named} in this app's policy.",
                 )
         deadlines, slot_s = manifest.deadlines, manifest.report_slot_s
         steps = (
