@@ -26,7 +26,6 @@ from tests.service_kit import QUIET_S, served, spec
 FILES = 192
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no limit of open files")
 def test_many_connections_at_once_leave_descriptors_for_the_admin_port(tmp_path: Path):
     import resource
 

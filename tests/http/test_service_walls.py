@@ -17,7 +17,6 @@ from pathlib import Path
 
 import aiohttp
 import msgspec
-import pytest
 from aiohttp import web
 
 from aggregator import connections
@@ -490,7 +489,6 @@ async def test_the_admin_port_answers_when_the_public_one_is_full(tmp_path):
 FILES = 200
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no limit of open files")
 def test_a_service_with_few_file_descriptors_keeps_enough_of_them(tmp_path: Path):
     """As many connections as there are descriptors, from two addresses; all the while the admin
     port answers, and afterwards the public one does."""
