@@ -14,7 +14,7 @@ import pytest
 from aiohttp import web
 from sdk_world import POLICY, QUICK, TASK, OneHot, World, plain_spec
 
-from client_sdk import StateError, TransportError
+from client_sdk import LedgerError, StateError, TransportError
 from client_sdk.checkin import DISK_MARGIN_BYTES
 from client_sdk.policy import MODEL_HEADER_BYTES, download_size
 from client_sdk.transport import ledger_bytes_max
@@ -187,7 +187,8 @@ async def test_one_model_lies_on_the_disk_and_none_when_the_task_is_over(tmp_pat
 
 def test_a_model_s_limit_follows_from_its_tensors() -> None:
     from sdk_support import fedsgd_spec, make_manifest
-    from test_policy_table import SPECS, VERIFIER
+
+    from tests.unit.test_policy_table import SPECS, VERIFIER
 
     plain = make_manifest(fedsgd_spec(), VERIFIER)
     assert download_size(plain) == 4 * 12 + MODEL_HEADER_BYTES
@@ -216,6 +217,7 @@ async def test_a_ledger_file_beyond_its_limit_is_not_read_to_the_end(tmp_path: P
             return bytes((1 << 20) + 1) if request.path == "/ledger/checkpoint" else None
 
         world.gate = gate
-        with pytest.raises(TransportError) as caught:
+        with pytest.raises(LedgerError) as caught:
             await run(world)
-        assert caught.value.reason == "response-too-large"
+        assert caught.value.reason == "ledger-unreadable"
+        assert "response-too-large" in str(caught.value)
