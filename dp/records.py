@@ -38,7 +38,7 @@ from dp.contributors import (
 )
 from dp.errors import LedgerError
 from dp.tiles import ENTRY_BYTES_MAX
-from secagg.errors import SecaggError
+from secagg.errors import RemoteProtocolError
 from secagg.hashing import digest
 from secagg.limits import DIGEST_BYTES, MANIFEST_BYTES_MAX
 from secagg.manifest import Manifest, decode_manifest, manifest_digest
@@ -427,20 +427,21 @@ def parse_task(record: Record) -> tuple[bytes, Manifest, bytes]:
     """(manifest bytes, manifest, its signature) of a task record.
 
     Raises:
-        LedgerError: ``record-malformed`` or ``manifest-digest``.
+        LedgerError: ``record-malformed``, ``manifest-not-canonical`` or ``manifest-digest``.
     """
     try:
         unpacker = zlib.decompressobj()
         packed = base64.b64decode(record["manifest"], validate=True)
         encoded = unpacker.decompress(packed, MANIFEST_BYTES_MAX + 1)
         if not unpacker.eof or unpacker.unused_data:
-            raise LedgerError("record-malformed", "The manifest's compression is broken.")
+            raise ValueError("the compression is broken")
         manifest = decode_manifest(encoded)
         expected = bytes.fromhex(record["manifest_digest"])
         signature = bytes.fromhex(record["manifest_signature"])
-    except LedgerError:
-        raise
-    except (KeyError, TypeError, ValueError, binascii.Error, zlib.error, SecaggError) as error:
+    except RemoteProtocolError as error:
+        kept = error.reason == "manifest-not-canonical"
+        raise LedgerError(error.reason if kept else "record-malformed", error.message) from error
+    except (KeyError, TypeError, ValueError, binascii.Error, zlib.error) as error:
         raise LedgerError(
             "record-malformed", f"A task record does not parse: {type(error).__name__}."
         ) from error

@@ -276,16 +276,22 @@ _decoder = msgspec.msgpack.Decoder(Manifest, strict=True)
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
-    """The manifest's bytes (MessagePack). What is signed and hashed is these bytes as sent."""
-    return _encoder.encode(manifest)
+    """The manifest's bytes (MessagePack). What is signed and hashed is these bytes as sent.
+
+    A whole number in a field of floats is written as a float.
+    """
+    try:
+        return _encoder.encode(_decoder.decode(_encoder.encode(manifest)))
+    except msgspec.MsgspecError:  # out of some range: whoever checks the manifest says of which
+        return _encoder.encode(manifest)
 
 
 def decode_manifest(encoded: bytes) -> Manifest:
     """Parse manifest bytes strictly.
 
     Raises:
-        RemoteProtocolError: reason ``manifest-too-large``, ``manifest-malformed`` or
-            ``manifest-version``.
+        RemoteProtocolError: reason ``manifest-too-large``, ``manifest-malformed``,
+            ``manifest-not-canonical`` or ``manifest-version``.
     """
     if len(encoded) > MANIFEST_BYTES_MAX:
         raise RemoteProtocolError(
@@ -300,6 +306,13 @@ def decode_manifest(encoded: bytes) -> Manifest:
         raise RemoteProtocolError(
             "manifest-malformed", f"The manifest does not parse: {error}."
         ) from error
+    if not _is_canonical(encoded, manifest):
+        raise RemoteProtocolError(
+            "manifest-not-canonical",
+            "The manifest's bytes have a second reading: a key twice or out of order, or a value "
+            "that is not in its shortest form.",
+            remedy="Do not trust the task: an honest aggregator writes each value in one way.",
+        )
     if (manifest.protocol, manifest.suite) != (PROTOCOL_VERSION, SUITE):
         raise RemoteProtocolError(
             "manifest-version",
@@ -309,6 +322,28 @@ def decode_manifest(encoded: bytes) -> Manifest:
             remedy="Update this side or the other.",
         )
     return manifest
+
+
+def _is_canonical(encoded: bytes, manifest: Manifest) -> bool:
+    """Whether the bytes that gave ``manifest`` are the only ones for what they say.
+
+    The bytes are judged and not the manifest: one of before lacks fields that came later.
+    """
+    found = msgspec.msgpack.decode(encoded)
+    if msgspec.msgpack.encode(found) != encoded:  # a key twice, a number in more bytes than it has
+        return False
+    return _is_part(found, msgspec.msgpack.decode(_encoder.encode(manifest)))
+
+
+def _is_part(found: object, whole: object) -> bool:
+    """``found`` is ``whole``, in order and type, less fields that ``whole`` filled in."""
+    if isinstance(found, dict) and isinstance(whole, dict):
+        return list(found) == [key for key in whole if key in found] and all(
+            _is_part(value, whole[key]) for key, value in found.items()
+        )
+    if isinstance(found, list) and isinstance(whole, list):
+        return len(found) == len(whole) and all(map(_is_part, found, whole))
+    return type(found) is type(whole)
 
 
 def manifest_digest(encoded: bytes) -> bytes:
