@@ -24,7 +24,7 @@ from secagg.parameters import corrupt_floor
 from secagg.ring import packed_size, payload_length
 
 MODEL_HEADER_BYTES = 65_536  # most that names and shapes take in a model file
-SLOTS_WAITED_MAX = 1.5  # a device that comes late in a slot reports at the end of the next
+SLOTS_WAITED_MAX = 2.0  # a slot leaves its whole length: late in one, at the end of the next
 _DAY_S = 86_400.0
 
 PrivacyMode = Literal["distributed", "local", "none"]

@@ -1,8 +1,9 @@
 """From an admitted offer to a journalled contribution, and when the device may report in.
 
 Where a public slot is set, nothing that the aggregator can see depends on the secret batch: the
-report-in time is computed from public times before the contributor starts, and a contributor that
-fails or is late is replaced by zeros, to which the noise is added.
+report-in time is computed from public times before the contributor starts, is a whole slot away by
+the device's own steady clock whatever the aggregator's says, and a contributor that fails or is
+late is replaced by zeros, to which the noise is added.
 """
 
 from __future__ import annotations
@@ -33,21 +34,23 @@ from client_sdk.threads import finish_in_thread, start_in_thread
 from dp.adaptive import with_below
 from dp.contracts.scaffold import has_control
 
-_SLOT_SHARE = 0.5  # of a slot's length that must be left for training
 
-
-def report_at(checkin: CheckIn) -> float | None:
+def report_at(checkin: CheckIn, now_s: float | None = None) -> float | None:
     """Server's time at which this device reports in; None: when it is ready.
 
-    The first whole multiple of ``report_slot_s`` after the version opened that leaves at least half
-    a slot to train in: a function of public times alone, the same for a device that is ready.
+    The first whole multiple of ``report_slot_s`` after the version opened that is at least a whole
+    slot away, so two slots away at most: a function of public times alone, the same for a device
+    that is ready. An aggregator that moves ``opened_at`` chooses among those; it shortens no slot.
+
+    Args:
+        now_s: the server's time at which training may start; None: that of the offer.
     """
     slot_s = checkin.manifest.report_slot_s
     if slot_s <= 0:
         return None
-    opened_at = min(checkin.offer.model.opened_at, checkin.offer.now)
-    passed = (checkin.offer.now - opened_at) / slot_s + _SLOT_SHARE
-    return opened_at + max(1, math.ceil(passed)) * slot_s
+    now_s = checkin.offer.now if now_s is None else now_s
+    opened_at = min(checkin.offer.model.opened_at, now_s)
+    return opened_at + math.ceil((now_s - opened_at) / slot_s + 1) * slot_s
 
 
 def version_of(contribution: Contribution, checkin: CheckIn) -> int:
@@ -76,9 +79,9 @@ class Training:
         """
         device, task = self._device, checkin.manifest.task
         check_contributor(checkin.manifest, self._contributor)
-        report_s = report_at(checkin)
         if has_control(checkin.manifest):
             await self._settle(checkin)
+        report_s = self._report_at(checkin)
         contribution = self.reusable(checkin)
         if contribution is not None:
             version = version_of(contribution, checkin)
@@ -97,8 +100,15 @@ class Training:
                 seconds=round(device.time.steady() - started, 3),
             )
         if report_s is not None:
-            await device.sleep(max(0.0, report_s - device.time.now()))
+            await device.sleep(max(0.0, report_s - device.time.steady()))
         return contribution
+
+    def _report_at(self, checkin: CheckIn) -> float | None:
+        """When to report in, by the steady clock: no later word of the aggregator moves it."""
+        time = self._device.time
+        now_s = time.now()
+        report_s = report_at(checkin, now_s)
+        return None if report_s is None else time.steady() + (report_s - now_s)
 
     def reusable(self, checkin: CheckIn) -> Contribution | None:
         """The journalled contribution, if it is for this offer and reached no masking yet.
@@ -145,7 +155,7 @@ class Training:
         device = self._device
         limits = [math.inf if (most := device.policy.max_training_s) is None else most]
         if report_s is not None:
-            left_s = report_s - device.time.now()
+            left_s = report_s - device.time.steady()
             limits.append(left_s - device.settings.slot_reserve_s)
         limit_s = max(0.0, min(limits))
         deadline_s = None if math.isinf(limit_s) else limit_s

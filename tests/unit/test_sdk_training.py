@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import threading
 from collections.abc import Callable, Mapping
@@ -12,6 +13,9 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
 from quadratics import local_spec
 from sdk_support import digest_of, fedsgd_spec, journal_in, make_manifest, sum_spec
 
@@ -21,7 +25,7 @@ from client_sdk.contribution import TrainingJob, check_values, zero_contribution
 from client_sdk.device import Device, ParticipantSettings
 from client_sdk.errors import ContributionError, PolicyRefusal, TaskRefusal
 from client_sdk.events import Event
-from client_sdk.policy import PrivacyPolicy
+from client_sdk.policy import SLOTS_WAITED_MAX, PrivacyPolicy
 from client_sdk.server_time import ServerTime
 from client_sdk.trainer import LoraTrainer
 from client_sdk.training import Training, report_at
@@ -122,10 +126,57 @@ SLOTTED = make_manifest(fedsgd_spec(report_slot_s=60.0), VERIFIER)
 
 @pytest.mark.parametrize(
     ("checked_in_after", "slot"),
-    [(0.0, 1), (1.0, 1), (30.0, 1), (30.1, 2), (59.0, 2), (90.0, 2), (91.0, 3), (600.0, 11)],
+    [(0.0, 1), (0.1, 2), (30.0, 2), (60.0, 2), (60.1, 3), (119.0, 3), (600.0, 11)],
 )
 def test_the_slot_follows_from_public_times_alone(checked_in_after: float, slot: int) -> None:
     assert report_at(checkin_of(SLOTTED, now=OPENED + checked_in_after)) == OPENED + 60 * slot
+
+
+@given(
+    slot_s=st.floats(1e-3, 30 * 86_400),
+    opened_at=st.floats(0, 4e9),
+    now_s=st.floats(0, 4e9),
+)
+def test_a_slot_leaves_its_whole_length_and_never_more_than_two(
+    slot_s: float, opened_at: float, now_s: float
+) -> None:
+    """Whatever the aggregator says of when the version opened, and of what time it is."""
+    checkin = checkin_of(replace(SLOTTED, report_slot_s=slot_s), now=now_s)
+    offer = replace(checkin.offer, model=replace(checkin.offer.model, opened_at=opened_at))
+    at = report_at(dataclasses.replace(checkin, offer=offer))
+    assert at is not None
+    rounding = 1e-6  # of a double at four billion seconds
+    assert slot_s - rounding <= at - now_s <= SLOTS_WAITED_MAX * slot_s + rounding
+
+
+async def test_training_starts_with_a_whole_slot_after_a_long_download(tmp_path: Path) -> None:
+    """The model came 45 s after the offer: they are not taken from the slot."""
+    setting = Setting(tmp_path)
+    checkin = checkin_of(SLOTTED)
+    setting.clock.now += 45
+    runs = Runs(lambda job: zero_contribution(job.manifest))
+    await Training(setting.device, runs).contribution(checkin)
+    assert runs.jobs[0].deadline_s == pytest.approx(75 - setting.device.settings.slot_reserve_s)
+    assert setting.clock.now == OPENED + 120
+
+
+@pytest.mark.parametrize("said_s", [5_000.0, -800.0])
+@pytest.mark.parametrize("works_s", [1.0, 40.0])
+async def test_a_later_word_about_time_neither_ends_a_slot_nor_stretches_it(
+    tmp_path: Path, said_s: float, works_s: float
+) -> None:
+    """Were the word believed, the report would come as soon as training ends, and show its time."""
+    setting = Setting(tmp_path)
+    setting.device.time.hear(OPENED)
+
+    def work(job: TrainingJob) -> Mapping[str, np.ndarray]:
+        setting.clock.now += works_s
+        setting.device.time.hear(setting.clock.now + said_s)
+        return zero_contribution(job.manifest)
+
+    contribution = await Training(setting.device, Runs(work)).contribution(checkin_of(SLOTTED))
+    assert contribution.failed is None
+    assert setting.clock.now == OPENED + 60
 
 
 def test_without_a_slot_a_device_reports_when_it_is_ready() -> None:
@@ -145,9 +196,9 @@ async def test_the_report_waits_for_the_slot_on_the_servers_clock(tmp_path: Path
     setting.device.time.hear(checkin.offer.now)
     runs = Runs(lambda job: zero_contribution(job.manifest))
     await Training(setting.device, runs).contribution(checkin)
-    assert clock.slept == [57.5]
-    assert setting.device.time.now() == OPENED + 60
-    assert runs.jobs[0].deadline_s == pytest.approx(57.0)
+    assert clock.slept == [117.5]
+    assert setting.device.time.now() == OPENED + 120
+    assert runs.jobs[0].deadline_s == pytest.approx(117.0)
 
 
 async def test_a_ready_contribution_waits_for_its_slot_too(tmp_path: Path) -> None:
@@ -159,7 +210,7 @@ async def test_a_ready_contribution_waits_for_its_slot_too(tmp_path: Path) -> No
     setting.clock.now = OPENED + 62
     again = await training.contribution(checkin_of(SLOTTED, now=OPENED + 62))
     assert again.name == first.name
-    assert setting.clock.slept == [60.0, 58.0]
+    assert setting.clock.slept == [60.0, 118.0]
     assert len(runs.jobs) == 1
 
 
