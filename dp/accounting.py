@@ -49,14 +49,15 @@ MULTIPLIER_MAX = 1e6
 OVERRUN_DRAWS = 1 << 10  # a batch exceeds its cap with probability 2^-80: 2^10 such distances
 
 _MODEL_READERS = ", and everyone who sees the model"
+_ABSTAINING = "nothing but the sum depends on who abstains"
 
 
 class PrivacyLine(msgspec.Struct, frozen=True, kw_only=True):
     """One statement of privacy.
 
     ``mode``: A, B or C. ``unit``: ``example`` or ``device``. ``adversary``: who is held off, and
-    under which assumption. ``adjacency``: what differs between neighbours (:mod:`dp.events`).
-    ``accountant``: whose theorem. ``epsilon`` is rounded up.
+    under which assumption on time and coins. ``adjacency``: what differs between neighbours
+    (:mod:`dp.events`). ``accountant``: whose theorem. ``epsilon`` is rounded up.
     """
 
     mode: Literal["A", "B", "C"]
@@ -267,20 +268,21 @@ def lines(
 
 def _line(
     mode: Literal["A", "B", "C"],
-    adversary: str,
+    manifest: Manifest,
     name: str,
     event: Composed,
-    delta: float,
     slack: float,
     replaced: bool,
 ) -> PrivacyLine:
     """The unamplified statement about an event of mode ``mode``."""
     unit: Literal["example", "device"] = "device" if mode == "B" else "example"
+    adjacency = "replace-one" if replaced else ADJACENCY[unit]
+    delta = manifest.budget.delta
     return PrivacyLine(
         mode=mode,
         unit=unit,
-        adversary=adversary,
-        adjacency="replace-one" if replaced else ADJACENCY[unit],
+        adversary=f"{_who(manifest, mode)}, if {time_terms(manifest, unit, adjacency)}",
+        adjacency=adjacency,
         amplified=False,
         accountant=name,
         epsilon=epsilon_of(replace_one(event) if replaced else event, delta, slack),
@@ -300,14 +302,13 @@ def _mode_c(
     event = _ring_event(manifest, counts, 1, ADJACENCY["example"])
     releases = sum(counts.values())
     slack = slack_log2(releases * (draws_per_release(manifest) + OVERRUN_DRAWS))
-    line = _line("C", _adversary(manifest), accountant(manifest), event, delta, slack, replaced)
+    line = _line("C", manifest, accountant(manifest), event, slack, replaced)
     yield line
     if manifest.report_slot_s > 0 and privacy.sampling_rate < 1 and not replaced:
         slack = overrun_log2(slack, releases, manifest.overrun)
         sampled = epsilon_of(_sampled(event, privacy.sampling_rate), delta, slack)
-        yield _amplified(
-            line, sampled, slot_terms(manifest.overrun, "report-in slots and failures do")
-        )
+        terms = slot_terms(manifest.overrun, "report-in slots and failures do")
+        yield _amplified(line, sampled, _who(manifest, "C") + terms)
 
 
 def _mode_a(
@@ -317,13 +318,14 @@ def _mode_a(
     steps = releases * (manifest.training.local_steps if manifest.training is not None else 1)
     event, delta = Composed(((local_step(manifest), steps),)), manifest.budget.delta
     slack = slack_log2(steps * manifest.data_length)
-    line = _line("A", "everyone", ACCOUNTANT_SKELLAM, event, delta, slack, replaced)
+    line = _line("A", manifest, ACCOUNTANT_SKELLAM, event, slack, replaced)
     yield line
     if privacy.sampling_rate < 1 and not replaced:
         slack = overrun_log2(slack, releases, manifest.overrun)
         sampled = epsilon_of(_sampled(event, privacy.sampling_rate), delta, slack)
         shown = "report-in slots do" if manifest.report_slot_s > 0 else "time does"
-        yield _amplified(line, sampled, slot_terms(manifest.overrun, shown))
+        terms = slot_terms(manifest.overrun, shown)
+        yield _amplified(line, sampled, _who(manifest, "A") + terms)
 
 
 def _mode_b(
@@ -339,17 +341,17 @@ def _mode_b(
     delta = manifest.budget.delta
     event = _ring_event(manifest, counts, examples_factor(manifest), ADJACENCY["device"])
     slack = slack_log2(sum(counts.values()) * draws_per_release(manifest))
-    line = _line("B", _adversary(manifest), accountant(manifest), event, delta, slack, replaced)
+    line = _line("B", manifest, accountant(manifest), event, slack, replaced)
     yield line
     if privacy.participation_rate < 1 and not replaced:
         sampled = epsilon_of(_sampled(event, privacy.participation_rate), delta, slack)
-        yield _amplified(line, sampled, ", if nothing but the sum depends on who abstains")
+        yield _amplified(line, sampled, f"{line.adversary} and {_ABSTAINING}")
 
 
-def _amplified(line: PrivacyLine, epsilon: float, assumption: str) -> PrivacyLine:
+def _amplified(line: PrivacyLine, epsilon: float, adversary: str) -> PrivacyLine:
     return msgspec.structs.replace(
         line,
-        adversary=line.adversary + assumption,
+        adversary=adversary,
         amplified=True,
         accountant=line.accountant + POISSON,
         epsilon=epsilon,
@@ -367,11 +369,14 @@ def slack_log2(draws: int) -> float:
     return SAMPLER_LOG2 + math.log2(max(1, draws))
 
 
-def _adversary(manifest: Manifest) -> str:
+def _who(manifest: Manifest, mode: Literal["A", "B", "C"]) -> str:
     """Nobody whom the masks do not stand against: of ``corrupt_max`` devices they hide the rest.
 
-    Other devices' noise may be known to the aggregator; it is not counted.
+    Other devices' noise may be known to the aggregator; it is not counted. In mode A a device's
+    own noise stands against whoever sees its update.
     """
+    if mode == "A":
+        return "everyone"
     silent, corrupt = manifest.cohort.silent_max, manifest.cohort.corrupt_max
     known = f"knowing the noise of {_devices(silent)}"
     if corrupt == 0:
@@ -387,13 +392,35 @@ def _devices(count: int, which: str = "") -> str:
     return f"{count} {which}device{'' if count == 1 else 's'}"
 
 
+def time_terms(manifest: Manifest, unit: Literal["example", "device"], adjacency: Adjacency) -> str:
+    """What a line assumes of time beyond its coins (docs/privacy.md, "Time").
+
+    With every coin known, neighbours still differ in the work of one example, or of one device.
+    Public slots hide it as far as both neighbours' work fits them. A device that is late in mode B
+    sends zeros, which is the neighbour itself; but its vector is encoded after the slot.
+    """
+    if unit == "device":
+        when = "time after the slot" if manifest.report_slot_s > 0 else "time"
+        return f"{when} does not show the data"
+    more = "another example" if adjacency == "replace-one" else "one example more"
+    if manifest.report_slot_s > 0:
+        return f"{more} fits the slot"
+    return f"time does not show {more}"
+
+
 def adversaries(manifest: Manifest, line: PrivacyLine) -> tuple[str, ...]:
-    """The words for a line's adversary: those of now, and those of records of earlier versions,
-    which named ``silent_max`` devices even where the masks do not stand against as many."""
-    now = _adversary(manifest)
-    silent = manifest.cohort.silent_max
-    before = f"the aggregator with {_devices(silent, 'other ')}{_MODEL_READERS}"
-    return line.adversary, line.adversary.replace(now, before, 1)
+    """The words for a line's adversary: those of now, and those of records of earlier versions.
+
+    The headlines of earlier ones said nothing of time; those of the first also named ``silent_max``
+    devices where the masks do not stand against as many.
+    """
+    who = _who(manifest, line.mode)
+    silent = _devices(manifest.cohort.silent_max, "other ")
+    first = who if line.mode == "A" else f"the aggregator with {silent}{_MODEL_READERS}"
+    terms = line.adversary.removeprefix(who)
+    time = time_terms(manifest, line.unit, line.adjacency)
+    untimed = terms.replace(f"{time} and ", "") if line.amplified else ""
+    return line.adversary, who + untimed, first + untimed
 
 
 def headline(statements: Sequence[PrivacyLine]) -> float | None:

@@ -128,7 +128,8 @@ def warnings(manifest: Manifest) -> tuple[str, ...]:
     if manifest.noise is not None and manifest.report_slot_s == 0:
         found.append(
             "Devices report in when they are ready, so time may show the batch: no amplified "
-            "statement is made."
+            "statement is made, and each epsilon assumes that time does not show the difference "
+            "between neighbours. Public slots (report_slot_s) hide it."
         )
     spread = quantile_deviation(manifest)
     if spread is not None and spread > QUANTILE_NOISE:

@@ -173,8 +173,9 @@ class TaskSpec(_Table, frozen=True):
     ``removable_noise``: devices add Skellam noise in parts, and those that the survivors of a
     cohort do not need are taken off its sum; without it every sum keeps what the fewest survivors
     would have needed. Costs one more secret per level and device, and drawing the parts again.
-    ``report_slot_s``: devices report in exactly this long after a version opens, so that time
-    does not show the batch; 0: when they are ready (no amplified statement is then made).
+    ``report_slot_s``: devices report in at multiples of this after a version opens, the first that
+    leaves a whole one to train in, so that time does not show the batch; 0: when they are ready
+    (no amplified statement of mode C is then made, and each line assumes more of time).
     ``slot_overrun``: chance, stated by the operator, that in one release (all tries at it together)
     a batch makes its device miss its slot, or fail, whatever its data; delta pays for it in the
     amplified lines of examples. 0: it is claimed never to happen.

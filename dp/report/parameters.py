@@ -92,7 +92,9 @@ def parameters(manifest: Manifest) -> tuple[Parameter, ...]:
     row(
         "report_slot_s",
         f"{slot_s:g} s" if slot_s else "none",
-        "devices report in at multiples of it" if slot_s else "devices report in when ready",
+        "devices report in at multiples of it, the first that leaves a whole one"
+        if slot_s
+        else "devices report in when ready",
     )
     if slot_s:
         row(

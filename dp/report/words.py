@@ -70,10 +70,7 @@ def assumptions(manifest: Manifest) -> tuple[str, ...]:
     rules = manifest.cohort
     found = [
         "The partners certify real, distinct devices, not many identities of one machine.",
-        "No device of a cohort helps the aggregator to open another's update."
-        if rules.corrupt_max == 0
-        else f"At most {rules.corrupt_max} devices of a cohort help the aggregator to open "
-        "another's update.",
+        _helpers(rules.corrupt_max),
         "Devices run the published code: they clip, add their noise and keep their journal.",
         "AES-256, SHA-256, Ed25519 and the hybrid key exchange hold; random bytes come from the "
         "operating system.",
@@ -107,12 +104,14 @@ def assumptions(manifest: Manifest) -> tuple[str, ...]:
                 f"A device holds few enough examples that a batch exceeds {example.examples_max} "
                 "with a chance of at most 2^-80, and chose them without looking at a batch."
             )
+        found.append(_example_time(manifest))
         if example.sampling_rate < 1 and (example.mode == "local" or manifest.report_slot_s > 0):
             found.append(_batches(manifest))
     if manifest.device_privacy is not None:
         found.append(
             "Device-level neighbours differ in one device's data; the device takes part either way."
         )
+        found.append(_device_time(manifest))
         if manifest.device_privacy.participation_rate < 1:
             found.append(_ABSTENTION)
     found.append(
@@ -123,8 +122,50 @@ def assumptions(manifest: Manifest) -> tuple[str, ...]:
 
 
 def _too_many(corrupt_max: int) -> str:
+    if corrupt_max == 0:
+        return "it has a device of"
+    return f"it has more than {corrupt_max} device{'' if corrupt_max == 1 else 's'} of"
+
+
+def _helpers(corrupt_max: int) -> str:
+    if corrupt_max == 0:
+        return "No device of a cohort helps the aggregator to open another's update."
+    helping = "device of a cohort helps" if corrupt_max == 1 else "devices of a cohort help"
+    return f"At most {corrupt_max} {helping} the aggregator to open another's update."
+
+
+def _example_time(manifest: Manifest) -> str:
+    """What lines for examples assume of time, even where all coins of a batch are known."""
+    if manifest.report_slot_s == 0:
+        return (
+            "Time does not show one example more: a device reports in as soon as it has trained, "
+            "and a longer batch takes longer. Who sees when it does (the aggregator, and whoever "
+            "records the traffic) may tell; a reader of the ledger sees only when a whole cohort "
+            "was done. Public report slots would hide it."
+        )
+    late = (
+        "does not take part, which is seen"
+        if manifest.noise is None
+        else "sends zeros and its noise, so the sum loses a whole batch and not one example"
+    )
     return (
-        "it has a device of" if corrupt_max == 0 else f"it has more than {corrupt_max} devices of"
+        "One example more fits the slot: every device reports in at a public multiple of "
+        f"{manifest.report_slot_s:g} s, at least that long after it began, by its own clock. One "
+        f"whose training takes longer, or fails, {late}. No unamplified epsilon pays for that."
+    )
+
+
+def _device_time(manifest: Manifest) -> str:
+    """What lines for devices assume of time."""
+    if manifest.report_slot_s == 0:
+        return (
+            "Time does not show the data: a device reports in as soon as it has trained, "
+            "and more data take longer. Public report slots would hide it."
+        )
+    return (
+        "Time after the slot does not show the data. Up to the slot it shows nothing: a "
+        "device that is late or fails sends zeros and its noise, as its neighbour does. After it, "
+        "rounding a vector to integers takes a little longer for some vectors than for others."
     )
 
 

@@ -47,6 +47,7 @@ from tests.dp_tasks import built, statistics
 
 NO_LIMIT = BudgetSpec(max_epsilon=None)
 ALL = "the aggregator, knowing the noise of 1 device, and everyone who sees the model"
+ONE_MORE = ", if time does not show one example more"
 
 
 def of(parts: list[tuple[Event, int]], draws: int, manifest: Manifest) -> float:
@@ -63,7 +64,7 @@ def test_the_lines_of_mode_c() -> None:
     plain = PrivacyLine(
         mode="C",
         unit="example",
-        adversary=ALL,
+        adversary=ALL + ", if one example more fits the slot",
         adjacency="add-or-remove",
         amplified=False,
         accountant="skellam-rdp/agarwal-kairouz-liu-2021",
@@ -83,6 +84,7 @@ def test_the_lines_of_mode_c() -> None:
     assert lines(manifest, facts) == (plain, amplified)
     exchanged = msgspec.structs.replace(
         plain,
+        adversary=ALL + ", if another example fits the slot",
         adjacency="replace-one",
         epsilon=of([(replace_one(quiet), 2), (replace_one(loud), 1)], draws, manifest),
     )
@@ -96,7 +98,7 @@ def test_the_lines_of_mode_a() -> None:
     assert plain == PrivacyLine(
         mode="A",
         unit="example",
-        adversary="everyone",
+        adversary="everyone" + ONE_MORE,
         adjacency="add-or-remove",
         amplified=False,
         accountant=ACCOUNTANT_SKELLAM,
@@ -132,7 +134,7 @@ def test_the_lines_of_mode_b() -> None:
         mode="B",
         unit="device",
         adversary="the aggregator with 1 other device, knowing the noise of 2 devices, "
-        "and everyone who sees the model",
+        "and everyone who sees the model, if time does not show the data",
         adjacency="zero-out",
         amplified=False,
         accountant=ACCOUNTANT_DISCRETE_GAUSSIAN,
@@ -141,7 +143,7 @@ def test_the_lines_of_mode_b() -> None:
     )
     assert amplified == msgspec.structs.replace(
         plain,
-        adversary=plain.adversary + ", if nothing but the sum depends on who abstains",
+        adversary=plain.adversary + " and nothing but the sum depends on who abstains",
         amplified=True,
         accountant=ACCOUNTANT_DISCRETE_GAUSSIAN + POISSON,
         epsilon=of([(PoissonSampled(0.25, event), 3)], 3 * 50 * 10, manifest),
@@ -365,5 +367,5 @@ def test_a_line_names_no_more_devices_than_the_masks_stand_against(
     )
     manifest = built(cohort=cohort, budget=NO_LIMIT)
     assert {line.adversary for line in lines(manifest, 1)} == {
-        who + ", and everyone who sees the model"
+        who + ", and everyone who sees the model" + ONE_MORE
     }

@@ -121,7 +121,7 @@ def test_a_line_s_record_key_by_key() -> None:
         "mode": "C",
         "unit": "example",
         "adversary": "the aggregator, knowing the noise of 1 device, "
-        "and everyone who sees the model",
+        "and everyone who sees the model, if time does not show one example more",
         "adjacency": "add-or-remove",
         "amplified": False,
         "accountant": "skellam-rdp/agarwal-kairouz-liu-2021",
