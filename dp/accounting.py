@@ -44,6 +44,7 @@ from secagg.manifest import DevicePrivacy, ExamplePrivacy, Manifest
 ACCOUNTANT_SKELLAM = "skellam-rdp/agarwal-kairouz-liu-2021"
 ACCOUNTANT_DISCRETE_GAUSSIAN = "discrete-gaussian-sum-rdp/kairouz-liu-steinke-2021"
 POISSON = "+poisson/symmetric-noise"  # docs/sampling.md
+POISSON_REPLACED = "+poisson/replace-one"  # the same
 SAMPLER_LOG2 = -90.0  # distance of one drawn coordinate from Skellam: 2^12 parts of 2^-102
 MULTIPLIER_MAX = 1e6
 OVERRUN_DRAWS = 1 << 10  # a batch exceeds its cap with probability 2^-80: 2^10 such distances

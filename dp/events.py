@@ -89,6 +89,17 @@ class PoissonSampled(Event):
 
 
 @dataclass(frozen=True)
+class PoissonReplaced(Event):
+    """``PoissonSampled(rate, event)`` between neighbours of which one record is exchanged.
+
+    The record keeps its coin. ``event``: what a record in the batch, more or less, moves.
+    """
+
+    rate: float
+    event: Event
+
+
+@dataclass(frozen=True)
 class CorrelatedReleases(Event):
     """All rounds of a training under correlated noise: C G + Z (:mod:`dp.correlated`).
 
@@ -123,6 +134,8 @@ def adjacency_of(event: Event) -> Adjacency | None:
     match event:
         case PoissonSampled(_, inner):
             return adjacency_of(inner)
+        case PoissonReplaced(_, inner):
+            return "replace-one" if adjacency_of(inner) else None
         case CorrelatedReleases():
             return adjacency_of(event.row)
         case Composed(parts):
@@ -153,8 +166,7 @@ def replace_one(event: Event) -> Event:
     One exchange is one removal and one addition, so L1 and L2 at most double (triangle inequality).
 
     Raises:
-        AccountingError: ``adjacency-unaccounted`` for a sampled event: the theorem that accounts
-            for sampling is about a record more or less; ``event-unknown``.
+        AccountingError: ``adjacency-unaccounted``, ``event-unknown``.
     """
     if adjacency_of(event) == "replace-one":
         return event
@@ -171,12 +183,13 @@ def replace_one(event: Event) -> Event:
             return CorrelatedReleases(
                 coefficients, rounds, participations, separation, replace_one(row)
             )
+        case PoissonSampled(rate, inner):
+            return PoissonReplaced(rate, inner)
         case Composed(parts):
             return Composed(tuple((replace_one(part), count) for part, count in parts))
         case _:
             raise AccountingError(
                 "adjacency-unaccounted",
-                "Nobody here accounts for a sampled batch under replace-one.",
-                expected="add-or-remove or zero-out",
-                remedy="Leave the sampling out: what the event costs without it holds too.",
+                "Nobody here accounts for such an event under replace-one.",
+                found=type(event).__name__,
             )

@@ -24,11 +24,13 @@ from dp_accounting.rdp import RdpAccountant
 from scipy.special import log_ndtr
 
 from dp.errors import AccountingError
-from dp.events import Adjacency
+from dp.events import Adjacency, Composed, GaussianRelease, PoissonReplaced
+from dp.rdp import epsilon_from_rdp, rdp_curve
 
 ACCOUNTANT_EXACT = "exact/balle-wang-2018"
 ACCOUNTANT_PLD = "pld/dp-accounting"
 ACCOUNTANT_RDP = "rdp/dp-accounting"
+ACCOUNTANT_REPLACED = "gaussian-rdp/mironov-2017+poisson/replace-one"
 _PLD_EPSILON_MAX = 200.0  # beyond, the distributions have millions of points and nobody cares
 _LOG_ERROR = 1e-13  # of log_ndtr, relative to 1 + |value|; its own error is below 1e-14
 _BISECTIONS = 80
@@ -46,8 +48,8 @@ def gaussian_epsilon(
     """The smallest epsilon that one of the accountants vouches for, and its name.
 
     ``noise_multiplier`` is noise over clip; between neighbours that exchange a record a sum moves
-    by two clips. For sampled batches under that adjacency only the PLD accounts; where it does not
-    serve, the cost without sampling is given, which is never less (quasi-convexity).
+    by two clips. For sampled batches under that adjacency the Renyi divergences are ours
+    (docs/sampling.md), at integer orders.
 
     Raises:
         AccountingError: ``parameter-out-of-range``, ``accountant-failed``.
@@ -55,7 +57,11 @@ def gaussian_epsilon(
     whole = exact_epsilon(noise_multiplier, rounds, delta, adjacency)
     found = [(whole, ACCOUNTANT_EXACT)]
     if sampling_rate < 1:
-        if adjacency != "replace-one":
+        if adjacency == "replace-one":
+            event = PoissonReplaced(sampling_rate, GaussianRelease(noise_multiplier))
+            curve = rdp_curve(Composed(((event, rounds),)))
+            found.append((epsilon_from_rdp(curve, delta), ACCOUNTANT_REPLACED))
+        else:
             found.append(
                 (rdp_epsilon(noise_multiplier, rounds, delta, sampling_rate), ACCOUNTANT_RDP)
             )

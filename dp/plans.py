@@ -15,6 +15,7 @@ from dp.accounting import (
     ACCOUNTANT_DISCRETE_GAUSSIAN,
     ACCOUNTANT_SKELLAM,
     POISSON,
+    POISSON_REPLACED,
     checked_multiplier,
     epsilon_of,
 )
@@ -73,7 +74,7 @@ def plan_epsilon(
 
     Raises:
         AccountingError: ``parameter-out-of-range``, ``mechanism-unknown``,
-            ``adjacency-unaccounted``, ``overrun-without-sampling``, ``overrun-takes-delta``.
+            ``adjacency-unknown``, ``overrun-without-sampling``, ``overrun-takes-delta``.
     """
     if not 1 <= rounds <= 10**7:
         raise AccountingError(
@@ -162,7 +163,7 @@ def _cost(
             )
     if sampling_rate < 1:
         event = PoissonSampled(sampling_rate, event)
-        name += POISSON
+        name += POISSON_REPLACED if adjacency == "replace-one" else POISSON
     if adjacency == "replace-one":
         event = replace_one(event)
     return epsilon_of(Composed(((event, rounds),)), delta), name

@@ -21,6 +21,7 @@ Formulas, checked against the papers:
 * Poisson sampling of one sum with symmetric noise on the integers (or the reals): the formula of
   Mironov, Talwar, Zhang (arXiv 1908.10530) for any such noise, proved in docs/sampling.md. Zhu and
   Wang (ICML 2019, Theorem 5) have a factor 3 more, for noise without symmetry.
+* The same between neighbours that exchange a record: the least of four bounds, all proved there.
 * Conversion, Canonne, Kamath, Steinke (NeurIPS 2020), Proposition 12:
   eps = eps(a) + log(1 - 1/a) - log(delta a) / (a - 1).
 """
@@ -32,6 +33,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dp.correlated import l1_sensitivity, squared_sensitivity
 from dp.errors import AccountingError
@@ -42,9 +44,11 @@ from dp.events import (
     DiscreteGaussianSum,
     Event,
     GaussianRelease,
+    PoissonReplaced,
     PoissonSampled,
     SkellamRelease,
     adjacency_of,
+    replace_one,
 )
 
 # Dense as far as sampling needs every smaller order, then wider for cheap events.
@@ -56,6 +60,7 @@ ORDERS: tuple[int, ...] = (
 _SHARES_MAX = 10**6
 _SYMMETRIC = (SkellamRelease, DiscreteGaussianSum, DiscreteGaussianRelease, GaussianRelease)
 _OUTWARD = 1.0 + 1e-12  # more than the rounding of the few hundred operations behind a value
+_LOG_FACTORIAL = np.array([math.lgamma(n + 1) for n in range(_DENSE_MAX + 1)])
 
 
 def _real(name: str, value: float, *, zero: bool = False) -> float:
@@ -145,7 +150,7 @@ def _whole(event: CorrelatedReleases) -> Event:
             )
 
 
-def _poisson(rate: float, base: Mapping[int, float]) -> Mapping[int, float]:
+def _check_rate(rate: float) -> None:
     if not (math.isfinite(rate) and 0 < rate <= 1):
         raise AccountingError(
             "parameter-out-of-range",
@@ -153,32 +158,98 @@ def _poisson(rate: float, base: Mapping[int, float]) -> Mapping[int, float]:
             expected="0 < rate <= 1",
             found=rate,
         )
+
+
+def _log_choose(order: int, k: NDArray[np.int64]) -> NDArray[np.float64]:
+    return np.asarray(_LOG_FACTORIAL[order] - _LOG_FACTORIAL[k] - _LOG_FACTORIAL[order - k])
+
+
+def _log_sum(terms: NDArray[np.float64], *more: float) -> float:
+    """log of the sum of exp(term)."""
+    every = np.append(terms, more)
+    peak = float(every.max())
+    return peak + math.log(float(np.exp(every - peak).sum()))
+
+
+def _poisson(rate: float, base: Mapping[int, float]) -> Mapping[int, float]:
     if rate == 1:
         return base
     if not all(map(math.isfinite, base.values())):  # infinite at some order: nothing to amplify
         return base
     log_q, log_p = math.log(rate), math.log1p(-rate)
     dense = np.array([0.0, 0.0] + [base[order] for order in range(2, _DENSE_MAX + 1)])
-    log_factorial = np.array([math.lgamma(n + 1) for n in range(_DENSE_MAX + 1)])
     # Sampling never costs more than the mechanism on everything (quasi-convexity), which also
     # serves where the bound is not computed.
     curve = dict(base)
     for order in range(2, _DENSE_MAX + 1):
         k = np.arange(2, order + 1)
-        terms = (
-            log_factorial[order]
-            - log_factorial[k]
-            - log_factorial[order - k]
-            + (order - k) * log_p
-            + k * log_q
-            + (k - 1) * dense[k]
-        )
+        terms = _log_choose(order, k) + (order - k) * log_p + k * log_q + (k - 1) * dense[k]
         first = (order - 1) * log_p + math.log(order * rate - rate + 1)
-        every = np.append(terms, first)
-        peak = float(every.max())
-        total = peak + math.log(float(np.exp(every - peak).sum()))
+        total = _log_sum(terms, first)
         curve[order] = min(max(total, 0.0) / (order - 1) * _OUTWARD + 1e-12, base[order])
     return curve
+
+
+def _poisson_replaced(
+    rate: float, one: Mapping[int, float], two: Mapping[int, float]
+) -> Mapping[int, float]:
+    """Sampling between neighbours that exchange a record: docs/sampling.md, bounds 1 to 4.
+
+    ``one``: what the event costs at the clip of one record, without sampling; ``two``: at twice.
+    """
+    finite = all(map(math.isfinite, (*one.values(), *two.values())))
+    if rate == 1 or not finite or one[2] == 0:
+        return two
+    log_q, log_p = math.log(rate), math.log1p(-rate)
+    sampled = _poisson(rate, one)
+    single = np.array([0.0, 0.0] + [(k - 1) * one[k] for k in range(2, _DENSE_MAX + 1)])
+    removed = np.array([0.0, 0.0] + [(k - 1) * sampled[k] for k in range(2, _DENSE_MAX + 1)])
+    added = np.minimum(removed, -log_p * np.arange(-1, _DENSE_MAX))
+    apart = min(
+        math.log(4) + single[2] + math.log(-math.expm1(-single[2])),
+        math.log(2) + single[2] + math.log(-math.expm1(-3 * single[2])),
+    )
+    curve = {}
+    for order, whole in two.items():
+        logs = [
+            (order - 1) * whole,
+            float(np.logaddexp(log_p, log_q + (order - 1) * whole)),
+        ]
+        if order <= _DENSE_MAX:
+            k = np.arange(3, order + 1)
+            pairs = math.log(order * (order - 1) / 2) + 2 * log_q - log_p
+            start = min(
+                float(np.logaddexp(0.0, pairs + apart)),
+                float(np.logaddexp(math.log1p((order - 1) * rate), pairs + single[2])),
+            )
+            terms = _log_choose(order, k) + k * log_q - (k - 1) * log_p + single[k]
+            logs.append(_log_sum(terms, start))
+        if 2 * order <= _DENSE_MAX:
+            both = order * removed[2 * order - 1] + (order - 1) * added[2 * order]
+            logs.append(float(both) / (2 * order - 1))
+        curve[order] = min(max(min(logs), 0.0) / (order - 1) * _OUTWARD + 1e-12, whole)
+    return curve
+
+
+def _check_sampled(rate: float, event: Event) -> None:
+    """One sum with symmetric noise, and what one record in the batch, more or less, moves."""
+    _check_rate(rate)
+    if not isinstance(event, _SYMMETRIC):
+        raise AccountingError(
+            "event-unknown",
+            "No accountant here vouches for sampling of such an event.",
+            expected="one sum with additive noise",
+            found=type(event).__name__,
+            remedy="Leave the sampling out: what the event costs without it holds too.",
+        )
+    if event.adjacency == "replace-one":
+        raise AccountingError(
+            "adjacency-unaccounted",
+            "The theorems that account for sampling start from a record more or less.",
+            expected="add-or-remove or zero-out",
+            found=event.adjacency,
+            remedy="Sample first: replace_one(PoissonSampled(rate, event)).",
+        )
 
 
 @lru_cache(maxsize=1024)
@@ -189,7 +260,7 @@ def rdp_curve(event: Event) -> Mapping[int, float]:
         AccountingError: ``event-unknown``, ``parameter-out-of-range``, ``adjacency-mixed``,
             ``adjacency-unaccounted``.
     """
-    adjacency = adjacency_of(event)
+    adjacency_of(event)
     match event:
         case SkellamRelease():
             return _skellam(event)
@@ -200,22 +271,11 @@ def rdp_curve(event: Event) -> Mapping[int, float]:
         case CorrelatedReleases():
             return rdp_curve(_whole(event))
         case PoissonSampled(rate, inner):
-            if adjacency == "replace-one":
-                raise AccountingError(
-                    "adjacency-unaccounted",
-                    "The theorem that accounts for sampling is about a record more or less.",
-                    expected="add-or-remove or zero-out",
-                    found=adjacency,
-                )
-            if not isinstance(inner, _SYMMETRIC):
-                raise AccountingError(
-                    "event-unknown",
-                    "No accountant here vouches for sampling of such an event.",
-                    expected="one sum with additive noise",
-                    found=type(inner).__name__,
-                    remedy="Leave the sampling out: what the event costs without it holds too.",
-                )
+            _check_sampled(rate, inner)
             return _poisson(rate, rdp_curve(inner))
+        case PoissonReplaced(rate, inner):
+            _check_sampled(rate, inner)
+            return _poisson_replaced(rate, rdp_curve(inner), rdp_curve(replace_one(inner)))
         case Composed(parts):
             total = dict.fromkeys(ORDERS, 0.0)
             for part, count in parts:

@@ -89,10 +89,8 @@ CASES = {
         ["add-or-remove", "replace-one"],
     ),
     "an event of nobody": Case(lambda: events.adjacency_of(Event()), UNKNOWN, None, "Event"),
-    "a sampled exchange": Case(
-        lambda: replace_one(PoissonSampled(0.5, RELEASE)),
-        "adjacency-unaccounted",
-        "add-or-remove or zero-out",
+    "an exchange in an event of nobody": Case(
+        lambda: replace_one(PoissonSampled(0.5, Event())), UNKNOWN, None, "Event"
     ),
     "an exchange that is sampled": Case(
         lambda: rdp.rdp_curve(PoissonSampled(0.5, replace_one(RELEASE))),
@@ -292,7 +290,7 @@ def test_the_parameter_of_a_gaussian_is_named(arguments: tuple, named: str) -> N
     assert gaussian.exact_epsilon(1e6, 10**9, 0.5) == 0.0  # a billion rounds are admitted
 
 
-def test_a_sampled_exchange_is_accounted_by_the_distributions_alone() -> None:
+def test_a_sampled_exchange_is_accounted_by_the_distributions() -> None:
     whole = gaussian.exact_epsilon(1.0, 1, 1e-5, "replace-one")
     pld = gaussian.pld_epsilon(1.0, 1, 1e-5, 0.5, "replace-one")
     found = gaussian.gaussian_epsilon(1.0, 1, 1e-5, 0.5, "replace-one")
