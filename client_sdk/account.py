@@ -1,5 +1,8 @@
 """The device's own account of privacy, over all tasks and for the life of its state folder.
 
+Where the app names its data, what others spent of the same data counts too
+(:mod:`client_sdk.data_account`).
+
 A charge is durable before anything of step 3 exists, and is never given back: a device whose
 vector left cannot know whether the sum was opened. Charges are composed as events, per unit of
 protection, by ``dp.budget`` (the tasks' data may be the same); a charge counts at the fewest
@@ -12,16 +15,21 @@ overlap differ by single devices, and nothing else hides what those sent.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from client_sdk.errors import StateError
 from client_sdk.journal import Journal
 from dp.accounting import headline, lines
-from dp.budget import Account, Unit, charges_of
+from dp.budget import Account, Entry, Unit, charges_of
 from secagg.errors import SecaggError
 from secagg.manifest import Manifest
+
+if TYPE_CHECKING:
+    from client_sdk.data_account import DataAccount
 
 _NAME = "account"
 _UNITS: tuple[Unit, ...] = ("example", "device")
@@ -64,6 +72,7 @@ class DeviceAccount:
 
     def __init__(self, journal: Journal, delta: float) -> None:
         self._journal = journal
+        self._data: DataAccount | None = None
         encoded = journal.load_blob(_NAME)
         self.is_new = encoded is None
         if encoded is None:
@@ -78,13 +87,52 @@ class DeviceAccount:
             record, account=msgspec.structs.replace(account, delta=delta)
         )
 
+    @property
+    def data(self) -> DataAccount | None:
+        """The account of the data, which others share; None: this folder counts alone."""
+        return self._data
+
+    def share(self, data: DataAccount) -> None:
+        """Count what others spent of the same data from now on."""
+        self._data = data
+
+    def refresh(self) -> None:
+        """See what others have spent meanwhile.
+
+        Raises:
+            StateError: ``data-account-missing``.
+        """
+        if self._data is not None:
+            self._data.refresh()
+
+    def demand_untaken(self, manifest: Manifest) -> None:
+        """Return if no other identity serves this task with the same data.
+
+        Raises:
+            PolicyRefusal: ``data-in-task``.
+        """
+        if self._data is not None:
+            self._data.demand_untaken(manifest)
+
+    def own(self) -> tuple[list[tuple[Entry, float]], dict[str, str]]:
+        """What this folder alone has: charges with their tasks' deltas, and what was given."""
+        return _with_deltas(self._record), self._record.given
+
+    def tasks(self) -> tuple[str, ...]:
+        """Tasks that were charged, each once."""
+        return tuple(dict.fromkeys(entry.task for entry in self._whole().entries))
+
     def charges(self, task: str) -> int:
         """Cohorts that were charged to a task so far."""
-        return sum(entry.task == task for entry in self._record.account.entries)
+        return sum(entry.task == task for entry in self._whole().entries)
 
     def cohorts(self) -> tuple[str, ...]:
-        """Contexts (hex) of all cohorts that were charged, in the order of their charges."""
+        """Contexts (hex) of all cohorts that this folder charged, in the order of their charges."""
         return tuple(entry.cohort for entry in self._record.account.entries)
+
+    def has_charged(self, ctx: bytes) -> bool:
+        """Whether a cohort was charged, by this folder or by one over the same data."""
+        return self._whole().entry(ctx.hex()) is not None
 
     def epsilon(self, task: str) -> float:
         """Spent in one task, unamplified, at its own delta; the larger unit's."""
@@ -92,12 +140,12 @@ class DeviceAccount:
 
     def total_epsilon(self) -> float:
         """Spent over all tasks, unamplified, at the account's delta; the larger unit's."""
-        return _largest(self._record.account)
+        return _largest(self._whole())
 
     def after(self, manifest: Manifest) -> tuple[float, float]:
         """Epsilon of (this task, all tasks) if one more contribution is charged."""
         task = msgspec.structs.replace(self._of_task(manifest.task), delta=manifest.budget.delta)
-        return _largest(task, manifest), _largest(self._record.account, manifest)
+        return _largest(task, manifest), _largest(self._whole(), manifest)
 
     def served(self, contribution: str) -> bytes | None:
         """The cohort (ctx) that a contribution was last charged for; None if it never was."""
@@ -111,15 +159,31 @@ class DeviceAccount:
         None if none did. Under whatever task and manifest: from the same model the same data may
         give the same values.
         """
-        ctx = self._record.given.get(model_digest.hex())
+        model = model_digest.hex()
+        ctx = self._record.given.get(model)
+        if ctx is None and self._data is not None:
+            ctx = self._data.given(model)
         return None if ctx is None else bytes.fromhex(ctx)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Nobody else spends of the same data meanwhile; what they spent before is seen.
+
+        What is admitted under it is still so at the debit. Inside of itself it does nothing.
+
+        Raises:
+            StateError: ``data-account-missing``, ``state-in-use``.
+        """
+        with nullcontext() if self._data is None else self._data.locked():
+            yield
 
     def debit(
         self, manifest: Manifest, ctx: bytes, contribution: str, model_digest: bytes = b""
     ) -> None:
         """Charge one contribution to cohort ``ctx``; on disk when it returns.
 
-        The same cohort is charged once, however often a restarted device asks.
+        The same cohort is charged once, however often a restarted device asks. The data's account
+        comes first: after a kill between the two it has the charge.
 
         Args:
             contribution: its name; :meth:`served` tells the cohort from now on.
@@ -128,7 +192,15 @@ class DeviceAccount:
 
         Raises:
             BudgetError: the task has charged all the releases that it may make.
+            PolicyRefusal: ``data-in-task``.
+            StateError: as :meth:`locked`.
         """
+        with self.locked():
+            self._debit(manifest, ctx, contribution, model_digest)
+
+    def _debit(
+        self, manifest: Manifest, ctx: bytes, contribution: str, model_digest: bytes
+    ) -> None:
         before = self._record
         record = msgspec.structs.replace(
             before,
@@ -140,6 +212,7 @@ class DeviceAccount:
         if manifest.noise is None and model_digest:
             given = {**record.given, model_digest.hex(): ctx.hex()}
             record = msgspec.structs.replace(record, given=given)
+        self._share(record)
         if record != before:
             self._journal.save_blob(_NAME, msgspec.json.encode(record))
             self._record = record
@@ -151,7 +224,12 @@ class DeviceAccount:
 
         Raises:
             BudgetError: as :meth:`debit`; nothing was added.
+            StateError: as :meth:`debit`.
         """
+        with self.locked():
+            return self._restore(found)
+
+    def _restore(self, found: Iterable[Found]) -> int:
         record = self._record
         for charge in found:
             task = charge.manifest.task
@@ -164,17 +242,34 @@ class DeviceAccount:
                 models = {model.hex(): charge.ctx.hex() for model in charge.models}
                 record = msgspec.structs.replace(record, given={**models, **record.given})
         added = len(record.account.entries) - len(self._record.account.entries)
+        self._share(record, restored=True)
         if record != self._record or self.is_new:
             self._journal.save_blob(_NAME, msgspec.json.encode(record))
         self._record, self.is_new = record, False
         return added
 
-    def _of_task(self, task: str) -> Account:
+    def _share(self, record: _Record, *, restored: bool = False) -> None:
+        """Write a folder's charges into the data's account, before its own."""
+        if self._data is not None:
+            write = self._data.register if restored else self._data.add
+            write(_with_deltas(record), record.given)
+
+    def _whole(self) -> Account:
         account = self._record.account
+        return account if self._data is None else self._data.whole(account)
+
+    def _of_task(self, task: str) -> Account:
+        account = self._whole()
+        deltas = {} if self._data is None else self._data.deltas()
         return Account(
-            delta=self._record.deltas.get(task, account.delta),
+            delta={**deltas, **self._record.deltas}.get(task, account.delta),
             entries=tuple(entry for entry in account.entries if entry.task == task),
         )
+
+
+def _with_deltas(record: _Record) -> list[tuple[Entry, float]]:
+    deltas = record.deltas
+    return [(e, deltas.get(e.task, record.account.delta)) for e in record.account.entries]
 
 
 def _largest(account: Account, one_more: Manifest | None = None) -> float:

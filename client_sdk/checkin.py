@@ -136,6 +136,7 @@ async def check_in(device: Device, task: str, offer: Offer) -> CheckIn:
     device.time.hear(offer.now)
     await device.ledger.advance()
     await refresh(device, manifest, offer)
+    device.account.refresh()
     try:
         device.policy.admit(
             manifest,

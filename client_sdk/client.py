@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-
-from platformdirs import user_state_path
 
 from client_sdk.account import DeviceAccount
 from client_sdk.checkin import check_in, forget_models, next_offer
 from client_sdk.contribution import Contributor
+from client_sdk.data_account import DataChoice, DataDoor, default_root
 from client_sdk.device import Device, ParticipantSettings
 from client_sdk.enrolment import check_bundle, load_bundle
 from client_sdk.errors import (
@@ -31,6 +30,7 @@ from client_sdk.journal import Journal, Lock
 from client_sdk.keystore import StorageKey, open_storage_key
 from client_sdk.ledger import LedgerWatch
 from client_sdk.owner import own_journal
+from client_sdk.pace import Pace
 from client_sdk.participant import Outcome, Participant, note_given
 from client_sdk.pending import check_pending
 from client_sdk.policy import PrivacyPolicy
@@ -41,6 +41,7 @@ from client_sdk.recovery import (
     recover,
     second_look_due,
 )
+from client_sdk.result import RunResult, Tally
 from client_sdk.server_time import ServerTime, steady_clock
 from client_sdk.session import Session
 from client_sdk.threads import finish_in_thread
@@ -51,31 +52,7 @@ from secagg.api import EnrolmentBundle
 from secagg.secret import Secret
 
 _FAILURES_MAX = 3  # of a contributor in a row, where a failure is no secret
-_TOO_OLD = ("model-superseded", "advert-stale")  # of the model: there is a newer one to train from
 _Deliver = Callable[[Event], Awaitable[None]]
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """What a participation came to.
-
-    Attributes:
-        releases: the releases that this device is in, verified in the ledger, in order.
-        epsilon: what this task has cost so far by this device's own account, unamplified; over
-            the life of the state folder, whatever was released.
-        refusals: why this device refused; the run ended there, or the session that was resumed.
-        aborted: sessions that ended without a release.
-        finished: whether the task is over.
-        evidence: files about a ledger that did not bear out what the aggregator said, of sessions
-            that ended in this run; to be shown to the operator.
-    """
-
-    releases: tuple[Outcome, ...] = ()
-    epsilon: float = 0.0
-    refusals: tuple[PolicyRefusal, ...] = ()
-    aborted: int = 0
-    finished: bool = False
-    evidence: tuple[Path, ...] = ()
 
 
 def _whole_account(journal: Journal, delta: float) -> DeviceAccount:
@@ -95,63 +72,6 @@ def _whole_account(journal: Journal, delta: float) -> DeviceAccount:
     return account
 
 
-@dataclass
-class _Tally:
-    releases: list[Outcome] = field(default_factory=list)
-    refusals: list[PolicyRefusal] = field(default_factory=list)
-    aborted: int = 0
-    finished: bool = False
-    evidence: list[Path] = field(default_factory=list)
-
-    def add(self, outcome: Outcome) -> None:
-        if outcome.evidence is not None:
-            self.evidence.append(outcome.evidence)
-        if outcome.reason is None:
-            self.releases.append(outcome)
-        else:
-            self.aborted += 1
-
-    def result(self, epsilon: float) -> RunResult:
-        return RunResult(
-            tuple(self.releases),
-            epsilon,
-            tuple(self.refusals),
-            self.aborted,
-            self.finished,
-            tuple(self.evidence),
-        )
-
-
-class _Pace:
-    """When a device comes back: at once after one abort, then ever later; never before news.
-
-    ``after_version``: wait for a newer model than this; from ``until_s`` on the same will do.
-    """
-
-    def __init__(self, device: Device) -> None:
-        self._device = device
-        self._aborts = 0
-        self.after_version: int | None = None
-        self.until_s = math.inf
-
-    def wait_for_newer(self, version: int) -> None:
-        self.after_version, self.until_s = version, math.inf
-
-    async def after(self, outcome: Outcome) -> None:
-        self.wait_for_newer(outcome.model_version)
-        if outcome.reason is None:
-            self._aborts = 0
-        elif outcome.reason == "left-out":  # the cohort goes on without this device
-            self.until_s = outcome.ends_by_s
-        elif outcome.reason not in _TOO_OLD:
-            self.after_version = None
-            if self._aborts:
-                settings = self._device.settings
-                wait_s = settings.abort_wait_first_s * 2 ** min(self._aborts - 1, 20)
-                await self._device.sleep(min(wait_s, settings.abort_wait_max_s))
-            self._aborts += 1
-
-
 class Client:
     """One enrolled device.
 
@@ -169,11 +89,15 @@ class Client:
         on_event: OnEvent | None = None,
         transport: TransportSettings | None = None,
         settings: ParticipantSettings | None = None,
+        data: DataChoice | None = None,
         clock: Callable[[], float] = time.time,
         steady: Callable[[], float] = steady_clock,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """``clock`` is Unix seconds on this device, ``steady`` seconds that nobody sets."""
+        """``clock`` is Unix seconds on this device, ``steady`` seconds that nobody sets.
+
+        ``data``: None: the account counts this folder alone, and the app knows it.
+        """
         self.policy = policy
         self._bundle = bundle
         self._identity_key = bundle.certificate.identity_key
@@ -182,6 +106,7 @@ class Client:
         self._on_event = on_event
         self._transport = transport or TransportSettings()
         self._settings = settings or ParticipantSettings()
+        self._data = data
         self._clock = clock
         self._steady = steady
         self._sleep = sleep
@@ -194,6 +119,8 @@ class Client:
         policy: PrivacyPolicy | None = None,
         state_dir: str | Path | None = None,
         passphrase: str | None = None,
+        data_id: str | None = None,
+        registry_dir: str | Path | None = None,
         on_event: OnEvent | None = None,
         transport: TransportSettings | None = None,
         settings: ParticipantSettings | None = None,
@@ -205,6 +132,12 @@ class Client:
             policy: this device's veto; the default refuses tasks without noise.
             state_dir: this device's own folder; by default in the user's state folder, by identity.
             passphrase: seals the state under Argon2id; None: under a key file of mode 0600.
+            data_id: the app's own stable name of the data set that the contributor works on. All
+                identities and folders of this user that name the same one share one account: its
+                limits hold for them together. None: folders in the user's state folder count as
+                one data set, and a folder that the app names itself counts alone.
+            registry_dir: where the accounts of data sets lie; by default in the user's state
+                folder. Keep it on the disk that keeps the state folder.
             on_event: called with every event, in the event loop's thread, before the participant
                 goes on; what it raises ends the run.
             transport: patience, deadlines and sizes of HTTP.
@@ -213,13 +146,18 @@ class Client:
 
         Raises:
             EnrolmentError: the bundle is unreadable, damaged or has ended.
-            StateError: the state folder does not open.
+            StateError: the state folder does not open; ``data-id``: an empty or a long one.
         """
         if not isinstance(bundle, EnrolmentBundle):
             bundle = load_bundle(Path(bundle))
         check_bundle(bundle, clock())
+        data = DataChoice(
+            data_id,
+            None if registry_dir is None else Path(registry_dir),
+            default_root() if state_dir is None else None,
+        )
         if state_dir is None:
-            state_dir = user_state_path("secagg") / bundle.certificate.identity_key.hex()[:16]
+            state_dir = default_root() / bundle.certificate.identity_key.hex()[:16]
         folder = Path(state_dir)
         return cls(
             bundle,
@@ -229,6 +167,7 @@ class Client:
             on_event=on_event,
             transport=transport,
             settings=settings,
+            data=data,
             clock=clock,
         )
 
@@ -285,7 +224,9 @@ class Client:
             ClockError: this device's clock is wrong by more than 90 minutes, or the aggregator's
                 went back. The journal keeps what is pending.
             ContributionError: the contributor failed three times where no noise hides failures.
-            StateError: the state folder is in use, damaged, or another device's.
+            StateError: the state folder is in use, damaged, or another device's; or
+                ``data-account-missing``, ``data-of-another``
+                (:meth:`client_sdk.data_account.DataDoor.open`).
         """
         return asyncio.run(self.run_async(contributor, task=task, rounds=rounds))
 
@@ -341,10 +282,8 @@ class Client:
         """As :meth:`resume`, inside an event loop."""
         if not self.has_pending():
             return RunResult()
-        tally = _Tally()
-        with Lock(self._folder):
-            journal = own_journal(self._folder, self._key, self._identity_key)
-            account = _whole_account(journal, self.policy.max_delta)
+        tally = Tally()
+        with self._opened() as (journal, account):
             now = ServerTime(journal, self._clock, self._steady)
             async with self._connect(now) as transport:
                 device = self._device(journal, account, transport, now, self._deliver)
@@ -358,7 +297,7 @@ class Client:
                 tally.refusals.append(outcome.refusal)
             if outcome.fault is not None:
                 raise outcome.fault
-            return tally.result(account.epsilon(outcome.task))
+            return tally.result(account.epsilon(outcome.task), self._folder, account.data)
 
     def recover_account(self, leaves_max: int = LEAVES_MAX) -> Recovered:
         """Find this device's charges in the ledger, and add those that its account lacks.
@@ -374,13 +313,55 @@ class Client:
 
     async def recover_account_async(self, leaves_max: int = LEAVES_MAX) -> Recovered:
         """As :meth:`recover_account`, inside an event loop."""
-        with Lock(self._folder):
-            journal = own_journal(self._folder, self._key, self._identity_key)
-            account = _whole_account(journal, self.policy.max_delta)
+        with self._opened() as (journal, account):
             now = ServerTime(journal, self._clock, self._steady)
             async with self._connect(now) as transport:
                 device = self._device(journal, account, transport, now, self._deliver)
                 return await self._recover(device, leaves_max)
+
+    def renew_data_account(self) -> None:
+        """The app's word to begin the data's account anew, where it was lost.
+
+        Nothing changes where it is there. The new one has what this state folder has and remembers
+        that it was begun anew; :meth:`recover_account` adds what the ledger shows. What other
+        folders spent counts again when each of them has done the same.
+
+        Raises:
+            StateError: as :meth:`run`.
+        """
+        with self._opened(renew=True):
+            pass
+
+    @contextmanager
+    def _opened(self, *, renew: bool = False) -> Iterator[tuple[Journal, DeviceAccount]]:
+        """This device's folder under its lock, and its account with what shares it."""
+        with Lock(self._folder):
+            journal = own_journal(self._folder, self._key, self._identity_key)
+            account = _whole_account(journal, self.policy.max_delta)
+            if self._data is not None:
+                data = self._door(journal).open(account, renew=renew)
+                if data is not None:
+                    account.share(data)
+            yield journal, account
+
+    def _door(self, journal: Journal) -> DataDoor:
+        return DataDoor(
+            journal,
+            self._folder,
+            self._data or DataChoice(),
+            self._bundle,
+            self._clock(),
+        )
+
+    async def _tell_account(self, device: Device, task: str) -> None:
+        """Say once what the account counts."""
+        if self._data is None:
+            return
+        door, data = self._door(device.journal), device.account.data
+        if not door.told:
+            shown = {} if data is None else data.shown()
+            await device.emit("account", task, **({"counts": "folder"} | shown))
+            door.tell()
 
     async def _recover_new(self, device: Device, task: str) -> None:
         """Where there is no account: the state folder is new, or what was in it is lost.
@@ -420,21 +401,20 @@ class Client:
     async def _take_part(
         self, contributor: Contributor, task: str, rounds: int | None, deliver: _Deliver
     ) -> RunResult:
-        with Lock(self._folder):
-            journal = own_journal(self._folder, self._key, self._identity_key)
-            account = _whole_account(journal, self.policy.max_delta)
+        with self._opened() as (journal, account):
             now = ServerTime(journal, self._clock, self._steady)
             async with self._connect(now) as transport:
                 device = self._device(journal, account, transport, now, deliver)
+                await self._tell_account(device, task)
                 await self._recover_new(device, task)
                 tally = await self._rounds(device, contributor, task, rounds)
-            return tally.result(account.epsilon(task))
+            return tally.result(account.epsilon(task), self._folder, account.data)
 
     async def _rounds(
         self, device: Device, contributor: Contributor, task: str, rounds: int | None
-    ) -> _Tally:
-        tally, training = _Tally(), Training(device, contributor)
-        pace = _Pace(device)
+    ) -> Tally:
+        tally, training = Tally(), Training(device, contributor)
+        pace = Pace(device)
         failures = 0
         pending = await self._finish_pending(device)
         if pending is not None and pending.task == task:

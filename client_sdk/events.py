@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 EventKind = Literal[
+    "account",  # what the account counts: this folder alone, or a data set; once a folder
     "recovered",  # charges of a task that the ledger lists for this device were written down
     "resumed",  # a session of an earlier process goes on from the journal
     "checked-in",  # the offer passed the policy; the model is on disk

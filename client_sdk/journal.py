@@ -9,6 +9,7 @@ One state folder belongs to one device and one process at a time:
 ``vector``         its masked payload, written before the session names it
 ``contribution``   the values that a contributor computed, so that a restart does not train again
 ``account``        what this device has spent, over all tasks
+``data``           which data set it spends of (:mod:`client_sdk.data_account`)
 ``server-time``    the latest time of the aggregator's that it believed
 ``checkpoint-*``   the last checkpoint seen, per ledger
 ``quarantine``     tasks that are refused on a ledger (:mod:`client_sdk.evidence`)
@@ -228,7 +229,7 @@ class Lock:
         except OSError as error:
             raise unwritable(self._path, error) from error
         try:
-            _lock_file(file)
+            lock_file(file)
         except OSError as error:
             file.close()
             raise StateError(
@@ -250,7 +251,8 @@ class Lock:
             self._file = None
 
 
-def _lock_file(file: IO[bytes]) -> None:
+def lock_file(file: IO[bytes]) -> None:
+    """Raises: OSError: somebody else has it. Closing the file frees it, and so does the kernel."""
     if os.name == "nt":
         import msvcrt
 
@@ -329,6 +331,10 @@ class Journal:
 
     def save_blob(self, name: str, content: bytes) -> None:
         write_durably(self._folder / name, self._key.seal(name, content))
+
+    def fingerprint(self, name: str, content: bytes) -> str:
+        """As :meth:`client_sdk.keystore.StorageKey.fingerprint`."""
+        return self._key.fingerprint(name, content)
 
     def path(self, name: str) -> Path:
         return self._folder / name

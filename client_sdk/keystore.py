@@ -20,7 +20,7 @@ import nacl.pwhash.argon2id as argon2id
 
 from client_sdk._files import make_private_folder, read_state, write_durably
 from client_sdk.errors import StateError
-from secagg.hashing import encode_parts
+from secagg.hashing import derive, encode_parts
 from secagg.secret import Secret
 
 KEY_BYTES = 32
@@ -76,6 +76,10 @@ class StorageKey:
                 f"The sealed state {name!r} does not open.",
                 remedy="Use the state folder that belongs to this device and passphrase.",
             ) from error
+
+    def fingerprint(self, name: str, content: bytes) -> str:
+        """32 hex digits that nobody without the key can make, or check a guess with."""
+        return derive(self._key.reveal(), "state fingerprint", name.encode(), content)[:16].hex()
 
 
 def open_storage_key(

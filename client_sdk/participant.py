@@ -28,6 +28,7 @@ from client_sdk.events import EventKind
 from client_sdk.evidence import QUARANTINED_FOR, Quarantine, Quarantined, keep_evidence
 from client_sdk.http import is_transient
 from client_sdk.ledger import unreadable
+from client_sdk.pending import admit_again
 from client_sdk.receipts import check_release
 from client_sdk.session import Session
 from client_sdk.staleness import weighed
@@ -210,9 +211,7 @@ class Participant:
             await session.cancel(error.reason, str(error))
             return
         try:
-            device.account.debit(
-                session.manifest, effect.ctx, contribution.name, session.record.model_digest
-            )
+            await finish_in_thread(self._pay, effect, contribution.name)
             values = contribution.values()
             if session.manifest.algorithm == fedbuff.NAME:
                 values = weighed(session.manifest, values, effect.staleness)
@@ -226,6 +225,22 @@ class Participant:
             await session.cancel(error.reason, str(error))
             return
         await session.apply(VectorReady(vector))
+
+    def _pay(self, effect: ProvideVector, contribution: str) -> None:
+        """Debit, if what was admitted still is after what others have spent of the same data.
+
+        Raises:
+            PolicyRefusal: the policy's reason, ``data-in-task`` or ``model-given``.
+            BudgetError, StateError: as :meth:`client_sdk.account.DeviceAccount.debit`.
+        """
+        device, session = self._device, self._session
+        account, model = device.account, session.record.model_digest
+        with account.locked():
+            if account.data is not None and not account.has_charged(effect.ctx):
+                admit_again(device, session)
+                if device.gave(session.manifest, model) is not None:
+                    raise PolicyRefusal("model-given", "Another cohort has a vector of this model.")
+            account.debit(session.manifest, effect.ctx, contribution, model)
 
     async def _demand_models(self, effect: ProvideVector) -> None:
         """Every model that the cohort admits is one that the ledger has released.

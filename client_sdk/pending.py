@@ -16,12 +16,10 @@ from secagg.client import Advertised, AwaitingVector, Checked, Shared
 def check_pending(device: Device, session: Session) -> None:
     """Return if a session goes on; after its charge it always does, with its own terms.
 
-    ``not-now`` ends no session: nothing is trained for it any more.
-
     Raises:
-        PolicyRefusal: as :meth:`client_sdk.policy.PrivacyPolicy.admit`; ``policy-changed``: the
-            session's terms are weaker than the present policy's, or, while it waits for a cohort,
-            others.
+        PolicyRefusal: as :func:`admit_again`; ``policy-changed``: the session's terms are weaker
+            than the present policy's, or, while it waits for a cohort, others.
+        StateError: ``data-account-missing``.
     """
     state, policy = session.state, device.policy
     if not isinstance(state, Advertised | Shared | Checked | AwaitingVector):
@@ -29,15 +27,8 @@ def check_pending(device: Device, session: Session) -> None:
     waits = isinstance(state, Advertised)
     if not waits and state.session.ctx.hex() in device.account.cohorts():
         return
-    try:
-        policy.admit(
-            session.manifest,
-            own_partner=device.bundle.certificate.partner_key,
-            account=device.account,
-        )
-    except PolicyRefusal as refusal:
-        if refusal.reason != "not-now":
-            raise
+    device.account.refresh()
+    admit_again(device, session)
     begun = (session.record.survivors_min, frozenset(session.record.partner_keys))
     present = (policy.min_cohort, device.partner_keys)
     weaker = begun[0] < present[0] or not begun[1] <= present[1]
@@ -49,6 +40,19 @@ def check_pending(device: Device, session: Session) -> None:
             found=_shown(*begun),
             remedy="Run the task again: the next session has the present terms.",
         )
+
+
+def admit_again(device: Device, session: Session) -> None:
+    """Return if the policy still admits the session's task.
+
+    Raises:
+        PolicyRefusal: as :meth:`client_sdk.policy.PrivacyPolicy.admit_terms`.
+    """
+    device.policy.admit_terms(
+        session.manifest,
+        own_partner=device.bundle.certificate.partner_key,
+        account=device.account,
+    )
 
 
 def _shown(survivors_min: int, partner_keys: frozenset[bytes]) -> dict[str, object]:

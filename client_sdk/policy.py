@@ -94,7 +94,8 @@ class PrivacyPolicy:
         min_cohort: fewest devices in a released sum. Also demanded of every cohort at run time.
         max_epsilon: most that one task may cost, unamplified, for examples and for devices.
         max_delta: largest delta of any task.
-        max_total_epsilon: most that all tasks together may cost (this device's own account).
+        max_total_epsilon: most that all tasks together may cost the same data, by this device's own
+            account.
         require: admissible kinds of privacy (``"distributed"``, ``"local"``, or a set of them);
             None admits a task without noise.
         repeat_without_noise: the app's word that two sums over cohorts that overlap may show what
@@ -174,23 +175,34 @@ class PrivacyPolicy:
 
         Raises:
             PolicyRefusal: ``manifest-unsound`` (what the validator of task creation refuses),
-                ``cohort-too-small``, ``privacy-mode``, ``repeats-without-noise``,
+                ``cohort-too-small``, ``data-in-task``, ``privacy-mode``, ``repeats-without-noise``,
                 ``epsilon-too-large``, ``delta-too-large``,
                 ``own-releases``, ``own-budget``, ``own-total-budget``, ``partner-unknown``,
                 ``corrupt-too-few``, ``model-cohort-too-small``, ``model-not-allowed``,
                 ``upload-too-large``, ``download-too-large``, ``tokens-too-many``,
                 ``step-too-short``, ``held-too-long`` or ``not-now``.
         """
-        self._admit_structure(manifest, own_partner)
-        self._admit_privacy(manifest, account)
-        self._admit_work(manifest)
-        self._admit_corrupt(manifest)
+        self.admit_terms(manifest, own_partner=own_partner, account=account)
         if not self.may_train():
             raise PolicyRefusal(
                 "not-now",
                 "The app does not want to train now.",
                 remedy="Run again when may_train of this app's policy says yes.",
             )
+
+    def admit_terms(
+        self, manifest: Manifest, *, own_partner: bytes, account: DeviceAccount
+    ) -> None:
+        """As :meth:`admit` where nothing is trained any more.
+
+        Raises:
+            PolicyRefusal: as :meth:`admit`, but for ``not-now``.
+        """
+        self._admit_structure(manifest, own_partner)
+        account.demand_untaken(manifest)
+        self._admit_privacy(manifest, account)
+        self._admit_work(manifest)
+        self._admit_corrupt(manifest)
 
     def _admit_structure(self, manifest: Manifest, own_partner: bytes) -> None:
         try:

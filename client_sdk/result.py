@@ -1,0 +1,71 @@
+"""What a participation came to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from client_sdk.data_account import DataAccount
+from client_sdk.errors import PolicyRefusal
+from client_sdk.participant import Outcome
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a participation came to.
+
+    Attributes:
+        releases: the releases that this device is in, verified in the ledger, in order.
+        epsilon: what this task has cost so far by this device's own account, unamplified; over
+            the life of the data, or of the state folder where it counts alone, whatever was
+            released.
+        refusals: why this device refused; the run ended there, or the session that was resumed.
+        aborted: sessions that ended without a release.
+        finished: whether the task is over.
+        evidence: files about a ledger that did not bear out what the aggregator said, of sessions
+            that ended in this run; to be shown to the operator.
+        counted: state folders whose charges the account counts as of the same data. One alone: what
+            others spend of the data is not known here; name it with ``data_id`` to change that.
+        renewed: how often the app had the data's account begun anew after it was lost.
+    """
+
+    releases: tuple[Outcome, ...] = ()
+    epsilon: float = 0.0
+    refusals: tuple[PolicyRefusal, ...] = ()
+    aborted: int = 0
+    finished: bool = False
+    evidence: tuple[Path, ...] = ()
+    counted: tuple[Path, ...] = ()
+    renewed: int = 0
+
+
+@dataclass
+class Tally:
+    """What has come of a participation so far."""
+
+    releases: list[Outcome] = field(default_factory=list)
+    refusals: list[PolicyRefusal] = field(default_factory=list)
+    aborted: int = 0
+    finished: bool = False
+    evidence: list[Path] = field(default_factory=list)
+
+    def add(self, outcome: Outcome) -> None:
+        if outcome.evidence is not None:
+            self.evidence.append(outcome.evidence)
+        if outcome.reason is None:
+            self.releases.append(outcome)
+        else:
+            self.aborted += 1
+
+    def result(self, epsilon: float, folder: Path, data: DataAccount | None) -> RunResult:
+        """``folder``: this device's; ``data``: the account that it shares, if it does."""
+        return RunResult(
+            tuple(self.releases),
+            epsilon,
+            tuple(self.refusals),
+            self.aborted,
+            self.finished,
+            tuple(self.evidence),
+            (folder,) if data is None else data.folders,
+            0 if data is None else data.renewed,
+        )

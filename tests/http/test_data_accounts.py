@@ -1,0 +1,80 @@
+"""Two identities over one data set, with a real aggregator between them."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+
+from client_sdk import Event, RunResult
+from client_sdk.data_account import DataChoice
+from dp.contracts import BudgetSpec, DeadlineSpec, TaskSpec
+from tests.support.sdk_world import POLICY, TASK, OneHot, World, plain_spec
+
+OTHER = "other"
+
+
+def noised(task: str) -> TaskSpec:
+    return plain_spec(
+        4,
+        task=task,
+        deadlines=DeadlineSpec(report_s=60.0, masked_input_s=2.0),
+        device_noise_multiplier=8.0,
+        budget=BudgetSpec(max_epsilon=None, releases_max=4),
+    )
+
+
+async def run(
+    world: World, number: int, name: str, data: DataChoice | None = None, task: str = TASK
+) -> tuple[RunResult, list[Event]]:
+    events: list[Event] = []
+    device = world.device(name, events.append, data=data)
+    return await device.run_async(OneHot(number), task=task, rounds=1), events
+
+
+async def test_two_identities_over_one_data_set_share_its_account(tmp_path: Path) -> None:
+    data = DataChoice("journal", tmp_path / "registry")
+    async with World(tmp_path, noised(TASK)) as world:
+        await world.post("/v1/operator/tasks", noised(OTHER))
+        first, *_ = await asyncio.gather(
+            run(world, 0, "d0", data), *(run(world, n, f"d{n}") for n in (1, 2, 3))
+        )
+        assert (len(first[0].releases), first[0].counted) == (1, (tmp_path / "d0",))
+        told = first[1][0]
+        assert (told.kind, told.detail["counts"], told.detail["charges_of_others"]) == (
+            "account",
+            "data",
+            0,
+        )
+        # another bundle of the same user: not in this task, and not with a new budget
+        twin, events = await run(world, 4, "twin", data)
+        assert [refusal.reason for refusal in twin.refusals] == ["data-in-task"]
+        assert [event.kind for event in events] == ["account", "refused"]
+        assert events[0].detail["charges_of_others"] == 1
+        assert twin.counted == (tmp_path / "d0", tmp_path / "twin")
+        second, *_ = await asyncio.gather(
+            run(world, 4, "twin", data, OTHER),
+            *(run(world, n, f"d{n}", None, OTHER) for n in (1, 2, 3)),
+        )
+        assert len(second[0].releases) == 1
+        assert next(event.kind for event in second[1]) == "checked-in"  # it is told once
+        tight = replace(POLICY, max_total_epsilon=second[0].epsilon * 1.01)
+        device = world.device("d0", data=data, policy=tight)
+        result = await device.run_async(OneHot(0), task=TASK, rounds=1)
+        assert [refusal.reason for refusal in result.refusals] == ["own-total-budget"]
+
+
+async def test_of_two_identities_in_one_cohort_one_steps_back_before_it_pays(
+    tmp_path: Path,
+) -> None:
+    """Both were admitted before either had paid; the sum has one of them."""
+    data = DataChoice("journal", tmp_path / "registry")
+    async with World(tmp_path, noised(TASK)) as world:
+        runs = [run(world, n, f"d{n}", data if n < 2 else None) for n in range(4)]
+        both = [result for result, _ in await asyncio.gather(*runs)][:2]
+        assert sorted(len(result.releases) for result in both) == [0, 1]
+        (stepped_back,) = [result for result in both if not result.releases]
+        assert stepped_back.aborted == 1
+        assert [refusal.reason for refusal in stepped_back.refusals] == ["data-in-task"]
+        audit = world.audit()
+        assert (audit.verified, audit.releases) == (True, 1)
