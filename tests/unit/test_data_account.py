@@ -95,6 +95,11 @@ def refusal(
     return caught.value.reason
 
 
+def total(account: DeviceAccount) -> float:
+    """Of a device, over all tasks."""
+    return account.total_epsilon()
+
+
 def pay(account: DeviceAccount, manifest: Manifest, ctx: bytes, policy: PrivacyPolicy) -> None:
     """As a participant does."""
     with account.locked():
@@ -115,10 +120,10 @@ def test_a_second_bundle_spends_of_the_first_one_s_budget(pair: tuple[Folder, Fo
     first, second = pair
     first.open().debit(ONE, A, "c")
     account = second.open()
-    assert account.total_epsilon() == first.open().total_epsilon()
+    assert total(account) == total(first.open())
     account.debit(TWO, B, "c")
-    assert account.total_epsilon() == pytest.approx(headline(lines(ONE, 2)), rel=1e-9)
-    assert first.open().total_epsilon() == account.total_epsilon()
+    assert total(account) == pytest.approx(headline(lines(ONE, 2)), rel=1e-9)
+    assert total(first.open()) == total(account)
     assert account.epsilon("two") == headline(lines(TWO, 1))  # a task's own cost stays its own
     assert (account.charges("one"), account.cohorts()) == (1, (B.hex(),))
 
@@ -134,7 +139,7 @@ def test_the_policy_counts_what_another_bundle_spent(pair: tuple[Folder, Folder]
 
 def test_other_data_has_an_account_of_its_own(tmp_path: Path) -> None:
     Folder(tmp_path / "first").open().debit(ONE, A, "c")
-    assert Folder(tmp_path / "second", "photos").open().total_epsilon() == 0
+    assert total(Folder(tmp_path / "second", "photos").open()) == 0
 
 
 def test_who_looked_before_another_one_paid_is_refused_at_the_debit(
@@ -149,7 +154,7 @@ def test_who_looked_before_another_one_paid_is_refused_at_the_debit(
     with pytest.raises(PolicyRefusal, match="own-total-budget"):
         pay(second, TWO, B, policy)
     for folder in pair:
-        assert folder.open().total_epsilon() == first.total_epsilon()
+        assert total(folder.open()) == total(first)
 
 
 def test_nobody_else_writes_between_the_look_and_the_charge(
@@ -163,7 +168,7 @@ def test_nobody_else_writes_between_the_look_and_the_charge(
             second.debit(TWO, B, "c")
         first.debit(ONE, A, "c")
     second.debit(TWO, B, "c")
-    assert pair[0].open().total_epsilon() == pytest.approx(headline(lines(ONE, 2)), rel=1e-9)
+    assert total(pair[0].open()) == pytest.approx(headline(lines(ONE, 2)), rel=1e-9)
 
 
 def _spend(path: str, encoded: bytes, task: str, limit: float, results: object) -> None:
@@ -206,7 +211,7 @@ def test_a_task_of_the_same_name_at_another_aggregator_is_another_task(tmp_path:
     elsewhere.open().debit(TWO, A, "c")
     account = Folder(tmp_path / "second").open()
     assert (account.charges("two"), account.epsilon("two")) == (0, 0.0)
-    assert account.total_epsilon() == headline(lines(TWO, 1))
+    assert total(account) == headline(lines(TWO, 1))
     admits(account, TWO)
 
 
@@ -278,7 +283,7 @@ def test_a_cohort_that_two_identities_paid_for_before_they_were_known_counts_as_
     double = msgspec.structs.replace(
         charge, l2_squared=str(4 * int(charge.l2_squared)), l1=str(2 * int(charge.l1))
     )
-    once, *twice = [account.total_epsilon() for account in totals]
+    once, *twice = [total(account) for account in totals]
     exact = epsilon_of(double.event(), 1e-5, slack_log2(charge.draws))
     assert once == headline(lines(ONE, 1))
     assert twice == [pytest.approx(exact, rel=1e-9)] * 2
@@ -291,13 +296,13 @@ def test_a_cohort_that_two_identities_paid_for_before_they_were_known_counts_as_
 def test_what_a_removed_folder_spent_stays_spent(pair: tuple[Folder, Folder]) -> None:
     first, second = pair
     first.open().debit(ONE, A, "c")
-    spent = first.open().total_epsilon()
+    spent = total(first.open())
     second.open()
     shutil.rmtree(first.path)
-    assert second.open().total_epsilon() == spent
+    assert total(second.open()) == spent
     again = Folder(first.path, bundle=first.bundle).open()
-    assert again.total_epsilon() == spent
-    assert Folder(first.path.with_name("new"), bundle=new_bundle()).open().total_epsilon() == spent
+    assert total(again) == spent
+    assert total(Folder(first.path.with_name("new"), bundle=new_bundle()).open()) == spent
 
 
 def test_an_old_copy_of_a_folder_does_not_give_its_budget_back(tmp_path: Path) -> None:
@@ -305,9 +310,9 @@ def test_an_old_copy_of_a_folder_does_not_give_its_budget_back(tmp_path: Path) -
     folder.open().debit(ONE, A, "c")
     copy = shutil.copytree(folder.path, tmp_path / "copy")
     folder.open().debit(ONE, B, "c")
-    spent = folder.open().total_epsilon()
+    spent = total(folder.open())
     restored = Folder(copy, bundle=folder.bundle).open()
-    assert (restored.total_epsilon(), restored.charges("one")) == (spent, 2)
+    assert (total(restored), restored.charges("one")) == (spent, 2)
 
 
 def test_a_renamed_folder_is_the_same_one(tmp_path: Path) -> None:
@@ -324,15 +329,15 @@ def test_a_folder_of_an_earlier_version_brings_its_charges(tmp_path: Path) -> No
     (path / "storage.key").chmod(0o600)
     bundle = msgspec.json.decode((STORED / "bundle.json").read_bytes(), type=EnrolmentBundle)
     before = DeviceAccount(Journal(path, open_storage_key(path)), 1e-5)
-    assert Folder(path, bundle=bundle).open().total_epsilon() == before.total_epsilon()
+    assert total(Folder(path, bundle=bundle).open()) == total(before)
     other = Folder(tmp_path / "new").open()
-    assert (before.charges("stats"), other.total_epsilon()) == (2, before.total_epsilon())
+    assert (before.charges("stats"), total(other)) == (2, total(before))
 
 
 def test_what_the_ledger_showed_counts_for_the_data(pair: tuple[Folder, Folder]) -> None:
     first, second = pair
     assert first.open().restore([Found(ctx=A, manifest=ONE, models=())]) == 1
-    assert second.open().total_epsilon() == headline(lines(ONE, 1))
+    assert total(second.open()) == headline(lines(ONE, 1))
 
 
 # ---- kills
@@ -363,12 +368,12 @@ def test_a_kill_between_the_two_accounts_leaves_one_charge(
         with pytest.raises(Killed):
             account.debit(ONE, A, "c")
     spent = headline(lines(ONE, 1))
-    assert second.open().total_epsilon() == spent  # it may have left
+    assert total(second.open()) == spent  # it may have left
     again = first.open()
-    assert (again.total_epsilon(), again.charges("one")) == (spent, 1)
+    assert (total(again), again.charges("one")) == (spent, 1)
     assert again.has_charged(A)  # so the policy is not asked again
     again.debit(ONE, A, "c")
-    assert (first.open().total_epsilon(), first.open().cohorts()) == (spent, (A.hex(),))
+    assert (total(first.open()), first.open().cohorts()) == (spent, (A.hex(),))
 
 
 def test_a_kill_between_registration_and_the_folder_s_own_mark_is_mended(
@@ -383,7 +388,7 @@ def test_a_kill_between_registration_and_the_folder_s_own_mark_is_mended(
     assert account.data is not None
     assert account.data.folders == (folder.path,)
     account.debit(ONE, A, "c")
-    assert Folder(tmp_path / "second").open().total_epsilon() == account.total_epsilon()
+    assert total(Folder(tmp_path / "second").open()) == total(account)
 
 
 # ---- a registry that is lost
@@ -394,7 +399,7 @@ def spent_twice(pair: tuple[Folder, Folder]) -> float:
     account = pair[1].open()
     account.debit(TWO, B, "c")
     pair[0].open()
-    return account.total_epsilon()
+    return total(account)
 
 
 def record_of(folder: Folder) -> Path:
@@ -452,7 +457,7 @@ def test_a_lost_registry_is_no_new_budget(
     assert "secagg account renew" in (error.remedy or "")
     shutil.rmtree(tmp_path / "registry", ignore_errors=True)
     kept.rename(tmp_path / "registry")
-    assert first.open().total_epsilon() == spent
+    assert total(first.open()) == spent
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.__name__)
@@ -467,18 +472,18 @@ def test_the_app_s_word_begins_anew_and_is_remembered(
     account = first.open(renew=True)
     assert account.data is not None
     assert account.data.renewed == 1
-    assert account.total_epsilon() == headline(lines(ONE, 1))
-    assert first.open().total_epsilon() == account.total_epsilon()  # and without the word now
+    assert total(account) == headline(lines(ONE, 1))
+    assert total(first.open()) == total(account)  # and without the word now
     assert second.refused().reason == "data-account-missing"
     second.open(renew=True)
-    assert first.open().total_epsilon() == pytest.approx(spent, rel=1e-9)
+    assert total(first.open()) == pytest.approx(spent, rel=1e-9)
 
 
 def test_the_word_changes_nothing_where_nothing_is_lost(pair: tuple[Folder, Folder]) -> None:
     spent = spent_twice(pair)
     account = pair[0].open(renew=True)
     assert account.data is not None
-    assert (account.total_epsilon(), account.data.renewed) == (spent, 0)
+    assert (total(account), account.data.renewed) == (spent, 0)
 
 
 @pytest.mark.parametrize("loss", [without_key, with_a_torn_key, with_a_torn_record])
@@ -561,7 +566,7 @@ def test_a_folder_that_an_app_names_without_its_data_counts_alone(tmp_path: Path
     account = folder.open()
     assert account.data is None
     account.debit(ONE, A, "c")
-    assert Folder(tmp_path / "second", None).open().total_epsilon() == 0
+    assert total(Folder(tmp_path / "second", None).open()) == 0
     assert not (tmp_path / "registry").exists()
 
 
@@ -572,7 +577,7 @@ def in_root(tmp_path: Path, name: str, data_id: str | None = None) -> Folder:
 def test_folders_that_no_app_named_share_one_account(tmp_path: Path) -> None:
     in_root(tmp_path, "first").open().debit(ONE, A, "c")
     second = in_root(tmp_path, "second").open()
-    assert second.total_epsilon() == headline(lines(ONE, 1))
+    assert total(second) == headline(lines(ONE, 1))
     assert second.data is not None
     assert second.data.shown() == {
         "counts": "user",
@@ -587,12 +592,12 @@ def test_a_folder_beside_of_an_earlier_version_counts_before_its_device_came(
 ) -> None:
     old = Folder(tmp_path / "old", None)
     old.open().debit(ONE, A, "c")  # without a mark, as every folder was
-    spent = old.open().total_epsilon()
-    assert in_root(tmp_path, "new").open().total_epsilon() == spent
+    spent = total(old.open())
+    assert total(in_root(tmp_path, "new").open()) == spent
     back = in_root(tmp_path, "old")
     back.bundle = old.bundle
-    assert (back.open().total_epsilon(), back.open().charges("one")) == (spent, 1)
-    assert in_root(tmp_path, "third").open().total_epsilon() == spent
+    assert (total(back.open()), back.open().charges("one")) == (spent, 1)
+    assert total(in_root(tmp_path, "third").open()) == spent
 
 
 def test_a_folder_beside_that_cannot_be_read_is_not_left_out(tmp_path: Path) -> None:
@@ -602,7 +607,7 @@ def test_a_folder_beside_that_cannot_be_read_is_not_left_out(tmp_path: Path) -> 
     error = in_root(tmp_path, "new").refused()
     assert error.reason == "data-account-missing"
     assert str(path) in str(error)
-    assert in_root(tmp_path, "named", "journal").open().total_epsilon() == 0
+    assert total(in_root(tmp_path, "named", "journal").open()) == 0
 
 
 def test_an_app_may_name_its_data_later(tmp_path: Path) -> None:
@@ -611,8 +616,8 @@ def test_an_app_may_name_its_data_later(tmp_path: Path) -> None:
     folder = in_root(tmp_path, "first")
     folder.open().debit(ONE, A, "c")
     named = Folder(folder.path, "journal", folder.bundle, root=tmp_path)
-    assert named.open().total_epsilon() == headline(lines(ONE, 1))
-    assert in_root(tmp_path, "third").open().total_epsilon() > headline(lines(ONE, 1))
+    assert total(named.open()) == headline(lines(ONE, 1))
+    assert total(in_root(tmp_path, "third").open()) > headline(lines(ONE, 1))
 
 
 # ---- what the app is told
@@ -657,7 +662,7 @@ def test_a_client_opens_the_data_that_it_is_told(tmp_path: Path) -> None:
     with clients[0]._opened() as (_, account):
         account.debit(ONE, A, "c")
     with clients[1]._opened() as (_, other):
-        assert other.total_epsilon() == headline(lines(ONE, 1))
+        assert total(other) == headline(lines(ONE, 1))
         assert other.data is not None
         assert other.data.folders == (tmp_path / "first", tmp_path / "second")
     shutil.rmtree(registry)
@@ -677,7 +682,7 @@ def test_clients_of_the_user_s_state_folder_share_one_account(
     with first._opened() as (_, account):
         account.debit(ONE, A, "c")
     with second._opened() as (_, other):
-        assert other.total_epsilon() == headline(lines(ONE, 1))
+        assert total(other) == headline(lines(ONE, 1))
     assert (tmp_path / "secagg" / "data" / "storage.key").is_file()
 
 
