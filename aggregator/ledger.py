@@ -24,6 +24,7 @@ from dp import merkle, notes, tiles
 from dp.contributors import contributors_path, listed
 from dp.merkle import Tree, leaf_hash, node_hash
 from dp.records import parse_record
+from secagg.errors import ConfigurationError, SecaggError
 
 
 class Ledger:
@@ -46,7 +47,12 @@ class Ledger:
         return self._folder
 
     async def start(self) -> None:
-        """Create an empty log on first start, then render what is committed."""
+        """Create an empty log on first start, then render what is committed.
+
+        Raises:
+            ConfigurationError: ``ledger-folder-taken`` by a ledger of another key.
+        """
+        await asyncio.to_thread(self._demand_own_folder)
         async with self._core.database.write() as connection:
             if await connection.scalar(sa.select(ledger_head.c.size)) is None:
                 empty = self._sign(0, merkle.EMPTY_ROOT)
@@ -54,6 +60,24 @@ class Ledger:
                     sa.insert(ledger_head).values(id=1, size=0, checkpoint=empty)
                 )
         await self.publish(everything=True)
+
+    def _demand_own_folder(self) -> None:
+        """The checkpoint there, if there is one, was signed by this service, by whatever name."""
+        path = self._folder / "checkpoint"
+        if not path.exists():
+            return
+        try:
+            origin = path.read_text("utf-8").partition("\n")[0]
+            public = bytes(SigningKey(self._core.keys.ledger.reveal()).verify_key)
+            verifier = notes.parse_verifier(notes.verifier_key(origin, public))
+            notes.open_checkpoint(path.read_bytes(), verifier)
+        except (SecaggError, ValueError) as error:
+            raise ConfigurationError(
+                "ledger-folder-taken",
+                f"{path} is not signed by this service's ledger.key: {error}.",
+                remedy="Name another data_dir, or restore the keys that belong to this ledger. "
+                "Nothing was changed.",
+            ) from error
 
     async def size(self) -> int:
         async with self._core.database.read() as connection:

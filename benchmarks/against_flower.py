@@ -314,6 +314,10 @@ def main() -> None:
         print(json.dumps(measure(Flower, json.loads(arguments.flower_case))))
         return
     sys.path.insert(0, str(SELF.parent.parent))
+    from client_sdk.outputs import check_file, write_file
+
+    if arguments.out:
+        check_file(arguments.out)
     python = install(arguments.venv)
     rows = []
     for length in arguments.lengths:
@@ -330,7 +334,7 @@ def main() -> None:
     result = {"rows": rows, "load": os.getloadavg()[0], "cpus": os.cpu_count()}
     print(json.dumps(result))
     if arguments.out:
-        arguments.out.write_text(json.dumps(result, indent=2) + "\n")
+        write_file(arguments.out, json.dumps(result, indent=2).encode() + b"\n")
 
 
 if __name__ == "__main__":

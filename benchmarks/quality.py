@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 
 from aggregator.algorithms import server_step
 from benchmarks.foldoc import load_subjects
-from benchmarks.quality_chart import curve
+from benchmarks.quality_chart import curve, is_chart
 from benchmarks.quality_plan import PLANS, Key, Plan, Results, missing
 from benchmarks.quality_report import differences, write_report
 from benchmarks.quality_rows import MAX_TOKENS, ROWS, model_of, seeded, task_of
@@ -44,6 +44,7 @@ from client_sdk.adapted import AdaptedModel
 from client_sdk.contribution import TrainingJob, check_values
 from client_sdk.evaluation import evaluate
 from client_sdk.examples import encode_example
+from client_sdk.outputs import write_file
 from client_sdk.staleness import weighed
 from client_sdk.trainer import LoraTrainer
 from dp.accounting import headline, lines
@@ -341,7 +342,7 @@ def main() -> None:
     known = references(args.model, args.clients, args.data)
     if args.command == "curve":
         labels = {row.name: f"{row.name}: {row.noise}" for row in ROWS if row.name in args.rows}
-        args.into.write_text(curve(plan, results, labels, known))
+        write_file(args.into, curve(plan, results, labels, known).encode(), is_chart)
     else:
         write_report(plan, results, known, args.into)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -83,6 +84,12 @@ def _finished(
 
 def _name(epsilon: float | None) -> str:
     return "∞" if epsilon is None else f"{epsilon:g}"
+
+
+def is_chart(path: Path) -> bool:
+    """Whether an earlier chart stands there."""
+    text = path.read_text("utf-8")
+    return "<svg" in text and "held-out loss" in text
 
 
 def _svg(figure: Figure, salt: str) -> str:

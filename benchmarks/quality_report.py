@@ -7,9 +7,10 @@ import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.quality_chart import chart
+from benchmarks.quality_chart import chart, is_chart
 from benchmarks.quality_plan import Cell, Plan, Results, cells, loss_of, mean, spread
 from benchmarks.quality_rows import ROWS
+from client_sdk.outputs import check_file, write_file
 
 BEGIN, END = "<!-- quality table: {} -->", "<!-- end of quality table: {} -->"
 
@@ -141,18 +142,25 @@ def _notes(plan: Plan, results: Results) -> str:
 def write_report(
     plan: Plan, results: Results, references: Mapping[str, float], into: Path | None
 ) -> None:
-    """Print the table; with ``into`` put it between its marks there, and the chart beside it."""
+    """Print the table; with ``into`` put it between its marks there, and the chart beside it.
+
+    Raises:
+        OutputError: ``into`` has no such marks, or the chart's place is taken.
+    """
     made = table(plan, results, references)
     print(made)
     if into is None:
         return
     name = results.path.stem
     begin, end = BEGIN.format(name), END.format(name)
-    text = into.read_text()
-    head, _, rest = text.partition(begin)
+    drawn = chart(plan, results, [row.name for row in ROWS], references).encode()
+    check_file(into, lambda page: _marked(page.read_text("utf-8"), begin, end))
+    write_file(into.parent / f"quality-{name}.svg", drawn, is_chart)
+    head, _, rest = into.read_text("utf-8").partition(begin)
     _, _, tail = rest.partition(end)
     page = f"{head}{begin}\n{made}{end}{tail}"
-    into.write_text(page if page.endswith("\n") else page + "\n")
-    (into.parent / f"quality-{name}.svg").write_text(
-        chart(plan, results, [row.name for row in ROWS], references)
-    )
+    write_file(into, (page if page.endswith("\n") else page + "\n").encode(), lambda _: True)
+
+
+def _marked(page: str, begin: str, end: str) -> bool:
+    return begin in page and end in page.partition(begin)[2]

@@ -222,6 +222,10 @@ def main() -> None:
         sampling.start(arguments.serve_sampled)
         serve(Settings.load())
         return
+    if arguments.profile:
+        from client_sdk.outputs import check_file
+
+        check_file(arguments.profile)
     drops = round(arguments.clients * arguments.dropout)
     with tempfile.TemporaryDirectory() as folder:
         service = Service(Path(folder) / "service", arguments.profile)

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import msgspec
 import nacl.signing
 
-from client_sdk._files import write_durably
+from client_sdk import outputs
 from client_sdk.errors import EnrolmentError
 from dp.notes import parse_verifier
 from secagg.api import EnrolmentBundle
@@ -126,8 +126,13 @@ def check_bundle(bundle: EnrolmentBundle, now_s: float | None = None) -> None:
 
 
 def save_bundle(path: Path, bundle: EnrolmentBundle) -> None:
-    """Write a bundle as JSON, mode 0600."""
-    write_durably(path, msgspec.json.format(msgspec.json.encode(bundle)) + b"\n")
+    """Write a bundle as JSON, mode 0600.
+
+    Raises:
+        OutputError: ``out-taken`` if there is a file: a bundle is a device's only key.
+    """
+    encoded = msgspec.json.format(msgspec.json.encode(bundle)) + b"\n"
+    outputs.write_file(path, encoded, private=True)
 
 
 def load_bundle(path: Path) -> EnrolmentBundle:
@@ -149,8 +154,12 @@ def load_bundle(path: Path) -> EnrolmentBundle:
 
 
 def save_partner_key(path: Path, seed: Secret) -> None:
-    """Write a partner's seed as one line of base64, mode 0600."""
-    write_durably(path, base64.b64encode(seed.reveal()) + b"\n")
+    """Write a partner's seed as one line of base64, mode 0600.
+
+    Raises:
+        OutputError: ``out-taken`` if there is a file: it may hold another key.
+    """
+    outputs.write_file(path, base64.b64encode(seed.reveal()) + b"\n", private=True)
 
 
 def load_partner_key(path: Path) -> PartnerKey:

@@ -92,3 +92,7 @@ class StateError(ClientError):
 
 class EnrolmentError(ClientError):
     """An enrolment bundle or partner key does not parse, does not fit, or lies open."""
+
+
+class OutputError(ClientError):
+    """A place that the user named for a result is taken, of the wrong kind, or not writable."""

@@ -12,15 +12,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
+from safetensors import safe_open
+from safetensors.numpy import save
 
+from client_sdk import outputs
 from secagg.adapter import initial_tensor, tensors_to_vector, vector_length, vector_to_tensors
 from secagg.errors import ConfigurationError, LocalProtocolError
 from secagg.hashing import encode_parts
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = [
     "adapter_spec",
     "base_fingerprint",
+    "check_peft_folder",
     "initial_tensor",
     "tensors_to_vector",
     "vector_length",
@@ -42,6 +43,8 @@ __all__ = [
 _PREFIX = "base_model.model."  # peft's, in every adapter file
 _HEADS = ("classifier", "score")  # peft saves and loads these with an adapter of type SEQ_CLS
 _FINGERPRINT_CHUNK = 1 << 22
+_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_MARK = "secagg_config_sha256"  # in the weights' metadata: peft itself would not write it
 
 
 def write_peft_folder(
@@ -54,8 +57,9 @@ def write_peft_folder(
 ) -> Path:
     """Write ``adapter_config.json`` and ``adapter_model.safetensors`` as peft itself would.
 
-    ``PeftModel.from_pretrained(base, path)`` then gives the global model. The folder appears whole
-    or not at all; an earlier one at ``path`` is replaced.
+    ``PeftModel.from_pretrained(base, path)`` then gives the global model. A new folder appears
+    whole or not at all. In a folder that is there, an adapter that this function wrote is replaced;
+    anything else is refused.
 
     Args:
         base: the task's base model. It is needed for a sequence classifier, whose folder is of
@@ -68,6 +72,7 @@ def write_peft_folder(
     Raises:
         LocalProtocolError: ``no-adapter`` if the manifest trains no adapter; ``adapter-length``;
             ``classifier-head`` for a classifier whose head peft would not find.
+        OutputError: ``path`` is taken or cannot be written; nothing there was changed.
     """
     if manifest.adapter is None or manifest.base_model is None:
         raise LocalProtocolError("no-adapter", "The task of this manifest trains no adapter.")
@@ -89,20 +94,28 @@ def write_peft_folder(
         "use_dora": False,
         "use_rslora": False,
     } | ({} if head is None else {"modules_to_save": list(_HEADS)})
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
-        (staging / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
-        save_file(tensors, staging / "adapter_model.safetensors", metadata={"format": "pt"})
-        staging.chmod(0o755)
-        if target.exists():
-            shutil.rmtree(target)
-        staging.rename(target)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
-    return target
+    encoded = json.dumps(config, indent=2).encode() + b"\n"
+    weights = save(tensors, metadata={"format": "pt", _MARK: hashlib.sha256(encoded).hexdigest()})
+    return outputs.write_folder(path, {_WEIGHTS: weights, _CONFIG: encoded}, _is_our_adapter)
+
+
+def check_peft_folder(path: str | os.PathLike[str]) -> None:
+    """See, before any work, that :func:`write_peft_folder` may write there.
+
+    Raises:
+        OutputError: as there.
+    """
+    outputs.check_folder(path, frozenset((_WEIGHTS, _CONFIG)), _is_our_adapter)
+
+
+def _is_our_adapter(folder: Path) -> bool:
+    """Whether both files are as they were written here: neither edited nor trained on by others."""
+    config, weights = folder / _CONFIG, folder / _WEIGHTS
+    if config.is_symlink() or weights.is_symlink():
+        return False
+    with safe_open(weights, "numpy") as file:
+        marked = (file.metadata() or {}).get(_MARK)
+    return bool(marked == hashlib.sha256(config.read_bytes()).hexdigest())
 
 
 def _classifier_head(base: Any) -> dict[str, NDArray[Any]] | None:

@@ -75,10 +75,12 @@ def report(
 ) -> None:
     """Verify a ledger and write its report: what was released and what it cost."""
     with Output(format) as out:
+        from client_sdk.outputs import check_file
         from dp.report import report_data
-        from secagg_cli.report import write_report
+        from secagg_cli.report import is_report, write_report
         from secagg_cli.software import software
 
+        check_file(out_file, is_report)
         result = audit_ledger(
             ledger, key, witnesses=witness or (), witnesses_min=witnesses_min, older=older or ()
         )

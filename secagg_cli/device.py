@@ -93,8 +93,15 @@ def evidence(
 ) -> None:
     """Write the evidence against a banned device. It names every device of that cohort."""
     with Output(format) as out:
+        from client_sdk.outputs import check_file, write_file
+        from secagg.evidence import decode_evidence
+
+        def is_evidence(path: Path) -> bool:
+            return bool(decode_evidence(path.read_bytes()))
+
+        check_file(out_file, is_evidence)
         data = Operator(server, read_token(token_file)).evidence(device_key(key))
-        out_file.write_bytes(data)
+        write_file(out_file, data, is_evidence, private=True)
         shown = _verdict(data)
         out.say(f"{out_file} written: {shown['kind']}.")
         if not shown["transferable"]:

@@ -6,7 +6,10 @@ partner issues bundles on its own machine.
 
 from __future__ import annotations
 
+import itertools
+import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -115,10 +118,12 @@ def revoke(
     """End devices' certificates early: sign the partner's next revocation list and send it."""
     with Output(format) as out:
         from client_sdk.enrolment import load_partner_key
+        from client_sdk.outputs import check_file, write_file
         from secagg.revocation import sign_revocations, verify_revocations
 
         partner = load_partner_key(partner_key_file)
         file = list_file or partner_key_file.with_name(partner_key_file.name + ".revoked")
+        check_file(file, lambda path: bool(verify_revocations(path.read_bytes())))
         before = verify_revocations(file.read_bytes()) if file.exists() else None
         if before is not None and before.partner_key != partner.key:
             raise CommandError("revocation-list", f"{file} is another partner's list.")
@@ -142,7 +147,7 @@ def revoke(
         number = (before.number if before else 0) + 1
         signed = sign_revocations(partner.seed, number, now, listed)
         _send_list(server, partner, signed, now)
-        file.write_bytes(signed)
+        write_file(file, signed, lambda path: bool(verify_revocations(path.read_bytes())))
         out.say(f"List {number} with {len(listed)} device(s) is in force; a copy is in {file}.")
         out.result({"number": number, "devices": len(listed), "list": str(file)})
 
@@ -201,6 +206,9 @@ def enroll(
 ) -> None:
     """Write one enrolment bundle a device. A bundle is as secret as the device it makes."""
     with Output(format) as out:
+        from client_sdk.outputs import check_file
+
+        check_file(next(_free_places(out_dir)))
         info = server_info(server)
         out.say(f"The aggregator's task key is {info.task_key.hex()}.")
         out.say(f"Its ledger is signed by {info.ledger_verifier}.")
@@ -219,11 +227,12 @@ def enroll(
 def partner_key(file: Path) -> bytes:
     """The public half of the key in ``file``, which is made if it is missing."""
     from client_sdk.enrolment import load_partner_key, new_partner_key, save_partner_key
+    from client_sdk.outputs import place_of
 
-    if file.exists():
+    file = place_of(file)
+    if os.path.lexists(file):
         return load_partner_key(file).key
     fresh = new_partner_key()
-    file.parent.mkdir(parents=True, exist_ok=True)
     save_partner_key(file, fresh.seed)
     return fresh.key
 
@@ -231,24 +240,34 @@ def partner_key(file: Path) -> bytes:
 def enrol(
     server: str, partner_key_file: Path, folder: Path, count: int, days: int = 365
 ) -> list[Path]:
-    """Write ``count`` bundles ``device-NN.json`` into ``folder``; existing ones are kept."""
+    """Write ``count`` bundles ``device-NN.json`` into ``folder``; what is there is kept.
+
+    Raises:
+        OutputError: ``out-unwritable``; then none of them is left.
+    """
     from client_sdk.enrolment import create_bundle, load_partner_key, save_bundle
 
     info = server_info(server)
     partner = load_partner_key(partner_key_file)
-    folder.mkdir(parents=True, exist_ok=True)
     not_after = int(time.time()) + days * _DAY_S
     paths: list[Path] = []
-    number = 0
-    while len(paths) < count:
-        number += 1
-        path = folder / f"device-{number:02}.json"
-        if path.exists():
-            continue
-        bundle = create_bundle(server, info.task_key, info.ledger_verifier, partner.seed, not_after)
-        save_bundle(path, bundle)
-        paths.append(path)
+    try:
+        for path in itertools.islice(_free_places(folder), count):
+            save_bundle(
+                path,
+                create_bundle(server, info.task_key, info.ledger_verifier, partner.seed, not_after),
+            )
+            paths.append(path)
+    except BaseException:
+        for path in paths:
+            path.unlink(missing_ok=True)
+        raise
     return paths
+
+
+def _free_places(folder: Path) -> Iterator[Path]:
+    names = (folder / f"device-{number:02}.json" for number in itertools.count(1))
+    return (path for path in names if not os.path.lexists(path))
 
 
 def _partner_key(known: list[dict[str, Any]], named: str) -> bytes:

@@ -23,6 +23,15 @@ def read_vector(model_file: bytes) -> np.ndarray:
     return vector
 
 
+def is_model_file(path: Path) -> bool:
+    """Whether this is a global vector of some aggregator's task."""
+    from safetensors import safe_open
+
+    with safe_open(path, "numpy") as file:
+        names, metadata = file.keys(), file.metadata() or {}
+    return "vector" in names and {"task", "version"} <= metadata.keys()
+
+
 def write_adapter(
     folder: Path, server: str, task: str, model_file: bytes, model: str | None
 ) -> str:

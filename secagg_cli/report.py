@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import io
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from client_sdk.outputs import write_file
 from secagg_cli.output import CommandError
 
 if TYPE_CHECKING:
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
     from dp.report import BudgetRow, ReleaseRow, ReportData, TaskReport
 
+_MARK = b'<meta name="generator" content="secagg">'  # of a page that was written here
+_HEAD_BYTES = 1_024
 _BLUE, _ORANGE, _GREY = "#0072b2", "#d55e00", "#999999"  # distinguishable to the colour-blind
 _WIDTH_IN, _HEIGHT_IN = 5.2, 2.4
 _CHART_RELEASES_MAX = 400  # bars beyond that are drawn as lines
@@ -39,11 +43,21 @@ def write_report(path: Path, data: ReportData, run: Mapping[str, Any] | None = N
 
     Raises:
         CommandError: ``report-dependency`` without jinja2 or matplotlib.
+        OutputError: ``path`` is taken or cannot be written.
     """
     if path.suffix == ".json":
-        path.write_bytes(msgspec.json.format(msgspec.json.encode(data)) + b"\n")
-        return
-    path.write_text(render(data, run), "utf-8")
+        content = msgspec.json.format(msgspec.json.encode(data)) + b"\n"
+    else:
+        content = render(data, run).encode()
+    write_file(path, content, is_report)
+
+
+def is_report(path: Path) -> bool:
+    """Whether an earlier report stands there, as page or as data."""
+    content = path.read_bytes()
+    if path.suffix != ".json":
+        return _MARK in content[:_HEAD_BYTES]
+    return {"origin", "verified", "tree_size", "tasks", "recompute"} <= set(json.loads(content))
 
 
 def render(data: ReportData, run: Mapping[str, Any] | None = None) -> str:

@@ -187,14 +187,20 @@ def export(
 ) -> None:
     """Write the task's current global vector to a file, or its adapter to a folder."""
     with Output(format) as out:
+        from client_sdk.lora import check_peft_folder
+        from client_sdk.outputs import check_file, write_file
+        from secagg_cli.exported import is_model_file, write_adapter
+
+        if peft:
+            check_peft_folder(out_file)
+        else:
+            check_file(out_file, is_model_file)
         content = Operator(server, read_token(token_file)).model(name)
         if peft:
-            from secagg_cli.exported import write_adapter
-
             kind = write_adapter(out_file, server, name, content, model)
             out.say(f"{out_file}: a peft adapter of type {kind}")
             out.result({"task": name, "adapter": str(out_file), "task_type": kind})
             return
-        out_file.write_bytes(content)
+        write_file(out_file, content, is_model_file)
         out.say(f"{out_file}: {len(content):,} bytes")
         out.result({"task": name, "file": str(out_file), "size_bytes": len(content)})

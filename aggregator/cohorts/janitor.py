@@ -8,6 +8,7 @@ between the terminal commit and the removal.
 from __future__ import annotations
 
 import asyncio
+import re
 import shutil
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from aggregator.store.schema import cohorts, mail, refusals, sessions
 
 _log = get_logger("janitor")
 _PERIOD_S = 60.0
+_COHORT = re.compile("[0-9a-f]{64}")  # only our own are removed from a folder that was named
 
 
 class Janitor:
@@ -76,4 +78,5 @@ class Janitor:
 
     def _folders(self) -> list[Path]:
         roots = (self._core.settings.data_dir / "uploads", self._core.blobs.path("partial"))
-        return [folder for root in roots if root.is_dir() for folder in root.iterdir()]
+        found = (folder for root in roots if root.is_dir() for folder in root.iterdir())
+        return [folder for folder in found if _COHORT.fullmatch(folder.name)]

@@ -21,6 +21,8 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
+from secagg.errors import ConfigurationError
+
 _BUSY_MS = 30_000  # how long SQLite waits for another process's write
 _QUIET_S = 1.0
 _MIGRATION_LOCK = 0x5EC_A66  # PostgreSQL advisory lock: one replica migrates at a time
@@ -50,7 +52,13 @@ class Database:
             sa.event.listen(self._engine.sync_engine, "begin", _begin_sqlite)
 
     async def migrate(self) -> None:
-        """Bring the schema to the newest version; safe when replicas start together."""
+        """Bring the schema to the newest version; safe when replicas start together.
+
+        Raises:
+            ConfigurationError: ``database-taken``: a SQLite file that is not of this service.
+        """
+        if self._reader is not None:
+            await asyncio.to_thread(_demand_own_file, self._reader)
         async with self._engine.connect() as connection:
             if not self.is_sqlite:
                 await connection.execute(sa.select(sa.func.pg_advisory_lock(_MIGRATION_LOCK)))
@@ -150,6 +158,23 @@ def _sqlite_reader(url: sa.URL) -> sa.Engine:
 
     sa.event.listen(reader, "connect", configure)
     return reader
+
+
+def _demand_own_file(reader: sa.Engine) -> None:
+    """A new or empty file, or one that this service has made."""
+    try:
+        tables = sa.inspect(reader).get_table_names()
+    except DBAPIError as error:
+        taken = f"cannot be read as a SQLite database: {error.orig}"
+    else:
+        if not tables or "alembic_version" in tables:
+            return
+        taken = f"holds another program's tables: {', '.join(sorted(tables)[:3])}"
+    raise ConfigurationError(
+        "database-taken",
+        f"{reader.url.database} {taken}.",
+        remedy="Name another file in database_url, or another data_dir. Nothing was changed.",
+    )
 
 
 def _all_rows(reader: sa.Engine, statement: sa.Select[Any]) -> Sequence[sa.Row[Any]]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 from pathlib import Path
 
-from secagg_cli.output import CommandError
+from client_sdk import outputs
 
 DEFAULT_NAME = "secagg-demo"
 
@@ -13,32 +15,28 @@ def check_folder(chosen: Path | None) -> None:
     """Refuse a folder with something in it, before any work is done.
 
     Raises:
-        CommandError: ``out-not-empty``.
+        OutputError: ``out-not-empty`` or ``out-unwritable``.
     """
-    if chosen is not None and chosen.exists() and (not chosen.is_dir() or any(chosen.iterdir())):
-        raise CommandError(
-            "out-not-empty",
-            f"{chosen} is not empty.",
-            remedy="Name another folder with --out, or remove it.",
-        )
+    outputs.check_folder(chosen or _next_free())
 
 
 def claim_folder(chosen: Path | None) -> Path:
     """The chosen folder, or the first free of ``secagg-demo``, ``secagg-demo-2``, ...
 
     Raises:
-        CommandError: ``out-not-empty``.
+        OutputError: ``out-not-empty`` or ``out-unwritable``.
     """
     if chosen is not None:
-        check_folder(chosen)
-        chosen.mkdir(parents=True, exist_ok=True)
-        return chosen.resolve()
-    number = 1
+        return outputs.make_folder(chosen)
     while True:
-        folder = Path(DEFAULT_NAME if number == 1 else f"{DEFAULT_NAME}-{number}")
+        folder = outputs.check_folder(_next_free())
         try:
             folder.mkdir()
-        except FileExistsError:
-            number += 1
-        else:
-            return folder.resolve()
+        except FileExistsError:  # another demo was faster
+            continue
+        return folder
+
+
+def _next_free() -> Path:
+    names = (DEFAULT_NAME if n == 1 else f"{DEFAULT_NAME}-{n}" for n in itertools.count(1))
+    return next(Path(name) for name in names if not os.path.lexists(name))

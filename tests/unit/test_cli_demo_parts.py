@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from client_sdk.errors import OutputError
 from secagg_cli.background import Background
 from secagg_cli.demo.folder import check_folder, claim_folder
 from secagg_cli.demo.memory import MemoryMeter, pss_bytes
 from secagg_cli.demo.summary import epsilon_by_mode
-from secagg_cli.output import CommandError
 
 
 def test_every_run_gets_a_folder_of_its_own(
@@ -23,9 +23,9 @@ def test_every_run_gets_a_folder_of_its_own(
 
 def test_a_folder_with_something_in_it_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine").touch()
-    with pytest.raises(CommandError, match="out-not-empty"):
+    with pytest.raises(OutputError, match="out-not-empty"):
         check_folder(tmp_path)
-    with pytest.raises(CommandError, match="out-not-empty"):
+    with pytest.raises(OutputError, match="out-not-empty"):
         claim_folder(tmp_path / "mine")
 
 

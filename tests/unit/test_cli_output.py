@@ -3,12 +3,15 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
 from aggregator.problems import respond
 from secagg.errors import ConfigurationError
+from secagg_cli.main import app
 from secagg_cli.output import CommandError, Format, Output, print_json
 
 
@@ -124,3 +127,45 @@ def test_an_error_says_the_values_that_there_are(
     for text in (str(error), capsys.readouterr().out, answered.decode()):
         assert said[1:] in text
         assert "None" not in text
+
+
+TAKEN = (
+    (("task", "export", "t", "--out"), "out-taken"),
+    (("task", "export", "t", "--peft", "--out"), "out-not-empty"),
+    (("device", "evidence", "ab" * 32, "--out"), "out-taken"),
+    (("audit", "report", "http://127.0.0.1:9", "--key", "k", "--out"), "out-taken"),
+    (("demo", "--out"), "out-not-empty"),
+    (("enroll", "--partner-key", "no.key", "--out"), "out-unwritable"),
+)
+
+
+@pytest.mark.parametrize(("arguments", "reason"), TAKEN)
+def test_a_place_that_is_taken_is_refused_before_anybody_is_asked(
+    arguments: tuple[str, ...], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No server answers here: the place is looked at first."""
+    monkeypatch.setenv("SECAGG_SERVER", "http://127.0.0.1:9")
+    monkeypatch.setenv("SECAGG_OPERATOR_TOKEN", "token")
+    mine = tmp_path / "mine"
+    mine.write_text("mine")
+    done = CliRunner().invoke(app, [*arguments, str(mine), "--format", "json"])
+    assert done.exit_code == 1
+    assert json.loads(done.stdout)["error"]["reason"] == reason
+    assert mine.read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize("arguments", [arguments for arguments, _ in TAKEN])
+def test_a_folder_with_others_things_stays_as_it_is(
+    arguments: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECAGG_SERVER", "http://127.0.0.1:9")
+    monkeypatch.setenv("SECAGG_OPERATOR_TOKEN", "token")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "thesis.txt").write_text("years")
+    done = CliRunner().invoke(app, [*arguments, ".", "--format", "json"])
+    assert done.exit_code == 1
+    reason = json.loads(done.stdout)["error"]["reason"]
+    assert reason in ("out-is-folder", "out-not-empty", "server-unreachable")
+    assert (reason == "server-unreachable") == (arguments[0] == "enroll")
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
