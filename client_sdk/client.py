@@ -319,8 +319,8 @@ class Client:
                 device = self._device(journal, account, transport, now, self._deliver)
                 return await self._recover(device, leaves_max)
 
-    def renew_data_account(self) -> None:
-        """The app's word to begin the data's account anew, where it was lost.
+    def renew_data_account(self) -> int:
+        """The app's word to begin the data's account anew, where it was lost; how often it was.
 
         Nothing changes where it is there. The new one has what this state folder has and remembers
         that it was begun anew; :meth:`recover_account` adds what the ledger shows. What other
@@ -329,8 +329,8 @@ class Client:
         Raises:
             StateError: as :meth:`run`.
         """
-        with self._opened(renew=True):
-            pass
+        with self._opened(renew=True) as (_, account):
+            return 0 if account.data is None else account.data.renewed
 
     @contextmanager
     def _opened(self, *, renew: bool = False) -> Iterator[tuple[Journal, DeviceAccount]]:

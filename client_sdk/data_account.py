@@ -115,6 +115,11 @@ class DataAccount:
         return tuple(Path(member.path) for member in self._record.members)
 
     @property
+    def named(self) -> bool:
+        """Whether an app has named the data."""
+        return self._named
+
+    @property
     def charges(self) -> int:
         """Of all identities."""
         return len(self._record.charges)
@@ -127,7 +132,7 @@ class DataAccount:
     def shown(self) -> dict[str, object]:
         """What the app is told of it: numbers alone."""
         return {
-            "counts": "data" if self._named else "user",
+            "counts": "data" if self.named else "user",
             "folders": len(self._record.members),
             "charges_of_others": self.charges_of_others,
             "renewed": self.renewed,

@@ -11,6 +11,8 @@ import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from client_sdk.account import DeviceAccount
+from client_sdk.data_account import look_at
 from client_sdk.errors import StateError
 from client_sdk.evidence import Quarantine, Quarantined
 from client_sdk.journal import Journal, Lock
@@ -113,6 +115,20 @@ class StateFolder:
         """
         with Lock(self.folder):
             return Quarantine(self._journal()).release(task)
+
+    def account(self, delta: float) -> DeviceAccount:
+        """What the folder has spent, and what counts with it; also while its device runs.
+
+        ``delta``: that of totals.
+
+        Raises:
+            StateError: ``state-damaged``, ``data-account-missing``.
+        """
+        journal = Journal(self.folder, self._key)
+        account, data = DeviceAccount(journal, delta), look_at(journal)
+        if data is not None:
+            account.share(data)
+        return account
 
     def _journal(self) -> Journal:
         if self._owner is None:

@@ -8,22 +8,99 @@ from typing import Annotated
 import typer
 
 from secagg_cli.output import Format, FormatOption, Output
-from secagg_cli.session import PassphraseOption, read_passphrase
+from secagg_cli.session import FolderArgument, PassphraseOption, read_passphrase
 
 app = typer.Typer(no_args_is_help=True, help="A device's own account of privacy.")
 
+BundleArgument = Annotated[Path, typer.Argument(help="The device's enrolment bundle.")]
+StateOption = Annotated[
+    Path | None, typer.Option(help="This device's own folder: journal and budget.")
+]
+DataIdOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Your own stable name of the data. Devices of this user that name the same one share "
+        "one budget."
+    ),
+]
+_DELTA = 1e-5  # of totals, as in the default policy
 
-@app.callback()
-def _group() -> None:
-    """Keeps the one command a subcommand."""
+
+@app.command("show")
+def show(
+    folder: FolderArgument,
+    passphrase_file: PassphraseOption = None,
+    format: FormatOption = Format.text,
+) -> None:
+    """What was spent of a state folder's data, and which folders count together."""
+    with Output(format) as out:
+        from client_sdk.folder import StateFolder
+
+        account = StateFolder.open(folder, read_passphrase(passphrase_file)).account(_DELTA)
+        data = account.data
+        counts = "folder" if data is None else "data" if data.named else "user"
+        folders = (folder.absolute(),) if data is None else data.folders
+        tasks = {
+            task: {"charges": account.charges(task), "epsilon": account.epsilon(task)}
+            for task in account.tasks()
+        }
+        for task, spent in tasks.items():
+            out.say(
+                f"{task}: charged in {spent['charges']} cohorts, epsilon {spent['epsilon']:.4f}"
+            )
+        out.say(f"all together: epsilon {account.total_epsilon():.4f} at delta {_DELTA:g}")
+        out.say(_COUNTS[counts])
+        for path in folders:
+            out.say(f"  {path}" + ("" if path.is_dir() else " (gone; what it spent counts)"))
+        if data is not None and data.renewed:
+            out.say(f"It was begun anew {data.renewed} times after a loss: there may be more.")
+        out.result(
+            {
+                "counts": counts,
+                "folders": [{"path": str(path), "there": path.is_dir()} for path in folders],
+                "tasks": tasks,
+                "total_epsilon": account.total_epsilon(),
+                "delta": _DELTA,
+                "renewed": 0 if data is None else data.renewed,
+            }
+        )
+
+
+_COUNTS = {
+    "folder": "This folder counts alone; what others spend of the same data is not known here:",
+    "user": "It counts all folders of this user whose data nobody has named:",
+    "data": "It counts all folders of this data set:",
+}
+
+
+@app.command("renew")
+def renew(
+    bundle: BundleArgument,
+    state: StateOption = None,
+    data_id: DataIdOption = None,
+    passphrase_file: PassphraseOption = None,
+    format: FormatOption = Format.text,
+) -> None:
+    """Begin the account of a data set anew, where it was lost (data-account-missing).
+
+    It then has what this state folder has; secagg account recover adds what the ledger shows. Each
+    other folder brings its own part when it does the same. That it was begun anew is remembered.
+    """
+    with Output(format) as out:
+        from client_sdk import Client
+
+        passphrase = read_passphrase(passphrase_file)
+        client = Client.from_bundle(bundle, state_dir=state, passphrase=passphrase, data_id=data_id)
+        renewed = client.renew_data_account()
+        out.say(f"The account is there; it was begun anew {renewed} times after a loss.")
+        out.result({"renewed": renewed})
 
 
 @app.command("recover")
 def recover(
-    bundle: Annotated[Path, typer.Argument(help="The device's enrolment bundle.")],
-    state: Annotated[
-        Path | None, typer.Option(help="This device's own folder: journal and budget.")
-    ] = None,
+    bundle: BundleArgument,
+    state: StateOption = None,
+    data_id: DataIdOption = None,
     leaves_max: Annotated[
         int | None, typer.Option(help="Read a ledger of at most so many records.", min=1)
     ] = None,
@@ -40,7 +117,7 @@ def recover(
         from client_sdk.recovery import LEAVES_MAX
 
         passphrase = read_passphrase(passphrase_file)
-        client = Client.from_bundle(bundle, state_dir=state, passphrase=passphrase)
+        client = Client.from_bundle(bundle, state_dir=state, passphrase=passphrase, data_id=data_id)
         found = client.recover_account(leaves_max or LEAVES_MAX)
         for task, charges in found.charges.items():
             epsilon = found.epsilons[task]

@@ -18,6 +18,7 @@ import typer
 from rich.markup import escape
 
 from secagg.errors import SecaggError
+from secagg_cli.account import DataIdOption
 from secagg_cli.audit import read_key
 from secagg_cli.background import Background
 from secagg_cli.enroll import parse_partner_key
@@ -71,6 +72,7 @@ def join(
     state: Annotated[
         Path | None, typer.Option(help="This device's own folder: journal and budget.")
     ] = None,
+    data_id: DataIdOption = None,
     rounds: Annotated[
         int | None, typer.Option(help="Be in so many releases; default: all.", min=1)
     ] = None,
@@ -183,7 +185,9 @@ def join(
             witnesses=frozenset(read_key(key) for key in witness or ()),
             min_witnesses=min_witnesses,
         )
-        client = Client.from_bundle(bundle, policy=policy, state_dir=state, on_event=on_event)
+        client = Client.from_bundle(
+            bundle, policy=policy, state_dir=state, data_id=data_id, on_event=on_event
+        )
         result = client.run(trainer, task=task, rounds=rounds)
         if result.refusals:
             raise _in_options(result.refusals[-1])
@@ -295,5 +299,24 @@ def _sentence(event: Event, state: Path) -> str:
             f"resumed: the unfinished session of task {event.task} is finished first (phase "
             f"{event.detail['phase']}); to end it instead: secagg session reset {state}"
         )
+    if event.kind == "account":
+        return f"account: {_counted(event.detail)}"
     detail = ", ".join(f"{key} {value}" for key, value in event.detail.items())
     return f"{event.kind}: {detail}" if detail else event.kind
+
+
+def _counted(detail: Mapping[str, object]) -> str:
+    """What the account counts, and how to have it count otherwise."""
+    if detail["counts"] == "folder":
+        return (
+            "it counts this state folder alone. Other devices of yours over the same data have "
+            "budgets of their own, unless all name the data with --data-id"
+        )
+    others = f"{detail['folders']} state folders, {detail['charges_of_others']} charges by others"
+    if detail["counts"] == "user":
+        said = f"all of your devices whose data have no --data-id count as one data set: {others}"
+    else:
+        said = f"all of your devices that name this data id count together: {others}"
+    if detail["renewed"]:
+        said += f"; begun anew {detail['renewed']} times after a loss, so there may be more"
+    return said
