@@ -86,6 +86,17 @@ def test_every_claim_of_the_threat_model_names_a_test() -> None:
         assert re.search(r"`tests/[\w/]+\.py", row), row
 
 
+def test_each_of_the_twelve_pitfalls_has_its_severity_and_its_tests() -> None:
+    text = (ROOT / "docs" / "privacy.md").read_text()
+    answers = re.split(r"\n(?=\*\*\d+\. )", text.split("## Twelve pitfalls")[1].split("\n## ")[0])
+    assert len(answers) == 1 + 12
+    for number, answer in enumerate(answers[1:], 1):
+        assert re.match(
+            rf"\*\*{number}\. [^*]+\*\* \((critical|theoretical|negligible)\b", answer
+        ), answer
+        assert len(re.findall(r"`tests/[\w/]+\.py", answer.split("\nTests: ")[1])) >= 2
+
+
 @pytest.mark.parametrize("kind", messages.KINDS, ids=lambda kind: kind.__name__)
 def test_protocol_page_lists_every_message_as_it_is(kind: type[messages.Message]) -> None:
     number, cap = messages.KINDS[kind]
