@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,10 +24,12 @@ import nacl.signing
 from dp import merkle, tiles
 from dp.accounting import PrivacyLine, ReleaseFacts, guaranteed_variance, headline, lines
 from dp.adaptive import first_clip, next_clip
+from dp.conduct import Conduct
 from dp.contracts import check_manifest
 from dp.contributors import members_of
 from dp.errors import LedgerError
-from dp.notes import Checkpoint, Verifier, open_checkpoint, parse_verifier
+from dp.forms import Rotation, check_fields, parse_policy, parse_rotation
+from dp.notes import Checkpoint, Verifier, open_checkpoint, parse_verifier, verify_note
 from dp.records import (
     Membership,
     ReleaseEntry,
@@ -96,7 +98,8 @@ class AuditResult(msgspec.Struct, frozen=True, kw_only=True):
 
     ``witnesses``: asked-for witnesses that cosigned the checkpoint, and when (Unix seconds).
     ``releases``: sums that were released; ``charged``: all cohorts that cost privacy.
-    ``memberships``: (leaf, record) of bans and of what partners did.
+    ``memberships``, ``rotations``: (leaf, record) of bans and of what partners did, and of keys
+    that sign beside the first. ``unchecked``: what ``verified`` does not say, each with its reason.
     """
 
     verified: bool
@@ -110,6 +113,8 @@ class AuditResult(msgspec.Struct, frozen=True, kw_only=True):
     tasks: tuple[AuditedTask, ...]
     witnesses: dict[str, int] = {}
     memberships: tuple[tuple[int, Membership], ...] = ()
+    rotations: tuple[tuple[int, Rotation], ...] = ()
+    unchecked: tuple[Finding, ...] = ()
 
 
 @dataclass
@@ -126,6 +131,11 @@ class _Task:
     contexts: set[bytes] = field(default_factory=set)
     rosters: set[bytes] = field(default_factory=set)
     lists_all: bool = False  # a release lists its masking set: version 1 is over
+    of_version_1: int = 0  # releases that do not
+    conduct: Conduct = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.conduct = Conduct(self.manifest, self.models[0])
 
 
 class _Audit:
@@ -136,9 +146,17 @@ class _Audit:
         self.cohorts: set[bytes] = set()
         self.memberships: list[tuple[int, Membership]] = []
         self.pseudonyms: set[bytes] = set()  # each is of one cohort, so it occurs once
+        self.keys: set[Verifier] = set()  # that sign the checkpoint
+        self.witnessed = False  # cosignatures were demanded
+        self.grew = False  # an older checkpoint was given
+        self.rotations: list[tuple[int, Rotation]] = []
 
     def problem(self, reason: str, message: str, leaf: int | None = None) -> None:
         self.problems.append(Finding(reason=reason, message=message, leaf=leaf))
+
+    def wrong(self, found: Iterable[tuple[str, str]], leaf: int) -> None:
+        for reason, message in found:
+            self.problem(reason, message, leaf)
 
     def caught(self, error: SecaggError, leaf: int | None = None) -> None:
         self.problem(error.reason, str(error), leaf)
@@ -164,7 +182,7 @@ class _Audit:
             named = parse_verifier(manifest.ledger_verifier)
         except LedgerError:
             named = None
-        if named != verifier:
+        if named not in self.keys:
             self.problem(
                 "ledger-mismatch",
                 f"The manifest names another ledger than {verifier.name}.",
@@ -200,6 +218,7 @@ class _Audit:
             self.problem("cohort-size", "More survivors than members.", leaf)
         self._listed(entry, task, leaf)
         self._released(entry, task, leaf)
+        self.wrong(task.conduct.release(entry, leaf), leaf)
         if not task.admissible:
             self.problem("task-inadmissible", "The task's own manifest was refused.", leaf)
             return
@@ -251,6 +270,7 @@ class _Audit:
             self.problem("roster-repeated", "Two cohorts of a task have one roster.", leaf)
         task.rosters.add(entry.roster_digest)
         if entry.attempt is None:
+            task.of_version_1 += 1
             if task.lists_all:
                 self.problem(
                     "record-version", "The task has listed whole masking sets before.", leaf
@@ -391,11 +411,26 @@ class _Audit:
             )
 
     def policy(self, record: dict[str, Any], leaf: int) -> None:
-        task = self.tasks.get(str(record.get("task")))
+        policy = parse_policy(record)
+        task = self.tasks.get(policy.task)
         if task is None:
             self.problem("task-unknown", "A decision about a task that was never created.", leaf)
-        else:
-            task.policies.append({**record, "leaf": leaf})
+            return
+        self.wrong(task.conduct.policy(policy), leaf)
+        task.policies.append({**record, "leaf": leaf})
+
+    def rotation(self, record: dict[str, Any], leaf: int, note: bytes) -> None:
+        """A second key: named by one that this ledger has, and signing its checkpoint by now."""
+        rotation = parse_rotation(record)
+        old, new = parse_verifier(rotation.old_verifier), parse_verifier(rotation.new_verifier)
+        if old not in self.keys:
+            self.problem(
+                "key-rotation-foreign", "The record replaces a key that is not this ledger's.", leaf
+            )
+            return
+        verify_note(note, new)
+        self.keys.add(new)
+        self.rotations.append((leaf, rotation))
 
 
 def _close(found: object, expected: int | None) -> bool:
@@ -420,12 +455,14 @@ def verify_ledger(
         witnesses: whose cosignatures the checkpoint must carry.
     """
     audit = _Audit(read)
+    audit.witnessed, audit.grew = witnesses is not None, bool(older)
     try:
         key = parse_verifier(verifier)
         note = read("checkpoint")
         if note is None:
             raise LedgerError("checkpoint-missing", "The ledger has no checkpoint.")
         checkpoint = open_checkpoint(note, key)
+        audit.keys.add(key)
     except LedgerError as error:
         audit.caught(error)
         return _result(audit, None)
@@ -453,6 +490,10 @@ def verify_ledger(
     for leaf, entry in enumerate(entries):
         try:
             record = parse_record(entry)
+            try:
+                check_fields(record)
+            except LedgerError as error:  # what it says beside them counts all the same
+                audit.caught(error, leaf)
             match record["type"]:
                 case "task":
                     audit.task(record, leaf, key)
@@ -463,7 +504,7 @@ def verify_ledger(
                 case "membership":
                     audit.memberships.append((leaf, parse_membership(record)))
                 case "key-rotation":
-                    parse_verifier(str(record.get("new_verifier")))
+                    audit.rotation(record, leaf, note)
         except SecaggError as error:
             audit.caught(error, leaf)
     return _result(audit, checkpoint, cosigned)
@@ -512,6 +553,34 @@ def _check_older(audit: _Audit, tree: merkle.Tree, key: Verifier, older: Sequenc
             )
 
 
+def _unchecked(audit: _Audit) -> Iterator[Finding]:
+    """What the audit had no means to check."""
+    if audit.keys and not audit.witnessed:
+        kept = "an" if audit.grew else "no"
+        yield Finding(
+            reason="others-view",
+            message="That others see this ledger: no witness was demanded, and "
+            f"{kept} older checkpoint was given.",
+        )
+    for task in audit.tasks.values():
+        name = task.manifest.task
+        if task.of_version_1:
+            yield Finding(
+                reason="record-version-1",
+                message=f"{task.of_version_1} records of task {name} are of version 1, which names "
+                "neither the attempt nor the devices outside of the sum: their contexts were not "
+                "computed again, and their masking sets not counted.",
+            )
+        if task.manifest.training is not None and task.conduct.first_model is None:
+            yield Finding(
+                reason="first-model-unnamed",
+                message=f"The record of task {name} does not name its first model.",
+                leaf=task.leaf,
+            )
+        for reason, message, leaf in task.conduct.unchecked:
+            yield Finding(reason=reason, message=message, leaf=leaf)
+
+
 def _result(
     audit: _Audit, checkpoint: Checkpoint | None, cosigned: dict[str, int] | None = None
 ) -> AuditResult:
@@ -540,4 +609,6 @@ def _result(
         tasks=tasks,
         witnesses=cosigned or {},
         memberships=tuple(audit.memberships),
+        rotations=tuple(audit.rotations),
+        unchecked=tuple(_unchecked(audit)),
     )

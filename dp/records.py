@@ -37,6 +37,13 @@ from dp.contributors import (
     members_file,
 )
 from dp.errors import LedgerError
+from dp.forms import (
+    VARIANCE_DIGITS_MAX,
+    check_moment,
+    check_text,
+    unbase64,
+    unhex,
+)
 from dp.tiles import ENTRY_BYTES_MAX
 from secagg.errors import RemoteProtocolError
 from secagg.hashing import digest
@@ -362,8 +369,11 @@ def parse_membership(record: Record) -> Membership:
         for value in (found.cohort, found.device, found.partner, found.digest):
             if value and (len(value) != 2 * DIGEST_BYTES or bytes.fromhex(value).hex() != value):
                 raise ValueError("names and digests are 32 bytes, lower-case hex")
+        check_text(found.cause)
+        check_text(found.task)
+        check_moment(found.at)
         of_device = found.action in ("banned", "unbanned")
-        if found.at < 0 or bool(found.device) != of_device or bool(found.partner) == of_device:
+        if bool(found.device) != of_device or bool(found.partner) == of_device:
             raise ValueError("a ban is of a device, the rest of a partner")
         if (found.number > 0) != (found.action == "revoked") or not 0 <= found.number < 1 << 53:
             raise ValueError("a revocation list has a number, from 1")
@@ -431,13 +441,14 @@ def parse_task(record: Record) -> tuple[bytes, Manifest, bytes]:
     """
     try:
         unpacker = zlib.decompressobj()
-        packed = base64.b64decode(record["manifest"], validate=True)
+        packed = unbase64(record["manifest"])
         encoded = unpacker.decompress(packed, MANIFEST_BYTES_MAX + 1)
         if not unpacker.eof or unpacker.unused_data:
             raise ValueError("the compression is broken")
         manifest = decode_manifest(encoded)
-        expected = bytes.fromhex(record["manifest_digest"])
-        signature = bytes.fromhex(record["manifest_signature"])
+        expected = unhex(record["manifest_digest"], DIGEST_BYTES)
+        signature = unhex(record["manifest_signature"])
+        check_moment(record["created_at"])
     except RemoteProtocolError as error:
         kept = error.reason == "manifest-not-canonical"
         raise LedgerError(error.reason if kept else "record-malformed", error.message) from error
@@ -461,12 +472,11 @@ def parse_first_model(record: Record) -> bytes | None:
     Raises:
         LedgerError: ``record-malformed``.
     """
-    value = record.get("model_digest")
-    if value is None:
+    if "model_digest" not in record:
         return None
     try:
-        return bytes.fromhex(value)
-    except (TypeError, ValueError) as error:
+        return unhex(record["model_digest"], DIGEST_BYTES)
+    except ValueError as error:
         raise LedgerError("record-malformed", "A task record's model is no digest.") from error
 
 
@@ -495,17 +505,8 @@ def parse_release(record: Record) -> ReleaseEntry:
         LedgerError: ``record-malformed``.
     """
 
-    def unhex(value: str) -> bytes:
-        data = bytes.fromhex(value)
-        if data.hex() != value:
-            raise ValueError("digests are lower-case hex")
-        return data
-
-    def digest_of(name: str, sizes: tuple[int, ...] = (DIGEST_BYTES,)) -> bytes:
-        data = unhex(record[name])
-        if len(data) not in sizes:
-            raise ValueError(f"{name} is no digest")
-        return data
+    def digest_of(name: str, *, may_lack: bool = False) -> bytes:
+        return b"" if may_lack and record[name] == "" else unhex(record[name], DIGEST_BYTES)
 
     def count(name: str) -> int:
         value = record[name]
@@ -517,9 +518,16 @@ def parse_release(record: Record) -> ReleaseEntry:
         ends = record["measured_variance"]
         if not isinstance(ends, list) or len(ends) not in (0, 2):
             raise ValueError("measured_variance is no interval")
-        if any(str(int(end)) != end or int(end) < 0 for end in ends):
+        if any(type(end) is not str or len(end) > VARIANCE_DIGITS_MAX for end in ends):
             raise ValueError("measured_variance is no interval")
-        return (int(ends[0]), int(ends[1])) if ends else None
+        values = [int(end) for end in ends]
+        if (
+            [str(value) for value in values] != ends
+            or values != sorted(values)
+            or min(values, default=0) < 0
+        ):
+            raise ValueError("measured_variance is no interval")
+        return (values[0], values[1]) if ends else None
 
     def versions() -> tuple[int, ...]:
         if "model_versions" not in record:  # a ledger of before FedBuff
@@ -564,11 +572,11 @@ def parse_release(record: Record) -> ReleaseEntry:
             contributors=members.contributors,
             not_in_sum=members.not_in_sum,
             attempt=None if by_identity(record) else count("attempt"),
-            model_digests=tuple(unhex(value) for value in record["model_digests"]),
+            model_digests=tuple(unhex(value, DIGEST_BYTES) for value in record["model_digests"]),
             model_versions=versions(),
-            sum_digest=digest_of("sum_digest", (0, DIGEST_BYTES)),
-            new_model_digest=digest_of("new_model_digest", (0, DIGEST_BYTES)),
-            released_at=count("released_at"),
+            sum_digest=digest_of("sum_digest", may_lack=True),
+            new_model_digest=digest_of("new_model_digest", may_lack=True),
+            released_at=check_moment(record["released_at"]),
             outcome=record["outcome"],
             measured_variance=interval(),
             clip=move(),

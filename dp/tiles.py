@@ -105,6 +105,11 @@ def parse_bundle(data: bytes, width: int) -> list[bytes]:
     Raises:
         LedgerError: ``bundle-malformed``.
     """
+    return _entries(data, width)[0]
+
+
+def _entries(data: bytes, width: int) -> tuple[list[bytes], int]:
+    """The first ``width`` entries of a bundle, and where they end."""
     entries: list[bytes] = []
     at = 0
     while at < len(data) and len(entries) < width:
@@ -120,16 +125,31 @@ def parse_bundle(data: bytes, width: int) -> list[bytes]:
             expected=width,
             found=len(entries),
         )
-    return entries
+    return entries, at
+
+
+def _demand_end(data: bytes, bundle: Tile) -> None:
+    _, end = _entries(data, bundle.width)
+    if end < len(data):
+        raise LedgerError(
+            "bundle-malformed",
+            f"{bundle.path} goes on after its last entry.",
+            expected=f"{end} bytes",
+            found=len(data),
+        )
 
 
 def fetch(read: Read, tile: Tile) -> bytes:
     """Read a tile or bundle; a full one serves where its partial form is gone.
 
+    Nothing follows the last entry of a bundle, unless it is a full one in a partial one's place.
+
     Raises:
-        LedgerError: ``tile-missing`` or ``tile-malformed``.
+        LedgerError: ``tile-missing``, ``tile-malformed`` or ``bundle-malformed``.
     """
     data = read(tile.path)
+    if data is not None and tile.level < 0:
+        _demand_end(data, tile)
     if data is None and tile.width < TILE_WIDTH:
         data = read(replace(tile, width=TILE_WIDTH).path)
         if data is not None and tile.level >= 0:

@@ -98,6 +98,11 @@ def _say_verdict(out: Output, result: AuditResult) -> None:
         where = "" if problem.leaf is None else f" (record {problem.leaf})"
         name = "" if f"[{problem.reason}]" in problem.message else f" [{problem.reason}]"
         out.say(f"problem{where}: {problem.message}{name}", style="red")
+    for leaf, rotation in result.rotations:
+        out.say(f"another key signs this ledger since record {leaf}: {rotation.new_verifier}")
+    for finding in result.unchecked:
+        where = "" if finding.leaf is None else f" (record {finding.leaf})"
+        out.say(f"not checked{where}: {finding.message} [{finding.reason}]", style="yellow")
     out.say(
         f"{'Verified' if result.verified else 'NOT verified'}: {result.tree_size} records, "
         f"{result.releases} released, {result.charged - result.releases} charged; {_cost(result)}"
@@ -164,13 +169,14 @@ def verdict(result: AuditResult) -> dict[str, Any]:
         "releases": result.releases,
         "charged": result.charged,
         "epsilon": result.epsilon,
-        "problems": [
-            {"reason": problem.reason, "message": problem.message, "leaf": problem.leaf}
-            for problem in result.problems
-        ],
+        "problems": [msgspec.to_builtins(problem) for problem in result.problems],
+        "unchecked": [msgspec.to_builtins(finding) for finding in result.unchecked],
         "root": result.root,
         "origin": result.origin,
         "witnesses": result.witnesses,
+        "rotations": [
+            {"leaf": leaf, "verifier": rotation.new_verifier} for leaf, rotation in result.rotations
+        ],
     }
 
 

@@ -13,6 +13,7 @@ import json
 import math
 import sys
 import traceback
+import unicodedata
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Annotated, Any
@@ -68,18 +69,18 @@ class Output:
 
     def say(self, message: str = "", *, style: str | None = None) -> None:
         """A line for people. ``message`` is plain text, not markup."""
-        self.text.print(escape(message), style=style, soft_wrap=True)
+        self.text.print(_plain(message), style=style, soft_wrap=True)
 
     def warn(self, message: str) -> None:
-        self.errors.print(f"[yellow]warning:[/yellow] {escape(message)}", soft_wrap=True)
+        self.errors.print(f"[yellow]warning:[/yellow] {_plain(message)}", soft_wrap=True)
 
     def table(self, title: str | None, columns: list[str], rows: list[list[object]]) -> None:
         """Nothing is cut: what does not fit goes on in the next line."""
-        table = Table(title=title, title_justify="left")
+        table = Table(title=title and _plain(title), title_justify="left")
         for column in columns:
             table.add_column(column, overflow="fold")
         for row in rows:
-            table.add_row(*(escape(str(cell)) for cell in row))
+            table.add_row(*(_plain(str(cell)) for cell in row))
         self.text.print(table)
 
     def progress(self, *, download: bool = False) -> Progress:
@@ -131,11 +132,26 @@ class Output:
             raise typer.Exit(EXIT_REFUSED) from error
 
     def _refuse(self, reason: str, message: str, remedy: str | None) -> None:
-        self.errors.print(f"[red]{escape(message)}[/red] \\[{escape(reason)}]", soft_wrap=True)
+        self.errors.print(f"[red]{_plain(message)}[/red] \\[{_plain(reason)}]", soft_wrap=True)
         if remedy:
-            self.errors.print(escape(remedy), soft_wrap=True)
+            self.errors.print(_plain(remedy), soft_wrap=True)
         if self.json:
             print_json({"error": {"reason": reason, "message": message, "remedy": remedy}})
+
+
+def _plain(text: str) -> str:
+    return escape(visible(text))
+
+
+def visible(text: str) -> str:
+    """Text that may be somebody else's: what moves the cursor, turns the direction of writing or
+    shows nothing becomes its escape, such as ``\\u202e``."""
+    return "".join(
+        each
+        if each.isprintable() or each in "\n\t" or unicodedata.category(each) == "Zs"
+        else each.encode("unicode_escape", "surrogatepass").decode()
+        for each in text
+    )
 
 
 def print_json(keys: Mapping[str, Any]) -> None:

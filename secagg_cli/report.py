@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from client_sdk.outputs import write_file
-from secagg_cli.output import CommandError
+from dp.forms import TIME_MAX_S
+from secagg_cli.output import CommandError, visible
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -77,6 +78,7 @@ def render(data: ReportData, run: Mapping[str, Any] | None = None) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
+        finalize=_shown,
     )
     environment.filters["time"] = _time
     environment.filters["epsilon"] = _epsilon
@@ -186,12 +188,21 @@ def _svg(figure: Figure, salt: str) -> Markup:
     return Markup(text[text.index("<svg") :])  # noqa: S704  matplotlib escapes its texts
 
 
+def _shown(value: object) -> object:
+    """Texts of a ledger as they are, but for what would change how others are read."""
+    from markupsafe import Markup
+
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
 def _moment(seconds: float) -> datetime.datetime:
-    return datetime.datetime.fromtimestamp(seconds, datetime.UTC)
+    """Where a refused manifest names a time that no ledger may have, the nearest that one may."""
+    return datetime.datetime.fromtimestamp(min(max(seconds, 0), TIME_MAX_S), datetime.UTC)
 
 
 def _time(seconds: float) -> str:
-    return _moment(seconds).strftime("%Y-%m-%d %H:%M UTC")
+    shown = _moment(seconds).strftime("%Y-%m-%d %H:%M UTC")
+    return shown if 0 <= seconds <= TIME_MAX_S else f"second {seconds} of Unix time"
 
 
 def _percent(budget: BudgetRow) -> int:

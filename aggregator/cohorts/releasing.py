@@ -267,7 +267,8 @@ class Releaser:
         """The ledger's leaf and the operator's row of a release or a charged abort, with the next
         number of the task."""
         facts = await self._facts(connection, task)
-        entry = msgspec.structs.replace(entry, release=len(facts) + 1)
+        now = max(now, await self._recorded_until(connection, task))
+        entry = msgspec.structs.replace(entry, release=len(facts) + 1, released_at=int(now))
         cohort = entry.cohort.hex()
         encoded, statements = await asyncio.to_thread(_account_for, task, facts, entry)
         if is_apart(entry):
@@ -321,6 +322,19 @@ class Releaser:
             await connection.execute(
                 sa.update(tasks).where(tasks.c.task == task.name).values(state="finished")
             )
+
+    async def _recorded_until(self, connection: AsyncConnection, task: Task) -> float:
+        """Time of the task's last record: the next one is not dated before it, even if this
+        replica's clock is behind, or was set back."""
+        view = await connection.scalar(
+            sa.select(releases.c.view)
+            .where(releases.c.task == task.name)
+            .order_by(releases.c.release.desc())
+            .limit(1)
+        )
+        if view is None:
+            return float(task.manifest.created_at)
+        return float(msgspec.json.decode(view)["released_at"])
 
     async def _facts(self, connection: AsyncConnection, task: Task) -> list[ReleaseFacts]:
         rows = await connection.execute(
@@ -430,7 +444,7 @@ class Releaser:
             sa.update(cohorts).where(cohorts.c.cohort == cohort).values(charge=None)
         )
         whose = "fault of the service" if fault == "service" else "fault unknown"
-        detail = f"cohort {cohort}: {whose}, {reason}; nobody had sent"
+        detail = f"cohort {cohort}: {whose}, {reason[:64]}; nobody had sent"
         await self._ledger.append(
             connection, [policy_record(task.name, "charge-given-back", int(now), detail)]
         )

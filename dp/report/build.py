@@ -15,6 +15,7 @@ from dp.audit import AuditedRelease, AuditedTask, AuditResult
 from dp.budget import Unit, charges_of
 from dp.contracts import warnings
 from dp.events import Composed, Event
+from dp.forms import parse_policy
 from dp.grid import examples_factor
 from dp.records import Membership
 from dp.report.answers import answers
@@ -26,6 +27,7 @@ from dp.report.data import (
     ProfilePoint,
     ReleaseRow,
     ReportData,
+    RotationRow,
     TaskReport,
 )
 from dp.report.parameters import parameters
@@ -58,6 +60,11 @@ def report_data(audit: AuditResult, software: Mapping[str, str] | None = None) -
         recompute=RECOMPUTE,
         software=dict(software or {}),
         memberships=tuple(_membership(leaf, record) for leaf, record in audit.memberships),
+        unchecked=audit.unchecked,
+        rotations=tuple(
+            RotationRow(leaf=leaf, at=record.at, verifier=record.new_verifier)
+            for leaf, record in audit.rotations
+        ),
     )
 
 
@@ -148,13 +155,8 @@ def _clips(manifest: Manifest, adapted: float | None) -> tuple[tuple[str, float]
 
 
 def _decision(policy: Mapping[str, Any]) -> Decision:
-    at = policy.get("at")
-    return Decision(
-        leaf=policy["leaf"],
-        at=at if type(at) is int else 0,
-        action=str(policy.get("action", "")),
-        detail=str(policy.get("detail", "")),
-    )
+    found = parse_policy(policy)
+    return Decision(leaf=policy["leaf"], at=found.at, action=found.action, detail=found.detail)
 
 
 def _multiplier(manifest: Manifest, variance: int) -> float | None:

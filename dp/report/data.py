@@ -86,6 +86,14 @@ class MembershipRow(msgspec.Struct, frozen=True, kw_only=True):
     number: int
 
 
+class RotationRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A key that signs the ledger beside the first from record ``leaf`` on."""
+
+    leaf: int
+    at: int
+    verifier: str
+
+
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
     """What the operator did with a task, or that a charge was given back, as the ledger has it."""
 
@@ -175,3 +183,5 @@ class ReportData(msgspec.Struct, frozen=True, kw_only=True):
     recompute: tuple[str, ...]
     software: dict[str, str] = {}
     memberships: tuple[MembershipRow, ...] = ()
+    unchecked: tuple[Finding, ...] = ()
+    rotations: tuple[RotationRow, ...] = ()

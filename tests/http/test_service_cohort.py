@@ -245,3 +245,16 @@ def mail_numbers(server, only=None):
     with sqlite3.connect(server.settings.data_dir / "secagg.db") as database:
         found = [row[0] for row in database.execute("SELECT number FROM mail")]
     return [number for number in found if only in (None, number)]
+
+
+async def test_a_clock_that_is_set_back_dates_no_record_before_the_last(tmp_path):
+    async with served(tmp_path, spec()) as server:
+        assert finished(await run(devices(server, 4))) == 4
+        server.ahead_s = -200.0
+        assert finished(await run(devices(server, 4))) == 4
+        result = await audit(server)
+        assert result.verified, result.problems
+        first, second = (release.entry.released_at for release in result.tasks[0].releases)
+        assert first == second
+        views = (await server.view())["releases"]
+        assert views[0]["released_at"] == views[1]["released_at"]

@@ -169,3 +169,19 @@ def test_a_folder_with_others_things_stays_as_it_is(
     assert reason in ("out-is-folder", "out-not-empty", "server-unreachable")
     assert (reason == "server-unreachable") == (arguments[0] == "enroll")
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_what_others_wrote_moves_no_cursor_and_turns_no_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = "paused \u202edesrever \x1b[2J\rgone \ud800 \u2066 caf\u00e9\u00a0au lait"
+    out = Output(Format.text)
+    out.say(words)
+    out.warn(words)
+    out.table(words, ["words"], [[words]])
+    out._refuse("reason", words, words)
+    captured = capsys.readouterr()
+    for text in (captured.out, captured.err):
+        assert "\\u202edesrever" in text
+        assert "\\x1b[2J\\rgone \\ud800 \\u2066 caf\u00e9" in text
+        assert not any(each in text for each in "\u202e\x1b\r\u2066")

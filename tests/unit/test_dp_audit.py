@@ -299,7 +299,7 @@ def test_more_than_the_budget_is_found() -> None:
 
 def test_decisions_and_key_rotations_are_read() -> None:
     builder = ledger(built(), (4,))
-    builder.append(policy_record("demo", "paused", 5, "maintenance"))
+    builder.append(policy_record("demo", "paused", 1_700_000_005, "maintenance"))
     builder.append(key_rotation_record(VERIFIER, VERIFIER, 6))
     result = audited(served(builder))
     assert reasons(result) == set()

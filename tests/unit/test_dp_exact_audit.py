@@ -160,7 +160,7 @@ def test_tasks_are_audited_side_by_side_and_the_costliest_is_the_headline() -> N
     quiet = built(task="quiet", noise_multiplier=3.0)
     free = built(task="free", algorithm="fedavg", privacy="none")
     builder = LedgerBuilder(ORIGIN, [signed_task(m) for m in (quiet, MANIFEST, free)])
-    builder.append(policy_record("quiet", "paused", 5))
+    builder.append(policy_record("quiet", "paused", 1_700_000_000))
     for manifest in (MANIFEST, quiet, free):
         digest = manifest_digest(encode_manifest(manifest))
         item = msgspec.structs.replace(entry(1, 4), cohort=manifest.task.encode().ljust(32))
