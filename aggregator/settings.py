@@ -1,49 +1,95 @@
-"""Every setting of the service: environment ``SECAGG_*``, a TOML file, or arguments, in that order.
+"""Every setting of the service: arguments, environment ``SECAGG_*``, a TOML file; the first counts.
 
-Sizes are in bytes and times in seconds; the names say so.
+Sizes are in bytes and times in seconds; the names say so. ``aggregator.settings_sources`` reads
+them and says what is wrong with them.
 """
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from platformdirs import user_data_path
-from pydantic import Field, SecretStr
-from pydantic_settings import (
-    BaseSettings,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    TomlConfigSettingsSource,
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    StringConstraints,
 )
+from sqlalchemy.engine import URL
+
+from aggregator.settings_sources import checked, merged
+from aggregator.store.urls import parsed_url, sqlite_url
+from secagg.errors import ConfigurationError
+
+Port = Annotated[int, Field(ge=0, le=65_535)]
+Text = Annotated[str, StringConstraints(min_length=1)]
+LogLevel = Annotated[
+    Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"],
+    BeforeValidator(lambda level: level.upper() if isinstance(level, str) else level),
+]
 
 
-class Settings(BaseSettings):
+def _named(folder: Any) -> Any:
+    if folder == "":
+        raise ValueError("a folder has a name")
+    return folder
+
+
+def _in_home(folder: Path) -> Path:
+    try:
+        return folder.expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{error} of this user") from error
+
+
+Folder = Annotated[Path, BeforeValidator(_named), AfterValidator(_in_home)]
+
+
+def _default_data_dir() -> Path:
+    try:
+        return user_data_path("secagg")
+    except RuntimeError as error:
+        raise ConfigurationError(
+            "no-home",
+            "This user has no home folder, where the service's data would be.",
+            remedy="Give --data-dir FOLDER, or set SECAGG_DATA_DIR.",
+        ) from error
+
+
+Token = Annotated[SecretStr, Field(min_length=1)]
+
+
+class Settings(BaseModel):
     """Settings of one replica.
 
     Replicas of one service share ``database_url``, ``blob_dir`` and ``keys_dir``; ``data_dir`` is
     each replica's own (uploads under way, the rendered ledger, and by default everything else).
     """
 
-    model_config = SettingsConfigDict(env_prefix="SECAGG_", extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    host: str = "127.0.0.1"
-    port: int = 8080  # 0: any free port, printed on standard output
-    admin_host: str = "127.0.0.1"  # dashboard, health and metrics; keep it off the public net
-    admin_port: int = 8081
+    host: Text = "127.0.0.1"
+    port: Port = 8080  # 0: any free port, printed on standard output
+    admin_host: Text = "127.0.0.1"  # dashboard, health and metrics; keep it off the public net
+    admin_port: Port = 8081
 
-    data_dir: Path = Field(default_factory=lambda: user_data_path("secagg"))
-    blob_dir: Path | None = None  # default data_dir/blobs
-    keys_dir: Path | None = None  # default data_dir/keys
-    database_url: str | None = None  # default sqlite+aiosqlite in data_dir
-    operator_token: SecretStr | None = None  # default: drawn into data_dir/operator.token
-    ledger_name: str = "secagg.local/ledger"  # origin line of the ledger's checkpoints
+    data_dir: Folder = Field(default_factory=_default_data_dir)
+    blob_dir: Folder | None = None  # default data_dir/blobs
+    keys_dir: Folder | None = None  # default data_dir/keys
+    database_url: SecretStr | None = None  # sqlite:///FILE or postgresql://...; default: data_dir
+    operator_token: Token | None = None  # default: drawn into data_dir/operator.token
+        None  # default: drawn into data_dir/operator.token
+    )
+    ledger_name: Text = "secagg.local/ledger"  # origin line of the ledger's checkpoints
 
     witnesses: dict[str, str] = Field(default_factory=dict)  # verifier key -> URL of its service
     witness_timeout_s: float = Field(default=3.0, gt=0)  # a checkpoint waits no longer for them
     witness_retry_s: float = Field(default=10.0, ge=0)  # before those that did not answer are asked
-
     opening_threads: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1)
     opening_slice: int = Field(default=1 << 18, ge=1)  # coordinates that one thread opens at a time
     poll_s: float = Field(default=0.5, gt=0)  # how soon another replica's commits are seen
@@ -73,30 +119,23 @@ class Settings(BaseSettings):
     # A model at 2 KB/s is 1.2 MB in this time; a device goes on where it broke off.
     answer_max_s: float = Field(default=600.0, gt=0)  # for one answer to be taken
 
-    log_level: str = "INFO"
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        file = os.environ.get("SECAGG_CONFIG")
-        sources: tuple[PydanticBaseSettingsSource, ...] = (init_settings, env_settings)
-        return (*sources, TomlConfigSettingsSource(settings_cls, file)) if file else sources
+    log_level: LogLevel = "INFO"
 
     @classmethod
     def load(cls, config: Path | None = None, **overrides: Any) -> Settings:
-        """Settings from a TOML file beneath the environment beneath ``overrides``."""
-        if config is None:
-            return cls(**overrides)
-        fields = TomlConfigSettingsSource(cls, config)()
-        set_by_environment = {name[7:].lower() for name in os.environ if name.startswith("SECAGG_")}
-        merged = {k: v for k, v in fields.items() if k not in set_by_environment}
-        return cls(**{**merged, **overrides})
+        """Settings from a TOML file beneath the environment beneath ``overrides``.
+
+        Args:
+            config: the file; None: that of ``SECAGG_CONFIG``, if it is set.
+
+        Raises:
+            ConfigurationError: ``settings-missing`` or ``settings-malformed`` (the file),
+                ``settings-unknown``, ``settings-invalid``, ``no-home``.
+        """
+        given = merged(config, os.environ, overrides, frozenset(cls.model_fields))
+        settings = checked(cls, given)
+        settings.database  # noqa: B018  a URL that does not parse is refused here
+        return settings
 
     @property
     def blobs_path(self) -> Path:
@@ -107,13 +146,12 @@ class Settings(BaseSettings):
         return self.keys_dir or self.data_dir / "keys"
 
     @property
-    def database(self) -> str:
-        """The URL with an asynchronous driver named."""
-        url = self.database_url or f"sqlite:///{self.data_dir / 'secagg.db'}"
-        scheme, _, rest = url.partition("://")
-        drivers = {
-            "sqlite": "sqlite+aiosqlite",
-            "postgres": "postgresql+asyncpg",
-            "postgresql": "postgresql+asyncpg",
-        }
-        return f"{drivers.get(scheme, scheme)}://{rest}"
+    def database(self) -> URL:
+        """With an asynchronous driver named.
+
+        Raises:
+            ConfigurationError: ``settings-invalid``.
+        """
+        if self.database_url is None:
+            return sqlite_url(self.data_dir / "secagg.db")
+        return parsed_url(self.database_url.get_secret_value())

@@ -16,9 +16,12 @@ def serve(
         Path | None, typer.Option(help="TOML file of settings; the environment overrides it.")
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
-    port: Annotated[int | None, typer.Option(help="Port for devices; 0: any free one.")] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port for devices; 0: any free one.", min=0, max=65_535)
+    ] = None,
     admin_port: Annotated[
-        int | None, typer.Option(help="Port for health and metrics; 0: any free one.")
+        int | None,
+        typer.Option(help="Port for health and metrics; 0: any free one.", min=0, max=65_535),
     ] = None,
     data_dir: Annotated[
         Path | None, typer.Option(help="Folder of the database, blobs, keys and ledger.")

@@ -9,8 +9,9 @@ update or an insert under a primary key.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
+from aggregator.store.urls import postgres_arguments
 from secagg.errors import ConfigurationError
 
 _BUSY_MS = 30_000  # how long SQLite waits for another process's write
@@ -35,7 +37,8 @@ class Conflict(Exception):
 class Database:
     """Connections and transactions of one replica."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str | sa.URL) -> None:
+        """Raises: ConfigurationError ``database-dependency``."""
         parsed = make_url(url)
         self.is_sqlite = parsed.get_backend_name() == "sqlite"
         options: dict[str, Any] = {"pool_pre_ping": not self.is_sqlite, "hide_parameters": True}
@@ -44,7 +47,17 @@ class Database:
             options["connect_args"] = {"timeout": _BUSY_MS / 1_000}
         else:
             options["pool_size"] = 10
-        self._engine = create_async_engine(parsed, **options)
+        if parsed.drivername == "postgresql+asyncpg":
+            options["async_creator"] = partial(_connect_postgres, postgres_arguments(parsed))
+            parsed = parsed.set(query={})
+        try:
+            self._engine = create_async_engine(parsed, **options)
+        except ModuleNotFoundError as error:
+            raise ConfigurationError(
+                "database-dependency",
+                f"PostgreSQL needs the package {error.name}, which is not installed.",
+                remedy="pip install 'secagg[postgres]'",
+            ) from error
         self._reader = _sqlite_reader(parsed) if self.is_sqlite and parsed.database else None
         self._writer = asyncio.Lock()
         if self.is_sqlite:
@@ -55,10 +68,12 @@ class Database:
         """Bring the schema to the newest version; safe when replicas start together.
 
         Raises:
-            ConfigurationError: ``database-taken``: a SQLite file that is not of this service.
+            ConfigurationError: ``database-taken``: a SQLite file that is not of this service;
+                ``database-unreachable``.
         """
         if self._reader is not None:
             await asyncio.to_thread(_demand_own_file, self._reader)
+        await self._demand_answer()
         async with self._engine.connect() as connection:
             if not self.is_sqlite:
                 await connection.execute(sa.select(sa.func.pg_advisory_lock(_MIGRATION_LOCK)))
@@ -68,6 +83,18 @@ class Database:
             if not self.is_sqlite:
                 await connection.execute(sa.select(sa.func.pg_advisory_unlock(_MIGRATION_LOCK)))
                 await connection.commit()
+
+    async def _demand_answer(self) -> None:
+        try:
+            async with self._engine.connect():
+                pass
+        except Exception as error:  # the driver's own, of many kinds
+            cause = error.orig if isinstance(error, DBAPIError) else error
+            raise ConfigurationError(
+                "database-unreachable",
+                f"{self._engine.url!r} did not answer: {type(cause).__name__}: {cause}.",
+                remedy="Check database_url, its options, and that the database is running.",
+            ) from error
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
@@ -144,6 +171,12 @@ class Database:
             self._reader.dispose()
 
 
+async def _connect_postgres(arguments: Mapping[str, Any]) -> Any:
+    import asyncpg
+
+    return await asyncpg.connect(**arguments)
+
+
 def _sqlite_reader(url: sa.URL) -> sa.Engine:
     """Connections for single queries in threads; each query is a transaction of its own."""
     reader = sa.create_engine(
@@ -203,7 +236,8 @@ def _begin_sqlite(connection: sa.Connection) -> None:
 
 def _upgrade(connection: sa.Connection) -> None:
     config = alembic.config.Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    scripts = str(Path(__file__).parent / "migrations")
+    config.set_main_option("script_location", scripts.replace("%", "%%"))  # it interpolates
     config.attributes["connection"] = connection
     alembic.command.upgrade(config, "head")
 

@@ -98,18 +98,11 @@ def test_the_environment_overrides_the_file_and_arguments_override_both(tmp_path
     assert settings.poll_s == 2.5
 
 
-def test_a_setting_that_does_not_exist_is_refused(tmp_path):
-    file = tmp_path / "secagg.toml"
-    file.write_text("prot = 1\n")
-    with pytest.raises(ValueError, match="prot"):
-        Settings.load(file)
-
-
 def test_database_urls_get_an_asynchronous_driver(tmp_path):
     default = Settings(data_dir=tmp_path)
-    assert default.database == f"sqlite+aiosqlite:///{tmp_path}/secagg.db"
+    assert str(default.database) == f"sqlite+aiosqlite:///{tmp_path}/secagg.db"
     for url in ("postgres://h/d", "postgresql://h/d", "postgresql+asyncpg://h/d"):
-        assert Settings(database_url=url).database == "postgresql+asyncpg://h/d"
+        assert str(Settings(database_url=url).database) == "postgresql+asyncpg://h/d"
 
 
 def test_the_token_does_not_show_in_the_settings(tmp_path):
