@@ -83,8 +83,6 @@ class Settings(BaseModel):
     keys_dir: Folder | None = None  # default data_dir/keys
     database_url: SecretStr | None = None  # sqlite:///FILE or postgresql://...; default: data_dir
     operator_token: Token | None = None  # default: drawn into data_dir/operator.token
-        None  # default: drawn into data_dir/operator.token
-    )
     ledger_name: Text = "secagg.local/ledger"  # origin line of the ledger's checkpoints
 
     witnesses: dict[str, str] = Field(default_factory=dict)  # verifier key -> URL of its service
