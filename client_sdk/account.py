@@ -5,8 +5,8 @@ Where the app names its data, what others spent of the same data counts too
 
 A charge is durable before anything of step 3 exists, and is never given back: a device whose
 vector left cannot know whether the sum was opened. Charges are composed as events, per unit of
-protection, by ``dp.budget`` (the tasks' data may be the same); a charge counts at the fewest
-survivors.
+protection, by ``dp.budget`` (the tasks' data may be the same), and every contribution charges every
+unit; a charge counts at the fewest survivors.
 
 The same write says which contribution a charge was for, so that it never serves a second cohort,
 and, where no noise is in the ring, from which model it was computed: two sums over cohorts that
@@ -15,6 +15,7 @@ overlap differ by single devices, and nothing else hides what those sent.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
@@ -24,7 +25,7 @@ import msgspec
 from client_sdk.errors import StateError
 from client_sdk.journal import Journal
 from dp.accounting import headline, lines
-from dp.budget import Account, Entry, Unit, charges_of
+from dp.budget import UNITS, Account, Entry, Total, Unit, charges_of, compose, repeated
 from secagg.errors import SecaggError
 from secagg.manifest import Manifest
 
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from client_sdk.data_account import DataAccount
 
 _NAME = "account"
-_UNITS: tuple[Unit, ...] = ("example", "device")
 
 
 class Found(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,6 +65,12 @@ class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 def cost(manifest: Manifest, charges: int) -> float | None:
     """Headline epsilon of ``charges`` contributions to one task; None without privacy."""
     return headline(lines(manifest, charges))
+
+
+def cost_of(unit: Unit, manifest: Manifest, charges: int) -> float:
+    """Epsilon of ``charges`` contributions to one task for a unit, whatever the task protects."""
+    each = [charge for charge in charges_of(manifest) if charge.unit == unit]
+    return compose(repeated(each, charges), manifest.budget.delta)
 
 
 class DeviceAccount:
@@ -135,17 +141,31 @@ class DeviceAccount:
         return self._whole().entry(ctx.hex()) is not None
 
     def epsilon(self, task: str) -> float:
-        """Spent in one task, unamplified, at its own delta; the larger unit's."""
-        return _largest(self._of_task(task))
+        """Spent in one task, unamplified, at its own delta: the largest of its statements.
 
-    def total_epsilon(self) -> float:
-        """Spent over all tasks, unamplified, at the account's delta; the larger unit's."""
-        return _largest(self._whole())
+        Infinite if it makes none and was charged.
+        """
+        account = self._of_task(task)
+        stated = [found for unit in UNITS if (found := account.total(unit).stated) is not None]
+        return max(stated, default=math.inf if account.entries else 0.0)
 
-    def after(self, manifest: Manifest) -> tuple[float, float]:
-        """Epsilon of (this task, all tasks) if one more contribution is charged."""
+    def total(self, unit: Unit) -> Total:
+        """Spent over all tasks for one unit, unamplified, at the account's delta."""
+        return self._whole().total(unit)
+
+    def totals(self) -> tuple[Total, ...]:
+        """:meth:`total` of each unit; empty before the first charge."""
+        account = self._whole()
+        return tuple(map(account.total, UNITS)) if account.entries else ()
+
+    def after(self, manifest: Manifest, unit: Unit) -> tuple[Total, Total]:
+        """What (this task, all tasks) will have cost a unit if one contribution more is charged."""
         task = msgspec.structs.replace(self._of_task(manifest.task), delta=manifest.budget.delta)
-        return _largest(task, manifest), _largest(self._whole(), manifest)
+        more = charges_of(manifest)
+        return (
+            task.total(unit, more, manifest.task),
+            self._whole().total(unit, more, manifest.task),
+        )
 
     def served(self, contribution: str) -> bytes | None:
         """The cohort (ctx) that a contribution was last charged for; None if it never was."""
@@ -270,8 +290,3 @@ class DeviceAccount:
 def _with_deltas(record: _Record) -> list[tuple[Entry, float]]:
     deltas = record.deltas
     return [(e, deltas.get(e.task, record.account.delta)) for e in record.account.entries]
-
-
-def _largest(account: Account, one_more: Manifest | None = None) -> float:
-    extra = () if one_more is None else charges_of(one_more)
-    return max(account.epsilon(unit, extra) for unit in _UNITS)

@@ -27,6 +27,7 @@ from client_sdk.policy import model_length as model_length
 from client_sdk.revocations import refresh
 from dp.adaptive import checked_clip, first_clip
 from dp.errors import MechanismError
+from dp.figures import upper
 from secagg.api import Offer
 from secagg.errors import RemoteProtocolError
 from secagg.hashing import encode_parts
@@ -161,8 +162,20 @@ async def check_in(device: Device, task: str, offer: Offer) -> CheckIn:
         version=offer.model.version,
         releases=offer.releases,
         manifest_digest=digest.hex(),
+        **_no_finite_total(device, manifest),
     )
     return CheckIn(offer, manifest, digest, model["vector"], model.get("control"), clip)
+
+
+def _no_finite_total(device: Device, manifest: Manifest) -> dict[str, object]:
+    """Which tasks without noise leave no finite total once this one is charged; empty without.
+
+    What the other tasks cost is limited as ever, in a total of their own.
+    """
+    _, total = device.account.after(manifest, "example")
+    if not total.unbounded:
+        return {}
+    return {"no_finite_total": ", ".join(total.unbounded), "others": upper(total.bounded)}
 
 
 async def proven_clip(

@@ -297,7 +297,7 @@ class Client:
                 tally.refusals.append(outcome.refusal)
             if outcome.fault is not None:
                 raise outcome.fault
-            return tally.result(account.epsilon(outcome.task), self._folder, account.data)
+            return tally.result(account, outcome.task, self._folder)
 
     def recover_account(self, leaves_max: int = LEAVES_MAX) -> Recovered:
         """Find this device's charges in the ledger, and add those that its account lacks.
@@ -408,7 +408,7 @@ class Client:
                 await self._tell_account(device, task)
                 await self._recover_new(device, task)
                 tally = await self._rounds(device, contributor, task, rounds)
-            return tally.result(account.epsilon(task), self._folder, account.data)
+            return tally.result(account, task, self._folder)
 
     async def _rounds(
         self, device: Device, contributor: Contributor, task: str, rounds: int | None

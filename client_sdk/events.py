@@ -11,7 +11,9 @@ EventKind = Literal[
     "account",  # what the account counts: this folder alone, or a data set; once a folder
     "recovered",  # charges of a task that the ledger lists for this device were written down
     "resumed",  # a session of an earlier process goes on from the journal
-    "checked-in",  # the offer passed the policy; the model is on disk
+    "checked-in",  # the offer passed the policy; the model is on disk (detail: no_finite_total, the
+    # tasks without noise that leave no finite total, this one or earlier ones; others, epsilon
+    # of an example in the other tasks)
     "training",  # the contributor starts
     "trained",  # its contribution is journalled (detail: reused, failed, seconds)
     "reported",  # the advert is accepted

@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from client_sdk.account import DeviceAccount, cost
+from client_sdk.account import DeviceAccount, cost_of
 from client_sdk.errors import PolicyRefusal
+from dp.budget import UNITS, Unit, charges_of
 from dp.contracts import check_manifest
 from dp.contracts.scaffold import has_control
+from dp.figures import upper
 from dp.witness import WitnessPolicy
 from secagg.adapter import vector_length
 from secagg.errors import SecaggError
@@ -92,10 +94,18 @@ class PrivacyPolicy:
 
     Attributes:
         min_cohort: fewest devices in a released sum. Also demanded of every cohort at run time.
-        max_epsilon: most that one task may cost, unamplified, for examples and for devices.
+        max_epsilon: most that one task may cost, unamplified, each unit that counts.
         max_delta: largest delta of any task.
-        max_total_epsilon: most that all tasks together may cost the same data, by this device's own
-            account.
+        max_total_epsilon: most that all tasks together may cost each unit that counts, of the same
+            data, by this device's own account. A task without noise, where ``require`` admits one,
+            makes the true total infinite: the limit goes on for the other tasks, in a total of
+            their own, and the app is told (``RunResult.totals``; ``no_finite_total`` of the event
+            ``checked-in``).
+        units: whose cost counts in every task with noise, whatever the task protects: ``"example"``
+            (in a task that protects devices alone: what changing one example costs), ``"device"``
+            (in one that protects examples alone: all that a device may have in a sum; few such
+            tasks are admitted then). The unit that a task protects always counts, a device in the
+            total of the tasks that protect devices.
         require: admissible kinds of privacy (``"distributed"``, ``"local"``, or a set of them);
             None admits a task without noise.
         repeat_without_noise: the app's word that two sums over cohorts that overlap may show what
@@ -124,6 +134,7 @@ class PrivacyPolicy:
     max_epsilon: float = 8.0
     max_delta: float = 1e-5
     max_total_epsilon: float = 16.0
+    units: Unit | frozenset[Unit] = frozenset(("example",))
     require: PrivacyMode | frozenset[PrivacyMode] | None = frozenset(("distributed", "local"))
     repeat_without_noise: bool = False
     min_corrupt: int | None = None
@@ -144,6 +155,10 @@ class PrivacyPolicy:
         if not admitted or not admitted <= _ANY:
             raise ValueError(f"require is {self.require!r}, not a set of {sorted(_ANY)}")
         object.__setattr__(self, "require", admitted)
+        units = frozenset((self.units,)) if isinstance(self.units, str) else frozenset(self.units)
+        if not units <= set(UNITS):
+            raise ValueError(f"units is {self.units!r}, not a set of {sorted(UNITS)}")
+        object.__setattr__(self, "units", units)
         if self.min_cohort < 2:
             raise ValueError(f"min_cohort is {self.min_cohort}; a sum of one is that one")
         if self.min_corrupt is not None and self.min_corrupt < 0:
@@ -365,12 +380,23 @@ class PrivacyPolicy:
                 found=manifest.budget.delta,
                 remedy="Lower the task's delta, or raise max_delta in this app's policy.",
             )
-        whole = cost(manifest, manifest.budget.releases_max) or 0.0
-        after, total = account.after(manifest)
-        for reason, message, limit, found, remedy in (
+        self._admit_cost(manifest, account)
+
+    def _admit_cost(self, manifest: Manifest, account: DeviceAccount) -> None:
+        """Each unit that counts stays within the limits, in this task and in all of them."""
+        stated = {charge.unit for charge in charges_of(manifest) if charge.stated}
+        whole, task, every = {}, {}, {}
+        for unit in UNITS:
+            if unit not in stated and unit not in self.units:
+                continue
+            after, total = account.after(manifest, unit)
+            whole[unit] = cost_of(unit, manifest, manifest.budget.releases_max)
+            task[unit] = after.epsilon
+            every[unit] = total.bounded if unit in self.units else total.stated or 0.0
+        for reason, message, limit, costs, remedy in (
             (
                 "epsilon-too-large",
-                "The whole task may cost too much.",
+                "The whole task may cost one {} too much.",
                 self.max_epsilon,
                 whole,
                 "Give the task more noise or fewer releases, or raise max_epsilon in this app's "
@@ -378,25 +404,29 @@ class PrivacyPolicy:
             ),
             (
                 "own-budget",
-                "One more round would overdraw this task.",
+                "One more round would overdraw this task for one {}.",
                 self.max_epsilon,
-                after,
+                task,
                 "Take part in this task no more, or raise max_epsilon in this app's policy.",
             ),
             (
                 "own-total-budget",
-                "One more round would overdraw what all tasks may cost.",
+                "One more round would overdraw what all tasks may cost one {}.",
                 self.max_total_epsilon,
-                total,
+                every,
                 "Take part no more (what was spent stays spent), or raise max_total_epsilon in "
                 "this app's policy.",
             ),
         ):
-            if not found <= limit:
+            for unit, found in costs.items():
+                if found <= limit:
+                    continue
+                if unit not in stated:
+                    remedy += f" The task makes no statement about one {unit}: it counts by units."
                 raise PolicyRefusal(
                     reason,
-                    message,
+                    message.format(unit),
                     expected=f"epsilon <= {limit:g}, unamplified",
-                    found=round(found, 4),
+                    found=upper(found),
                     remedy=remedy,
                 )

@@ -26,6 +26,7 @@ from client_sdk.errors import LedgerError
 from client_sdk.journal import Journal
 from client_sdk.ledger import LedgerWatch
 from client_sdk.threads import finish_in_thread
+from dp.budget import Total
 from dp.contributors import by_identity
 from dp.records import ReleaseEntry, parse_release, parse_task
 from secagg.context import context
@@ -52,6 +53,7 @@ class Recovered:
         cohort_max_s: by then a cohort that is open now has taken all its steps, in seconds.
         epsilons: what each of these tasks has cost by the account, unamplified, at its own delta;
             None for a task without differential privacy.
+        totals: what the whole account has cost one example and one device.
     """
 
     charges: Mapping[str, int]
@@ -60,6 +62,7 @@ class Recovered:
     leaves: int
     cohort_max_s: float
     epsilons: Mapping[str, float | None]
+    totals: tuple[Total, ...] = ()
 
 
 async def recover(
@@ -93,6 +96,7 @@ async def recover(
             charge.manifest.task: cost(charge.manifest, account.charges(charge.manifest.task))
             for charge in found
         },
+        totals=account.totals(),
     )
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from client_sdk.data_account import DataAccount
+from client_sdk.account import DeviceAccount
 from client_sdk.errors import PolicyRefusal
 from client_sdk.participant import Outcome
+from dp.budget import Total
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,8 @@ class RunResult:
         releases: the releases that this device is in, verified in the ledger, in order.
         epsilon: what this task has cost so far by this device's own account, unamplified; over
             the life of the data, or of the state folder where it counts alone, whatever was
-            released.
+            released. The largest of the task's statements; infinite for a task without noise that
+            was charged.
         refusals: why this device refused; the run ended there, or the session that was resumed.
         aborted: sessions that ended without a release.
         finished: whether the task is over.
@@ -27,6 +29,8 @@ class RunResult:
         counted: state folders whose charges the account counts as of the same data. One alone: what
             others spend of the data is not known here; name it with ``data_id`` to change that.
         renewed: how often the app had the data's account begun anew after it was lost.
+        totals: what all tasks of this account have cost one example and one device, with the tasks
+            without noise, which leave no finite total; empty before the first charge.
     """
 
     releases: tuple[Outcome, ...] = ()
@@ -37,6 +41,7 @@ class RunResult:
     evidence: tuple[Path, ...] = ()
     counted: tuple[Path, ...] = ()
     renewed: int = 0
+    totals: tuple[Total, ...] = ()
 
 
 @dataclass
@@ -57,15 +62,17 @@ class Tally:
         else:
             self.aborted += 1
 
-    def result(self, epsilon: float, folder: Path, data: DataAccount | None) -> RunResult:
-        """``folder``: this device's; ``data``: the account that it shares, if it does."""
+    def result(self, account: DeviceAccount, task: str, folder: Path) -> RunResult:
+        """``folder``: this device's."""
+        data = account.data
         return RunResult(
             tuple(self.releases),
-            epsilon,
+            account.epsilon(task),
             tuple(self.refusals),
             self.aborted,
             self.finished,
             tuple(self.evidence),
             (folder,) if data is None else data.folders,
             0 if data is None else data.renewed,
+            account.totals(),
         )

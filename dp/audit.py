@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,7 @@ import nacl.signing
 from dp import merkle, tiles
 from dp.accounting import PrivacyLine, ReleaseFacts, guaranteed_variance, headline, lines
 from dp.adaptive import first_clip, next_clip
+from dp.budget import UNITS, Total, charges_of, repeated, total, without_noise
 from dp.conduct import Conduct
 from dp.contracts import check_manifest
 from dp.contributors import members_of
@@ -94,8 +95,11 @@ class AuditedTask(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AuditResult(msgspec.Struct, frozen=True, kw_only=True):
-    """``epsilon``: the largest unamplified cost of any task; None without privacy.
+    """What a ledger holds, and what is wrong with it.
 
+    ``epsilon``: the largest total of a unit that a task makes a statement about, unamplified, over
+    all tasks: infinite if one of them adds no noise that protects it; None if no task makes one.
+    ``totals``: of each unit, at the largest delta of these tasks; empty before a release.
     ``witnesses``: asked-for witnesses that cosigned the checkpoint, and when (Unix seconds).
     ``releases``: sums that were released; ``charged``: all cohorts that cost privacy.
     ``memberships``, ``rotations``: (leaf, record) of bans and of what partners did, and of keys
@@ -115,6 +119,7 @@ class AuditResult(msgspec.Struct, frozen=True, kw_only=True):
     memberships: tuple[tuple[int, Membership], ...] = ()
     rotations: tuple[tuple[int, Rotation], ...] = ()
     unchecked: tuple[Finding, ...] = ()
+    totals: tuple[Total, ...] = ()
 
 
 @dataclass
@@ -130,6 +135,7 @@ class _Task:
     clip: float | None = None  # of the newest version, where the clip adapts; None: not known
     contexts: set[bytes] = field(default_factory=set)
     rosters: set[bytes] = field(default_factory=set)
+    unaccounted: int = 0  # releases under a manifest that the rules refuse
     lists_all: bool = False  # a release lists its masking set: version 1 is over
     of_version_1: int = 0  # releases that do not
     conduct: Conduct = field(init=False)
@@ -220,6 +226,7 @@ class _Audit:
         self._released(entry, task, leaf)
         self.wrong(task.conduct.release(entry, leaf), leaf)
         if not task.admissible:
+            task.unaccounted += 1
             self.problem("task-inadmissible", "The task's own manifest was refused.", leaf)
             return
         in_force = task.clip
@@ -596,7 +603,9 @@ def _result(
         for task in audit.tasks.values()
     )
     every = [release for task in tasks for release in task.releases]
-    costs = [cost for task in tasks if (cost := headline(task.lines)) is not None]
+    totals = _totals(audit.tasks.values())
+    stated = {line.unit for task in tasks for line in task.lines}
+    costs = [0.0, *(found.epsilon for found in totals if found.unit in stated)]
     return AuditResult(
         verified=not audit.problems,
         tree_size=checkpoint.size if checkpoint else 0,
@@ -604,11 +613,31 @@ def _result(
         origin=checkpoint.origin if checkpoint else "",
         releases=sum(1 for release in every if release.entry.outcome == "released"),
         charged=len(every),
-        epsilon=max(costs, default=None),
+        epsilon=max(costs) if stated else None,
         problems=tuple(audit.problems),
         tasks=tasks,
         witnesses=cosigned or {},
         memberships=tuple(audit.memberships),
         rotations=tuple(audit.rotations),
         unchecked=tuple(_unchecked(audit)),
+        totals=totals,
     )
+
+
+def _totals(tasks: Collection[_Task]) -> tuple[Total, ...]:
+    """What a unit has paid whose data served in every charged cohort of every task.
+
+    Releases under a manifest that the rules refuse are nobody's guarantee: without bound.
+    """
+    spent = [
+        (task.manifest.task, repeated(charges_of(task.manifest, facts), count))
+        for task in tasks
+        for facts, count in task.counts.items()
+    ]
+    deltas = [task.manifest.budget.delta for task in tasks if task.counts]
+    if not deltas:
+        return ()
+    spent += [
+        (task.manifest.task, tuple(map(without_noise, UNITS))) for task in tasks if task.unaccounted
+    ]
+    return tuple(total(unit, spent, max(deltas)) for unit in UNITS)

@@ -77,6 +77,13 @@ class GaussianRelease(Event):
 
 
 @dataclass(frozen=True)
+class NonPrivateRelease(Event):
+    """A release without noise that protects the unit: no epsilon bounds what it shows."""
+
+    adjacency: Adjacency = "add-or-remove"
+
+
+@dataclass(frozen=True)
 class PoissonSampled(Event):
     """``event`` on a batch that every record joins by an independent secret coin of ``rate``.
 
@@ -149,7 +156,11 @@ def adjacency_of(event: Event) -> Adjacency | None:
                 )
             return next(iter(found), None)
         case (
-            SkellamRelease() | DiscreteGaussianSum() | DiscreteGaussianRelease() | GaussianRelease()
+            SkellamRelease()
+            | DiscreteGaussianSum()
+            | DiscreteGaussianRelease()
+            | GaussianRelease()
+            | NonPrivateRelease()
         ):
             return event.adjacency
         case _:
@@ -179,6 +190,8 @@ def replace_one(event: Event) -> Event:
             return DiscreteGaussianRelease(z / 2, "replace-one")
         case GaussianRelease(z):
             return GaussianRelease(z / 2, "replace-one")
+        case NonPrivateRelease():
+            return NonPrivateRelease("replace-one")
         case CorrelatedReleases(coefficients, rounds, participations, separation, row):
             return CorrelatedReleases(
                 coefficients, rounds, participations, separation, replace_one(row)

@@ -44,6 +44,7 @@ from dp.events import (
     DiscreteGaussianSum,
     Event,
     GaussianRelease,
+    NonPrivateRelease,
     PoissonReplaced,
     PoissonSampled,
     SkellamRelease,
@@ -268,6 +269,8 @@ def rdp_curve(event: Event) -> Mapping[int, float]:
             return _gaussian(z)
         case DiscreteGaussianSum():
             return _discrete_gaussian_sum(event)
+        case NonPrivateRelease():
+            return dict.fromkeys(ORDERS, math.inf)
         case CorrelatedReleases():
             return rdp_curve(_whole(event))
         case PoissonSampled(rate, inner):

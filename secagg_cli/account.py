@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
+import msgspec
 import typer
 
 from secagg_cli.output import Format, FormatOption, Output
 from secagg_cli.session import FolderArgument, PassphraseOption, read_passphrase
+
+if TYPE_CHECKING:
+    from dp.budget import Total
 
 app = typer.Typer(no_args_is_help=True, help="A device's own account of privacy.")
 
@@ -45,10 +50,8 @@ def show(
             for task in account.tasks()
         }
         for task, spent in tasks.items():
-            out.say(
-                f"{task}: charged in {spent['charges']} cohorts, epsilon {spent['epsilon']:.4f}"
-            )
-        out.say(f"all together: epsilon {account.total_epsilon():.4f} at delta {_DELTA:g}")
+            out.say(f"{task}: charged in {spent['charges']} cohorts, {_spent(spent['epsilon'])}")
+        say_totals(out, account.totals())
         out.say(_COUNTS[counts])
         for path in folders:
             out.say(f"  {path}" + ("" if path.is_dir() else " (gone; what it spent counts)"))
@@ -59,7 +62,7 @@ def show(
                 "counts": counts,
                 "folders": [{"path": str(path), "there": path.is_dir()} for path in folders],
                 "tasks": tasks,
-                "total_epsilon": account.total_epsilon(),
+                "totals": totals_json(account.totals()),
                 "delta": _DELTA,
                 "renewed": 0 if data is None else data.renewed,
             }
@@ -120,9 +123,8 @@ def recover(
         client = Client.from_bundle(bundle, state_dir=state, passphrase=passphrase, data_id=data_id)
         found = client.recover_account(leaves_max or LEAVES_MAX)
         for task, charges in found.charges.items():
-            epsilon = found.epsilons[task]
-            spent = "no differential privacy" if epsilon is None else f"epsilon {epsilon:.4f}"
-            out.say(f"{task}: charged in {charges} cohorts, {spent}")
+            out.say(f"{task}: charged in {charges} cohorts, {_spent(found.epsilons[task])}")
+        say_totals(out, found.totals)
         out.say(f"{found.added} charges added to the account; {found.leaves} records read.")
         if found.unlisted:
             out.say(
@@ -136,5 +138,29 @@ def recover(
                 "added": found.added,
                 "unlisted": list(found.unlisted),
                 "records": found.leaves,
+                "totals": totals_json(found.totals),
             }
         )
+
+
+def _spent(epsilon: float | None) -> str:
+    from dp.figures import shown_up
+
+    if epsilon is None:
+        return "no differential privacy"
+    return f"epsilon {shown_up(epsilon)}"
+
+
+def say_totals(out: Output, totals: Sequence[Total]) -> None:
+    """What all tasks of a device have cost its data, and which leave no finite total."""
+    from dp.report.totals import together
+
+    for total in totals:
+        out.say(f"by this device's account: {together(total)}")
+
+
+def totals_json(totals: Sequence[Total]) -> list[dict[str, Any]]:
+    """Each total, and the sentence about it; what is infinite is null."""
+    from dp.report.totals import together
+
+    return [{**msgspec.to_builtins(total), "text": together(total)} for total in totals]

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
 
+from secagg_cli.account import totals_json
 from secagg_cli.attack import attack
 from secagg_cli.output import EXIT_REFUSED, CommandError, Format, FormatOption, Output
 
 if TYPE_CHECKING:
-    from dp.audit import AuditResult
+    from dp.audit import AuditedTask, AuditResult
 
 app = typer.Typer(no_args_is_help=True, help="Verify what an aggregator released.")
 app.command("attack")(attack)
@@ -94,6 +95,8 @@ def report(
 
 
 def _say_verdict(out: Output, result: AuditResult) -> None:
+    from dp.report.totals import together
+
     for problem in result.problems:
         where = "" if problem.leaf is None else f" (record {problem.leaf})"
         name = "" if f"[{problem.reason}]" in problem.message else f" [{problem.reason}]"
@@ -107,24 +110,43 @@ def _say_verdict(out: Output, result: AuditResult) -> None:
         f"{'Verified' if result.verified else 'NOT verified'}: {result.tree_size} records, "
         f"{result.releases} released, {result.charged - result.releases} charged; {_cost(result)}"
     )
+    for task in result.tasks:
+        for line in _statements(task):
+            out.say(line)
+    for total in result.totals:
+        out.say(together(total))
 
 
 def _cost(result: AuditResult) -> str:
-    """The cost of the costliest task, and what that figure leaves out."""
-    from dp.accounting import headline
+    """All tasks together: the largest total of a unit about which a task makes a statement."""
+    from dp.figures import delta_shown, shown_up
 
-    tasks = [task for task in result.tasks if task.admissible]
-    costs = [(cost, task) for task in tasks if (cost := headline(task.lines)) is not None]
-    if not costs:
+    if result.epsilon is None:
         return "no differential privacy"
-    epsilon, task = max(costs, key=lambda item: item[0])
-    delta = task.manifest.budget.delta
-    text = f"epsilon {epsilon:.4f} at delta {delta:g}, of task {task.manifest.task!r}"
-    if len(costs) > 1:
-        text += f", the costliest of {len(costs)}, not their total"
-    if unprotected := len(tasks) - len(costs):
-        text += f"; {unprotected} more without differential privacy"
-    return text
+    of = [total for total in result.totals if total.epsilon == result.epsilon]
+    if not of:
+        return "nothing spent"
+    return (
+        f"all tasks together: epsilon {shown_up(result.epsilon)} at delta "
+        f"{delta_shown(of[0].delta)} for one {of[0].unit}"
+    )
+
+
+def _statements(task: AuditedTask) -> Iterator[str]:
+    """What a task says of each unit, or that it says nothing."""
+    from dp.figures import delta_shown, shown_up
+
+    name = f"task {task.manifest.task!r}"
+    if not task.admissible:
+        yield f"{name}: refused, and not accounted"
+    elif not task.lines:
+        yield f"{name}: no differential privacy"
+    for line in task.lines:
+        yield (
+            f"{name}, one {line.unit}: epsilon {shown_up(line.epsilon)} at delta "
+            f"{delta_shown(line.delta)}, {'amplified' if line.amplified else 'not amplified'}, "
+            f"{line.adjacency}, against {line.adversary}"
+        )
 
 
 def audit_ledger(
@@ -162,13 +184,20 @@ def audit_ledger(
 
 
 def verdict(result: AuditResult) -> dict[str, Any]:
-    """The keys of ``secagg audit verify --format json``."""
+    """The keys of ``secagg audit verify --format json``; what is infinite is null there."""
     return {
         "verified": result.verified,
         "tree_size": result.tree_size,
         "releases": result.releases,
         "charged": result.charged,
         "epsilon": result.epsilon,
+        "statements": [
+            {"task": task.manifest.task, **msgspec.to_builtins(line)}
+            for task in result.tasks
+            for line in task.lines
+        ],
+        "without_privacy": [task.manifest.task for task in result.tasks if not task.lines],
+        "totals": totals_json(result.totals),
         "problems": [msgspec.to_builtins(problem) for problem in result.problems],
         "unchecked": [msgspec.to_builtins(finding) for finding in result.unchecked],
         "root": result.root,

@@ -18,7 +18,7 @@ import typer
 from rich.markup import escape
 
 from secagg.errors import SecaggError
-from secagg_cli.account import DataIdOption
+from secagg_cli.account import DataIdOption, say_totals, totals_json
 from secagg_cli.audit import read_key
 from secagg_cli.background import Background
 from secagg_cli.enroll import parse_partner_key
@@ -191,6 +191,8 @@ def join(
         result = client.run(trainer, task=task, rounds=rounds)
         if result.refusals:
             raise _in_options(result.refusals[-1])
+        if not events and not held:
+            say_totals(out, result.totals)
         out.result(
             {
                 "task": task,
@@ -198,6 +200,7 @@ def join(
                 "aborted": result.aborted,
                 "epsilon": result.epsilon,
                 "finished": result.finished,
+                "totals": totals_json(result.totals),
             }
         )
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
-from dp.accounting import epsilon_of, headline, lines, slack_log2
+from dp.accounting import headline, lines
 from dp.adaptive import first_clip
 from dp.audit import AuditedRelease, AuditedTask, AuditResult
-from dp.budget import Unit, charges_of
+from dp.budget import Total
 from dp.contracts import warnings
-from dp.events import Composed, Event
 from dp.forms import parse_policy
 from dp.grid import examples_factor
 from dp.records import Membership
@@ -32,6 +30,7 @@ from dp.report.data import (
 )
 from dp.report.parameters import parameters
 from dp.report.reading import FIGURES, READING, RECOMPUTE
+from dp.report.totals import together
 from dp.report.words import amplified, assumptions, exposure, unprotected
 from secagg.manifest import Manifest
 
@@ -53,7 +52,7 @@ def report_data(audit: AuditResult, software: Mapping[str, str] | None = None) -
         root=audit.root,
         problems=audit.problems,
         tasks=tuple(_task(task) for task in tasks),
-        combined=_combined(tasks),
+        combined=tuple(map(_combined, audit.totals)),
         witnesses=audit.witnesses,
         reading=READING,
         figures=FIGURES,
@@ -191,22 +190,5 @@ def _profile(task: AuditedTask) -> tuple[ProfilePoint, ...]:
     return tuple(points)
 
 
-def _combined(tasks: list[AuditedTask]) -> tuple[Combined, ...]:
-    result = []
-    units: tuple[Unit, ...] = ("example", "device")
-    for unit in units:
-        counts: Counter[Event] = Counter()
-        draws, deltas = 1, []
-        for task in tasks:
-            for facts in task.facts:
-                for charge in charges_of(task.manifest, facts):
-                    if charge.unit == unit:
-                        counts[charge.event()] += charge.count
-                        draws += charge.draws
-                        deltas.append(task.manifest.budget.delta)
-        if counts:
-            delta = max(deltas)
-            event = Composed(tuple(sorted(counts.items(), key=repr)))
-            epsilon = epsilon_of(event, delta, slack_log2(draws))
-            result.append(Combined(unit=unit, epsilon=epsilon, delta=delta))
-    return tuple(result)
+def _combined(found: Total) -> Combined:
+    return Combined(**msgspec.structs.asdict(found), text=together(found))

@@ -146,11 +146,20 @@ class TaskReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Combined(msgspec.Struct, frozen=True, kw_only=True):
-    """What all tasks of the ledger cost together one unit whose data served in every one."""
+    """What all tasks of the ledger cost together one unit whose data served in every one.
+
+    The fields are those of ``dp.budget.Total``; an epsilon that is infinite is null in JSON.
+    ``text``: the same for people.
+    """
 
     unit: str
-    epsilon: float
+    epsilon: float | None
     delta: float
+    unbounded: tuple[str, ...] = ()
+    bounded: float | None = None
+    stated: float | None = None
+    derived: tuple[str, ...] = ()
+    text: str = ""
 
 
 class Figure(msgspec.Struct, frozen=True, kw_only=True):

@@ -70,8 +70,11 @@ FIGURES = (
     ),
     Figure(
         name="epsilon of all tasks together",
-        value="the charges of all release records that protect this unit, composed as one list, at "
-        "the largest delta of the tasks, without amplification",
+        value="a charge of every release record of every task, composed as one list, at the "
+        "largest delta of the tasks, without amplification. An example: its task's own event; "
+        "where a task protects devices alone, both sensitivities of a device doubled. A device: "
+        "its task's own event; where examples are clipped in the sum, the sensitivities of "
+        "examples_max examples. Without noise that protects the unit: without bound",
     ),
     Figure(
         name="budget left",

@@ -23,7 +23,7 @@ from secagg_cli.demo.folder import claim_folder
 from secagg_cli.demo.kills import KillPlan, plan_kills
 from secagg_cli.demo.memory import MemoryMeter
 from secagg_cli.demo.service import Service
-from secagg_cli.demo.spec import TASK, DemoOptions, task_spec
+from secagg_cli.demo.spec import TASK, DemoOptions, device_limit, task_spec
 from secagg_cli.demo.summary import print_round, print_summary, round_json
 from secagg_cli.enroll import enrol, partner_key
 from secagg_cli.output import CommandError, Output
@@ -156,7 +156,7 @@ def _device_policy(spec: TaskSpec, plan: KillPlan) -> list[str]:
     policy = ["--min-cohort", str(plan.survivors_min), "--min-corrupt", "0"]
     if spec.budget.max_epsilon is None:
         return [*policy, "--without-noise", "--repeat-without-noise"]
-    limit = str(spec.budget.max_epsilon)
+    limit = str(device_limit(spec, spec.budget.max_epsilon))
     return [*policy, "--max-epsilon", limit, "--max-total-epsilon", limit]
 
 

@@ -15,7 +15,7 @@ from secagg_cli.presets import Privacy, adapter_for, task_terms
 
 if TYPE_CHECKING:
     from dp.contracts import TaskSpec
-    from secagg.manifest import AdapterKind
+    from secagg.manifest import AdapterKind, Manifest
 
 TASK = "demo"
 MAX_EPSILON = 8.0  # the budget where the settings permit it, unamplified
@@ -91,21 +91,39 @@ def task_spec(options: DemoOptions, plan: KillPlan, model: Any) -> TaskSpec:
     return replace(spec, budget=replace(spec.budget, max_epsilon=_budget(spec)))
 
 
+def device_limit(spec: TaskSpec, promised: float) -> float:
+    """What a device must admit: the promised epsilon, and what one example costs where the task
+    protects whole devices alone."""
+    from client_sdk.account import cost_of
+
+    cost = cost_of("example", _draft(spec), spec.budget.releases_max)
+    return cost if math.isinf(cost) else max(promised, _tenth_up(cost))
+
+
 def _budget(spec: TaskSpec) -> float | None:
     """``MAX_EPSILON``, or what these settings cost where that is more; None without privacy."""
+    from dp.accounting import headline, lines
+
+    cost = headline(lines(_draft(spec), spec.budget.releases_max))
+    return None if cost is None else max(MAX_EPSILON, _tenth_up(cost))
+
+
+def _tenth_up(epsilon: float) -> float:
+    return math.ceil(epsilon * 10) / 10
+
+
+def _draft(spec: TaskSpec) -> Manifest:
+    """The task's manifest, under nobody's keys."""
     import nacl.signing
 
-    from dp.accounting import headline, lines
     from dp.contracts import build_manifest
     from dp.notes import verifier_key
 
     key = bytes(nacl.signing.SigningKey(bytes(32)).verify_key)
-    draft = build_manifest(
+    return build_manifest(
         spec,
         created_at=0,
         task_key=key,
         ledger_verifier=verifier_key("draft", key),
         partner_keys=(key,),
     )
-    cost = headline(lines(draft, spec.budget.releases_max))
-    return None if cost is None else max(MAX_EPSILON, math.ceil(cost * 10) / 10)

@@ -61,7 +61,7 @@ def spent(world: World, name: str) -> dict[str, float]:
         "other charges": account.charges(OTHER),
         "epsilon": account.epsilon(TASK),
         "other epsilon": account.epsilon(OTHER),
-        "total": account.total_epsilon(),
+        "total": account.total("device").stated or 0.0,
     }
 
 

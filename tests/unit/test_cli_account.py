@@ -45,7 +45,7 @@ def test_show_counts_the_folders_of_the_data(tmp_path: Path, root: Path) -> None
     ]
     assert {task: row["charges"] for task, row in shown["tasks"].items()} == {"one": 1, "two": 1}
     assert shown["tasks"]["two"]["epsilon"] == headline(lines(TWO, 1))
-    assert shown["total_epsilon"] == pytest.approx(headline(lines(ONE, 2)), rel=1e-9)
+    assert shown["totals"][1]["stated"] == pytest.approx(headline(lines(ONE, 2)), rel=1e-9)
 
 
 def test_show_says_that_unnamed_data_counts_by_user_and_a_named_folder_alone(
@@ -57,7 +57,7 @@ def test_show_says_that_unnamed_data_counts_by_user_and_a_named_folder_alone(
     alone.open().debit(ONE, A, "c")
     shown = invoke("account", "show", str(alone.path))
     assert (shown["counts"], len(shown["folders"])) == ("folder", 1)
-    assert shown["total_epsilon"] == headline(lines(ONE, 1))
+    assert shown["totals"][1]["stated"] == headline(lines(ONE, 1))
 
 
 def test_a_look_is_for_a_running_device_too(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_renew_is_the_way_out_that_the_error_names(tmp_path: Path, root: Path) -
         invoke(*words, "--data-id", "journal")
     shown = invoke("account", "show", str(first.path))
     assert shown["renewed"] == 2
-    assert shown["total_epsilon"] == pytest.approx(headline(lines(ONE, 2)), rel=1e-9)
+    assert shown["totals"][1]["stated"] == pytest.approx(headline(lines(ONE, 2)), rel=1e-9)
 
 
 def test_join_hands_the_data_s_name_to_its_client(

@@ -34,7 +34,9 @@ ONE = make_manifest(sum_spec(task="one", budget=NO_LIMIT), VERIFIER)
 TWO = make_manifest(sum_spec(task="two", budget=NO_LIMIT), VERIFIER)
 BARE = make_manifest(sum_spec(task="bare", device_noise_multiplier=0.0), VERIFIER)
 NOW_S = 1_800_000_000.0
-POLICY = PrivacyPolicy(min_cohort=2, min_corrupt=0, max_epsilon=1e6, max_total_epsilon=1e6)
+POLICY = PrivacyPolicy(  # limits are for devices, which these tasks protect
+    min_cohort=2, min_corrupt=0, max_epsilon=1e6, max_total_epsilon=1e6, units="device"
+)
 A, B, C = (letter * 32 for letter in (b"a", b"b", b"c"))
 
 
@@ -97,7 +99,7 @@ def refusal(
 
 def total(account: DeviceAccount) -> float:
     """Of a device, over all tasks."""
-    return account.total_epsilon()
+    return account.total("device").stated or 0.0
 
 
 def pay(account: DeviceAccount, manifest: Manifest, ctx: bytes, policy: PrivacyPolicy) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import msgspec
@@ -9,13 +10,14 @@ import pytest
 
 from dp import planning
 from dp.accounting import local_step
-from dp.budget import Account, charges_of
+from dp.budget import UNITS, Account, charges_of
 from dp.contracts import BudgetSpec, CohortSpec, TrainingSpec, check_manifest, warnings
 from dp.contracts.check import suggested
 from dp.contracts.derive import derive_ring
 from dp.contracts.known_noise import mean_deviation, mean_variance
 from dp.contracts.rules import adapter_length
 from dp.errors import AccountingError
+from dp.events import NonPrivateRelease
 from secagg.errors import ConfigurationError, LocalProtocolError
 from secagg.manifest import Manifest
 from tests.dp_tasks import built, spec, statistics
@@ -129,8 +131,9 @@ def test_a_promise_without_privacy_is_refused() -> None:
         "budget-without-privacy"
     )
     check_manifest(manifest)
-    assert charges_of(manifest) == ()
-    assert Account(delta=1e-5, max_epsilon=0.1).spend("a", manifest).epsilon("example") == 0.0
+    assert [type(charge.event()) for charge in charges_of(manifest)] == [NonPrivateRelease] * 2
+    spent = Account(delta=1e-5, max_epsilon=0.1).spend("a", manifest)
+    assert [spent.epsilon(unit) for unit in UNITS] == [math.inf] * 2
     with pytest.raises(AccountingError, match="privacy-missing"):
         local_step(manifest)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,9 +12,19 @@ import nacl.signing
 import pytest
 import rfc8785
 
-from dp.accounting import ReleaseFacts, headline, lines
+from dp.accounting import (
+    OVERRUN_DRAWS,
+    ReleaseFacts,
+    draws_per_release,
+    epsilon_of,
+    headline,
+    lines,
+    ring_release,
+    slack_log2,
+)
 from dp.audit import AuditResult, verify_ledger
 from dp.contracts import BudgetSpec
+from dp.events import Composed
 from dp.ledger import LedgerBuilder
 from dp.notes import sign_checkpoint, split_note
 from dp.records import (
@@ -156,7 +167,7 @@ def test_a_cohort_that_was_only_charged_shows_nothing() -> None:
     assert found(audited(served(LedgerBuilder(ORIGIN, [task, measured])))) == []
 
 
-def test_tasks_are_audited_side_by_side_and_the_costliest_is_the_headline() -> None:
+def test_tasks_are_audited_side_by_side_and_the_total_is_of_all() -> None:
     quiet = built(task="quiet", noise_multiplier=3.0)
     free = built(task="free", algorithm="fedavg", privacy="none")
     builder = LedgerBuilder(ORIGIN, [signed_task(m) for m in (quiet, MANIFEST, free)])
@@ -169,7 +180,15 @@ def test_tasks_are_audited_side_by_side_and_the_costliest_is_the_headline() -> N
     assert found(result) == []
     assert [task.leaf for task in result.tasks] == [0, 1, 2]
     assert [task.releases[0].leaf for task in result.tasks] == [5, 4, 6]
-    assert result.epsilon == EPSILON[1]
+    example, device = result.totals
+    assert result.epsilon == example.epsilon == device.epsilon == math.inf
+    assert example.unbounded == device.unbounded == ("free",)
+    fewest = ReleaseFacts(survivors=4)
+    both = Composed(((ring_release(quiet, fewest, 1), 1), (ring_release(MANIFEST, fewest, 1), 1)))
+    slack = slack_log2(2 * (draws_per_release(MANIFEST) + OVERRUN_DRAWS))
+    assert example.bounded == example.stated == pytest.approx(epsilon_of(both, 1e-5, slack))
+    assert example.bounded > EPSILON[1]
+    assert (example.derived, device.derived) == ((), ("quiet", "demo"))
     (decision,) = result.tasks[0].policies
     assert (decision["action"], decision["leaf"]) == ("paused", 3)
     alone = audited(served(LedgerBuilder(ORIGIN, [signed_task(free)])))

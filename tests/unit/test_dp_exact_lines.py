@@ -27,7 +27,7 @@ from dp.accounting import (
     ring_release,
     slack_log2,
 )
-from dp.budget import Account, Charge, charges_of
+from dp.budget import UNITS, Account, Charge, charges_of, without_noise
 from dp.contracts import BudgetSpec, CohortSpec, TrainingSpec
 from dp.correlated import noise_ratio, prefix_coefficients, squared_sensitivity
 from dp.errors import AccountingError
@@ -263,18 +263,24 @@ def test_charges_are_the_integers_of_the_events() -> None:
     assert example.event() == SkellamRelease(1024**2, 8192, int(variance), "add-or-remove")
     assert device.event().adjacency == "zero-out"
     local = built(algorithm="fedavg", budget=NO_LIMIT, training=TrainingSpec(local_steps=3))
-    (charge,) = charges_of(local)
+    charge, device = charges_of(local)
+    assert device == without_noise("device")
     assert (charge.unit, charge.count, charge.draws) == ("example", 3, 3 * 64)
     assert charge.event() == local_step(local)
     untrained = msgspec.structs.replace(local, training=None)
     assert (charges_of(untrained)[0].count, charges_of(untrained)[0].draws) == (1, 64)
     assert lines(untrained, 3)[0].epsilon == of([(local_step(local), 3)], 3 * 64, local)
-    assert charges_of(built(algorithm="fedavg", privacy="none")) == ()
+    none = charges_of(built(algorithm="fedavg", privacy="none"))
+    assert none == tuple(map(without_noise, UNITS))
+    assert [(charge.stated, charge.draws, charge.event().adjacency) for charge in none] == [
+        (False, 0, "add-or-remove"),
+        (False, 0, "zero-out"),
+    ]
 
 
 def test_charges_of_discrete_gaussian_shares_keep_their_number() -> None:
     manifest = built(mechanism="discrete-gaussian", budget=NO_LIMIT)
-    (charge,) = charges_of(manifest, ReleaseFacts(survivors=6))
+    charge, device = charges_of(manifest, ReleaseFacts(survivors=6))
     share = manifest.noise.share_variance
     assert (charge.variance, charge.shares, charge.length) == (str(share), 5, 64)
     assert charge.event() == DiscreteGaussianSum(1024**2, 8192, share, 5, 64, "add-or-remove")
@@ -283,7 +289,12 @@ def test_charges_of_discrete_gaussian_shares_keep_their_number() -> None:
     assert account.epsilon("example") == epsilon_of(
         Composed(((charge.event(), 1),)), 1e-5, slack_log2(draws)
     )
-    assert account.epsilon("device") == 0.0
+    most = 256  # examples of a device in one sum
+    assert device.event() == DiscreteGaussianSum(
+        (most * 1024) ** 2, most * 8192, share, 5, 64, "zero-out"
+    )
+    assert account.epsilon("device") == math.inf  # far above what can be vouched for
+    assert account.total("device").unbounded == ()
     both = account.reserve("b", manifest)
     expected = Composed(
         tuple(

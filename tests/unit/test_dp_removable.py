@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 
 from dp.accounting import ReleaseFacts, draws_per_release, guaranteed_variance, headline, lines
-from dp.budget import Account, charges_of
+from dp.budget import Account, charges_of, example_of
 from dp.contracts import BudgetSpec, CohortSpec, check_manifest, overshoot
 from dp.errors import AccountingError, MechanismError
 from dp.events import SkellamRelease
@@ -364,7 +364,8 @@ def test_accounting_charges_what_is_left_for_the_real_survivors() -> None:
     assert one_lost < 0.95 * worst
     account = Account(delta=manifest.budget.delta).spend("a", manifest, full)
     assert account.epsilon("device") == pytest.approx(costs[full])
-    (charge,) = charges_of(manifest, lost)
+    example, charge = charges_of(manifest, lost)
+    assert example == example_of(charge)
     event = charge.event()
     assert isinstance(event, SkellamRelease)
     assert event.variance == guaranteed_variance(manifest, lost)

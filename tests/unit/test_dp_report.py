@@ -64,7 +64,7 @@ def test_report_of_a_large_cohort_says_what_its_graph_leaves_to_chance() -> None
 def test_report_is_plain_data() -> None:
     data = report(built(report_slot_s=5.0), (4,))
     again = msgspec.json.decode(msgspec.json.encode(data), type=ReportData)
-    assert again == data
+    assert msgspec.json.encode(again) == msgspec.json.encode(data)  # what is infinite is null
 
 
 def test_reports_differ_where_the_modes_do() -> None:
@@ -88,7 +88,7 @@ def test_tasks_on_the_same_data_are_composed() -> None:
     for record in ledger(second, ())._entries:
         builder.append(record)
     alone = report_data(verify_ledger(served(builder).get, VERIFIER))
-    assert len(alone.combined) == 1
+    assert [row.unit for row in alone.combined] == ["example", "device"]
     assert alone.combined[0].epsilon == pytest.approx(alone.tasks[0].lines[0].epsilon, rel=1e-6)
 
 

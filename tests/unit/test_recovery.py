@@ -82,7 +82,7 @@ async def test_released_and_charged_cohorts_are_found_and_others_are_not(tmp_pat
         paid.debit(MANIFEST, item.ctx, "c")
     again = account(tmp_path)
     assert again.epsilon(MANIFEST.task) == paid.epsilon(MANIFEST.task)
-    assert again.total_epsilon() == paid.total_epsilon()
+    assert again.totals() == paid.totals()
     assert not again.is_new
 
 

@@ -334,14 +334,22 @@ def test_the_verdict_says_whose_epsilon_it_prints(tmp_path: Path) -> None:
     charged = listed(plain, entry(2, charged=True), 1, fault="devices", cause="x")
     none = listing(plain, [listed(plain, entry(1, 4)), charged])
     assert re.search(
-        r"2 released, 0 charged; epsilon \d\.\d{4} at delta 1e-05, of task 'demo', the costliest "
-        r"of 2, not their total",
+        r"2 released, 0 charged; all tasks together: epsilon 4\.8038 at delta 1e-05 for one "
+        r"example task 'demo', one example: epsilon 4\.8038 at delta 1e-05, not amplified, "
+        r"add-or-remove, against the aggregator.* One example whose data served in every task: "
+        r"epsilon 4\.8038",
         said(two, "two"),
     )
     assert "1 released, 1 charged; no differential privacy" in said(none, "none")
     for encoded in none._entries:
         two.append(encoded)
-    assert said(two, "mixed").endswith("1 more without differential privacy")
+    mixed = said(two, "mixed")
+    assert "all tasks together: epsilon infinite at delta 1e-05 for one example" in mixed
+    assert "task 'plain': no differential privacy" in mixed
+    assert (
+        "every task: epsilon infinite at delta 1e-05. Task 'plain' adds no noise that protects it. "
+        "All other tasks together: epsilon 4.8038 at delta 1e-05." in mixed
+    )
 
 
 def test_the_report_works_without_a_network_and_as_data(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
 from sdk_support import account_in, journal_in, make_manifest, sum_spec
 
-from client_sdk.account import DeviceAccount, Found
+from client_sdk.account import DeviceAccount, Found, cost_of
 from client_sdk.errors import StateError
 from dp.accounting import headline, lines
+from dp.budget import UNITS
 from dp.errors import BudgetError
 
 VERIFIER = "ledger.test+b311a02c+ATtqJ7zOtqQtYqOo0CpvDXNlMhV3HeJDpjrASKGLWdop"
@@ -22,7 +24,10 @@ def test_a_charge_is_there_after_a_restart(tmp_path: Path) -> None:
     again = account_in(tmp_path)
     assert again.charges("stats") == 1
     assert again.epsilon("stats") == headline(lines(MANIFEST, 1))
-    assert again.total_epsilon() == again.epsilon("stats")
+    example, device = again.totals()
+    assert device.epsilon == device.stated == again.epsilon("stats")
+    assert example.epsilon == cost_of("example", MANIFEST, 1) > device.epsilon
+    assert (example.derived, example.unbounded) == (("stats",), ())
 
 
 def test_a_restarted_device_is_not_charged_twice_for_one_cohort(tmp_path: Path) -> None:
@@ -42,15 +47,26 @@ def test_all_charges_compose_and_the_ledgers_figure_is_ours(tmp_path: Path) -> N
     assert account.epsilon("stats") == headline(lines(MANIFEST, 2))
     assert account.epsilon("other") == headline(lines(other, 1))
     assert account.epsilon("unknown") == 0.0
-    assert account.total_epsilon() == pytest.approx(headline(lines(MANIFEST, 3)), rel=1e-6)
-    assert account.after(other)[1] > account.total_epsilon()
+    for unit, spent in zip(UNITS, account.totals(), strict=True):
+        assert spent.epsilon == pytest.approx(cost_of(unit, MANIFEST, 3), rel=1e-6)
+        task, every = account.after(other, unit)
+        assert task.epsilon == pytest.approx(cost_of(unit, other, 2), rel=1e-9)
+        assert every.epsilon == pytest.approx(cost_of(unit, MANIFEST, 4), rel=1e-6)
 
 
-def test_a_task_without_noise_costs_nothing_that_could_be_counted(tmp_path: Path) -> None:
-    plain = make_manifest(sum_spec(device_noise_multiplier=0.0), VERIFIER)
+def test_a_task_without_noise_leaves_no_finite_total_and_a_total_of_the_others(
+    tmp_path: Path,
+) -> None:
+    plain = make_manifest(sum_spec(task="bare", device_noise_multiplier=0.0), VERIFIER)
     account = account_in(tmp_path)
+    assert account.totals() == ()
     account.debit(plain, A, "c")
-    assert (account.charges("stats"), account.epsilon("stats")) == (1, 0.0)
+    assert (account.charges("bare"), account.epsilon("bare")) == (1, math.inf)
+    account.debit(MANIFEST, B, "d")
+    for unit, spent in zip(UNITS, account_in(tmp_path).totals(), strict=True):
+        assert (spent.epsilon, spent.unbounded) == (math.inf, ("bare",))
+        assert spent.bounded == cost_of(unit, MANIFEST, 1)
+    assert account.epsilon("stats") == headline(lines(MANIFEST, 1))
 
 
 def test_a_task_may_charge_no_more_than_its_releases(tmp_path: Path) -> None:

@@ -9,12 +9,21 @@ from pathlib import Path
 import msgspec
 import pytest
 from quadratics import local_spec, quadratic_spec
-from sdk_support import PARTNER, account_in, evaluation_spec, make_manifest, sum_spec
+from sdk_support import (
+    PARTNER,
+    account_in,
+    evaluation_spec,
+    fedsgd_spec,
+    make_manifest,
+    sum_spec,
+)
 
+from client_sdk.account import cost_of
 from client_sdk.enrolment import new_partner_key
 from client_sdk.errors import PolicyRefusal
 from client_sdk.policy import PrivacyPolicy, privacy_modes, upload_size
 from dp.accounting import headline, lines
+from dp.budget import UNITS
 from dp.contracts import BudgetSpec, TaskSpec
 from secagg.manifest import BaseModel, Manifest
 
@@ -117,13 +126,72 @@ def test_a_manifest_that_promises_more_noise_than_it_adds_is_unsound(tmp_path: P
     assert caught.value.found == "noise-too-small"
 
 
-def test_epsilon_is_recomputed_over_all_releases(tmp_path: Path) -> None:
-    manifest = manifest_of()
-    whole = headline(lines(manifest, manifest.budget.releases_max))
-    assert whole is not None
-    admit(dataclasses.replace(EASY, max_epsilon=whole), manifest, tmp_path)
-    tighter = dataclasses.replace(EASY, max_epsilon=math.nextafter(whole, 0))
+BOTH = make_manifest(
+    fedsgd_spec(device_noise_multiplier=1.5, examples_max=4, budget=BudgetSpec(max_epsilon=None)),
+    VERIFIER,
+)
+LOCAL = make_manifest(local_spec("fedavg", devices=8, survivors=5), VERIFIER)
+OF_EXAMPLES = make_manifest(fedsgd_spec(), VERIFIER)
+
+
+@pytest.mark.parametrize("manifest", [manifest_of(), OF_EXAMPLES, LOCAL, BOTH])
+def test_epsilon_is_recomputed_over_all_releases(tmp_path: Path, manifest: Manifest) -> None:
+    """Of an example in every task, of a device in those that protect devices."""
+    units = ("example", "device") if manifest.device_privacy else ("example",)
+    whole = max(cost_of(unit, manifest, manifest.budget.releases_max) for unit in units)
+    policy = dataclasses.replace(EASY, min_corrupt=0, max_delta=0.1, max_total_epsilon=math.inf)
+    admit(dataclasses.replace(policy, max_epsilon=whole), manifest, tmp_path)
+    tighter = dataclasses.replace(policy, max_epsilon=math.nextafter(whole, 0))
     assert refusal(tighter, manifest, tmp_path) == "epsilon-too-large"
+
+
+def test_a_task_that_protects_devices_alone_costs_an_example_more(tmp_path: Path) -> None:
+    """Changing one example may move a device's whole clipped vector by twice its bound."""
+    manifest = manifest_of(device_noise_multiplier=2.5, budget=BudgetSpec(max_epsilon=None))
+    stated = headline(lines(manifest, manifest.budget.releases_max))
+    assert stated is not None
+    assert stated < 8 < cost_of("example", manifest, manifest.budget.releases_max)
+    with pytest.raises(PolicyRefusal) as caught:
+        admit(EASY, manifest, tmp_path)
+    assert caught.value.reason == "epsilon-too-large"
+    assert "one example" in caught.value.message
+    assert "units" in str(caught.value.remedy)
+    admit(dataclasses.replace(EASY, units=frozenset()), manifest, tmp_path)
+    admit(dataclasses.replace(EASY, units="device"), manifest, tmp_path)
+
+
+@pytest.mark.parametrize("manifest", [OF_EXAMPLES, LOCAL])
+def test_a_policy_may_limit_whole_devices_in_every_task(tmp_path: Path, manifest: Manifest) -> None:
+    policy = dataclasses.replace(EASY, min_corrupt=0, max_delta=0.1, max_epsilon=1e6)
+    roomy = dataclasses.replace(policy, max_total_epsilon=1e6)
+    admit(roomy, manifest, tmp_path)
+    strict = dataclasses.replace(roomy, units=frozenset(("example", "device")))
+    with pytest.raises(PolicyRefusal) as caught:
+        admit(strict, manifest, tmp_path)
+    assert (caught.value.reason, caught.value.found) == ("epsilon-too-large", "infinite")
+    assert "one device" in caught.value.message
+
+
+def test_units_are_known() -> None:
+    with pytest.raises(ValueError, match="units"):
+        PrivacyPolicy(units=frozenset(("person",)))  # type: ignore[arg-type]
+
+
+def test_limits_go_on_for_the_other_tasks_beside_one_without_noise(tmp_path: Path) -> None:
+    bare = manifest_of(task="bare", device_noise_multiplier=0.0)
+    first, second = manifest_of(), manifest_of(task="other")
+    account = account_in(tmp_path)
+    account.debit(bare, b"n" * 32, "c")
+    for number in range(4):
+        account.debit(first, bytes((number,)) * 32, "c")
+    total = max(account.after(second, unit)[1].bounded for unit in UNITS)
+    assert all(account.after(second, unit)[1].epsilon == math.inf for unit in UNITS)
+    enough = dataclasses.replace(EASY, max_total_epsilon=total)
+    tight = dataclasses.replace(EASY, max_total_epsilon=math.nextafter(total, 0))
+    enough.admit(second, own_partner=PARTNER.key, account=account)
+    with pytest.raises(PolicyRefusal) as caught:
+        tight.admit(second, own_partner=PARTNER.key, account=account)
+    assert caught.value.reason == "own-total-budget"
 
 
 def test_a_looser_delta_is_refused(tmp_path: Path) -> None:
@@ -152,9 +220,8 @@ def test_a_task_that_begins_anew_does_not_begin_a_new_account(tmp_path: Path) ->
         device_noise_multiplier=5.0,
         budget=BudgetSpec(max_epsilon=8.0, delta=1e-5, releases_max=5),
     )
-    whole = headline(lines(after, 5))
-    assert whole is not None
-    policy = dataclasses.replace(EASY, max_epsilon=whole)
+    whole = max(cost_of(unit, after, 5) for unit in UNITS)
+    policy = dataclasses.replace(EASY, max_epsilon=whole, max_total_epsilon=math.inf)
     account = account_in(tmp_path)
     for number in range(4):
         account.debit(before, bytes((number,)) * 32, "c")
@@ -168,7 +235,7 @@ def test_all_tasks_together_have_a_limit(tmp_path: Path) -> None:
     account = account_in(tmp_path)
     for number in range(4):
         account.debit(first, bytes((number,)) * 32, "c")
-    _, total = account.after(second)
+    total = max(account.after(second, unit)[1].epsilon for unit in UNITS)
     enough = dataclasses.replace(EASY, max_total_epsilon=total)
     tight = dataclasses.replace(EASY, max_total_epsilon=math.nextafter(total, 0))
     enough.admit(second, own_partner=PARTNER.key, account=account)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
 
@@ -49,6 +50,15 @@ def test_account_and_checkpoint_are_read(tmp_path: Path, name: str, charges: int
     remembered = ledger.remembered()
     assert remembered is not None
     assert remembered.size >= 1
+
+
+def test_a_stored_account_is_judged_by_the_rules_of_now(tmp_path: Path) -> None:
+    """The first version stored no charge for a task without noise: it was not free."""
+    account = DeviceAccount(journal_of("idle", tmp_path), 1e-5)
+    assert account.epsilon(TASK) == math.inf
+    assert [(total.epsilon, total.unbounded) for total in account.totals()] == [
+        (math.inf, (TASK,))
+    ] * 2
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,42 @@
+"""What all tasks together cost one unit, in plain words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dp.budget import Total
+from dp.figures import delta_shown, shown_up
+
+_NAMED_MAX = 8  # tasks that a sentence names
+_DERIVED = {
+    "example": "no statement about examples: one may move a device's vector by twice its bound, "
+    "and that is what it is charged",
+    "device": "no statement about whole devices: one is charged for all examples that it may have "
+    "in a sum",
+}
+
+
+def together(found: Total) -> str:
+    """The total of a unit, which tasks leave it without bound, and what the figure rests on."""
+    text = f"One {found.unit} whose data served in every task: {_epsilon(found.epsilon, found)}."
+    if found.unbounded:
+        text += f" {_tasks(found.unbounded, 'add')} no noise that protects it."
+        if found.bounded:
+            text += f" All other tasks together: {_epsilon(found.bounded, found)}."
+    if found.derived:
+        text += f" {_tasks(found.derived, 'make')} {_DERIVED[found.unit]}."
+        if found.stated is not None:
+            text += f" The tasks that make one: {_epsilon(found.stated, found)}."
+    return text
+
+
+def _epsilon(value: float, found: Total) -> str:
+    return f"epsilon {shown_up(value)} at delta {delta_shown(found.delta)}"
+
+
+def _tasks(names: Sequence[str], verb: str) -> str:
+    if len(names) == 1:
+        return f"Task {names[0]!r} {verb}s"
+    more = len(names) - _NAMED_MAX
+    shown = ", ".join(map(repr, names[:_NAMED_MAX])) + (f" and {more} more" if more > 0 else "")
+    return f"Tasks {shown} {verb}"
