@@ -66,7 +66,9 @@ def task(
         out.say(
             f"noise multiplier {plan.noise_multiplier:.4g} ({plan.mechanism}): epsilon "
             f"{plan.epsilon:.4f} per {plan.unit} at delta {delta:g} after {rounds} rounds, with as "
-            f"few as {plan.survivors_min} of {cohort} surviving; no amplification is claimed"
+            f"few as {plan.survivors_min} of {cohort} surviving; no amplification is claimed, and "
+            f"time must not show {'one example more' if plan.unit == 'example' else 'the data'} "
+            "(report_slot_s)"
         )
         out.say(
             f"scale {plan.scale}, {plan.ring_bits} bits per number, {plan.upload_bytes} bytes per "

@@ -125,11 +125,13 @@ def warnings(manifest: Manifest) -> tuple[str, ...]:
         )
     if manifest.cohort.size_min < 5 and examples_factor(manifest) == 1:
         found.append("In a cohort this small, each participant knows much of the others' sum.")
-    if manifest.noise is not None and manifest.report_slot_s == 0:
+    if manifest.report_slot_s == 0 and (example is not None or manifest.device_privacy is not None):
+        batches = example is not None and example.mode == "distributed"
         found.append(
-            "Devices report in when they are ready, so time may show the batch: no amplified "
-            "statement is made, and each epsilon assumes that time does not show the difference "
-            "between neighbours. Public slots (report_slot_s) hide it."
+            "Devices report in when they are ready, so time may show what noise hides: every "
+            "epsilon assumes that it does not"
+            + (", and no amplified one is stated for examples." if batches else ".")
+            + ("" if manifest.algorithm == "fedbuff" else " Set report_slot_s for public slots.")
         )
     spread = quantile_deviation(manifest)
     if spread is not None and spread > QUANTILE_NOISE:

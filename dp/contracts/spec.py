@@ -177,8 +177,8 @@ class TaskSpec(_Table, frozen=True):
     leaves a whole one to train in, so that time does not show the batch; 0: when they are ready
     (no amplified statement of mode C is then made, and each line assumes more of time).
     ``slot_overrun``: chance, stated by the operator, that in one release (all tries at it together)
-    a batch makes its device miss its slot, or fail, whatever its data; delta pays for it in the
-    amplified lines of examples. 0: it is claimed never to happen.
+    a batch makes its device miss its whole slot, or fail, whatever its data; delta pays for it in
+    the amplified lines of examples. 0: it is claimed never to happen.
     ``adaptive_clip``: ``clip`` (mode C) or ``update_clip`` (device level) is where the clip begins,
     and each release moves it; absent: it stays.
     ``partners``: whose devices may join, by name or by key (hex); empty: all that are registered

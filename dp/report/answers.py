@@ -68,7 +68,8 @@ def _statement(task: AuditedTask) -> tuple[Answer, ...]:
         _known("Accounting and composition", _accounting(task), DPFY, OPENDP),
         _known(
             "Do the accounting's assumptions hold?",
-            "The headline needs none about sampling or about who chose the cohorts. What it and "
+            "The headline needs none about sampling or about who chose the cohorts; what it "
+            "assumes of time stands in its row. What it and "
             "the other lines rest on is listed under “What this rests on”; amplified lines "
             "stand beside the same cost without amplification, never alone.",
             DPFY,
@@ -228,7 +229,8 @@ def _implementation(manifest: Manifest) -> tuple[Answer, ...]:
         _known(
             "Side channels",
             "Times and sizes of messages are seen by whoever watches the network; the sampler's "
-            "table look-ups by a process on the same core. Neither is part of epsilon.",
+            "table look-ups by a process on the same core. Neither is part of epsilon; each row "
+            "says what it assumes of times.",
             NIST,
             OPENDP,
         ),

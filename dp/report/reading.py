@@ -12,9 +12,10 @@ READING = (
     ),
     Statement(
         name="What epsilon says",
-        text="Whoever sees the releases can raise the odds of any guess about one protected unit "
-        "by a factor of at most e to the epsilon, but for a chance of delta. Epsilons of different "
-        "rows answer different questions and are not comparable.",
+        text="Whoever sees the releases, and of times no more than the row assumes, can raise the "
+        "odds of any guess about one protected unit by a factor of at most e to the epsilon, but "
+        "for a chance of delta. Epsilons of different rows answer different questions and are not "
+        "comparable.",
     ),
     Statement(
         name="Who enforces it",

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 
 import pytest
+from typer.testing import CliRunner
 
 from dp.errors import AccountingError
 from dp.planning import plan_task
 from secagg.errors import ConfigurationError
+from secagg_cli.main import app
 from tests.unit.test_cli_commands import invoke
 
 TARGET = {"population": 100, "cohort": 100, "rounds": 10, "epsilon": 4.0, "delta": 1e-6}
@@ -83,6 +85,9 @@ def test_plan_task_prints_what_an_operator_needs() -> None:
     assert keys["useless"] is True
     assert keys["epsilon"] <= 4
     assert {"noise_multiplier", "scale", "ring_bits", "upload_bytes"} <= keys.keys()
+    for unit, shown in (("example", "one example more"), ("device", "the data")):
+        text = CliRunner().invoke(app, ["plan", "task", *arguments, "--unit", unit]).stdout
+        assert f"time must not show {shown}" in " ".join(text.split())
     refused = invoke("plan", "task", *arguments, "--population", "4", code=1)
     assert refused["error"]["reason"] == "parameter-out-of-range"
 

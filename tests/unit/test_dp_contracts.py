@@ -346,8 +346,14 @@ def test_a_clip_below_the_local_noise_is_said_plainly() -> None:
 def test_other_warnings() -> None:
     plain = warnings(built(algorithm="fedavg", privacy="none"))
     assert any("No differential privacy" in text for text in plain)
-    assert any("time may show" in text for text in warnings(built()))
-    assert not any("time may show" in text for text in warnings(built(report_slot_s=60.0)))
+    local = {"algorithm": "fedavg", "budget": NO_LIMIT}
+    device = local | {"privacy": "none", "device_noise_multiplier": 2.0}
+    for terms, amplified in (({}, True), (local, False), (device, False)):
+        (said,) = [text for text in warnings(built(**terms)) if "time may show" in text]
+        assert ("no amplified one" in said) is amplified
+        slotted = warnings(built(**terms, report_slot_s=60.0))
+        assert not any("time may show" in text for text in slotted)
+    assert not any("time may show" in text for text in plain)
     weak = built(noise_multiplier=0.4, budget=BudgetSpec(max_epsilon=None, releases_max=1))
     assert any("protects little" in text for text in warnings(weak))
     assert noise_over_clip(built()) is None
