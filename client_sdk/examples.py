@@ -17,19 +17,32 @@ from client_sdk.errors import ContributionError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Example = Mapping[str, Any] | tuple[str, str]
+CHARACTERS_MAX = 1 << 20  # of one example: about a second of a tokenizer's time
+
+
+@dataclass(frozen=True)
+class Unread:
+    """What stands in the place of an example that a reader of files could not read, and why."""
+
+    sentence: str
+
+
+Example = Mapping[str, Any] | tuple[str, str] | Unread
 
 
 @dataclass(frozen=True)
 class Row:
     """Tokens of one conversation and, for each, whether it counts in the loss.
 
-    ``label``: the class of a text for a classifier, where no token counts.
+    Attributes:
+        label: the class of a text for a classifier, where no token counts.
+        index: the example's place in its data set, from 0; -1: in none.
     """
 
     tokens: tuple[int, ...]
     counts: tuple[bool, ...]
     label: int | None = None
+    index: int = -1
 
 
 def encode_example(tokenizer: PreTrainedTokenizerBase, example: Example, max_tokens: int) -> Row:
@@ -39,15 +52,19 @@ def encode_example(tokenizer: PreTrainedTokenizerBase, example: Example, max_tok
     contributes zero.
 
     Raises:
-        ContributionError: ``example-form``, ``example-packed``, ``example-template``.
+        ContributionError: ``example-form``, ``example-packed``, ``example-template``,
+            ``example-long``, ``example-unread``; what the tokenizer raises comes as it is.
     """
+    if isinstance(example, Unread):
+        raise ContributionError("example-unread", example.sentence)
     if isinstance(example, Mapping) and "label" in example:
         return _labelled(tokenizer, example, max_tokens)
     messages = _messages(example)
+    _check_length(sum(len(m["role"]) + len(m["content"]) for m in messages))
     if not tokenizer.chat_template:
         tokens, counts = _plain(tokenizer, messages)
     else:
-        tokens, counts = _templated(tokenizer, messages)
+        tokens, counts = _templated(tokenizer, messages, max_tokens)
     return Row(tuple(tokens[:max_tokens]), tuple(counts[:max_tokens]))
 
 
@@ -55,13 +72,14 @@ def _labelled(
     tokenizer: PreTrainedTokenizerBase, example: Mapping[str, Any], max_tokens: int
 ) -> Row:
     text, label = example.get("text"), example["label"]
-    if not isinstance(text, str) or not isinstance(label, int) or label < 0:
+    if not isinstance(text, str) or type(label) is not int or label < 0:
         raise ContributionError(
             "example-form",
             "A labelled example is a text and the number of its class.",
-            expected="text and label",
-            found=(type(text).__name__, label),
+            expected="text and a whole number from 0 on",
+            found=(type(text).__name__, type(label).__name__),
         )
+    _check_length(len(text))
     tokens = list(tokenizer(text)["input_ids"])[:max_tokens]
     return Row(tuple(tokens), (False,) * len(tokens), label)
 
@@ -116,8 +134,18 @@ def _field(message: Any, name: str) -> str:
     return value
 
 
+def _check_length(characters: int) -> None:
+    if characters > CHARACTERS_MAX:
+        raise ContributionError(
+            "example-long",
+            "An example is too long to be tokenised beside others.",
+            expected=f"at most {CHARACTERS_MAX} characters",
+            found=characters,
+        )
+
+
 def _templated(
-    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]
+    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], max_tokens: int
 ) -> tuple[list[int], list[bool]]:
     tokens = _apply(tokenizer, messages)
     counts = [False] * len(tokens)
@@ -125,6 +153,8 @@ def _templated(
         if message["role"] != "assistant":
             continue
         start = len(_apply(tokenizer, messages[:i], add_generation_prompt=True))
+        if start >= max_tokens:
+            break  # cut off; else thousands of turns would each be encoded with all before
         upto = _apply(tokenizer, messages[: i + 1])
         if tokens[: len(upto)] != upto:
             raise ContributionError(
@@ -161,7 +191,16 @@ def _apply(
     messages: list[dict[str, str]],
     add_generation_prompt: bool = False,
 ) -> list[int]:
-    encoded: Any = tokenizer.apply_chat_template(
-        messages, add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=True
-    )
+    try:
+        encoded: Any = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=True
+        )
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] != "jinja2":
+            raise
+        own = str(error) in str(tokenizer.chat_template)  # else it may quote the conversation
+        raise ContributionError(
+            "example-template",
+            f"The chat template refuses the conversation{f': {error}' if own else ''}.",
+        ) from error
     return list(encoded["input_ids"])

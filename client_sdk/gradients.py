@@ -9,7 +9,7 @@ one example's gradient depends on its neighbours and clipping no longer bounds i
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from client_sdk.errors import ContributionError, TaskRefusal
 from client_sdk.examples import Row
+from client_sdk.rows import together_or_apart
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -33,6 +34,7 @@ SELF_TEST_ERROR_MAX = 1e-4  # relative; hooks and loop agree to about 1e-6 where
 warnings.filterwarnings("ignore", message="Full backward hook is firing when gradients")
 
 Method = Literal["hooks", "loop"]
+_Pass = tuple[Tensor, list[Tensor]]  # losses, [rows], and per parameter gradients, [rows, *shape]
 
 
 def check_method(method: str) -> None:
@@ -180,6 +182,9 @@ class ExampleGradients:
         method: ``hooks`` runs a batch at once; ``loop`` runs one example at a time: slower, in a
             fraction of the memory, and the reference.
         length: :meth:`flat` fills its rows with zeros up to this length.
+        failed: told of each example that counts as zero because its pass raised, alone, or gave
+            values that are not finite. Without it what a pass raises is raised.
+        check_time: called before each example that runs alone since its micro-batch raised.
 
     Raises:
         ContributionError: ``trainable-set`` if the model trains other parameters than these;
@@ -194,6 +199,8 @@ class ExampleGradients:
         pad_token: int,
         method: Method = "hooks",
         length: int | None = None,
+        failed: Callable[[Row, BaseException], None] | None = None,
+        check_time: Callable[[], None] = lambda: None,
     ) -> None:
         trainable = {id(p) for p in model.parameters() if p.requires_grad}
         if trainable != {id(p) for p in parameters}:
@@ -210,6 +217,8 @@ class ExampleGradients:
         self._pad_token = pad_token
         self._method = method
         self._length = length
+        self._failed = failed
+        self._check_time = check_time
         self._hooks: GradSampleHooks | None = None
 
     def __enter__(self) -> ExampleGradients:
@@ -219,7 +228,7 @@ class ExampleGradients:
         for module, _ in self._dropout:
             module.p = 0.0
         if self._method == "hooks":
-            self._hooks = GradSampleHooks(self._model, loss_reduction="sum", strict=True)
+            self._hook()
         return self
 
     def __exit__(
@@ -228,9 +237,7 @@ class ExampleGradients:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._hooks is not None:
-            self._hooks.cleanup()
-            self._hooks = None
+        self._unhook()
         for parameter in self._parameters:
             parameter.grad = None
             if hasattr(parameter, "grad_sample"):
@@ -242,27 +249,30 @@ class ExampleGradients:
     def run(self, rows: Sequence[Row]) -> Tensor:
         """One pass over ``rows``: sets ``grad_sample`` to [len(rows), *shape], returns the losses.
 
-        The gradients of an example that are not finite are all replaced by zero, before any clip:
-        one bad example must not turn the whole sum into NaN.
+        An example whose loss or gradient is not finite has a zero gradient, and its loss is NaN:
+        one bad example must not turn the whole sum into NaN. With ``failed``, so has one whose pass
+        raises: the examples of a pass that raised are run one by one.
+
+        Alone or beside others an example's gradient differs by float32 rounding, about 1e-7 of its
+        norm: 1e-6 of a unit of the integer clip's grid, as any example's neighbours do to it.
         """
-        for parameter in self._parameters:
-            parameter.grad = None
-            parameter.grad_sample = None
-        if self._method == "hooks":
-            losses = sequence_losses(self._model, rows, self._pad_token)
-            losses.sum().backward()
-        else:
-            losses = self._loop(rows)
-        finite = torch.ones(len(rows), dtype=torch.bool, device=losses.device)
-        for parameter in self._parameters:
-            parameter.grad = None
-            if parameter.grad_sample is None:  # no part of this pass
-                parameter.grad_sample = parameter.new_zeros((len(rows), *parameter.shape))
-            finite &= torch.isfinite(parameter.grad_sample).flatten(1).all(1)
+        found = self._passes(rows)
+        losses, gradients = self._placed(len(rows), found)
+        finite = torch.isfinite(losses)
+        for gradient in gradients:
+            finite &= torch.isfinite(gradient).flatten(1).all(1)
         if not bool(finite.all()):
-            for parameter in self._parameters:
-                parameter.grad_sample[~finite] = 0.0
-        return losses.detach()
+            losses[~finite] = torch.nan
+            for gradient in gradients:
+                gradient[~finite] = 0.0
+        for parameter, gradient in zip(self._parameters, gradients, strict=True):
+            parameter.grad = None
+            parameter.grad_sample = gradient
+        if self._failed is not None:
+            ran = [place for places, _ in found for place in places]
+            for place in [place for place in ran if not finite[place]]:
+                self._failed(rows[place], not_finite())
+        return losses
 
     def flat(self) -> Tensor:
         """The gradients of the last run as float32[examples, d] on the CPU."""
@@ -272,23 +282,88 @@ class ExampleGradients:
         missing = 0 if self._length is None else self._length - rows.shape[1]
         return functional.pad(rows, (0, missing)) if missing else rows
 
-    def _loop(self, rows: Sequence[Row]) -> Tensor:
-        losses, gradients = [], []
-        for row in rows:
-            loss = sequence_losses(self._model, [row], self._pad_token).sum()
-            # Not autograd.grad: under reentrant checkpointing it finds no gradient, silently.
-            loss.backward()
-            gradients.append(
-                [p.new_zeros(p.shape) if p.grad is None else p.grad for p in self._parameters]
-            )
-            for parameter in self._parameters:
-                parameter.grad = None
-            losses.append(loss.detach())
-        for parameter, per_example in zip(
-            self._parameters, zip(*gradients, strict=True), strict=True
-        ):
-            parameter.grad_sample = torch.stack(per_example)
-        return torch.stack(losses)
+    def _passes(self, rows: Sequence[Row]) -> list[tuple[Sequence[int], _Pass]]:
+        """What the passes gave, each with the places in ``rows`` of those that were in it."""
+
+        def compute(places: Sequence[int]) -> _Pass:
+            part = [rows[place] for place in places]
+            return self._together(part) if self._method == "hooks" else self._alone(*part)
+
+        def failed(place: int, error: BaseException) -> None:
+            if self._failed is not None:
+                self._failed(rows[place], error)
+
+        every = range(len(rows))
+        parts = [every] if self._method == "hooks" else [every[i : i + 1] for i in every]
+        told = None if self._failed is None else failed
+        return [
+            one
+            for part in parts
+            for one in together_or_apart(part, compute, told, self._check_time)
+        ]
+
+    def _placed(self, count: int, found: Sequence[tuple[Sequence[int], _Pass]]) -> _Pass:
+        """The passes as one, with zero gradients and no loss at places that none has."""
+        if len(found) == 1 and len(found[0][0]) == count:
+            return found[0][1]
+        device = self._parameters[0].device
+        losses = torch.full((count,), torch.nan, device=device)
+        gradients = [p.new_zeros((count, *p.shape)) for p in self._parameters]
+        for places, (own_losses, own) in found:
+            losses[list(places)] = own_losses.to(losses)
+            for gradient, values in zip(gradients, own, strict=True):
+                gradient[list(places)] = values
+        return losses, gradients
+
+    def _together(self, rows: Sequence[Row]) -> _Pass:
+        """All rows in one pass with hooks."""
+        for parameter in self._parameters:
+            parameter.grad = None
+            parameter.grad_sample = None
+        try:
+            losses = sequence_losses(self._model, rows, self._pad_token)
+            losses.sum().backward()
+        except BaseException:
+            # What Opacus has noted of this pass would be counted in the next one's.
+            self._unhook()
+            self._hook()
+            raise
+        gradients = []
+        for parameter in self._parameters:
+            parameter.grad = None
+            if parameter.grad_sample is None:  # no part of this pass
+                parameter.grad_sample = parameter.new_zeros((len(rows), *parameter.shape))
+            gradients.append(parameter.grad_sample)
+        return losses.detach(), gradients
+
+    def _hook(self) -> None:
+        self._hooks = GradSampleHooks(self._model, loss_reduction="sum", strict=True)
+
+    def _unhook(self) -> None:
+        if self._hooks is None:
+            return
+        self._hooks.cleanup()
+        self._hooks = None
+        for module in self._model.modules():
+            for name in ("activations", "max_batch_len"):  # left behind by a pass that raised
+                if name in vars(module):
+                    delattr(module, name)
+
+    def _alone(self, row: Row) -> _Pass:
+        """One row without hooks."""
+        for parameter in self._parameters:
+            parameter.grad = None
+        losses = sequence_losses(self._model, [row], self._pad_token)
+        # Not autograd.grad: under reentrant checkpointing it finds no gradient, silently.
+        losses.sum().backward()
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters]
+        for parameter in self._parameters:
+            parameter.grad = None
+        return losses.detach(), [gradient[None] for gradient in gradients]
+
+
+def not_finite() -> ContributionError:
+    return ContributionError("example-not-finite", "Its loss or gradient is not finite.")
 
 
 def check_hooks(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +24,10 @@ from client_sdk.algorithms import ALGORITHMS
 from client_sdk.algorithms.products import sketched
 from client_sdk.algorithms.work import Work
 from client_sdk.errors import ContributionError, TaskRefusal
-from client_sdk.examples import Example, Row, encode_example
+from client_sdk.examples import Example, Row
 from client_sdk.gradients import Method, check_hooks, check_method
+from client_sdk.rows import Input, LeftOut, encode_rows, reasons_of
+from dp.contracts.averaging import has_privacy
 from secagg.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -47,7 +50,10 @@ class LoraTrainer:
             peft model.
         tokenizer: the model's tokenizer.
         dataset: conversations, each (prompt, answer) or ``{"messages": [...]}``; for a classifier
-            ``{"text": ..., "label": ...}``. One item is one unit of example-level privacy.
+            ``{"text": ..., "label": ...}``. One item is one unit of example-level privacy. Its
+            place counts, so items are not taken away between rounds. An item that cannot be used
+            counts as zero (:attr:`left_out`); in a task with noise a device without any that can
+            gives noise alone.
         micro_batch: most examples in one pass; the manifest may ask for fewer.
         method: ``hooks`` (Opacus) or ``loop`` (one example at a time, least memory).
         threads: torch threads of this process; default from ``SECAGG_TORCH_THREADS``, else torch's.
@@ -58,7 +64,7 @@ class LoraTrainer:
         clock: monotonic seconds.
 
     Raises:
-        ContributionError: ``dataset-empty``; ``gradient-method``; ``threads``.
+        ContributionError: ``gradient-method``; ``threads``.
     """
 
     def __init__(
@@ -74,8 +80,6 @@ class LoraTrainer:
         random_bytes: Callable[[int], bytes] = os.urandom,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        if len(dataset) == 0:
-            raise ContributionError("dataset-empty", "There is no example to train on.")
         check_method(method)
         self._base = model
         self._tokenizer = tokenizer
@@ -88,7 +92,8 @@ class LoraTrainer:
         self._clock = clock
         self._fingerprint: bytes | None = None
         self._adapted: AdaptedModel | None = None
-        self._rows: tuple[int, tuple[Row, ...]] | None = None  # by max_tokens
+        self._rows: tuple[int, tuple[Row, ...], tuple[LeftOut, ...]] | None = None  # by max_tokens
+        self._left_out: dict[int, LeftOut] = {}
 
     # Every local step of every algorithm that admits mode A (client_sdk.algorithms.steps).
     adds_local_noise = True
@@ -98,13 +103,23 @@ class LoraTrainer:
         """The model with the adapter as the last job left it; the base model before any job."""
         return self._base if self._adapted is None else self._adapted.model
 
+    @property
+    def left_out(self) -> tuple[LeftOut, ...]:
+        """The examples that counted as zero in the last job, by place, each with its reason.
+
+        For this device's user alone: what of a secret batch failed is as secret as the batch.
+        """
+        found = self._left_out
+        return tuple(found[index] for index in sorted(found))
+
     def contribute(self, job: TrainingJob) -> Mapping[str, NDArray[Any]]:
         """Train one round; values by segment name, as the manifest's algorithm defines them.
 
         Raises:
-            TaskRefusal: the manifest does not fit trainer or model.
-            ContributionError: it does not fit the data; ``training-deadline``,
-                ``training-stopped``. In modes B and C the device then sends zero plus noise.
+            TaskRefusal: the manifest does not fit trainer or model; ``dataset-empty``: no example
+                can be used, and the task has no noise that would hide it.
+            ContributionError: ``training-deadline``, ``training-stopped``, and without noise
+                ``examples-failed``. In modes B and C the device then sends zero plus noise.
         """
         deadline_s = None if job.deadline_s is None else self._clock() + job.deadline_s
         if self._threads is not None:
@@ -123,9 +138,12 @@ class LoraTrainer:
         adapted.choose(job.version)
         adapted.load(job.vector)
         start = self._start_products(adapted)
+        rows, empty = self._encode(manifest.training.max_tokens)
+        self._left_out = {one.index: one for one in empty}
+        self._demand_examples(manifest, len(rows))
         work = Work(
             adapted=adapted,
-            rows=self._encode(manifest.training.max_tokens),
+            rows=rows,
             pad_token=_pad_token(self._tokenizer),
             micro_batch=max(1, min(self._micro_batch, manifest.training.micro_batch)),
             method=self._method,
@@ -136,8 +154,15 @@ class LoraTrainer:
             version=job.version,
             correction=job.correction,
             clip=job.clip,
+            left_out=self._left_out,
         )
         values = algorithm(manifest, work)
+        if not has_privacy(manifest) and len(self._left_out) == len(rows):
+            raise ContributionError(
+                "examples-failed",
+                "Every example failed in training.",
+                found=reasons_of(self.left_out),
+            )
         return values if start is None else sketched(manifest, work, start, values)
 
     def _start_products(self, adapted: AdaptedModel) -> Mapping[str, NDArray[np.float32]] | None:
@@ -185,11 +210,37 @@ class LoraTrainer:
             adapted.choose(version)
             check_hooks(adapted.model, adapted.parameters, rows, _pad_token(self._tokenizer))
 
-    def _encode(self, max_tokens: int) -> tuple[Row, ...]:
+    def _encode(self, max_tokens: int) -> tuple[tuple[Row, ...], tuple[LeftOut, ...]]:
         if self._rows is None or self._rows[0] != max_tokens:
-            rows = tuple(encode_example(self._tokenizer, e, max_tokens) for e in self._dataset)
-            self._rows = (max_tokens, rows)
-        return self._rows[1]
+            takes = Input.of(self._base)
+            self._rows = (
+                max_tokens,
+                *encode_rows(self._tokenizer, self._dataset, max_tokens, takes),
+            )
+        return self._rows[1:]
+
+    def _demand_examples(self, manifest: Manifest, count: int) -> None:
+        """Where no example can be used: refuse without noise; with noise, that alone is given.
+
+        With noise a refusal, which all see, would tell neighbours apart: no example from one.
+
+        Raises:
+            TaskRefusal: ``dataset-empty``.
+        """
+        if len(self._left_out) < count:
+            return
+        found = reasons_of(self.left_out) or "no example"
+        if not has_privacy(manifest):
+            raise TaskRefusal(
+                "dataset-empty",
+                "No example of this data set can be used.",
+                found=found,
+                remedy=next((one.sentence for one in self.left_out), None),
+            )
+        warnings.warn(
+            f"No example of this data set can be used ({found}): the device gives noise alone.",
+            stacklevel=2,
+        )
 
 
 def _spread(length: int) -> NDArray[np.float32]:

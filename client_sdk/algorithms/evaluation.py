@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from client_sdk.algorithms.work import Work
+from client_sdk.examples import Row
 from client_sdk.gradients import scores
 from dp.contracts.averaging import LOSS_CLIP
 from secagg.manifest import Manifest
@@ -18,28 +20,32 @@ from secagg.manifest import Manifest
 def contribute(manifest: Manifest, work: Work) -> Mapping[str, NDArray[Any]]:
     """``loss``, ``accuracy`` and ``count``, float64[1] each, divided by the public bound E.
 
-    Only the first E rows that have an answer or a label are used. A loss that is not finite counts
-    as the bound.
+    Only the first E rows that are not empty are used. A loss that is not finite counts as the
+    bound: that is the model's doing. A row that raises counts in none of the three sums.
 
     Raises:
         ContributionError: ``training-deadline``, ``training-stopped``.
     """
     assert manifest.training is not None  # noqa: S101  (AdaptedModel has checked it)
     most = manifest.training.weight_unit
-    usable = [i for i, row in enumerate(work.rows) if any(row.counts[1:]) or row.label is not None]
-    chosen = np.array(usable[:most], int)
     model = work.adapted.model
     was_training = model.training
     model.eval()
     loss = right = 0.0
+    count = 0
+
+    def compute(rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+        return scores(model, rows, work.pad_token)
+
     try:
         with torch.inference_mode():
-            for rows in work.micro_batches(chosen):
-                losses, shares = scores(model, rows, work.pad_token)
-                bounded = np.nan_to_num(losses.double().cpu().numpy(), nan=LOSS_CLIP)
-                loss += float(np.clip(bounded, 0.0, LOSS_CLIP).sum())
-                right += float(shares.double().sum())
+            for rows in work.micro_batches(work.usable[:most]):
+                for part, (losses, shares) in work.apart(rows, compute):
+                    bounded = np.nan_to_num(losses.double().cpu().numpy(), nan=LOSS_CLIP)
+                    loss += float(np.clip(bounded, 0.0, LOSS_CLIP).sum())
+                    right += float(shares.double().sum())
+                    count += len(part)
     finally:
         model.train(was_training)
-    values = {"loss": loss, "accuracy": right, "count": float(len(chosen))}
+    values = {"loss": loss, "accuracy": right, "count": float(count)}
     return {name: np.array([value / most]) for name, value in values.items()}

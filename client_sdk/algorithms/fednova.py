@@ -27,7 +27,7 @@ def contribute(manifest: Manifest, work: Work) -> Mapping[str, NDArray[Any]]:
     training = manifest.training
     assert training is not None  # noqa: S101  (AdaptedModel has checked it)
     delta, loss = local_steps(manifest, work, proximal(manifest))
-    norm = normaliser(training, steps_of(training, len(work.rows)))
+    norm = normaliser(training, steps_of(training, len(work.usable)))
     values = weighted(manifest, work, delta / norm, loss)
     if "weight" in values:
         values[NORMALISER] = values["weight"] * norm

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from client_sdk.algorithms.work import Work
@@ -45,8 +46,8 @@ def contribute(manifest: Manifest, work: Work) -> Mapping[str, NDArray[Any]]:
     total = ExampleSum(manifest, work.random_bytes, work.clip)
     with work.gradients() as gradients:
         for rows in work.micro_batches(batch):
-            gradients.run(rows)
-            for gradient in gradients.flat().numpy():
+            counted = torch.isfinite(gradients.run(rows)).cpu()
+            for gradient in gradients.flat()[counted].numpy():
                 total.add(gradient)
     work.check_time()
     return total.values()

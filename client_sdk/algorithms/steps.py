@@ -9,6 +9,7 @@ and inside the loss per-example gradients would lose it without a word.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -62,7 +63,7 @@ def local_steps(
     losses = []
     optimiser = LocalOptimiser(training, len(start))
     with work.gradients() as gradients:
-        for _ in range(steps_of(training, len(work.rows))):
+        for _ in range(steps_of(training, len(work.usable))):
             work.check_time()
             if privacy is None:
                 gradient, loss = _plain_step(work, gradients, training)
@@ -80,7 +81,8 @@ def local_steps(
             "Local training ended in values that are not finite.",
             remedy="Lower the task's local learning rate.",
         )
-    return delta, float(np.mean(losses)) if losses else float("nan")
+    known = [loss for loss in losses if not math.isnan(loss)]
+    return delta, float(np.mean(known)) if known else math.nan
 
 
 def proximal(manifest: Manifest) -> Callable[[Tensor], Tensor] | None:
@@ -104,8 +106,8 @@ def _private_step(
     batch = poisson_batch(len(work.rows), privacy.sampling_rate, work.random_bytes)
     total = ExampleSum(manifest, work.random_bytes)
     for rows in work.micro_batches(batch):
-        gradients.run(rows)
-        for gradient in gradients.flat().numpy():
+        counted = torch.isfinite(gradients.run(rows)).cpu()
+        for gradient in gradients.flat()[counted].numpy():
             total.add(gradient)
     noisy = noisy_total(manifest, total.total, work.random_bytes)
     return torch.from_numpy(noisy / training.batch_size)
@@ -114,12 +116,19 @@ def _private_step(
 def _plain_step(
     work: Work, gradients: ExampleGradients, training: Training
 ) -> tuple[Tensor, float]:
-    """The mean gradient over a random batch without replacement, float64[d], and its mean loss."""
-    keys = BitStream(work.random_bytes).uint64(len(work.rows))
-    batch = np.argsort(keys)[: training.batch_size]
+    """The mean gradient over a random batch without replacement, float64[d], and its mean loss.
+
+    Means over the examples that were not left out; without any, zero and NaN.
+    """
+    usable = work.usable
+    keys = BitStream(work.random_bytes).uint64(len(usable))
+    batch = usable[np.argsort(keys)[: training.batch_size]]
     total = torch.zeros(work.adapted.length, dtype=torch.float64)
-    loss = 0.0
+    loss, count = 0.0, 0
     for rows in work.micro_batches(batch):
-        loss += float(gradients.run(rows).double().sum())
+        losses = gradients.run(rows)
+        counted = torch.isfinite(losses)
+        loss += float(losses[counted].double().sum())
+        count += int(counted.sum())
         total += gradients.flat().double().sum(0)
-    return total / len(batch), loss / len(batch)
+    return total / max(count, 1), loss / count if count else math.nan

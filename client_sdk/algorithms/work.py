@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,10 @@ from client_sdk.adapted import AdaptedModel
 from client_sdk.errors import ContributionError
 from client_sdk.examples import Row
 from client_sdk.gradients import ExampleGradients, Method
+from client_sdk.rows import LeftOut, together_or_apart, told
 from secagg.manifest import Manifest
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -21,13 +24,16 @@ class Work:
     """One round's means; the adapter holds the global model when an algorithm starts.
 
     Attributes:
-        rows: the device's conversations as tokens.
+        rows: the device's conversations as tokens, each at its place in the data set; those that
+            could not be encoded are empty.
         micro_batch: most rows in one pass.
         deadline_s: on ``clock``; None without a limit.
         stopped: whether the result is no longer wanted.
         version: of the global model; public seeds and phases follow from it.
         correction: SCAFFOLD's c - c_k, float64[d]; None elsewhere.
         clip: of the global model's version, where the clip adapts; None: the manifest's.
+        left_out: by place, the examples that count as zero: the empty ones, and those that raise
+            or are not finite in this round.
     """
 
     adapted: AdaptedModel
@@ -42,6 +48,30 @@ class Work:
     version: int = 0
     correction: NDArray[np.float64] | None = None
     clip: float | None = None
+    left_out: dict[int, LeftOut] = field(default_factory=dict)
+
+    @property
+    def usable(self) -> NDArray[np.int64]:
+        """Places of the rows that are not empty."""
+        return np.array([i for i, row in enumerate(self.rows) if row.tokens], np.int64)
+
+    def present(self, indices: NDArray[np.int64]) -> list[Row]:
+        """The rows at ``indices`` that are not empty, by length, so that passes are even."""
+        chosen = [self.rows[int(i)] for i in indices]
+        return sorted((row for row in chosen if row.tokens), key=lambda row: len(row.tokens))
+
+    def leave_out(self, row: Row, error: BaseException) -> None:
+        self.left_out[row.index] = told(row.index, error)
+
+    def apart(
+        self, rows: Sequence[Row], compute: Callable[[Sequence[Row]], _T]
+    ) -> list[tuple[Sequence[Row], _T]]:
+        """``compute`` of all rows at once; if that raises, of each alone, without those that raise.
+
+        Raises:
+            ContributionError: ``training-deadline``, ``training-stopped``.
+        """
+        return together_or_apart(rows, compute, self.leave_out, self.check_time)
 
     def gradients(self) -> ExampleGradients:
         return ExampleGradients(
@@ -50,15 +80,17 @@ class Work:
             pad_token=self.pad_token,
             method=self.method,
             length=self.adapted.length,
+            failed=self.leave_out,
+            check_time=self.check_time,
         )
 
     def micro_batches(self, indices: NDArray[np.int64]) -> Iterator[list[Row]]:
-        """The rows at ``indices`` in passes of similar length; checks the time before each.
+        """The rows of :meth:`present` in passes; checks the time before each.
 
         Raises:
             ContributionError: ``training-deadline``, ``training-stopped``.
         """
-        chosen = sorted((self.rows[int(i)] for i in indices), key=lambda row: len(row.tokens))
+        chosen = self.present(indices)
         for start in range(0, len(chosen), self.micro_batch):
             self.check_time()
             yield chosen[start : start + self.micro_batch]
@@ -83,10 +115,12 @@ def weighted(
     """``{name: update}`` where a privacy mode is on; else weighted, with ``weight`` and ``loss``.
 
     The hidden weight w is min(examples / weight_unit, 1); w * update, w and w * loss are sent.
+    Examples that were left out claim no weight.
     """
     training = manifest.training
     assert training is not None  # noqa: S101  (AdaptedModel has checked it)
     if len(manifest.segments) == 1:
         return {name: update}
-    weight = min(len(work.rows) / training.weight_unit, 1.0) if training.weight_unit else 1.0
+    examples = len(work.rows) - len(work.left_out)
+    weight = min(examples / training.weight_unit, 1.0) if training.weight_unit else 1.0
     return {name: weight * update, "weight": np.array([weight]), "loss": np.array([weight * loss])}

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from client_sdk.algorithms.fedsgd import secret_batch
 from client_sdk.algorithms.work import Work, weighted
 from client_sdk.errors import ContributionError
-from client_sdk.gradients import sequence_losses
+from client_sdk.examples import Row
+from client_sdk.gradients import not_finite, sequence_losses
 from dp.mechanisms import ExampleSum
 from dp.stream import BitStream
 from secagg.directions import direction
@@ -40,27 +41,34 @@ def contribute(manifest: Manifest, work: Work) -> Mapping[str, NDArray[Any]]:
         for example in slopes:
             total.add(example)
         return {"gradient": total.total}
-    keys = BitStream(work.random_bytes).uint64(len(work.rows))
-    slopes, loss = _slopes(manifest, work, np.argsort(keys)[: training.batch_size])
-    mean = slopes.mean(0)
-    if not np.isfinite(mean).all():
+    usable = work.usable
+    keys = BitStream(work.random_bytes).uint64(len(usable))
+    batch = usable[np.argsort(keys)[: training.batch_size]]
+    slopes, losses = _slopes(manifest, work, batch)
+    if len(batch) and not len(slopes):
         raise ContributionError(
             "training-diverged", "The model's losses are not finite near the global model."
         )
-    return weighted(manifest, work, mean, loss, "gradient")
+    count = max(len(slopes), 1)
+    return weighted(manifest, work, slopes.sum(0) / count, losses.sum() / count, "gradient")
 
 
 def _slopes(
     manifest: Manifest, work: Work, batch: NDArray[np.int64]
-) -> tuple[NDArray[np.float64], float]:
-    """Central differences per example, float64[examples, K], and the mean loss at the centre."""
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Central differences per example, float64[kept, K], and the losses at the centre.
+
+    Kept are the examples of which every loss could be computed and is finite; the others are left
+    out.
+    """
     training, adapter = manifest.training, manifest.adapter
     assert training is not None  # noqa: S101
     assert adapter is not None  # noqa: S101
     start = work.adapted.flat()
-    slopes = np.zeros((len(batch), training.directions))
-    loss = float(_losses(work, batch).mean()) if len(batch) else 0.0
-    for number in range(training.directions if len(batch) else 0):
+    rows = work.present(batch)
+    slopes = np.zeros((len(rows), training.directions))
+    centre = _losses(work, batch)
+    for number in range(training.directions if rows else 0):
         signs = direction(adapter.seed, work.version, number, work.adapted.length)
         step = training.perturbation * torch.from_numpy(signs).double()
         work.adapted.put(start + step)
@@ -68,20 +76,28 @@ def _slopes(
         work.adapted.put(start - step)
         slopes[:, number] = (ahead - _losses(work, batch)) / (2 * training.perturbation)
     work.adapted.put(start)
-    return slopes, loss
+    kept = np.isfinite(slopes).all(1) & np.isfinite(centre)
+    for row, good in zip(rows, kept, strict=True):
+        if not good and row.index not in work.left_out:
+            work.leave_out(row, not_finite())
+    return slopes[kept], centre[kept]
 
 
-def _losses(work: Work, batch: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float64]:
-    """Loss of each row of the batch, in the passes of :meth:`Work.micro_batches`."""
+def _losses(work: Work, batch: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Loss of each row of :meth:`Work.present`; NaN of one that raises."""
     model = work.adapted.model
     was_training = model.training
     model.eval()
+
+    def compute(rows: Sequence[Row]) -> NDArray[np.float64]:
+        return sequence_losses(model, rows, work.pad_token).double().cpu().numpy()
+
+    found: dict[int, float] = {}
     try:
         with torch.inference_mode():
-            parts = [
-                sequence_losses(model, rows, work.pad_token).double().cpu().numpy()
-                for rows in work.micro_batches(np.asarray(batch))
-            ]
+            for rows in work.micro_batches(batch):
+                for part, losses in work.apart(rows, compute):
+                    found |= zip(map(id, part), losses.tolist(), strict=True)
     finally:
         model.train(was_training)
-    return np.concatenate(parts)
+    return np.array([found.get(id(row), np.nan) for row in work.present(batch)])

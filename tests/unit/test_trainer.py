@@ -85,10 +85,6 @@ class TestJobsThatDoNotFit:
         with pytest.raises(TaskRefusal, match="privacy-mode"):
             trainer(PAIRS).contribute(job(averages))
 
-    def test_without_examples_there_is_no_trainer(self):
-        with pytest.raises(ContributionError, match="dataset-empty"):
-            trainer([])
-
     def test_another_adapter_replaces_the_first_and_leaves_the_base_alone(self):
         it = trainer(PAIRS)
         first = it.contribute(job(tiny_task("none")))
