@@ -413,7 +413,8 @@ class Client:
     async def _rounds(
         self, device: Device, contributor: Contributor, task: str, rounds: int | None
     ) -> Tally:
-        tally, training = Tally(), Training(device, contributor)
+        training = Training(device, contributor)
+        tally = Tally(left_out=training.left_out)
         pace = Pace(device)
         failures = 0
         pending = await self._finish_pending(device)

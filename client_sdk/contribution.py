@@ -55,6 +55,9 @@ class Contributor(Protocol):
     (``local``) the contributor clips and adds the noise, before the SDK sees a value, and only one
     that says so is let into such a task: with the attribute ``adds_local_noise = True``, which is
     its word that in such a task every step of ``contribute`` adds the manifest's noise.
+
+    A contributor may have ``left_out``, :class:`client_sdk.rows.LeftOut` of the last job: the
+    examples that counted as zero, for the device's user.
     """
 
     def contribute(self, job: TrainingJob) -> Mapping[str, np.ndarray]:

@@ -16,6 +16,7 @@ EventKind = Literal[
     # of an example in the other tasks)
     "training",  # the contributor starts
     "trained",  # its contribution is journalled (detail: reused, failed, seconds)
+    "examples-left-out",  # some counted as zero (detail: examples, reasons, first); stays here
     "reported",  # the advert is accepted
     "roster",  # the cohort has closed and this device is in it
     "shared",  # deals are sent

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from client_sdk.account import DeviceAccount
 from client_sdk.errors import PolicyRefusal
 from client_sdk.participant import Outcome
+from client_sdk.rows import LeftOut
 from dp.budget import Total
 
 
@@ -31,6 +33,7 @@ class RunResult:
         renewed: how often the app had the data's account begun anew after it was lost.
         totals: what all tasks of this account have cost one example and one device, with the tasks
             without noise, which leave no finite total; empty before the first charge.
+        left_out: the examples that counted as zero in this run, by place: for this device's user.
     """
 
     releases: tuple[Outcome, ...] = ()
@@ -42,6 +45,7 @@ class RunResult:
     counted: tuple[Path, ...] = ()
     renewed: int = 0
     totals: tuple[Total, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
 
 
 @dataclass
@@ -53,6 +57,7 @@ class Tally:
     aborted: int = 0
     finished: bool = False
     evidence: list[Path] = field(default_factory=list)
+    left_out: Mapping[int, LeftOut] = field(default_factory=dict)
 
     def add(self, outcome: Outcome) -> None:
         if outcome.evidence is not None:
@@ -75,4 +80,5 @@ class Tally:
             (folder,) if data is None else data.folders,
             0 if data is None else data.renewed,
             account.totals(),
+            tuple(self.left_out[index] for index in sorted(self.left_out)),
         )

@@ -30,6 +30,7 @@ from client_sdk.control import DeviceControl, settle
 from client_sdk.device import Device
 from client_sdk.errors import ContributionError, TaskRefusal
 from client_sdk.journal import Contribution
+from client_sdk.rows import LeftOut, reasons_of
 from client_sdk.threads import finish_in_thread, start_in_thread
 from dp.adaptive import with_below
 from dp.contracts.scaffold import has_control
@@ -66,6 +67,7 @@ class Training:
     def __init__(self, device: Device, contributor: Contributor) -> None:
         self._device = device
         self._contributor = contributor
+        self.left_out: dict[int, LeftOut] = {}  # of all jobs so far, by place
         self._running: asyncio.Future[Mapping[str, np.ndarray]] | None = None
         self._stop = threading.Event()
 
@@ -90,6 +92,7 @@ class Training:
             started = device.time.steady()
             await device.emit("training", task, version=checkin.offer.model.version)
             contribution = await self._compute(checkin, report_s)
+            await self._tell_left_out(task)
             await finish_in_thread(device.journal.save_contribution, contribution)
             await device.emit(
                 "trained",
@@ -109,6 +112,20 @@ class Training:
         now_s = time.now()
         report_s = report_at(checkin, now_s)
         return None if report_s is None else time.steady() + (report_s - now_s)
+
+    async def _tell_left_out(self, task: str) -> None:
+        """Tell the device's user, and nobody else, of examples that counted as zero."""
+        found = [one for one in getattr(self._contributor, "left_out", ()) if type(one) is LeftOut]
+        new = [one for one in found if one.index not in self.left_out]
+        self.left_out |= {one.index: one for one in found}
+        if new:
+            await self._device.emit(
+                "examples-left-out",
+                task,
+                examples=len(self.left_out),
+                reasons=reasons_of(self.left_out.values()),
+                first=f"Example {new[0].index}: {new[0].sentence}",
+            )
 
     def reusable(self, checkin: CheckIn) -> Contribution | None:
         """The journalled contribution, if it is for this offer and reached no masking yet.
@@ -196,7 +213,7 @@ class Training:
                 return self._contributor.contribute(job)
             except TaskRefusal:
                 raise
-            except Exception as error:
+            except BaseException as error:  # a panic of a compiled library is no Exception
                 raise ContributionError(
                     "contribution-failed",
                     f"The contributor failed: {type(error).__name__}: {error}.",

@@ -25,13 +25,14 @@ from secagg_cli.enroll import parse_partner_key
 from secagg_cli.libraries import collector_paused
 from secagg_cli.output import CommandError, Format, FormatOption, Output
 from secagg_cli.processes import die_with_parent
-from secagg_cli.rows import read_rows
+from secagg_cli.rows import left_out, read_rows
 
 if TYPE_CHECKING:
     import numpy as np
 
     from client_sdk import Event, PolicyRefusal, TrainingJob
     from client_sdk.examples import Example
+    from client_sdk.rows import LeftOut
 
 _OPTIONS = {  # of the policy's fields that have one
     "min_cohort": "--min-cohort",
@@ -155,7 +156,10 @@ def join(
             if share is None or share == 0:
                 out.errors.print(escape(what), soft_wrap=True)
 
-        trainer = LazyTrainer(read_rows(data), model, allowed, progress)
+        rows = read_rows(data)
+        if told := left_out(data, rows):
+            out.warn(told)
+        trainer = LazyTrainer(rows, model, allowed, progress)
         if preload:
             trainer.preload()
         from client_sdk import Client, PrivacyPolicy
@@ -201,6 +205,7 @@ def join(
                 "epsilon": result.epsilon,
                 "finished": result.finished,
                 "totals": totals_json(result.totals),
+                "left_out": len(result.left_out),
             }
         )
 
@@ -271,6 +276,11 @@ class LazyTrainer:
         values: Mapping[str, np.ndarray] = self._trainer.contribute(job)
         return values
 
+    @property
+    def left_out(self) -> Sequence[LeftOut]:
+        """As :attr:`client_sdk.LoraTrainer.left_out`."""
+        return () if self._trainer is None else self._trainer.left_out
+
     def _load(self, name: str) -> Any:
         with collector_paused():
             from client_sdk import LoraTrainer
@@ -304,6 +314,8 @@ def _sentence(event: Event, state: Path) -> str:
         )
     if event.kind == "account":
         return f"account: {_counted(event.detail)}"
+    if event.kind == "examples-left-out":
+        return f"{event.detail['examples']} examples count as zero: {event.detail['first']}"
     detail = ", ".join(f"{key} {value}" for key, value in event.detail.items())
     return f"{event.kind}: {detail}" if detail else event.kind
 

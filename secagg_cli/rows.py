@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +13,7 @@ from secagg_cli.output import CommandError
 if TYPE_CHECKING:
     from client_sdk.examples import Example
 
-_LINE_CHARACTERS_MAX = 1 << 20
+_LINE_BYTES_MAX = 1 << 20
 _REMEDY = (
     'Each line is {"prompt": "...", "answer": "..."} for a language model, or {"text": "...", '
     '"label": 0} for a classifier, its class a number from 0 on.'
@@ -19,45 +21,46 @@ _REMEDY = (
 
 
 def read_rows(path: Path) -> list[Example]:
-    """Question-answer pairs, or labelled texts, from a JSON-lines file; one kind in a file.
+    """Question-answer pairs and labelled texts from a JSON-lines file, blank lines left out.
 
-    Returns what ``LoraTrainer`` takes: ``(prompt, answer)`` or ``{"text": ..., "label": ...}``.
+    Returns what ``LoraTrainer`` takes: ``(prompt, answer)`` or ``{"text": ..., "label": ...}``, and
+    ``Unread`` in the place of any other line: no line may keep the others from being used.
 
     Raises:
-        CommandError: ``data-missing``, ``data-malformed`` (with the line), ``data-mixed`` (with
-            the line of the second kind), ``data-empty``.
+        CommandError: ``data-missing``.
     """
+    from client_sdk.examples import Unread
+
     try:
-        lines = path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = path.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
+    except OSError as error:
         raise CommandError("data-missing", f"{path} cannot be read: {error}") from error
     rows: list[Example] = []
     for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        record = _record(line)
-        row = _pair(record) or _labelled(record)
-        if row is None:
-            raise CommandError(
-                "data-malformed",  # what stands there is private
-                f"{path}, line {number} is neither a pair nor a labelled text.",
-                remedy=_REMEDY,
-            )
-        if rows and type(row) is not type(rows[0]):
-            raise CommandError(
-                "data-mixed",
-                f"{path}, line {number} is of another kind than the lines before it.",
-                remedy="Give pairs or labelled texts, not both: a model learns from one kind.",
-            )
-        rows.append(row)
-    if not rows:
-        raise CommandError("data-empty", f"{path} holds no example.", remedy=_REMEDY)
+        if line.strip():
+            record = _record(line)
+            what = f"Line {number} is neither a pair nor a labelled text."  # what it is, is private
+            rows.append(_pair(record) or _labelled(record) or Unread(what))
     return rows
 
 
-def _record(line: str) -> dict[str, Any]:
+def left_out(path: Path, rows: Sequence[Example]) -> str | None:
+    """What to tell of lines that are no examples; None if there are none, and some that are."""
+    from client_sdk.examples import Unread
+
+    unread = [row.sentence for row in rows if isinstance(row, Unread)]
+    if rows and not unread:
+        return None
+    several = f"{len(unread)} of {len(rows)} lines of {path} count as empty. {' '.join(unread[:3])}"
+    told = several if rows else f"{path} holds no example."
+    if len(unread) == len(rows):
+        told += " Where a task adds noise, this device will give noise alone."
+    return f"{told} {_REMEDY}"
+
+
+def _record(line: bytes) -> dict[str, Any]:
     try:
-        record = json.loads(line) if len(line) <= _LINE_CHARACTERS_MAX else None
+        record = json.loads(line.decode()) if len(line) <= _LINE_BYTES_MAX else None
     except (ValueError, RecursionError):
         record = None
     return record if isinstance(record, dict) else {}

@@ -12,6 +12,7 @@ from sdk_world import TASK, Killed, NoContributor, OneHot, World, kill_at, plain
 
 from aggregator.cohorts import releasing
 from client_sdk import RunResult
+from client_sdk.rows import LeftOut
 from dp.contracts import DeadlineSpec
 from dp.records import ReleaseEntry
 
@@ -184,3 +185,22 @@ async def test_the_sum_is_that_of_the_survivors(tmp_path: Path) -> None:
         assert all(len(result.releases) == 1 for result in results)
         left_out = await world.device("d0").resume_async()
         assert (left_out.aborted, left_out.releases) == (1, ())
+
+
+async def test_examples_that_count_as_zero_are_told_to_the_app_and_to_nobody_else(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Leaves(OneHot):
+        left_out = (LeftOut(3, "example-label", "The model has no such class."),)
+
+    async with World(tmp_path, plain_spec(DEVICES)) as world:
+        others = [asyncio.create_task(run(world, n)) for n in range(1, DEVICES)]
+        result = await world.device("d0").run_async(Leaves(0), task=TASK, rounds=1)
+        assert result.left_out == Leaves.left_out
+        for other in others:
+            assert (await other).left_out == ()
+    kept = [path.read_bytes() for path in (tmp_path / "service").rglob("*") if path.is_file()]
+    logged = capfd.readouterr()
+    assert any(TASK.encode() in part for part in kept)
+    assert "cohort-ended" in logged.out + logged.err
+    assert not any(b"example-label" in part for part in [*kept, str(logged).encode()])

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from client_sdk.examples import Unread
 from secagg_cli.main import app
-from secagg_cli.rows import read_rows
+from secagg_cli.rows import left_out, read_rows
 
 
 def invoke(*arguments: str, code: int = 0) -> dict[str, Any]:
@@ -93,13 +94,15 @@ def test_audit_of_a_missing_ledger_names_the_reason(tmp_path: Path) -> None:
 
 
 def test_join_names_the_bad_line_but_not_its_content(tmp_path: Path) -> None:
+    """It goes on: the absence of a device whose file has a bad line would be seen by all."""
     data = tmp_path / "data.jsonl"
     data.write_text('{"prompt": "a", "answer": "b"}\n{"prompt": "my secret"}\n')
     arguments = ("join", str(tmp_path / "bundle.json"), "--data", str(data), "--task", "t")
-    error = invoke(*arguments, code=1)["error"]
-    assert error["reason"] == "data-malformed"
-    assert "line 2" in error["message"]
-    assert "my secret" not in json.dumps(error)
+    done = CliRunner().invoke(app, [*arguments, "--format", "json"])
+    assert json.loads(done.stdout)["error"]["reason"] == "bundle-unreadable"
+    assert "1 of 2 lines" in done.stderr
+    assert "Line 2 is" in done.stderr
+    assert "my secret" not in done.output
 
 
 def test_join_reads_labelled_texts(tmp_path: Path) -> None:
@@ -111,29 +114,41 @@ def test_join_reads_labelled_texts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "reason"),
+    "line",
     [
-        ('{"text": "my secret", "label": true}', "data-malformed"),
-        ('{"text": "my secret", "label": -1}', "data-malformed"),
-        ('{"text": "my secret", "label": 1.0}', "data-malformed"),
-        ('{"text": "my secret", "label": "good"}', "data-malformed"),
-        ('{"text": "", "label": 1}', "data-malformed"),
-        ('{"text": "my secret"}', "data-malformed"),
-        ('["my secret", 1]', "data-malformed"),
-        ("[" * 100_000, "data-malformed"),
-        ('{"prompt": "my secret", "answer": "b"}', "data-mixed"),
+        b'{"text": "my secret", "label": true}',
+        b'{"text": "my secret", "label": -1}',
+        b'{"text": "my secret", "label": 1.0}',
+        b'{"text": "my secret", "label": "good"}',
+        b'{"text": "", "label": 1}',
+        b'{"text": "my secret"}',
+        b'["my secret", 1]',
+        b"[" * 100_000,
+        b'{"text": "my secret \xff", "label": 1}',
+        b'{"text": "' + b"a" * (1 << 20) + b'", "label": 1}',
+        b"my secret",
     ],
 )
-def test_anything_but_a_labelled_text_is_refused_with_its_line(
-    line: str, reason: str, tmp_path: Path
-) -> None:
+def test_any_other_line_keeps_its_place_and_is_told(line: bytes, tmp_path: Path) -> None:
     data = tmp_path / "data.jsonl"
-    data.write_text('{"text": "good", "label": 1}\n\n' + line + "\n")
-    arguments = ("join", str(tmp_path / "bundle.json"), "--data", str(data), "--task", "t")
-    error = invoke(*arguments, code=1)["error"]
-    assert error["reason"] == reason
-    assert "line 3 is" in error["message"]
-    assert "my secret" not in json.dumps(error)
+    data.write_bytes(b'{"text": "good", "label": 1}\n\n' + line + b'\n{"text": "b", "label": 0}')
+    rows = read_rows(data)
+    assert [rows[0], rows[2]] == [{"text": "good", "label": 1}, {"text": "b", "label": 0}]
+    assert rows[1] == Unread("Line 3 is neither a pair nor a labelled text.")
+    told = left_out(data, rows)
+    assert told is not None
+    assert "Line 3" in told
+    assert "my secret" not in told
+    data.write_bytes(line)
+    assert "noise alone" in str(left_out(data, read_rows(data)))
+
+
+def test_a_file_without_lines_is_no_error_and_is_told(tmp_path: Path) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text("\n")
+    assert read_rows(data) == []
+    assert "holds no example" in str(left_out(data, []))
+    assert left_out(data, [("a", "b")]) is None
 
 
 def test_plan_cohort_derives_a_sparse_graph_with_its_failure_probabilities() -> None:

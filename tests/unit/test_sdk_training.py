@@ -26,6 +26,7 @@ from client_sdk.device import Device, ParticipantSettings
 from client_sdk.errors import ContributionError, PolicyRefusal, TaskRefusal
 from client_sdk.events import Event
 from client_sdk.policy import SLOTS_WAITED_MAX, PrivacyPolicy
+from client_sdk.rows import LeftOut
 from client_sdk.server_time import ServerTime
 from client_sdk.trainer import LoraTrainer
 from client_sdk.training import Training, report_at
@@ -483,3 +484,41 @@ def test_lora_trainer_gives_its_word_for_every_algorithm_that_admits_mode_a() ->
     assert admitted == private
     assert LoraTrainer.adds_local_noise is True
     assert LazyTrainer.adds_local_noise is True
+
+
+class Panic(BaseException):
+    """As panics of compiled libraries are: no ``Exception``."""
+
+
+async def test_a_panic_in_the_contributor_is_a_failure_like_any_other(tmp_path: Path) -> None:
+    def panics(job: TrainingJob) -> dict[str, np.ndarray]:
+        raise Panic
+
+    setting = Setting(tmp_path)
+    contribution = await Training(setting.device, Runs(panics)).contribution(checkin_of(NOISY))
+    assert "Panic" in str(contribution.failed)
+    assert not contribution.values()["counts"].any()
+
+
+async def test_examples_that_counted_as_zero_are_told_to_the_app_once(tmp_path: Path) -> None:
+    setting, runs = Setting(tmp_path), Runs(counts)
+    bad = LeftOut(3, "example-label", "The model's classes are 0 to 1.")
+    more = LeftOut(1, "example-failed", "The example raised MemoryError.")
+    training = Training(setting.device, runs)
+    for version, found in enumerate(((), (bad,), (bad,), (more, bad), "not of this kind")):
+        runs.left_out = found  # type: ignore[attr-defined]
+        await training.contribution(checkin_of(NOISY, version=version))
+    told = [event.detail for event in setting.events if event.kind == "examples-left-out"]
+    assert told == [
+        {
+            "examples": 1,
+            "reasons": {"example-label": 1},
+            "first": "Example 3: The model's classes are 0 to 1.",
+        },
+        {
+            "examples": 2,
+            "reasons": {"example-label": 1, "example-failed": 1},
+            "first": "Example 1: The example raised MemoryError.",
+        },
+    ]
+    assert training.left_out == {3: bad, 1: more}
