@@ -64,7 +64,10 @@ class Metrics:
             registry=registry,
         )
         self.epsilon = Gauge(
-            "secagg_epsilon", "Headline epsilon spent (unamplified)", ["task"], registry=registry
+            "secagg_epsilon",
+            "Headline epsilon spent (unamplified); +Inf once a task without privacy is charged",
+            ["task"],
+            registry=registry,
         )
         self.releases = Gauge(
             "secagg_charges", "Releases and charged aborts", ["task"], registry=registry

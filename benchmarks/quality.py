@@ -49,6 +49,7 @@ from client_sdk.staleness import weighed
 from client_sdk.trainer import LoraTrainer
 from dp.accounting import headline, lines
 from dp.contracts.scaffold import control_step, has_control
+from dp.figures import lower, upper
 from dp.mechanisms import decode, encode
 from secagg.adapter import pairs, vector_length, vector_to_tensors
 from secagg.errors import ConfigurationError, SecaggError
@@ -105,8 +106,8 @@ class Run:
         privacy = manifest.example_privacy
         return {
             "loss": round(float(np.mean(losses)), _DIGITS),
-            "spent": None if cost is None else round(cost, _DIGITS),
-            "noise_multiplier": round(privacy.noise_multiplier, _DIGITS) if privacy else 0.0,
+            "spent": None if cost is None else upper(cost, _DIGITS),
+            "noise_multiplier": lower(privacy.noise_multiplier, _DIGITS) if privacy else 0.0,
             "bytes_up": up if federated else 0,
             "bytes_down": down if federated else 0,
             "device_seconds": round(seconds, 2),

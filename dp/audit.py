@@ -29,6 +29,7 @@ from dp.conduct import Conduct
 from dp.contracts import check_manifest
 from dp.contributors import members_of
 from dp.errors import LedgerError
+from dp.figures import limit_shown, shown_up
 from dp.forms import Rotation, check_fields, parse_policy, parse_rotation
 from dp.notes import Checkpoint, Verifier, open_checkpoint, parse_verifier, verify_note
 from dp.records import (
@@ -402,7 +403,8 @@ class _Audit:
         if not same or not _close(record.get("epsilon_micro"), micro):
             self.problem(
                 "epsilon-mismatch",
-                f"The recorded cost is not the recomputed one (epsilon {head}).",
+                "The recorded cost is not the recomputed one "
+                f"(epsilon {'none' if head is None else limit_shown(head)}).",
                 leaf,
             )
 
@@ -413,7 +415,8 @@ class _Audit:
         if budget.max_epsilon is not None and head is not None and head > budget.max_epsilon:
             self.problem(
                 "budget-exhausted",
-                f"Epsilon {head:.4f} exceeds the budget of {budget.max_epsilon:g}.",
+                f"Epsilon {shown_up(head)} exceeds the budget of "
+                f"{limit_shown(budget.max_epsilon)}.",
                 leaf,
             )
 

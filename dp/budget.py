@@ -37,6 +37,7 @@ from dp.accounting import (
 )
 from dp.errors import BudgetError
 from dp.events import Composed, DiscreteGaussianSum, Event, NonPrivateRelease, SkellamRelease
+from dp.figures import limit_shown, upper
 from dp.grid import examples_factor
 from secagg.manifest import Manifest
 
@@ -332,8 +333,8 @@ class Account(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
                 raise BudgetError(
                     "budget-exhausted",
                     f"The next release would exceed the budget per {unit}.",
-                    expected=f"epsilon <= {self.max_epsilon:g}",
-                    found=round(cost, 4),
+                    expected=f"epsilon <= {limit_shown(self.max_epsilon)}",
+                    found=upper(cost),
                     remedy="The task ends here; a larger budget needs a new task.",
                 )
 

@@ -13,7 +13,6 @@ from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 
 INFINITE = "infinite"
 _DIGITS = 400  # a float has at most 309 before the point
-_SIGNIFICANT = 6  # of a delta, as in format "g"
 
 
 def shown_up(value: float, digits: int = 4) -> str:
@@ -36,16 +35,28 @@ def shown_down(value: float, digits: int = 4) -> str:
     return _shown(value, digits, ROUND_FLOOR)
 
 
-def delta_shown(value: float) -> str:
-    """A delta, rounded up to six significant digits; trailing zeros are left out.
+def delta_shown(value: float, significant: int = 6) -> str:
+    """A delta, rounded up to ``significant`` digits; trailing zeros are left out.
 
     Raises:
         ValueError: not a number.
     """
     if not math.isfinite(value):
         return _without_digits(value)
-    rounded = Context(prec=_SIGNIFICANT, rounding=ROUND_CEILING).plus(Decimal(repr(value)))
+    rounded = Context(prec=significant, rounding=ROUND_CEILING).plus(Decimal(repr(value)))
     return f"{float(rounded):g}"
+
+
+def limit_shown(value: float) -> str:
+    """A limit that somebody set, in as few digits as name it exactly.
+
+    Raises:
+        ValueError: not a number.
+    """
+    if not math.isfinite(value):
+        return _without_digits(value)
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
 
 
 def upper(value: float, digits: int = 4) -> float | str:

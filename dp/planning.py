@@ -30,6 +30,7 @@ from dp.contracts.spec import (
 )
 from dp.errors import AccountingError
 from dp.events import Composed, GaussianRelease
+from dp.figures import limit_shown
 from dp.grid import l2_squared_units
 from dp.notes import verifier_key
 from dp.quantisation import clip_bias
@@ -182,7 +183,7 @@ def plan_task(
             raise ConfigurationError(
                 "epsilon-unreachable",
                 "No admissible noise keeps so many rounds within the target.",
-                expected=f"epsilon <= {epsilon:g}",
+                expected=f"epsilon <= {limit_shown(epsilon)}",
                 found=rounds,
                 remedy="Fewer rounds, or a larger epsilon or delta.",
             )

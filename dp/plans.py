@@ -31,6 +31,7 @@ from dp.events import (
     SkellamRelease,
     replace_one,
 )
+from dp.figures import delta_shown, limit_shown, shown_up
 from dp.grid import clip_units, l1_of, scale_for
 from dp.overrun import taken
 
@@ -122,8 +123,9 @@ def plan_epsilon(
         raise AccountingError(
             "overrun-takes-delta",
             "Missed slots take more than half of delta: (1 + e^epsilon) * rounds * slot_overrun.",
-            expected=f"at most {delta / 2:g}, half of delta",
-            found=f"(1 + e^{first:.4g}) * {rounds} * {slot_overrun:g} = {cost:.3g}",
+            expected=f"at most {limit_shown(delta / 2)}, half of delta",
+            found=f"(1 + e^{shown_up(first)}) * {rounds} * {limit_shown(slot_overrun)} = "
+            f"{delta_shown(cost)}",
             remedy="A smaller chance, fewer rounds, or more noise.",
         )
     return _cost(noise_multiplier, rounds, delta - cost, *terms)

@@ -55,6 +55,8 @@ def attack(
     accountant's, or if an example moves a sum by more than the clip: then a promise is broken.
     """
     with Output(format) as out:
+        from dp.figures import delta_shown, limit_shown, shown_down, shown_up
+
         result = run(canaries, releases, noise_multiplier, confidence, sabotage, os.urandom)
         found = result.judgement
         out.say(
@@ -62,12 +64,13 @@ def attack(
             f"in {result.releases} releases"
         )
         out.say(
-            f"epsilon is at least {found.epsilon_lower:.3f} (confidence {confidence:g}); "
-            f"the accountant says at most {result.epsilon_upper:.3f} (delta {result.delta:g})"
+            f"epsilon is at least {shown_down(found.epsilon_lower, 3)} (confidence "
+            f"{limit_shown(confidence)}); the accountant says at most "
+            f"{shown_up(result.epsilon_upper, 3)} (delta {delta_shown(result.delta)})"
         )
         out.say(
             f"an example moves a sum by {result.influence.measured:.3f} clips, "
-            f"{result.influence.lower:.3f} to {result.influence.upper:.3f}"
+            f"{shown_down(result.influence.lower, 3)} to {shown_up(result.influence.upper, 3)}"
         )
         if result.in_vain:
             out.say("The canaries moved next to nothing, so nothing was tested.", style="yellow")

@@ -76,6 +76,7 @@ def privacy(
                 expected="(0, 1]",
                 found=sampling_rate,
             )
+        from dp.figures import delta_shown, limit_shown, shown_up
         from dp.plans import plan_correlated, plan_epsilon
 
         more: dict[str, float] = {}
@@ -107,8 +108,8 @@ def privacy(
             epsilon, accountant = plan.epsilon, plan.accountant
             more = {"sensitivity": plan.sensitivity, "noise_ratio": plan.noise_ratio}
             out.say(
-                f"a unit moves all rounds together by {plan.sensitivity:.4g} clips; sums over "
-                f"rounds carry {plan.noise_ratio:.3g} times the noise of independent rounds"
+                f"a unit moves all rounds together by {shown_up(plan.sensitivity)} clips; sums "
+                f"over rounds carry {plan.noise_ratio:.3g} times the noise of independent rounds"
             )
         else:
             epsilon, accountant = plan_epsilon(
@@ -124,13 +125,14 @@ def privacy(
         amplified = "" if sampling_rate == 1 else f", amplified by sampling at {sampling_rate}"
         if slot_overrun:
             amplified += (
-                f", with a chance of at most {slot_overrun:g} per release that a slot is missed"
+                f", with a chance of at most {delta_shown(slot_overrun)} per release that a slot "
+                "is missed"
             )
         elif sampling_rate < 1:
             amplified += ", if no batch makes its device miss a slot"
         out.say(
-            f"epsilon {epsilon:.4f} at delta {delta:g} after {rounds} releases, "
-            f"{mechanism.value} noise at multiplier {noise_multiplier:g}{amplified}, "
+            f"epsilon {shown_up(epsilon)} at delta {delta_shown(delta)} after {rounds} releases, "
+            f"{mechanism.value} noise at multiplier {limit_shown(noise_multiplier)}{amplified}, "
             f"{adjacency.value} ({accountant})"
         )
         out.result(

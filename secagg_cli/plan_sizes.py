@@ -47,6 +47,7 @@ def task(
 ) -> None:
     """The noise that meets a target, and whether anything can be learned under it."""
     with Output(format) as out:
+        from dp.figures import delta_shown, shown_up
         from dp.planning import plan_task
 
         plan = plan_task(
@@ -64,11 +65,11 @@ def task(
             adaptive_clip=adaptive_clip,
         )
         out.say(
-            f"noise multiplier {plan.noise_multiplier:.4g} ({plan.mechanism}): epsilon "
-            f"{plan.epsilon:.4f} per {plan.unit} at delta {delta:g} after {rounds} rounds, with as "
-            f"few as {plan.survivors_min} of {cohort} surviving; no amplification is claimed, and "
-            f"time must not show {'one example more' if plan.unit == 'example' else 'the data'} "
-            "(report_slot_s)"
+            f"noise multiplier {shown_up(plan.noise_multiplier)} ({plan.mechanism}): epsilon "
+            f"{shown_up(plan.epsilon)} per {plan.unit} at delta {delta_shown(delta)} after "
+            f"{rounds} rounds, with as few as {plan.survivors_min} of {cohort} surviving; no "
+            "amplification is claimed, and time must not show "
+            f"{'one example more' if plan.unit == 'example' else 'the data'} (report_slot_s)"
         )
         out.say(
             f"scale {plan.scale}, {plan.ring_bits} bits per number, {plan.upload_bytes} bytes per "
@@ -80,9 +81,9 @@ def task(
             f"device takes part in {plan.participations:.3g} rounds on average"
         )
         out.say(
-            f"the integer grid adds {plan.grid_epsilon:.1g} to the epsilon of continuous noise; a "
-            f"contribution at the clip arrives {-100 * plan.clip_bias:.2g} % shorter on average, a "
-            "shorter one as it is"
+            f"the integer grid adds at most {delta_shown(plan.grid_epsilon, 1)} to the epsilon of "
+            f"continuous noise; a contribution at the clip arrives {-100 * plan.clip_bias:.2g} % "
+            "shorter on average, a shorter one as it is"
         )
         if plan.quantile_noise is not None:
             out.say(

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from client_sdk.outputs import write_file
+from dp.figures import delta_shown, shown_down, shown_up
 from dp.forms import TIME_MAX_S
 from secagg_cli.output import CommandError, visible
 
@@ -33,6 +34,7 @@ _BLUE, _ORANGE, _GREY = "#0072b2", "#d55e00", "#999999"  # distinguishable to th
 _WIDTH_IN, _HEIGHT_IN = 5.2, 2.4
 _CHART_RELEASES_MAX = 400  # bars beyond that are drawn as lines
 _CHART_MARKS_MAX = 40
+_DIGITS = 3  # after the point of an epsilon
 _TIMES = ["%Y", "%b", "%d %b", "%H:%M", "%H:%M", "%H:%M:%S"]  # labels of years, months, ... seconds
 
 
@@ -82,6 +84,11 @@ def render(data: ReportData, run: Mapping[str, Any] | None = None) -> str:
     )
     environment.filters["time"] = _time
     environment.filters["epsilon"] = _epsilon
+    environment.filters["delta"] = delta_shown
+    environment.filters["down"] = lambda value: shown_down(value, _DIGITS)
+    environment.filters["interval"] = lambda ends: (
+        f"{shown_down(ends[0], 2)} to {shown_up(ends[1], 2)}"
+    )
     environment.filters["percent"] = _percent
     environment.filters["outcome"] = _outcome
     environment.filters["recorded"] = lambda count: "not recorded" if count is None else count
@@ -123,7 +130,7 @@ def cost_charts(task: TaskReport) -> list[Markup]:
             )
         )
         axes.set_xlabel("time (UTC)")
-        axes.set_ylabel(f"epsilon at delta {line.delta:g}")
+        axes.set_ylabel(f"epsilon at delta {delta_shown(line.delta)}")
         charts.append(_svg(figure, f"cost-{task.task}-{number}"))
     return charts
 
@@ -206,10 +213,10 @@ def _time(seconds: float) -> str:
 
 
 def _percent(budget: BudgetRow) -> int:
-    """Share of the epsilon budget that is spent, 0 to 100."""
+    """Share of the epsilon budget that is spent, 0 to 100, rounded up."""
     if budget.max_epsilon is None or budget.spent is None or budget.max_epsilon <= 0:
         return 0
-    return round(100 * min(1.0, budget.spent / budget.max_epsilon))
+    return math.ceil(100 * min(1.0, budget.spent / budget.max_epsilon))
 
 
 def _outcome(release: ReleaseRow) -> str:
@@ -223,6 +230,4 @@ def _outcome(release: ReleaseRow) -> str:
 
 
 def _epsilon(value: float | None) -> str:
-    if value is not None and math.isinf(value):
-        return "beyond what is vouched for"
-    return "none" if value is None else f"{value:.3f}"
+    return "none" if value is None else shown_up(value, _DIGITS)

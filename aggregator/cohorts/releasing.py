@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -548,7 +549,8 @@ class Releaser:
             facts = await self._facts(connection, cohort.task)
         metrics.releases.labels(task).set(len(facts))
         spent = await asyncio.to_thread(_headline, cohort.task, facts)
-        metrics.epsilon.labels(task).set(spent or 0.0)
+        without_noise = math.inf if facts else 0.0
+        metrics.epsilon.labels(task).set(without_noise if spent is None else spent)
         if not mine:
             return
         survivors = len(survivors_of(state))

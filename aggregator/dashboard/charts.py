@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 640, 200, 56, 28, 16
 
 
-def steps(title: str, values: Sequence[float | None], limit: float | None = None) -> str:
+def _nearest(value: float) -> str:
+    return f"{value:.4g}"
+
+
+def steps(
+    title: str,
+    values: Sequence[float | None],
+    limit: float | None = None,
+    shown: Callable[[float], str] = _nearest,
+) -> str:
     """A chart of one value per charge, numbered from 1, with a line at ``limit``.
 
     Values that are None leave a gap; empty when there is nothing to show.
@@ -34,7 +43,7 @@ def steps(title: str, values: Sequence[float | None], limit: float | None = None
         parts.append(
             f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - 12}" '
             f'y1="{y(mark):.1f}" y2="{y(mark):.1f}"/>'
-            f'<text x="{_LEFT - 8}" y="{y(mark) + 4:.1f}" class="tick end">{mark:.3g}</text>'
+            f'<text x="{_LEFT - 8}" y="{y(mark) + 4:.1f}" class="tick end">{shown(mark)}</text>'
         )
     for number, value in enumerate(values):
         if value is None:
@@ -42,7 +51,7 @@ def steps(title: str, values: Sequence[float | None], limit: float | None = None
         parts.append(
             f'<rect class="bar" x="{x(number + 0.15):.1f}" y="{y(value):.1f}" '
             f'width="{x(0.7) - x(0):.1f}" height="{y(0) - y(value):.1f}">'
-            f"<title>{number + 1}: {value:.4g}</title></rect>"
+            f"<title>{number + 1}: {shown(value)}</title></rect>"
         )
         if len(values) <= 24:
             parts.append(

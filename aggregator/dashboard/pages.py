@@ -12,6 +12,7 @@ from markupsafe import Markup
 from aggregator.dashboard.charts import steps
 from aggregator.overview import task_list, task_view
 from aggregator.service import Service
+from dp.figures import delta_shown, shown_up
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 _HEADERS = {"Content-Security-Policy": _POLICY, "Cache-Control": "no-store"}
@@ -32,6 +33,8 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     made.filters["when"] = _when
+    made.filters["epsilon"] = lambda value: "none" if value is None else shown_up(value)
+    made.filters["delta"] = delta_shown
     return made
 
 
@@ -52,7 +55,8 @@ def routes(service: Service) -> list[web.RouteDef]:
         task = await service.tasks.get(request.match_info["task"])
         view = await task_view(service.core, task)
         done = view["releases"]
-        epsilon = steps("Epsilon spent", [r["epsilon"] for r in done], view["max_epsilon"])
+        spent = [r["epsilon"] for r in done]
+        epsilon = steps("Epsilon spent", spent, view["max_epsilon"], shown_up)
         norm = steps("Norm of the released sum", [r["sum_norm"] for r in done])
         sizes = steps("Devices in the sum", [float(r["survivors"]) for r in done])
         charts = [Markup(chart) for chart in (epsilon, norm, sizes)]  # noqa: S704  numbers only

@@ -9,6 +9,7 @@ import numpy as np
 from dp.adaptive import below_deviation
 from dp.contracts.known_noise import mean_deviation
 from dp.contracts.local import step_weights
+from dp.figures import limit_shown
 from dp.grid import examples_factor
 from dp.removable import most_variance
 from secagg.manifest import Manifest
@@ -99,8 +100,8 @@ def warnings(manifest: Manifest) -> tuple[str, ...]:
     example, training = manifest.example_privacy, manifest.training
     if example is not None and example.noise_multiplier < 0.5:
         found.append(
-            f"A noise multiplier of {example.noise_multiplier:g} protects little; below 0.5 the "
-            "stated epsilon is large."
+            f"A noise multiplier of {limit_shown(example.noise_multiplier)} protects little; below "
+            "0.5 the stated epsilon is large."
         )
     if training is not None and training.local_steps > 1 and example is not None:
         found.append(

@@ -36,6 +36,7 @@ from dp.contracts.scaffold import Scaffold, has_control
 from dp.contracts.slot import check_overrun, check_slot
 from dp.contracts.zeroth_order import ZerothOrder
 from dp.errors import AccountingError, LedgerError
+from dp.figures import limit_shown, upper
 from dp.grid import examples_factor
 from dp.notes import parse_verifier
 from secagg.adapter import size
@@ -289,7 +290,7 @@ def _check_budget(manifest: Manifest) -> None:
                 "cost-infinite",
                 "An epsilon beyond about 35 is no promise, and is not vouched for.",
                 expected="a finite epsilon",
-                found=cost,
+                found=upper(cost),
                 remedy="More noise or fewer releases, or privacy = 'none' if none is wanted.",
             )
         return
@@ -306,7 +307,7 @@ def _check_budget(manifest: Manifest) -> None:
         refuse(
             "budget-exceeded",
             f"{budget.releases_max} releases cost more than the task may spend.",
-            expected=f"epsilon <= {budget.max_epsilon:g}",
-            found=round(cost, 4),
+            expected=f"epsilon <= {limit_shown(budget.max_epsilon)}",
+            found=upper(cost),
             remedy="More noise, fewer releases, or a larger max_epsilon.",
         )

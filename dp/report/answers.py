@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 
 from dp.audit import AuditedTask
+from dp.figures import delta_shown, shown_up
 from dp.report.data import Answer, AnswerGroup
 from secagg.manifest import Manifest
 
@@ -129,7 +130,7 @@ def _neighbours(task: AuditedTask) -> str:
 def _loss(task: AuditedTask) -> str:
     lines = [
         f"one {line.unit} (mode {line.mode}{', amplified' if line.amplified else ''}): epsilon "
-        f"{line.epsilon:.4g} at delta {line.delta:g}"
+        f"{shown_up(line.epsilon)} at delta {delta_shown(line.delta)}"
         for line in task.lines
     ]
     return ("; ".join(lines) or "No statement") + "."

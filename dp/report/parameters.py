@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dp.contracts import overshoot
+from dp.figures import limit_shown
 from dp.report.data import Parameter
 from secagg.manifest import Manifest
 
@@ -12,7 +13,7 @@ def parameters(manifest: Manifest) -> tuple[Parameter, ...]:
     rows = []
 
     def row(name: str, value: object, meaning: str, derived: str = "") -> None:
-        text = f"{value:g}" if isinstance(value, float) else str(value)
+        text = limit_shown(value) if isinstance(value, float) else str(value)
         rows.append(Parameter(name=name, value=text, meaning=meaning, derived=derived))
 
     rules, example, device = manifest.cohort, manifest.example_privacy, manifest.device_privacy

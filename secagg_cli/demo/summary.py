@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from dp.figures import delta_shown, shown_up
 from secagg_cli.output import Output
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def round_json(record: RoundRecord) -> dict[str, Any]:
 def print_round(out: Output, record: RoundRecord) -> None:
     facts = round_json(record)
     epsilons = ", ".join(
-        f"{mode} {'none' if value is None else f'{value:.2f}'}"
+        f"{mode} {'none' if value is None else shown_up(value, 2)}"
         for mode, value in facts["epsilon"].items()
     )
     resumed = "" if record.resumed is None else f" (device {record.resumed + 1} killed and resumed)"
@@ -67,9 +68,9 @@ def print_summary(out: Output, result: Mapping[str, Any]) -> None:
     for line in result["privacy"]:
         amplified = "amplified" if line["amplified"] else "no amplification"
         out.say(
-            f"privacy of one {line['unit']} ({MODES[line['mode']]}): epsilon {line['epsilon']:.3f} "
-            f"at delta {line['delta']:g}, {amplified}, {line['adjacency']}, against "
-            f"{line['adversary']} ({line['accountant']})"
+            f"privacy of one {line['unit']} ({MODES[line['mode']]}): epsilon "
+            f"{shown_up(line['epsilon'], 3)} at delta {delta_shown(line['delta'])}, {amplified}, "
+            f"{line['adjacency']}, against {line['adversary']} ({line['accountant']})"
         )
     if not result["privacy"]:
         out.say("privacy: none; only the masking hides the devices' updates in their sum")

@@ -180,7 +180,7 @@ def test_the_refusal_names_what_is_taken_what_there_is_and_the_way_out() -> None
         built(slot_overrun=(over := most * 1.000001), **SLOTTED)
     refusal = caught.value
     assert refusal.expected == f"at most {half:g}, half of delta"
-    assert f"* {releases} * {over:g} = " in str(refusal.found)
+    assert f"* {releases} * {over!r} = " in str(refusal.found)
     assert "leave slot_overrun out" in str(refusal.remedy)
 
 

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from dp.accounting import ReleaseFacts
 from dp.audit import verify_ledger
 from dp.contracts import BudgetSpec
+from dp.figures import shown_up
 from dp.ledger import LedgerBuilder
 from dp.records import policy_record, release_record
 from dp.report import ReportData, report_data
@@ -245,7 +246,7 @@ def test_the_parameters_of_each_release_stand_in_a_row() -> None:
     row = section(render(data), "Parameters by release", 4)
     assert ">0.50 to 2.00<" in row
     assert ">1.400<" in row
-    assert f">{release.epsilons[0]:.3f}<" in row
+    assert f">{shown_up(release.epsilons[0], 3)}<" in row
 
 
 def test_each_cell_of_a_card_keeps_its_heading_on_a_phone() -> None:
