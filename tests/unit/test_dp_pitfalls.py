@@ -140,33 +140,32 @@ def test_a_contributor_that_adds_a_figure_sends_none(privacy: str, extra: str) -
     assert caught.value.reason == "contribution-segments"
 
 
-GLOBAL_GENERATORS = {"random", "numpy.random", "np.random"}
-DRAWS = {
-    "manual_seed",
-    "rand",
-    "randn",
-    "randint",
-    "randperm",
-    "normal",
-    "bernoulli",
-    "default_rng",
-}
+GENERATORS = {"random", "numpy.random", "np.random", "torch"}
+STATES = {"getstate", "get_state"}  # looking is no drawing
+DRAWS = {"manual_seed", "rand", "randn", "randint", "randperm", "normal", "bernoulli"}  # of torch
 
 
 def draws_in(path: Path) -> list[str]:
     """Uses of a generator that somebody may have seeded, or that is not made for secrets."""
+    tree = ast.parse(path.read_text())
+    imported = {
+        alias.asname or alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import)
+        for alias in node.names
+    }
     found = []
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            names = [alias.name for alias in node.names]
-            module = getattr(node, "module", None)
-            found += [n for n in [*names, module] if n in GLOBAL_GENERATORS]
-            if module == "numpy" and "random" in names:
-                found.append("numpy.random")
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (
+            node.module in ("random", "numpy.random")
+            or (node.module == "numpy" and any(alias.name == "random" for alias in node.names))
+        ):
+            found.append(str(node.module))
         elif isinstance(node, ast.Attribute):
             module, _, name = ast.unparse(node).rpartition(".")
-            if module in ("numpy.random", "np.random") or (module == "torch" and name in DRAWS):
-                found.append(f"{module}.{name}")
+            if module in GENERATORS and module.partition(".")[0] in imported:
+                drawn = name in DRAWS if module == "torch" else name not in STATES
+                found += [f"{module}.{name}"] if drawn else []
     return found
 
 
