@@ -61,7 +61,8 @@ def _statement(task: AuditedTask) -> tuple[Answer, ...]:
         _known(
             "How often one device takes part, and who enforces it",
             f"In each release at most once, so in at most {most} of this task. The cohort's roster "
-            "lists nobody twice; each device's own account refuses more, over all its tasks. "
+            "lists nobody twice; each device's own account refuses more, over all tasks of "
+            "the same data (by the data id that its app names) on that device. "
             + _participation(task),
             NIST,
             DPFY,

@@ -6,10 +6,17 @@ import asyncio
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
+import pytest
+
 from client_sdk import Event, RunResult
+from client_sdk.account import DeviceAccount
 from client_sdk.data_account import DataChoice
+from client_sdk.journal import Journal
+from client_sdk.keystore import open_storage_key
+from dp.accounting import headline, lines
 from dp.contracts import BudgetSpec, DeadlineSpec, TaskSpec
-from tests.support.sdk_world import POLICY, TASK, OneHot, World, plain_spec
+from tests.support.sdk_world import POLICY, TASK, Killed, OneHot, World, plain_spec
 
 OTHER = "other"
 
@@ -78,3 +85,31 @@ async def test_of_two_identities_in_one_cohort_one_steps_back_before_it_pays(
         assert [refusal.reason for refusal in stepped_back.refusals] == ["data-in-task"]
         audit = world.audit()
         assert (audit.verified, audit.releases) == (True, 1)
+
+
+async def test_a_budget_that_another_folder_spent_meanwhile_is_not_overdrawn(
+    tmp_path: Path,
+) -> None:
+    """Admitted, trained, in the roster; then another folder pays; the debit looks once more."""
+    data = DataChoice("journal", tmp_path / "registry")
+    async with World(tmp_path, noised(TASK)) as world:
+        elsewhere = world.device("elsewhere", data=data)
+
+        def on_event(event: Event) -> None:
+            if event.kind == "roster":
+                with elsewhere._opened() as (_, account):
+                    other = msgspec.structs.replace(world.manifest(), task=OTHER)
+                    account.debit(other, bytes(32), "c")
+            if event.kind == "aborted":
+                raise Killed
+
+        one = headline(lines(world.manifest(), 1))
+        policy = replace(POLICY, max_total_epsilon=one * 1.01)
+        device = world.device("d0", on_event, data=data, policy=policy)
+        others = [asyncio.create_task(run(world, n, f"d{n}")) for n in (1, 2, 3)]
+        with pytest.raises(Killed):
+            await device.run_async(OneHot(0), task=TASK, rounds=1)
+        await asyncio.gather(*others)
+        folder = tmp_path / "d0"
+        account = DeviceAccount(Journal(folder, open_storage_key(folder)), 1e-5)
+        assert account.cohorts() == ()
