@@ -104,7 +104,7 @@ async def test_a_budget_that_another_folder_spent_meanwhile_is_not_overdrawn(
                 raise Killed
 
         one = headline(lines(world.manifest(), 1))
-        policy = replace(POLICY, max_total_epsilon=one * 1.01)
+        policy = replace(POLICY, max_total_epsilon=one * 1.01, units="device")
         device = world.device("d0", on_event, data=data, policy=policy)
         others = [asyncio.create_task(run(world, n, f"d{n}")) for n in (1, 2, 3)]
         with pytest.raises(Killed):
