@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -25,7 +26,7 @@ def noised(task: str) -> TaskSpec:
     return plain_spec(
         4,
         task=task,
-        deadlines=DeadlineSpec(report_s=60.0, masked_input_s=2.0),
+        deadlines=DeadlineSpec(report_s=60.0, masked_input_s=120.0),
         device_noise_multiplier=8.0,
         budget=BudgetSpec(max_epsilon=None, releases_max=4),
     )
@@ -74,17 +75,32 @@ async def test_two_identities_over_one_data_set_share_its_account(tmp_path: Path
 async def test_of_two_identities_in_one_cohort_one_steps_back_before_it_pays(
     tmp_path: Path,
 ) -> None:
-    """Both were admitted before either had paid; the sum has one of them."""
+    """Both were admitted before either had paid."""
     data = DataChoice("journal", tmp_path / "registry")
     async with World(tmp_path, noised(TASK)) as world:
-        runs = [run(world, n, f"d{n}", data if n < 2 else None) for n in range(4)]
-        both = [result for result, _ in await asyncio.gather(*runs)][:2]
-        assert sorted(len(result.releases) for result in both) == [0, 1]
-        (stepped_back,) = [result for result in both if not result.releases]
-        assert stepped_back.aborted == 1
-        assert [refusal.reason for refusal in stepped_back.refusals] == ["data-in-task"]
-        audit = world.audit()
-        assert (audit.verified, audit.releases) == (True, 1)
+        twins = [asyncio.create_task(run(world, n, f"d{n}", data)) for n in (0, 1)]
+        others = [asyncio.create_task(run(world, n, f"d{n}")) for n in (2, 3)]
+        done, waiting = await asyncio.wait(twins, return_when=asyncio.FIRST_COMPLETED)
+        await stopped(*waiting, *others)
+        (stepped_back,) = [task.result() for task in done]
+        assert [refusal.reason for refusal in stepped_back[0].refusals] == ["data-in-task"]
+        reasons = [e.detail["reason"] for e in stepped_back[1] if e.kind == "aborted"]
+        assert reasons == ["data-in-task"]
+        charged = [len(account_of(tmp_path / f"d{n}").cohorts()) for n in (0, 1)]
+        assert sorted(charged) == [0, 1]
+        with world.device("d0", data=data)._opened() as (_, account):
+            assert account.charges(TASK) == 1
+
+
+async def stopped(*tasks: asyncio.Task[Any]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def account_of(folder: Path) -> DeviceAccount:
+    """What the folder has by itself."""
+    return DeviceAccount(Journal(folder, open_storage_key(folder)), 1e-5)
 
 
 async def test_a_budget_that_another_folder_spent_meanwhile_is_not_overdrawn(
@@ -109,7 +125,5 @@ async def test_a_budget_that_another_folder_spent_meanwhile_is_not_overdrawn(
         others = [asyncio.create_task(run(world, n, f"d{n}")) for n in (1, 2, 3)]
         with pytest.raises(Killed):
             await device.run_async(OneHot(0), task=TASK, rounds=1)
-        await asyncio.gather(*others)
-        folder = tmp_path / "d0"
-        account = DeviceAccount(Journal(folder, open_storage_key(folder)), 1e-5)
-        assert account.cohorts() == ()
+        await stopped(*others)
+        assert account_of(tmp_path / "d0").cohorts() == ()
