@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +24,7 @@ import nacl.signing
 from dp import merkle, tiles
 from dp.accounting import PrivacyLine, ReleaseFacts, guaranteed_variance, headline, lines
 from dp.adaptive import first_clip, next_clip
-from dp.budget import UNITS, Total, charges_of, repeated, total, without_noise
+from dp.budget import Total
 from dp.conduct import Conduct
 from dp.contracts import check_manifest
 from dp.contributors import members_of
@@ -43,6 +43,7 @@ from dp.records import (
     parse_task,
     same_terms,
 )
+from dp.totals import Spent, ledger_totals
 from dp.witness import WitnessPolicy, cosigned_at
 from secagg.context import context
 from secagg.errors import SecaggError
@@ -136,7 +137,7 @@ class _Task:
     clip: float | None = None  # of the newest version, where the clip adapts; None: not known
     contexts: set[bytes] = field(default_factory=set)
     rosters: set[bytes] = field(default_factory=set)
-    unaccounted: int = 0  # releases under a manifest that the rules refuse
+    unaccounted: bool = False  # releases under a manifest that the rules refuse
     lists_all: bool = False  # a release lists its masking set: version 1 is over
     of_version_1: int = 0  # releases that do not
     conduct: Conduct = field(init=False)
@@ -227,7 +228,7 @@ class _Audit:
         self._released(entry, task, leaf)
         self.wrong(task.conduct.release(entry, leaf), leaf)
         if not task.admissible:
-            task.unaccounted += 1
+            task.unaccounted = True
             self.problem("task-inadmissible", "The task's own manifest was refused.", leaf)
             return
         in_force = task.clip
@@ -606,7 +607,9 @@ def _result(
         for task in audit.tasks.values()
     )
     every = [release for task in tasks for release in task.releases]
-    totals = _totals(audit.tasks.values())
+    totals = ledger_totals(
+        Spent(task.manifest, task.counts, task.unaccounted) for task in audit.tasks.values()
+    )
     stated = {line.unit for task in tasks for line in task.lines}
     costs = [0.0, *(found.epsilon for found in totals if found.unit in stated)]
     return AuditResult(
@@ -625,22 +628,3 @@ def _result(
         unchecked=tuple(_unchecked(audit)),
         totals=totals,
     )
-
-
-def _totals(tasks: Collection[_Task]) -> tuple[Total, ...]:
-    """What a unit has paid whose data served in every charged cohort of every task.
-
-    Releases under a manifest that the rules refuse are nobody's guarantee: without bound.
-    """
-    spent = [
-        (task.manifest.task, repeated(charges_of(task.manifest, facts), count))
-        for task in tasks
-        for facts, count in task.counts.items()
-    ]
-    deltas = [task.manifest.budget.delta for task in tasks if task.counts]
-    if not deltas:
-        return ()
-    spent += [
-        (task.manifest.task, tuple(map(without_noise, UNITS))) for task in tasks if task.unaccounted
-    ]
-    return tuple(total(unit, spent, max(deltas)) for unit in UNITS)

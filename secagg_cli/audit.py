@@ -51,6 +51,20 @@ def verify(
     witness: WitnessOption = None,
     witnesses_min: WitnessesMinOption = None,
     older: OlderOption = None,
+    require_dp: Annotated[
+        bool,
+        typer.Option(
+            "--require-dp", help="Refuse a ledger with a task that makes no statement of privacy."
+        ),
+    ] = False,
+    max_epsilon: Annotated[
+        float | None,
+        typer.Option(
+            help="Refuse a ledger whose tasks together may cost a unit more that one of them "
+            "protects, unamplified.",
+            min=0.0,
+        ),
+    ] = None,
     format: FormatOption = Format.text,
 ) -> None:
     """Check every signature, hash and epsilon of a ledger. Exit code 1 if anything is wrong."""
@@ -59,8 +73,11 @@ def verify(
             ledger, key, witnesses=witness or (), witnesses_min=witnesses_min, older=older or ()
         )
         _say_verdict(out, result)
-        out.result(verdict(result))
-        if not result.verified:
+        broken = _broken(result, require_dp=require_dp, max_epsilon=max_epsilon)
+        for demand in broken:
+            out.say(f"refused: {demand['message']} [{demand['reason']}]", style="red")
+        out.result({**verdict(result), "broken": broken})
+        if broken or not result.verified:
             raise typer.Exit(EXIT_REFUSED)
 
 
@@ -115,6 +132,37 @@ def _say_verdict(out: Output, result: AuditResult) -> None:
             out.say(line)
     for total in result.totals:
         out.say(together(total))
+
+
+def _broken(
+    result: AuditResult, *, require_dp: bool, max_epsilon: float | None
+) -> list[dict[str, str]]:
+    """Demands of the auditor that the ledger does not meet, each with its reason."""
+    from dp.figures import shown_up
+
+    found = []
+    bare = [task.manifest.task for task in result.tasks if not task.lines]
+    if require_dp and (bare or not result.tasks):
+        what = f"no differential privacy in {', '.join(map(repr, bare))}"
+        found.append(
+            {
+                "reason": "no-differential-privacy",
+                "message": f"--require-dp: {what if bare else 'the ledger has no task'}.",
+            }
+        )
+    if max_epsilon is not None:
+        stated = {line.unit for task in result.tasks for line in task.lines}
+        of = [total for total in result.totals if total.unit in stated] or list(result.totals)
+        for total in of:
+            if not total.epsilon <= max_epsilon:
+                found.append(
+                    {
+                        "reason": "epsilon-too-large",
+                        "message": f"--max-epsilon: at most {max_epsilon:g}; all tasks together "
+                        f"cost one {total.unit} {shown_up(total.epsilon)}.",
+                    }
+                )
+    return found
 
 
 def _cost(result: AuditResult) -> str:

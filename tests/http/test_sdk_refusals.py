@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ import safetensors.numpy
 import sqlalchemy as sa
 from aiohttp import web
 from quadratics import LENGTH, Quadratic, quadratic_spec
-from sdk_world import QUICK, TASK, OneHot, World, plain_spec
+from sdk_world import QUICK, TASK, Killed, OneHot, World, plain_spec
 
 from aggregator.app import SERVICE
 from aggregator.store.schema import versions
@@ -39,6 +40,43 @@ async def at_once(seconds: float) -> None:
 
 def noisy_spec(**changes: Any) -> TaskSpec:
     return plain_spec(device_noise_multiplier=4.0, **changes)
+
+
+async def test_a_task_without_noise_is_told_before_its_charge_and_in_the_result(
+    tmp_path: Path,
+) -> None:
+    """No finite total exists over all tasks, and the task that makes it so has a name."""
+    async with World(tmp_path, plain_spec()) as world:
+        told: dict[str, list[Event]] = {f"d{n}": [] for n in range(4)}
+        results = await asyncio.gather(
+            *(
+                world.device(f"d{n}", told[f"d{n}"].append).run_async(
+                    OneHot(n), task=TASK, rounds=1
+                )
+                for n in range(4)
+            )
+        )
+        for events, result in zip(told.values(), results, strict=True):
+            kinds = [event.kind for event in events]
+            first = events[kinds.index("checked-in")]
+            assert kinds.index("checked-in") < kinds.index("masking")
+            assert (first.detail["no_finite_total"], first.detail["others"]) == (TASK, 0.0)
+            assert '"no_finite_total": "' in first.to_json()
+            assert result.epsilon == math.inf
+            assert [(total.epsilon, total.unbounded) for total in result.totals] == [
+                (math.inf, (TASK,))
+            ] * 2
+    async with World(tmp_path / "noisy", noisy_spec()) as world:
+        events: list[Event] = []
+
+        def leave(event: Event) -> None:
+            events.append(event)
+            if event.kind == "training":
+                raise Killed
+
+        with pytest.raises(Killed):
+            await world.device("d0", leave).run_async(OneHot(0), task=TASK, rounds=1)
+        assert "no_finite_total" not in events[0].detail
 
 
 @pytest.mark.parametrize(

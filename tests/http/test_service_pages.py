@@ -74,6 +74,11 @@ async def test_the_operators_port_shows_health_metrics_and_every_release(server)
         assert f'secagg_cohorts_total{{outcome="released",task="{TASK}"}} 1.0' in metrics
         assert f'secagg_devices_total{{fate="dropped",task="{TASK}"}} 1.0' in metrics
         assert "secagg_open_cohorts 0.0" in metrics
+        # The task adds no noise: that is not an epsilon of 0, and not "none".
+        assert f'secagg_epsilon{{task="{TASK}"}} +Inf' in metrics
+        assert "The task adds no noise: no epsilon bounds what its sums show." in text
+        assert '<td class="number">no noise</td>' in text
+        assert "no noise" in (await fetch(f"{url}/"))[1].decode()
         server.service.ready = False
         assert (await fetch(f"{url}/readyz"))[0] == 503
         server.service.ready = True

@@ -353,6 +353,56 @@ def test_the_verdict_says_whose_epsilon_it_prints(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("demands", "broken"),
+    [
+        ((), []),
+        (("--require-dp",), ["no-differential-privacy"]),
+        (("--max-epsilon", "1000"), ["epsilon-too-large"]),
+        (
+            ("--require-dp", "--max-epsilon", "4.9"),
+            ["no-differential-privacy", "epsilon-too-large"],
+        ),
+    ],
+)
+def test_an_auditor_may_demand_privacy_of_all_tasks_together(
+    tmp_path: Path, demands: tuple[str, ...], broken: list[str]
+) -> None:
+    """A ledger that verifies is refused with the reason, and exit code 1, where it does not."""
+    plain = built(task="plain", algorithm="fedavg", privacy="none")
+    mixed = ledger(built(), (4, 4))
+    for encoded in listing(plain, [listed(plain, entry(1, 4), cohort=b"p" * 32)])._entries:
+        mixed.append(encoded)
+    command = ["audit", "verify", str(put(mixed, tmp_path)), "--key", VERIFIER, *demands]
+    answer = CliRunner().invoke(app, [*command, "--format", "json"])
+    printed = json.loads(answer.stdout)
+    assert printed["verified"]
+    assert [demand["reason"] for demand in printed["broken"]] == broken
+    assert answer.exit_code == (1 if broken else 0)
+    assert printed["without_privacy"] == ["plain"]
+    (statement,) = printed["statements"]
+    assert (statement["task"], statement["unit"], statement["delta"]) == ("demo", "example", 1e-5)
+    assert (statement["adjacency"], statement["amplified"]) == ("add-or-remove", False)
+    assert "aggregator" in statement["adversary"]
+    assert printed["epsilon"] is None  # infinite
+    assert [total["unbounded"] for total in printed["totals"]] == [["plain"]] * 2
+    assert printed["totals"][0]["bounded"] == statement["epsilon"]
+    said = CliRunner().invoke(app, command).output
+    assert all(f"[{reason}]" in said for reason in broken)
+
+
+@pytest.mark.parametrize(("limit", "code"), [("4.8", 1), ("4.81", 0)])
+def test_the_limit_is_for_the_total_of_a_unit_that_a_task_protects(
+    tmp_path: Path, limit: str, code: int
+) -> None:
+    folder = put(ledger(built(), (4, 4)), tmp_path)
+    command = ["audit", "verify", str(folder), "--key", VERIFIER, "--require-dp"]
+    assert CliRunner().invoke(app, [*command, "--max-epsilon", limit]).exit_code == code
+    empty = put(LedgerBuilder(ORIGIN), tmp_path / "empty")
+    command[2] = str(empty)
+    assert CliRunner().invoke(app, command).exit_code == 1  # nothing shows any privacy
+
+
 def test_the_report_works_without_a_network_and_as_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
