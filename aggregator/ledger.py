@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -195,6 +196,9 @@ class Ledger:
         for record in records:
             self._write_contributors(record)
         _replace(self._folder / "checkpoint", note)
+        for tile in tiles.changed(rendered, size):
+            if tile.width == tiles.TILE_WIDTH:  # who asks for a narrower form takes the full one
+                shutil.rmtree(self._folder / f"{tile.path}.p", ignore_errors=True)
 
     def _write_contributors(self, record: bytes) -> None:
         """The list that a record names, from the store: it was there before the record was."""

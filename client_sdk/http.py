@@ -89,7 +89,8 @@ class Http:
 
     async def __aenter__(self) -> Http:
         self._http = aiohttp.ClientSession(
-            headers={"User-Agent": self.settings.user_agent}, auto_decompress=False
+            headers={"User-Agent": self.settings.user_agent, "Accept-Encoding": "identity"},
+            auto_decompress=False,
         )
         return self
 
@@ -189,6 +190,7 @@ class Http:
                             continue
                         if not 200 <= response.status < 300:
                             raise await _problem(response)
+                        _demand_uncoded(response)
                         yield response
                         return
         except TimeoutError as error:
@@ -221,6 +223,23 @@ class Http:
         except (KeyError, ValueError, TypeError, OverflowError):
             return
         self._time.hear(said_s)
+
+
+def _demand_uncoded(response: aiohttp.ClientResponse) -> None:
+    """
+    Raises:
+        TransportError: ``response-encoded``.
+    """
+    coding = response.headers.get("Content-Encoding", "identity").strip().lower()
+    if coding not in ("", "identity"):
+        raise TransportError(
+            "response-encoded",
+            f"The answer to {response.url.path} is in a coding that was not asked for.",
+            status=response.status,
+            expected="identity",
+            found=coding[:40],
+            remedy="Something between this device and the aggregator re-codes what passes.",
+        )
 
 
 async def read_capped(response: aiohttp.ClientResponse, cap: int) -> bytes:

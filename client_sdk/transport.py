@@ -21,15 +21,13 @@ from client_sdk.http import (
     read_capped,
 )
 from client_sdk.server_time import ServerTime
-from dp.tiles import ENTRY_BYTES_MAX, HASH_BYTES, TILE_WIDTH
+from dp.tiles import resource_bytes_max
 from secagg.api import AdvertAccepted, Mail, Offer, ServerInfo, UploadState
-from secagg.limits import COHORT_MAX, MANIFEST_BYTES_MAX, REVOCATION_BYTES_MAX
+from secagg.limits import MANIFEST_BYTES_MAX, REVOCATION_BYTES_MAX
 from secagg.messages import FRAME_BYTES_MAX
 
 _OFFER_BYTES_MAX = 2 * MANIFEST_BYTES_MAX  # base64
 _MAIL_BYTES_MAX = 2 * FRAME_BYTES_MAX + 65_536
-_CHECKPOINT_BYTES_MAX = 1 << 20  # a note with all its cosignatures
-_LISTED_BYTES_MAX = 256  # one contributor in a list of them
 _CHUNK_BYTES_MIN = 1 << 14
 _STUCK_MAX = 8  # transfers in a row that bring nothing new
 
@@ -164,7 +162,7 @@ class Transport:
         async def get() -> bytes | None:
             try:
                 async with self._http.request("GET", f"/ledger/{path}", auth=False) as response:
-                    return await read_capped(response, ledger_bytes_max(path))
+                    return await read_capped(response, resource_bytes_max(path))
             except TransportError as error:
                 if error.status == 404:
                     return None
@@ -224,15 +222,6 @@ class Transport:
             return
         if not grown:
             raise TransportError("unreachable", "The model's transfer was empty.")
-
-
-def ledger_bytes_max(path: str) -> int:
-    """Most bytes of a file of the ledger, by its kind."""
-    if path.startswith("tile/entries/"):
-        return TILE_WIDTH * (2 + ENTRY_BYTES_MAX)
-    if path.startswith("tile/"):
-        return TILE_WIDTH * HASH_BYTES
-    return _CHECKPOINT_BYTES_MAX if path == "checkpoint" else COHORT_MAX * _LISTED_BYTES_MAX
 
 
 def _size(part: Path) -> int:

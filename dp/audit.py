@@ -28,7 +28,7 @@ from dp.budget import Total
 from dp.conduct import Conduct
 from dp.contracts import check_manifest
 from dp.contributors import members_of
-from dp.errors import LedgerError
+from dp.errors import LedgerError, ReadError
 from dp.figures import limit_shown, shown_up
 from dp.forms import Rotation, check_fields, parse_policy, parse_rotation
 from dp.notes import Checkpoint, Verifier, open_checkpoint, parse_verifier, verify_note
@@ -52,6 +52,7 @@ from secagg.manifest import Manifest
 from secagg.messages import AdmittedModel
 
 _MICRO_TOLERANCE = 1  # libm differs between platforms in the last bit
+_ENTRIES_BYTES_MAX = 1 << 31  # of all entries; a record of the demo has 1.4 kB
 _ENTRIES_MAX = 1 << 22  # an audit holds all entries in memory, a signed size is no reason to
 
 
@@ -460,7 +461,8 @@ def verify_ledger(
     """Verify a ledger from end to end. Whatever is wrong becomes a problem, never an exception.
 
     Args:
-        read: resources of the log by path: ``checkpoint``, ``tile/...``.
+        read: resources of the log by path: ``checkpoint``, ``tile/...``. Its :class:`ReadError`
+            is passed on: what cannot be read is neither right nor wrong.
         verifier: the log's verifier key, from outside the ledger.
         older: signed checkpoints of this log that were seen before, to show rewriting and forks.
         witnesses: whose cosignatures the checkpoint must carry.
@@ -516,6 +518,8 @@ def verify_ledger(
                     audit.memberships.append((leaf, parse_membership(record)))
                 case "key-rotation":
                     audit.rotation(record, leaf, note)
+        except ReadError:
+            raise
         except SecaggError as error:
             audit.caught(error, leaf)
     return _result(audit, checkpoint, cosigned)
@@ -531,8 +535,17 @@ def _entries(read: tiles.Read, checkpoint: Checkpoint) -> list[bytes]:
             remedy="Ask the operator: its key signed this size.",
         )
     entries: list[bytes] = []
+    size_bytes = 0
     for bundle in tiles.bundles_of(checkpoint.size):
-        entries += tiles.parse_bundle(tiles.fetch(read, bundle), bundle.width)
+        data = tiles.fetch(read, bundle)
+        entries += tiles.parse_bundle(data, bundle.width)
+        size_bytes += len(data)
+        if size_bytes > _ENTRIES_BYTES_MAX:
+            raise LedgerError(
+                "ledger-too-large",
+                "The ledger's records are more than one audit holds.",
+                expected=f"<= {_ENTRIES_BYTES_MAX} bytes",
+            )
     return entries
 
 

@@ -19,3 +19,7 @@ class MechanismError(SecaggError):
 
 class LedgerError(SecaggError):
     """Ledger data that does not parse, verify or fit."""
+
+
+class ReadError(SecaggError):
+    """A file of a ledger cannot be had. That says nothing about what the ledger holds."""

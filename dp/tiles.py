@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from dp import merkle
 from dp.errors import LedgerError
+from secagg.limits import COHORT_MAX
 
 TILE_WIDTH = 256
 HASH_BYTES = 32
@@ -18,6 +19,19 @@ ENTRY_BYTES_MAX = 65_535
 
 Read = Callable[[str], bytes | None]
 """Returns a resource by its path below the log's prefix, or None where there is none."""
+
+
+_CHECKPOINT_BYTES_MAX = 1 << 20  # a note with all its cosignatures
+_LISTED_BYTES_MAX = 256  # one device in a list of them
+
+
+def resource_bytes_max(path: str) -> int:
+    """Most bytes of a resource of a log, by its kind."""
+    if path.startswith("tile/entries/"):
+        return TILE_WIDTH * (2 + ENTRY_BYTES_MAX)
+    if path.startswith("tile/"):
+        return TILE_WIDTH * HASH_BYTES
+    return _CHECKPOINT_BYTES_MAX if path == "checkpoint" else COHORT_MAX * _LISTED_BYTES_MAX
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +11,8 @@ import typer
 
 from secagg_cli.account import totals_json
 from secagg_cli.attack import attack
-from secagg_cli.output import EXIT_REFUSED, CommandError, Format, FormatOption, Output
+from secagg_cli.ledger_files import FolderReader, ledger_reader, read_checkpoint, read_key
+from secagg_cli.output import EXIT_REFUSED, Format, FormatOption, Output, UnusableArgument, visible
 
 if TYPE_CHECKING:
     from dp.audit import AuditedTask, AuditResult
@@ -41,8 +42,6 @@ OlderOption = Annotated[
     typer.Option("--older", help="A checkpoint of this ledger that you kept: it must be a prefix."),
 ]
 
-Reader = Callable[[str], bytes | None]
-
 
 @app.command("verify")
 def verify(
@@ -67,7 +66,11 @@ def verify(
     ] = None,
     format: FormatOption = Format.text,
 ) -> None:
-    """Check every signature, hash and epsilon of a ledger. Exit code 1 if anything is wrong."""
+    """Check every signature, hash, form and epsilon of a ledger.
+
+    Exit code 0: verified. 1: something in the ledger is wrong. 2: an argument is of no use (no such
+    folder or key). 3: the ledger could not be read, which says nothing about it.
+    """
     with Output(format) as out:
         result = audit_ledger(
             ledger, key, witnesses=witness or (), witnesses_min=witnesses_min, older=older or ()
@@ -213,22 +216,33 @@ def audit_ledger(
         older: files with checkpoints of this ledger that were kept.
 
     Raises:
-        LedgerError: ``witness-policy`` or ``verifier-key`` of a witness.
-        CommandError: ``ledger-missing``, ``checkpoint-unreadable``, ``verifier-key`` or
-            ``server-unreachable``. What is wrong
-            *in* the ledger is in the result.
+        UnusableArgument: ``ledger-missing``, ``ledger-url``, ``checkpoint-unreadable``,
+            ``key-missing``, ``verifier-key`` or ``witness-policy``.
+        ReadError: a file cannot be had. What is wrong *in* the ledger is in the result.
     """
-    from dp.audit import verify_ledger
+    from dp.audit import Finding, verify_ledger
+    from dp.errors import LedgerError
+    from dp.notes import parse_verifier
     from dp.witness import WitnessPolicy
 
-    policy = None
-    if witnesses or witnesses_min is not None:
-        policy = WitnessPolicy.of([read_key(witness) for witness in witnesses], witnesses_min)
+    policy, read, verifier = None, ledger_reader(ledger), read_key(key)
     try:
-        kept = [file.read_bytes() for file in older]
-    except OSError as error:
-        raise CommandError("checkpoint-unreadable", f"An older checkpoint: {error}") from error
-    return verify_ledger(ledger_reader(ledger), read_key(key), older=kept, witnesses=policy)
+        parse_verifier(verifier)
+        if witnesses or witnesses_min is not None:
+            policy = WitnessPolicy.of([read_key(witness) for witness in witnesses], witnesses_min)
+    except LedgerError as error:
+        raise UnusableArgument(error.reason, error.message, remedy=error.remedy) from error
+    kept = [read_checkpoint(file) for file in older]
+    result = verify_ledger(read, verifier, older=kept, witnesses=policy)
+    unread = read.unread() if isinstance(read, FolderReader) else []
+    if not unread:
+        return result
+    finding = Finding(
+        reason="files-unread",
+        message=f"{len(unread)} files of the folder, such as {visible(unread[0])[:100]}: they are "
+        "not part of what the checkpoint signs.",
+    )
+    return msgspec.structs.replace(result, unchecked=(*result.unchecked, finding))
 
 
 def verdict(result: AuditResult) -> dict[str, Any]:
@@ -255,53 +269,3 @@ def verdict(result: AuditResult) -> dict[str, Any]:
             {"leaf": leaf, "verifier": rotation.new_verifier} for leaf, rotation in result.rotations
         ],
     }
-
-
-def read_key(key: str) -> str:
-    """The verifier key itself, or the content of a file that holds it."""
-    path = Path(key)
-    try:
-        if path.is_file():
-            return path.read_text("utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise CommandError("verifier-key", f"{key} cannot be read: {error}") from error
-    return key.strip()
-
-
-def ledger_reader(ledger: str) -> Reader:
-    """Reads a ledger's files by their path in the tlog-tiles layout; None where there is none."""
-    if ledger.startswith(("http://", "https://")):
-        return _http_reader(ledger.rstrip("/"))
-    folder = Path(ledger)
-    if not folder.is_dir():
-        raise CommandError(
-            "ledger-missing",
-            f"{ledger} is not a folder.",
-            remedy="Give the folder that holds `checkpoint`, or a URL.",
-        )
-
-    def read(path: str) -> bytes | None:
-        file = folder / path
-        return file.read_bytes() if file.is_file() else None
-
-    return read
-
-
-def _http_reader(base: str) -> Reader:
-    from secagg_cli.operator import request
-
-    def read(path: str) -> bytes | None:
-        try:
-            return request("GET", f"{base}/{path}")
-        except CommandError as error:
-            if error.reason in ("http-404", "not-found"):
-                if path == "checkpoint" and not base.endswith("/ledger"):
-                    raise CommandError(
-                        "ledger-missing",
-                        f"There is no ledger at {base}.",
-                        remedy=f"An aggregator serves its ledger at {base}/ledger.",
-                    ) from error
-                return None
-            raise
-
-    return read

@@ -19,9 +19,9 @@ from rich.markup import escape
 
 from secagg.errors import SecaggError
 from secagg_cli.account import DataIdOption, say_totals, totals_json
-from secagg_cli.audit import read_key
 from secagg_cli.background import Background
 from secagg_cli.enroll import parse_partner_key
+from secagg_cli.ledger_files import read_key
 from secagg_cli.libraries import collector_paused
 from secagg_cli.output import CommandError, Format, FormatOption, Output
 from secagg_cli.processes import die_with_parent

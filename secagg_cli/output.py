@@ -3,7 +3,7 @@
 With ``--format json`` standard output carries one JSON object and nothing else; text for people,
 and progress bars, go to standard error. Exit code 0: the command did what was asked. 1: it did
 not, and says why (in JSON: ``{"error": {"reason", "message", "remedy"}}``). 2: the command line
-was wrong.
+was wrong, or names what is of no use. 3: a ledger cannot be read, so nothing is said about it.
 """
 
 from __future__ import annotations
@@ -31,10 +31,12 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from dp.errors import ReadError
 from secagg.errors import SecaggError
 
 EXIT_REFUSED = 1
 EXIT_USAGE = 2
+EXIT_UNREACHABLE = 3
 EXIT_INTERRUPTED = 130
 _WIDE = 1_000
 
@@ -51,6 +53,10 @@ FormatOption = Annotated[
 
 class CommandError(SecaggError):
     """A command could not do what was asked."""
+
+
+class UnusableArgument(CommandError):
+    """What the command line names is not there, or is not what it has to be."""
 
 
 class Output:
@@ -118,7 +124,7 @@ class Output:
             raise typer.Exit(EXIT_INTERRUPTED) from error
         if isinstance(error, SecaggError):
             self._refuse(error.reason, _both_values(error), error.remedy)
-            raise typer.Exit(EXIT_REFUSED) from error
+            raise typer.Exit(_exit_code(error)) from error
         if isinstance(error, OSError):
             self._refuse("system-error", f"{type(error).__name__}: {error}", None)
             raise typer.Exit(EXIT_REFUSED) from error
@@ -137,6 +143,12 @@ class Output:
             self.errors.print(_plain(remedy), soft_wrap=True)
         if self.json:
             print_json({"error": {"reason": reason, "message": message, "remedy": remedy}})
+
+
+def _exit_code(error: SecaggError) -> int:
+    if isinstance(error, ReadError):
+        return EXIT_UNREACHABLE
+    return EXIT_USAGE if isinstance(error, UnusableArgument) else EXIT_REFUSED
 
 
 def _plain(text: str) -> str:

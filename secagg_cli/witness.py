@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from secagg_cli.audit import read_key
+from secagg_cli.ledger_files import read_key
 from secagg_cli.output import CommandError, Format, FormatOption, Output
 
 if TYPE_CHECKING:

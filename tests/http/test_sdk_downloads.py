@@ -17,7 +17,7 @@ from sdk_world import POLICY, QUICK, TASK, OneHot, World, plain_spec
 from client_sdk import LedgerError, StateError, TransportError
 from client_sdk.checkin import DISK_MARGIN_BYTES
 from client_sdk.policy import MODEL_HEADER_BYTES, download_size
-from client_sdk.transport import ledger_bytes_max
+from dp.tiles import resource_bytes_max
 from secagg.api import Offer
 
 IMPATIENT = replace(QUICK, patience_s=0.2, poll_s=0.2)
@@ -207,7 +207,7 @@ def test_a_model_s_limit_follows_from_its_tensors() -> None:
     ],
 )
 def test_every_file_of_the_ledger_has_a_limit_of_its_kind(path: str, limit: int) -> None:
-    assert ledger_bytes_max(path) == limit
+    assert resource_bytes_max(path) == limit
 
 
 async def test_a_ledger_file_beyond_its_limit_is_not_read_to_the_end(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
+import gzip
 import hashlib
 import os
 import time
@@ -426,3 +427,29 @@ async def test_a_missing_ledger_file_is_none_and_needs_no_token() -> None:
         assert await transport.ledger("tile/0/000") is None
         assert await transport.ledger("checkpoint") == b'"x"'
         assert served.tokens == 0
+
+
+@pytest.mark.parametrize("coding", ["gzip", "br"])
+async def test_an_answer_in_a_coding_that_was_not_asked_for_is_refused(coding: str) -> None:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        assert request.headers["Accept-Encoding"] == "identity"
+        body = gzip.compress(bytes(1 << 24))
+        return web.Response(body=body, headers={"Content-Encoding": coding})
+
+    async with Served(handler) as (served, transport):
+        with pytest.raises(TransportError, match="response-encoded") as caught:
+            await transport.ledger("checkpoint")
+        assert caught.value.found == coding
+        with pytest.raises(TransportError, match="response-encoded"):
+            await transport.server_info()
+        assert len(served.requests) == 2
+
+
+async def test_a_ledgers_redirect_is_not_followed() -> None:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        raise web.HTTPFound("/elsewhere")
+
+    async with Served(handler) as (served, transport):
+        with pytest.raises(TransportError, match="http-302"):
+            await transport.ledger("checkpoint")
+        assert [request.path for request in served.requests] == ["/ledger/checkpoint"]

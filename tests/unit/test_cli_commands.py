@@ -89,7 +89,7 @@ def test_doctor_finds_this_machine_fit() -> None:
 
 
 def test_audit_of_a_missing_ledger_names_the_reason(tmp_path: Path) -> None:
-    keys = invoke("audit", "verify", str(tmp_path / "nothing"), "--key", "k", code=1)
+    keys = invoke("audit", "verify", str(tmp_path / "nothing"), "--key", "k", code=2)
     assert keys["error"]["reason"] == "ledger-missing"
 
 
