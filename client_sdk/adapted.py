@@ -15,8 +15,10 @@ import torch
 from numpy.typing import NDArray
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
+from transformers import PretrainedConfig
 from transformers.pytorch_utils import Conv1D
 
+from client_sdk.coins import torch_states_kept
 from client_sdk.errors import ContributionError, TaskRefusal
 from client_sdk.lora import base_fingerprint, vector_to_tensors
 from secagg.adapter import sent_length, size, trained, vector_length
@@ -125,6 +127,15 @@ class AdaptedModel:
     def vector_length(self) -> int:
         return vector_length(self.adapter)
 
+    @property
+    def mixture(self) -> bool:
+        """Whether the model routes tokens to experts, by what its configuration names.
+
+        A router compares scores: a last bit, which a float sum owes to the other rows of a pass,
+        may send a token to another expert. So rows of such a model never share a pass.
+        """
+        return _has_experts(self.model.get_base_model().config)
+
     def unload(self) -> PreTrainedModel:
         """Take the adapter out again; the base model as the app gave it."""
         base: PreTrainedModel = self.model.unload()
@@ -185,12 +196,26 @@ def _inject(model: PreTrainedModel, adapter: Adapter) -> PeftModel:
         init_lora_weights=False,
     )
     model.requires_grad_(False)
-    with warnings.catch_warnings():
+    known = {id(module) for module in model.modules()}
+    # The first values, which the manifest's replace, are drawn from torch's generator.
+    with torch_states_kept(model), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft uses transformers' old names
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")  # it corrects
         injected = get_peft_model(model, config, adapter_name=_NAME)
     assert isinstance(injected, PeftModel)  # noqa: S101  (mixed adapters are another type)
+    for module in injected.modules():
+        if id(module) not in known:  # new modules start in training mode
+            module.training = model.training
     return injected
+
+
+def _has_experts(config: PretrainedConfig) -> bool:
+    return any(
+        _has_experts(value)
+        if isinstance(value, PretrainedConfig)
+        else "expert" in name and type(value) is int and value > 1
+        for name, value in vars(config).items()
+    )
 
 
 def _adapter_tensors(model: PeftModel) -> dict[str, nn.Parameter]:

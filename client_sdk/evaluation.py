@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from client_sdk.coins import without_coins
 from client_sdk.errors import ContributionError
 from client_sdk.examples import Example, encode_example, encode_prompt
 from client_sdk.gradients import sequence_losses
@@ -39,16 +40,11 @@ def evaluate(
     if not rows:
         raise ContributionError("evaluation-empty", "No example has an answer to evaluate.")
     pad = next((t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None), 0)
-    was_training = model.training
-    model.eval()
     total = 0.0
-    try:
-        with torch.inference_mode():
-            for start in range(0, len(rows), micro_batch):
-                losses = sequence_losses(model, rows[start : start + micro_batch], pad)
-                total += float(losses.double().sum())
-    finally:
-        model.train(was_training)
+    with without_coins(model), torch.inference_mode():
+        for start in range(0, len(rows), micro_batch):
+            losses = sequence_losses(model, rows[start : start + micro_batch], pad)
+            total += float(losses.double().sum())
     return total / len(rows)
 
 
@@ -61,18 +57,13 @@ def generate_answer(
 ) -> str:
     """The model's most likely answer to one question (greedy: no coins)."""
     tokens = torch.tensor([encode_prompt(tokenizer, prompt)], device=model.device)
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            generate: Any = model.generate
-            output = generate(
-                input_ids=tokens,
-                attention_mask=torch.ones_like(tokens),
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
-            )
-    finally:
-        model.train(was_training)
+    with without_coins(model), torch.inference_mode():
+        generate: Any = model.generate
+        output = generate(
+            input_ids=tokens,
+            attention_mask=torch.ones_like(tokens),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
+        )
     return str(tokenizer.decode(output[0, tokens.shape[1] :], skip_special_tokens=True)).strip()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -20,14 +20,13 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn import functional
 
-from client_sdk.errors import ContributionError, TaskRefusal
+from client_sdk.coins import without_coins
+from client_sdk.errors import ContributionError
 from client_sdk.examples import Row
 from client_sdk.rows import together_or_apart
 
 if TYPE_CHECKING:
     from types import TracebackType
-
-SELF_TEST_ERROR_MAX = 1e-4  # relative; hooks and loop agree to about 1e-6 where they are right
 
 # Said by torch of the first layer's B when its A is frozen: its input needs no gradient, as it
 # should be. The self-test has compared these gradients with the loop's.
@@ -61,18 +60,18 @@ def sequence_losses(model: nn.Module, rows: Sequence[Row], pad_token: int) -> Te
         ContributionError: ``example-model``: a classifier with rows that have no label, or another
             model with rows that have one; ``example-label``.
     """
-    return _predictions(model, rows, pad_token).losses()
+    return predictions(model, rows, pad_token).losses()
 
 
 def scores(model: nn.Module, rows: Sequence[Row], pad_token: int) -> tuple[Tensor, Tensor]:
     """:func:`sequence_losses`, and per row the share of counted tokens that are predicted right."""
-    found = _predictions(model, rows, pad_token)
+    found = predictions(model, rows, pad_token)
     right = (found.logits.argmax(-1) == found.targets).float()
     return found.losses(), found.mean(right)
 
 
 @dataclass(frozen=True)
-class _Predictions:
+class Predictions:
     """What the model says of every counted token, those of all rows one after the other.
 
     Attributes:
@@ -98,7 +97,12 @@ class _Predictions:
         return total / self.owners.bincount(minlength=self.rows).clamp(min=1)
 
 
-def _predictions(model: nn.Module, rows: Sequence[Row], pad_token: int) -> _Predictions:
+def predictions(model: nn.Module, rows: Sequence[Row], pad_token: int) -> Predictions:
+    """One pass over ``rows``, padded on the right to the longest.
+
+    Raises:
+        ContributionError: as :func:`sequence_losses`.
+    """
     device = next(model.parameters()).device
     length = max(len(row.tokens) for row in rows)
     tokens = torch.full((len(rows), length), pad_token, dtype=torch.long)
@@ -121,7 +125,7 @@ def _predictions(model: nn.Module, rows: Sequence[Row], pad_token: int) -> _Pred
         return _classes(logits, labels)
     if logits.shape[:2] == tokens.shape:
         logits = logits[before][None]
-    return _Predictions(logits[0], tokens[:, 1:][counted], counted.nonzero()[:, 0], len(rows))
+    return Predictions(logits[0], tokens[:, 1:][counted], counted.nonzero()[:, 0], len(rows))
 
 
 @contextmanager
@@ -149,7 +153,7 @@ def _head_only_at(model: nn.Module, places: Tensor) -> Iterator[None]:
         handle.remove()
 
 
-def _classes(logits: Tensor, labels: Sequence[int | None]) -> _Predictions:
+def _classes(logits: Tensor, labels: Sequence[int | None]) -> Predictions:
     """The scores of a classifier as if each row had one counted token, its class."""
     known = [label for label in labels if label is not None]
     if logits.dim() != 2 or len(known) != len(labels):
@@ -167,15 +171,14 @@ def _classes(logits: Tensor, labels: Sequence[int | None]) -> _Predictions:
             found=max(known),
         )
     targets = torch.tensor(known, device=logits.device)
-    return _Predictions(logits, targets, torch.arange(len(known), device=logits.device), len(known))
+    return Predictions(logits, targets, torch.arange(len(known), device=logits.device), len(known))
 
 
 class ExampleGradients:
     """Fills ``grad_sample`` of the parameters with one gradient per example.
 
-    A context manager: hooks are removed at its end, so the app's model is left as it was. Dropout
-    is off meanwhile: its coins would come from a generator that anyone may have seeded, and hooks
-    and loop would draw different ones, so that nothing could be compared.
+    A context manager: at its end hooks are gone and the app's model is as it was. Meanwhile it is
+    in evaluation mode, without dropout or any other noise (``client_sdk.coins``).
 
     Args:
         parameters: the trainable tensors; no other parameter of the model may require gradients.
@@ -222,13 +225,13 @@ class ExampleGradients:
         self._hooks: GradSampleHooks | None = None
 
     def __enter__(self) -> ExampleGradients:
-        self._was_training = self._model.training
-        self._model.train()
-        self._dropout = [(m, m.p) for m in self._model.modules() if isinstance(m, nn.Dropout)]
-        for module, _ in self._dropout:
-            module.p = 0.0
-        if self._method == "hooks":
-            self._hook()
+        with ExitStack() as stack:
+            stack.enter_context(without_coins(self._model, training=True))
+            stack.callback(self._clear)
+            if self._method == "hooks":
+                stack.callback(self._unhook)
+                self._hook()
+            self._undo = stack.pop_all()
         return self
 
     def __exit__(
@@ -237,14 +240,13 @@ class ExampleGradients:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._unhook()
+        self._undo.close()
+
+    def _clear(self) -> None:
         for parameter in self._parameters:
             parameter.grad = None
             if hasattr(parameter, "grad_sample"):
                 del parameter.grad_sample
-        for module, rate in self._dropout:
-            module.p = rate
-        self._model.train(self._was_training)
 
     def run(self, rows: Sequence[Row]) -> Tensor:
         """One pass over ``rows``: sets ``grad_sample`` to [len(rows), *shape], returns the losses.
@@ -364,31 +366,3 @@ class ExampleGradients:
 
 def not_finite() -> ContributionError:
     return ContributionError("example-not-finite", "Its loss or gradient is not finite.")
-
-
-def check_hooks(
-    model: nn.Module, parameters: Sequence[nn.Parameter], rows: Sequence[Row], pad_token: int
-) -> float:
-    """Compare the hooks with the loop on a few rows of different lengths; the relative error.
-
-    Raises:
-        TaskRefusal: ``gradient-self-test`` above :data:`SELF_TEST_ERROR_MAX`, or if the
-            gradients vanish, so that nothing was tested.
-    """
-    found = []
-    for method in ("hooks", "loop"):
-        with ExampleGradients(model, parameters, pad_token=pad_token, method=method) as gradients:
-            gradients.run(rows)
-            found.append(gradients.flat().double())
-    hooks, loop = found
-    norm = float(loop.norm(dim=1).min())
-    error = float(((hooks - loop).norm(dim=1) / max(norm, 1e-30)).max()) if norm > 0 else 1.0
-    if not error <= SELF_TEST_ERROR_MAX:
-        raise TaskRefusal(
-            "gradient-self-test",
-            "Per-example gradients of this model are not what a loop over examples gives.",
-            expected=f"relative error at most {SELF_TEST_ERROR_MAX}",
-            found=error,
-            remedy="Use LoraTrainer(..., method='loop').",
-        )
-    return error

@@ -22,11 +22,13 @@ from numpy.typing import NDArray
 from client_sdk.adapted import AdaptedModel, fingerprint_of
 from client_sdk.algorithms import ALGORITHMS
 from client_sdk.algorithms.products import sketched
-from client_sdk.algorithms.work import Work
+from client_sdk.algorithms.work import Work, rows_per_pass
+from client_sdk.algorithms.zeroth_order import passes_alone
 from client_sdk.errors import ContributionError, TaskRefusal
 from client_sdk.examples import Example, Row
-from client_sdk.gradients import Method, check_hooks, check_method
+from client_sdk.gradients import Method, check_method
 from client_sdk.rows import Input, LeftOut, encode_rows, reasons_of
+from client_sdk.self_test import Way, check_rows_apart
 from dp.contracts.averaging import has_privacy
 from secagg.manifest import Manifest
 
@@ -37,7 +39,6 @@ if TYPE_CHECKING:
     from client_sdk.contribution import TrainingJob
 
 THREADS_VARIABLE = "SECAGG_TORCH_THREADS"
-_SELF_TEST_LENGTHS = (7, 12)  # tokens; different, so that padding is tested too
 _SELF_TEST_SCALE = 0.02
 
 
@@ -92,6 +93,7 @@ class LoraTrainer:
         self._clock = clock
         self._fingerprint: bytes | None = None
         self._adapted: AdaptedModel | None = None
+        self._tested: set[tuple[Way, int]] = set()  # with rows in a pass; of the present adapter
         self._rows: tuple[int, tuple[Row, ...], tuple[LeftOut, ...]] | None = None  # by max_tokens
         self._left_out: dict[int, LeftOut] = {}
 
@@ -133,7 +135,9 @@ class LoraTrainer:
                 expected=sorted(ALGORITHMS),
                 found=manifest.algorithm,
             )
-        adapted = self._prepare(manifest)
+        asked = manifest.training.micro_batch if manifest.training is not None else 1
+        micro_batch = max(1, min(self._micro_batch, asked))
+        adapted = self._prepare(manifest, micro_batch)
         assert manifest.training is not None  # noqa: S101  (AdaptedModel has checked it)
         adapted.choose(job.version)
         adapted.load(job.vector)
@@ -145,7 +149,7 @@ class LoraTrainer:
             adapted=adapted,
             rows=rows,
             pad_token=_pad_token(self._tokenizer),
-            micro_batch=max(1, min(self._micro_batch, manifest.training.micro_batch)),
+            micro_batch=micro_batch,
             method=self._method,
             random_bytes=self._random_bytes,
             clock=self._clock,
@@ -173,42 +177,53 @@ class LoraTrainer:
             adapted.cut(self._rank)
         return adapted.tensors()
 
-    def _prepare(self, manifest: Manifest) -> AdaptedModel:
+    def _prepare(self, manifest: Manifest, micro_batch: int) -> AdaptedModel:
+        """The model with the task's adapter, tested for what this task does with it."""
         if self._fingerprint is None:
             self._fingerprint = fingerprint_of(self._base)
         if self._adapted is not None:
             same_base = manifest.base_model is not None and (
                 manifest.base_model.fingerprint == self._fingerprint
             )
-            if same_base and manifest.adapter == self._adapted.adapter:
-                return self._adapted
-            self._base = self._adapted.unload()
-            self._adapted = None
-        adapted = AdaptedModel(self._base, manifest, self._fingerprint)
-        if self._method == "hooks":
-            self._self_test(adapted)
-        self._adapted = adapted
-        return adapted
+            if not (same_base and manifest.adapter == self._adapted.adapter):
+                self._unload()
+        if self._adapted is None:
+            self._adapted = AdaptedModel(self._base, manifest, self._fingerprint)
+        try:
+            self._self_test(self._adapted, manifest, micro_batch)
+        except BaseException:
+            self._unload()  # with the test's values in its adapter it would answer otherwise
+            raise
+        return self._adapted
 
-    def _self_test(self, adapted: AdaptedModel) -> None:
-        """Hooks against the loop on made-up tokens, with every factor away from zero.
+    def _unload(self) -> None:
+        if self._adapted is not None:
+            self._base = self._adapted.unload()
+        self._adapted = None
+        self._tested.clear()
+
+    def _self_test(self, adapted: AdaptedModel, manifest: Manifest, micro_batch: int) -> None:
+        """Each way once, on made-up tokens, with every factor away from zero.
 
         At B = 0 the gradient of A vanishes and would be compared with nothing.
         """
+        forward_only = manifest.algorithm in ("evaluation", "zeroth-order")
+        way: Way = "predictions" if forward_only else "gradients"
+        size = rows_per_pass(adapted, self._method, micro_batch, alone=passes_alone(manifest))
+        if (way, size) in self._tested:
+            return
         adapted.load(_spread(adapted.vector_length))
-        size = int(adapted.model.get_input_embeddings().weight.shape[0])
-        labels = range(len(_SELF_TEST_LENGTHS)) if not self._base.can_generate() else (None, None)
-        rows = [
-            Row(
-                tuple((17 * t + 5) % size for t in range(n)),
-                (False,) * 3 + (True,) * (n - 3),
-                label,
-            )
-            for n, label in zip(_SELF_TEST_LENGTHS, labels, strict=True)
-        ]
-        for version in (1, 0) if adapted.adapter.kind == "rolora" else (0,):  # each factor once
+        turns = (1, 0) if adapted.adapter.kind == "rolora" and way == "gradients" else (0,)
+        for version in turns:  # each factor once
             adapted.choose(version)
-            check_hooks(adapted.model, adapted.parameters, rows, _pad_token(self._tokenizer))
+            check_rows_apart(
+                adapted,
+                way,
+                method=self._method,
+                rows_per_pass=size,
+                pad_token=_pad_token(self._tokenizer),
+            )
+        self._tested.add((way, size))
 
     def _encode(self, max_tokens: int) -> tuple[tuple[Row, ...], tuple[LeftOut, ...]]:
         if self._rows is None or self._rows[0] != max_tokens:

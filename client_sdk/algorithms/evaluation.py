@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from client_sdk.algorithms.work import Work
+from client_sdk.coins import without_coins
 from client_sdk.examples import Row
 from client_sdk.gradients import scores
 from dp.contracts.averaging import LOSS_CLIP
@@ -29,23 +30,18 @@ def contribute(manifest: Manifest, work: Work) -> Mapping[str, NDArray[Any]]:
     assert manifest.training is not None  # noqa: S101  (AdaptedModel has checked it)
     most = manifest.training.weight_unit
     model = work.adapted.model
-    was_training = model.training
-    model.eval()
     loss = right = 0.0
     count = 0
 
     def compute(rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
         return scores(model, rows, work.pad_token)
 
-    try:
-        with torch.inference_mode():
-            for rows in work.micro_batches(work.usable[:most]):
-                for part, (losses, shares) in work.apart(rows, compute):
-                    bounded = np.nan_to_num(losses.double().cpu().numpy(), nan=LOSS_CLIP)
-                    loss += float(np.clip(bounded, 0.0, LOSS_CLIP).sum())
-                    right += float(shares.double().sum())
-                    count += len(part)
-    finally:
-        model.train(was_training)
+    with without_coins(model), torch.inference_mode():
+        for rows in work.micro_batches(work.usable[:most]):
+            for part, (losses, shares) in work.apart(rows, compute):
+                bounded = np.nan_to_num(losses.double().cpu().numpy(), nan=LOSS_CLIP)
+                loss += float(np.clip(bounded, 0.0, LOSS_CLIP).sum())
+                right += float(shares.double().sum())
+                count += len(part)
     values = {"loss": loss, "accuracy": right, "count": float(count)}
     return {name: np.array([value / most]) for name, value in values.items()}

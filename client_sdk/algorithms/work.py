@@ -84,16 +84,21 @@ class Work:
             check_time=self.check_time,
         )
 
-    def micro_batches(self, indices: NDArray[np.int64]) -> Iterator[list[Row]]:
+    def micro_batches(
+        self, indices: NDArray[np.int64], *, alone: bool = False
+    ) -> Iterator[list[Row]]:
         """The rows of :meth:`present` in passes; checks the time before each.
+
+        One row in each if ``alone``, for the method ``loop`` and for mixtures of experts.
 
         Raises:
             ContributionError: ``training-deadline``, ``training-stopped``.
         """
         chosen = self.present(indices)
-        for start in range(0, len(chosen), self.micro_batch):
+        size = rows_per_pass(self.adapted, self.method, self.micro_batch, alone=alone)
+        for start in range(0, len(chosen), size):
             self.check_time()
-            yield chosen[start : start + self.micro_batch]
+            yield chosen[start : start + size]
 
     def check_time(self) -> None:
         if self.stopped():
@@ -104,6 +109,13 @@ class Work:
                 "Training would not end in time.",
                 remedy="Fewer examples, a smaller sampling rate, or a longer deadline.",
             )
+
+
+def rows_per_pass(
+    adapted: AdaptedModel, method: Method, micro_batch: int, *, alone: bool = False
+) -> int:
+    """Most rows that share a pass; 1 where no float of one row may touch another's."""
+    return 1 if alone or method == "loop" or adapted.mixture else micro_batch
 
 
 Algorithm = Callable[[Manifest, Work], Mapping[str, NDArray[Any]]]

@@ -2,6 +2,9 @@
 
 No backward pass and no gradient: the memory of inference (MeZO; Malladi et al. 2023). What is sent
 are K numbers, the adapter's length plays no part in traffic or noise.
+
+A slope is a difference of two losses over a small distance, which makes the last bits of a float
+large: where examples are protected each row is passed alone, so that none moves another's.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from numpy.typing import NDArray
 
 from client_sdk.algorithms.fedsgd import secret_batch
 from client_sdk.algorithms.work import Work, weighted
+from client_sdk.coins import without_coins
 from client_sdk.errors import ContributionError
 from client_sdk.examples import Row
 from client_sdk.gradients import not_finite, sequence_losses
@@ -67,14 +71,14 @@ def _slopes(
     start = work.adapted.flat()
     rows = work.present(batch)
     slopes = np.zeros((len(rows), training.directions))
-    centre = _losses(work, batch)
+    centre = _losses(manifest, work, batch)
     for number in range(training.directions if rows else 0):
         signs = direction(adapter.seed, work.version, number, work.adapted.length)
         step = training.perturbation * torch.from_numpy(signs).double()
         work.adapted.put(start + step)
-        ahead = _losses(work, batch)
+        ahead = _losses(manifest, work, batch)
         work.adapted.put(start - step)
-        slopes[:, number] = (ahead - _losses(work, batch)) / (2 * training.perturbation)
+        slopes[:, number] = (ahead - _losses(manifest, work, batch)) / (2 * training.perturbation)
     work.adapted.put(start)
     kept = np.isfinite(slopes).all(1) & np.isfinite(centre)
     for row, good in zip(rows, kept, strict=True):
@@ -83,21 +87,21 @@ def _slopes(
     return slopes[kept], centre[kept]
 
 
-def _losses(work: Work, batch: NDArray[np.int64]) -> NDArray[np.float64]:
+def _losses(manifest: Manifest, work: Work, batch: NDArray[np.int64]) -> NDArray[np.float64]:
     """Loss of each row of :meth:`Work.present`; NaN of one that raises."""
     model = work.adapted.model
-    was_training = model.training
-    model.eval()
 
     def compute(rows: Sequence[Row]) -> NDArray[np.float64]:
         return sequence_losses(model, rows, work.pad_token).double().cpu().numpy()
 
     found: dict[int, float] = {}
-    try:
-        with torch.inference_mode():
-            for rows in work.micro_batches(batch):
-                for part, losses in work.apart(rows, compute):
-                    found |= zip(map(id, part), losses.tolist(), strict=True)
-    finally:
-        model.train(was_training)
+    with without_coins(model), torch.inference_mode():
+        for rows in work.micro_batches(batch, alone=passes_alone(manifest)):
+            for part, losses in work.apart(rows, compute):
+                found |= zip(map(id, part), losses.tolist(), strict=True)
     return np.array([found.get(id(row), np.nan) for row in work.present(batch)])
+
+
+def passes_alone(manifest: Manifest) -> bool:
+    """Whether each row has a pass of its own: where examples are what the noise protects."""
+    return manifest.algorithm == "zeroth-order" and manifest.example_privacy is not None

@@ -118,6 +118,7 @@ def example_gradients(mu: float) -> tuple[np.ndarray, np.ndarray]:
     adapted = AdaptedModel(model, manifest, tiny_fingerprint())
     adapted.load(np.full(adapted.vector_length, 0.02, np.float32))
     rows = [encode_example(tokenizer, example, 24) for example in PAIRS[:3]]
+    adapted.model.train()
     hooks = GradSampleHooks(adapted.model, loss_reduction="sum", strict=True)
     try:
         loss = sequence_losses(adapted.model, rows, tokenizer.pad_token_id or 0).sum()

@@ -32,8 +32,9 @@ from client_sdk.adapted import AdaptedModel
 from client_sdk.errors import ContributionError
 from client_sdk.evaluation import evaluate
 from client_sdk.examples import Example, Row, encode_example
-from client_sdk.gradients import ExampleGradients, check_hooks
+from client_sdk.gradients import ExampleGradients
 from client_sdk.lora import adapter_spec, base_fingerprint, vector_length, write_peft_folder
+from client_sdk.self_test import check_rows_apart
 from client_sdk.trainer import LoraTrainer
 from dp.contracts import BudgetSpec, TaskSpec, TrainingSpec
 from secagg.errors import LocalProtocolError
@@ -165,7 +166,8 @@ def test_hooks_equal_a_loop_over_examples(family: str, kind: AdapterKind) -> Non
     hooks, loop = (gradients_of(adapted, rows, method) for method in ("hooks", "loop"))
     assert float(loop.norm(dim=1).min()) > 0
     assert float((hooks - loop).norm()) < 1e-5 * float(loop.norm())
-    assert check_hooks(adapted.model, adapted.parameters, rows[:2], 0) < 1e-5
+    way: dict[str, Any] = {"method": "hooks", "rows_per_pass": 4, "pad_token": 0}
+    assert check_rows_apart(adapted, "gradients", **way) < 1e-5
 
 
 @pytest.mark.parametrize("family", list(TARGETS))

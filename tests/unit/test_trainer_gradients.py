@@ -10,8 +10,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from client_sdk.adapted import AdaptedModel, fingerprint_of
 from client_sdk.errors import ContributionError
 from client_sdk.examples import Row, encode_example, encode_prompt
-from client_sdk.gradients import ExampleGradients, check_hooks, sequence_losses
+from client_sdk.gradients import ExampleGradients, sequence_losses
 from client_sdk.lora import vector_length
+from client_sdk.self_test import check_rows_apart
 from secagg_cli.corpus import load_clients
 from tests.support.tiny_training import job, tiny, tiny_fingerprint, tiny_task, trainer
 
@@ -165,15 +166,16 @@ def test_rows_without_an_answer_alone_have_no_loss_and_no_gradient(adapted):
     assert not gradients.any()
 
 
-def test_self_test_refuses_a_model_that_mixes_its_batch(adapted, rows):
+def test_self_test_refuses_a_model_that_mixes_its_batch(adapted):
     """Anything like batch normalisation couples examples; hooks then give wrong gradients."""
-    assert check_hooks(adapted.model, adapted.parameters, rows[:2], 0) < 1e-4
+    way = {"method": "hooks", "rows_per_pass": 4, "pad_token": 0}
+    assert check_rows_apart(adapted, "gradients", **way) < 1e-5
     layer = adapted.model.base_model.model.model.layers[0]
     handle = layer.register_forward_pre_hook(
         lambda _module, inputs: (inputs[0] - inputs[0].mean(0, keepdim=True) / 2, *inputs[1:])
     )
     with pytest.raises(ContributionError, match="gradient-self-test"):
-        check_hooks(adapted.model, adapted.parameters, rows[:2], 0)
+        check_rows_apart(adapted, "gradients", **way)
     handle.remove()
 
 
