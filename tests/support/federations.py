@@ -111,7 +111,7 @@ class Federation:
             rows=[row_of(i) for i in range(self.problem.examples(device))],
             pad_token=0,
             micro_batch=1 << 20,
-            method="loop",
+            method="hooks",
             random_bytes=self.coins(device),
             clock=lambda: 0.0,
             deadline_s=None,

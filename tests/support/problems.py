@@ -93,6 +93,8 @@ def problem(
 class Iterate:
     """What ``AdaptedModel`` is to an algorithm: y, and how to move it."""
 
+    mixture = False
+
     def __init__(self, problem: Problem, device: int, start: Vector) -> None:
         self.value = torch.from_numpy(np.array(start, dtype=np.float64))
         self.model = LossModel(problem, device, self)
