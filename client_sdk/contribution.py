@@ -57,7 +57,8 @@ class Contributor(Protocol):
     its word that in such a task every step of ``contribute`` adds the manifest's noise.
 
     A contributor may have ``left_out``, :class:`client_sdk.rows.LeftOut` of the last job: the
-    examples that counted as zero, for the device's user.
+    examples that counted as zero, for the device's user. What one example raises must not leave
+    ``contribute`` in mode C: the whole batch would count as zero, and no clip bounds that.
     """
 
     def contribute(self, job: TrainingJob) -> Mapping[str, np.ndarray]:

@@ -9,6 +9,7 @@ What a round asks for is in the signed manifest; the algorithms' device halves a
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 import warnings
@@ -252,10 +253,11 @@ class LoraTrainer:
                 found=found,
                 remedy=next((one.sentence for one in self.left_out), None),
             )
-        warnings.warn(
-            f"No example of this data set can be used ({found}): the device gives noise alone.",
-            stacklevel=2,
-        )
+        with contextlib.suppress(UserWarning):  # where warnings are errors: it must not fail here
+            warnings.warn(
+                f"No example of this data set can be used ({found}): the device gives noise alone.",
+                stacklevel=2,
+            )
 
 
 def _spread(length: int) -> NDArray[np.float32]:

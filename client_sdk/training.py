@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -115,7 +115,8 @@ class Training:
 
     async def _tell_left_out(self, task: str) -> None:
         """Tell the device's user, and nobody else, of examples that counted as zero."""
-        found = [one for one in getattr(self._contributor, "left_out", ()) if type(one) is LeftOut]
+        told = getattr(self._contributor, "left_out", ())
+        found = [one for one in told if type(one) is LeftOut] if isinstance(told, Sequence) else []
         new = [one for one in found if one.index not in self.left_out]
         self.left_out |= {one.index: one for one in found}
         if new:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -422,6 +423,12 @@ class TestWithoutExamples:
                 found.append(check_values(manifest, it.contribute(job(manifest))))
         assert moved(*found) == 0
         assert np.any(next(iter(found[0].values()))) == (privacy == "local")
+
+    def test_where_warnings_are_errors_the_device_does_not_stay_away(self) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            warnings.filterwarnings("ignore", message="Full backward hook")
+            trainer([]).contribute(job(tiny_task("local", sampling_rate=0.75)))
 
     @pytest.mark.parametrize(
         "algorithm", ["fedavg", "fednova", "fedbuff", "zeroth-order", "evaluation"]

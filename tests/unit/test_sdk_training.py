@@ -505,7 +505,7 @@ async def test_examples_that_counted_as_zero_are_told_to_the_app_once(tmp_path: 
     bad = LeftOut(3, "example-label", "The model's classes are 0 to 1.")
     more = LeftOut(1, "example-failed", "The example raised MemoryError.")
     training = Training(setting.device, runs)
-    for version, found in enumerate(((), (bad,), (bad,), (more, bad), "not of this kind")):
+    for version, found in enumerate(((), (bad,), (bad,), (more, bad), "no such", 7)):
         runs.left_out = found  # type: ignore[attr-defined]
         await training.contribution(checkin_of(NOISY, version=version))
     told = [event.detail for event in setting.events if event.kind == "examples-left-out"]
