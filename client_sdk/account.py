@@ -25,7 +25,7 @@ import msgspec
 from client_sdk.errors import StateError
 from client_sdk.journal import Journal
 from dp.accounting import headline, lines
-from dp.budget import UNITS, Account, Entry, Total, Unit, charges_of, compose, repeated
+from dp.budget import UNITS, Account, Entry, Total, Unit, charges_of
 from secagg.errors import SecaggError
 from secagg.manifest import Manifest
 
@@ -65,12 +65,6 @@ class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 def cost(manifest: Manifest, charges: int) -> float | None:
     """Headline epsilon of ``charges`` contributions to one task; None without privacy."""
     return headline(lines(manifest, charges))
-
-
-def cost_of(unit: Unit, manifest: Manifest, charges: int) -> float:
-    """Epsilon of ``charges`` contributions to one task for a unit, whatever the task protects."""
-    each = [charge for charge in charges_of(manifest) if charge.unit == unit]
-    return compose(repeated(each, charges), manifest.budget.delta)
 
 
 class DeviceAccount:

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from client_sdk.account import DeviceAccount, cost_of
+from client_sdk.account import DeviceAccount
 from client_sdk.errors import PolicyRefusal
-from dp.budget import UNITS, Unit, charges_of
+from dp.budget import UNITS, Unit, charges_of, cost_of
 from dp.contracts import check_manifest
 from dp.contracts.scaffold import has_control
 from dp.figures import upper

@@ -211,6 +211,13 @@ def compose(charges: Iterable[Charge], delta: float) -> float:
     return epsilon_of(event, delta, slack_log2(draws))
 
 
+def cost_of(unit: Unit, manifest: Manifest, releases: int) -> float:
+    """Epsilon of ``releases`` of one task at the fewest survivors for a unit, unamplified and
+    whatever the task protects."""
+    each = [charge for charge in charges_of(manifest) if charge.unit == unit]
+    return compose(repeated(each, releases), manifest.budget.delta)
+
+
 def total(unit: Unit, spent: Iterable[tuple[str, Sequence[Charge]]], delta: float) -> Total:
     """What (task, charges) of releases cost one unit together."""
     bounded: list[Charge] = []

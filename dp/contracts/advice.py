@@ -7,9 +7,11 @@ import math
 import numpy as np
 
 from dp.adaptive import below_deviation
+from dp.budget import cost_of
 from dp.contracts.known_noise import mean_deviation
 from dp.contracts.local import step_weights
-from dp.figures import limit_shown
+from dp.contracts.spec import BudgetSpec
+from dp.figures import limit_shown, shown_up
 from dp.grid import examples_factor
 from dp.removable import most_variance
 from secagg.manifest import Manifest
@@ -98,6 +100,15 @@ def warnings(manifest: Manifest) -> tuple[str, ...]:
             )
         )
     example, training = manifest.example_privacy, manifest.training
+    if example is None and manifest.device_privacy is not None:
+        cost = cost_of("example", manifest, manifest.budget.releases_max)
+        limit = manifest.budget.max_epsilon or BudgetSpec().max_epsilon
+        if limit is not None and cost > limit:
+            found.append(
+                f"The task protects devices; changing one example may cost epsilon "
+                f"{shown_up(cost)}. Devices whose policy limits that (max_epsilon, units) to "
+                f"{limit_shown(limit)} refuse it. Add noise, or use example-level privacy too."
+            )
     if example is not None and example.noise_multiplier < 0.5:
         found.append(
             f"A noise multiplier of {limit_shown(example.noise_multiplier)} protects little; below "

@@ -94,7 +94,7 @@ def task_spec(options: DemoOptions, plan: KillPlan, model: Any) -> TaskSpec:
 def device_limit(spec: TaskSpec, promised: float) -> float:
     """What a device must admit: the promised epsilon, and what one example costs where the task
     protects whole devices alone."""
-    from client_sdk.account import cost_of
+    from dp.budget import cost_of
 
     cost = cost_of("example", _draft(spec), spec.budget.releases_max)
     return cost if math.isinf(cost) else max(promised, _tenth_up(cost))

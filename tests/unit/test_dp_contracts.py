@@ -343,6 +343,22 @@ def test_a_clip_below_the_local_noise_is_said_plainly() -> None:
     assert local_noise_norm(built()) is None
 
 
+def test_a_task_of_devices_says_what_an_example_may_cost() -> None:
+    """Default devices limit that too, so the operator learns it when the task is created."""
+
+    def said(**terms: Any) -> list[str]:
+        return [text for text in warnings(built(**terms)) if "one example may cost" in text]
+
+    devices = {"algorithm": "fedavg", "privacy": "none"}
+    (text,) = said(**devices, device_noise_multiplier=1.4)
+    assert "may cost epsilon 17." in text
+    assert not said(**devices, device_noise_multiplier=4.0)
+    assert not said(
+        device_noise_multiplier=2.0, examples_max=4, budget=BudgetSpec(max_epsilon=None)
+    )
+    assert not said(**devices)
+
+
 def test_other_warnings() -> None:
     plain = warnings(built(algorithm="fedavg", privacy="none"))
     assert any("No differential privacy" in text for text in plain)

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from sdk_support import account_in, journal_in, make_manifest, sum_spec
 
-from client_sdk.account import DeviceAccount, Found, cost_of
+from client_sdk.account import DeviceAccount, Found
 from client_sdk.errors import StateError
 from dp.accounting import headline, lines
-from dp.budget import UNITS
+from dp.budget import UNITS, cost_of
 from dp.errors import BudgetError
 
 VERIFIER = "ledger.test+b311a02c+ATtqJ7zOtqQtYqOo0CpvDXNlMhV3HeJDpjrASKGLWdop"

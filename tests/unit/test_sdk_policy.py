@@ -18,12 +18,11 @@ from sdk_support import (
     sum_spec,
 )
 
-from client_sdk.account import cost_of
 from client_sdk.enrolment import new_partner_key
 from client_sdk.errors import PolicyRefusal
 from client_sdk.policy import PrivacyPolicy, privacy_modes, upload_size
 from dp.accounting import headline, lines
-from dp.budget import UNITS
+from dp.budget import UNITS, cost_of
 from dp.contracts import BudgetSpec, TaskSpec
 from secagg.manifest import BaseModel, Manifest
 
