@@ -129,6 +129,11 @@ class DataAccount:
         """Charges to other identities."""
         return sum(charge.identity != self._member.identity for charge in self._record.charges)
 
+    @property
+    def spent_without_a_name(self) -> bool:
+        """Whether others count only because no app has named the data."""
+        return not self.named and self.charges_of_others > 0
+
     def shown(self) -> dict[str, object]:
         """What the app is told of it: numbers alone."""
         return {

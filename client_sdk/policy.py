@@ -423,6 +423,11 @@ class PrivacyPolicy:
                     continue
                 if unit not in stated:
                     remedy += f" The task makes no statement about one {unit}: it counts by units."
+                if account.data is not None and account.data.spent_without_a_name:
+                    remedy += (
+                        " Other folders of this user, whose data has no name, count too: if their "
+                        "data is other data, name this one's with data_id."
+                    )
                 raise PolicyRefusal(
                     reason,
                     message.format(unit),

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from client_sdk.examples import Example
     from client_sdk.rows import LeftOut
 
-_OPTIONS = {  # of the policy's fields that have one
+_OPTIONS = {  # of what a remedy names, where the command line has one
     "min_cohort": "--min-cohort",
     "min_corrupt": "--min-corrupt",
     "max_epsilon": "--max-epsilon",
@@ -42,6 +42,7 @@ _OPTIONS = {  # of the policy's fields that have one
     "require": "--without-noise",
     "repeat_without_noise": "--repeat-without-noise",
     "partner_keys": "--trust-partner",
+    "data_id": "--data-id",
     "max_download_bytes": "--max-download-mb",
 }
 

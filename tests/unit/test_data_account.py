@@ -297,9 +297,9 @@ def test_a_cohort_that_two_identities_paid_for_before_they_were_known_counts_as_
 
 def test_what_a_removed_folder_spent_stays_spent(pair: tuple[Folder, Folder]) -> None:
     first, second = pair
-    first.open().debit(ONE, A, "c")
-    spent = total(first.open())
     second.open()
+    first.open().debit(ONE, A, "c")  # and it is never opened again
+    spent = headline(lines(ONE, 1))
     shutil.rmtree(first.path)
     assert total(second.open()) == spent
     again = Folder(first.path, bundle=first.bundle).open()
@@ -587,6 +587,18 @@ def test_folders_that_no_app_named_share_one_account(tmp_path: Path) -> None:
         "charges_of_others": 1,
         "renewed": 0,
     }
+
+
+def test_who_is_refused_for_what_other_unnamed_data_spent_is_told_the_way_out(
+    tmp_path: Path,
+) -> None:
+    policy = replace(POLICY, max_total_epsilon=headline(lines(ONE, 1)) * 1.01)
+    in_root(tmp_path, "first").open().debit(ONE, A, "c")
+    second = in_root(tmp_path, "second")
+    with pytest.raises(PolicyRefusal, match="own-total-budget") as caught:
+        admits(second.open(), TWO, policy)
+    assert "data_id" in (caught.value.remedy or "")
+    admits(Folder(second.path, "photos", second.bundle, root=tmp_path).open(), TWO, policy)
 
 
 def test_a_folder_beside_of_an_earlier_version_counts_before_its_device_came(
