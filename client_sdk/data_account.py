@@ -39,6 +39,7 @@ from secagg.manifest import Manifest
 MARK = "data"  # of a state folder: which data set it serves
 _UNNAMED = ""  # the id of everything of a user that no app has named
 _ID_BYTES_MAX = 1_024
+_DELTA = 1e-5  # of tasks whose delta an earlier version did not keep
 
 
 def default_root() -> Path:
@@ -80,7 +81,6 @@ class Mark(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     """
 
     version: int = 1
-    id: str
     registry: str = ""
     tag: str = ""
     name: str = ""
@@ -306,9 +306,9 @@ class DataDoor:
         self._folder = folder
         self._choice = choice
         self._now_s = now_s
-        self._mark = journal.load_record(MARK, Mark) or Mark(id=os.urandom(16).hex())
+        self._mark = journal.load_record(MARK, Mark) or Mark()
         self._member = Member(
-            id=self._mark.id,
+            id=_id_of(journal),
             path=str(folder.absolute()),
             identity=bundle.certificate.identity_key.hex(),
             aggregator=bundle.task_key.hex(),
@@ -361,9 +361,10 @@ class DataDoor:
         registry = _registry(place, joined=joined, renew=renew)
         tag = mark.tag if data_id is None else registry.tag(data_id)
         with registry.lock():
-            record = _record(registry, tag, mark if joined else None, renew=renew)
+            counted = mark.counted if joined else None
+            record = _record(registry, tag, self._member.id, counted, renew=renew)
             if data_id == _UNNAMED:
-                record = self._with_folders_beside(record, place)
+                record = self._with_folders_beside(record, place, account.is_new)
             data = DataAccount(registry, tag, self._member, record, self._now_s)
             data.register(*account.own())
         self._remember(
@@ -395,24 +396,25 @@ class DataDoor:
     def _fingerprint(self, data_id: str) -> str:
         return self._journal.fingerprint(MARK, data_id.encode())
 
-    def _with_folders_beside(self, record: DataRecord, place: Path) -> DataRecord:
-        """With what folders of an earlier version have, which are in no record yet."""
+    def _with_folders_beside(self, record: DataRecord, place: Path, is_new: bool) -> DataRecord:
+        """With what folders of an earlier version have, which are in no record yet.
+
+        A new folder must not begin beside one that cannot be read; one that has an account of its
+        own begins nothing.
+        """
         if self._choice.root is None:
             return record
         for path in sorted(self._choice.root.iterdir()):
             if path in (self._folder, place) or (path / MARK).exists():
                 continue
             if (path / "account").is_file():
-                label = _unclaimed(path)
-                charges, given = _read(path)
-                record = record.with_member(
-                    Member(id=label, path=str(path), identity=label, aggregator="")
-                )
-                charged = [
-                    Charged(identity=label, aggregator="", delta=delta, entry=entry)
-                    for entry, delta in charges
-                ]
-                record = record.with_charges(charged, given)
+                try:
+                    member, charges, given = _read(path)
+                except StateError:
+                    if is_new:
+                        raise
+                    continue
+                record = record.with_member(member).with_charges(charges, given)
         return record
 
     def _remember(self, mark: Mark) -> None:
@@ -433,8 +435,9 @@ def look_at(journal: Journal) -> DataAccount | None:
     if mark is None or not mark.tag:
         return None
     registry = _registry(Path(mark.registry), joined=True, renew=False)
-    record = _record(registry, mark.tag, mark, renew=False)
-    (member,) = (member for member in record.members if member.id == mark.id)
+    own = _id_of(journal)
+    record = _record(registry, mark.tag, own, mark.counted, renew=False)
+    (member,) = (member for member in record.members if member.id == own)
     return DataAccount(registry, mark.tag, member, record, 0.0)
 
 
@@ -453,8 +456,14 @@ def _registry(place: Path, *, joined: bool, renew: bool) -> Registry:
     return Registry(place)
 
 
-def _record(registry: Registry, tag: str, joined: Mark | None, *, renew: bool) -> DataRecord:
-    """The record, or a new one. ``joined``: the mark of a folder that must be in it."""
+def _record(
+    registry: Registry, tag: str, folder: str, counted: int | None, *, renew: bool
+) -> DataRecord:
+    """The record, or a new one.
+
+    ``counted``: charges that it had when the folder was last opened, which must be in it; None: the
+    folder is new to it.
+    """
     damaged = False
     try:
         record = registry.load(tag)
@@ -463,8 +472,8 @@ def _record(registry: Registry, tag: str, joined: Mark | None, *, renew: bool) -
             raise
         record, damaged = None, True
     lost = damaged
-    if joined is not None:
-        lost = record is None or not record.holds(joined.id, joined.counted)
+    if counted is not None:
+        lost = record is None or not record.holds(folder, counted)
     if not lost:
         return record or DataRecord()
     if not renew:
@@ -475,9 +484,12 @@ def _record(registry: Registry, tag: str, joined: Mark | None, *, renew: bool) -
     return msgspec.structs.replace(record, renewed=record.renewed + 1)
 
 
-def _read(folder: Path) -> tuple[list[tuple[Entry, float]], dict[str, str]]:
+def _read(folder: Path) -> tuple[Member, list[Charged], dict[str, str]]:
+    """What a folder has whose device has not come yet; until then its id stands for its device."""
     try:
-        return DeviceAccount(Journal(folder, open_storage_key(folder)), 1.0).own()
+        journal = Journal(folder, open_storage_key(folder))
+        charges, given = DeviceAccount(journal, _DELTA).own()
+        name = _id_of(journal)
     except StateError as error:
         raise StateError(
             "data-account-missing",
@@ -485,21 +497,24 @@ def _read(folder: Path) -> tuple[list[tuple[Entry, float]], dict[str, str]]:
             remedy="Run its device once, or remove the folder if its account is lost. Or name this "
             "device's data with a data id: then that folder does not count.",
         ) from error
+    charged = [
+        Charged(identity=name, aggregator="", delta=delta, entry=entry) for entry, delta in charges
+    ]
+    return Member(id=name, path=str(folder.absolute()), identity=name), charged, given
 
 
-def _unclaimed(folder: Path | str) -> str:
-    """Stands for the identity of a folder that was read before its device came itself."""
-    return f"folder {folder}"
+def _id_of(journal: Journal) -> str:
+    """A state folder's name for itself, wherever it lies: as lasting as its key."""
+    return journal.fingerprint("folder", b"")
 
 
 def _claimed(record: DataRecord, member: Member) -> DataRecord:
-    """With the device's name at what was read of its folder before."""
-    label = _unclaimed(member.path)
+    """With the device's name at what was read of its folder before it came itself."""
     return msgspec.structs.replace(
         record,
         charges=tuple(
             msgspec.structs.replace(charge, identity=member.identity, aggregator=member.aggregator)
-            if charge.identity == label
+            if charge.identity == member.id
             else charge
             for charge in record.charges
         ),

@@ -38,8 +38,8 @@ class Charged(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 class Member(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A state folder that serves the data.
 
-    ``id``: random, of the folder. ``identity``, ``aggregator`` (task key): hex, of its device.
-    ``not_after``: Unix seconds at which the device's certificate ends.
+    ``id``: the folder's name for itself. ``identity``, ``aggregator`` (task key), both hex, and
+    ``not_after``, Unix seconds at which the certificate ends: of its device.
     """
 
     id: str

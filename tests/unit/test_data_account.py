@@ -608,8 +608,9 @@ def test_a_folder_beside_of_an_earlier_version_counts_before_its_device_came(
     old.open().debit(ONE, A, "c")  # without a mark, as every folder was
     spent = total(old.open())
     assert total(in_root(tmp_path, "new").open()) == spent
-    back = in_root(tmp_path, "old")
+    back = in_root(tmp_path, "moved")
     back.bundle = old.bundle
+    old.path.rename(back.path)
     assert (total(back.open()), back.open().charges("one")) == (spent, 1)
     assert total(in_root(tmp_path, "third").open()) == spent
 
@@ -622,6 +623,21 @@ def test_a_folder_beside_that_cannot_be_read_is_not_left_out(tmp_path: Path) -> 
     assert error.reason == "data-account-missing"
     assert str(path) in str(error)
     assert total(in_root(tmp_path, "named", "journal").open()) == 0
+
+
+def test_folders_that_cannot_read_each_other_do_not_lock_each_other_out(tmp_path: Path) -> None:
+    """Both are of an earlier version and under passphrases; neither is new."""
+    for name, manifest, ctx in (("first", ONE, A), ("second", TWO, B)):
+        key = open_storage_key(tmp_path / name, name, operations=1, memory_bytes=8_192)
+        DeviceAccount(Journal(tmp_path / name, key), 1e-5).debit(manifest, ctx, "c")
+    for name, charges in (("first", 1), ("second", 2)):
+        journal = Journal(tmp_path / name, open_storage_key(tmp_path / name, name))
+        choice = DataChoice(None, tmp_path / "registry", tmp_path)
+        door = DataDoor(journal, tmp_path / name, choice, new_bundle(), NOW_S)
+        data = door.open(DeviceAccount(journal, 1e-5))
+        assert data is not None
+        assert data.charges == charges
+    assert total(in_root(tmp_path, "third").open()) > headline(lines(ONE, 1))
 
 
 def test_an_app_may_name_its_data_later(tmp_path: Path) -> None:
@@ -710,5 +726,5 @@ def test_a_record_holds_a_folder_once() -> None:
 
 def test_a_mark_of_this_version_is_read_by_the_next() -> None:
     """New fields come last and have defaults."""
-    encoded = msgspec.msgpack.encode(Mark(id="1"))
-    assert msgspec.msgpack.decode(encoded, type=Mark) == Mark(id="1")
+    encoded = msgspec.msgpack.encode(Mark(tag="1"))
+    assert msgspec.msgpack.decode(encoded, type=Mark) == Mark(tag="1")
