@@ -26,7 +26,7 @@ from dp.accounting import PrivacyLine, ReleaseFacts, guaranteed_variance, headli
 from dp.adaptive import first_clip, next_clip
 from dp.budget import Total
 from dp.conduct import Conduct
-from dp.contracts import check_manifest
+from dp.contracts import check_recorded
 from dp.contributors import members_of
 from dp.errors import LedgerError, ReadError
 from dp.figures import limit_shown, shown_up
@@ -197,7 +197,7 @@ class _Audit:
                 f"The manifest names another ledger than {verifier.name}.",
                 leaf,
             )
-        check_manifest(manifest)
+        check_recorded(manifest)
         self.tasks[manifest.task].admissible = True
         if manifest.clip_adaptation is not None:
             self.tasks[manifest.task].clip = first_clip(manifest)

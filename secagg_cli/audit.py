@@ -135,6 +135,20 @@ def _say_verdict(out: Output, result: AuditResult) -> None:
             out.say(line)
     for total in result.totals:
         out.say(together(total))
+    for name, text in _warnings(result):
+        out.warn(f"task {name!r}: {text}")
+
+
+def _warnings(result: AuditResult) -> list[tuple[str, str]]:
+    """Of each task, what no rule of its time refused and a reader should know."""
+    from dp.contracts.units import delta_warnings
+
+    return [
+        (task.manifest.task, text)
+        for task in result.tasks
+        if task.admissible
+        for text in delta_warnings(task.manifest)
+    ]
 
 
 def _broken(
@@ -260,6 +274,7 @@ def verdict(result: AuditResult) -> dict[str, Any]:
         ],
         "without_privacy": [task.manifest.task for task in result.tasks if not task.lines],
         "totals": totals_json(result.totals),
+        "warnings": [{"task": name, "text": text} for name, text in _warnings(result)],
         "problems": [msgspec.to_builtins(problem) for problem in result.problems],
         "unchecked": [msgspec.to_builtins(finding) for finding in result.unchecked],
         "root": result.root,

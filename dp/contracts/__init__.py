@@ -2,7 +2,7 @@
 
 from dp.contracts.advice import local_noise_norm, noise_over_clip, overshoot, warnings
 from dp.contracts.build import build_manifest
-from dp.contracts.check import ALGORITHMS, check_manifest, suggested
+from dp.contracts.check import ALGORITHMS, check_manifest, check_recorded, suggested
 from dp.contracts.spec import (
     AdaptiveClipSpec,
     BudgetSpec,
@@ -25,6 +25,7 @@ __all__ = [
     "TrainingSpec",
     "build_manifest",
     "check_manifest",
+    "check_recorded",
     "local_noise_norm",
     "noise_over_clip",
     "overshoot",

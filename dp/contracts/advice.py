@@ -11,6 +11,7 @@ from dp.budget import cost_of
 from dp.contracts.known_noise import mean_deviation
 from dp.contracts.local import step_weights
 from dp.contracts.spec import BudgetSpec
+from dp.contracts.units import delta_warnings
 from dp.figures import limit_shown, shown_up
 from dp.grid import examples_factor
 from dp.removable import most_variance
@@ -74,7 +75,7 @@ def local_noise_norm(manifest: Manifest) -> float | None:
 
 def warnings(manifest: Manifest) -> tuple[str, ...]:
     """Plain warnings about a valid manifest; empty where there are none."""
-    found = []
+    found = [*delta_warnings(manifest)]
     ratio = noise_over_clip(manifest)
     if ratio is not None and ratio > USELESS_RATIO:
         found.append(

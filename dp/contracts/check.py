@@ -34,6 +34,7 @@ from dp.contracts.rules import (
 )
 from dp.contracts.scaffold import Scaffold, has_control
 from dp.contracts.slot import check_overrun, check_slot
+from dp.contracts.units import check_delta
 from dp.contracts.zeroth_order import ZerothOrder
 from dp.errors import AccountingError, LedgerError
 from dp.figures import limit_shown, upper
@@ -97,6 +98,17 @@ def suggested(name: str, privacy: str, population: int) -> Mapping[str, Any]:
 
 def check_manifest(manifest: Manifest) -> None:
     """Refuse a manifest that is wrong, impossible, or weaker than it says.
+
+    Raises:
+        ConfigurationError: with a stable reason; see the rules in this package.
+    """
+    check_recorded(manifest)
+    check_delta(manifest)
+
+
+def check_recorded(manifest: Manifest) -> None:
+    """The rules that hold for every ledger: those of :func:`check_manifest` but for delta against
+    the units, which earlier versions did not compare. A report warns instead.
 
     Raises:
         ConfigurationError: with a stable reason; see the rules in this package.

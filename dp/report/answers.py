@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 
 from dp.audit import AuditedTask
+from dp.contracts.units import protected_units
 from dp.figures import delta_shown, shown_up
 from dp.report.data import Answer, AnswerGroup
 from secagg.manifest import Manifest
@@ -48,6 +49,7 @@ def _statement(task: AuditedTask) -> tuple[Answer, ...]:
         _known("Unit of privacy", _units(manifest), NIST, DPFY, OPENDP),
         _known("Neighbouring data sets", _neighbours(task), DPFY, OPENDP),
         _known("Privacy loss", _loss(task), NIST, DPFY, OPENDP),
+        _known("Delta against the number of protected units", _delta(manifest), NIST),
         _known(
             "What is released, and how often",
             ("A machine learning model" if manifest.base_model is not None else "Sums of vectors")
@@ -135,6 +137,16 @@ def _loss(task: AuditedTask) -> str:
         for line in task.lines
     ]
     return ("; ".join(lines) or "No statement") + "."
+
+
+def _delta(manifest: Manifest) -> str:
+    found = "; ".join(units.text for units in protected_units(manifest))
+    if not found:
+        return "No statement."
+    return (
+        f"{found[0].upper()}{found[1:]}. It should be well below 1 for all that the task protects; "
+        "how many devices are enrolled, and what they hold, the ledger does not know."
+    )
 
 
 def _accesses(task: AuditedTask) -> str:

@@ -1,0 +1,92 @@
+"""Delta beside the number of units that a task protects.
+
+NIST SP 800-226 asks for a delta well below one over the number of records: a mechanism that
+publishes one record of n, whole and chosen at random, is (0, 1/n)-differentially private. A
+manifest does not know how many devices are enrolled, or what they hold. It says what one cohort
+holds, and that is compared; the whole task has no fewer.
+"""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import msgspec
+
+from dp.contracts.rules import refuse
+from dp.figures import delta_shown, limit_shown
+from secagg.manifest import Manifest
+
+WELL_BELOW = Fraction(1, 10)  # delta times the units; more is a warning
+_HELD_MAX = 1 << 40  # examples of one device; a rate near 0 names more than there are
+
+
+class ProtectedUnits(msgspec.Struct, frozen=True, kw_only=True):
+    """Units of one cohort. ``expected``: by the batch and its rate; ``most``: that it may hold."""
+
+    unit: str
+    expected: int
+    most: int
+    delta: float
+
+    def times_delta(self, count: int) -> Fraction:
+        """Of the decimal that names delta, so that 0.01 times 100 is 1."""
+        return Fraction(repr(self.delta)) * count
+
+    @property
+    def text(self) -> str:
+        """Both numbers, and their product, rounded up."""
+        product = delta_shown(float(self.times_delta(self.most)), 3)
+        few = f"{self.expected} expected, " if self.expected < self.most else ""
+        return (
+            f"delta {limit_shown(self.delta)} times the {self.unit}s of one full cohort "
+            f"({few}{self.most} at most) is {product}"
+        )
+
+
+def protected_units(manifest: Manifest) -> tuple[ProtectedUnits, ...]:
+    """Of each unit that the task protects; empty without privacy."""
+    devices, delta = manifest.cohort.size_max, manifest.budget.delta
+    example, training = manifest.example_privacy, manifest.training
+    found = []
+    if example is not None:
+        batch = 1 if training is None else training.batch_size
+        held = min(max(1, math.ceil(batch / Fraction(example.sampling_rate))), _HELD_MAX)
+        most = max(held, example.examples_max if example.mode == "distributed" else 1)
+        found.append(("example", devices * held, devices * most))
+    if manifest.device_privacy is not None:
+        found.append(("device", devices, devices))
+    return tuple(
+        ProtectedUnits(unit=unit, expected=expected, most=most, delta=delta)
+        for unit, expected, most in found
+    )
+
+
+def check_delta(manifest: Manifest) -> None:
+    """Refuse a delta under which a task may publish one of its units whole.
+
+    Raises:
+        ConfigurationError: ``delta-against-units``.
+    """
+    for units in protected_units(manifest):
+        if units.times_delta(units.expected) >= 1:
+            refuse(
+                "delta-against-units",
+                f"A mechanism that publishes one {units.unit} of a cohort would keep this delta.",
+                expected=f"delta < 1 / {units.expected}, and well below",
+                found=units.delta,
+                remedy=f"Set delta to at most a tenth of one over all {units.unit}s of the task; "
+                "epsilon grows little.",
+            )
+
+
+def delta_warnings(manifest: Manifest) -> tuple[str, ...]:
+    """Where delta is not well below one over the units; ledgers of before may hold worse."""
+    return tuple(
+        f"{units.text[0].upper()}{units.text[1:]}. It should be well below 1 for all "
+        f"{units.unit}s of the task, of which the manifest does not know the number (NIST SP "
+        f"800-226): a mechanism that publishes one {units.unit} in {math.ceil(1 / units.delta)} "
+        "whole has this delta. Lower delta."
+        for units in protected_units(manifest)
+        if units.times_delta(units.most) > WELL_BELOW
+    )
