@@ -97,6 +97,7 @@ class Total(msgspec.Struct, frozen=True, kw_only=True):
             one.
         derived: names of the tasks that make none, and whose cost follows from the noise that
             protects the other unit.
+        stored_before: names of the tasks of which an earlier version stored no charge for the unit.
     """
 
     unit: Unit
@@ -106,6 +107,7 @@ class Total(msgspec.Struct, frozen=True, kw_only=True):
     bounded: float
     stated: float | None
     derived: tuple[str, ...]
+    stored_before: tuple[str, ...] = ()
 
 
 def _charge(unit: Unit, event: Event, draws: int, count: int = 1, *, stated: bool) -> Charge:
@@ -223,7 +225,10 @@ def total(unit: Unit, spent: Iterable[tuple[str, Sequence[Charge]]], delta: floa
     bounded: list[Charge] = []
     unbounded: dict[str, None] = {}
     derived: dict[str, None] = {}
+    before: dict[str, None] = {}
     for task, charges in spent:
+        if all(charge.unit != unit for charge in charges):
+            before[task] = None
         for charge in completed(charges):
             if charge.unit != unit:
                 continue
@@ -243,6 +248,7 @@ def total(unit: Unit, spent: Iterable[tuple[str, Sequence[Charge]]], delta: floa
         bounded=epsilon,
         stated=compose(stated, delta) if stated else None,
         derived=tuple(derived),
+        stored_before=tuple(before),
     )
 
 

@@ -159,6 +159,7 @@ class Combined(msgspec.Struct, frozen=True, kw_only=True):
     bounded: float | None = None
     stated: float | None = None
     derived: tuple[str, ...] = ()
+    stored_before: tuple[str, ...] = ()
     text: str = ""
 
 

@@ -19,10 +19,16 @@ _DERIVED = {
 def together(found: Total) -> str:
     """The total of a unit, which tasks leave it without bound, and what the figure rests on."""
     text = f"One {found.unit} whose data served in every task: {_epsilon(found.epsilon, found)}."
-    if found.unbounded:
-        text += f" {_tasks(found.unbounded, 'add')} no noise that protects it."
-        if found.bounded:
-            text += f" All other tasks together: {_epsilon(found.bounded, found)}."
+    bare = [task for task in found.unbounded if task not in found.stored_before]
+    if bare:
+        text += f" {_tasks(bare, 'add')} no noise that protects it."
+    if found.stored_before:
+        text += (
+            f" {_tasks(found.stored_before, 'come')} from an earlier version, which stored no "
+            "charge of its own for this unit: what cannot be derived counts as infinite."
+        )
+    if found.unbounded and found.bounded:
+        text += f" All other tasks together: {_epsilon(found.bounded, found)}."
     if found.derived:
         text += f" {_tasks(found.derived, 'make')} {_DERIVED[found.unit]}."
         if found.stated is not None:

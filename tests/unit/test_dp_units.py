@@ -160,12 +160,15 @@ def test_charges_of_earlier_versions_are_judged_by_the_new_rules() -> None:
     of_devices = stored(device)
     assert of_devices.epsilon("device") == spent(B).epsilon("device")
     assert of_devices.total("example") == msgspec.structs.replace(
-        spent(B).total("example"), derived=("t",)
+        spent(B).total("example"), derived=("t",), stored_before=("t",)
     )
     assert completed((device,)) == (device, example)
     of_examples = stored(charges_of(C)[0])
     assert of_examples.epsilon("example") == spent(C).epsilon("example")
-    assert of_examples.total("device").unbounded == ("t",)  # how many it may sum is not stored
+    device = of_examples.total("device")  # how many it may sum is not stored
+    assert device.unbounded == device.stored_before == ("t",)
+    assert "adds no noise" not in together(device)
+    assert "Task 't' comes from an earlier version" in together(device)
 
 
 def test_a_stored_service_account_is_read(tmp_path: Path) -> None:
