@@ -55,7 +55,8 @@ def _statement(task: AuditedTask) -> tuple[Answer, ...]:
             ("A machine learning model" if manifest.base_model is not None else "Sums of vectors")
             + f" in many releases: {released} so far, and {len(task.releases) - released} cohorts "
             f"that are charged like one; at most {most} in all. The statement covers every "
-            "one of them, and every sum that the aggregator opened; not only the last.",
+            "one of them that this ledger records, not only the last; a sum that it does not "
+            "record is covered by nothing.",
             DPFY,
             OPENDP,
         ),
@@ -88,6 +89,14 @@ def _statement(task: AuditedTask) -> tuple[Answer, ...]:
 
 
 def _setting(manifest: Manifest) -> str:
+    example = manifest.example_privacy
+    if manifest.noise is not None and example is not None and example.mode == "local":
+        return (
+            "Local for examples: each device adds all the noise that counts for them to its own "
+            "gradients. Distributed for devices: each adds a share of noise before its update is "
+            f"masked, and {manifest.noise.honest_min} devices of a cohort are trusted to add "
+            "theirs."
+        )
     if manifest.noise is not None:
         return (
             "Distributed: each device adds a share of noise before its update is masked; only the "
@@ -261,8 +270,8 @@ def _implementation(manifest: Manifest) -> tuple[Answer, ...]:
         ),
         _known(
             "Code to verify it",
-            "This report is made by the same public code that devices run. Its version and "
-            "digest stand at the end; every cost is computed again from the ledger alone.",
+            "This report is made by public code, whose version and digest stand at the end; every "
+            "cost is computed again from the ledger alone. What devices ran is the next question.",
             DPFY,
             NIST,
         ),

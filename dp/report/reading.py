@@ -20,8 +20,21 @@ READING = (
     Statement(
         name="Who enforces it",
         text="Devices clip, add the noise and keep an account of their own, which refuses more "
-        "rounds than the budget allows and gives nothing back; the aggregator debits before it "
-        "opens a sum.",
+        "rounds than the budget allows and gives nothing back. The aggregator's published code "
+        "debits before it opens a sum; what an aggregator did, no ledger shows.",
+    ),
+    Statement(
+        name="What Verified means",
+        text="The holder of this ledger's key signed these records, none was changed since, each "
+        "has its form and keeps the rules that its task was signed with, and every epsilon and "
+        "guaranteed noise follows from them.",
+    ),
+    Statement(
+        name="What it does not mean",
+        text="That every cohort is recorded; that sizes of cohorts, numbers of survivors, times, "
+        "digests of sums and models and the measured noise are true, which are the operator's "
+        "word (the devices of a release check their own); that others are shown the same ledger, "
+        "unless witnesses are named above; what devices ran, and how good the model is.",
     ),
     Statement(
         name="Accounting",
@@ -102,12 +115,12 @@ FIGURES = (
     Figure(
         name="measured noise",
         value="measured_variance of the release's record over its noise_variance. The service "
-        "measured the opened sum, which is not in the ledger: this is its word, and the only "
-        "figure here that cannot be computed again",
+        "measured the opened sum, which is not in the ledger: this is the operator's word",
     ),
     Figure(
         name="cohort, masking set, in the sum, dropped",
-        value="cohort_size, masking_set_size and survivors of the release's record; dropped is "
+        value="cohort_size, masking_set_size and survivors of the release's record, the operator's "
+        "word; dropped is "
         "cohort_size less survivors where there is a sum. Without one the record does not tell who "
         "had sent; version 1 does not tell its masking set either. The chart draws them in order",
     ),
@@ -132,15 +145,16 @@ RECOMPUTE = (
     "enrolled the devices, never from the ledger itself.",
     "Run: secagg audit verify LEDGER --key VERIFIER_KEY --format json; for all figures here "
     "as data: secagg audit report LEDGER --key VERIFIER_KEY --out report.json",
-    "It needs no network for a ledger folder. It trusts the operator for nothing but the counts of "
-    "devices and the measured noise in the records.",
-    "It checks the signature, hashes every record, and computes every epsilon again from "
-    "the manifest in the task's record and the number of survivors in each release.",
+    "It needs no network for a ledger folder. It takes the operator's word for which cohorts are "
+    "recorded, their sizes, survivors, times, digests of sums and models, and the measured noise.",
+    "It checks the signature, hashes every record, demands its form, and computes every epsilon "
+    "again from the manifest in the task's record and the number of survivors in each release.",
     "The formulas: Skellam noise by Agarwal, Kairouz and Liu (2021); sums of discrete "
     "Gaussian shares by Kairouz, Liu and Steinke (2021), the first bound of Proposition "
     "14; Poisson sampling as Mironov, Talwar and Zhang (2019), for symmetric noise on the "
     "integers too (the proof is docs/sampling.md of the source code); conversion to "
     "(epsilon, delta) by "
     "Canonne, Kamath and Steinke (2020), Proposition 12; integer orders; rounded up.",
-    "Whoever keeps older checkpoints can show that the log was never rewritten.",
+    "Whoever keeps older checkpoints can show by --older that the log was not rewritten since; "
+    "--witness shows that others are shown the same one. Without them neither was checked here.",
 )
