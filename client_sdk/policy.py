@@ -17,7 +17,7 @@ from client_sdk.errors import PolicyRefusal
 from dp.budget import UNITS, Unit, charges_of, cost_of
 from dp.contracts import check_manifest
 from dp.contracts.scaffold import has_control
-from dp.figures import upper
+from dp.figures import limit_shown, upper
 from dp.witness import WitnessPolicy
 from secagg.adapter import vector_length
 from secagg.errors import SecaggError
@@ -431,7 +431,7 @@ class PrivacyPolicy:
                 raise PolicyRefusal(
                     reason,
                     message.format(unit),
-                    expected=f"epsilon <= {limit:g}, unamplified",
+                    expected=f"epsilon <= {limit_shown(limit)}, unamplified",
                     found=upper(found),
                     remedy=remedy,
                 )

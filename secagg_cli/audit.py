@@ -155,7 +155,7 @@ def _broken(
     result: AuditResult, *, require_dp: bool, max_epsilon: float | None
 ) -> list[dict[str, str]]:
     """Demands of the auditor that the ledger does not meet, each with its reason."""
-    from dp.figures import shown_up
+    from dp.figures import limit_shown, shown_up
 
     found = []
     bare = [task.manifest.task for task in result.tasks if not task.lines]
@@ -175,8 +175,8 @@ def _broken(
                 found.append(
                     {
                         "reason": "epsilon-too-large",
-                        "message": f"--max-epsilon: at most {max_epsilon:g}; all tasks together "
-                        f"cost one {total.unit} {shown_up(total.epsilon)}.",
+                        "message": f"--max-epsilon: at most {limit_shown(max_epsilon)}; all tasks "
+                        f"together cost one {total.unit} {shown_up(total.epsilon)}.",
                     }
                 )
     return found

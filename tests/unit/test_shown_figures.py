@@ -76,6 +76,49 @@ def test_no_cost_on_the_page_is_below_the_one_that_was_computed(name: str) -> No
             assert float(nearest) >= cost or nearest in ceilings or nearest not in shown
 
 
+@pytest.mark.parametrize("name", TASKS)
+def test_verifying_prints_no_cost_below_the_one_that_was_computed(
+    name: str, tmp_path: Path
+) -> None:
+    files = served(ledger(TASKS[name], (4, 5)))
+    for path, content in files.items():
+        target = tmp_path / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
+    text = CliRunner().invoke(app, ["audit", "verify", str(tmp_path), "--key", VERIFIER]).stdout
+    audit = verify_ledger(files.get, VERIFIER)
+    costs = {line.epsilon for task in audit.tasks for line in task.lines}
+    costs |= {total.epsilon for total in audit.totals}
+    printed = set(re.findall(r"epsilon (\S+) at delta", text))
+    assert {shown_up(cost) for cost in costs} == printed
+    assert not printed & {f"{c:.4f}" for c in costs if c < math.inf and float(f"{c:.4f}") < c}
+
+
+FORMATS = (
+    r"\{[^{}()\n]*\b(?:epsilon|max_epsilon|cost|spent|delta|limit)\b[^{}()\n]*:\.?\d*[efg]\}",
+    r"round\([^()\n]*\b(?:epsilon|cost|spent|delta|found)\b",
+    r"format\([^()]*(?:epsilon|delta|left|spent)\)",
+)
+
+
+def test_no_place_formats_a_cost_by_itself() -> None:
+    """Each way of it goes to the nearest number; dp/figures.py is the one room for it."""
+    files = [
+        path
+        for folder in ("secagg", "dp", "client_sdk", "aggregator", "secagg_cli")
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in (".py", ".html")
+    ]
+    assert len(files) > 150
+    found = [
+        f"{path.relative_to(ROOT)}: {hit[0]}"
+        for path in files
+        for pattern in FORMATS
+        for hit in re.finditer(pattern, path.read_text("utf-8"))
+    ]
+    assert found == []
+
+
 def test_what_is_left_of_a_budget_and_the_guaranteed_noise_are_rounded_down() -> None:
     data = data_of(TASKS["C"])
     (task,) = data.tasks
@@ -148,6 +191,7 @@ def test_the_dashboard_shows_no_less(cost: float) -> None:
         "charges": 1,
         "releases_max": 4,
         "epsilon": cost,
+        "privacy": [msgspec.to_builtins(line) for line in lines(TASKS["C"], 1)],
         "cohort": None,
         "waiting": 0,
     }
