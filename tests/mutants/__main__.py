@@ -72,6 +72,8 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2, help="mutants at once")
     options = parser.parse_args()
     chosen = [m for m in mutants() if fnmatch.fnmatch(m.name, options.pattern)]
+    if not chosen:  # pytest without a test's name would run them all
+        parser.error(f"no mutant has a name like {options.pattern!r}")
     with tempfile.TemporaryDirectory() as folder:
         tests = sorted({test for mutant in chosen for test in mutant.tests})
         code, printed = _run(_copy(Path(folder)), tests, _BASELINE_LIMIT_S)

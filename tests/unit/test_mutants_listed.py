@@ -7,6 +7,7 @@ from collections import Counter
 
 import pytest
 
+from tests.mutants.__main__ import main
 from tests.mutants.listed import ROOT, Mutant, mutants
 
 
@@ -24,3 +25,14 @@ def test_a_mutant_changes_one_place_and_names_tests_that_exist(mutant: Mutant) -
 
 def test_no_two_mutants_have_one_name() -> None:
     assert max(Counter(mutant.name for mutant in mutants()).values(), default=1) == 1
+
+
+def test_a_pattern_without_a_mutant_runs_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A regular expression, for instance: it is no name as in a shell."""
+    monkeypatch.setattr("sys.argv", ["mutants", "^time-"])
+    with pytest.raises(SystemExit) as refused:
+        main()
+    assert refused.value.code == 2
+    assert "^time-" in capsys.readouterr().err
