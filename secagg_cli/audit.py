@@ -68,8 +68,8 @@ def verify(
 ) -> None:
     """Check every signature, hash, form and epsilon of a ledger.
 
-    Exit code 0: verified. 1: something in the ledger is wrong. 2: an argument is of no use (no such
-    folder or key). 3: the ledger could not be read, which says nothing about it.
+    Exit code 0: verified. 1: something in the ledger is wrong, or not as demanded. 2: an argument
+    is of no use (no such folder or key). 3: the ledger cannot be read, which says nothing about it.
     """
     with Output(format) as out:
         result = audit_ledger(
@@ -248,7 +248,7 @@ def audit_ledger(
         raise UnusableArgument(error.reason, error.message, remedy=error.remedy) from error
     kept = [read_checkpoint(file) for file in older]
     result = verify_ledger(read, verifier, older=kept, witnesses=policy)
-    unread = read.unread() if isinstance(read, FolderReader) else []
+    unread = read.unread() if isinstance(read, FolderReader) and result.root else []
     if not unread:
         return result
     finding = Finding(
