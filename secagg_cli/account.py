@@ -10,6 +10,7 @@ import msgspec
 import typer
 
 from secagg_cli.output import Format, FormatOption, Output
+from secagg_cli.ranges import number
 from secagg_cli.session import FolderArgument, PassphraseOption, read_passphrase
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ def recover(
     state: StateOption = None,
     data_id: DataIdOption = None,
     leaves_max: Annotated[
-        int | None, typer.Option(help="Read a ledger of at most so many records.", min=1)
+        int | None, number("Read a ledger of at most so many records.", low=1)
     ] = None,
     passphrase_file: PassphraseOption = None,
     format: FormatOption = Format.text,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from secagg_cli.output import EXIT_REFUSED, Format, FormatOption, Output
+from secagg_cli.ranges import number
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -37,12 +38,12 @@ class Sabotage(StrEnum):
 
 
 def attack(
-    canaries: Annotated[
-        int, typer.Option(min=16, max=4096, help="Planted examples; a multiple of 4.")
-    ] = 1024,
-    releases: Annotated[int, typer.Option(min=1, max=_RELEASES_MAX, help="Training steps.")] = 4,
-    noise_multiplier: Annotated[float, typer.Option(help="Noise over the clip.")] = 4.0,
-    confidence: Annotated[float, typer.Option(min=0.5, max=0.999999)] = 0.95,
+    canaries: Annotated[int, number("Planted examples.", low=16, high=4_096)] = 1024,
+    releases: Annotated[int, number("Training steps.", low=1, high=_RELEASES_MAX)] = 4,
+    noise_multiplier: Annotated[float, number("Noise over the clip.", above=0, high=1e6)] = 4.0,
+    confidence: Annotated[
+        float, number("That the lower bound holds.", low=0.5, high=0.999999)
+    ] = 0.95,
     sabotage: Annotated[
         Sabotage, typer.Option(help="Break the mechanism on purpose, to see that it is found.")
     ] = Sabotage.none,

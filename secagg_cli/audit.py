@@ -13,6 +13,7 @@ from secagg_cli.account import totals_json
 from secagg_cli.attack import attack
 from secagg_cli.ledger_files import FolderReader, ledger_reader, read_checkpoint, read_key
 from secagg_cli.output import EXIT_REFUSED, Format, FormatOption, Output, UnusableArgument, visible
+from secagg_cli.ranges import number
 
 if TYPE_CHECKING:
     from dp.audit import AuditedTask, AuditResult
@@ -35,7 +36,7 @@ WitnessOption = Annotated[
     ),
 ]
 WitnessesMinOption = Annotated[
-    int | None, typer.Option("--witnesses-min", help="How many of them must have cosigned.")
+    int | None, number("How many of them must have cosigned.", "--witnesses-min", low=1)
 ]
 OlderOption = Annotated[
     list[Path] | None,

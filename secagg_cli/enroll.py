@@ -26,6 +26,7 @@ from secagg_cli.operator import (
     server_info,
 )
 from secagg_cli.output import CommandError, Format, FormatOption, Output
+from secagg_cli.ranges import number
 
 if TYPE_CHECKING:
     from client_sdk.enrolment import PartnerKey
@@ -199,8 +200,8 @@ def enroll(
         Path, typer.Option("--partner-key", help="The partner's secret key file.")
     ],
     out_dir: Annotated[Path, typer.Option("--out", help="Folder for the bundles.")],
-    count: Annotated[int, typer.Option(help="Devices to enrol.", min=1)] = 1,
-    days: Annotated[int, typer.Option(help="Days that a certificate lasts.", min=1)] = 365,
+    count: Annotated[int, number("Devices to enrol.", low=1, high=100_000)] = 1,
+    days: Annotated[int, number("Days that a certificate lasts.", low=1, high=36_500)] = 365,
     server: ServerOption = DEFAULT_SERVER,
     format: FormatOption = Format.text,
 ) -> None:

@@ -25,6 +25,7 @@ from secagg_cli.ledger_files import read_key
 from secagg_cli.libraries import collector_paused
 from secagg_cli.output import CommandError, Format, FormatOption, Output
 from secagg_cli.processes import die_with_parent
+from secagg_cli.ranges import number
 from secagg_cli.rows import left_out, read_rows
 
 if TYPE_CHECKING:
@@ -75,23 +76,21 @@ def join(
         Path | None, typer.Option(help="This device's own folder: journal and budget.")
     ] = None,
     data_id: DataIdOption = None,
-    rounds: Annotated[
-        int | None, typer.Option(help="Be in so many releases; default: all.", min=1)
-    ] = None,
-    min_cohort: Annotated[int, typer.Option(help="Refuse sums of fewer devices.", min=2)] = 10,
+    rounds: Annotated[int | None, number("Be in so many releases; default: all.", low=1)] = None,
+    min_cohort: Annotated[int, number("Refuse sums of fewer devices.", low=2, high=10_000)] = 10,
     min_corrupt: Annotated[
         int | None,
-        typer.Option(
-            help="Refuse tasks whose masks fall to so many devices that work with the aggregator, "
+        number(
+            "Refuse tasks whose masks fall to so many devices that work with the aggregator, "
             "or fewer; default: a tenth of the cohort, at least 1. 0: admit all.",
-            min=0,
+            low=0,
         ),
     ] = None,
     max_epsilon: Annotated[
-        float, typer.Option(help="Refuse tasks that may cost more, unamplified.", min=0)
+        float, number("Refuse tasks that may cost more, unamplified.", low=0)
     ] = 8.0,
     max_total_epsilon: Annotated[
-        float, typer.Option(help="Refuse to spend more over all tasks.", min=0)
+        float, number("Refuse to spend more over all tasks.", low=0)
     ] = 16.0,
     without_noise: Annotated[
         bool, typer.Option("--without-noise", help="Also join tasks that add no noise at all.")
@@ -112,7 +111,7 @@ def join(
         ),
     ] = None,
     max_download_mb: Annotated[
-        int, typer.Option(help="Refuse tasks whose model file may be larger.", min=1)
+        int, number("Refuse tasks whose model file may be larger.", low=1)
     ] = 512,
     witness: Annotated[
         list[str] | None,
@@ -122,7 +121,7 @@ def join(
     ] = None,
     min_witnesses: Annotated[
         int | None,
-        typer.Option(help="Witnesses that must have cosigned every checkpoint; default: all."),
+        number("Witnesses that must have cosigned every checkpoint; default: all.", low=1),
     ] = None,
     preload: Annotated[
         bool,

@@ -10,6 +10,7 @@ import typer
 from secagg.limits import CORRECTNESS_BITS, SECURITY_BITS
 from secagg_cli.output import CommandError, Format, FormatOption, Output, power
 from secagg_cli.plan_sizes import memory, task
+from secagg_cli.ranges import number
 
 app = typer.Typer(no_args_is_help=True, help="Account and size a task before it exists.")
 app.command("task")(task)
@@ -30,35 +31,39 @@ class Adjacency(enum.StrEnum):
 
 @app.command("privacy")
 def privacy(
-    noise_multiplier: Annotated[float, typer.Option(help="Noise over clip, of the whole sum.")],
-    rounds: Annotated[int, typer.Option(help="Releases.", min=1)],
-    delta: Annotated[float, typer.Option(help="Delta of (epsilon, delta).")],
+    noise_multiplier: Annotated[
+        float, number("Noise over clip, of the whole sum.", above=0, high=1e6)
+    ],
+    rounds: Annotated[int, number("Releases.", low=1, high=10**7)],
+    delta: Annotated[float, number("Delta of (epsilon, delta).", above=0, below=1)],
     sampling_rate: Annotated[
-        float, typer.Option(help="Poisson rate; 1: no amplification is claimed.")
+        float, number("Poisson rate; 1: no amplification is claimed.", above=0, high=1)
     ] = 1.0,
     slot_overrun: Annotated[
         float,
-        typer.Option(
-            help="Chance per release that a batch makes its device miss its slot, or fail; "
-            "delta pays for it. 0: claimed never."
+        number(
+            "Chance per release that a batch makes its device miss its slot, or fail; "
+            "delta pays for it. 0: claimed never.",
+            low=0,
+            below=1,
         ),
     ] = 0.0,
     mechanism: Annotated[Mechanism, typer.Option(help="The noise.")] = Mechanism.gaussian,
     length: Annotated[
-        int, typer.Option(help="Coordinates of the sum; only Skellam's bound needs it.", min=1)
+        int, number("Coordinates of the sum; only Skellam's bound needs it.", low=1, high=1 << 40)
     ] = 92_160,
     adjacency: Annotated[
         Adjacency,
         typer.Option(help="A record more or less, or exchanged: that moves the sum by two clips."),
     ] = Adjacency.add_or_remove,
     band: Annotated[
-        int, typer.Option(help="correlated: rounds over which noise partly cancels.", min=1, max=16)
+        int, number("correlated: rounds over which noise partly cancels.", low=1, high=16)
     ] = 4,
     participations: Annotated[
-        int | None, typer.Option(help="correlated: most rounds of one unit; default: all.", min=1)
+        int | None, number("correlated: most rounds of one unit; default: all.", low=1)
     ] = None,
     separation: Annotated[
-        int, typer.Option(help="correlated: least distance of two rounds of one unit.", min=1)
+        int, number("correlated: least distance of two rounds of one unit.", low=1)
     ] = 1,
     format: FormatOption = Format.text,
 ) -> None:
@@ -67,15 +72,6 @@ def privacy(
     The mechanism "correlated" is for comparison: no device of ours adds such noise.
     """
     with Output(format) as out:
-        _check_open_interval("noise-multiplier", noise_multiplier, 0, float("inf"))
-        _check_open_interval("delta", delta, 0, 1)
-        if not 0 < sampling_rate <= 1:
-            raise CommandError(
-                "sampling-rate",
-                "The rate is a probability.",
-                expected="(0, 1]",
-                found=sampling_rate,
-            )
         from dp.figures import delta_shown, limit_shown, shown_up
         from dp.plans import plan_correlated, plan_epsilon
 
@@ -158,18 +154,18 @@ class Adversary(enum.StrEnum):
 
 @app.command("cohort")
 def cohort(
-    clients: Annotated[int, typer.Option(help="Devices in the cohort.", min=2)],
+    clients: Annotated[int, number("Devices in the cohort.", low=2, high=10_000)],
     corrupt: Annotated[
-        float, typer.Option(help="Fraction that may collude with the aggregator.", min=0, max=0.5)
+        float, number("Fraction that may collude with the aggregator.", low=0, high=0.5)
     ] = 0.0,
-    dropout: Annotated[
-        float, typer.Option(help="Fraction that may drop at random.", min=0, max=0.9)
-    ] = 0.1,
+    dropout: Annotated[float, number("Fraction that may drop at random.", low=0, high=0.9)] = 0.1,
     security_bits: Annotated[
-        int, typer.Option(help="A cohort's protection fails with probability 2^-this at most.")
+        int,
+        number("Protection fails with probability 2^-this at most.", low=1, high=256),
     ] = SECURITY_BITS,
     correctness_bits: Annotated[
-        int, typer.Option(help="Random drop-outs end a cohort with probability 2^-this at most.")
+        int,
+        number("Drop-outs end a cohort with probability 2^-this at most.", low=1, high=64),
     ] = CORRECTNESS_BITS,
     adversary: Annotated[
         Adversary,
@@ -222,11 +218,4 @@ def cohort(
                 "security_log2": round(plan.security_log2, 3),
                 "failure_log2": round(plan.failure_log2, 3),
             }
-        )
-
-
-def _check_open_interval(name: str, value: float, low: float, high: float) -> None:
-    if not low < value < high:
-        raise CommandError(
-            name, f"--{name} is out of range.", expected=f"({low}, {high})", found=value
         )

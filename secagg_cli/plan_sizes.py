@@ -9,6 +9,7 @@ import msgspec
 import typer
 
 from secagg_cli.output import Format, FormatOption, Output
+from secagg_cli.ranges import number
 
 
 class Unit(enum.StrEnum):
@@ -27,17 +28,23 @@ class Precision(enum.StrEnum):
 
 
 def task(
-    cohort: Annotated[int, typer.Option(help="Devices in one round.")],
-    rounds: Annotated[int, typer.Option(help="Sums that the task releases.")],
-    epsilon: Annotated[float, typer.Option(help="Target over all rounds, unamplified.")],
-    delta: Annotated[float, typer.Option(help="Delta of (epsilon, delta).")] = 1e-5,
+    cohort: Annotated[int, number("Devices in one round.", low=2, high=10_000)],
+    rounds: Annotated[int, number("Sums that the task releases.", low=1, high=10**6)],
+    epsilon: Annotated[float, number("Target over all rounds, unamplified.", low=1e-6, high=1e6)],
+    delta: Annotated[float, number("Delta of (epsilon, delta).", low=1e-30, high=0.1)] = 1e-5,
     population: Annotated[
-        int | None, typer.Option(help="Enrolled devices; default: the cohort.")
+        int | None, number("Enrolled devices; default: the cohort.", low=2, high=1 << 40)
     ] = None,
-    length: Annotated[int, typer.Option(help="Numbers in the vector.")] = 92_160,
-    dropout: Annotated[float, typer.Option(help="Fraction of a cohort that may vanish.")] = 0.1,
-    batch: Annotated[int, typer.Option(help="Expected examples per device and round.")] = 24,
-    clip: Annotated[float, typer.Option(help="L2 bound of one unit's contribution.")] = 1.0,
+    length: Annotated[int, number("Numbers in the vector.", low=1, high=1 << 28)] = 92_160,
+    dropout: Annotated[
+        float, number("Fraction of a cohort that may vanish.", low=0, high=0.9)
+    ] = 0.1,
+    batch: Annotated[
+        int, number("Expected examples per device and round.", low=1, high=1 << 20)
+    ] = 24,
+    clip: Annotated[
+        float, number("L2 bound of one unit's contribution.", low=1e-6, high=1e6)
+    ] = 1.0,
     unit: Annotated[Unit, typer.Option(help="Whom the noise protects.")] = Unit.device,
     mechanism: Annotated[RingNoise, typer.Option(help="The noise.")] = RingNoise.skellam,
     adaptive_clip: Annotated[
@@ -102,15 +109,15 @@ def task(
 
 def memory(
     model: Annotated[str, typer.Option(help="smollm2, tiny, a folder or a hub id.")] = "smollm2",
-    rank: Annotated[int, typer.Option(help="Rank of the adapter.", min=1)] = 4,
-    batch: Annotated[int, typer.Option(help="Examples at once, at most.", min=1)] = 4,
-    length: Annotated[int, typer.Option(help="Tokens per example, at most.", min=1)] = 64,
+    rank: Annotated[int, number("Rank of the adapter.", low=1, high=1_024)] = 4,
+    batch: Annotated[int, number("Examples at once, at most.", low=1)] = 4,
+    length: Annotated[int, number("Tokens per example, at most.", low=1)] = 64,
     precision: Annotated[Precision, typer.Option(help="Of weights.")] = Precision.float32,
     targets: Annotated[
         str, typer.Option(help="Linear layers to adapt, by the last part of their names.")
     ] = "q_proj,v_proj",
     available: Annotated[
-        int | None, typer.Option(help="Bytes that training may take; default: no limit.", min=1)
+        int | None, number("Bytes that training may take; default: no limit.", low=1)
     ] = None,
     format: FormatOption = Format.text,
 ) -> None:

@@ -9,6 +9,7 @@ import typer
 
 from secagg_cli.output import Format, FormatOption, Output
 from secagg_cli.processes import die_with_parent
+from secagg_cli.ranges import number
 
 
 def serve(
@@ -17,11 +18,11 @@ def serve(
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[
-        int | None, typer.Option(help="Port for devices; 0: any free one.", min=0, max=65_535)
+        int | None, number("Port for devices; 0: any free one.", low=0, high=65_535)
     ] = None,
     admin_port: Annotated[
         int | None,
-        typer.Option(help="Port for health and metrics; 0: any free one.", min=0, max=65_535),
+        number("Port for health and metrics; 0: any free one.", low=0, high=65_535),
     ] = None,
     data_dir: Annotated[
         Path | None, typer.Option(help="Folder of the database, blobs, keys and ledger.")

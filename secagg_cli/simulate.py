@@ -9,43 +9,42 @@ from typing import Annotated
 import typer
 
 from secagg_cli.output import CommandError, Format, FormatOption, Output, power
+from secagg_cli.ranges import number
 
 PHASES = ("sharing", "checking", "masking", "confirming", "unmasking")  # with a deadline each
 
 
 def simulate(
-    clients: Annotated[int, typer.Option(help="Devices in each cohort.", min=2)],
-    length: Annotated[int, typer.Option(help="Coordinates of each device's vector.", min=1)],
+    clients: Annotated[int, number("Devices in each cohort.", low=2, high=10_000)],
+    length: Annotated[int, number("Coordinates of each device's vector.", low=1, high=1 << 28)],
     dropout: Annotated[
-        float, typer.Option(help="Fraction of devices that vanish, at random steps.", min=0, max=1)
+        float, number("Fraction of devices that vanish, at random steps.", low=0, below=1)
     ] = 0.1,
-    rounds: Annotated[int, typer.Option(help="Cohorts to run.", min=1)] = 1,
+    rounds: Annotated[int, number("Cohorts to run.", low=1)] = 1,
     seed: Annotated[int, typer.Option(help="The same seed replays the same run.")] = 0,
-    bits: Annotated[int, typer.Option(help="Bits per coordinate of the ring.")] = 32,
+    bits: Annotated[int, number("Bits per coordinate of the ring.", low=8, high=62)] = 32,
     processes: Annotated[
         int,
-        typer.Option(
-            help="Worker processes; 0: one per core for more than 128 clients, else none.", min=0
-        ),
+        number("Worker processes; 0: one per core for more than 128 clients, else none.", low=0),
     ] = 0,
     corrupt: Annotated[
         float,
-        typer.Option(help="Fraction that the threshold assumes to be corrupt.", min=0, max=0.5),
+        number("Fraction that the threshold assumes to be corrupt.", low=0, high=0.5),
     ] = 0.1,
     degree: Annotated[
         int,
-        typer.Option(
-            help="Neighbours of each device where the graph is sparse (more than 128 devices); "
+        number(
+            "Neighbours of each device where the graph is sparse (more than 128 devices); "
             "0: what plan cohort derives.",
-            min=0,
+            low=0,
         ),
     ] = 0,
     threshold: Annotated[
         int,
-        typer.Option(
-            help="Shares that open a secret there; 0: derived, or with a degree the largest that "
+        number(
+            "Shares that open a secret there; 0: derived, or with a degree the largest that "
             "random drop-outs leave 2^-20.",
-            min=0,
+            low=0,
         ),
     ] = 0,
     format: FormatOption = Format.text,

@@ -18,6 +18,7 @@ from secagg_cli.operator import (
     read_token,
 )
 from secagg_cli.output import CommandError, Format, FormatOption, Output
+from secagg_cli.ranges import INT32_MAX, number
 
 app = typer.Typer(no_args_is_help=True, help="Create and steer tasks.")
 NameArgument = Annotated[str, typer.Argument(help="The task's name.")]
@@ -79,17 +80,18 @@ def create(
             "turns; fedsvd B, with a new A after each release; product sketches of B A."
         ),
     ] = AdapterKind.ffa_lora,
-    rank: Annotated[int, typer.Option(help="Rank of the adapter.", min=1)] = 4,
-    alpha: Annotated[int, typer.Option(help="Scale of the adapter: alpha / rank.", min=1)] = 8,
+    rank: Annotated[int, number("Rank of the adapter.", low=1, high=1_024)] = 4,
+    alpha: Annotated[int, number("Scale of the adapter: alpha / rank.", low=1, high=INT32_MAX)] = 8,
     targets: Annotated[
         str, typer.Option(help="Linear layers to adapt, by the last part of their names.")
     ] = "q_proj,v_proj",
     sketch: Annotated[
         int,
-        typer.Option(
-            help="For product: columns of a layer's sketch; exact from the sum of the devices' "
+        number(
+            "For product: columns of a layer's sketch; exact from the sum of the devices' "
             "ranks plus the task's.",
-            min=0,
+            low=0,
+            high=INT32_MAX,
         ),
     ] = 0,
     server: ServerOption = DEFAULT_SERVER,

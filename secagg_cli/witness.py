@@ -15,6 +15,7 @@ import typer
 
 from secagg_cli.ledger_files import read_key
 from secagg_cli.output import CommandError, Format, FormatOption, Output
+from secagg_cli.ranges import number
 
 if TYPE_CHECKING:
     from secagg.secret import Secret
@@ -36,7 +37,7 @@ def serve(
     ],
     data_dir: Annotated[Path, typer.Option(help="Folder of its key and of what it has seen.")],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port; 0: any free one.")] = 8082,
+    port: Annotated[int, number("Port; 0: any free one.", low=0, high=65_535)] = 8082,
     format: FormatOption = Format.text,
 ) -> None:
     """Cosign the checkpoints of the given ledgers (C2SP tlog-witness) until SIGTERM or Ctrl-C.

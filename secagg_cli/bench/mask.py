@@ -14,10 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import typer
-
 from secagg_cli.bench.measure import best, key_stream, peak_bytes
 from secagg_cli.output import CommandError, Format, FormatOption, Output
+from secagg_cli.ranges import number
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,16 +28,16 @@ _PROBE_COORDINATES = 256  # coordinates whose opened sum is compared with the tr
 
 
 def mask(
-    clients: Annotated[int, typer.Option(help="Devices in the cohort.", min=2)],
-    length: Annotated[int, typer.Option(help="Coordinates of each vector.", min=1)],
-    bits: Annotated[int, typer.Option(help="Bits per coordinate.", min=8, max=62)],
-    dropout: Annotated[float, typer.Option(help="Fraction that drops.", min=0, max=0.9)] = 0.1,
+    clients: Annotated[int, number("Devices in the cohort.", low=2, high=10_000)],
+    length: Annotated[int, number("Coordinates of each vector.", low=1, high=1 << 28)],
+    bits: Annotated[int, number("Bits per coordinate.", low=8, high=62)],
+    dropout: Annotated[float, number("Fraction that drops.", low=0, high=0.9)] = 0.1,
     degree: Annotated[
-        int | None, typer.Option(help="Neighbours per device; default: all others.", min=1)
+        int | None, number("Neighbours per device; default: all others.", low=1)
     ] = None,
-    repeat: Annotated[int, typer.Option(help="Measure so often; the best counts.", min=1)] = 3,
+    repeat: Annotated[int, number("Measure so often; the best counts.", low=1)] = 3,
     threads: Annotated[
-        int | None, typer.Option(help="Threads of the opening; default: all cores.", min=1)
+        int | None, number("Threads of the opening; default: all cores.", low=1)
     ] = None,
     format: FormatOption = Format.text,
 ) -> None:
@@ -163,6 +162,13 @@ def _workload(
             remedy="Leave --degree out for the complete graph.",
         )
     dropped = frozenset(range(int(dropout * clients + 0.5)))
+    if len(dropped) == clients:
+        raise CommandError(
+            "dropout",
+            "Nobody would be left.",
+            expected=f"fewer than {clients} devices that drop",
+            found=len(dropped),
+        )
     draft = _Workload(
         clients,
         length,

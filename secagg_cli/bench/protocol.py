@@ -15,10 +15,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from secagg_cli.bench.measure import Span, best, key_stream, peak_bytes, timed
 from secagg_cli.output import Format, FormatOption, Output
+from secagg_cli.ranges import number
 
 if TYPE_CHECKING:
     from secagg.manifest import Manifest
@@ -52,10 +51,10 @@ class _Row:
 
 
 def protocol(
-    clients: Annotated[int, typer.Option(help="Holders of the shares of one secret.", min=3)] = 100,
-    length: Annotated[int, typer.Option(help="Coordinates of a vector.", min=1)] = 1_000_000,
-    bits: Annotated[int, typer.Option(help="Bits per coordinate.", min=8, max=62)] = 24,
-    repeat: Annotated[int, typer.Option(help="Measure so often; the best counts.", min=1)] = 3,
+    clients: Annotated[int, number("Holders of the shares of one secret.", low=3, high=512)] = 100,
+    length: Annotated[int, number("Coordinates of a vector.", low=1, high=1 << 28)] = 1_000_000,
+    bits: Annotated[int, number("Bits per coordinate.", low=8, high=62)] = 24,
+    repeat: Annotated[int, number("Measure so often; the best counts.", low=1)] = 3,
     format: FormatOption = Format.text,
 ) -> None:
     """The parts of the protocol beside the masks, and the encoding before them."""

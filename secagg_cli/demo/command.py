@@ -15,6 +15,7 @@ from typer.core import TyperCommand, TyperOption
 
 from secagg_cli.output import Format, FormatOption, Output
 from secagg_cli.processes import die_with_parent, interruptible
+from secagg_cli.ranges import number
 
 
 class Privacy(enum.StrEnum):
@@ -46,10 +47,10 @@ def demo(
             help="smollm2 (fetched once), tiny (made on the spot), a model folder, or a hub id."
         ),
     ] = "smollm2",
-    clients: Annotated[int, typer.Option(help="Devices.", min=2, max=64)] = 6,
-    rounds: Annotated[int, typer.Option(help="Releases.", min=1, max=100)] = 4,
+    clients: Annotated[int, number("Devices.", low=2, high=32)] = 6,
+    rounds: Annotated[int, number("Releases.", low=1, high=100)] = 4,
     drop: Annotated[
-        float, typer.Option(help="Fraction of devices killed in every round.", min=0, max=0.9)
+        float, number("Fraction of devices killed in every round.", low=0, high=0.9)
     ] = 0.3,
     privacy: Annotated[
         Privacy | None,
@@ -60,7 +61,7 @@ def demo(
     ] = None,
     device_noise: Annotated[
         float,
-        typer.Option(help="Noise over a device's bound, for device-level privacy; 0: none.", min=0),
+        number("Noise over a device's bound, for device-level privacy; 0: none.", low=0, high=1e6),
     ] = 0.0,
     algorithm: Annotated[
         str | None,
