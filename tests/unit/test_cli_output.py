@@ -1,5 +1,6 @@
 """The voice of the commands: one JSON object, text on standard error, stable exit codes."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -185,3 +186,16 @@ def test_what_others_wrote_moves_no_cursor_and_turns_no_line(
         assert "\\u202edesrever" in text
         assert "\\x1b[2J\\rgone \\ud800 \\u2066 caf\u00e9" in text
         assert not any(each in text for each in "\u202e\x1b\r\u2066")
+
+
+def test_an_error_over_a_full_disk_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sys.stdout, "write", full)
+    with pytest.raises(typer.Exit) as exit_, Output(Format.json) as out:
+        out.result({"x": 1})
+    assert exit_.value.exit_code == 1
+    assert "No space left" in capsys.readouterr().err

@@ -213,3 +213,9 @@ def test_what_is_beyond_a_range_is_a_usage_error(name: str) -> None:
 def test_open_ends_are_in_the_help() -> None:
     assert number("A rate.", above=0, high=1).help == "A rate. [0<x<=1]"
     assert number("A rate.", low=0, below=1).help == "A rate. [0<=x<1]"
+
+
+def test_nan_is_in_no_range() -> None:
+    for option in (number("A rate.", low=0), number("A rate.", high=1), number("A rate.", below=1)):
+        with pytest.raises(typer.BadParameter):
+            option.callback(math.nan)
