@@ -68,10 +68,10 @@ def test_plan_privacy_knows_the_gaussian_spot_value() -> None:
 
 
 def test_plan_privacy_refuses_what_is_no_probability() -> None:
-    keys = invoke(
-        "plan", "privacy", "--noise-multiplier", "1", "--rounds", "1", "--delta", "2", code=1
-    )
-    assert keys["error"]["reason"] == "delta"
+    words = ["plan", "privacy", "--noise-multiplier", "1", "--rounds", "1", "--delta", "2"]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 2
+    assert "--delta" in done.output
 
 
 def test_plan_cohort_says_when_drop_outs_are_not_tolerated() -> None:
