@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import msgspec
@@ -19,9 +20,12 @@ from aggregator.store.schema import partners, tasks, versions
 from dp.budget import Account
 from dp.contracts import TaskSpec, build_manifest
 from dp.records import policy_record, task_record
+from secagg.errors import ConfigurationError
 from secagg.hashing import encode_parts
 from secagg.manifest import Manifest, decode_manifest, encode_manifest, manifest_digest
 from secagg.server import ServerConfig
+
+_MODEL_NAME = re.compile(r"[^./\\~:][^/\\~:]*(/[^./\\~:][^/\\~:]*)?")
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ class Tasks:
         """Check, sign and open a task; version 0 is zeros, or the model of ``start_from``.
 
         Raises:
-            ConfigurationError: from ``dp.contracts``, with the reason.
+            ConfigurationError: from ``dp.contracts``, with the reason; ``base-model-path``.
             Refusal: 409 ``task-exists``; 422 ``partner-unknown``; 404 ``not-found`` and 409
                 ``start-mismatch`` about ``start_from``.
         """
@@ -85,6 +89,8 @@ class Tasks:
         source = await self.get(spec.start_from) if spec.start_from else None
         if source is not None:
             spec = _like(spec, source.manifest)
+        elif spec.base_model is not None:
+            _demand_name(spec.base_model.name)
         now = core.clock()
         async with core.database.read() as connection:
             known = await connection.execute(sa.select(partners.c.partner_key, partners.c.name))
@@ -168,6 +174,23 @@ class Tasks:
             await self._ledger.append(connection, [record])
         await self._ledger.publish()
         core.signals.notify(f"task:{task.name}")
+
+
+def _demand_name(name: str) -> None:
+    """A base model is named, not located: the manifest is public for good.
+
+    Raises:
+        ConfigurationError: ``base-model-path``.
+    """
+    if not _MODEL_NAME.fullmatch(name) or ".." in name.split("/"):
+        raise ConfigurationError(
+            "base-model-path",
+            "A base model's name looks like a path, which would stand in the public ledger.",
+            expected="a name, or a hub id owner/name",
+            found=name,
+            remedy="Name the model by its hub id or by a name of your own; its fingerprint tells "
+            "devices whether they have the same.",
+        )
 
 
 def _like(spec: TaskSpec, source: Manifest) -> TaskSpec:

@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from client_sdk.coins import torch_states_kept
 from client_sdk.errors import ContributionError, TaskRefusal
-from client_sdk.lora import base_fingerprint, vector_to_tensors
+from client_sdk.lora import base_fingerprint, tied_targets, vector_to_tensors
 from secagg.adapter import sent_length, size, trained, vector_length
 from secagg.manifest import Adapter, Manifest
 
@@ -41,7 +41,7 @@ class AdaptedModel:
 
         Raises:
             TaskRefusal: ``task-without-adapter``, ``base-model``, ``adapter-tensors``,
-                ``adapter-targets``, ``model-adapted``.
+                ``adapter-targets``, ``adapter-tied``, ``model-adapted``.
         """
         if manifest.adapter is None or manifest.base_model is None or manifest.training is None:
             raise TaskRefusal(
@@ -185,6 +185,14 @@ def _inject(model: PreTrainedModel, adapter: Adapter) -> PeftModel:
             "Some targets of the adapter are no plain linear layers of this model.",
             expected=list(adapter.target_modules),
             remedy="Load the model without quantisation, or ask for another task.",
+        )
+    if tied := tied_targets(model, adapter.target_modules):
+        raise TaskRefusal(
+            "adapter-tied",
+            "Some targets of the adapter share their weights with another part of this model.",
+            expected="targets with weights of their own",
+            found=sorted(tied),
+            remedy="Ask for a task without them: merging its adapter would move that part too.",
         )
     config = LoraConfig(
         task_type="CAUSAL_LM" if model.can_generate() else None,

@@ -65,9 +65,11 @@ def write_peft_folder(
         base: the task's base model. It is needed for a sequence classifier, whose folder is of
             peft's type ``SEQ_CLS`` and holds the head, which was frozen; without it, or with a
             language model, the type is ``CAUSAL_LM``.
-        base_name: folder or hub id from which the caller loaded the base model, where loaders that
-            are given this folder alone will look. None: ``base.name_or_path``, or no name at all.
-            The manifest's own name is not used: whoever wrote it may have made it up.
+        base_name: hub id or folder from which the caller loaded the base model, where loaders that
+            are given this folder alone will look (``AutoPeftModelForCausalLM``). None:
+            ``base.name_or_path``, or no name at all. The manifest's own name is not used: whoever
+            wrote it may have made it up. It stands, with the base model's fingerprint, in the
+            metadata of the weights.
 
     Raises:
         LocalProtocolError: ``no-adapter`` if the manifest trains no adapter; ``adapter-length``;
@@ -95,7 +97,13 @@ def write_peft_folder(
         "use_rslora": False,
     } | ({} if head is None else {"modules_to_save": list(_HEADS)})
     encoded = json.dumps(config, indent=2).encode() + b"\n"
-    weights = save(tensors, metadata={"format": "pt", _MARK: hashlib.sha256(encoded).hexdigest()})
+    metadata = {
+        "format": "pt",
+        _MARK: hashlib.sha256(encoded).hexdigest(),
+        "secagg_base_model": manifest.base_model.name,
+        "secagg_base_model_fingerprint": manifest.base_model.fingerprint.hex(),
+    }
+    weights = save(tensors, metadata=metadata)
     return outputs.write_folder(path, {_WEIGHTS: weights, _CONFIG: encoded}, _is_our_adapter)
 
 
@@ -159,6 +167,7 @@ def adapter_spec(
 
     Raises:
         ConfigurationError: ``adapter-targets`` if a target matches no linear layer;
+            ``adapter-tied`` if one shares its weights with another part of the model;
             ``adapter-rank``.
     """
     if not 1 <= rank <= 1024:
@@ -191,6 +200,15 @@ def adapter_spec(
             found=sorted(found),
             remedy="Name linear layers by the last part of their path, such as q_proj.",
         )
+    if tied := tied_targets(model, target_modules):
+        raise ConfigurationError(
+            "adapter-tied",
+            f"Weights of {', '.join(sorted(tied))} are also those of another part of this model "
+            "(of its embedding, as a rule), which a merged adapter would move too.",
+            expected="targets with weights of their own",
+            found=sorted(target_modules),
+            remedy=f"Leave out {', '.join(sorted(tied))}.",
+        )
     if kind in ("ffa-lora", "fedsvd"):
         trainable = tuple(b_shapes[name] for name in order)
         frozen = tuple(a_shapes[name] for name in order)
@@ -207,6 +225,23 @@ def adapter_spec(
         frozen=frozen,
         sketch=sketch,
     )
+
+
+def tied_targets(model: nn.Module | Any, target_modules: Sequence[str]) -> set[str]:
+    """Those targets whose weights another module uses too.
+
+    Merging adds ``B A`` to the weight itself, and so to every use of it (peft, issue 2018).
+    """
+    users: dict[int, set[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        weight = getattr(module, "weight", None)
+        if weight is not None:
+            users.setdefault(id(weight), set()).add(name)
+    shared = set().union(*(names for names in users.values() if len(names) > 1), set())
+    if getattr(getattr(model, "config", None), "tie_word_embeddings", False):
+        head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+        shared |= {name for name, module in model.named_modules() if module is head}
+    return {name.rpartition(".")[2] for name in shared} & set(target_modules)
 
 
 def _linear_size(module: Any) -> tuple[int, int] | None:

@@ -12,8 +12,12 @@ if TYPE_CHECKING:
 
 
 def public_name(model: str) -> str:
-    """A model's name, never a path of this machine: of a folder, its own name."""
+    """A model's name, never a path of this machine: the hub's id, or a folder's own name."""
+    from secagg_cli.models import hub_id
+
     folder = Path(model)
+    if known := hub_id(model):
+        return known
     return folder.resolve().name if folder.is_dir() or folder.is_absolute() else model
 
 

@@ -34,8 +34,8 @@ def is_model_file(path: Path) -> bool:
 
 def write_adapter(
     folder: Path, server: str, task: str, model_file: bytes, model: str | None
-) -> str:
-    """Write the folder; returns peft's task type.
+) -> dict[str, Any]:
+    """Write the folder; returns its config, which peft reads.
 
     The manifest is the ledger's; the base model is loaded, for a classifier's head belongs into
     the folder, and to see that it is the task's.
@@ -48,14 +48,15 @@ def write_adapter(
         ConfigurationError: the base model cannot be had.
     """
     from client_sdk.lora import base_fingerprint, write_peft_folder
-    from secagg_cli.models import ensure_model, load_model
+    from secagg_cli.models import ensure_model, hub_id, load_model
 
     manifest = _manifest(server, task)
     if manifest.base_model is None:
         raise CommandError("task-without-model", f"The task {task} trains no model.")
     name = model or manifest.base_model.name
     try:
-        base: Any = load_model(ensure_model(name))[0]
+        base_folder = ensure_model(name)
+        base: Any = load_model(base_folder)[0]
     except ConfigurationError as error:
         if model is not None or error.reason != "model-unknown":
             raise
@@ -72,9 +73,15 @@ def write_adapter(
             f"{expected.hex()}.",
             remedy="Give its folder with --model.",
         )
-    write_peft_folder(folder, manifest, read_vector(model_file), base=base, base_name=name)
-    written = json.loads((folder / "adapter_config.json").read_text("utf-8"))
-    return str(written["task_type"])
+    written = write_peft_folder(
+        folder,
+        manifest,
+        read_vector(model_file),
+        base=base,
+        base_name=hub_id(name) or hub_id(str(base_folder)) or str(base_folder),
+    )
+    config: dict[str, Any] = json.loads((written / "adapter_config.json").read_text("utf-8"))
+    return config
 
 
 def _manifest(server: str, task: str) -> Manifest:

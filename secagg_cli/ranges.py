@@ -7,8 +7,6 @@ from typing import Any
 
 import typer
 
-INT32_MAX = 2**31 - 1
-
 
 def number(
     help: str,

@@ -18,7 +18,7 @@ from secagg_cli.operator import (
     read_token,
 )
 from secagg_cli.output import CommandError, Format, FormatOption, Output
-from secagg_cli.ranges import INT32_MAX, number
+from secagg_cli.ranges import number
 
 app = typer.Typer(no_args_is_help=True, help="Create and steer tasks.")
 NameArgument = Annotated[str, typer.Argument(help="The task's name.")]
@@ -81,7 +81,7 @@ def create(
         ),
     ] = AdapterKind.ffa_lora,
     rank: Annotated[int, number("Rank of the adapter.", low=1, high=1_024)] = 4,
-    alpha: Annotated[int, number("Scale of the adapter: alpha / rank.", low=1, high=INT32_MAX)] = 8,
+    alpha: Annotated[int, number("Scale of the adapter: alpha / rank.", low=1, high=1 << 20)] = 8,
     targets: Annotated[
         str, typer.Option(help="Linear layers to adapt, by the last part of their names.")
     ] = "q_proj,v_proj",
@@ -91,7 +91,7 @@ def create(
             "For product: columns of a layer's sketch; exact from the sum of the devices' "
             "ranks plus the task's.",
             low=0,
-            high=INT32_MAX,
+            high=1 << 14,
         ),
     ] = 0,
     server: ServerOption = DEFAULT_SERVER,
@@ -192,6 +192,7 @@ def export(
         from client_sdk.lora import check_peft_folder
         from client_sdk.outputs import check_file, write_file
         from secagg_cli.exported import is_model_file, write_adapter
+        from secagg_cli.models import hub_id
 
         if peft:
             check_peft_folder(out_file)
@@ -199,9 +200,18 @@ def export(
             check_file(out_file, is_model_file)
         content = Operator(server, read_token(token_file)).model(name)
         if peft:
-            kind = write_adapter(out_file, server, name, content, model)
-            out.say(f"{out_file}: a peft adapter of type {kind}")
-            out.result({"task": name, "adapter": str(out_file), "task_type": kind})
+            config = write_adapter(out_file, server, name, content, model)
+            kind, base = config["task_type"], config["base_model_name_or_path"]
+            out.say(f"{out_file}: a peft adapter of type {kind}, for the base model {base}")
+            if hub_id(base) is None:
+                out.warn(
+                    "The base model is named by its folder on this machine. Before you pass the "
+                    "adapter on, set base_model_name_or_path in its adapter_config.json to the "
+                    "base model's hub id."
+                )
+            out.result(
+                {"task": name, "adapter": str(out_file), "task_type": kind, "base_model": base}
+            )
             return
         write_file(out_file, content, is_model_file)
         out.say(f"{out_file}: {len(content):,} bytes")

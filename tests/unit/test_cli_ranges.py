@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
+import msgspec
 import pytest
 import typer
 from typer.testing import CliRunner
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 from client_sdk.lora import adapter_spec
 from client_sdk.policy import PrivacyPolicy
 from dp.accounting import checked_multiplier
+from dp.contracts.check import check_manifest
 from dp.planning import plan_task
 from dp.plans import plan_epsilon
 from secagg import limits
@@ -25,7 +27,7 @@ from secagg.ring import RING_BITS_MAX, RING_BITS_MIN
 from secagg_cli.corpus import load_clients
 from secagg_cli.main import app
 from secagg_cli.ranges import number
-from tests.support.tiny_training import tiny
+from tests.support.tiny_training import tiny, tiny_task
 
 Validation = Callable[[Any], object]
 
@@ -57,6 +59,13 @@ def _rank(value: int) -> None:
     adapter_spec(tiny()[0], "lora", value, 8, ("q_proj",), bytes(32))
 
 
+def _terms(**changes: Any) -> None:
+    """What the validator of tasks says of an adapter with such terms."""
+    manifest = tiny_task("none", kind=changes.get("kind", "ffa-lora"))
+    adapter = msgspec.structs.replace(manifest.adapter, **changes)
+    check_manifest(msgspec.structs.replace(manifest, adapter=adapter))
+
+
 def _bits(value: int) -> None:
     _between(RING_BITS_MIN, RING_BITS_MAX)(value)
 
@@ -75,6 +84,8 @@ VALIDATIONS: dict[str, Validation] = {
     "simulate --length": LENGTHS,
     "simulate --bits": _bits,
     "task create --rank": _rank,
+    "task create --alpha": lambda value: _terms(alpha=value),
+    "task create --sketch": lambda value: value and _terms(kind="product", sketch=value),
     "audit attack --noise-multiplier": checked_multiplier,
     "plan task --cohort": lambda value: (_cohort(value), _plan(cohort=value, population=10_000)),
     "plan task --rounds": lambda value: _plan(rounds=value),
@@ -117,13 +128,12 @@ _ALONE = {
     "plan privacy": "band participations separation",
     "serve": "admin-port port",
     "simulate": "corrupt degree dropout processes rounds threshold",
-    "task create": "alpha sketch",
     "witness serve": "port",
 }
 ALONE = frozenset(f"{name} --{option}" for name, all_ in _ALONE.items() for option in all_.split())
 ANY_NUMBER = frozenset({"simulate --seed"})
 RANGE_REASONS = {"parameter-out-of-range", "cohort-size", "corpus-clients", "adapter-rank"}
-RANGE_REASONS |= {"security-bits"}
+RANGE_REASONS |= {"security-bits", "sketch-size", "out-of-range"}
 
 
 def options() -> Iterator[tuple[str, type, Any]]:
