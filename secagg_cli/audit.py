@@ -59,10 +59,10 @@ def verify(
     ] = False,
     max_epsilon: Annotated[
         float | None,
-        typer.Option(
-            help="Refuse a ledger whose tasks together may cost a unit more that one of them "
+        number(
+            "Refuse a ledger whose tasks together may cost a unit more that one of them "
             "protects, unamplified.",
-            min=0.0,
+            low=0,
         ),
     ] = None,
     format: FormatOption = Format.text,

@@ -31,6 +31,7 @@ from secagg_cli.demo import command as demo
 from secagg_cli.output import (
     EXIT_REFUSED,
     EXIT_USAGE,
+    answered,
     end_of_output,
     open_streams,
     print_json,
@@ -85,7 +86,7 @@ def main() -> None:
         try:
             app()
         except SystemExit as exit_:
-            if exit_.code == EXIT_USAGE and _wants_json(sys.argv):
+            if exit_.code == EXIT_USAGE and _wants_json(sys.argv) and not answered():
                 print_json(
                     {
                         "error": {

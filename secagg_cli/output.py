@@ -41,6 +41,7 @@ EXIT_USAGE = 2
 EXIT_UNREACHABLE = 3
 EXIT_INTERRUPTED = 130
 _WIDE = 1_000
+_answered = False
 
 
 class Format(enum.StrEnum):
@@ -196,8 +197,15 @@ def end_of_output(error: OSError) -> None:
         os.close(nowhere)
 
 
+def answered() -> bool:
+    """Whether this process has printed its JSON object."""
+    return _answered
+
+
 def print_json(keys: Mapping[str, Any]) -> None:
     """One line of strict JSON; numbers that are not finite become null."""
+    global _answered
+    _answered = True
     sys.stdout.write(json.dumps(_finite(keys), allow_nan=False) + "\n")
     sys.stdout.flush()
 

@@ -69,6 +69,11 @@ def test_a_wrong_command_line_is_exit_code_2_and_still_one_json_object() -> None
     assert "no-such-option" in done.stderr
 
 
+def test_an_argument_that_cannot_be_used_is_one_json_object_too() -> None:
+    words = ("audit", "verify", "/no/such/ledger", "--key", "x", "--format", "json")
+    assert json.loads(run(*words, code=2).stdout)["error"]["reason"] == "ledger-missing"
+
+
 def test_help_and_a_device_without_training_import_no_torch() -> None:
     code = (
         "import sys; sys.argv = ['secagg', '--help']\n"

@@ -117,7 +117,7 @@ _ALONE = {
     "account recover": "leaves-max",
     "audit attack": "canaries confidence releases",
     "audit report": "witnesses-min",
-    "audit verify": "witnesses-min",
+    "audit verify": "max-epsilon witnesses-min",
     "bench mask": "degree dropout repeat threads",
     "bench protocol": "clients repeat",
     "demo": "drop rounds",

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -81,24 +80,18 @@ def test_a_link_stays_and_what_it_points_at_counts(tmp_path: Path) -> None:
     assert (tmp_path / "real").read_bytes() == b"mine 2"
 
 
-def test_devices_and_pipes_are_written_to(tmp_path: Path) -> None:
-    outputs.write_file("/dev/null", b"x")
-    assert Path("/dev/null").is_char_device()
+def test_what_is_no_file_is_written_to_and_never_replaced(tmp_path: Path) -> None:
+    """A pipe of our own stands for every device: a broken build run by root would replace those."""
     os.mkfifo(tmp_path / "pipe")
     read: list[bytes] = []
-    reader = threading.Thread(target=lambda: read.append((tmp_path / "pipe").read_bytes()))
-    reader.start()
-    outputs.write_file(tmp_path / "pipe", b"through")
-    reader.join()
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        outputs.write_file(tmp_path / "pipe", b"through")
+        read.append(os.read(reader, 100))
+    finally:
+        os.close(reader)
     assert read == [b"through"]
     assert (tmp_path / "pipe").is_fifo()
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
-def test_a_full_device_is_a_typed_error() -> None:
-    with pytest.raises(OutputError, match="out-unwritable") as caught:
-        outputs.write_file("/dev/full", b"x")
-    assert "No space left" in caught.value.message
 
 
 def test_a_full_disk_leaves_nothing_and_loses_nothing(
