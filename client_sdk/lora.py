@@ -101,8 +101,9 @@ def write_peft_folder(
         "format": "pt",
         _MARK: hashlib.sha256(encoded).hexdigest(),
         "secagg_base_model": manifest.base_model.name,
-        "secagg_base_model_fingerprint": manifest.base_model.fingerprint.hex(),
     }
+    if fingerprint := getattr(manifest.base_model, "fingerprint", b""):
+        metadata["secagg_base_model_fingerprint"] = fingerprint.hex()
     weights = save(tensors, metadata=metadata)
     return outputs.write_folder(path, {_WEIGHTS: weights, _CONFIG: encoded}, _is_our_adapter)
 

@@ -84,7 +84,7 @@ def main() -> None:
     open_streams()
     try:
         try:
-            app()
+            app(prog_name="secagg")  # also where it runs as a module
         except SystemExit as exit_:
             if exit_.code == EXIT_USAGE and _wants_json(sys.argv) and not answered():
                 print_json(

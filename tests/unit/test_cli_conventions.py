@@ -37,7 +37,10 @@ def test_the_version_is_one_line() -> None:
 
 
 def test_a_shell_completes_commands() -> None:
-    assert "complete" in CliRunner().invoke(app, ["--show-completion", "bash"]).output
+    asked = shell(
+        "$SECAGG --show-completion bash", _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1"
+    )
+    assert "_SECAGG_COMPLETE=complete_bash" in asked.stdout
     assert "--install-completion" in CliRunner().invoke(app, ["--help"]).output
     code = "import sys; sys.argv = ['secagg']; import secagg_cli.main as m; m.main()"
     done = shell(
