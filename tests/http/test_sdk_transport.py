@@ -433,7 +433,7 @@ async def test_a_missing_ledger_file_is_none_and_needs_no_token() -> None:
 async def test_an_answer_in_a_coding_that_was_not_asked_for_is_refused(coding: str) -> None:
     async def handler(request: web.Request) -> web.StreamResponse:
         assert request.headers["Accept-Encoding"] == "identity"
-        body = gzip.compress(bytes(1 << 24))
+        body = gzip.compress(b'"x"')
         return web.Response(body=body, headers={"Content-Encoding": coding})
 
     async with Served(handler) as (served, transport):
