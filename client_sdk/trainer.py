@@ -57,12 +57,14 @@ class LoraTrainer:
             counts as zero (:attr:`left_out`); in a task with noise a device without any that can
             gives noise alone.
         micro_batch: most examples in one pass; the manifest may ask for fewer.
-        method: ``hooks`` (Opacus) or ``loop`` (one example at a time, least memory).
+        method: ``hooks`` (Opacus) or ``loop``: one example at a time, least memory, and right for
+            models in half precision and models that mix the rows of a pass. Holds for zeroth order
+            and evaluation too.
         threads: torch threads of this process; default from ``SECAGG_TORCH_THREADS``, else torch's.
         rank: for tasks whose adapter's form is ``product``: this device's own rank, at most the
             task's. It stays hidden in the sum.
         random_bytes: source of every coin (sampling, rounding, noise): the operating system's.
-            Seeding torch or numpy changes none of them.
+            Seeding torch, numpy or Python changes none of them, and the model draws none.
         clock: monotonic seconds.
 
     Raises:

@@ -81,7 +81,7 @@ def test_it_trains_without_a_backward_pass(monkeypatch):
 
     data = load_clients(2)
     manifest = task(training={"directions": 32, "server_learning_rate": 0.1})
-    devices = [trainer(c.train[:24], seed=i, method="loop") for i, c in enumerate(data)]
+    devices = [trainer(c.train[:24], seed=i) for i, c in enumerate(data)]
     monkeypatch.setattr(torch.Tensor, "backward", backward)
     monkeypatch.setattr(torch.autograd, "grad", backward)
     vector = job(manifest).vector
