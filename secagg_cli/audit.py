@@ -11,7 +11,13 @@ import typer
 
 from secagg_cli.account import totals_json
 from secagg_cli.attack import attack
-from secagg_cli.ledger_files import FolderReader, ledger_reader, read_checkpoint, read_key
+from secagg_cli.ledger_files import (
+    FolderReader,
+    has_form_of_key,
+    ledger_reader,
+    read_checkpoint,
+    read_key,
+)
 from secagg_cli.output import EXIT_REFUSED, Format, FormatOption, Output, UnusableArgument, visible
 from secagg_cli.ranges import number
 
@@ -242,7 +248,8 @@ def audit_ledger(
 
     policy, read, verifier = None, ledger_reader(ledger), read_key(key)
     try:
-        parse_verifier(verifier)
+        if not has_form_of_key(verifier):
+            parse_verifier(verifier)
         if witnesses or witnesses_min is not None:
             policy = WitnessPolicy.of([read_key(witness) for witness in witnesses], witnesses_min)
     except LedgerError as error:

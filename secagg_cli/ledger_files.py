@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
 
 from dp.errors import LedgerError, ReadError
+from dp.forms import unbase64
 from dp.tiles import resource_bytes_max
 from secagg_cli.output import UnusableArgument
 
@@ -57,6 +58,18 @@ def read_key(key: str) -> str:
             remedy="A verifier key reads name+hash+base64; or give the file that holds it.",
         )
     return key.strip()
+
+
+def has_form_of_key(key: str) -> bool:
+    """Whether a text reads name+hash+base64 of a key; whether it fits its hash the audit says."""
+    if any(each.isspace() for each in key):
+        return False
+    name, _, rest = key.partition("+")
+    hashed, _, encoded = rest.partition("+")
+    try:
+        return bool(name) and len(bytes.fromhex(hashed)) == 4 and len(unbase64(encoded)) == 33
+    except ValueError:
+        return False
 
 
 def read_checkpoint(file: Path) -> bytes:
@@ -127,9 +140,8 @@ class FolderReader:
         return content
 
     def unread(self) -> list[str]:
-        """Files of the folder that were not read, sorted; of a vast folder the first ones.
-
-        Narrower forms of a tile are such files: the checkpoint does not need them.
+        """Files of the folder that were neither read nor are the beginning of one that was, sorted;
+        of a vast folder the first ones. A narrower form of a tile is the beginning of a wider one.
         """
         found = []
         for folder, _, names in os.walk(self._folder):
@@ -137,7 +149,23 @@ class FolderReader:
             found += [path for name in names if (path := (at / name).as_posix()) not in self._read]
             if len(found) > _UNREAD_MAX:
                 break
-        return sorted(found)
+        return sorted(path for path in found if not self._begins(path))
+
+    def _begins(self, path: str) -> bool:
+        tile, partial, _ = path.rpartition(".p/")
+        wider = [read for read in self._read if read == tile or read.startswith(f"{tile}.p/")]
+        if not partial or not wider:
+            return False
+        most = resource_bytes_max(path)
+        try:
+            with (
+                (self._folder / path).open("rb") as narrow,
+                (self._folder / wider[0]).open("rb") as wide,
+            ):
+                beginning = narrow.read(most + 1)
+                return 0 < len(beginning) <= most and wide.read(len(beginning)) == beginning
+        except OSError:
+            return False
 
 
 class HttpReader:

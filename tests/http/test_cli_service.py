@@ -166,7 +166,7 @@ def test_the_report_is_one_self_contained_page(service: Service, task: str, tmp_
     page = (tmp_path / "report.html").read_text("utf-8")
     assert task in page
     assert "Who may have seen what" in page
-    wrong = invoke(None, "audit", "verify", service.url, *arguments[3:], code=1)["error"]
+    wrong = invoke(None, "audit", "verify", service.url, *arguments[3:], code=2)["error"]
     assert (wrong["reason"], service.url + "/ledger" in wrong["remedy"]) == ("ledger-missing", True)
     for loaded in ("<script", "src=", "<link", "@import", "url(http"):
         assert loaded not in page
