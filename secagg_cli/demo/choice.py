@@ -113,7 +113,7 @@ class _OneLayer:
     def __init__(self, targets: tuple[str, ...]) -> None:
         self._targets = targets
 
-    def named_modules(self) -> Iterator[tuple[str, object]]:
+    def named_modules(self, remove_duplicate: bool = True) -> Iterator[tuple[str, object]]:
         for name in self._targets:
             yield name, SimpleNamespace(in_features=64, out_features=64)
 
