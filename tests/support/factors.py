@@ -71,6 +71,8 @@ def layer_adapter(kind: AdapterKind, rows: int = 6, columns: int = 5) -> Adapter
 class FactorIterate:
     """What ``AdaptedModel`` is to an algorithm: both factors, and the trained ones flat."""
 
+    mixture = False
+
     def __init__(self, adapter: Adapter, vector: NDArray[np.float32], version: int) -> None:
         self.adapter = adapter
         found = vector_to_tensors(adapter, vector)
