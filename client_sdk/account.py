@@ -24,7 +24,6 @@ import msgspec
 
 from client_sdk.errors import StateError
 from client_sdk.journal import Journal
-from dp.accounting import headline, lines
 from dp.budget import UNITS, Account, Entry, Total, Unit, charges_of
 from secagg.errors import SecaggError
 from secagg.manifest import Manifest
@@ -60,11 +59,6 @@ class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     last_cohort: str = ""
     last_contribution: str = ""
     given: dict[str, str] = {}
-
-
-def cost(manifest: Manifest, charges: int) -> float | None:
-    """Headline epsilon of ``charges`` contributions to one task; None without privacy."""
-    return headline(lines(manifest, charges))
 
 
 class DeviceAccount:
@@ -234,10 +228,11 @@ class DeviceAccount:
     def restore(self, found: Iterable[Found]) -> int:
         """Add charges that the account lacks; on disk when it returns, even if there are none.
 
-        Returns how many were added. The account is no longer new.
+        Returns how many were added. The account is no longer new. What it has beside them, such as
+        charges that the service gave back, takes no room from them.
 
         Raises:
-            BudgetError: as :meth:`debit`; nothing was added.
+            BudgetError: they are more than a task may make releases; nothing was added.
             StateError: as :meth:`debit`.
         """
         with self.locked():
@@ -245,11 +240,13 @@ class DeviceAccount:
 
     def _restore(self, found: Iterable[Found]) -> int:
         record = self._record
+        shown = Account(delta=record.account.delta)
         for charge in found:
             task = charge.manifest.task
+            shown = shown.spend(charge.ctx.hex(), charge.manifest)
             record = msgspec.structs.replace(
                 record,
-                account=record.account.spend(charge.ctx.hex(), charge.manifest),
+                account=record.account.including(shown.entries[-1]),
                 deltas={task: charge.manifest.budget.delta, **record.deltas},
             )
             if charge.manifest.noise is None:  # one of them was this device's

@@ -71,12 +71,19 @@ class DataChoice:
     root: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.data_id is not None and not 0 < len(self.data_id.encode()) <= _ID_BYTES_MAX:
+        if self.data_id is None:
+            return
+        try:
+            found: int | str = len(self.data_id.encode())
+        except UnicodeEncodeError:
+            found = "no UTF-8"
+        if not (isinstance(found, int) and 0 < found <= _ID_BYTES_MAX):
             raise StateError(
                 "data-id",
                 "A data id is a text of the app's own choice.",
-                expected=f"1 to {_ID_BYTES_MAX} bytes",
-                found=len(self.data_id.encode()),
+                expected=f"1 to {_ID_BYTES_MAX} bytes of UTF-8",
+                found=found,
+                remedy="Name the data by a shorter text, or by one that is text.",
             )
 
 
@@ -118,8 +125,8 @@ class DataAccount:
 
     @property
     def folders(self) -> tuple[Path, ...]:
-        """All state folders that have served the data, whether or not they are still there."""
-        return tuple(Path(member.path) for member in self._record.members)
+        """Where state folders have served the data, whether or not they are still there."""
+        return tuple(Path(member.path) for member in self._record.members if member.path)
 
     @property
     def named(self) -> bool:
@@ -145,7 +152,7 @@ class DataAccount:
         """What the app is told of it: numbers alone."""
         return {
             "counts": "data" if self.named else "user",
-            "folders": len(self._record.members),
+            "folders": len(self.folders),
             "charges_of_others": self.charges_of_others,
             "renewed": self.renewed,
         }
@@ -253,7 +260,8 @@ class DataAccount:
     def _serves(self, member: Member) -> bool:
         """Whether its device can still take part."""
         in_time = member.not_after == 0 or self._now_s <= member.not_after
-        return in_time and os.path.exists(Path(member.path, "storage.key"))
+        there = bool(member.path) and os.path.exists(Path(member.path, "storage.key"))
+        return in_time and there
 
     def _here(self, charge: Charged) -> Entry:
         if charge.aggregator == self._aggregator:
@@ -290,7 +298,10 @@ def _grouped(entries: list[Entry]) -> Entry:
         return longest
     charges = tuple(
         msgspec.structs.replace(
-            charge, l2_squared=str(int(charge.l2_squared) * k * k), l1=str(int(charge.l1) * k)
+            charge,
+            l2_squared=str(int(charge.l2_squared) * k * k),
+            l1=str(int(charge.l1) * k),
+            draws=charge.draws * k,
         )
         for charge in longest.charges
     )

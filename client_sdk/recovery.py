@@ -21,11 +21,12 @@ from dataclasses import dataclass
 
 import msgspec
 
-from client_sdk.account import DeviceAccount, Found, cost
+from client_sdk.account import DeviceAccount, Found
 from client_sdk.errors import LedgerError
 from client_sdk.journal import Journal
 from client_sdk.ledger import LedgerWatch
 from client_sdk.threads import finish_in_thread
+from dp.accounting import lines
 from dp.budget import Total
 from dp.contributors import by_identity
 from dp.records import ReleaseEntry, parse_release, parse_task
@@ -93,7 +94,9 @@ async def recover(
         leaves=leaves,
         cohort_max_s=walk.cohort_max_s,
         epsilons={
-            charge.manifest.task: cost(charge.manifest, account.charges(charge.manifest.task))
+            charge.manifest.task: account.epsilon(charge.manifest.task)
+            if lines(charge.manifest, 1)
+            else None
             for charge in found
         },
         totals=account.totals(),

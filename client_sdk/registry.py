@@ -38,8 +38,9 @@ class Charged(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 class Member(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A state folder that serves the data.
 
-    ``id``: the folder's name for itself. ``identity``, ``aggregator`` (task key), both hex, and
-    ``not_after``, Unix seconds at which the certificate ends: of its device.
+    ``id``: the folder's name for itself. ``path``: empty once another folder lies there.
+    ``identity``, ``aggregator`` (task key), both hex, and ``not_after``, Unix seconds at which the
+    certificate ends: of its device.
     """
 
     id: str
@@ -67,9 +68,13 @@ class DataRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         return any(m.id == member for m in self.members) and len(self.charges) >= charges
 
     def with_member(self, member: Member) -> DataRecord:
-        """A folder has one place in the list, by its id and by its path."""
-        kept = (m for m in self.members if member.id != m.id and member.path != m.path)
-        return msgspec.structs.replace(self, members=(*kept, member))
+        """A folder is in the list once, by its id; where another one lies now, it is no more."""
+        others = (
+            msgspec.structs.replace(m, path="") if m.path == member.path else m
+            for m in self.members
+            if m.id != member.id
+        )
+        return msgspec.structs.replace(self, members=(*others, member))
 
     def with_charges(self, charges: Iterable[Charged], given: dict[str, str]) -> DataRecord:
         """Charges that are there already change nothing, and none is ever removed."""

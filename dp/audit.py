@@ -102,7 +102,7 @@ class AuditResult(msgspec.Struct, frozen=True, kw_only=True):
 
     ``epsilon``: the largest total of a unit that a task makes a statement about, unamplified, over
     all tasks: infinite if one of them adds no noise that protects it; None if no task makes one.
-    ``totals``: of each unit, at the largest delta of these tasks; empty before a release.
+    ``totals``: of each unit, at the smallest delta of these tasks; empty before a charge.
     ``witnesses``: asked-for witnesses that cosigned the checkpoint, and when (Unix seconds).
     ``releases``: sums that were released; ``charged``: all cohorts that cost privacy.
     ``memberships``, ``rotations``: (leaf, record) of bans and of what partners did, and of keys

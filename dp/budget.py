@@ -312,6 +312,10 @@ class Account(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
             self._afford(manifest, charges)
         return self._with(Entry(cohort=cohort, task=manifest.task, state="spent", charges=charges))
 
+    def including(self, entry: Entry) -> Account:
+        """With a charge that was found again, whatever is left; a known cohort changes nothing."""
+        return self if self.entry(entry.cohort) is not None else self._with(entry)
+
     def cancel(self, cohort: str) -> Account:
         """Drop a reservation. Only for a cohort in which step 3 has not begun.
 

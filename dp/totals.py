@@ -28,13 +28,13 @@ class Spent:
 def ledger_totals(tasks: Iterable[Spent]) -> tuple[Total, ...]:
     """What each unit has paid whose data served in every charged cohort of every task.
 
-    At the largest delta of the tasks that make a statement, or of all where none does; empty
-    before the first cohort that is accounted.
+    At the smallest delta of the tasks that make a statement, or of all where none does: so no total
+    is below a line of one of them. Empty before the first cohort.
     """
     charged = [task for task in tasks if task.counts or task.unaccounted]
-    accounted = [task for task in charged if task.counts]
-    if not accounted:
+    if not charged:
         return ()
+    accounted = [task for task in charged if task.counts]
     spent = [
         (task.manifest.task, repeated(charges_of(task.manifest, facts), count))
         for task in accounted
@@ -46,5 +46,5 @@ def ledger_totals(tasks: Iterable[Spent]) -> tuple[Total, ...]:
         if task.unaccounted
     ]
     stating = [task for task in accounted if task.states]
-    delta = max(task.manifest.budget.delta for task in stating or accounted)
+    delta = min(task.manifest.budget.delta for task in stating or accounted or charged)
     return tuple(total(unit, spent, delta) for unit in UNITS)

@@ -85,7 +85,7 @@ FIGURES = (
     Figure(
         name="epsilon of all tasks together",
         value="a charge of every release record of every task, composed as one list, at the "
-        "largest delta of the tasks that make a statement, without amplification. An example: its "
+        "smallest delta of the tasks that make a statement, without amplification. An example: its "
         "task's own event; where a task protects devices alone, both sensitivities of a device "
         "doubled. A device: "
         "its task's own event; where examples are clipped in the sum, the sensitivities of "

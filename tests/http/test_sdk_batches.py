@@ -13,8 +13,8 @@ from sdk_support import fedsgd_spec
 from sdk_world import TASK, Killed, World, kill_at, plain_spec
 
 from client_sdk import Event, PrivacyPolicy, RunResult
-from client_sdk.account import cost
 from client_sdk.contribution import TrainingJob, zero_contribution
+from dp.accounting import headline, lines
 from dp.contracts import BudgetSpec, CohortSpec, DeadlineSpec, TaskSpec
 
 NOISY = PrivacyPolicy(min_cohort=3, min_corrupt=0, max_epsilon=1e6, max_total_epsilon=1e6)
@@ -83,7 +83,9 @@ async def test_a_batch_is_drawn_anew_only_after_masking(
         assert world.audit().verified
         for result in results:  # a device counts every charge at the fewest survivors
             charges = charged + 1
-            assert result.epsilon == pytest.approx(cost(world.manifest(), charges), rel=1e-9)
+            assert result.epsilon == pytest.approx(
+                headline(lines(world.manifest(), charges)), rel=1e-9
+            )
             assert result.epsilon >= releases[-1]["epsilon"]
 
 

@@ -223,3 +223,20 @@ def test_a_refused_task_with_releases_is_without_bound() -> None:
     assert not result.verified
     assert [total.unbounded for total in result.totals] == [("weak",)] * 2
     assert result.epsilon == math.inf
+    result = verify_ledger(served(two((weak, (4,)))).get, VERIFIER)
+    assert [total.unbounded for total in result.totals] == [("weak",)] * 2
+
+
+def test_no_total_of_a_ledger_is_below_a_line_of_one_of_its_tasks() -> None:
+    """A task that states little at a large delta must not make the others look cheaper."""
+    costly = built(task="costly", budget=BudgetSpec(max_epsilon=None, delta=1e-8, releases_max=4))
+    cheap = built(
+        task="cheap",
+        noise_multiplier=40.0,
+        budget=BudgetSpec(max_epsilon=None, delta=2e-4, releases_max=4),
+    )
+    result = verify_ledger(served(two((costly, (4, 4, 4, 4)), (cheap, (4,)))).get, VERIFIER)
+    (line,) = (line for line in result.tasks[0].lines if not line.amplified)
+    example = next(total for total in result.totals if total.unit == "example")
+    assert example.delta == line.delta == 1e-8
+    assert result.epsilon == example.epsilon >= line.epsilon

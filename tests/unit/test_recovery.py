@@ -16,6 +16,7 @@ from client_sdk.journal import Journal
 from client_sdk.keystore import open_storage_key
 from client_sdk.ledger import LedgerWatch
 from client_sdk.recovery import Recovered, recover
+from dp.accounting import headline, lines
 from dp.contributors import contributors_path, members_file
 from dp.ledger import LedgerBuilder
 from dp.records import ReleaseEntry, list_file, parse_record, policy_record, release_record
@@ -26,6 +27,7 @@ from secagg.manifest import encode_manifest, manifest_digest
 from secagg.secret import Secret
 from tests import dp_tasks
 from tests.dp_tasks import ORIGIN, VERIFIER, built, entry, ledger, listing, served, signed_task
+from tests.unit.test_data_account import Folder
 
 STORED = Path(__file__).parents[1] / "vectors" / "stored-0453a63"
 SEED = Secret(b"d" * 32)
@@ -190,6 +192,21 @@ async def test_a_record_that_lists_this_device_and_cannot_be_right_is_refused(
     with pytest.raises(LedgerError, match=reason):
         await found(tmp_path, served(LedgerBuilder(ORIGIN, [task, bent])))
     assert account(tmp_path).is_new
+
+
+async def test_what_others_put_into_the_same_sum_is_in_the_figure(tmp_path: Path) -> None:
+    """A cohort that two identities of one user were in is more than one charge."""
+    first, second = Folder(tmp_path / "first"), Folder(tmp_path / "second")
+    first.open().debit(MANIFEST, MINE.ctx, "c")
+    shared = second.open()
+    watch = LedgerWatch(  # type: ignore[arg-type]
+        Served(served(listing(MANIFEST, [MINE]))), second.journal, VERIFIER, at_once, None, SEED
+    )
+    shown = (await recover(watch, shared, KEY)).epsilons[MANIFEST.task]
+    alone = headline(lines(MANIFEST, 1))
+    assert shown is not None
+    assert alone is not None
+    assert shown == shared.epsilon(MANIFEST.task) > 1.5 * alone
 
 
 async def test_records_of_other_kinds_are_passed_over(tmp_path: Path) -> None:

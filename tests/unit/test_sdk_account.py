@@ -77,6 +77,23 @@ def test_a_task_may_charge_no_more_than_its_releases(tmp_path: Path) -> None:
         account.debit(MANIFEST, A, "c")
 
 
+def test_charges_that_were_given_back_take_no_room_from_those_of_the_ledger(
+    tmp_path: Path,
+) -> None:
+    """The service gives a charge back and makes another release; the device keeps what it paid."""
+    account, most = account_in(tmp_path), MANIFEST.budget.releases_max
+    for number in range(most):
+        account.debit(MANIFEST, bytes((number,)) * 32, "c")
+    shown = [bytes((number,)) * 32 for number in range(1, most + 1)]
+    found = [Found(ctx=ctx, manifest=MANIFEST, models=()) for ctx in shown]
+    assert account.restore(found) == 1
+    assert account_in(tmp_path).charges("stats") == most + 1
+    more = Found(ctx=A, manifest=MANIFEST, models=())
+    with pytest.raises(BudgetError, match="releases-exhausted"):
+        account.restore([*found, more])
+    assert account_in(tmp_path).charges("stats") == most + 1
+
+
 def test_a_contribution_remembers_the_cohort_that_it_served(tmp_path: Path) -> None:
     account = account_in(tmp_path)
     assert account.served("c") is None
