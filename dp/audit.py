@@ -405,7 +405,7 @@ class _Audit:
         if not same or not _close(record.get("epsilon_micro"), micro):
             self.problem(
                 "epsilon-mismatch",
-                "The recorded cost is not the recomputed one "
+                "The recorded cost, or what it is said to hold against, is not the recomputed one "
                 f"(epsilon {'none' if head is None else limit_shown(head)}).",
                 leaf,
             )

@@ -67,7 +67,7 @@ def verify(
         float | None,
         number(
             "Refuse a ledger whose tasks together may cost a unit more that one of them "
-            "protects, unamplified.",
+            "protects, or of which one does at its own delta, unamplified.",
             low=0,
         ),
     ] = None,
@@ -162,7 +162,7 @@ def _broken(
     result: AuditResult, *, require_dp: bool, max_epsilon: float | None
 ) -> list[dict[str, str]]:
     """Demands of the auditor that the ledger does not meet, each with its reason."""
-    from dp.figures import limit_shown, shown_up
+    from dp.figures import delta_shown, limit_shown, shown_up
 
     found = []
     bare = [task.manifest.task for task in result.tasks if not task.lines]
@@ -177,15 +177,21 @@ def _broken(
     if max_epsilon is not None:
         stated = {line.unit for task in result.tasks for line in task.lines}
         of = [total for total in result.totals if total.unit in stated] or list(result.totals)
-        for total in of:
-            if not total.epsilon <= max_epsilon:
-                found.append(
-                    {
-                        "reason": "epsilon-too-large",
-                        "message": f"--max-epsilon: at most {limit_shown(max_epsilon)}; all tasks "
-                        f"together cost one {total.unit} {shown_up(total.epsilon)}.",
-                    }
-                )
+        over = {total.unit: total for total in of if not total.epsilon <= max_epsilon}
+        costs = [("all tasks together cost", total) for total in over.values()] + [
+            (f"task {task.manifest.task!r} alone costs", line)
+            for task in result.tasks
+            for line in task.lines
+            if not (line.amplified or line.unit in over or line.epsilon <= max_epsilon)
+        ]
+        found += [
+            {
+                "reason": "epsilon-too-large",
+                "message": f"--max-epsilon: at most {limit_shown(max_epsilon)}; {what} one "
+                f"{cost.unit} {shown_up(cost.epsilon)} at delta {delta_shown(cost.delta)}.",
+            }
+            for what, cost in costs
+        ]
     return found
 
 
@@ -193,6 +199,8 @@ def _cost(result: AuditResult) -> str:
     """All tasks together: the largest total of a unit about which a task makes a statement."""
     from dp.figures import delta_shown, shown_up
 
+    if not result.tasks:
+        return "no task"
     if result.epsilon is None:
         return "no differential privacy"
     of = [total for total in result.totals if total.epsilon == result.epsilon]
@@ -261,14 +269,21 @@ def audit_ledger(
         return result
     finding = Finding(
         reason="files-unread",
-        message=f"{len(unread)} files of the folder, such as {visible(unread[0])[:100]}: they are "
-        "not part of what the checkpoint signs.",
+        message=f"{len(unread)} files of the folder, such as {visible(unread[0])[:100]}: "
+        + (
+            "they are not part of what the checkpoint signs."
+            if result.verified
+            else "the checkpoint does not sign them, or a problem ended the check before them."
+        ),
     )
     return msgspec.structs.replace(result, unchecked=(*result.unchecked, finding))
 
 
 def verdict(result: AuditResult) -> dict[str, Any]:
-    """The keys of ``secagg audit verify --format json``; what is infinite is null there."""
+    """The keys of ``secagg audit verify --format json``; what is infinite is null there.
+
+    So is ``epsilon`` where no task makes a statement: then ``statements`` is empty.
+    """
     return {
         "verified": result.verified,
         "tree_size": result.tree_size,

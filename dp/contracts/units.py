@@ -22,7 +22,10 @@ _HELD_MAX = 1 << 40  # examples of one device; a rate near 0 names more than the
 
 
 class ProtectedUnits(msgspec.Struct, frozen=True, kw_only=True):
-    """Units of one cohort. ``expected``: by the batch and its rate; ``most``: that it may hold."""
+    """Units of one full cohort. ``expected``: that its devices hold, by the batch and its rate.
+
+    ``most``: that, or what one sum may hold, where that is more. A device may hold more than both.
+    """
 
     unit: str
     expected: int
@@ -37,10 +40,12 @@ class ProtectedUnits(msgspec.Struct, frozen=True, kw_only=True):
     def text(self) -> str:
         """Both numbers, and their product, rounded up."""
         product = delta_shown(float(self.times_delta(self.most)), 3)
-        few = f"{self.expected} expected, " if self.expected < self.most else ""
+        counted = f"{self.most}" if self.unit == "device" else f"{self.expected} expected"
+        if self.expected < self.most:
+            counted += f", at most {self.most} in one sum"
         return (
             f"delta {limit_shown(self.delta)} times the {self.unit}s of one full cohort "
-            f"({few}{self.most} at most) is {product}"
+            f"({counted}) is {product}"
         )
 
 

@@ -43,6 +43,11 @@ def _statement(task: AuditedTask) -> tuple[Answer, ...]:
     manifest = task.manifest
     most = manifest.budget.releases_max
     released = sum(row.entry.outcome == "released" for row in task.releases)
+    covered = (
+        "The statement covers every one of them that this ledger records, not only the last"
+        if task.lines
+        else "No statement covers any of them"
+    )
     return (
         _known("Setting, and whom it trusts", _setting(manifest), NIST, DPFY, OPENDP),
         _known("Flavour", _flavour(task), OPENDP),
@@ -53,10 +58,9 @@ def _statement(task: AuditedTask) -> tuple[Answer, ...]:
         _known(
             "What is released, and how often",
             ("A machine learning model" if manifest.base_model is not None else "Sums of vectors")
-            + f" in many releases: {released} so far, and {len(task.releases) - released} cohorts "
-            f"that are charged like one; at most {most} in all. The statement covers every "
-            "one of them that this ledger records, not only the last; a sum that it does not "
-            "record is covered by nothing.",
+            + f" in many releases: {released} so far; charged like one, without a sum: "
+            f"{len(task.releases) - released}; at most {most} in all. {covered}; a sum that "
+            "it does not record is covered by nothing.",
             DPFY,
             OPENDP,
         ),
@@ -165,9 +169,9 @@ def _accesses(task: AuditedTask) -> str:
     if example is not None and example.mode == "local" and manifest.training is not None:
         steps = f", of {manifest.training.local_steps} local steps each"
     return (
-        f"The training of {charged} charged cohorts{steps}. Not covered: exploring the data, "
-        "choosing hyperparameters, evaluation on private data, and other tasks, unless they are "
-        "in this ledger."
+        f"The training of {charged} charged cohort{'' if charged == 1 else 's'}{steps}. Not "
+        "covered: exploring the data, choosing hyperparameters, evaluation on private data, and "
+        "other tasks, unless they are in this ledger."
     )
 
 
@@ -198,9 +202,9 @@ def _participation(task: AuditedTask) -> str:
     if rows:
         places = sum(entry.masking_set_size for entry in rows)
         said.append(
-            f"{places} charges of single devices in {len(rows)} cohorts, each device at most once "
-            "in a cohort. A device has another name in each, so which charges are one device's "
-            "only that device can tell."
+            f"{places} charges of single devices, each at most once in each of {len(rows)} "
+            f"cohort{'' if len(rows) == 1 else 's'}. A device has another name in each, so which "
+            "charges are one device's only that device can tell."
         )
     return " ".join(said) or "No record lists a device."
 

@@ -8,7 +8,8 @@ READING = (
     Statement(
         name="Setting",
         text="Data stay on the devices. Masked sums leave a cohort; the aggregator can open a sum "
-        "and nothing smaller. Each release is one access to the data of every device in it.",
+        "and nothing smaller, unless more devices help it than the task assumes. Each release is "
+        "one access to the data of every device in it.",
     ),
     Statement(
         name="What epsilon says",
@@ -45,7 +46,8 @@ READING = (
     Statement(
         name="Randomness",
         text="Noise is drawn in integers from AES-256-CTR under keys of the operating system's "
-        "generator, exactly but for tails below 2^-100. No floating point enters the proof.",
+        "generator. What it lacks of the exact distribution, at most 2^-90 for each coordinate, is "
+        "taken from delta. No floating point enters the proof.",
     ),
     Statement(
         name="Tuning",

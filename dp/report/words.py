@@ -44,7 +44,8 @@ def exposure(manifest: Manifest) -> tuple[Exposure, ...]:
         ),
         Exposure(
             who="every participant",
-            what="the global model of each version, the cohort's roster, its own share of noise",
+            what="the global model of each version, the cohort's roster"
+            + (", its own share of noise" if noisy else ""),
         ),
         Exposure(
             who="everyone who reads the ledger",
@@ -114,10 +115,11 @@ def assumptions(manifest: Manifest) -> tuple[str, ...]:
         found.append(_device_time(manifest))
         if manifest.device_privacy.participation_rate < 1:
             found.append(_ABSTENTION)
-    found.append(
-        "Survivor counts are what the ledger says. The lines account for what happened; whatever "
-        "an adversary chooses, the planned lines bound it."
-    )
+    if example is not None or manifest.device_privacy is not None:
+        found.append(
+            "Survivor counts are what the ledger says. The lines account for what happened; "
+            "whatever an adversary chooses, the planned lines bound it."
+        )
     return tuple(found)
 
 

@@ -53,6 +53,8 @@ async def admin(server):
 
 
 async def test_the_operators_port_shows_health_metrics_and_every_release(server):
+    async with admin(server) as url:  # of a task of any kind: neither "none" nor an epsilon
+        assert ">nothing spent<" in (await fetch(f"{url}/"))[1].decode()
     fleet = devices(server, 4)
     fleet[1].stop_before = "vector"
     assert finished(await run(fleet)) == 3

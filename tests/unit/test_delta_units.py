@@ -95,10 +95,11 @@ def test_a_delta_that_lets_one_unit_be_published_is_refused(make, least: float) 
 def test_a_delta_that_is_not_well_below_is_warned_of_with_both_numbers() -> None:
     (warning,) = said(examples(0.002))
     assert warning.startswith(
-        "Delta 0.002 times the examples of one full cohort (150 expected, 192 at most) is 0.384."
+        "Delta 0.002 times the examples of one full cohort (150 expected, at most 192 in one sum) "
+        "is 0.384."
     )
     (warning,) = said(devices(0.02))
-    assert warning.startswith("Delta 0.02 times the devices of one full cohort (6 at most) is 0.12")
+    assert warning.startswith("Delta 0.02 times the devices of one full cohort (6) is 0.12")
     assert "one device in 50 whole" in warning
     assert said(examples(0.1 / 192)) == []
     assert said(devices(0.0166)) == []
@@ -122,7 +123,7 @@ def test_a_ledger_of_before_stays_verified_and_the_reader_is_warned(tmp_path: Pa
     audit = verify_ledger(files.get, VERIFIER)
     assert (audit.verified, audit.problems) == (True, ())
     page = render(report_data(audit))
-    assert "(150 expected, 192 at most) is 1.92" in page
+    assert "(150 expected, at most 192 in one sum) is 1.92" in page
     assert "Delta against the number of protected units" in page
     for name, content in files.items():
         target = tmp_path / name
