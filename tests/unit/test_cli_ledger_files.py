@@ -211,7 +211,6 @@ def test_a_long_key_is_not_taken_for_a_path() -> None:
         (("--witness", "/nonexistent"), "key-missing"),
         (("--witness", VERIFIER), "verifier-key"),  # a log's key is no witness's
         (("--witnesses-min", "1"), "witness-policy"),
-        (("--witnesses-min", "0"), "witness-policy"),
     ],
 )
 def test_other_arguments_of_no_use(folder: Path, more: tuple[str, ...], expected: str) -> None:

@@ -98,6 +98,9 @@ def test_children_inherit_none_of_the_user_s_own_settings(
             tmp_path / "log",
             {"SECAGG_TORCH_THREADS": "1"},
         )
-        environment = Path(f"/proc/{child.pid}/environ").read_bytes()
+        environment = b""
+        while not environment:  # a process that has just begun shows none for a moment
+            assert child.poll() is None
+            environment = Path(f"/proc/{child.pid}/environ").read_bytes()
         assert b"production" not in environment
         assert b"SECAGG_TORCH_THREADS=1" in environment
