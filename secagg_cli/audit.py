@@ -67,7 +67,7 @@ def verify(
         float | None,
         number(
             "Refuse a ledger whose tasks together may cost a unit more that one of them "
-            "protects, or of which one does at its own delta, unamplified.",
+            "protects, unamplified.",
             low=0,
         ),
     ] = None,
@@ -177,20 +177,15 @@ def _broken(
     if max_epsilon is not None:
         stated = {line.unit for task in result.tasks for line in task.lines}
         of = [total for total in result.totals if total.unit in stated] or list(result.totals)
-        over = {total.unit: total for total in of if not total.epsilon <= max_epsilon}
-        costs = [("all tasks together cost", total) for total in over.values()] + [
-            (f"task {task.manifest.task!r} alone costs", line)
-            for task in result.tasks
-            for line in task.lines
-            if not (line.amplified or line.unit in over or line.epsilon <= max_epsilon)
-        ]
         found += [
             {
                 "reason": "epsilon-too-large",
-                "message": f"--max-epsilon: at most {limit_shown(max_epsilon)}; {what} one "
-                f"{cost.unit} {shown_up(cost.epsilon)} at delta {delta_shown(cost.delta)}.",
+                "message": f"--max-epsilon: at most {limit_shown(max_epsilon)}; all tasks together "
+                f"cost one {total.unit} {shown_up(total.epsilon)} at delta "
+                f"{delta_shown(total.delta)}.",
             }
-            for what, cost in costs
+            for total in of
+            if not total.epsilon <= max_epsilon
         ]
     return found
 
