@@ -423,15 +423,16 @@ class DataDoor:
         if self._choice.root is None:
             return record
         for path in sorted(self._choice.root.iterdir()):
-            if path in (self._folder, place) or (path / MARK).exists():
+            if path in (self._folder, place):
                 continue
-            if (path / "account").is_file():
-                try:
-                    member, charges, given = _read(path)
-                except StateError:
-                    if is_new:
-                        raise
-                    continue
+            try:
+                found = _read(path)
+            except StateError:
+                if is_new:
+                    raise
+                continue
+            if found is not None:
+                member, charges, given = found
                 record = record.with_member(member).with_charges(charges, given)
         return record
 
@@ -502,13 +503,18 @@ def _record(
     return msgspec.structs.replace(record, renewed=record.renewed + 1)
 
 
-def _read(folder: Path) -> tuple[Member, list[Charged], dict[str, str]]:
-    """What a folder has whose device has not come yet; until then its id stands for its device."""
+def _read(folder: Path) -> tuple[Member, list[Charged], dict[str, str]] | None:
+    """What a folder has whose device has not come yet; until then its id stands for its device.
+
+    None of one without an account, or in a record already.
+    """
     try:
+        if (folder / MARK).exists() or not (folder / "account").is_file():
+            return None
         journal = Journal(folder, open_storage_key(folder))
         charges, given = DeviceAccount(journal, _DELTA).own()
         name = _id_of(journal)
-    except StateError as error:
+    except (OSError, StateError) as error:
         raise StateError(
             "data-account-missing",
             f"{folder} has an account of the same data, and it cannot be read: {error}",

@@ -34,6 +34,7 @@ from rich.progress import (
 from rich.table import Table
 
 from dp.errors import ReadError
+from dp.figures import shown_up
 from secagg.errors import SecaggError
 
 EXIT_REFUSED = 1
@@ -221,8 +222,13 @@ def _finite(value: Any) -> Any:
 
 
 def power(log2: float) -> str:
-    """A probability given by its log2, for people."""
-    return f"2^{log2:.1f}" if math.isfinite(log2) else "0"
+    """The bound of a probability, given by its log2, for people: rounded up."""
+    return f"2^{shown_up(log2, 1)}" if math.isfinite(log2) else "0"
+
+
+def power_log2(log2: float) -> float | None:
+    """The same for JSON, the exponent alone; None where the probability is 0."""
+    return float(shown_up(log2, 3)) if math.isfinite(log2) else None
 
 
 def _both_values(error: SecaggError) -> str:

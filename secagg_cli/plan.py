@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from secagg.limits import CORRECTNESS_BITS, SECURITY_BITS
-from secagg_cli.output import CommandError, Format, FormatOption, Output, power
+from secagg_cli.output import CommandError, Format, FormatOption, Output, power, power_log2
 from secagg_cli.plan_sizes import memory, task
 from secagg_cli.ranges import number
 
@@ -213,9 +213,9 @@ def cohort(
                 "corrupt": corrupt_max,
                 "dropouts": lost,
                 "dropouts_tolerated": plan.degree - plan.threshold,
-                "opened_twice_log2": round(plan.opened_twice_log2, 3),
-                "cut_log2": round(plan.cut_log2, 3),
-                "security_log2": round(plan.security_log2, 3),
-                "failure_log2": round(plan.failure_log2, 3),
+                "opened_twice_log2": power_log2(plan.opened_twice_log2),
+                "cut_log2": power_log2(plan.cut_log2),
+                "security_log2": power_log2(plan.security_log2),
+                "failure_log2": power_log2(plan.failure_log2),
             }
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 from typing import Annotated, Literal, cast
 
 import msgspec
@@ -80,7 +81,7 @@ def task(
         )
         out.say(
             f"scale {plan.scale}, {plan.ring_bits} bits per number, {plan.upload_bytes} bytes per "
-            f"upload; a sum wraps around with probability at most 2^{plan.wrap_log2:.0f}"
+            f"upload; a sum wraps around with probability at most 2^{math.ceil(plan.wrap_log2)}"
         )
         out.say(
             f"expected noise norm in the mean of a full cohort: {plan.noise_norm_over_clip:.3g} "

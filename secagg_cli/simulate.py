@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from secagg_cli.output import CommandError, Format, FormatOption, Output, power
+from secagg_cli.output import CommandError, Format, FormatOption, Output, power, power_log2
 from secagg_cli.ranges import number
 
 PHASES = ("sharing", "checking", "masking", "confirming", "unmasking")  # with a deadline each
@@ -112,7 +112,7 @@ def simulate(
                 "predicted_failure_rate": 2.0**plan.failure_log2,
                 "degree": plan.degree,
                 "threshold": plan.threshold,
-                "security_log2": round(plan.security_log2, 3),
+                "security_log2": power_log2(plan.security_log2),
                 "seconds": round(seconds, 3),
                 "digest": result.digest,
             }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from dp.contracts import overshoot
 from dp.figures import limit_shown
 from dp.report.data import Parameter
@@ -67,14 +69,19 @@ def parameters(manifest: Manifest) -> tuple[Parameter, ...]:
         )
     terms = manifest.clip_adaptation
     if terms is not None:
-        row("adaptive clip", f"{terms.clip_min:g} to {terms.clip_max:g}", "range of the clip")
+        row(
+            "adaptive clip",
+            f"{limit_shown(terms.clip_min)} to {limit_shown(terms.clip_max)}",
+            "range of the clip",
+        )
         row("quantile", terms.quantile, "share of the norms that are to be at most the clip")
         row("clip learning_rate", terms.learning_rate, "of the clip's geometric step")
     for segment in manifest.segments:
         row(
             f"segment {segment.name}",
             f"{segment.length} numbers",
-            f"clip {segment.clip:g}, {segment.scale} units per 1, exact bound {segment.clip_units}",
+            f"clip {limit_shown(segment.clip)}, {segment.scale} units per 1, "
+            f"exact bound {segment.clip_units}",
             "exact bound: clip times units per 1, rounded down",
         )
     row(
@@ -85,7 +92,7 @@ def parameters(manifest: Manifest) -> tuple[Parameter, ...]:
     )
     row(
         "wrap-around",
-        f"2^{manifest.encoding.wrap_log2:.0f}",
+        f"2^{math.ceil(manifest.encoding.wrap_log2)}",
         "bound on the chance that a sum overflows; costs accuracy, never privacy",
         "the full signal and Chernoff's bound for the noise, over all coordinates",
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -635,6 +636,27 @@ def test_a_folder_beside_that_cannot_be_read_is_not_left_out(tmp_path: Path) -> 
     error = in_root(tmp_path, "new").refused()
     assert error.reason == "data-account-missing"
     assert str(path) in str(error)
+    assert total(in_root(tmp_path, "named", "journal").open()) == 0
+
+
+def test_a_folder_beside_of_another_user_is_no_trace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as one that a run as root left: nobody else may look into it."""
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    stat = Path.stat
+
+    def refusing(path: Path, *, follow_symlinks: bool = True) -> os.stat_result:
+        if path.parent == closed:
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, follow_symlinks=follow_symlinks)
+
+    folder = in_root(tmp_path, "first")
+    monkeypatch.setattr(Path, "stat", refusing)
+    error = folder.refused()
+    assert error.reason == "data-account-missing"
+    assert str(closed) in str(error)
     assert total(in_root(tmp_path, "named", "journal").open()) == 0
 
 

@@ -22,11 +22,12 @@ from dp.contracts import BudgetSpec, check_manifest
 from dp.errors import BudgetError
 from dp.figures import shown_down, shown_up
 from dp.report import ReportData, report_data
+from dp.report.parameters import parameters
 from secagg.errors import ConfigurationError
 from secagg.manifest import Manifest
 from secagg_cli.demo.summary import print_summary
 from secagg_cli.main import app
-from secagg_cli.output import Format, Output
+from secagg_cli.output import Format, Output, power, power_log2
 from secagg_cli.report import render
 from tests.dp_tasks import VERIFIER, built, ledger, served, statistics
 
@@ -266,3 +267,15 @@ def test_a_cost_that_is_infinite_is_a_word_on_the_page_and_null_in_json() -> Non
 def test_rounding_down_is_no_rounding_up() -> None:
     for value in COSTS:
         assert float(shown_down(value, 3)) <= value <= float(shown_up(value, 3))
+
+
+def test_a_bound_of_a_probability_is_rounded_up() -> None:
+    """Its exponent, that is: 2^-39.96 is no chance of at most 2^-40."""
+    assert (power(-39.96), power(-40.04), power(-math.inf)) == ("2^-39.9", "2^-40.0", "0")
+    assert power_log2(-39.9996) == -39.999
+    assert power_log2(-math.inf) is None
+    for log2 in (-40.6, -41.2):
+        encoding = msgspec.structs.replace(TASKS["C"].encoding, wrap_log2=log2)
+        manifest = msgspec.structs.replace(TASKS["C"], encoding=encoding)
+        (row,) = (row for row in parameters(manifest) if row.name == "wrap-around")
+        assert float(row.value.removeprefix("2^")) >= log2
