@@ -14,7 +14,7 @@ import torch
 from client_sdk.contribution import TrainingJob
 from client_sdk.lora import adapter_spec, base_fingerprint, vector_length
 from client_sdk.trainer import LoraTrainer
-from dp.contracts import TaskSpec
+from dp.contracts import BudgetSpec, TaskSpec
 from dp.mechanisms import decode, encode
 from secagg.manifest import Adapter, AdapterKind, BaseModel, Manifest
 from secagg.ring import add_into
@@ -57,6 +57,9 @@ def tiny_adapter(kind: AdapterKind = "ffa-lora") -> Adapter:
     )
 
 
+NEVER = 2.0**-30  # a rate at which no example is drawn; delta is then for as many as it may be from
+
+
 def tiny_task(
     privacy: Privacy = "distributed",
     algorithm: str | None = None,
@@ -70,6 +73,9 @@ def tiny_task(
 
     algorithm = algorithm or ("fedsgd" if privacy == "distributed" else "fedavg")
     terms = task_terms("tiny", privacy, algorithm) | changes
+    if terms.get("sampling_rate", 1.0) <= NEVER:
+        budget = terms.get("budget", BudgetSpec())
+        terms["budget"] = msgspec.structs.replace(budget, delta=1e-13, max_epsilon=None)
     if training:
         terms["training"] = msgspec.structs.replace(terms["training"], **training)
     return built(

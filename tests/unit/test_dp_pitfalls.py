@@ -20,7 +20,7 @@ from dp.sampling import poisson_batch
 from secagg.manifest import Manifest
 from secagg_cli.corpus import load_clients
 from tests.dp_tasks import adapter, built
-from tests.support.tiny_training import job, tiny_task, trainer
+from tests.support.tiny_training import NEVER, job, tiny_task, trainer
 
 ROOT = Path(__file__).resolve().parents[2]
 NO_LIMIT = BudgetSpec(max_epsilon=None)
@@ -63,7 +63,7 @@ def test_the_sum_of_a_batch_does_not_depend_on_how_it_is_taken_apart(micro_batch
     assert np.abs(whole - parts).max() <= 3  # a float's last bit may turn a coin of the rounding
 
 
-@pytest.mark.parametrize("rate", [2**-30, 0.4, 1.0])
+@pytest.mark.parametrize("rate", [NEVER, 0.4, 1.0])
 @pytest.mark.parametrize("micro_batch", [1, 4])
 def test_noise_is_added_once_a_step_and_steps_are_those_that_are_accounted(
     monkeypatch: pytest.MonkeyPatch, rate: float, micro_batch: int

@@ -43,7 +43,7 @@ from secagg.errors import RemoteProtocolError
 from secagg.manifest import decode_manifest, encode_manifest
 from secagg_cli.corpus import load_clients
 from tests.dp_tasks import built, seeded
-from tests.support.tiny_training import job, tiny, tiny_fingerprint, tiny_task, trainer
+from tests.support.tiny_training import NEVER, job, tiny, tiny_fingerprint, tiny_task, trainer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Full backward hook is firing"),
@@ -234,7 +234,7 @@ class TestBatches:
         assert float((gradients[0] - gradients[1]).norm()) > 1.4 * CLIP  # the violation
 
     def test_here_an_empty_batch_is_a_total_of_zero(self) -> None:
-        manifest = tiny_task(sampling_rate=2**-30)
+        manifest = tiny_task(sampling_rate=NEVER)
         assert not trainer(PAIRS[:1]).contribute(job(manifest))["gradient"].any()
 
     def test_an_empty_first_batch_has_no_form_and_a_model_cannot_take_it(self) -> None:

@@ -23,6 +23,7 @@ from dp.sampling import examples_held_max
 from secagg_cli.corpus import load_clients
 from tests.dp_tasks import seeded
 from tests.support.tiny_training import (
+    NEVER,
     job,
     server_step,
     summed,
@@ -195,7 +196,7 @@ class TestDistributed:
             )
 
     def test_an_empty_batch_is_a_zero_total(self):
-        total = trainer(PAIRS[:1]).contribute(job(tiny_task(sampling_rate=2**-30)))["gradient"]
+        total = trainer(PAIRS[:1]).contribute(job(tiny_task(sampling_rate=NEVER)))["gradient"]
         assert not total.any()
 
     def test_data_beyond_the_rings_bound_is_left_out_by_place(self):
@@ -279,7 +280,7 @@ class TestLocal:
         """Skipping it would tell that the batch was empty; Opacus raises instead."""
         manifest = tiny_task(
             "local",
-            sampling_rate=2**-30,
+            sampling_rate=NEVER,
             noise_multiplier=2.0,
             budget=NO_LIMIT,
             training={"local_steps": 3, "local_learning_rate": 0.5, "batch_size": 10},
@@ -289,7 +290,7 @@ class TestLocal:
         assert delta.std() == pytest.approx(expected, rel=0.1)
 
     def test_noise_is_new_in_every_step_round_and_device(self):
-        manifest = tiny_task("local", sampling_rate=2**-30, training={"local_steps": 1})
+        manifest = tiny_task("local", sampling_rate=NEVER, training={"local_steps": 1})
         deltas = [
             trainer(PAIRS, random_bytes=os.urandom).contribute(job(manifest))["delta"]
             for _ in range(2)
@@ -298,7 +299,7 @@ class TestLocal:
 
     def test_the_divisor_is_public(self):
         """Neither the size of the data nor of the batch shows in the noise."""
-        manifest = tiny_task("local", sampling_rate=2**-30, training={"local_steps": 1})
+        manifest = tiny_task("local", sampling_rate=NEVER, training={"local_steps": 1})
         few = trainer(PAIRS[:1]).contribute(job(manifest))["delta"]
         many = trainer(PAIRS).contribute(job(manifest))["delta"]
         assert few.std() == pytest.approx(many.std(), rel=0.1)
@@ -340,14 +341,14 @@ class TestProximal:
             manifest = tiny_task(
                 "local",
                 "fedprox",
-                sampling_rate=2**-30,
+                sampling_rate=NEVER,
                 training={**terms, "local_steps": steps},
             )
             return trainer(PAIRS, seed=4).contribute(job(manifest))["delta"]
 
         plain = tiny_task(
             "local",
-            sampling_rate=2**-30,
+            sampling_rate=NEVER,
             training={"local_learning_rate": 1.0, "local_steps": 2},
         )
         first = delta(1)
