@@ -1,7 +1,7 @@
 """Every setting of the service: arguments, environment ``SECAGG_*``, a TOML file; the first counts.
 
-Sizes are in bytes and times in seconds; the names say so. ``aggregator.settings_sources`` reads
-them and says what is wrong with them.
+Sizes are in bytes and times in seconds; the names say so. pydantic-settings reads them;
+``aggregator.settings_sources`` says what is wrong with them.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from typing import Annotated, Any, Literal
 from platformdirs import user_data_path
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     SecretStr,
     StringConstraints,
+    ValidationError,
 )
+from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy.engine import URL
 
-from aggregator.settings_sources import checked, merged
+from aggregator.settings_sources import File, Variables, refusal
 from aggregator.store.urls import parsed_url, sqlite_url
 from secagg.errors import ConfigurationError
 
@@ -64,15 +64,19 @@ def _default_data_dir() -> Path:
 Token = Annotated[SecretStr, Field(min_length=1)]
 
 
-class Settings(BaseModel):
+class Settings(BaseSettings):
     """Settings of one replica.
 
     Replicas of one service share ``database_url``, ``blob_dir`` and ``keys_dir``; ``data_dir`` is
     each replica's own (uploads under way, the rendered ledger, and by default everything else).
+    ``Settings(...)`` reads what ``load`` reads; only ``load`` raises typed errors for bad values.
     """
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = SettingsConfigDict(
+        env_prefix="SECAGG_", env_ignore_empty=True, allow_inf_nan=False, hide_input_in_errors=True
+    )
 
+    config: Path | None = None  # the TOML file with the others
     host: Text = "127.0.0.1"
     port: Port = 8080  # 0: any free port, printed on standard output
     admin_host: Text = "127.0.0.1"  # dashboard, health and metrics; keep it off the public net
@@ -130,10 +134,19 @@ class Settings(BaseModel):
             ConfigurationError: ``settings-missing`` or ``settings-malformed`` (the file),
                 ``settings-unknown``, ``settings-invalid``, ``no-home``.
         """
-        given = merged(config, os.environ, overrides, frozenset(cls.model_fields))
-        settings = checked(cls, given)
+        given = overrides if config is None else {"config": config, **overrides}
+        try:
+            settings = cls(**given)
+        except ValidationError as error:
+            raise refusal(cls, error, given) from None
         settings.database  # noqa: B018  a URL that does not parse is refused here
         return settings
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: Any, *_: Any, **__: Any
+    ) -> tuple[Any, ...]:
+        return init_settings, Variables(settings_cls), File(settings_cls)
 
     @property
     def blobs_path(self) -> Path:

@@ -1,4 +1,4 @@
-"""Where settings come from, and what is said of those that cannot be used.
+"""Where settings come from beside arguments, and what is said of those that cannot be used.
 
 Kubernetes sets variables in every pod for every service of its namespace: beside a service called
 ``secagg`` there is ``SECAGG_PORT=tcp://10.0.0.1:8080``. They are recognised and passed over. Other
@@ -9,74 +9,110 @@ programs; a key of the file can only be meant for this one, and is refused.
 from __future__ import annotations
 
 import difflib
-import json
 import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, EnvSettingsSource, TomlConfigSettingsSource
 
 from aggregator.logs import get_logger
 from secagg.errors import ConfigurationError
 
-_PREFIX = "SECAGG_"
-_CONFIG = "SECAGG_CONFIG"
-_OTHERS = frozenset({_CONFIG, "SECAGG_SERVER", "SECAGG_PARENT_PID", "SECAGG_TORCH_THREADS"})
+_OTHERS = frozenset({"server", "parent_pid", "torch_threads"})
 _SECRETS = frozenset({"database_url", "operator_token"})
 _SHOWN = 100
 _KUBERNETES = re.compile(
-    r"SECAGG(_\w+)?_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
+    r"secagg(_\w+)?_(port=(tcp|udp|sctp)://\S+:\d+|(service_host|service_port(_\w+)?"
+    r"|port_\d+_(tcp|udp|sctp)(_(proto|port|addr))?)=.*)",
+    re.DOTALL,
 )
-_KUBERNETES_PORT = re.compile(r"(tcp|udp|sctp)://\S+:\d+")
 _log = get_logger("settings")
-_Model = TypeVar("_Model", bound=BaseModel)
 
 
-class Given(NamedTuple):
-    """A value, and where it was given, in words."""
+class Variables(EnvSettingsSource):
+    """The environment, without the variables of Kubernetes."""
 
-    value: Any
-    source: str
+    def __init__(self, settings_cls: type[BaseSettings]) -> None:
+        super().__init__(settings_cls)
+        every = self.env_vars
+        self.env_vars = {n: v for n, v in every.items() if not _KUBERNETES.fullmatch(f"{n}={v}")}
+        self.passed_over = sorted(name.upper() for name in every.keys() - self.env_vars.keys())
+
+    def __call__(self) -> dict[str, Any]:
+        names = self.settings_cls.model_fields.keys() | _OTHERS
+        for variable in self.env_vars:
+            name = variable.removeprefix("secagg_")
+            if name != variable and name not in names:
+                near = _nearest(name, self.settings_cls)
+                meant = f"SECAGG_{near.upper()}" if near else None
+                _log.warning("variable-unknown", variable=variable.upper(), nearest=meant)
+        if self.passed_over:
+            _log.info("kubernetes-variables-passed-over", variables=self.passed_over)
+        return _besides(self.current_state, super().__call__())
+
+    def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
+        """A table in a variable is JSON; anything else is then refused as no table."""
+        try:
+            table = super().decode_complex_value(field_name, field, value)
+        except ValueError:
+            return value
+        return table if isinstance(table, dict) else value
 
 
-def merged(
-    config: Path | None,
-    environment: Mapping[str, str],
-    overrides: Mapping[str, Any],
-    names: frozenset[str],
-) -> dict[str, Given]:
-    """Values by setting: those of the file under those of the environment under ``overrides``.
+class File(TomlConfigSettingsSource):
+    """The TOML file that the setting ``config`` names: it must be there and hold settings only.
 
     Raises:
         ConfigurationError: ``settings-missing``, ``settings-malformed`` or ``settings-unknown``.
     """
-    variables = _of_environment(environment, names)
-    file = config or (Path(environment[_CONFIG]) if environment.get(_CONFIG) else None)
-    given = {} if file is None else _of_file(file, names)
-    for name, variable in variables.items():
-        given[name] = Given(environment[variable], f"the variable {variable}")
-    for name, value in overrides.items():
-        given[name] = Given(value, f"--{name.replace('_', '-')}")
-    return given
+
+    def __call__(self) -> dict[str, Any]:
+        file = self.current_state.get("config")
+        table = {} if file is None else self._read_file(Path(file))
+        for name in table:
+            if name == "config" or name not in self.settings_cls.model_fields:
+                nearest = _nearest(name, self.settings_cls)
+                raise ConfigurationError(
+                    "settings-unknown",
+                    f"There is no setting {name!r}, which {file} gives.",
+                    remedy=f"Is {nearest} meant?" if nearest else "docs/service.md has the names.",
+                )
+        return _besides(self.current_state, table)
+
+    def _read_file(self, file_path: Any) -> dict[str, Any]:
+        try:
+            return tomllib.loads(file_path.read_text("utf-8-sig"))
+        except OSError as error:
+            raise ConfigurationError(
+                "settings-missing",
+                f"The file of settings {file_path} cannot be read: {error.strerror or error}.",
+                remedy="Name a TOML file with --config or SECAGG_CONFIG, or leave both out.",
+            ) from error
+        except ValueError as error:  # TOML's, or not UTF-8
+            raise ConfigurationError(
+                "settings-malformed", f"The file of settings {file_path} is no TOML: {error}."
+            ) from error
 
 
-def checked(model: type[_Model], given: Mapping[str, Given]) -> _Model:
-    """The settings themselves.
-
-    Raises:
-        ConfigurationError: ``settings-invalid``; a secret's value is not in it.
-    """
-    values = {name: _of_json(name, item.value) for name, item in given.items()}
-    try:
-        return model(**values)
-    except ValidationError as error:
-        wrong = error.errors(include_url=False, include_context=False)
-    name, first = str(wrong[0]["loc"][0]), wrong[0]
-    others = sorted({str(entry["loc"][0]) for entry in wrong[1:]} - {name})
-    source = given[name].source if name in given else "its default"
-    raise ConfigurationError(
+def refusal(
+    model: type[BaseSettings], error: ValidationError, given: Mapping[str, Any]
+) -> ConfigurationError:
+    """``settings-invalid``, of settings of which ``given`` were arguments; it shows no secret."""
+    first, *rest = error.errors(include_url=False, include_context=False)
+    name = str(first["loc"][0])
+    others = sorted({str(entry["loc"][0]) for entry in rest} - {name})
+    variables = Variables(model).env_vars
+    if name in given:
+        source = f"--{name.replace('_', '-')}"
+    elif f"secagg_{name}" in variables:
+        source = f"the variable SECAGG_{name.upper()}"
+    else:
+        source = str(given.get("config") or variables.get("secagg_config", "its default"))
+    return ConfigurationError(
         "settings-invalid",
         f"The setting {name}, from {source}, cannot be used."
         + (f" Nor can {', '.join(others)}." if others else ""),
@@ -86,62 +122,11 @@ def checked(model: type[_Model], given: Mapping[str, Given]) -> _Model:
     )
 
 
-def _of_environment(environment: Mapping[str, str], names: frozenset[str]) -> dict[str, str]:
-    """Setting -> variable. An empty variable counts as one that is not set."""
-    found, foreign = {}, []
-    for variable, value in environment.items():
-        upper = variable.upper()
-        if not upper.startswith(_PREFIX) or upper in _OTHERS or not value:
-            continue
-        name = upper.removeprefix(_PREFIX).lower()
-        port = upper.endswith("_PORT") and _KUBERNETES_PORT.fullmatch(value)
-        if port or _KUBERNETES.fullmatch(upper):
-            foreign.append(variable)
-        elif name in names:
-            found[name] = variable
-        else:
-            _log.warning(
-                "variable-unknown", variable=variable, nearest=_nearest_variable(name, names)
-            )
-    if foreign:
-        _log.info("kubernetes-variables-passed-over", variables=sorted(foreign))
-    return found
+def _besides(state: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The library would merge two tables; here the first counts."""
+    return {name: value for name, value in values.items() if name not in state}
 
 
-def _of_file(file: Path, names: frozenset[str]) -> dict[str, Given]:
-    try:
-        table = tomllib.loads(file.read_text("utf-8-sig"))
-    except OSError as error:
-        raise ConfigurationError(
-            "settings-missing",
-            f"The file of settings {file} cannot be read: {error.strerror or error}.",
-            remedy=f"Name a TOML file with --config or {_CONFIG}, or leave both out.",
-        ) from error
-    except ValueError as error:  # TOML's, or not UTF-8
-        raise ConfigurationError(
-            "settings-malformed", f"The file of settings {file} is no TOML: {error}."
-        ) from error
-    for name in table:
-        if name not in names:
-            nearest = difflib.get_close_matches(name, names, 1)
-            raise ConfigurationError(
-                "settings-unknown",
-                f"There is no setting {name!r}, which {file} gives.",
-                remedy=f"Is {nearest[0]} meant?" if nearest else "docs/service.md has the names.",
-            )
-    return {name: Given(value, str(file)) for name, value in table.items()}
-
-
-def _nearest_variable(name: str, names: frozenset[str]) -> str | None:
-    nearest = difflib.get_close_matches(name, names, 1)
-    return _PREFIX + nearest[0].upper() if nearest else None
-
-
-def _of_json(name: str, value: Any) -> Any:
-    """A variable can only hold text: a table in it is JSON."""
-    if name != "witnesses" or not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value)
-    except ValueError:
-        return value  # which is then refused as no table
+def _nearest(name: str, model: type[BaseSettings]) -> str | None:
+    names = model.model_fields.keys() - {"config", name}
+    return next(iter(difflib.get_close_matches(name, sorted(names), 1)), None)

@@ -6,21 +6,22 @@ import os
 import string
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from aggregator.settings import Settings
-from aggregator.settings_sources import checked, merged
 from aggregator.store.database import Database
 from aggregator.store.urls import parsed_url, postgres_arguments
 from secagg.errors import ConfigurationError
 from secagg_cli.main import app
 
-NAMES = frozenset(Settings.model_fields)
+NAMES = frozenset(Settings.model_fields) - {"config"}
 ODD = "?#%&=;: +@'\"\\~é"
 SECRET = "hunter2-hunter2"
 
@@ -65,6 +66,7 @@ def test_a_file_that_is_not_there_is_an_error(
         ("# Gr\xfc\xdfe\n".encode("latin-1"), "settings-malformed", "utf-8"),
         (b"prot = 1\n", "settings-unknown", "'prot'"),
         (b"[server]\nport = 1\n", "settings-unknown", "'server'"),
+        (b"config = 'other.toml'\n", "settings-unknown", "'config'"),
         (b"port = 'eighty'\n", "settings-invalid", "port"),
         (b"port = 65536\n", "settings-invalid", "port"),
         (b"poll_s = nan\n", "settings-invalid", "poll_s"),
@@ -164,6 +166,9 @@ def test_a_token_that_is_none_is_not_shown(tmp_path: Path) -> None:
     found = refusal(tmp_path / "c.toml")
     assert (found.reason, found.found) == ("settings-invalid", "(not shown)")
     assert SECRET not in str(found)
+    with pytest.raises(ValidationError) as caught:
+        Settings(operator_token=[SECRET])
+    assert SECRET not in str(caught.value)
 
 
 def test_witnesses_are_json_in_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,6 +176,24 @@ def test_witnesses_are_json_in_a_variable(monkeypatch: pytest.MonkeyPatch) -> No
     assert Settings.load().witnesses == {"key": "http://w"}
     variables(monkeypatch, SECAGG_WITNESSES="{")
     assert "witnesses" in refusal().message
+
+
+def test_a_table_counts_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "c.toml").write_text('witnesses = {file = "http://f"}\n')
+    variables(monkeypatch, SECAGG_WITNESSES='{"variable": "http://v"}')
+    assert set(Settings.load(tmp_path / "c.toml").witnesses) == {"variable"}
+    argument = {"argument": "http://a"}
+    assert Settings.load(tmp_path / "c.toml", witnesses=argument).witnesses == argument
+
+
+@pytest.mark.parametrize("value", ["null", "[]", "1", '"a"', "{"])
+def test_witnesses_that_are_no_table_are_refused(
+    value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variables(monkeypatch, SECAGG_WITNESSES=value)
+    found = refusal()
+    assert (found.reason, found.found) == ("settings-invalid", value)
+    assert "the variable SECAGG_WITNESSES" in found.message
 
 
 @pytest.mark.parametrize(
@@ -263,8 +286,8 @@ def test_whatever_a_variable_holds_settings_or_a_typed_error_come(
     environment: dict[str, str],
 ) -> None:
     try:
-        settings = checked(Settings, merged(None, environment, {}, NAMES))
-        settings.database  # noqa: B018
+        with mock.patch.dict(os.environ, environment):
+            settings = Settings.load()
     except ConfigurationError as error:
         found: tuple[str, object] | None = (error.reason, error.expected)
     else:
