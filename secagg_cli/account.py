@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -51,7 +52,7 @@ def show(
             for task in account.tasks()
         }
         for task, spent in tasks.items():
-            out.say(f"{task}: charged in {spent['charges']} cohorts, {_spent(spent['epsilon'])}")
+            out.say(_charged(task, spent["charges"], spent["epsilon"]))
         say_totals(out, account.totals())
         out.say(_COUNTS[counts])
         for path in folders:
@@ -124,7 +125,7 @@ def recover(
         client = Client.from_bundle(bundle, state_dir=state, passphrase=passphrase, data_id=data_id)
         found = client.recover_account(leaves_max or LEAVES_MAX)
         for task, charges in found.charges.items():
-            out.say(f"{task}: charged in {charges} cohorts, {_spent(found.epsilons[task])}")
+            out.say(_charged(task, charges, found.epsilons[task]))
         say_totals(out, found.totals)
         out.say(f"{found.added} charges added to the account; {found.leaves} records read.")
         if found.unlisted:
@@ -144,12 +145,15 @@ def recover(
         )
 
 
-def _spent(epsilon: float | None) -> str:
+def _charged(task: str, charges: int, epsilon: float | None) -> str:
+    """What a task cost of what it makes a statement about; totals say what it costs each unit."""
     from dp.figures import shown_up
 
-    if epsilon is None:
-        return "no differential privacy"
-    return f"epsilon {shown_up(epsilon)}"
+    spent = "no differential privacy"
+    if epsilon is not None:
+        finite = f"epsilon {shown_up(epsilon)} for one unit that it protects"
+        spent = finite if math.isfinite(epsilon) else "no finite epsilon"
+    return f"{task}: charged in {charges} cohort{'' if charges == 1 else 's'}, {spent}"
 
 
 def say_totals(out: Output, totals: Sequence[Total]) -> None:

@@ -69,7 +69,7 @@ def _statement(task: AuditedTask) -> tuple[Answer, ...]:
             "How often one device takes part, and who enforces it",
             f"In each release at most once, so in at most {most} of this task. The cohort's roster "
             "lists nobody twice; each device's own account refuses more, over all tasks of "
-            "the same data (by the data id that its app names) on that device. "
+            "the same data on that device (where its app names them by a data id). "
             + _participation(task),
             NIST,
             DPFY,
@@ -80,13 +80,15 @@ def _statement(task: AuditedTask) -> tuple[Answer, ...]:
             "The headline needs none about sampling or about who chose the cohorts; what it "
             "assumes of time stands in its row. What it and "
             "the other lines rest on is listed under “What this rests on”; amplified lines "
-            "stand beside the same cost without amplification, never alone.",
+            "stand beside the same cost without amplification, never alone."
+            if task.lines
+            else "No statement.",
             DPFY,
         ),
         _known(
             "Post-processing",
             "Decoding the sum, dividing it by public numbers and the server's step: functions of "
-            "the noisy sum alone.",
+            "the opened sum alone.",
             OPENDP,
         ),
     )
@@ -202,9 +204,10 @@ def _participation(task: AuditedTask) -> str:
     if rows:
         places = sum(entry.masking_set_size for entry in rows)
         said.append(
-            f"{places} charges of single devices, each at most once in each of {len(rows)} "
-            f"cohort{'' if len(rows) == 1 else 's'}. A device has another name in each, so which "
-            "charges are one device's only that device can tell."
+            f"{places} charges of single devices in {len(rows)} "
+            f"cohort{'' if len(rows) == 1 else 's'}, each device at most once in a cohort. A "
+            "device has another name in each, so which charges are one device's only that device "
+            "can tell."
         )
     return " ".join(said) or "No record lists a device."
 
@@ -229,20 +232,28 @@ def _implementation(manifest: Manifest) -> tuple[Answer, ...]:
         mechanism = "Skellam noise on sums of clipped integer gradients, in every local step"
     else:
         mechanism = "None"
+    noisy = mechanism != "None"
     return (
         _known("Mechanism", mechanism + ".", NIST, OPENDP),
         _known(
             "Floating point",
             "Clipping is measured on integers and noise is drawn in integers: no float is part of "
             "the privacy proof, except that a gradient is taken to depend on its own sequence "
-            "alone, which float arithmetic of a shared batch keeps only to the last bits.",
+            "alone, which float arithmetic of a shared batch keeps only to the last bits."
+            if noisy
+            else "No statement.",
             NIST,
             OPENDP,
         ),
         _known(
             "Randomness",
-            "The operating system's generator; AES-256-CTR expands its keys. Tables of 128 bits, "
-            "tails cut below 2^-100; what that may cost is taken from delta.",
+            "The operating system's generator; AES-256-CTR expands its keys."
+            + (
+                " Tables of 128 bits, tails cut below 2^-100; what that may cost is taken from "
+                "delta."
+                if noisy
+                else ""
+            ),
             NIST,
         ),
         _known(

@@ -11,6 +11,7 @@ import client_sdk
 from client_sdk.enrolment import save_bundle
 from client_sdk.events import Event
 from dp.accounting import headline, lines
+from secagg_cli.account import _charged
 from secagg_cli.join import _sentence
 from secagg_cli.output import CommandError
 from tests.unit.test_cli_commands import invoke
@@ -58,6 +59,20 @@ def test_show_says_that_unnamed_data_counts_by_user_and_a_named_folder_alone(
     shown = invoke("account", "show", str(alone.path))
     assert (shown["counts"], len(shown["folders"])) == ("folder", 1)
     assert shown["totals"][1]["stated"] == headline(lines(ONE, 1))
+
+
+@pytest.mark.parametrize(
+    ("charges", "epsilon", "said"),
+    [
+        (1, 1.38621, "in 1 cohort, epsilon 1.3863 for one unit that it protects"),
+        (2, float("inf"), "in 2 cohorts, no finite epsilon"),
+        (2, None, "in 2 cohorts, no differential privacy"),
+    ],
+)
+def test_a_tasks_own_figure_is_about_the_unit_that_it_protects(
+    charges: int, epsilon: float | None, said: str
+) -> None:
+    assert _charged("one", charges, epsilon) == f"one: charged {said}"
 
 
 def test_a_look_is_for_a_running_device_too(tmp_path: Path) -> None:
