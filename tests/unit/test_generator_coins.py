@@ -451,7 +451,10 @@ def slopes(model: Any, manifest: Manifest, places: list[int], method: Method) ->
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_no_example_moves_another_s_slopes_by_a_single_bit(dtype: torch.dtype) -> None:
     manifest = task_for(model_of().to(dtype), algorithm="zeroth-order")
-    full = slopes(model_of().to(dtype), manifest, [0, 1, 2, 3, 4], "hooks")
+    model, sizes = model_of().to(dtype), []
+    first_layer(model).register_forward_hook(lambda _m, inputs, _o: sizes.append(len(inputs[0])))
+    full = slopes(model, manifest, [0, 1, 2, 3, 4], "hooks")
+    assert set(sizes) == {1}
     for gone in range(5):
         others = [i for i in range(5) if i != gone]
         less = slopes(model_of().to(dtype), manifest, others, "hooks")
