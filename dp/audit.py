@@ -563,7 +563,7 @@ def _check_older(audit: _Audit, tree: merkle.Tree, key: Verifier, older: Sequenc
         try:
             before = open_checkpoint(note, key)
         except LedgerError as error:
-            audit.caught(error)
+            audit.problem(error.reason, f"An older checkpoint: {error}")
             continue
         if before.size > tree.size:
             audit.problem(

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from typer.testing import CliRunner
 
@@ -108,3 +109,36 @@ def test_of_examples_that_a_cohort_holds_no_most_is_claimed() -> None:
     assert "(576 expected, at most 1536 in one sum) is 0.0154" in text
     local = built(algorithm="fedavg", privacy="local", noise_multiplier=2.0)
     assert "(576 expected) is 0.00576" in page(ledger(local, (4,)))
+
+
+def several(*tasks: str) -> LedgerBuilder:
+    """One release of each."""
+    builder = LedgerBuilder(ORIGIN)
+    for number, name in enumerate(tasks, 1):
+        manifest = built(task=name)
+        for encoded in listing(manifest, [listed(manifest, entry(number), 0, release=1)])._entries:
+            builder.append(encoded)
+    return builder
+
+
+def test_what_all_tasks_cost_stands_before_the_tasks_and_in_the_contents() -> None:
+    text = page(several("first", "second"))
+    contents, _, rest = text.partition("How to check this yourself")
+    assert "All tasks together Task first Task second" in contents
+    assert rest.index("All tasks together") < rest.index("Task first Algorithm")
+    assert "All tasks together" not in page(several("first"))
+
+
+def test_a_refused_task_beside_one_task_is_in_the_total_that_the_page_shows() -> None:
+    """Its own section is missing, for nothing is known of its noise: the total is infinite."""
+    loose = built(task="loose")
+    assert loose.noise is not None
+    weak = msgspec.structs.replace(loose, noise=msgspec.structs.replace(loose.noise, honest_min=1))
+    builder = several("first")
+    item = listed(weak, entry(2), 0, release=1)
+    for encoded in listing(weak, [item])._entries:
+        builder.append(encoded)
+    text = page(builder)
+    assert "Not verified" in text
+    assert "every task: epsilon infinite" in text
+    assert "Task 'loose' adds no noise that protects it." in text

@@ -150,7 +150,9 @@ def test_truncation_and_forks_are_seen_by_whoever_kept_a_checkpoint() -> None:
     assert reasons(audited(served(ledger(manifest, (4,))), older=[kept])) == {"truncated"}
     assert reasons(audited(served(ledger(manifest, (6, 5, 6))), older=[kept])) == {"forked"}
     assert reasons(audited(served(ledger(manifest, (4, 4))), older=[kept])) == {"forked"}
-    assert "note-malformed" in reasons(audited(served(ledger(manifest, (4,))), older=[b"x"]))
+    (problem,) = audited(served(ledger(manifest, (4,))), older=[b"x"]).problems
+    assert problem.reason == "note-malformed"
+    assert problem.message.startswith("An older checkpoint: ")
 
 
 @pytest.mark.parametrize(
