@@ -128,6 +128,10 @@ class DeviceAccount:
         """Whether a cohort was charged, by this folder or by one over the same data."""
         return self._whole().entry(ctx.hex()) is not None
 
+    def delta(self, task: str) -> float:
+        """The delta of :meth:`epsilon`: the task's own."""
+        return self._of_task(task).delta
+
     def epsilon(self, task: str) -> float:
         """Spent in one task, unamplified, at its own delta: the largest of its statements.
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -54,6 +54,7 @@ class Recovered:
         cohort_max_s: by then a cohort that is open now has taken all its steps, in seconds.
         epsilons: what each of these tasks has cost by the account, unamplified, at its own delta;
             None for a task without differential privacy.
+        deltas: of these tasks.
         totals: what the whole account has cost one example and one device.
     """
 
@@ -64,6 +65,7 @@ class Recovered:
     cohort_max_s: float
     epsilons: Mapping[str, float | None]
     totals: tuple[Total, ...] = ()
+    deltas: Mapping[str, float] = field(default_factory=dict)
 
 
 async def recover(
@@ -100,6 +102,7 @@ async def recover(
             for charge in found
         },
         totals=account.totals(),
+        deltas={charge.manifest.task: account.delta(charge.manifest.task) for charge in found},
     )
 
 

@@ -48,11 +48,15 @@ def show(
         counts = "folder" if data is None else "data" if data.named else "user"
         folders = (folder.absolute(),) if data is None else data.folders
         tasks = {
-            task: {"charges": account.charges(task), "epsilon": account.epsilon(task)}
+            task: {
+                "charges": account.charges(task),
+                "epsilon": account.epsilon(task),
+                "delta": account.delta(task),
+            }
             for task in account.tasks()
         }
         for task, spent in tasks.items():
-            out.say(_charged(task, spent["charges"], spent["epsilon"]))
+            out.say(_charged(task, spent["charges"], account.epsilon(task), account.delta(task)))
         say_totals(out, account.totals())
         out.say(_COUNTS[counts])
         for path in folders:
@@ -125,7 +129,7 @@ def recover(
         client = Client.from_bundle(bundle, state_dir=state, passphrase=passphrase, data_id=data_id)
         found = client.recover_account(leaves_max or LEAVES_MAX)
         for task, charges in found.charges.items():
-            out.say(_charged(task, charges, found.epsilons[task]))
+            out.say(_charged(task, charges, found.epsilons[task], found.deltas[task]))
         say_totals(out, found.totals)
         out.say(f"{found.added} charges added to the account; {found.leaves} records read.")
         if found.unlisted:
@@ -137,6 +141,7 @@ def recover(
             {
                 "charges": dict(found.charges),
                 "epsilons": dict(found.epsilons),
+                "deltas": dict(found.deltas),
                 "added": found.added,
                 "unlisted": list(found.unlisted),
                 "records": found.leaves,
@@ -145,13 +150,17 @@ def recover(
         )
 
 
-def _charged(task: str, charges: int, epsilon: float | None) -> str:
-    """What a task cost of what it makes a statement about; totals say what it costs each unit."""
-    from dp.figures import shown_up
+def _charged(task: str, charges: int, epsilon: float | None, delta: float) -> str:
+    """What a task cost of what it makes a statement about; totals say what it costs each unit.
+
+    It has a delta of its own, other than that of the totals.
+    """
+    from dp.figures import delta_shown, shown_up
 
     spent = "no differential privacy"
     if epsilon is not None:
-        finite = f"epsilon {shown_up(epsilon)} for one unit that it protects"
+        cost = f"epsilon {shown_up(epsilon)} at delta {delta_shown(delta)}"
+        finite = f"{cost} for one unit that it protects"
         spent = finite if math.isfinite(epsilon) else "no finite epsilon"
     return f"{task}: charged in {charges} cohort{'' if charges == 1 else 's'}, {spent}"
 

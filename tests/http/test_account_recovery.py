@@ -366,6 +366,7 @@ async def test_the_command_recovers_from_the_bundle_alone(tmp_path: Path) -> Non
         said = json.loads(result.stdout)
         assert (said["charges"], said["added"], said["records"]) == ({TASK: 1}, 1, 2)
         assert said["epsilons"] == {TASK: pytest.approx(before["epsilon"])}
+        assert said["deltas"] == {TASK: world.manifest().budget.delta}
         other = [*command[:4], str(world.folder / "d1"), *command[5:]]
         refused = await asyncio.to_thread(CliRunner().invoke, app, other)
         assert refused.exit_code != 0

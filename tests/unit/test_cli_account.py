@@ -6,16 +6,21 @@ import shutil
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 import client_sdk
 from client_sdk.enrolment import save_bundle
 from client_sdk.events import Event
 from dp.accounting import headline, lines
+from dp.contracts import BudgetSpec
+from dp.figures import shown_up
 from secagg_cli.account import _charged
 from secagg_cli.join import _sentence
+from secagg_cli.main import app
 from secagg_cli.output import CommandError
+from tests.support.sdk_support import make_manifest, sum_spec
 from tests.unit.test_cli_commands import invoke
-from tests.unit.test_data_account import ONE, TWO, A, B, Folder, new_bundle
+from tests.unit.test_data_account import ONE, TWO, VERIFIER, A, B, Folder, new_bundle
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +69,7 @@ def test_show_says_that_unnamed_data_counts_by_user_and_a_named_folder_alone(
 @pytest.mark.parametrize(
     ("charges", "epsilon", "said"),
     [
-        (1, 1.38621, "in 1 cohort, epsilon 1.3863 for one unit that it protects"),
+        (1, 1.38621, "in 1 cohort, epsilon 1.3863 at delta 1e-05 for one unit that it protects"),
         (2, float("inf"), "in 2 cohorts, no finite epsilon"),
         (2, None, "in 2 cohorts, no differential privacy"),
     ],
@@ -72,7 +77,23 @@ def test_show_says_that_unnamed_data_counts_by_user_and_a_named_folder_alone(
 def test_a_tasks_own_figure_is_about_the_unit_that_it_protects(
     charges: int, epsilon: float | None, said: str
 ) -> None:
-    assert _charged("one", charges, epsilon) == f"one: charged {said}"
+    assert _charged("one", charges, epsilon, 1e-5) == f"one: charged {said}"
+
+
+def test_a_task_s_figure_names_its_own_delta(
+    tmp_path: Path,
+) -> None:
+    """That of the totals is another one: at a larger delta they may be lower than the task."""
+    budget = BudgetSpec(max_epsilon=None, delta=1e-9, releases_max=4)
+    manifest = make_manifest(sum_spec(task="strict", budget=budget), VERIFIER)
+    alone = Folder(tmp_path / "alone", None)
+    alone.open().debit(manifest, A, "c")
+    shown = invoke("account", "show", str(alone.path))
+    assert shown["tasks"]["strict"]["delta"] == 1e-9
+    assert shown["totals"][1]["delta"] == 1e-5
+    said = CliRunner().invoke(app, ["account", "show", str(alone.path)]).output
+    epsilon = shown_up(alone.open().epsilon("strict"))
+    assert f"strict: charged in 1 cohort, epsilon {epsilon} at delta 1e-09" in said
 
 
 def test_a_look_is_for_a_running_device_too(tmp_path: Path) -> None:
