@@ -26,6 +26,7 @@ from client_sdk.policy import download_size, model_tensors
 from client_sdk.policy import model_length as model_length
 from client_sdk.revocations import refresh
 from dp.adaptive import checked_clip, first_clip
+from dp.budget import UNITS
 from dp.errors import MechanismError
 from dp.figures import upper
 from secagg.api import Offer
@@ -168,14 +169,18 @@ async def check_in(device: Device, task: str, offer: Offer) -> CheckIn:
 
 
 def _no_finite_total(device: Device, manifest: Manifest) -> dict[str, object]:
-    """Which tasks without noise leave no finite total once this one is charged; empty without.
+    """Which tasks leave no finite total once this one is charged; empty without.
 
-    What the other tasks cost is limited as ever, in a total of their own.
+    Of an example, and of each unit that counts: its noise may be missing in a task that protects
+    the other one. What the other tasks cost is limited as ever, in a total of their own.
     """
-    _, total = device.account.after(manifest, "example")
-    if not total.unbounded:
+    counted = [unit for unit in UNITS if unit == "example" or unit in device.policy.units]
+    totals = [device.account.after(manifest, unit)[1] for unit in counted]
+    tasks = dict.fromkeys(task for total in totals for task in total.unbounded)
+    if not tasks:
         return {}
-    return {"no_finite_total": ", ".join(total.unbounded), "others": upper(total.bounded)}
+    others = max(total.bounded for total in totals)
+    return {"no_finite_total": ", ".join(tasks), "others": upper(others)}
 
 
 async def proven_clip(

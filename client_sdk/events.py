@@ -12,8 +12,8 @@ EventKind = Literal[
     "recovered",  # charges of a task that the ledger lists for this device were written down
     "resumed",  # a session of an earlier process goes on from the journal
     "checked-in",  # the offer passed the policy; the model is on disk (detail: no_finite_total, the
-    # tasks without noise that leave no finite total, this one or earlier ones; others, epsilon
-    # of an example in the other tasks)
+    # tasks that leave no finite total, this one or earlier ones, of an example or of a unit that
+    # the policy counts; others, epsilon of the other tasks)
     "training",  # the contributor starts
     "trained",  # its contribution is journalled (detail: reused, failed, seconds)
     "examples-left-out",  # some counted as zero (detail: examples, reasons, first); stays here

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from sdk_support import account_in, journal_in, make_manifest, sum_spec
 
 from client_sdk.account import DeviceAccount, Found
+from client_sdk.checkin import _no_finite_total
+from client_sdk.device import Device
 from client_sdk.errors import StateError
+from client_sdk.policy import PrivacyPolicy
 from dp.accounting import headline, lines
 from dp.budget import UNITS, cost_of
 from dp.errors import BudgetError
+from dp.figures import upper
+from tests.dp_tasks import built
 
 VERIFIER = "ledger.test+b311a02c+ATtqJ7zOtqQtYqOo0CpvDXNlMhV3HeJDpjrASKGLWdop"
 MANIFEST = make_manifest(sum_spec(), VERIFIER)
@@ -67,6 +74,23 @@ def test_a_task_without_noise_leaves_no_finite_total_and_a_total_of_the_others(
         assert (spent.epsilon, spent.unbounded) == (math.inf, ("bare",))
         assert spent.bounded == cost_of(unit, MANIFEST, 1)
     assert account.epsilon("stats") == headline(lines(MANIFEST, 1))
+
+
+def test_an_app_that_counts_devices_is_told_of_tasks_in_which_they_have_no_bound(
+    tmp_path: Path,
+) -> None:
+    account = account_in(tmp_path)
+    account.debit(built(task="steps", algorithm="fedavg", noise_multiplier=3.0), A, "c")
+
+    def told(policy: PrivacyPolicy) -> dict[str, object]:
+        device = cast("Device", SimpleNamespace(account=account, policy=policy))
+        return _no_finite_total(device, MANIFEST)
+
+    assert told(PrivacyPolicy()) == {}
+    found = told(PrivacyPolicy(units=frozenset(UNITS)))
+    assert found["no_finite_total"] == "steps"
+    after = [account.after(MANIFEST, unit)[1].bounded for unit in UNITS]
+    assert found["others"] == upper(max(after))
 
 
 def test_a_task_may_charge_no_more_than_its_releases(tmp_path: Path) -> None:
