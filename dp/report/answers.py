@@ -171,9 +171,10 @@ def _accesses(task: AuditedTask) -> str:
     if example is not None and example.mode == "local" and manifest.training is not None:
         steps = f", of {manifest.training.local_steps} local steps each"
     return (
-        f"The training of {charged} charged cohort{'' if charged == 1 else 's'}{steps}. Not "
-        "covered: exploring the data, choosing hyperparameters, evaluation on private data, and "
-        "other tasks, unless they are in this ledger."
+        f"The contributions of devices to {charged} charged "
+        f"cohort{'' if charged == 1 else 's'}{steps}. Not covered: exploring the data, choosing "
+        "hyperparameters, evaluation on private data, and other tasks, unless they are in this "
+        "ledger."
     )
 
 

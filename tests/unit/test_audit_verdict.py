@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from dp.audit import verify_ledger
-from dp.contracts import BudgetSpec
+from dp.contracts import BudgetSpec, TrainingSpec
 from dp.ledger import LedgerBuilder
 from dp.report import report_data
 from secagg_cli.main import app
@@ -119,6 +119,16 @@ def several(*tasks: str) -> LedgerBuilder:
         for encoded in listing(manifest, [listed(manifest, entry(number), 0, release=1)])._entries:
             builder.append(encoded)
     return builder
+
+
+@pytest.mark.parametrize("algorithm", ["fedsgd", "evaluation"])
+def test_accesses_to_the_data_are_not_all_training(algorithm: str) -> None:
+    terms: dict[str, Any] = {}
+    if algorithm == "evaluation":
+        terms = {"privacy": "none", "training": TrainingSpec(weight_unit=8)}
+    manifest = built(task="any", algorithm=algorithm, **terms)
+    text = page(listing(manifest, [listed(manifest, entry(1))]))
+    assert "The contributions of devices to 1 charged cohort. Not covered:" in text
 
 
 def test_what_all_tasks_cost_stands_before_the_tasks_and_in_the_contents() -> None:
