@@ -55,9 +55,11 @@ class AdaptedModel:
                 f"This is not the base model of the task, {manifest.base_model.name}.",
                 expected=manifest.base_model.fingerprint.hex(),
                 found=fingerprint.hex(),
-                remedy="Load the same checkpoint, not quantised.",
+                remedy="Load the same checkpoint, not quantised, and in no narrower type than its "
+                "own: float32 fits all.",
             )
         self.adapter = manifest.adapter
+        self._thawed = [p for p in model.parameters() if p.requires_grad]
         self.model = _inject(model, self.adapter)
         self._tensors = _adapter_tensors(self.model)
         self._check_tensors()
@@ -139,6 +141,8 @@ class AdaptedModel:
     def unload(self) -> PreTrainedModel:
         """Take the adapter out again; the base model as the app gave it."""
         base: PreTrainedModel = self.model.unload()
+        for parameter in self._thawed:
+            parameter.requires_grad_(True)
         return base
 
     def _check_tensors(self) -> None:

@@ -473,7 +473,7 @@ class Client:
                 lifetime_s=device.settings.advert_lifetime_s,
                 clock=device.time.now,
             )
-            outcome = await Participant(device, session).run()
+            outcome = replace(await Participant(device, session).run(), failed=contribution.failed)
             if outcome.fault is not None:
                 raise outcome.fault
             tally.add(outcome)
@@ -498,14 +498,16 @@ class Client:
         except TransportError as error:
             if error.status is None or (is_transient(error) and not participant.is_over()):
                 raise  # else: of a task that is not offered, the mailbox says what became
-        phase = session.state.phase
-        await device.emit("resumed", session.record.task, session.id, phase=phase)
+        phase, dropped = session.state.phase, None
+        failed = _failed(device.journal, session)
+        shown = {} if failed is None else {"failed": failed}
+        await device.emit("resumed", session.record.task, session.id, phase=phase, **shown)
         try:
             check_pending(device, session)
         except PolicyRefusal as refusal:
             await session.cancel(refusal.reason, f"The unfinished session was dropped: {refusal}")
-            return replace(await participant.run(), refusal=refusal)
-        return await participant.run()
+            dropped = refusal
+        return replace(await participant.run(), refusal=dropped, failed=failed)
 
     def _connect(self, now: ServerTime) -> Transport:
         bundle = self._bundle
@@ -549,6 +551,17 @@ class Client:
     async def _deliver(self, event: Event) -> None:
         if self._on_event is not None:
             self._on_event(event)
+
+
+def _failed(journal: Journal, session: Session) -> str | None:
+    """Why zeros stand in the place of a session's contribution, as far as it is still there."""
+    try:
+        contribution = journal.load_contribution()
+    except StateError:
+        return None  # masking finds it gone
+    if contribution is None or contribution.name != session.record.contribution:
+        return None
+    return contribution.failed
 
 
 async def _tell_fault(device: Device, task: str, error: LedgerError) -> None:

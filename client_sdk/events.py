@@ -10,7 +10,7 @@ from typing import Literal
 EventKind = Literal[
     "account",  # what the account counts: this folder alone, or a data set; once a folder
     "recovered",  # charges of a task that the ledger lists for this device were written down
-    "resumed",  # a session of an earlier process goes on from the journal
+    "resumed",  # a session of an earlier process goes on (detail: phase; failed, if zeros stand in)
     "checked-in",  # the offer passed the policy; the model is on disk (detail: no_finite_total, the
     # tasks that leave no finite total, this one or earlier ones, of an example or of a unit that
     # the policy counts; others, epsilon of the other tasks)

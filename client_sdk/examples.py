@@ -1,7 +1,8 @@
 """From an app's examples to token rows: one conversation, one row, one unit of privacy.
 
-An example is a (prompt, answer) pair or ``{"messages": [{"role": ..., "content": ...}, ...]}``; for
-a classifier it is ``{"text": ..., "label": ...}``, the class a number from 0 on.
+An example is a (prompt, answer) pair, ``{"prompt": ..., "answer": ...}`` or
+``{"messages": [{"role": ..., "content": ...}, ...]}``; for a classifier it is
+``{"text": ..., "label": ...}``, the class a number from 0 on.
 Rows that were packed or tokenised elsewhere are refused: in a packed row the pack, not the
 conversation, would be what the noise protects.
 """
@@ -17,6 +18,7 @@ from client_sdk.errors import ContributionError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_FORMS = 'Give (prompt, answer), {"prompt": ..., "answer": ...} or {"messages": [...]}, all text.'
 CHARACTERS_MAX = 1 << 20  # of one example: about a second of a tokenizer's time
 
 
@@ -93,16 +95,20 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
 
 
 def _messages(example: Example) -> list[dict[str, str]]:
+    if isinstance(example, Mapping) and "prompt" in example and "answer" in example:
+        example = (example["prompt"], example["answer"])
     if isinstance(example, Mapping):
         if "messages" not in example:
             packed = "input_ids" in example
             raise ContributionError(
                 "example-packed" if packed else "example-form",
                 "An example has no messages.",
-                expected="messages",
+                expected="messages, or prompt and answer",
                 found=sorted(map(str, example)),
                 remedy="Give one conversation per example; rows that are tokenised or packed "
-                "already would make the row, not the conversation, the unit of privacy.",
+                "already would make the row, not the conversation, the unit of privacy."
+                if packed
+                else _FORMS,
             )
         messages = example["messages"]
     elif (
@@ -119,6 +125,7 @@ def _messages(example: Example) -> list[dict[str, str]]:
             "example-form",
             "An example is neither a (prompt, answer) pair nor a mapping with messages.",
             found=type(example).__name__,
+            remedy=_FORMS,
         )
     if not any(_field(message, "role") == "assistant" for message in messages):
         raise ContributionError("example-form", "A conversation has no answer of the assistant.")

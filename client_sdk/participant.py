@@ -73,6 +73,7 @@ class Outcome:
     ``ends_by_s``: the server's time by which the cohort will have ended, with this device or not.
     ``evidence``: what the ledger showed, where that ended the exchange; ``fault``: the error, where
     the ledger's record contradicts what the device knows. ``refusal``: why the policy dropped it.
+    ``failed``: why zeros took the contribution's place; None: it was the contributor's.
     """
 
     task: str
@@ -84,6 +85,7 @@ class Outcome:
     evidence: Path | None = None
     fault: LedgerError | None = None
     refusal: PolicyRefusal | None = None
+    failed: str | None = None
 
 
 def note_given(account: DeviceAccount, session: Session) -> None:

@@ -8,6 +8,7 @@ it could weaken and the rule that it meets.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -421,8 +422,13 @@ class PrivacyPolicy:
             for unit, found in costs.items():
                 if found <= limit:
                     continue
+                if math.isinf(found):
+                    remedy += " No finite figure holds for it: no other number admits it."
                 if unit not in stated:
-                    remedy += f" The task makes no statement about one {unit}: it counts by units."
+                    remedy += (
+                        f" The task makes no statement about one {unit}: it counts since this "
+                        "app's policy has it in units."
+                    )
                 if account.data is not None and account.data.spent_without_a_name:
                     remedy += (
                         " Other folders of this user, whose data has no name, count too: if their "

@@ -34,6 +34,8 @@ class RunResult:
         totals: what all tasks of this account have cost one example and one device, with the tasks
             without noise, which leave no finite total; empty before the first charge.
         left_out: the examples that counted as zero in this run, by place: for this device's user.
+        failed: why the contributor failed, for each session of this run that sent zeros and noise
+            in place of its contribution (``failed`` of its outcome): for this device's user.
     """
 
     releases: tuple[Outcome, ...] = ()
@@ -46,6 +48,7 @@ class RunResult:
     renewed: int = 0
     totals: tuple[Total, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
+    failed: tuple[str, ...] = ()
 
 
 @dataclass
@@ -58,10 +61,13 @@ class Tally:
     finished: bool = False
     evidence: list[Path] = field(default_factory=list)
     left_out: Mapping[int, LeftOut] = field(default_factory=dict)
+    failed: list[str] = field(default_factory=list)
 
     def add(self, outcome: Outcome) -> None:
         if outcome.evidence is not None:
             self.evidence.append(outcome.evidence)
+        if outcome.failed is not None:
+            self.failed.append(outcome.failed)
         if outcome.reason is None:
             self.releases.append(outcome)
         else:
@@ -81,4 +87,5 @@ class Tally:
             0 if data is None else data.renewed,
             account.totals(),
             tuple(self.left_out[index] for index in sorted(self.left_out)),
+            tuple(self.failed),
         )

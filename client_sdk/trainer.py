@@ -31,6 +31,7 @@ from client_sdk.gradients import Method, check_method
 from client_sdk.rows import Input, LeftOut, encode_rows, reasons_of
 from client_sdk.self_test import Way, check_rows_apart
 from dp.contracts.averaging import has_privacy
+from secagg.errors import SecaggError
 from secagg.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -51,11 +52,13 @@ class LoraTrainer:
             (a classifier's head too) and injects the task's adapter; ``trainer.model`` is then the
             peft model.
         tokenizer: the model's tokenizer.
-        dataset: conversations, each (prompt, answer) or ``{"messages": [...]}``; for a classifier
-            ``{"text": ..., "label": ...}``. One item is one unit of example-level privacy. Its
-            place counts, so items are not taken away between rounds. An item that cannot be used
-            counts as zero (:attr:`left_out`); in a task with noise a device without any that can
-            gives noise alone.
+        dataset: a sequence (a list, or anything with a length and an item at each place) of
+            conversations, each (prompt, answer), ``{"prompt": ..., "answer": ...}`` or
+            ``{"messages": [...]}``; for a classifier ``{"text": ..., "label": ...}``. Read
+            when the first job comes: what is added later needs a new trainer. One item is one
+            unit of example-level privacy. Its place counts, so items are not taken away between
+            rounds. An item that cannot be used counts as zero (:attr:`left_out`); in a task with
+            noise a device without any that can gives noise alone.
         micro_batch: most examples in one pass; the manifest may ask for fewer.
         method: ``hooks`` (Opacus) or ``loop``: one example at a time, least memory, and right for
             models in half precision and models that mix the rows of a pass. Holds for zeroth order
@@ -68,7 +71,7 @@ class LoraTrainer:
         clock: monotonic seconds.
 
     Raises:
-        ContributionError: ``gradient-method``; ``threads``.
+        ContributionError: ``gradient-method``; ``threads``; ``dataset-form``.
     """
 
     def __init__(
@@ -85,6 +88,7 @@ class LoraTrainer:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         check_method(method)
+        _check_sequence(dataset)
         self._base = model
         self._tokenizer = tokenizer
         self._dataset = dataset
@@ -121,8 +125,9 @@ class LoraTrainer:
         """Train one round; values by segment name, as the manifest's algorithm defines them.
 
         Raises:
-            TaskRefusal: the manifest does not fit trainer or model; ``dataset-empty``: no example
-                can be used, and the task has no noise that would hide it.
+            TaskRefusal: the manifest does not fit trainer or model; ``model-failed``: model or
+                tokenizer raise before any data was used; ``dataset-empty``: no example can be
+                used, and the task has no noise that would hide it.
             ContributionError: ``training-deadline``, ``training-stopped``, and without noise
                 ``examples-failed``. In modes B and C the device then sends zero plus noise.
         """
@@ -140,18 +145,32 @@ class LoraTrainer:
             )
         asked = manifest.training.micro_batch if manifest.training is not None else 1
         micro_batch = max(1, min(self._micro_batch, asked))
-        adapted = self._prepare(manifest, micro_batch)
+        try:
+            adapted = self._prepare(manifest, micro_batch)
+            adapted.choose(job.version)
+            adapted.load(job.vector)
+            start = self._start_products(adapted)
+            pad_token = _pad_token(self._tokenizer)
+        except SecaggError:
+            raise
+        except Exception as error:
+            if self._rows is not None:  # what is left of an earlier job may have made it fail
+                raise
+            raise TaskRefusal(
+                "model-failed",
+                "Model or tokenizer cannot be prepared for the task.",
+                expected="a language model or sequence classifier of transformers, loaded, and its "
+                "tokenizer",
+                found=f"{type(error).__name__}: {error}",
+            ) from error
         assert manifest.training is not None  # noqa: S101  (AdaptedModel has checked it)
-        adapted.choose(job.version)
-        adapted.load(job.vector)
-        start = self._start_products(adapted)
         rows, empty = self._encode(manifest.training.max_tokens)
         self._left_out = {one.index: one for one in empty}
         self._demand_examples(manifest, len(rows))
         work = Work(
             adapted=adapted,
             rows=rows,
-            pad_token=_pad_token(self._tokenizer),
+            pad_token=pad_token,
             micro_batch=micro_batch,
             method=self._method,
             random_bytes=self._random_bytes,
@@ -260,6 +279,20 @@ class LoraTrainer:
                 f"No example of this data set can be used ({found}): the device gives noise alone.",
                 stacklevel=2,
             )
+
+
+def _check_sequence(dataset: object) -> None:
+    """Raises: ContributionError ``dataset-form``. Nothing of the data is looked at."""
+    by_place = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
+    if not by_place or hasattr(dataset, "keys") or isinstance(dataset, str | bytes):
+        raise ContributionError(
+            "dataset-form",
+            "The data set has no examples at places 0, 1, 2 and so on.",
+            expected="a list, or anything with a length and an item at each place",
+            found=type(dataset).__name__,
+            remedy="Of a generator or a set give list(...); of a dictionary of splits give one; of "
+            "a table give its records; a file has to be read first.",
+        )
 
 
 def _spread(length: int) -> NDArray[np.float32]:

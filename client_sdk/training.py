@@ -87,7 +87,8 @@ class Training:
         contribution = self.reusable(checkin)
         if contribution is not None:
             version = version_of(contribution, checkin)
-            await device.emit("trained", task, version=version, reused=True)
+            failed = {} if contribution.failed is None else {"failed": contribution.failed}
+            await device.emit("trained", task, version=version, reused=True, **failed)
         else:
             started = device.time.steady()
             await device.emit("training", task, version=checkin.offer.model.version)

@@ -197,6 +197,11 @@ def join(
             raise _in_options(result.refusals[-1])
         if not events and not held:
             say_totals(out, result.totals)
+        if result.failed:
+            out.warn(
+                f"{len(result.failed)} times this device gave noise alone, since training failed: "
+                f"{result.failed[-1]}"
+            )
         out.result(
             {
                 "task": task,
@@ -206,6 +211,7 @@ def join(
                 "finished": result.finished,
                 "totals": totals_json(result.totals),
                 "left_out": len(result.left_out),
+                "failed": list(result.failed),
             }
         )
 

@@ -104,6 +104,32 @@ async def test_a_failing_batch_is_in_the_cohort_like_any_other(tmp_path: Path) -
         assert all(len(result.releases) == 1 for result in results)
         (trained,) = [event for event in events if event.kind == "trained"]
         assert "MemoryError" in str(trained.detail["failed"])
+        assert results[0].failed == (trained.detail["failed"],)
+        assert results[0].releases[0].failed == trained.detail["failed"]
+        assert [result.failed for result in results[1:]] == [()] * 3
+
+
+@pytest.mark.parametrize("kind", ["trained", "reported", "masking"])
+async def test_a_failure_is_told_after_a_restart_too(tmp_path: Path, kind: str) -> None:
+    """Zeros of an earlier process serve this one: as a contribution, or as a session."""
+    async with World(tmp_path, secret_batches()) as world:
+        contributors = [Batches(fail=n == 0) for n in range(4)]
+        events: list[Event] = []
+
+        def run(n: int, on_event: Callable[[Event], None] | None = None) -> Any:
+            device = world.device(f"d{n}", on_event, policy=NOISY)
+            return device.run_async(contributors[n], task=TASK, rounds=1)
+
+        others = [asyncio.create_task(run(n)) for n in range(1, 4)]
+        with pytest.raises(Killed):
+            await run(0, kill_at(kind))
+        result = await run(0, events.append)
+        await asyncio.gather(*others)
+        assert contributors[0].drawn == 1
+        (failed,) = result.failed
+        assert "MemoryError" in failed
+        told = {event.kind: event.detail.get("failed") for event in events}
+        assert told["trained" if kind == "trained" else "resumed"] == failed
 
 
 async def test_a_failing_contributor_without_noise_stays_away(tmp_path: Path) -> None:

@@ -169,6 +169,8 @@ def test_a_policy_may_limit_whole_devices_in_every_task(tmp_path: Path, manifest
         admit(strict, manifest, tmp_path)
     assert (caught.value.reason, caught.value.found) == ("epsilon-too-large", "infinite")
     assert "one device" in caught.value.message
+    assert "no other number admits it" in str(caught.value.remedy)  # what does is the next
+    assert "has it in units" in str(caught.value.remedy)
 
 
 def test_units_are_known() -> None:

@@ -409,3 +409,85 @@ def test_seeded_coins_repeat_a_contribution():
         for _ in range(2)
     )
     np.testing.assert_array_equal(first["gradient"], second["gradient"])
+
+
+class TestWhatAnAppGives:
+    @pytest.mark.parametrize(
+        "dataset",
+        [
+            pytest.param((pair for pair in PAIRS), id="generator"),
+            pytest.param(iter(PAIRS), id="iterator"),
+            pytest.param({PAIRS[0]}, id="set"),
+            pytest.param({"train": PAIRS}, id="splits"),
+            pytest.param("data.jsonl", id="path"),
+            pytest.param(b"data.jsonl", id="bytes"),
+            pytest.param(None, id="none"),
+        ],
+    )
+    def test_a_data_set_without_places_is_refused_at_once(self, dataset):
+        """In a task with noise it would give noise alone, release after release."""
+        with pytest.raises(ContributionError) as refused:
+            trainer(dataset)
+        assert refused.value.reason == "dataset-form"
+        assert refused.value.found == type(dataset).__name__
+        assert "list(" in refused.value.remedy
+
+    def test_anything_with_a_length_and_places_is_a_data_set(self):
+        class Lazy:
+            def __len__(self):
+                return len(PAIRS)
+
+            def __getitem__(self, place):
+                return PAIRS[place]
+
+        manifest = tiny_task()
+        first = trainer(Lazy()).contribute(job(manifest))["gradient"]
+        assert np.array_equal(first, trainer(PAIRS).contribute(job(manifest))["gradient"])
+
+    def test_prompt_and_answer_may_have_names(self):
+        """As the lines of ``secagg join`` do, and the rows of most data sets."""
+        named = [{"prompt": prompt, "answer": answer, "id": 7} for prompt, answer in PAIRS]
+        manifest = tiny_task()
+        it = trainer(named)
+        first = it.contribute(job(manifest))["gradient"]
+        assert it.left_out == ()
+        assert np.array_equal(first, trainer(PAIRS).contribute(job(manifest))["gradient"])
+
+    def test_a_model_that_cannot_be_prepared_is_refused(self):
+        """Whatever the data: it would be zeros and noise in each release, and nobody would know."""
+        it = trainer(PAIRS)
+        it._base.to("meta")
+        with pytest.raises(TaskRefusal) as refused:
+            it.contribute(job(tiny_task()))
+        assert refused.value.reason == "model-failed"
+        assert "meta" in str(refused.value.found)
+
+    def test_no_tokenizer_is_refused_too(self):
+        it = LoraTrainer(tiny()[0], None, PAIRS)
+        with pytest.raises(TaskRefusal, match="model-failed"):
+            it.contribute(job(tiny_task()))
+
+    def test_after_data_were_used_a_failure_is_no_refusal(self, monkeypatch):
+        it = trainer(PAIRS)
+        it.contribute(job(tiny_task()))
+
+        def fail(*_):
+            raise MemoryError("what is left of the last job")
+
+        monkeypatch.setattr(it._adapted, "load", fail)
+        with pytest.raises(MemoryError):
+            it.contribute(job(tiny_task()))
+
+    def test_after_a_refusal_the_model_trains_what_it_did(self, monkeypatch):
+        it = trainer(PAIRS)
+        it._base.model.embed_tokens.weight.requires_grad_(False)
+        before = {name: p.requires_grad for name, p in it._base.named_parameters()}
+
+        def refuse(*_, **__):
+            raise TaskRefusal("gradient-self-test", "It does not pass.")
+
+        monkeypatch.setattr("client_sdk.trainer.check_rows_apart", refuse)
+        with pytest.raises(TaskRefusal, match="gradient-self-test"):
+            it.contribute(job(tiny_task()))
+        assert {name: p.requires_grad for name, p in it.model.named_parameters()} == before
+        assert len(set(before.values())) == 2
