@@ -12,6 +12,7 @@ takes one identity for each data set, and a cohort that was charged to two count
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -59,7 +60,7 @@ class DataChoice:
     """The app's word about its data.
 
     Attributes:
-        data_id: its stable name; None: no word.
+        data_id: its stable name, kept in Unicode's form NFC; None: no word.
         registry: the folder of the records; None: the one that the state folder remembers, else
             ``data`` in the user's state folder.
         root: where the state folder lies, if the app did not name it. All folders there count as
@@ -85,6 +86,7 @@ class DataChoice:
                 found=found,
                 remedy="Name the data by a shorter text, or by one that is text.",
             )
+        object.__setattr__(self, "data_id", unicodedata.normalize("NFC", self.data_id))
 
 
 class Mark(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

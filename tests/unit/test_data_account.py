@@ -543,6 +543,13 @@ def test_a_folder_serves_one_data_set(tmp_path: Path) -> None:
     assert Folder(folder.path, None, folder.bundle).open().data is not None
 
 
+def test_one_name_has_one_spelling() -> None:
+    """Keyboards and file systems write an accent in two ways; they would be two budgets."""
+    composed, decomposed = (DataChoice(name) for name in ("caf\u00e9", "cafe\u0301"))
+    assert composed == decomposed
+    assert DataChoice("CAF\u00c9") != composed
+
+
 @pytest.mark.parametrize("data_id", ["", "x" * 1_025, "of a terminal \udcff"])
 def test_a_data_id_is_a_name(data_id: str) -> None:
     with pytest.raises(StateError, match="data-id"):
