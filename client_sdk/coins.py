@@ -9,7 +9,6 @@ clip bounds. So passes run in evaluation mode with every such rate at zero, and
 
 from __future__ import annotations
 
-import pickle
 import random
 import re
 from collections.abc import Iterator
@@ -86,12 +85,19 @@ def _collect(config: object, found: dict[int, PretrainedConfig]) -> None:
 def generator_states(model: nn.Module) -> dict[str, bytes]:
     """The state of every generator that a pass might draw from, by name."""
     states = {
-        "random": pickle.dumps(random.getstate()),
-        "numpy.random": pickle.dumps(np.random.get_state(legacy=False)),
+        "random": repr(random.getstate()).encode(),
+        "numpy.random": _encoded(np.random.get_state(legacy=False)),
     }
     for name, generator in _torch_generators(model).items():
         states[name] = generator.get_state().numpy().tobytes()
     return states
+
+
+def _encoded(state: object) -> bytes:
+    """Of numpy's generators, whose states are arrays and numbers in dictionaries."""
+    if isinstance(state, dict):
+        return b"".join(repr(name).encode() + _encoded(value) for name, value in state.items())
+    return state.tobytes() if isinstance(state, np.ndarray) else repr(state).encode()
 
 
 @contextmanager
