@@ -322,7 +322,8 @@ def _sentence(event: Event, state: Path) -> str:
         return f"account: {_counted(event.detail)}"
     if event.kind == "examples-left-out":
         return f"{event.detail['examples']} examples count as zero: {event.detail['first']}"
-    detail = ", ".join(f"{key} {value}" for key, value in event.detail.items())
+    found = event.detail.items()
+    detail = ", ".join(f"{key} {value}" for key, value in found if value is not None)
     return f"{event.kind}: {detail}" if detail else event.kind
 
 

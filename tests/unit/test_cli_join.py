@@ -120,6 +120,23 @@ def test_a_model_that_cannot_be_had_is_told(monkeypatch: pytest.MonkeyPatch) -> 
     assert caught.value.remedy == "Look again."
 
 
+def test_training_that_failed_is_told_though_the_release_succeeded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Noise alone was given, and charged: the command must not look as if it had trained."""
+    failed = "The contributor failed: MemoryError: too much. [contribution-failed]"
+    result = client_sdk.RunResult(epsilon=1.0, failed=(failed,))
+    client = SimpleNamespace(run=lambda *_, **__: result, state_dir=tmp_path)
+    monkeypatch.setattr(client_sdk.Client, "from_bundle", lambda *_, **__: client)
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"prompt": "a", "answer": "b"}\n')
+    told = invoke("join", str(tmp_path / "b.json"), "--data", str(data), "--task", "t")
+    assert told["failed"] == [failed]
+    assert (told["left_out"], told["releases"]) == (0, [])
+    trained = client_sdk.Event("trained", "t", None, {"version": 0, "failed": None})
+    assert _sentence(trained, tmp_path) == "trained: version 0"
+
+
 @pytest.mark.parametrize(
     ("changes", "option"),
     [
