@@ -126,13 +126,13 @@ def check_bundle(bundle: EnrolmentBundle, now_s: float | None = None) -> None:
 
 
 def save_bundle(path: Path, bundle: EnrolmentBundle) -> None:
-    """Write a bundle as JSON, mode 0600.
+    """Write a bundle as JSON, mode 0600. Where it lies already, nothing changes.
 
     Raises:
-        OutputError: ``out-taken`` if there is a file: a bundle is a device's only key.
+        OutputError: ``out-taken`` if there is another file: a bundle is a device's only key.
     """
     encoded = msgspec.json.format(msgspec.json.encode(bundle)) + b"\n"
-    outputs.write_file(path, encoded, private=True)
+    outputs.write_file(path, encoded, lambda place: place.read_bytes() == encoded, private=True)
 
 
 def load_bundle(path: Path) -> EnrolmentBundle:

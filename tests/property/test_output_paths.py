@@ -13,13 +13,21 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import msgspec
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.quality_chart import is_chart
 from client_sdk import outputs
-from client_sdk.enrolment import create_bundle, new_partner_key, save_bundle, save_partner_key
+from client_sdk.enrolment import (
+    create_bundle,
+    load_bundle,
+    new_partner_key,
+    save_bundle,
+    save_partner_key,
+)
 from client_sdk.errors import EnrolmentError, OutputError
 from client_sdk.lora import vector_length, write_peft_folder
 from dp.notes import verifier_key
@@ -188,3 +196,14 @@ def test_nothing_that_was_there_is_changed_or_gone(
     made = after.keys() - before.keys()
     assert not (refused and made)
     assert not [name for name in made if ".secagg-" in name]
+
+
+def test_a_bundle_may_be_saved_again_and_no_other_one_in_its_place(tmp_path: Path) -> None:
+    path = tmp_path / "device.json"
+    save_bundle(path, BUNDLE)
+    save_bundle(path, BUNDLE)
+    other = msgspec.structs.replace(BUNDLE, identity_seed=bytes(32))
+    with pytest.raises(OutputError) as caught:
+        save_bundle(path, other)
+    assert caught.value.reason == "out-taken"
+    assert load_bundle(path).identity_seed == BUNDLE.identity_seed
