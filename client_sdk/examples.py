@@ -9,6 +9,7 @@ conversation, would be what the noise protects.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 _FORMS = 'Give (prompt, answer), {"prompt": ..., "answer": ...} or {"messages": [...]}, all text.'
 CHARACTERS_MAX = 1 << 20  # of one example: about a second of a tokenizer's time
+MESSAGES_MAX = 1 << 14  # of one example; a template writes some characters around each
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ def _messages(example: Example) -> list[dict[str, str]]:
                 if packed
                 else _FORMS,
             )
-        messages = example["messages"]
+        messages = _read_once(example["messages"])
     elif (
         isinstance(example, Sequence)
         and len(example) == 2
@@ -127,9 +129,22 @@ def _messages(example: Example) -> list[dict[str, str]]:
             found=type(example).__name__,
             remedy=_FORMS,
         )
-    if not any(_field(message, "role") == "assistant" for message in messages):
+    found = [{"role": _field(m, "role"), "content": _field(m, "content")} for m in messages]
+    if not any(message["role"] == "assistant" for message in found):
         raise ContributionError("example-form", "A conversation has no answer of the assistant.")
-    return [{"role": _field(m, "role"), "content": _field(m, "content")} for m in messages]
+    return found
+
+
+def _read_once(messages: Any) -> list[Any]:
+    """An iterator would be empty the second time, and one without an end would hold up the rest."""
+    found = list(itertools.islice(messages, MESSAGES_MAX + 1))
+    if len(found) > MESSAGES_MAX:
+        raise ContributionError(
+            "example-long",
+            "A conversation has too many messages to be tokenised beside others.",
+            expected=f"at most {MESSAGES_MAX} messages",
+        )
+    return found
 
 
 def _field(message: Any, name: str) -> str:

@@ -12,6 +12,7 @@ text of the example. None of it is sent.
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -24,8 +25,6 @@ from secagg.errors import SecaggError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# All else is the example's own: panics of compiled tokenizers are no ``Exception``.
-PASSED_ON = (KeyboardInterrupt, SystemExit, GeneratorExit)
 _T = TypeVar("_T")
 _Item = TypeVar("_Item")
 
@@ -116,12 +115,24 @@ def encode_rows(
             encoded = encode_example(tokenizer, dataset[index], most)
             takes.check(encoded)
             row = encoded
-        except PASSED_ON:
-            raise
         except BaseException as error:
+            if _stops(error):
+                raise
             left_out.append(told(index, error))
         rows.append(replace(row, index=index))
     return tuple(rows), tuple(left_out)
+
+
+def _stops(error: BaseException) -> bool:
+    """Whether the app's user ends the process: signals reach the main thread alone.
+
+    All else is the example's own, in a thread ``sys.exit`` of a decoder too: panics of compiled
+    tokenizers are no ``Exception``.
+    """
+    return (
+        isinstance(error, KeyboardInterrupt | SystemExit)
+        and threading.current_thread() is threading.main_thread()
+    )
 
 
 def told(index: int, error: BaseException) -> LeftOut:
@@ -154,10 +165,8 @@ def together_or_apart(
     """
     try:
         return [(parts, compute(parts))]
-    except PASSED_ON:
-        raise
     except BaseException as error:
-        if failed is None:
+        if failed is None or _stops(error):
             raise
         if len(parts) == 1:
             failed(parts[0], error)

@@ -5,12 +5,17 @@ the predictions) is computed of made-up rows: one at a time, and again in the pa
 another order and with torch's generators in another state. Both must agree, and no pass may draw
 from a generator. Coins differ, and so do rows that a batch normalisation, a router with a capacity
 or any other sum over the batch makes depend on each other.
+
+Some models compute otherwise from some length on: rotary positions that stretch with the longest
+row of a pass or of all passes so far, attention in blocks or by drawn hashes. So the predictions of
+rows as long as the task admits, up to ``TESTED_TOKENS_MAX``, are compared too; longer ones never
+share a pass (``client_sdk.algorithms.work``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,22 +32,54 @@ SELF_TEST_ERROR_MAX = 1e-4  # relative; in float32 right ways agree to about 1e-
 _ROUNDINGS = 8  # so many units in the last place may two runs of half precision differ (GPUs)
 _ATTEMPTS = 5  # another thread of the app may draw during one of them
 _LENGTHS = (7, 12, 16)  # tokens; different, so that padding is tested too
+TESTED_TOKENS_MAX = 1024  # a longer test would take a phone minutes
+_COUNTED_MAX = 13  # tokens of a row, its last: a head with a large vocabulary is slow
 
 Way = Literal["gradients", "predictions"]
 _Run = Callable[[Sequence[Row]], Tensor]  # to float[rows, any]
 
 
 def check_rows_apart(
-    adapted: AdaptedModel, way: Way, *, method: Method, rows_per_pass: int, pad_token: int
+    adapted: AdaptedModel,
+    way: Way,
+    *,
+    method: Method,
+    rows_per_pass: int,
+    pad_token: int,
+    max_tokens: int,
 ) -> float:
     """The largest relative error of a row, in passes of ``rows_per_pass``, from the row alone.
+
+    Args:
+        max_tokens: the longest rows of the task.
 
     Raises:
         TaskRefusal: ``model-coins``: a pass draws from a generator, or two runs differ;
             ``gradient-self-test``: rows of one pass differ from the same rows alone, or all is
             zero, so that nothing was tested; ``model-self-test``: the model does not run.
     """
-    model, rows = adapted.model, _made_up_rows(adapted)
+    sizes: dict[str, Any] = {"rows_per_pass": rows_per_pass, "pad_token": pad_token}
+    error = _error_of(adapted, way, _LENGTHS, method=method, **sizes)
+    context = Input.of(adapted.model.get_base_model()).context_tokens or max_tokens
+    longest = min(max_tokens, context, TESTED_TOKENS_MAX)
+    if longest <= max(_LENGTHS):
+        return error
+    # From the last to the first: a short one beside the longest, and next a long one.
+    lengths = (min(_LENGTHS), longest * 3 // 4, longest, min(_LENGTHS))
+    return max(error, _error_of(adapted, "predictions", lengths, method=method, **sizes))
+
+
+def _error_of(
+    adapted: AdaptedModel,
+    way: Way,
+    lengths: Sequence[int],
+    *,
+    method: Method,
+    rows_per_pass: int,
+    pad_token: int,
+) -> float:
+    """:func:`check_rows_apart` for rows of these lengths."""
+    model, rows = adapted.model, _made_up_rows(adapted, lengths)
     alone = _run_of(adapted, way, "loop", pad_token)
     together = _run_of(adapted, way, method, pad_token)
     reference = _in_passes(model, alone, rows, 1)
@@ -103,7 +140,7 @@ def _run_of(adapted: AdaptedModel, way: Way, method: Method, pad_token: int) -> 
             found = predictions(model, rows, pad_token)
             values, owners = found.logits.float().cpu(), found.owners.cpu()
         own = [values[owners == i].flatten() for i in range(len(rows))]
-        widest = max(_LENGTHS) * values.shape[1]
+        widest = _COUNTED_MAX * values.shape[1]
         return torch.stack([functional.pad(row, (0, widest - len(row))) for row in own])
 
     return gradients if way == "gradients" else logits
@@ -166,15 +203,15 @@ def _repeat_error_max(adapted: AdaptedModel) -> float:
     return max(SELF_TEST_ERROR_MAX, _ROUNDINGS * _precision(adapted))
 
 
-def _made_up_rows(adapted: AdaptedModel) -> list[Row]:
+def _made_up_rows(adapted: AdaptedModel, lengths: Sequence[int]) -> list[Row]:
     """Two tokens of three are the same one, so that a router's capacity for them runs out."""
     model = adapted.model
     takes = Input.of(model.get_base_model())
     size = takes.vocabulary
     rows = []
-    for number, most in enumerate(_LENGTHS):
+    for number, most in enumerate(lengths):
         length = min(most, takes.context_tokens or most)
         tokens = [(17 * t + 5 + number) % size if t % 3 == 0 else 5 % size for t in range(length)]
-        counts = [False] * 3 + [True] * (length - 3)
+        counts = [t >= max(3, length - _COUNTED_MAX) for t in range(length)]
         rows.append(Row(tuple(tokens), tuple(counts), takes.classes and number % takes.classes))
     return rows

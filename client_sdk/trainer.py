@@ -100,7 +100,8 @@ class LoraTrainer:
         self._clock = clock
         self._fingerprint: bytes | None = None
         self._adapted: AdaptedModel | None = None
-        self._tested: set[tuple[Way, int]] = set()  # with rows in a pass; of the present adapter
+        # With rows in a pass and tokens in a row; of the present adapter.
+        self._tested: set[tuple[Way, int, int]] = set()
         self._rows: tuple[int, tuple[Row, ...], tuple[LeftOut, ...]] | None = None  # by max_tokens
         self._left_out: dict[int, LeftOut] = {}
 
@@ -150,7 +151,7 @@ class LoraTrainer:
             adapted.choose(job.version)
             adapted.load(job.vector)
             start = self._start_products(adapted)
-            pad_token = _pad_token(self._tokenizer)
+            pad_token = _pad_token(self._tokenizer, adapted.model)
         except SecaggError:
             raise
         except Exception as error:
@@ -232,7 +233,9 @@ class LoraTrainer:
         forward_only = manifest.algorithm in ("evaluation", "zeroth-order")
         way: Way = "predictions" if forward_only else "gradients"
         size = rows_per_pass(adapted, self._method, micro_batch, alone=passes_alone(manifest))
-        if (way, size) in self._tested:
+        assert manifest.training is not None  # noqa: S101  (AdaptedModel has checked it)
+        max_tokens = manifest.training.max_tokens
+        if (way, size, max_tokens) in self._tested:
             return
         adapted.load(_spread(adapted.vector_length))
         turns = (1, 0) if adapted.adapter.kind == "rolora" and way == "gradients" else (0,)
@@ -243,9 +246,10 @@ class LoraTrainer:
                 way,
                 method=self._method,
                 rows_per_pass=size,
-                pad_token=_pad_token(self._tokenizer),
+                pad_token=_pad_token(self._tokenizer, adapted.model),
+                max_tokens=max_tokens,
             )
-        self._tested.add((way, size))
+        self._tested.add((way, size, max_tokens))
 
     def _encode(self, max_tokens: int) -> tuple[tuple[Row, ...], tuple[LeftOut, ...]]:
         if self._rows is None or self._rows[0] != max_tokens:
@@ -301,9 +305,11 @@ def _spread(length: int) -> NDArray[np.float32]:
     return ((fractions - 0.5) * _SELF_TEST_SCALE).astype(np.float32)
 
 
-def _pad_token(tokenizer: PreTrainedTokenizerBase) -> int:
+def _pad_token(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | PeftModel) -> int:
+    """One that the model has: a padding token may be new to the tokenizer alone."""
+    size = model.get_input_embeddings().weight.shape[0]
     for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if token is not None:
+        if token is not None and 0 <= token < size:
             return int(token)
     return 0  # masked and without loss, so any token serves
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -14,6 +15,7 @@ from client_sdk.errors import ContributionError
 from client_sdk.examples import Row
 from client_sdk.gradients import ExampleGradients, Method
 from client_sdk.rows import LeftOut, together_or_apart, told
+from client_sdk.self_test import TESTED_TOKENS_MAX
 from secagg.manifest import Manifest
 
 _T = TypeVar("_T")
@@ -89,16 +91,19 @@ class Work:
     ) -> Iterator[list[Row]]:
         """The rows of :meth:`present` in passes; checks the time before each.
 
-        One row in each if ``alone``, for the method ``loop`` and for mixtures of experts.
+        One row in each if ``alone``, for the method ``loop``, for mixtures of experts, and where a
+        row is longer than those of the self-test.
 
         Raises:
             ContributionError: ``training-deadline``, ``training-stopped``.
         """
         chosen = self.present(indices)
         size = rows_per_pass(self.adapted, self.method, self.micro_batch, alone=alone)
-        for start in range(0, len(chosen), size):
+        tested = sum(len(row.tokens) <= TESTED_TOKENS_MAX for row in chosen)  # the first ones
+        starts = [*range(0, tested, size), *range(tested, len(chosen))]
+        for start, end in itertools.pairwise([*starts, len(chosen)]):
             self.check_time()
-            yield chosen[start : start + size]
+            yield chosen[start:end]
 
     def check_time(self) -> None:
         if self.stopped():

@@ -30,6 +30,7 @@ from transformers import (
 )
 
 from client_sdk.adapted import AdaptedModel
+from client_sdk.algorithms import work as work_module
 from client_sdk.algorithms import zeroth_order
 from client_sdk.algorithms.work import Work
 from client_sdk.coins import generator_states, without_coins
@@ -407,6 +408,81 @@ def test_the_remedy_names_no_method_that_fails_too() -> None:
 # Mixtures of experts
 
 
+def stretched() -> Any:
+    """Rotary positions that stretch where the longest row of a pass has more than 32 tokens."""
+    torch.manual_seed(7)
+    stretch = {
+        "rope_type": "longrope",
+        "original_max_position_embeddings": 32,
+        "short_factor": [1.0] * 4,
+        "long_factor": [4.0] * 4,
+    }
+    sizes = LLAMA | {"max_position_embeddings": 128, "initializer_range": 0.5}
+    return LlamaForCausalLM(LlamaConfig(**sizes, rope_parameters=stretch))
+
+
+@pytest.mark.parametrize("algorithm", ["fedsgd", "evaluation"])
+def test_positions_that_stretch_with_a_pass_s_longest_row_are_refused(algorithm: str) -> None:
+    refused = refusal(stretched(), algorithm=algorithm)
+    assert refused.reason == "gradient-self-test"
+    model = stretched()
+    contribution(model, task_for(model, algorithm=algorithm), "loop")
+
+
+def test_positions_that_stretch_where_no_row_is_that_long_are_right() -> None:
+    model = stretched()
+    contribution(model, task_for(model, training=TrainingSpec(max_tokens=32, micro_batch=4)))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_draws_for_long_rows_alone_is_refused(method: Method) -> None:
+    def draws(hidden: Tensor) -> Tensor:
+        return hidden + torch.rand(()) if hidden.shape[1] > 32 else hidden
+
+    assert refusal(hidden_changed(draws), method).reason == "model-coins"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_remembers_the_longest_row_so_far_is_refused(method: Method) -> None:
+    longest = [32]
+
+    def stretches(hidden: Tensor) -> Tensor:
+        length = hidden.shape[1]
+        longest[0] = max(longest[0], length) if length > 32 else 32
+        return hidden * longest[0]
+
+    model = hidden_changed(lambda hidden: hidden + stretches(torch.ones_like(hidden)))
+    assert refusal(model, method).reason in ("model-coins", "gradient-self-test")
+
+
+def test_rows_longer_than_the_self_test_s_never_share_a_pass(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, passes = model_of(), []
+    it = LoraTrainer(model, tokenizer(), PAIRS, threads=1, random_bytes=seeded(3))
+    manifest = task_for(model)
+    it.contribute(job(manifest))
+    assert it._rows is not None
+    lengths = sorted(len(row.tokens) for row in it._rows[1])
+    monkeypatch.setattr(work_module, "TESTED_TOKENS_MAX", lengths[1])
+    tested = sum(length <= lengths[1] for length in lengths)
+    first_layer(model).register_forward_hook(lambda _m, inputs, _o: passes.append(len(inputs[0])))
+    it.contribute(job(manifest))
+    assert 2 <= tested <= 3
+    assert passes == [tested] + [1] * (len(PAIRS) - tested)
+
+
+def test_a_padding_token_that_the_model_has_not_is_not_used() -> None:
+    """A careless ``add_special_tokens`` without ``resize_token_embeddings``."""
+    own = tiny()[1]
+    own.add_special_tokens({"pad_token": "[NEW]"})
+    model = model_of()
+    assert own.pad_token_id >= model.get_input_embeddings().weight.shape[0]
+    it = LoraTrainer(model, own, PAIRS, threads=1, random_bytes=seeded(3))
+    assert it.contribute(job(task_for(model)))["gradient"].any()
+    assert not it.left_out
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_mixture_of_experts_is_passed_row_by_row(method: Method) -> None:
     model, sizes = model_of("mixtral jitter"), []
@@ -557,7 +633,8 @@ def test_each_way_is_tested_once_and_for_what_a_later_task_does() -> None:
     first = len(passes)
     it.contribute(job(manifest))
     assert len(passes) - first < first  # no second test
-    assert first - (len(passes) - first) == 4  # three rows alone, and all three in one pass
+    # Three rows alone and all three in one pass; the same for four as long as the task admits.
+    assert first - (len(passes) - first) == 4 + 5
     assert manifest.training is not None
     smaller = msgspec.structs.replace(
         manifest, training=msgspec.structs.replace(manifest.training, micro_batch=2)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -253,6 +255,54 @@ class TestEncoding:
         tokenizer.chat_template = ALTERNATING
         _, (refused,) = encode_rows(tokenizer, [turns("assistant")], 64, TAKES)
         assert refused.sentence.endswith("roles must alternate.")
+
+
+class Leaves(Mapping[str, Any]):
+    """A lazy record whose decoder ends the process."""
+
+    def __init__(self, error: type[BaseException]) -> None:
+        self._error = error
+
+    def __getitem__(self, _: str) -> Any:
+        raise self._error
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 1
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, GeneratorExit, StopIteration])
+def test_a_row_that_ends_the_process_counts_as_zero_in_the_client_s_thread(
+    error: type[BaseException],
+) -> None:
+    manifest = tiny_task(sampling_rate=1.0, clip=1e-3)
+    it = trainer(with_row(Leaves(error)))
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(it.contribute, job(manifest)).result()
+    assert moved(found, reference(manifest)) == 0
+    assert [one.index for one in it.left_out] == [2]
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
+def test_a_signal_ends_the_main_thread_s_training(error: type[BaseException]) -> None:
+    it = trainer(with_row(Leaves(error)))
+    with pytest.raises(error):
+        it.contribute(job(tiny_task(sampling_rate=1.0)))
+
+
+def test_messages_are_read_once() -> None:
+    pair = encode_example(TOKENIZER, PAIRS[0], 64)
+    messages = [{"role": "user", "content": PAIRS[0][0]}]
+    messages.append({"role": "assistant", "content": PAIRS[0][1]})
+    assert encode_example(TOKENIZER, {"messages": iter(messages)}, 64) == pair
+
+
+def test_messages_without_an_end_hold_up_nothing() -> None:
+    endless = itertools.repeat({"role": "user", "content": ""})
+    with pytest.raises(ContributionError, match="example-long"):
+        encode_example(TOKENIZER, {"messages": endless}, 64)
 
 
 class TestDifferentiation:
