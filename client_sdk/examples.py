@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 from client_sdk.errors import ContributionError
@@ -76,7 +77,8 @@ def _labelled(
     tokenizer: PreTrainedTokenizerBase, example: Mapping[str, Any], max_tokens: int
 ) -> Row:
     text, label = example.get("text"), example["label"]
-    if not isinstance(text, str) or type(label) is not int or label < 0:
+    whole = isinstance(label, Integral) and not isinstance(label, bool)
+    if not isinstance(text, str) or not whole or label < 0:
         raise ContributionError(
             "example-form",
             "A labelled example is a text and the number of its class.",
@@ -85,7 +87,7 @@ def _labelled(
         )
     _check_length(len(text))
     tokens = list(tokenizer(text)["input_ids"])[:max_tokens]
-    return Row(tuple(tokens), (False,) * len(tokens), label)
+    return Row(tuple(tokens), (False,) * len(tokens), int(label))
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:

@@ -127,6 +127,12 @@ class TestEncoding:
         (left_out,) = it.left_out
         assert left_out.index == 2
 
+    @pytest.mark.parametrize("kind", [np.int64, np.uint8, int])
+    def test_numbers_of_classes_are_integers_of_any_library(self, kind: Any) -> None:
+        row = encode_example(tiny()[1], {"text": "fine", "label": kind(1)}, 64)
+        assert type(row.label) is int
+        assert row.label == 1
+
     @pytest.mark.parametrize("row", LABELLED.values(), ids=LABELLED.keys())
     def test_a_labelled_row_that_does_not_fit_moves_the_sum_by_nothing(self, row: Any) -> None:
         examples = examples_for("bert")
