@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import random
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,6 +23,10 @@ from transformers import PretrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 _RATE = re.compile("drop|jitter|noise")  # in names of attributes, as attn_pdrop and layerdrop
+
+
+# Trainers of one process share the generators: what one puts back, another would see move.
+GENERATORS = threading.RLock()
 
 
 @contextmanager
@@ -102,16 +107,20 @@ def _encoded(state: object) -> bytes:
 
 @contextmanager
 def torch_states_kept(model: nn.Module, *, other: bool = False) -> Iterator[None]:
-    """torch's generators are put back at the end; ``other``: seeded unlike before meanwhile."""
-    generators = _torch_generators(model).values()
-    before = [generator.get_state() for generator in generators]
-    try:
-        for generator in generators if other else ():
-            generator.manual_seed((generator.initial_seed() + 1) % 2**63)
-        yield
-    finally:
-        for generator, state in zip(generators, before, strict=True):
-            generator.set_state(state)
+    """torch's generators are put back at the end; ``other``: seeded unlike before meanwhile.
+
+    One thread at a time, under ``GENERATORS``.
+    """
+    with GENERATORS:
+        generators = _torch_generators(model).values()
+        before = [generator.get_state() for generator in generators]
+        try:
+            for generator in generators if other else ():
+                generator.manual_seed((generator.initial_seed() + 1) % 2**63)
+            yield
+        finally:
+            for generator, state in zip(generators, before, strict=True):
+                generator.set_state(state)
 
 
 def _torch_generators(model: nn.Module) -> dict[str, torch.Generator]:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from client_sdk.adapted import AdaptedModel
-from client_sdk.coins import generator_states, torch_states_kept, without_coins
+from client_sdk.coins import GENERATORS, generator_states, torch_states_kept, without_coins
 from client_sdk.errors import ContributionError, TaskRefusal
 from client_sdk.examples import Row
 from client_sdk.gradients import ExampleGradients, Method, predictions
@@ -59,14 +59,15 @@ def check_rows_apart(
             zero, so that nothing was tested; ``model-self-test``: the model does not run.
     """
     sizes: dict[str, Any] = {"rows_per_pass": rows_per_pass, "pad_token": pad_token}
-    error = _error_of(adapted, way, _LENGTHS, method=method, **sizes)
-    context = Input.of(adapted.model.get_base_model()).context_tokens or max_tokens
-    longest = min(max_tokens, context, TESTED_TOKENS_MAX)
-    if longest <= max(_LENGTHS):
-        return error
-    # From the last to the first: a short one beside the longest, and next a long one.
-    lengths = (min(_LENGTHS), longest * 3 // 4, longest, min(_LENGTHS))
-    return max(error, _error_of(adapted, "predictions", lengths, method=method, **sizes))
+    with GENERATORS:
+        error = _error_of(adapted, way, _LENGTHS, method=method, **sizes)
+        context = Input.of(adapted.model.get_base_model()).context_tokens or max_tokens
+        longest = min(max_tokens, context, TESTED_TOKENS_MAX)
+        if longest <= max(_LENGTHS):
+            return error
+        # From the last to the first: a short one beside the longest, and next a long one.
+        lengths = (min(_LENGTHS), longest * 3 // 4, longest, min(_LENGTHS))
+        return max(error, _error_of(adapted, "predictions", lengths, method=method, **sizes))
 
 
 def _error_of(

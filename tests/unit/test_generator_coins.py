@@ -7,6 +7,7 @@ way of computing; what draws all the same, or mixes rows, is refused before any 
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -29,11 +30,12 @@ from transformers import (
     OPTForCausalLM,
 )
 
+from client_sdk import self_test
 from client_sdk.adapted import AdaptedModel
 from client_sdk.algorithms import work as work_module
 from client_sdk.algorithms import zeroth_order
 from client_sdk.algorithms.work import Work
-from client_sdk.coins import generator_states, without_coins
+from client_sdk.coins import generator_states, torch_states_kept, without_coins
 from client_sdk.errors import TaskRefusal
 from client_sdk.examples import Row
 from client_sdk.gradients import ExampleGradients, Method
@@ -42,7 +44,7 @@ from client_sdk.trainer import LoraTrainer
 from dp.contracts import BudgetSpec, TaskSpec, TrainingSpec
 from secagg.manifest import BaseModel, Manifest
 from tests.dp_tasks import built, seeded, six
-from tests.support.tiny_training import job, tiny
+from tests.support.tiny_training import job, tiny, tiny_task
 
 pytestmark = pytest.mark.filterwarnings("ignore:Full backward hook is firing")
 
@@ -651,3 +653,30 @@ def test_a_model_that_does_not_run_on_tokens_alone_is_refused_by_name() -> None:
     refused = refusal(hidden_changed(breaks))
     assert refused.reason == "model-self-test"
     assert "decoder_input_ids" in str(refused)
+
+
+def test_trainers_of_one_process_move_the_generators_one_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else what one seeds and puts back looks to another like a model that draws."""
+    model, tokenizer = tiny()
+    threads, moved = [], []
+
+    def states(of: Any) -> dict[str, bytes]:
+        entered = threading.Event()
+
+        def another() -> None:
+            with torch_states_kept(model, other=True):
+                entered.set()
+
+        threads.append(threading.Thread(target=another))
+        threads[-1].start()
+        moved.append(entered.wait(0.02))
+        return generator_states(of)
+
+    monkeypatch.setattr(self_test, "generator_states", states)
+    LoraTrainer(model, tokenizer, [("a b", "c d")]).contribute(job(tiny_task()))
+    for thread in threads:
+        thread.join()
+    assert moved
+    assert not any(moved)
