@@ -19,6 +19,7 @@ import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from client_sdk._files import sync_folder
 from client_sdk.errors import OutputError
 
 Ours = Callable[[Path], bool]
@@ -90,7 +91,7 @@ def write_file(
             if kind is not None and not private:
                 staged.chmod(stat.S_IMODE(kind))
             _put(staged, place, kind is not None, path)
-            _sync(place.parent)
+            sync_folder(place.parent)
 
 
 def check_folder(
@@ -159,7 +160,7 @@ def write_folder(path: str | os.PathLike[str], files: Mapping[str, bytes], ours:
                     _put(staged / name, place / name, os.path.lexists(place / name), path)
             else:
                 staged.rename(place)
-            _sync(home)
+            sync_folder(home)
     return place
 
 
@@ -234,16 +235,6 @@ def _put(staged: Path, place: Path, replace: bool, path: str | os.PathLike[str])
         if os.path.lexists(place):
             raise _taken(path, f"{path} has appeared meanwhile.") from None
         staged.rename(place)
-
-
-def _sync(folder: Path) -> None:
-    if os.name == "nt":  # Windows has no handle to sync a folder with
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _taken(path: str | os.PathLike[str], message: str) -> OutputError:
