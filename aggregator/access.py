@@ -7,32 +7,16 @@ import hmac
 import time
 from collections.abc import Callable
 
-from aiohttp import web
-
-from aggregator.intake import Intake
+from aggregator.errors import Kind, Refusal
 from aggregator.partners import Partners, partner_removed
-from aggregator.problems import Refusal
 from secagg.access import verify_access_token
 from secagg.errors import RemoteProtocolError
 
 _BUCKETS_MAX = 100_000  # identities whose request rate is remembered
 
 
-def _bearer(request: web.Request) -> str:
-    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not token:
-        raise Refusal(
-            401,
-            "token-missing",
-            "This route needs 'Authorization: Bearer …'.",
-            headers={"WWW-Authenticate": "Bearer"},
-        )
-    return token.strip()
-
-
 class DeviceAccess:
-    """Verifies device tokens against the partners' keys; limits each device's request rate and
-    how many it has open."""
+    """Verifies device tokens against the partners' keys; limits each device's request rate."""
 
     def __init__(
         self,
@@ -41,24 +25,20 @@ class DeviceAccess:
         clock: Callable[[], float],
         requests_per_s: float,
         burst: int,
-        intake: Intake,
     ) -> None:
         self._audience = audience
         self._partners = partners
         self._clock = clock
         self._rate = requests_per_s
         self._burst = burst
-        self._intake = intake
         self._buckets: dict[bytes, tuple[float, float]] = {}
 
-    def identity(self, request: web.Request) -> bytes:
-        """The Ed25519 identity key (32 bytes) of the calling device.
+    def identity(self, token: str) -> bytes:
+        """The Ed25519 identity key (32 bytes) of the device that made this token.
 
         Raises:
-            Refusal: 401 with the token's fault, 403 ``partner-removed``, or 429 ``rate-limited`` or
-                ``requests-open``.
+            Refusal: with the token's fault, ``partner-removed`` or ``rate-limited``.
         """
-        token = _bearer(request)
         try:
             identity = verify_access_token(
                 token, self._audience, self._partners.admitted, int(self._clock())
@@ -66,16 +46,17 @@ class DeviceAccess:
         except RemoteProtocolError as error:
             if error.reason == "partner-unknown":
                 raise self._not_certified(str(error.found)) from error
-            raise Refusal(401, error.reason, error.message, remedy=error.remedy) from error
+            raise Refusal(
+                Kind.UNAUTHENTICATED, error.reason, error.message, remedy=error.remedy
+            ) from error
         self._spend(identity)
-        self._intake.enter(request, identity)
         return identity
 
     def _not_certified(self, partner: str) -> Refusal:
         if bytes.fromhex(partner) in self._partners.removed:
             return partner_removed()
         return Refusal(
-            401,
+            Kind.UNAUTHENTICATED,
             "partner-unknown",
             f"The device was certified by {partner}, which is no partner of this service.",
             remedy="Use a bundle of this service, or ask its operator to add the partner "
@@ -92,12 +73,12 @@ class DeviceAccess:
             del self._buckets[next(iter(self._buckets))]  # the longest silent: its bucket is full
         if not allowed:
             raise Refusal(
-                429,
+                Kind.TOO_MANY,
                 "rate-limited",
                 "This device calls too often.",
                 expected=f"{self._rate} requests/s",
                 remedy="Wait as long as Retry-After says.",
-                headers={"Retry-After": "1"},
+                retry_after_s=1,
             )
 
 
@@ -107,11 +88,11 @@ class OperatorAccess:
     def __init__(self, token: str) -> None:
         self._digest = hashlib.sha256(token.encode()).digest()
 
-    def require(self, request: web.Request) -> None:
+    def require(self, token: str) -> None:
         """
         Raises:
-            Refusal: 401 ``token-missing`` or 403 ``operator-token``.
+            Refusal: ``operator-token``.
         """
-        found = hashlib.sha256(_bearer(request).encode("utf-8", "surrogateescape")).digest()
+        found = hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
         if not hmac.compare_digest(found, self._digest):
-            raise Refusal(403, "operator-token", "This is not the operator's token.")
+            raise Refusal(Kind.FORBIDDEN, "operator-token", "This is not the operator's token.")

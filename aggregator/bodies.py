@@ -14,7 +14,7 @@ from typing import Annotated, TypeVar
 import msgspec
 from aiohttp import web
 
-from aggregator.problems import Refusal
+from aggregator.errors import Kind, Refusal
 from aggregator.settings import Settings
 from secagg.ranges import INT32_MAX
 
@@ -35,7 +35,9 @@ def declared_size(request: web.Request, cap: int) -> int | None:
 
 
 def _too_large(cap: int, size: int) -> Refusal:
-    return Refusal(413, "body-too-large", "The body is too large.", expected=cap, found=size)
+    return Refusal(
+        Kind.TOO_LARGE, "body-too-large", "The body is too large.", expected=cap, found=size
+    )
 
 
 async def stream(request: web.Request, cap: int, settings: Settings) -> AsyncIterator[bytes]:
@@ -53,14 +55,14 @@ async def stream(request: web.Request, cap: int, settings: Settings) -> AsyncIte
                 part = await request.content.readany()
         except TimeoutError:
             raise Refusal(
-                408,
+                Kind.TOO_SLOW,
                 "body-stalled",
                 "No byte of the body came for too long.",
                 expected=f"{settings.body_stall_s} s",
                 remedy="Resume the transfer with a smaller chunk.",
             ) from None
         except (web.PayloadAccessError, ConnectionError, OSError) as error:
-            raise Refusal(400, "body-truncated", "The body ended early.") from error
+            raise Refusal(Kind.MALFORMED, "body-truncated", "The body ended early.") from error
         if not part:
             return
         received += len(part)
@@ -69,7 +71,7 @@ async def stream(request: web.Request, cap: int, settings: Settings) -> AsyncIte
         late_s = time.monotonic() - started - settings.body_stall_s
         if late_s > 0 and received < late_s * settings.body_min_rate:
             raise Refusal(
-                408,
+                Kind.TOO_SLOW,
                 "body-too-slow",
                 "The body comes too slowly.",
                 expected=f"{settings.body_min_rate} bytes/s",
@@ -93,7 +95,9 @@ def parse_json(body: bytes, kind: type[_T]) -> _T:
         return msgspec.json.decode(body, type=kind, strict=True)
     except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError) as error:
         detail = str(error) if isinstance(error, msgspec.ValidationError) else "not valid JSON"
-        raise Refusal(400, "body-malformed", f"The body does not parse: {detail}.") from error
+        raise Refusal(
+            Kind.MALFORMED, "body-malformed", f"The body does not parse: {detail}."
+        ) from error
 
 
 def query_number(request: web.Request, name: str, default: float, most: float) -> float:
@@ -110,7 +114,7 @@ def query_number(request: web.Request, name: str, default: float, most: float) -
     except ValueError:
         value = -1.0
     if not 0 <= value < float("inf"):
-        raise Refusal(400, "query-malformed", f"{name} must be a number, zero or more.")
+        raise Refusal(Kind.MALFORMED, "query-malformed", f"{name} must be a number, zero or more.")
     return min(value, most)
 
 
@@ -120,7 +124,9 @@ def query_int(request: web.Request, name: str, default: int, most: int = INT32_M
     if text is None:
         return default
     if not (text.isascii() and text.isdecimal() and len(text) <= 18 and int(text) <= most):
-        raise Refusal(400, "query-malformed", f"{name} must be an integer from 0 to {most}.")
+        raise Refusal(
+            Kind.MALFORMED, "query-malformed", f"{name} must be an integer from 0 to {most}."
+        )
     return int(text)
 
 

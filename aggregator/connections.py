@@ -13,16 +13,16 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-import msgspec
 from aiohttp import web
 from aiohttp.http import HttpProcessingError
 from aiohttp.http_exceptions import LineTooLong
 
 from aggregator.logs import get_logger
 from aggregator.metrics import Metrics
-from aggregator.problems import problem
+from aggregator.problems import encode, problem
 from aggregator.settings import Settings
-from secagg.api import Problem
+from secagg.api import PROBLEM_TYPE
+from secagg.errors import SecaggError
 
 try:
     import resource
@@ -225,9 +225,9 @@ class Connection(web.RequestHandler):
         _log.info("refused", reason=reason)
         answer = problem(
             status,
-            Problem(
-                reason=reason,
-                message="The request's head is not HTTP/1.1, or larger than the service takes.",
+            SecaggError(
+                reason,
+                "The request's head is not HTTP/1.1, or larger than the service takes.",
                 remedy=f"A line of a head has at most {_FIELD_BYTES} bytes, a head {_FIELDS_MAX} "
                 "of them.",
             ),
@@ -303,15 +303,16 @@ def _network(peer: Any) -> str:
 def _refusal(status: int, reason: str) -> bytes:
     """An answer to whatever the request would have been; nothing of it is read."""
     phrase = {429: "Too Many Requests", 503: "Service Unavailable"}[status]
-    body = msgspec.json.encode(
-        Problem(
-            reason=reason,
-            message="The service has as many connections open as it may.",
+    body = encode(
+        status,
+        SecaggError(
+            reason,
+            "The service has as many connections open as it may.",
             remedy="Wait as long as Retry-After says.",
-        )
+        ),
     )
     head = (
-        f"HTTP/1.1 {status} {phrase}\r\nContent-Type: application/json\r\n"
+        f"HTTP/1.1 {status} {phrase}\r\nContent-Type: {PROBLEM_TYPE}\r\n"
         f"Content-Length: {len(body)}\r\nRetry-After: {_AGAIN_S}\r\nConnection: close\r\n\r\n"
     )
     return head.encode() + body

@@ -15,12 +15,13 @@ from contextlib import asynccontextmanager
 from aiohttp import web
 
 from aggregator import bodies
-from aggregator.problems import Handler, Refusal
+from aggregator.errors import Kind, Refusal
+from aggregator.problems import Handler
 from aggregator.settings import Settings
 
 OPERATOR = b"operator"
 _CALLER = web.RequestKey("caller", bytes)
-_AGAIN = {"Retry-After": "1"}
+_AGAIN_S = 1
 
 
 class Intake:
@@ -42,12 +43,12 @@ class Intake:
         most = self._settings.device_requests_max
         if self._open[caller] >= most:
             raise Refusal(
-                429,
+                Kind.TOO_MANY,
                 "requests-open",
                 "This device has too many requests open.",
                 expected=f"at most {most}",
                 remedy="Wait for their answers.",
-                headers=_AGAIN,
+                retry_after_s=_AGAIN_S,
             )
         self._open[caller] += 1
         request[_CALLER] = caller
@@ -81,22 +82,22 @@ class Intake:
         settings = self._settings
         if self._held[caller] + size > settings.device_body_bytes_max:
             raise Refusal(
-                429,
+                Kind.TOO_MANY,
                 "bodies-open",
                 "The bodies that this caller is sending are too large together.",
                 expected=f"at most {settings.device_body_bytes_max} bytes",
                 found=self._held[caller] + size,
                 remedy="Send one after the other.",
-                headers=_AGAIN,
+                retry_after_s=_AGAIN_S,
             )
         if self._held.total() + size > settings.body_bytes_max:
             raise Refusal(
-                503,
+                Kind.BUSY,
                 "bodies-full",
                 "The service holds as many bytes of bodies as it may.",
                 expected=f"at most {settings.body_bytes_max} bytes",
                 remedy="Wait as long as Retry-After says.",
-                headers=_AGAIN,
+                retry_after_s=_AGAIN_S,
             )
         self._held[caller] += size
 

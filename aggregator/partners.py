@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 
 from aggregator.core import Core
+from aggregator.errors import Kind, Refusal, conflict, not_found
 from aggregator.ledger import Ledger
-from aggregator.problems import Refusal, conflict, not_found
 from aggregator.store.database import Conflict
 from aggregator.store.schema import (
     cohorts,
@@ -34,12 +34,12 @@ def keys_of(known: Sequence[tuple[str, str]], named: Sequence[str]) -> tuple[byt
         named: names, or keys in hex.
 
     Raises:
-        Refusal: 422 ``partner-unknown``.
+        Refusal: ``partner-unknown``.
     """
     for name in named:
         if not any(name in (key, called) for key, called in known):
             raise Refusal(
-                422,
+                Kind.INVALID,
                 "partner-unknown",
                 f"The task names {name!r}, which is no partner here.",
                 expected=sorted(called for _, called in known)[:16],
@@ -53,7 +53,7 @@ def keys_of(known: Sequence[tuple[str, str]], named: Sequence[str]) -> tuple[byt
 def partner_removed() -> Refusal:
     """For a device whose partner takes part no longer."""
     return Refusal(
-        403,
+        Kind.FORBIDDEN,
         "partner-removed",
         "The operator removed this device's partner; its devices take part no longer.",
         remedy="Ask the partner, or the operator: secagg partner add lets it take part again.",
@@ -100,11 +100,11 @@ class Partners:
         goes into the ledger.
 
         Raises:
-            Refusal: 422 ``partner-key``, 409 ``partner-exists``.
+            Refusal: ``partner-key``, ``partner-exists``.
         """
         if len(key) != 32 or not 1 <= len(name) <= 200:
             raise Refusal(
-                422,
+                Kind.INVALID,
                 "partner-key",
                 "A partner has a name and a 32-byte Ed25519 key.",
                 expected=32,
@@ -139,7 +139,7 @@ class Partners:
         Their manifests stay as they are signed. Waiting sessions of the partner's devices go.
 
         Raises:
-            Refusal: 404 ``not-found``; 409 ``partner-last`` if an open task has no other.
+            Refusal: ``not-found``; ``partner-last`` if an open task has no other.
         """
         core = self._core
         async with core.database.write() as connection:
@@ -185,13 +185,13 @@ class Partners:
 
         Raises:
             RemoteProtocolError: as ``verify_revocations``.
-            Refusal: 403 ``revocations-not-yours`` or ``partner-unknown``; 409
+            Refusal: ``revocations-not-yours`` or ``partner-unknown``; or
                 ``revocations-old``.
         """
         core = self._core
         found = await asyncio.to_thread(verify_revocations, signed)
         if found.partner_key != caller:
-            raise Refusal(403, "revocations-not-yours", "The list is another partner's.")
+            raise Refusal(Kind.FORBIDDEN, "revocations-not-yours", "The list is another partner's.")
         partner, name = found.partner_key.hex(), revocations_digest(signed)
         view: dict[str, object] = {
             "partner": partner,
@@ -204,7 +204,7 @@ class Partners:
                 sa.select(partners.c.name).where(partners.c.partner_key == partner)
             )
             if known is None:
-                raise Refusal(403, "partner-unknown", "No such partner takes part.")
+                raise Refusal(Kind.FORBIDDEN, "partner-unknown", "No such partner takes part.")
             last = (
                 await connection.execute(
                     sa.select(revocation_lists.c.number, revocation_lists.c.digest).where(
@@ -280,7 +280,7 @@ class Partners:
     async def revocation_list(self, name: str) -> bytes:
         """
         Raises:
-            Refusal: 404 ``not-found``.
+            Refusal: ``not-found``.
         """
         rows = await self._core.database.rows(
             sa.select(revocation_lists.c.signed).where(revocation_lists.c.digest == name)

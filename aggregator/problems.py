@@ -1,78 +1,115 @@
-"""Typed errors on the wire: every refusal is a ``Problem`` with a stable reason and a status."""
+"""Refusals as HTTP says them: a status for each kind, and a problem document (RFC 9457)."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 import msgspec
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
+from aggregator.errors import Kind, Refusal
 from aggregator.logs import get_logger
 from aggregator.metrics import Metrics
 from aggregator.store.database import Conflict
-from secagg.api import Problem
+from secagg.api import PROBLEM_TYPE, Problem
 from secagg.errors import ConfigurationError, RemoteProtocolError, SecaggError
 
 _log = get_logger("http")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+STATUS: Mapping[Kind, int] = {
+    Kind.MALFORMED: 400,
+    Kind.UNAUTHENTICATED: 401,
+    Kind.FORBIDDEN: 403,
+    Kind.NOT_FOUND: 404,
+    Kind.TOO_SLOW: 408,
+    Kind.CONFLICT: 409,
+    Kind.TOO_LARGE: 413,
+    Kind.INVALID: 422,
+    Kind.TOO_MANY: 429,
+    Kind.BUSY: 503,
+}
+_OF_AIOHTTP = {404: "not-found", 405: "method-not-allowed", 413: "body-too-large"}
+_URN = "urn:secagg:problem:"
+_VALUE_MAX = 1_000  # characters of a value that is a member of its own
+_VALUES_MAX = 64  # in a list
+_EXACT = 1 << 53  # integers that every reader of JSON keeps
+_BEFORE = "secagg-client/1"  # the User-Agent of devices that refuse members they do not know
 
 
-class Refusal(SecaggError):
-    """A request that the service answers with ``status`` and a ``Problem``."""
+class _Before(msgspec.Struct, frozen=True):
+    """What devices older than problem documents parse."""
 
-    def __init__(
-        self,
-        status: int,
-        reason: str,
-        message: str,
-        *,
-        expected: object = None,
-        found: object = None,
-        remedy: str | None = None,
-        headers: dict[str, str] | None = None,
-    ) -> None:
-        self.status = status
-        self.headers = headers or {}
-        super().__init__(reason, message, expected=expected, found=found, remedy=remedy)
+    reason: str
+    message: str
+    remedy: str | None
 
 
-def not_found(what: str) -> Refusal:
-    return Refusal(404, "not-found", f"There is no such {what}.")
-
-
-def conflict(reason: str, message: str, **details: object) -> Refusal:
-    return Refusal(409, reason, message, **details)  # type: ignore[arg-type]
-
-
-def respond(error: SecaggError) -> web.Response:
-    """The response for an error of ours."""
+def respond(error: SecaggError, request: web.Request | None = None) -> web.Response:
+    """The response for an error of ours, in the form that the sender of ``request`` reads."""
     status, headers = 500, {}
     if isinstance(error, Refusal):
-        status, headers = error.status, error.headers
+        status = STATUS[error.kind]
+        if error.retry_after_s is not None:
+            headers["Retry-After"] = str(error.retry_after_s)
+        if error.kind is Kind.UNAUTHENTICATED:
+            headers["WWW-Authenticate"] = "Bearer"
     elif isinstance(error, RemoteProtocolError):
-        status = 400
+        status = STATUS[Kind.MALFORMED]
     elif isinstance(error, ConfigurationError):
-        status = 422
-    message = error.message
-    if values := error.values:
-        message += f" {values[0].upper()}{values[1:]}."
-    return problem(
-        status, Problem(reason=error.reason, message=message, remedy=error.remedy), headers
+        status = STATUS[Kind.INVALID]
+    return problem(status, error, request, headers)
+
+
+def problem(
+    status: int,
+    error: SecaggError,
+    request: web.Request | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> web.Response:
+    """An error with a status of the caller's choice."""
+    agent = "" if request is None else request.headers.get("User-Agent", "")
+    if agent.partition(" ")[0] == _BEFORE:
+        body, kind = encode_before(error), "application/json"
+    else:
+        body, kind = encode(status, error), PROBLEM_TYPE
+    return web.Response(status=status, body=body, content_type=kind, headers=headers)
+
+
+def encode(status: int, error: SecaggError) -> bytes:
+    """The problem document of an error."""
+    return msgspec.json.encode(
+        Problem(
+            reason=error.reason,
+            message=error.detail,
+            remedy=error.remedy,
+            type=_URN + error.reason,
+            title=error.reason.replace("-", " ").capitalize(),
+            status=status,
+            detail=error.detail,
+            expected=_member(error.expected),
+            found=_member(error.found),
+        )
     )
 
 
-def problem(status: int, body: Problem, headers: dict[str, str] | None = None) -> web.Response:
-    return web.Response(
-        status=status,
-        body=msgspec.json.encode(body),
-        content_type="application/json",
-        headers=headers,
-    )
+def encode_before(error: SecaggError) -> bytes:
+    return msgspec.json.encode(_Before(error.reason, error.detail, error.remedy))
+
+
+def _member(value: object) -> object:
+    """A value as JSON has it, or as text."""
+    if value is None or isinstance(value, bool | float):
+        return value
+    if isinstance(value, int) and abs(value) <= _EXACT:
+        return value
+    if isinstance(value, list | tuple):
+        return [_member(item) for item in value[:_VALUES_MAX]]
+    return (value.hex() if isinstance(value, bytes) else str(value))[:_VALUE_MAX]
 
 
 def problems(metrics: Metrics) -> Middleware:
-    """Turn every exception into a ``Problem``; details of our own faults stay in the log."""
+    """Turn every exception into a problem; details of our own faults stay in the log."""
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -87,37 +124,36 @@ async def _answer(metrics: Metrics, request: web.Request, handler: Handler) -> w
     except SecaggError as error:
         _log.info("refused", route=_route(request), reason=error.reason)
         metrics.refusals.labels(error.reason).inc()
-        return respond(error)
+        return respond(error, request)
     except web.HTTPException as error:
         if error.status < 400:
             raise
-        reason = {404: "not-found", 405: "method-not-allowed", 413: "body-too-large"}
-        return problem(
-            error.status,
-            Problem(reason=reason.get(error.status, "http"), message=error.reason or "Refused."),
-        )
+        reason = _OF_AIOHTTP.get(error.status, "http")
+        return problem(error.status, SecaggError(reason, error.reason or "Refused."), request)
     except ConnectionError:
         raise
     except Conflict:
         metrics.refusals.labels("busy").inc()
-        return problem(
-            503,
-            Problem(
-                reason="busy",
-                message="Another request changed the same thing at the same time.",
+        return respond(
+            Refusal(
+                Kind.BUSY,
+                "busy",
+                "Another request changed the same thing at the same time.",
                 remedy="Send the request again.",
+                retry_after_s=1,
             ),
-            {"Retry-After": "1"},
+            request,
         )
     except Exception:
         _log.exception("failed", route=_route(request))
         return problem(
             500,
-            Problem(
-                reason="internal",
-                message="The service failed.",
+            SecaggError(
+                "internal",
+                "The service failed.",
                 remedy="Retry; the operator's log has the cause.",
             ),
+            request,
         )
 
 

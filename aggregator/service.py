@@ -11,6 +11,7 @@ import sqlalchemy as sa
 
 from aggregator.access import DeviceAccess, OperatorAccess
 from aggregator.blobs import BlobStore
+from aggregator.callers import Callers
 from aggregator.cohorts.driver import Driver
 from aggregator.cohorts.janitor import Janitor
 from aggregator.cohorts.releasing import Releaser
@@ -45,7 +46,6 @@ class Service:
         else:
             path = settings.data_dir / "operator.token"
             token = private_text(path, lambda: secrets.token_urlsafe(32))
-        self.operator = OperatorAccess(token)
         self.ledger = Ledger(core)
         self.partners = Partners(core, self.ledger)
         self.tasks = Tasks(core, self.ledger)
@@ -60,8 +60,8 @@ class Service:
             clock,
             settings.requests_per_s,
             settings.request_burst,
-            self.intake,
         )
+        self.callers = Callers(self.access, OperatorAccess(token), self.intake)
         self.ready = False
 
     async def start(self) -> None:

@@ -16,10 +16,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from aggregator.cohorts.strikes import FORGOTTEN_S, Standing, Strike, forgiven, score
 from aggregator.core import Core
+from aggregator.errors import Kind, Refusal, conflict, not_found
 from aggregator.ledger import Ledger
 from aggregator.logs import get_logger
 from aggregator.partners import partner_removed
-from aggregator.problems import Refusal, conflict, not_found
 from aggregator.store.schema import (
     bans,
     cohorts,
@@ -65,14 +65,14 @@ async def refuse_barred(core: Core, identity: bytes, partner: bytes | None = Non
         partner: who certified the device; None looks for a ban alone.
 
     Raises:
-        Refusal: 403 ``device-banned``, ``certificate-revoked`` or ``partner-removed``.
+        Refusal: ``device-banned``, ``certificate-revoked`` or ``partner-removed``.
     """
     rows = await core.database.rows(
         sa.select(bans.c.kind, bans.c.handle).where(bans.c.identity == identity.hex())
     )
     if rows:
         raise Refusal(
-            403,
+            Kind.FORBIDDEN,
             "device-banned",
             f"This device is banned: {rows[0].kind}.",
             remedy="Ask your partner to appeal to the operator with the reference "
@@ -85,7 +85,7 @@ async def refuse_barred(core: Core, identity: bytes, partner: bytes | None = Non
     )
     if await core.database.rows(query):
         raise Refusal(
-            403,
+            Kind.FORBIDDEN,
             "certificate-revoked",
             "This device's partner has revoked its certificate.",
             remedy="Ask the partner to enrol the device again.",
@@ -218,7 +218,7 @@ class Membership:
         is known, so the key is a device's.
 
         Raises:
-            Refusal: 422 ``device-key``; 409 ``device-banned`` if it is banned already.
+            Refusal: ``device-key``; ``device-banned`` if it is banned already.
         """
         _check_key(identity)
         core = self._core
@@ -250,7 +250,7 @@ class Membership:
         """Lift a ban, and forget the device's strikes.
 
         Raises:
-            Refusal: 422 ``device-key``; 404 ``not-found``.
+            Refusal: ``device-key``; ``not-found``.
         """
         _check_key(identity)
         async with self._core.database.write() as connection:
@@ -275,7 +275,7 @@ class Membership:
     async def show(self, identity: bytes) -> dict[str, Any]:
         """
         Raises:
-            Refusal: 404 ``not-found``.
+            Refusal: ``not-found``.
         """
         for row in await self.bans():
             if row["device"] == identity.hex():
@@ -285,7 +285,7 @@ class Membership:
     async def evidence(self, identity: bytes) -> bytes:
         """
         Raises:
-            Refusal: 404 ``not-found``, also for a ban without evidence.
+            Refusal: ``not-found``, also for a ban without evidence.
         """
         rows = await self._core.database.rows(
             sa.select(bans.c.evidence).where(bans.c.identity == identity.hex())
@@ -357,7 +357,7 @@ async def barred_members(core: Core) -> dict[str, list[int]]:
 def _check_key(identity: bytes) -> None:
     if len(identity) != IDENTITY_KEY_BYTES:
         raise Refusal(
-            422,
+            Kind.INVALID,
             "device-key",
             "A device is named by its Ed25519 key.",
             expected=IDENTITY_KEY_BYTES,

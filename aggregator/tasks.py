@@ -12,9 +12,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from aggregator import models
 from aggregator.core import Core
+from aggregator.errors import conflict, not_found
 from aggregator.ledger import Ledger
 from aggregator.partners import keys_of
-from aggregator.problems import conflict, not_found
 from aggregator.store.database import Conflict
 from aggregator.store.schema import partners, tasks, versions
 from dp.budget import Account
@@ -54,7 +54,7 @@ class Tasks:
     async def get(self, name: str) -> Task:
         """
         Raises:
-            Refusal: 404 ``not-found``.
+            Refusal: ``not-found``.
         """
         if not name.isprintable():  # no task's; PostgreSQL refuses a query with a NUL
             raise not_found("task")
@@ -82,7 +82,7 @@ class Tasks:
 
         Raises:
             ConfigurationError: from ``dp.contracts``, with the reason; ``base-model-path``.
-            Refusal: 409 ``task-exists``; 422 ``partner-unknown``; 404 ``not-found`` and 409
+            Refusal: ``task-exists``; ``partner-unknown``; ``not-found`` and
                 ``start-mismatch`` about ``start_from``.
         """
         core = self._core
@@ -151,7 +151,7 @@ class Tasks:
         """Pause (``paused``) or resume (``open``) a task; an open cohort goes on to its end.
 
         Raises:
-            Refusal: 409 ``task-finished``.
+            Refusal: ``task-finished``.
         """
         core = self._core
         async with core.database.write() as connection:

@@ -53,7 +53,7 @@ class TransportSettings:
     backoff_max_s: float = 5.0
     jitter_s: float = 0.5
     chunk_bytes: int = 1 << 20
-    user_agent: str = "secagg-client/1"
+    user_agent: str = "secagg-client/2"  # 1 reads no problem documents
 
 
 def is_transient(error: BaseException) -> bool:

@@ -6,6 +6,8 @@ travel as JSON, bytes in base64 (msgspec's rule).
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from secagg.messages import Certificate
@@ -84,12 +86,27 @@ class UploadState(_Body, frozen=True):
     complete: bool
 
 
-class Problem(_Body, frozen=True):
-    """Every error's body; ``reason`` is stable."""
+PROBLEM_TYPE = "application/problem+json"
+
+
+class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Every error's body: a problem document (RFC 9457). ``reason`` is stable.
+
+    ``type``: ``urn:secagg:problem:`` and the reason. ``title``: the reason in words. ``detail``: a
+    sentence with both values. ``message``: the same; readers older than problem documents look
+    for it. ``expected``, ``found``: the two values, where there are two. ``remedy``: the way out.
+    A reader ignores members that it does not know; of an older service it gets three.
+    """
 
     reason: str
     message: str
     remedy: str | None = None
+    type: str = "about:blank"
+    title: str = ""
+    status: int = 0
+    detail: str = ""
+    expected: Any = None
+    found: Any = None
 
 
 class EnrolmentBundle(_Body, frozen=True):

@@ -40,6 +40,12 @@ class SecaggError(Exception):
         pairs = (("expected", self.expected), ("found", self.found))
         return ", ".join(f"{name} {value!r}" for name, value in pairs if value is not None)
 
+    @property
+    def detail(self) -> str:
+        """The message, and both values as a sentence."""
+        values = self.values
+        return f"{self.message} {values[0].upper()}{values[1:]}." if values else self.message
+
     def __str__(self) -> str:
         text = f"{self.message} [{self.reason}]"
         if values := self.values:

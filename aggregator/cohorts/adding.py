@@ -20,8 +20,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from aggregator.cohorts.actor import Cohort, CohortOver, Unchanged
 from aggregator.cohorts.uploads import Uploads
 from aggregator.core import Core
+from aggregator.errors import conflict
 from aggregator.logs import get_logger
-from aggregator.problems import conflict
 from aggregator.store.database import Conflict, expect_one
 from aggregator.store.schema import contributions, partial_sums
 from secagg.errors import SecaggError

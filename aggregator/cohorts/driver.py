@@ -24,8 +24,8 @@ from aggregator.cohorts.opening import claim_lease, opened_sum, renewed_lease
 from aggregator.cohorts.releasing import Releaser, facts_of
 from aggregator.cohorts.uploads import Uploads
 from aggregator.core import Core
+from aggregator.errors import not_found
 from aggregator.logs import get_logger
-from aggregator.problems import not_found
 from aggregator.store.database import Conflict
 from aggregator.store.schema import cohort_events, cohorts, mail, sessions
 from aggregator.tasks import Task, Tasks
@@ -131,7 +131,7 @@ class Driver:
         """
         Raises:
             CohortOver: the cohort has ended.
-            Refusal: 404 ``not-found``.
+            Refusal: ``not-found``.
         """
         live = self._live.get(cohort) or await self._load(cohort)
         if live is None:

@@ -26,8 +26,8 @@ from aggregator.cohorts.refusals import clashes_of
 from aggregator.cohorts.releasing import affordable
 from aggregator.cohorts.strikes import eligible, is_struck, tiers
 from aggregator.core import Core
+from aggregator.errors import Kind, Refusal, conflict
 from aggregator.logs import get_logger
-from aggregator.problems import Refusal, conflict
 from aggregator.standing import barred, refuse_barred, standing_of
 from aggregator.store.database import Conflict, expect_one
 from aggregator.store.schema import cohort_events, cohorts, sessions, tasks, versions
@@ -65,8 +65,8 @@ async def report_in(core: Core, task: Task, identity: bytes, signed: bytes) -> s
 
     Raises:
         RemoteProtocolError: from ``secagg.server.check_advert``.
-        Refusal: 403 ``advert-not-yours``, ``device-banned``, ``certificate-revoked`` or
-            ``partner-removed``; 409 ``advert-stale``, ``task-paused``,
+        Refusal: ``advert-not-yours``, ``device-banned``, ``certificate-revoked`` or
+            ``partner-removed``; ``advert-stale``, ``task-paused``,
             ``task-finished``.
     """
     session = advert_digest(signed).hex()
@@ -77,12 +77,12 @@ async def report_in(core: Core, task: Task, identity: bytes, signed: bytes) -> s
     if not known:
         advert = await asyncio.to_thread(check_advert, task.config, signed, int(now))
         if advert.certificate.identity_key != identity:
-            raise Refusal(403, "advert-not-yours", "The advert is another device's.")
+            raise Refusal(Kind.FORBIDDEN, "advert-not-yours", "The advert is another device's.")
         await refuse_barred(core, identity, advert.certificate.partner_key)
         await _insert(core, task, session, identity, signed, advert, now)
         core.metrics.adverts.labels(task.name).inc()
     elif known[0].identity != identity.hex():
-        raise Refusal(403, "advert-not-yours", "The advert is another device's.")
+        raise Refusal(Kind.FORBIDDEN, "advert-not-yours", "The advert is another device's.")
     return session
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from aggregator.cohorts.actor import Cohort
 from aggregator.core import Core
-from aggregator.problems import Refusal, conflict
+from aggregator.errors import Kind, Refusal, conflict
 from secagg.errors import RemoteProtocolError
 from secagg.server import AcceptUpload
 
@@ -42,7 +42,7 @@ class Uploads:
         """The accepted header.
 
         Raises:
-            Refusal: 409 ``upload-unannounced`` or ``upload-late``.
+            Refusal: ``upload-unannounced`` or ``upload-late``.
         """
         ticket = self._cohort.replay.uploads.get(index)
         if ticket is None:
@@ -99,7 +99,7 @@ class Uploads:
         a connection broke is kept.
 
         Raises:
-            Refusal: 409 ``upload-offset``, or as ``bodies.stream``.
+            Refusal: ``upload-offset``, or as ``bodies.stream``.
         """
         slot = self._slots.setdefault(index, _Slot())
         if slot.writer is not None:
@@ -135,7 +135,7 @@ class Uploads:
             async for part in body:
                 if file.tell() + len(part) > size:
                     raise Refusal(
-                        413,
+                        Kind.TOO_LARGE,
                         "body-too-large",
                         "The vector is longer than its header says.",
                         expected=size,

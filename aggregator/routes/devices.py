@@ -10,8 +10,8 @@ from aiohttp import web
 
 from aggregator import bodies
 from aggregator.cohorts import formation
+from aggregator.errors import Kind, Refusal, not_found
 from aggregator.models import MODELS
-from aggregator.problems import Refusal, not_found
 from aggregator.service import Service
 from aggregator.standing import refuse_barred
 from aggregator.store.schema import tasks, versions
@@ -29,7 +29,7 @@ def routes(service: Service) -> list[web.RouteDef]:
         )
 
     async def offer(request: web.Request) -> web.Response:
-        await refuse_barred(core, service.access.identity(request))
+        await refuse_barred(core, service.callers.device(request))
         task = await service.tasks.get(request.match_info["task"])
         after = request.query.get("after_version")
         after_version = None if after is None else bodies.query_int(request, "after_version", 0)
@@ -82,11 +82,11 @@ def routes(service: Service) -> list[web.RouteDef]:
         return row
 
     async def model(request: web.Request) -> web.StreamResponse:
-        service.access.identity(request)
+        service.callers.device(request)
         return await model_file(service, request.match_info["digest"])
 
     async def advert(request: web.Request) -> web.Response:
-        identity = service.access.identity(request)
+        identity = service.callers.device(request)
         async with service.intake.body(request, identity, _ADVERT_CAP) as signed:
             name = formation.task_named_in(signed)
             task = await service.tasks.get(name)
@@ -96,15 +96,17 @@ def routes(service: Service) -> list[web.RouteDef]:
 
     async def revoke(request: web.Request) -> web.Response:
         """A partner comes under a token of its own key, as a device that it certified."""
-        partner = service.access.identity(request)
+        partner = service.callers.device(request)
         if partner not in service.partners.keys:
-            raise Refusal(403, "revocations-not-yours", "Only a partner revokes certificates.")
+            raise Refusal(
+                Kind.FORBIDDEN, "revocations-not-yours", "Only a partner revokes certificates."
+            )
         async with service.intake.body(request, partner, limits.REVOCATION_BYTES_MAX) as signed:
             shown = await service.partners.revoke(partner, signed)
         return bodies.json_response(shown)
 
     async def revocation_list(request: web.Request) -> web.Response:
-        service.access.identity(request)
+        service.callers.device(request)
         data = await service.partners.revocation_list(request.match_info["digest"])
         return web.Response(body=data, content_type="application/octet-stream")
 

@@ -6,7 +6,7 @@ import re
 
 from aiohttp import web
 
-from aggregator.problems import not_found
+from aggregator.errors import not_found
 from aggregator.service import Service
 from dp.contributors import CONTRIBUTORS
 

@@ -102,8 +102,12 @@ def _is_struct(body: Any) -> bool:
 def _content(body: Any) -> dict[str, Any]:
     if isinstance(body, str):
         return {body: {"schema": {"type": "string", "format": "binary"}}}
-    schema = {"$ref": f"#/components/schemas/{body.__name__}"} if _is_struct(body) else {}
-    return {"application/json": {"schema": schema or {"type": "object"}}}
+    schema = _reference(body) if _is_struct(body) else {"type": "object"}
+    return {"application/json": {"schema": schema}}
+
+
+def _reference(body: Any) -> dict[str, Any]:
+    return {"$ref": f"#/components/schemas/{body.__name__}"}
 
 
 def _operation(
@@ -125,7 +129,10 @@ def _operation(
         "parameters": parameters,
         "responses": {
             "200" if response else "204": done,
-            "default": {"description": "Refused", "content": _content(api.Problem)},
+            "default": {
+                "description": "Refused",
+                "content": {api.PROBLEM_TYPE: {"schema": _reference(api.Problem)}},
+            },
         },
     }
     if who:

@@ -33,18 +33,18 @@ class PartnerBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
 def routes(service: Service) -> list[web.RouteDef]:
     async def add_partner(request: web.Request) -> web.Response:
-        service.operator.require(request)
+        service.callers.demand_operator(request)
         async with service.intake.body(request, OPERATOR, _SMALL_CAP) as sent:
             body = bodies.parse_json(sent, PartnerBody)
         await service.partners.add(body.name, body.key)
         return bodies.json_response({"name": body.name, "key": body.key})
 
     async def list_partners(request: web.Request) -> web.Response:
-        service.operator.require(request)
+        service.callers.demand_operator(request)
         return bodies.json_response({"partners": await service.partners.all()})
 
     async def create(request: web.Request) -> web.Response:
-        service.operator.require(request)
+        service.callers.demand_operator(request)
         async with service.intake.body(request, OPERATOR, _SPEC_CAP) as sent:
             spec = bodies.parse_json(sent, TaskSpec)
         task = await service.tasks.create(spec)
@@ -53,11 +53,11 @@ def routes(service: Service) -> list[web.RouteDef]:
         return bodies.json_response({**view, "warnings": list(warnings(task.manifest))})
 
     async def list_tasks(request: web.Request) -> web.Response:
-        service.operator.require(request)
+        service.callers.demand_operator(request)
         return bodies.json_response({"tasks": await task_list(service.core)})
 
     async def show(request: web.Request) -> web.Response:
-        service.operator.require(request)
+        service.callers.demand_operator(request)
         return bodies.json_response(await view_of(request))
 
     async def view_of(request: web.Request) -> dict[str, Any]:
@@ -73,44 +73,44 @@ def routes(service: Service) -> list[web.RouteDef]:
         return await switch(request, "open")
 
     async def switch(request: web.Request, state: str) -> web.Response:
-        service.operator.require(request)
+        service.callers.demand_operator(request)
         task = await service.tasks.get(request.match_info["task"])
         await service.tasks.switch(task, state)
         service.watch.consider(task.name)
         return bodies.json_response(await view_of(request))
 
     async def model(request: web.Request) -> web.StreamResponse:
-        service.operator.require(request)
+        service.callers.demand_operator(request)
         view = await view_of(request)
         return await model_file(service, view["model_digest"])
 
     async def list_devices(request: web.Request) -> web.Response:
-        service.operator.require(request)
+        service.callers.demand_operator(request)
         membership = service.membership
         return bodies.json_response(
             {"bans": await membership.bans(), "strikes": await membership.strikes()}
         )
 
     async def ban(request: web.Request) -> web.Response:
-        service.operator.require(request)
+        service.callers.demand_operator(request)
         async with service.intake.body(request, OPERATOR, _SMALL_CAP) as sent:
             body = bodies.parse_json(sent, BanBody)
         return bodies.json_response(await service.membership.ban(key_of(request), body.note))
 
     async def unban(request: web.Request) -> web.Response:
-        service.operator.require(request)
+        service.callers.demand_operator(request)
         await service.membership.unban(key_of(request))
         for row in await task_list(service.core):
             service.watch.consider(row["task"])
         return web.Response(status=204)
 
     async def evidence(request: web.Request) -> web.Response:
-        service.operator.require(request)
+        service.callers.demand_operator(request)
         data = await service.membership.evidence(key_of(request))
         return web.Response(body=data, content_type="application/octet-stream")
 
     async def remove_partner(request: web.Request) -> web.Response:
-        service.operator.require(request)
+        service.callers.demand_operator(request)
         concerned = await service.partners.remove(key_of(request))
         return bodies.json_response({"tasks": concerned})
 

@@ -11,7 +11,7 @@ from aiohttp import web
 from aggregator import bodies
 from aggregator.cohorts.actor import Cohort, CohortOver
 from aggregator.cohorts.driver import Live
-from aggregator.problems import Refusal, conflict, not_found
+from aggregator.errors import Kind, Refusal, conflict, not_found
 from aggregator.routes.devices import wait
 from aggregator.service import Service
 from aggregator.standing import refuse_barred
@@ -46,7 +46,7 @@ def routes(service: Service) -> list[web.RouteDef]:
     core, settings, driver = service.core, service.core.settings, service.driver
 
     async def find(request: web.Request) -> Session:
-        identity, name = service.access.identity(request), request.match_info["session"]
+        identity, name = service.callers.device(request), request.match_info["session"]
         if (member := driver.member(name)) is not None:
             _demand_own(member.identity, identity)
             return Session(name, member.task, member.cohort, member.index, False, identity)
@@ -191,7 +191,7 @@ def due_bytes(state: State, index: int) -> int:
 
 def _demand_own(owner: bytes, caller: bytes) -> None:
     if owner != caller:
-        raise Refusal(403, "session-not-yours", "The session is another device's.")
+        raise Refusal(Kind.FORBIDDEN, "session-not-yours", "The session is another device's.")
 
 
 def stale() -> Refusal:

@@ -1,0 +1,42 @@
+"""Who sends a request: the token in its head, for :mod:`aggregator.access` to judge."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from aggregator.access import DeviceAccess, OperatorAccess
+from aggregator.errors import Kind, Refusal
+from aggregator.intake import Intake
+
+
+class Callers:
+    def __init__(self, devices: DeviceAccess, operator: OperatorAccess, intake: Intake) -> None:
+        self._devices = devices
+        self._operator = operator
+        self._intake = intake
+
+    def device(self, request: web.Request) -> bytes:
+        """The Ed25519 identity key (32 bytes) of the calling device; its request is counted.
+
+        Raises:
+            Refusal: ``token-missing``, as ``DeviceAccess.identity``, or as ``Intake.enter``.
+        """
+        identity = self._devices.identity(_bearer(request))
+        self._intake.enter(request, identity)
+        return identity
+
+    def demand_operator(self, request: web.Request) -> None:
+        """
+        Raises:
+            Refusal: ``token-missing`` or ``operator-token``.
+        """
+        self._operator.require(_bearer(request))
+
+
+def _bearer(request: web.Request) -> str:
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not token:
+        raise Refusal(
+            Kind.UNAUTHENTICATED, "token-missing", "This route needs 'Authorization: Bearer …'."
+        )
+    return token.strip()

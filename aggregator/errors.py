@@ -1,0 +1,56 @@
+"""What the service refuses, without HTTP: :mod:`aggregator.problems` has each kind's status."""
+
+from __future__ import annotations
+
+import enum
+
+from secagg.errors import SecaggError
+
+
+class Kind(enum.Enum):
+    """Whose turn it is after a refusal, and what it takes."""
+
+    MALFORMED = "it cannot be read"
+    UNAUTHENTICATED = "the caller has not shown who it is"
+    FORBIDDEN = "this caller may not"
+    NOT_FOUND = "there is no such thing"
+    TOO_SLOW = "it took too long to come"
+    CONFLICT = "as things stand it cannot be"
+    TOO_LARGE = "it is larger than it may be"
+    INVALID = "it can be read, but never be"
+    TOO_MANY = "this caller has too much under way"
+    BUSY = "the service has too much under way"
+
+
+class Refusal(SecaggError):
+    """A request that is refused. ``retry_after_s``: when it is worth another try."""
+
+    def __init__(
+        self,
+        kind: Kind,
+        reason: str,
+        message: str,
+        *,
+        expected: object = None,
+        found: object = None,
+        remedy: str | None = None,
+        retry_after_s: int | None = None,
+    ) -> None:
+        self.kind = kind
+        self.retry_after_s = retry_after_s
+        super().__init__(reason, message, expected=expected, found=found, remedy=remedy)
+
+
+def not_found(what: str) -> Refusal:
+    return Refusal(Kind.NOT_FOUND, "not-found", f"There is no such {what}.")
+
+
+def conflict(
+    reason: str,
+    message: str,
+    *,
+    expected: object = None,
+    found: object = None,
+    remedy: str | None = None,
+) -> Refusal:
+    return Refusal(Kind.CONFLICT, reason, message, expected=expected, found=found, remedy=remedy)
