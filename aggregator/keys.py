@@ -15,7 +15,13 @@ from pathlib import Path
 from nacl.signing import SigningKey
 
 from secagg.errors import ConfigurationError
+from secagg.limits import SEED_BYTES
 from secagg.secret import Secret
+from secagg.text_files import TextFile
+
+_SECRET = TextFile(
+    "secret file", ConfigurationError, "key-unreadable", "key-malformed", 4_096, "key-permissions"
+)
 
 
 @dataclass(frozen=True)
@@ -28,17 +34,32 @@ class Keys:
 def load_keys(folder: Path) -> Keys:
     """Read the keys, creating what is missing."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    task = Secret(bytes.fromhex(private_text(folder / "task.key", lambda: secrets.token_hex(32))))
-    ledger = private_text(folder / "ledger.key", lambda: secrets.token_hex(32))
+    task, ledger = _seed(folder / "task.key"), _seed(folder / "ledger.key")
     public = bytes(SigningKey(task.reveal()).verify_key)
-    return Keys(task=task, ledger=Secret(bytes.fromhex(ledger)), task_public=public)
+    return Keys(task=task, ledger=ledger, task_public=public)
+
+
+def _seed(path: Path) -> Secret:
+    text = private_text(path, lambda: secrets.token_hex(SEED_BYTES))
+    try:
+        seed = bytes.fromhex(text)
+    except ValueError:
+        seed = b""
+    if len(seed) != SEED_BYTES:
+        raise ConfigurationError(
+            "key-malformed",
+            f"{path} is no key: {SEED_BYTES} bytes in hex.",
+            remedy="Restore the file from a backup. A new key is a new service to every device.",
+        )
+    return Secret(seed)
 
 
 def private_text(path: Path, make: Callable[[], str]) -> str:
     """The text of a file that only its owner may read; made once, also if replicas race.
 
     Raises:
-        ConfigurationError: ``key-permissions`` if others can read the file.
+        ConfigurationError: ``key-permissions`` if others can read the file;
+            ``key-unreadable``, ``key-malformed``.
     """
     if not path.exists():
         temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
@@ -53,12 +74,4 @@ def private_text(path: Path, make: Callable[[], str]) -> str:
             pass
         finally:
             temporary.unlink()
-    if path.stat().st_mode & 0o077:
-        raise ConfigurationError(
-            "key-permissions",
-            f"{path.name} can be read by others.",
-            expected="0600",
-            found=oct(path.stat().st_mode & 0o777),
-            remedy=f"chmod 600 {path}",
-        )
-    return path.read_text().strip()
+    return _SECRET.read(path).strip()

@@ -22,8 +22,11 @@ from aggregator.store.schema import (
 )
 from dp.records import membership_record
 from secagg.api import Revocations
+from secagg.limits import IDENTITY_KEY_BYTES
 from secagg.manifest import decode_manifest
 from secagg.revocation import revocations_digest, verify_revocations
+
+_NAME_LENGTH_MAX = 200
 
 
 def keys_of(known: Sequence[tuple[str, str]], named: Sequence[str]) -> tuple[bytes, ...]:
@@ -48,6 +51,29 @@ def keys_of(known: Sequence[tuple[str, str]], named: Sequence[str]) -> tuple[byt
             )
     chosen = {key for key, called in known if not named or {key, called}.intersection(named)}
     return tuple(sorted(map(bytes.fromhex, chosen)))
+
+
+def _check_name(name: str) -> None:
+    """Raises: Refusal: ``partner-name``."""
+    strange = next((each for each in name if not each.isprintable()), None)
+    if strange is not None:
+        found = f"the character {strange!r}"
+    elif not name.strip():
+        found = "an empty name"
+    elif name != name.strip():
+        found = "white space around it"
+    elif len(name) > _NAME_LENGTH_MAX:
+        found = f"{len(name)} characters"
+    else:
+        return
+    raise Refusal(
+        Kind.INVALID,
+        "partner-name",
+        "A partner's name is one line of visible text.",
+        expected=f"1 to {_NAME_LENGTH_MAX} characters, none of control",
+        found=found,
+        remedy="Give another name; its key is what counts.",
+    )
 
 
 def partner_removed() -> Refusal:
@@ -100,15 +126,16 @@ class Partners:
         goes into the ledger.
 
         Raises:
-            Refusal: ``partner-key``, ``partner-exists``.
+            Refusal: ``partner-name``, ``partner-key``, ``partner-exists``.
         """
-        if len(key) != 32 or not 1 <= len(name) <= 200:
+        _check_name(name)
+        if len(key) != IDENTITY_KEY_BYTES:
             raise Refusal(
                 Kind.INVALID,
                 "partner-key",
-                "A partner has a name and a 32-byte Ed25519 key.",
-                expected=32,
-                found=len(key),
+                "A partner's key is an Ed25519 key.",
+                expected=f"{IDENTITY_KEY_BYTES} bytes",
+                found=f"{len(key)} bytes",
             )
         try:
             async with self._core.database.write() as connection:

@@ -21,6 +21,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, TomlConfigSetting
 
 from aggregator.logs import get_logger
 from secagg.errors import ConfigurationError
+from secagg.text_files import TextFile
 
 _OTHERS = frozenset({"server", "parent_pid", "torch_threads"})
 _SECRETS = frozenset({"database_url", "operator_token"})
@@ -29,6 +30,13 @@ _KUBERNETES = re.compile(
     r"secagg(_\w+)?_(port=(tcp|udp|sctp)://\S+:\d+|(service_host|service_port(_\w+)?"
     r"|port_\d+_(tcp|udp|sctp)(_(proto|port|addr))?)=.*)",
     re.DOTALL,
+)
+_FILE = TextFile(
+    "file of settings",
+    ConfigurationError,
+    "settings-missing",
+    "settings-malformed",
+    remedy="Name a TOML file with --config or SECAGG_CONFIG, or leave both out.",
 )
 _log = get_logger("settings")
 
@@ -85,14 +93,8 @@ class File(TomlConfigSettingsSource):
 
     def _read_file(self, file_path: Any) -> dict[str, Any]:
         try:
-            return tomllib.loads(file_path.read_text("utf-8-sig"))
-        except OSError as error:
-            raise ConfigurationError(
-                "settings-missing",
-                f"The file of settings {file_path} cannot be read: {error.strerror or error}.",
-                remedy="Name a TOML file with --config or SECAGG_CONFIG, or leave both out.",
-            ) from error
-        except ValueError as error:  # TOML's, or not UTF-8
+            return tomllib.loads(_FILE.read(file_path))
+        except (ValueError, RecursionError) as error:
             raise ConfigurationError(
                 "settings-malformed", f"The file of settings {file_path} is no TOML: {error}."
             ) from error

@@ -8,8 +8,6 @@ identity seed: its file is as secret as the device.
 from __future__ import annotations
 
 import base64
-import binascii
-import os
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -25,8 +23,26 @@ from secagg.errors import SecaggError
 from secagg.keys import issue_certificate, verify_certificate
 from secagg.limits import IDENTITY_KEY_BYTES, SEED_BYTES
 from secagg.secret import Secret
+from secagg.text_files import TextFile
 
-_BUNDLE_BYTES_MAX = 16_384
+_BUNDLE = TextFile(
+    "enrolment bundle",
+    EnrolmentError,
+    "bundle-unreadable",
+    "bundle-malformed",
+    16_384,
+    "secret-open",
+    "Name the bundle that `secagg enroll` wrote for this device.",
+)
+_PARTNER_KEY = TextFile(
+    "partner's key",
+    EnrolmentError,
+    "partner-key-unreadable",
+    "partner-key-malformed",
+    16_384,
+    "secret-open",
+    "Make one with `secagg partner key FILE`.",
+)
 
 
 class PartnerKey(NamedTuple):
@@ -142,9 +158,8 @@ def load_bundle(path: Path) -> EnrolmentBundle:
         EnrolmentError: ``bundle-unreadable``, ``bundle-malformed``, ``secret-open`` (others can
             read the file), or as :func:`check_bundle`.
     """
-    encoded = _read_secret_file(path)
     try:
-        bundle = msgspec.json.decode(encoded, type=EnrolmentBundle)
+        bundle = msgspec.json.decode(_BUNDLE.read(path), type=EnrolmentBundle)
     except (msgspec.MsgspecError, ValueError) as error:
         raise EnrolmentError(
             "bundle-malformed", f"{path} is not an enrolment bundle: {error}."
@@ -166,11 +181,11 @@ def load_partner_key(path: Path) -> PartnerKey:
     """Read a partner's key.
 
     Raises:
-        EnrolmentError: ``bundle-unreadable``, ``secret-open`` or ``partner-key-malformed``.
+        EnrolmentError: ``partner-key-unreadable``, ``secret-open`` or ``partner-key-malformed``.
     """
     try:
-        seed = base64.b64decode(_read_secret_file(path).strip(), validate=True)
-    except binascii.Error as error:
+        seed = base64.b64decode(_PARTNER_KEY.read(path).strip(), validate=True)
+    except ValueError as error:
         raise EnrolmentError(
             "partner-key-malformed", f"{path} is not a partner key: {error}."
         ) from error
@@ -182,25 +197,3 @@ def load_partner_key(path: Path) -> PartnerKey:
             found=len(seed),
         )
     return PartnerKey(Secret(seed), bytes(nacl.signing.SigningKey(seed).verify_key))
-
-
-def _read_secret_file(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
-            content = file.read(_BUNDLE_BYTES_MAX + 1)
-    except OSError as error:
-        raise EnrolmentError("bundle-unreadable", f"{path} cannot be read: {error}.") from error
-    if os.name != "nt" and mode & 0o077:
-        raise EnrolmentError(
-            "secret-open",
-            f"Others can read {path}, which holds a secret key.",
-            expected="mode 0600",
-            found=oct(mode & 0o777),
-            remedy=f"chmod 600 {path}",
-        )
-    if len(content) > _BUNDLE_BYTES_MAX:
-        raise EnrolmentError(
-            "bundle-malformed", f"{path} is too large.", expected=_BUNDLE_BYTES_MAX
-        )
-    return content

@@ -22,9 +22,13 @@ from client_sdk._files import make_private_folder, read_state, write_durably
 from client_sdk.errors import StateError
 from secagg.hashing import derive, encode_parts
 from secagg.secret import Secret
+from secagg.text_files import TextFile
 
 KEY_BYTES = 32
 NONCE_BYTES = 24
+_FILE = TextFile(
+    "storage key", StateError, "state-unreadable", "keystore-damaged", private="keystore-open"
+)
 _CHECK_LABEL = "keystore check"
 _MEMORY_MAX_BYTES = 1 << 31  # a damaged file must not ask for all memory
 _OPERATIONS_MAX = 64
@@ -101,19 +105,10 @@ def open_storage_key(
     """
     make_private_folder(folder)
     path = folder / "storage.key"
-    content = read_state(path)
-    if content is None:
+    if read_state(path) is None:
         return _create(path, passphrase, operations, memory_bytes)
-    if os.name != "nt" and path.stat().st_mode & 0o077:
-        raise StateError(
-            "keystore-open",
-            f"Others can read the storage key {path}.",
-            expected="mode 0600",
-            found=oct(path.stat().st_mode & 0o777),
-            remedy=f"chmod 600 {path}",
-        )
     try:
-        stored = msgspec.json.decode(content, type=_KeyFile)
+        stored = msgspec.json.decode(_FILE.read(path), type=_KeyFile)
     except (msgspec.MsgspecError, ValueError) as error:
         raise StateError("keystore-damaged", f"{path} does not parse: {error}.") from error
     if (stored.kind == "argon2id") != (passphrase is not None):

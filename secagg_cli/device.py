@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from secagg_cli.hex_keys import hex_key
 from secagg_cli.operator import (
     DEFAULT_SERVER,
     Operator,
@@ -15,7 +16,7 @@ from secagg_cli.operator import (
     TokenFileOption,
     read_token,
 )
-from secagg_cli.output import CommandError, Format, FormatOption, Output
+from secagg_cli.output import Format, FormatOption, Output, UnusableArgument
 
 app = typer.Typer(no_args_is_help=True, help="Devices that are banned or in question.")
 KeyArgument = Annotated[str, typer.Argument(help="The device's key, hex; see secagg device list.")]
@@ -121,7 +122,13 @@ def verify(
     with Output(format) as out:
         from secagg.evidence import verify_evidence
 
-        verdict = verify_evidence(file.read_bytes())
+        try:
+            content = file.read_bytes()
+        except OSError as error:
+            raise UnusableArgument(
+                "evidence-unreadable", f"{file} cannot be read: {error.strerror or error}."
+            ) from error
+        verdict = verify_evidence(content)
         out.say(f"Device {verdict.identity.hex()} is convicted: {verdict.kind}.")
         out.result(
             {
@@ -140,15 +147,7 @@ def device_key(text: str) -> bytes:
     Raises:
         CommandError: ``device-key``.
     """
-    try:
-        key = bytes.fromhex(text)
-    except ValueError:
-        key = b""
-    if len(key) != 32:
-        raise CommandError(
-            "device-key", "A device's key is 32 bytes in hex.", expected=64, found=len(text)
-        )
-    return key
+    return hex_key(text, "A device's key", "device-key", "secagg device list shows devices' keys.")
 
 
 def _verdict(data: bytes) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from secagg_cli.device import device_key
+from secagg_cli.hex_keys import hex_key
 from secagg_cli.operator import (
     DEFAULT_SERVER,
     Operator,
@@ -169,8 +169,13 @@ def _device_key(device: str, partner: bytes) -> bytes:
     say who certified it."""
     from client_sdk.enrolment import load_bundle
 
-    if not Path(device).is_file():
-        return device_key(device)
+    if not os.path.lexists(device):
+        return hex_key(
+            device,
+            "A device that is not named by its bundle's file is named by its key, which",
+            "device-key",
+            "Name the bundle's file as it is, or the device's key.",
+        )
     certificate = load_bundle(Path(device)).certificate
     if certificate.partner_key != partner:
         raise CommandError(
@@ -312,12 +317,6 @@ def parse_partner_key(key: str) -> bytes:
     Raises:
         CommandError: ``partner-key``.
     """
-    try:
-        public = bytes.fromhex(key)
-    except ValueError:
-        public = b""
-    if len(public) != 32:
-        raise CommandError(
-            "partner-key", "A partner's key is 32 bytes in hex.", expected=64, found=len(key)
-        )
-    return public
+    return hex_key(
+        key, "A partner's public key", "partner-key", "secagg partner key FILE shows that of FILE."
+    )

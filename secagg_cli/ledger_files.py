@@ -19,6 +19,7 @@ from urllib.parse import urljoin, urlsplit
 from dp.errors import LedgerError, ReadError
 from dp.forms import unbase64
 from dp.tiles import resource_bytes_max
+from secagg.text_files import TextFile
 from secagg_cli.output import UnusableArgument
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ FILE_S = 60.0
 ALL_S = 300.0
 """Seconds that all files of one ledger may take to come: at 1 MB/s some 200,000 records."""
 _REDIRECTS_MAX = 4
-_KEY_BYTES_MAX = 4_096
+_KEY = TextFile("file of a verifier key", UnusableArgument, *["verifier-key"] * 2, 4_096)
 _UNREAD_MAX = 1 << 16  # files of a folder that are looked at for who was not read
 _COPY = "Copy the ledger's folder and give the copy."
 
@@ -42,15 +43,8 @@ def read_key(key: str) -> str:
     Raises:
         UnusableArgument: ``key-missing``: neither; ``verifier-key``: a file that holds none.
     """
-    try:
-        if _is_file(Path(key)):
-            with Path(key).open("rb") as file:
-                content = file.read(_KEY_BYTES_MAX + 1)
-            if len(content) > _KEY_BYTES_MAX:
-                raise UnusableArgument("verifier-key", f"{key} is too large for a key.")
-            return content.decode("utf-8-sig").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UnusableArgument("verifier-key", f"{key} cannot be read: {error}") from error
+    if key and os.path.lexists(key):
+        return _KEY.read(Path(key)).strip()
     if key.count("+") < 2:  # name+hash+base64
         raise UnusableArgument(
             "key-missing",

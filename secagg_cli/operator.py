@@ -12,9 +12,17 @@ import msgspec
 import typer
 
 from secagg.api import Problem, ServerInfo
+from secagg.text_files import TextFile
 from secagg_cli.output import CommandError
 
 TOKEN_ENV = "SECAGG_OPERATOR_TOKEN"  # noqa: S105  the variable's name
+_WHERE = (
+    f"Set {TOKEN_ENV} or give --token-file; the aggregator keeps its token in operator.token in "
+    "its data folder."
+)
+_TOKEN = TextFile(
+    "file of the operator's token", CommandError, *["operator-token"] * 2, 4_096, remedy=_WHERE
+)
 SERVER_ENV = "SECAGG_SERVER"
 _TIMEOUT_S = 60.0
 
@@ -29,14 +37,19 @@ DEFAULT_SERVER = "http://127.0.0.1:8080"
 
 
 def read_token(file: Path | None) -> str:
-    """Raises: CommandError ``operator-token`` when there is none."""
-    token = file.read_text("utf-8").strip() if file else os.environ.get(TOKEN_ENV, "").strip()
+    """Raises: CommandError ``operator-token`` when there is none that can be sent."""
+    token = (_TOKEN.read(file) if file else os.environ.get(TOKEN_ENV, "")).strip()
+    if token and not (token.isascii() and token.isprintable() and " " not in token):
+        raise CommandError(
+            "operator-token",
+            f"What {file or TOKEN_ENV} holds is no token: a token is one word of ASCII.",
+            remedy=_WHERE,
+        )
     if not token:
         raise CommandError(
             "operator-token",
             "The operator's token is missing.",
-            remedy=f"Set {TOKEN_ENV} or give --token-file; the aggregator keeps its token in "
-            "operator.token in its data folder.",
+            remedy=_WHERE,
         )
     return token
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
+from secagg.text_files import TextFile
 from secagg_cli.output import CommandError, Format, FormatOption, Output
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
+_PASSPHRASE = TextFile("file of the passphrase", CommandError, *["passphrase-unreadable"] * 2)
 FolderArgument = Annotated[Path, typer.Argument(help="The device's state folder.")]
 PassphraseOption = Annotated[
     Path | None, typer.Option(help="File with the passphrase that seals the folder, if one does.")
@@ -87,7 +89,4 @@ def read_passphrase(file: Path | None) -> str | None:
     """What seals a state folder, from a file without its last line's end; None without a file."""
     if file is None:
         return None
-    try:
-        return file.read_text("utf-8").rstrip("\r\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CommandError("passphrase-unreadable", f"The passphrase: {error}") from error
+    return _PASSPHRASE.read(file).rstrip("\r\n")

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from secagg.text_files import TextFile
 from secagg_cli.operator import (
     DEFAULT_SERVER,
     Operator,
@@ -21,6 +22,7 @@ from secagg_cli.output import CommandError, Format, FormatOption, Output
 from secagg_cli.ranges import number
 
 app = typer.Typer(no_args_is_help=True, help="Create and steer tasks.")
+_SPEC = TextFile("task's specification", CommandError, "spec-missing", "spec-malformed")
 NameArgument = Annotated[str, typer.Argument(help="The task's name.")]
 
 
@@ -51,13 +53,16 @@ def read_spec(path: Path) -> dict[str, Any]:
     Raises:
         CommandError: ``spec-missing`` or ``spec-malformed``.
     """
+    text = _SPEC.read(path)
+    language = "JSON" if path.suffix.lower() == ".json" else "TOML"
     try:
-        text = path.read_text("utf-8")
-        spec = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-    except OSError as error:
-        raise CommandError("spec-missing", f"{path} cannot be read: {error}") from error
-    except ValueError as error:
-        raise CommandError("spec-malformed", f"{path} does not parse: {error}") from error
+        spec = json.loads(text) if language == "JSON" else tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CommandError(
+            "spec-malformed",
+            f"{path} does not parse as {language}: {error}.",
+            remedy="A file whose name ends in .json is JSON; any other is TOML.",
+        ) from error
     if not isinstance(spec, dict):
         raise CommandError("spec-malformed", f"{path} does not hold a table.")
     return spec

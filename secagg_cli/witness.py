@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from secagg.text_files import TextFile
 from secagg_cli.ledger_files import read_key
 from secagg_cli.output import CommandError, Format, FormatOption, Output
 from secagg_cli.ranges import number
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from secagg.secret import Secret
     from secagg_cli.witness_service import Witness
 
+_KEY = TextFile("witness's key", CommandError, *["witness-key"] * 2, 4_096, "witness-key")
 app = typer.Typer(no_args_is_help=True, help="Witness ledgers: cosign what only ever grew.")
 
 
@@ -66,11 +68,11 @@ def _seed(path: Path) -> Secret:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with os.fdopen(descriptor, "w") as file:
                 file.write(secrets.token_hex(32) + "\n")
-        seed = bytes.fromhex(path.read_text("ascii").strip())
+        seed = bytes.fromhex(_KEY.read(path).strip())
         if len(seed) != 32:
-            raise ValueError("a seed has 32 bytes")
+            raise ValueError("it does not hold 32 bytes in hex")
     except (OSError, ValueError) as error:
-        raise CommandError("witness-key", f"{path} cannot be used: {error}") from error
+        raise CommandError("witness-key", f"{path} cannot be used: {error}.") from error
     return Secret(seed)
 
 
