@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from client_sdk.client import Client, RunResult
+from client_sdk.client import Client
 from client_sdk.contribution import Contributor, TrainingJob
 from client_sdk.device import ParticipantSettings
 from client_sdk.errors import (
@@ -25,6 +25,7 @@ from client_sdk.errors import (
 from client_sdk.events import Event
 from client_sdk.http import TransportSettings
 from client_sdk.policy import PrivacyPolicy
+from client_sdk.result import RunResult
 
 if TYPE_CHECKING:
     from client_sdk.trainer import LoraTrainer

@@ -8,7 +8,7 @@ check fails the device refuses with the reason, and no data has been touched.
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -136,7 +136,12 @@ class AdaptedModel:
         A router compares scores: a last bit, which a float sum owes to the other rows of a pass,
         may send a token to another expert. So rows of such a model never share a pass.
         """
-        return _has_experts(self.model.get_base_model().config)
+        return _has_experts(self.base.config)
+
+    @property
+    def base(self) -> PreTrainedModel:
+        """The app's model under the adapter."""
+        return cast("PreTrainedModel", self.model.get_base_model())
 
     def unload(self) -> PreTrainedModel:
         """Take the adapter out again; the base model as the app gave it."""

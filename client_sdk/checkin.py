@@ -20,6 +20,7 @@ import safetensors.numpy
 
 from client_sdk.device import Device
 from client_sdk.errors import PolicyRefusal, StateError, TransportError
+from client_sdk.events import Event
 from client_sdk.http import is_transient
 from client_sdk.ledger import LEAVES_MAX
 from client_sdk.policy import download_size, model_tensors
@@ -157,14 +158,13 @@ async def check_in(device: Device, task: str, offer: Offer) -> CheckIn:
         manifest_digest=digest,
         leaf_index=offer.model.leaf_index,
     )
-    await device.emit(
-        "checked-in",
-        task,
-        version=offer.model.version,
-        releases=offer.releases,
-        manifest_digest=digest.hex(),
-        **_no_finite_total(device, manifest),
-    )
+    terms = {
+        "version": offer.model.version,
+        "releases": offer.releases,
+        "manifest_digest": digest.hex(),
+    }
+    detail = terms | _no_finite_total(device, manifest)
+    await device.deliver(Event("checked-in", task, detail=detail))
     return CheckIn(offer, manifest, digest, model["vector"], model.get("control"), clip)
 
 

@@ -360,7 +360,7 @@ class Client:
         door, data = self._door(device.journal), device.account.data
         if not door.told:
             shown = {} if data is None else data.shown()
-            await device.emit("account", task, **({"counts": "folder"} | shown))
+            await device.deliver(Event("account", task, detail={"counts": "folder"} | shown))
             door.tell()
 
     async def _recover_new(self, device: Device, task: str) -> None:

@@ -15,6 +15,7 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeVar
 
 import msgspec
@@ -269,7 +270,7 @@ class LedgerWatch:
 
         if wanted:
             for model, index in (await self._patiently(look)).items():
-                proven = await self._patiently(lambda index=index: self._prove(index))
+                proven = await self._patiently(partial(self._prove, index))
                 self._remember_model(proven, bytes.fromhex(model), task, manifest_digest)
         return [self._models[task, manifest_digest, digest].record for digest in digests]
 

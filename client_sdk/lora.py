@@ -228,7 +228,7 @@ def adapter_spec(
     )
 
 
-def tied_targets(model: nn.Module | Any, target_modules: Sequence[str]) -> set[str]:
+def tied_targets(model: Any, target_modules: Sequence[str]) -> set[str]:
     """Those targets whose weights another module uses too.
 
     Merging adds ``B A`` to the weight itself, and so to every use of it (peft, issue 2018).

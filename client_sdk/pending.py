@@ -22,10 +22,11 @@ def check_pending(device: Device, session: Session) -> None:
         StateError: ``data-account-missing``.
     """
     state, policy = session.state, device.policy
-    if not isinstance(state, Advertised | Shared | Checked | AwaitingVector):
-        return
     waits = isinstance(state, Advertised)
-    if not waits and state.session.ctx.hex() in device.account.cohorts():
+    if isinstance(state, Shared | Checked | AwaitingVector):
+        if state.session.ctx.hex() in device.account.cohorts():
+            return
+    elif not waits:
         return
     device.account.refresh()
     admit_again(device, session)

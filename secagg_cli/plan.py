@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -11,6 +11,9 @@ from secagg.limits import CORRECTNESS_BITS, SECURITY_BITS
 from secagg_cli.output import CommandError, Format, FormatOption, Output, power, power_log2
 from secagg_cli.plan_sizes import memory, task
 from secagg_cli.ranges import number
+
+if TYPE_CHECKING:
+    from dp.plans import Mechanism as NoiseMechanism
 
 app = typer.Typer(no_args_is_help=True, help="Account and size a task before it exists.")
 app.command("task")(task)
@@ -113,7 +116,7 @@ def privacy(
                 rounds=rounds,
                 delta=delta,
                 sampling_rate=sampling_rate,
-                mechanism=mechanism.value,
+                mechanism=cast("NoiseMechanism", mechanism.value),
                 length=length,
                 adjacency=adjacency.value,
                 slot_overrun=slot_overrun,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import math
-from typing import Annotated, Literal, cast
+from typing import Annotated
 
 import msgspec
 import typer
@@ -68,8 +68,8 @@ def task(
             dropout=dropout,
             batch=batch,
             clip=clip,
-            unit=cast(Literal["device", "example"], unit.value),
-            mechanism=cast(Literal["skellam", "discrete-gaussian"], mechanism.value),
+            unit=unit.value,
+            mechanism=mechanism.value,
             adaptive_clip=adaptive_clip,
         )
         out.say(
@@ -134,7 +134,7 @@ def memory(
             targets=tuple(targets.split(",")),
             batch=batch,
             length=length,
-            precision=cast(Literal["float32", "bfloat16"], precision.value),
+            precision=precision.value,
             available_bytes=available,
         )
         way = (

@@ -110,7 +110,7 @@ def cost_charts(task: TaskReport) -> list[Markup]:
 
     limit = task.budget.max_epsilon
     start = min(task.created_at, task.releases[0].at)
-    times = [_moment(start), *(_moment(release.at) for release in task.releases)]
+    times: Any = [_moment(start), *(_moment(release.at) for release in task.releases)]
     charts = []
     for number, line in enumerate(task.lines):
         figure, axes = _figure()

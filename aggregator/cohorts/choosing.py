@@ -166,7 +166,8 @@ def _fill(
 ) -> tuple[Ready, ...]:
     """The first ``floor`` of each version, then whoever came first."""
     taken = Counter[int]()
-    first, rest = [], []
+    first: list[Ready] = []
+    rest: list[Ready] = []
     for ready in waiting:
         if ready.version not in versions:
             continue

@@ -18,6 +18,7 @@ halve three: a device that behaves and spoils in turn would wash itself clean ot
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -59,12 +60,12 @@ class Standing:
 
 def score(strikes: Iterable[Strike], now_s: float) -> float:
     """Strikes that still count: each by half after every half-life."""
-    return sum(s.weight * 0.5 ** (max(0.0, now_s - s.at) / HALF_LIFE_S) for s in strikes)
+    return sum(s.weight * math.pow(0.5, max(0.0, now_s - s.at) / HALF_LIFE_S) for s in strikes)
 
 
 def forgiven(weight: float, strikes: int) -> float:
     """Weight of each of a device's ``strikes`` after a release that held it."""
-    return weight * 0.5 ** (1.0 / PARDON_GROWTH ** (strikes - 1))
+    return weight * math.pow(0.5, 1.0 / PARDON_GROWTH ** (strikes - 1))
 
 
 def is_struck(strikes: Iterable[Strike], now_s: float) -> bool:
@@ -82,14 +83,16 @@ def held_until_s(strikes: Sequence[Strike], now_s: float) -> float:
     if counted < STRUCK_MIN:
         return 0.0
     exponent = min(max(0.0, counted - 1.0), 32.0)
-    return max(s.at for s in strikes) + min(HELD_FIRST_S * HELD_GROWTH**exponent, HELD_MAX_S)
+    return max(s.at for s in strikes) + min(
+        HELD_FIRST_S * math.pow(HELD_GROWTH, exponent), HELD_MAX_S
+    )
 
 
 def _probe_at_s(ready: Ready, strikes: Sequence[Strike], now_s: float) -> float:
     """Unix seconds from which a struck device that waits may be tried among unstruck ones."""
     counted = score((strike for strike in strikes if strike.here), now_s)
     exponent = min(max(0.0, counted - 1.0), 32.0)
-    return ready.received_at + min(PROBE_FIRST_S * HELD_GROWTH**exponent, HELD_MAX_S)
+    return ready.received_at + min(PROBE_FIRST_S * math.pow(HELD_GROWTH, exponent), HELD_MAX_S)
 
 
 def eligible(

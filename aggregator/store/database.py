@@ -110,7 +110,8 @@ class Database:
         if self._reader is not None:
             return await asyncio.to_thread(_all_rows, self._reader, statement)
         async with self.read() as connection:
-            return (await connection.execute(statement)).all()
+            found: Sequence[sa.Row[Any]] = (await connection.execute(statement)).all()
+            return found
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncConnection]:
