@@ -32,7 +32,7 @@ FILE_S = 60.0
 ALL_S = 300.0
 """Seconds that all files of one ledger may take to come: at 1 MB/s some 200,000 records."""
 _REDIRECTS_MAX = 4
-_KEY = TextFile("file of a verifier key", UnusableArgument, *["verifier-key"] * 2, 4_096)
+_KEY = TextFile("file of a verifier key", UnusableArgument, "verifier-key", "verifier-key", 4_096)
 _UNREAD_MAX = 1 << 16  # files of a folder that are looked at for who was not read
 _COPY = "Copy the ledger's folder and give the copy."
 

@@ -21,7 +21,12 @@ _WHERE = (
     "its data folder."
 )
 _TOKEN = TextFile(
-    "file of the operator's token", CommandError, *["operator-token"] * 2, 4_096, remedy=_WHERE
+    "file of the operator's token",
+    CommandError,
+    "operator-token",
+    "operator-token",
+    4_096,
+    remedy=_WHERE,
 )
 SERVER_ENV = "SECAGG_SERVER"
 _TIMEOUT_S = 60.0

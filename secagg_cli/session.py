@@ -21,7 +21,9 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-_PASSPHRASE = TextFile("file of the passphrase", CommandError, *["passphrase-unreadable"] * 2)
+_PASSPHRASE = TextFile(
+    "file of the passphrase", CommandError, "passphrase-unreadable", "passphrase-unreadable"
+)
 FolderArgument = Annotated[Path, typer.Argument(help="The device's state folder.")]
 PassphraseOption = Annotated[
     Path | None, typer.Option(help="File with the passphrase that seals the folder, if one does.")

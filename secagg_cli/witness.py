@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from secagg.secret import Secret
     from secagg_cli.witness_service import Witness
 
-_KEY = TextFile("witness's key", CommandError, *["witness-key"] * 2, 4_096, "witness-key")
+_KEY = TextFile("witness's key", CommandError, "witness-key", "witness-key", 4_096, "witness-key")
 app = typer.Typer(no_args_is_help=True, help="Witness ledgers: cosign what only ever grew.")
 
 
