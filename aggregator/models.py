@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from aggregator.blobs import BlobStore
 from dp.adaptive import first_clip
-from dp.contracts.scaffold import has_control
+from dp.contracts.registry import algorithm_of, has_control
 from secagg import adapter
 from secagg.manifest import Manifest
 
@@ -35,7 +35,7 @@ class Stored:
 
 def vector_length(manifest: Manifest) -> int:
     """Length of the global vector: the adapter's, or for statistics all segments."""
-    if manifest.algorithm == "sum":
+    if not algorithm_of(manifest).has_adapter:
         return manifest.data_length
     if manifest.adapter is not None:
         return adapter.vector_length(manifest.adapter)

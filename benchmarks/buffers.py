@@ -21,7 +21,7 @@ import nacl.signing
 import numpy as np
 from numpy.typing import NDArray
 
-from aggregator.algorithms import server_step
+from aggregator.algorithms import StepInput, server_step
 from aggregator.cohorts.choosing import Ready, choose
 from client_sdk.staleness import weighed
 from dp.contracts import BudgetSpec, CohortSpec, TaskSpec, TrainingSpec, build_manifest
@@ -189,14 +189,16 @@ class Federation:
         count = len(chosen)
         sums = decode(self.manifest, total, survivors=count, rotation_seed=ctx)
         step = server_step(
-            self.manifest,
-            self.vector,
-            self._state,
-            sums,
-            self.version,
-            count,
-            count,
-            self.version - newest,
+            StepInput(
+                self.manifest,
+                self.vector,
+                self._state,
+                sums,
+                self.version,
+                count,
+                count,
+                self.version - newest,
+            )
         )
         self.vector, self._state, self.version = step.vector, step.optimiser, self.version + 1
         self.outcome.releases += 1

@@ -34,7 +34,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from aggregator.algorithms import server_step
+from aggregator.algorithms import StepInput, server_step
 from benchmarks.foldoc import load_subjects
 from benchmarks.quality_chart import curve, is_chart
 from benchmarks.quality_plan import PLANS, Key, Plan, Results, missing
@@ -48,7 +48,8 @@ from client_sdk.outputs import write_file
 from client_sdk.staleness import weighed
 from client_sdk.trainer import LoraTrainer
 from dp.accounting import headline, lines
-from dp.contracts.scaffold import control_step, has_control
+from dp.contracts.registry import has_control
+from dp.contracts.scaffold import control_step
 from dp.figures import lower, upper
 from dp.mechanisms import decode, encode
 from secagg.adapter import pairs, vector_length, vector_to_tensors
@@ -158,7 +159,9 @@ class Run:
                     extra["product_error"] = round(error, _DIGITS)
                 sums = summed(manifest, contributions, coins, version)
                 present = len(contributions)
-                step = server_step(manifest, vectors[0], optimiser, sums, version, present)
+                step = server_step(
+                    StepInput(manifest, vectors[0], optimiser, sums, version, present)
+                )
                 older = vectors[0]
                 vectors, optimiser = [step.vector], step.optimiser
                 if has_control(manifest):  # as sent, but for the rounding

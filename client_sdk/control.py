@@ -25,7 +25,7 @@ from client_sdk.ledger import LedgerWatch
 from client_sdk.threads import finish_in_thread
 from dp.contracts.scaffold import control_step
 from dp.mechanisms import decode
-from secagg.manifest import Manifest
+from secagg.manifest import Manifest, training_of
 from secagg.ring import Lanes
 
 # A task has one open cohort at a time, so an older cohort's end is in the ledger when the next one
@@ -95,8 +95,7 @@ class DeviceControl:
             vector: the encoded payload before its mask, lanes[p].
             since: leaves of the ledger now.
         """
-        training = self._manifest.training
-        assert training is not None  # noqa: S101  check_manifest has refused that
+        training = training_of(self._manifest)
         sent = decode(self._manifest, vector, survivors=1, rotation_seed=ctx)["delta"]
         control = np.frombuffer(contribution.control, "<f4").astype(np.float64)
         change = (-control - sent / control_step(training)).astype("<f8")

@@ -33,8 +33,7 @@ from client_sdk.receipts import check_release
 from client_sdk.session import Session
 from client_sdk.staleness import weighed
 from client_sdk.threads import finish_in_thread
-from dp.contracts import fedbuff
-from dp.contracts.scaffold import has_control
+from dp.contracts.registry import algorithm_of, has_control
 from dp.errors import MechanismError
 from dp.mechanisms import encode
 from secagg.client import (
@@ -215,7 +214,7 @@ class Participant:
         try:
             await finish_in_thread(self._pay, effect, contribution.name)
             values = contribution.values()
-            if session.manifest.algorithm == fedbuff.NAME:
+            if algorithm_of(session.manifest).weighs_staleness:
                 values = weighed(session.manifest, values, effect.staleness)
             vector = await finish_in_thread(self._encode, values, effect)
             if has_control(session.manifest):

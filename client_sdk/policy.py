@@ -17,7 +17,7 @@ from client_sdk.account import DeviceAccount
 from client_sdk.errors import PolicyRefusal
 from dp.budget import UNITS, Unit, charges_of, cost_of
 from dp.contracts import check_manifest
-from dp.contracts.scaffold import has_control
+from dp.contracts.registry import algorithm_of, has_control
 from dp.figures import limit_shown, upper
 from dp.witness import WitnessPolicy
 from secagg.adapter import vector_length
@@ -32,7 +32,6 @@ _DAY_S = 86_400.0
 
 PrivacyMode = Literal["distributed", "local", "none"]
 _ANY: frozenset[PrivacyMode] = frozenset(("distributed", "local", "none"))
-_OF_THE_DATA = ("sum", "evaluation")  # algorithms whose model need not change
 
 
 def privacy_modes(manifest: Manifest) -> frozenset[PrivacyMode]:
@@ -51,7 +50,7 @@ def repeats(manifest: Manifest) -> bool:
     A model that moves makes a trained update another one from release to release; a statistic or an
     evaluation of the same data stays what it was.
     """
-    return manifest.noise is None and manifest.algorithm in _OF_THE_DATA
+    return manifest.noise is None and not algorithm_of(manifest).moves_model
 
 
 def upload_size(manifest: Manifest) -> int:

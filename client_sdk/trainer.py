@@ -31,8 +31,9 @@ from client_sdk.gradients import Method, check_method
 from client_sdk.rows import Input, LeftOut, encode_rows, reasons_of
 from client_sdk.self_test import Way, check_rows_apart
 from dp.contracts.averaging import has_privacy
+from dp.contracts.registry import algorithm_of
 from secagg.errors import SecaggError
-from secagg.manifest import Manifest
+from secagg.manifest import Manifest, training_of
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -164,8 +165,7 @@ class LoraTrainer:
                 "tokenizer",
                 found=f"{type(error).__name__}: {error}",
             ) from error
-        assert manifest.training is not None  # noqa: S101  (AdaptedModel has checked it)
-        rows, empty = self._encode(manifest.training.max_tokens)
+        rows, empty = self._encode(training_of(manifest).max_tokens)
         self._left_out = {one.index: one for one in empty}
         self._demand_examples(manifest, len(rows))
         work = Work(
@@ -230,11 +230,9 @@ class LoraTrainer:
 
         At B = 0 the gradient of A vanishes and would be compared with nothing.
         """
-        forward_only = manifest.algorithm in ("evaluation", "zeroth-order")
-        way: Way = "predictions" if forward_only else "gradients"
+        way: Way = "predictions" if algorithm_of(manifest).forward_only else "gradients"
         size = rows_per_pass(adapted, self._method, micro_batch, alone=passes_alone(manifest))
-        assert manifest.training is not None  # noqa: S101  (AdaptedModel has checked it)
-        max_tokens = manifest.training.max_tokens
+        max_tokens = training_of(manifest).max_tokens
         if (way, size, max_tokens) in self._tested:
             return
         adapted.load(_spread(adapted.vector_length))

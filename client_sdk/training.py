@@ -33,7 +33,7 @@ from client_sdk.journal import Contribution
 from client_sdk.rows import LeftOut, reasons_of
 from client_sdk.threads import finish_in_thread, start_in_thread
 from dp.adaptive import with_below
-from dp.contracts.scaffold import has_control
+from dp.contracts.registry import has_control
 
 
 def report_at(checkin: CheckIn, now_s: float | None = None) -> float | None:

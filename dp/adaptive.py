@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dp.errors import MechanismError
-from secagg.manifest import AdaptiveClip, Manifest, Segment
+from secagg.manifest import AdaptiveClip, Manifest, Segment, training_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -179,5 +179,5 @@ def unscaled(
 
 def below_deviation(manifest: Manifest, variance: int) -> float:
     """Standard deviation of the noise in (sum of b - gamma) / denominator, for one in the ring."""
-    assert manifest.training is not None  # noqa: S101  the contract has refused that
-    return math.sqrt(variance) / (_below_segment(manifest).scale * manifest.training.denominator)
+    denominator = training_of(manifest).denominator
+    return math.sqrt(variance) / (_below_segment(manifest).scale * denominator)

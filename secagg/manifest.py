@@ -12,7 +12,7 @@ from typing import Literal
 
 import msgspec
 
-from secagg.errors import RemoteProtocolError
+from secagg.errors import ConfigurationError, RemoteProtocolError
 from secagg.hashing import digest
 from secagg.limits import MANIFEST_BYTES_MAX, PROTOCOL_VERSION, SUITE
 from secagg.ranges import Count, Seconds, Units
@@ -269,6 +269,36 @@ class Manifest(_Part, frozen=True):
     def data_length(self) -> int:
         """Coordinates of all segments, without check coordinates."""
         return sum(segment.length for segment in self.segments)
+
+
+def training_of(manifest: Manifest) -> Training:
+    """The training terms.
+
+    Raises:
+        ConfigurationError: ``training-missing``.
+    """
+    if manifest.training is None:
+        raise ConfigurationError(
+            "training-missing",
+            f"{manifest.algorithm} needs the training terms, and the task has none.",
+            remedy="Create the task anew: task creation fills them in.",
+        )
+    return manifest.training
+
+
+def adapter_of(manifest: Manifest) -> Adapter:
+    """The adapter that the task works on.
+
+    Raises:
+        ConfigurationError: ``adapter-missing``.
+    """
+    if manifest.adapter is None:
+        raise ConfigurationError(
+            "adapter-missing",
+            f"{manifest.algorithm} trains an adapter, and the task has none.",
+            remedy="Name a base model and an adapter, or use the algorithm 'sum'.",
+        )
+    return manifest.adapter
 
 
 _encoder = msgspec.msgpack.Encoder(order="deterministic")

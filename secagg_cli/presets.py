@@ -13,6 +13,7 @@ from typing import Any, Literal
 import msgspec
 
 from dp.contracts import TrainingSpec, suggested
+from dp.contracts.registry import algorithm_named
 from secagg.manifest import AdapterKind
 
 Privacy = Literal["distributed", "local", "none"]
@@ -127,11 +128,13 @@ def task_terms(
         server *= factor
     else:
         local *= factor
+    if algorithm_named(algorithm).has_directions:
+        server = preset.slopes_rate
     training = TrainingSpec(
         local_steps=terms.local_steps,
         local_learning_rate=local,
         batch_size=BATCH_SIZE,
-        server_learning_rate=preset.slopes_rate if algorithm == "zeroth-order" else server,
+        server_learning_rate=server,
         denominator=terms.denominator,
         max_tokens=MAX_TOKENS,
         micro_batch=MICRO_BATCH,

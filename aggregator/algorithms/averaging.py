@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-import numpy as np
-from numpy.typing import NDArray
-
+from aggregator.algorithms.step import Direction, Sums
 from secagg.errors import SecaggError
-from secagg.manifest import Manifest
+from secagg.manifest import Manifest, training_of
 
 
-def averaged_delta(
-    manifest: Manifest, sums: Mapping[str, NDArray[np.float64]]
-) -> tuple[NDArray[np.float64], dict[str, float]]:
+def averaged_delta(manifest: Manifest, sums: Sums) -> Direction:
     """Sum of w*delta over the public denominator, or over the sum of w when that is 0.
 
     Raises:
@@ -22,12 +16,9 @@ def averaged_delta(
     return mean_of(manifest, sums, "delta")
 
 
-def mean_of(
-    manifest: Manifest, sums: Mapping[str, NDArray[np.float64]], name: str
-) -> tuple[NDArray[np.float64], dict[str, float]]:
+def mean_of(manifest: Manifest, sums: Sums, name: str) -> Direction:
     """As :func:`averaged_delta`, of the segment ``name``."""
-    assert manifest.training is not None  # noqa: S101  the caller has refused that
-    denominator = manifest.training.denominator
+    denominator = training_of(manifest).denominator
     metrics = {}
     if "weight" in sums:
         weight = float(sums["weight"][0])

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-import numpy as np
-from numpy.typing import NDArray
-
-from secagg.manifest import Manifest
+from aggregator.algorithms.step import Step, StepInput
+from secagg.manifest import training_of
 
 
-def measured(manifest: Manifest, sums: Mapping[str, NDArray[np.float64]]) -> dict[str, float]:
-    """``loss`` (nats per answer token), ``accuracy`` and ``examples``.
+def measured(given: StepInput) -> Step:
+    """``loss`` (nats per answer token), ``accuracy`` and ``examples``; vector and state stay.
 
     Under noise the count may be no positive number; then only ``examples`` is stated.
     """
-    assert manifest.training is not None  # noqa: S101  the caller has refused that
+    sums = given.sums
     count = float(sums["count"][0])
-    found = {"examples": count * manifest.training.weight_unit}
+    found = {"examples": count * training_of(given.manifest).weight_unit}
     if count > 0:
         found["loss"] = float(sums["loss"][0]) / count
         found["accuracy"] = float(sums["accuracy"][0]) / count
-    return found
+    return Step(given.vector, given.optimiser, found)

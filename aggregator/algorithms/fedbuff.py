@@ -8,26 +8,21 @@ s(tau + lag).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-import numpy as np
-from numpy.typing import NDArray
-
+from aggregator.algorithms.optimisers import OptimiserState
+from aggregator.algorithms.step import Direction, StepInput
 from dp.contracts.fedbuff import staleness_weight
 from secagg.errors import LocalProtocolError
-from secagg.manifest import Manifest
 
 
-def buffered(
-    manifest: Manifest, sums: Mapping[str, NDArray[np.float64]], survivors: int, lag: int
-) -> tuple[NDArray[np.float64], dict[str, float]]:
-    """s(lag) (1/K) sum of s(tau) delta, float64[d], and metrics.
+def buffered(given: StepInput) -> tuple[Direction, OptimiserState]:
+    """s(lag) (1/K) sum of s(tau) delta, float64[d], and metrics; no state.
 
     K is the number of contributors, less those who are expected to have abstained.
 
     Raises:
         LocalProtocolError: ``survivors-missing``.
     """
+    sums, survivors = given.sums, given.survivors
     if survivors < 1:
         raise LocalProtocolError(
             "survivors-missing",
@@ -36,6 +31,6 @@ def buffered(
             found=survivors,
         )
     metrics = {"loss": float(sums["loss"][0]) / survivors} if "loss" in sums else {}
-    device = manifest.device_privacy
+    device = given.manifest.device_privacy
     present = survivors * (device.participation_rate if device is not None else 1.0)
-    return staleness_weight(lag) * sums["delta"] / present, metrics
+    return (staleness_weight(given.lag) * sums["delta"] / present, metrics), {}

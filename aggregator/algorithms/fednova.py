@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-import numpy as np
-from numpy.typing import NDArray
-
 from aggregator.algorithms.averaging import averaged_delta
+from aggregator.algorithms.step import Direction, Sums
 from dp.contracts.fednova import NORMALISER, public_steps
 from secagg.errors import SecaggError
-from secagg.manifest import Manifest
+from secagg.manifest import Manifest, training_of
 
 
-def rescaled(
-    manifest: Manifest, sums: Mapping[str, NDArray[np.float64]]
-) -> tuple[NDArray[np.float64], dict[str, float]]:
+def rescaled(manifest: Manifest, sums: Sums) -> Direction:
     """tau_eff * sum(w d) / sum(w), with tau_eff = sum(w |a|_1) / sum(w), or public under noise.
 
     Raises:
         SecaggError: ``weights-empty`` if the devices' weights sum to nothing.
     """
-    assert manifest.training is not None  # noqa: S101  the caller has refused that
     mean, metrics = averaged_delta(manifest, sums)
     if NORMALISER not in sums:
-        steps = public_steps(manifest.training)
+        steps = public_steps(training_of(manifest))
     elif metrics["weight"] > 0:
         steps = float(sums[NORMALISER][0]) / metrics["weight"]
     else:

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-import numpy as np
-from numpy.typing import NDArray
-
-from secagg.manifest import Manifest
+from aggregator.algorithms.step import Direction, Sums
+from secagg.manifest import Manifest, training_of
 
 
-def descent(
-    manifest: Manifest, sums: Mapping[str, NDArray[np.float64]]
-) -> tuple[NDArray[np.float64], dict[str, float]]:
+def descent(manifest: Manifest, sums: Sums) -> Direction:
     """Minus the summed gradient over the public denominator (the expected number of examples).
 
     The real number of examples is a secret of the Poisson draw and is never sent.
     """
-    assert manifest.training is not None  # noqa: S101  the caller has refused that
-    return -sums["gradient"] / manifest.training.denominator, {}
+    return -sums["gradient"] / training_of(manifest).denominator, {}

@@ -25,7 +25,7 @@ from secagg.adapter import (
     trained,
     vector_to_tensors,
 )
-from secagg.manifest import Adapter, Manifest
+from secagg.manifest import Adapter, Manifest, adapter_of, training_of
 from secagg.sketches import recover, truncated
 
 Float64 = NDArray[np.float64]
@@ -33,9 +33,7 @@ Moved = tuple[Float64, dict[str, float]]
 
 
 def _of(manifest: Manifest) -> tuple[Adapter, float]:
-    assert manifest.adapter is not None  # noqa: S101  the caller has looked
-    assert manifest.training is not None  # noqa: S101
-    return manifest.adapter, manifest.training.server_learning_rate
+    return adapter_of(manifest), training_of(manifest).server_learning_rate
 
 
 def alternating(manifest: Manifest, vector: Float64, direction: Float64, version: int) -> Moved:

@@ -9,30 +9,25 @@ subtracted here are the same numbers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
-from numpy.typing import NDArray
 
+from aggregator.algorithms.optimisers import OptimiserState
+from aggregator.algorithms.step import Direction, StepInput
 from dp.contracts.scaffold import control_step
 from secagg.errors import LocalProtocolError, SecaggError
-from secagg.manifest import Manifest
+from secagg.manifest import training_of
 
 
-def controlled(
-    manifest: Manifest,
-    sums: Mapping[str, NDArray[np.float64]],
-    control: NDArray[np.float64],
-    survivors: int,
-) -> tuple[NDArray[np.float64], NDArray[np.float64], dict[str, float]]:
-    """The mean change of the vector, the next c (both float64[d], c of float32 values), metrics.
+def controlled(given: StepInput) -> tuple[Direction, OptimiserState]:
+    """The mean change of the vector, metrics, and ``control``: the next c, of float32 values.
+
+    Both are float64[d]. Without a state c is zero.
 
     Raises:
         LocalProtocolError: ``survivors-missing``.
         SecaggError: ``update-not-finite``.
     """
-    training = manifest.training
-    assert training is not None  # noqa: S101  the caller has refused that
+    training, survivors = training_of(given.manifest), given.survivors
     if survivors < 1:
         raise LocalProtocolError(
             "survivors-missing",
@@ -40,7 +35,8 @@ def controlled(
             expected=">= 1",
             found=survivors,
         )
-    total = sums["delta"]
+    total = given.sums["delta"]
+    control = given.optimiser.get("control", np.zeros(len(given.vector)))
     changes = -survivors * control - total / control_step(training)
     with np.errstate(over="ignore"):
         after = (control + changes / training.population).astype(np.float32)
@@ -50,5 +46,6 @@ def controlled(
             "The step would make the control variate infinite or not a number.",
             remedy="Raise local_learning_rate or lower update_clip.",
         )
-    metrics = {"loss": float(sums["loss"][0]) / survivors} if "loss" in sums else {}
-    return total / survivors, after.astype(np.float64), metrics
+    loss = given.sums.get("loss")
+    metrics = {} if loss is None else {"loss": float(loss[0]) / survivors}
+    return (total / survivors, metrics), {"control": after.astype(np.float64)}

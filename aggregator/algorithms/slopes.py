@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
-from numpy.typing import NDArray
 
 from aggregator.algorithms.averaging import mean_of
+from aggregator.algorithms.optimisers import OptimiserState
+from aggregator.algorithms.step import Direction, StepInput
 from secagg.directions import direction
-from secagg.manifest import Manifest
+from secagg.manifest import adapter_of
 
 
-def expanded(
-    manifest: Manifest, sums: Mapping[str, NDArray[np.float64]], length: int, version: int
-) -> tuple[NDArray[np.float64], dict[str, float]]:
-    """-(1/K) sum over s of (mean slope s) z_s; float64[length].
+def expanded(given: StepInput) -> tuple[Direction, OptimiserState]:
+    """-(1/K) sum over s of (mean slope s) z_s; float64[d], and metrics; no state.
 
     E[z z^T] is the identity, so its expectation is minus the gradient (up to the perturbation's
     square).
     """
-    assert manifest.adapter is not None  # noqa: S101  the caller has refused that
-    slopes, metrics = mean_of(manifest, sums, "gradient")
+    slopes, metrics = mean_of(given.manifest, given.sums, "gradient")
+    seed, length = adapter_of(given.manifest).seed, len(given.vector)
     result = np.zeros(length)
     for number, slope in enumerate(slopes):
-        result -= slope * direction(manifest.adapter.seed, version, number, length)
-    return result / len(slopes), metrics
+        result -= slope * direction(seed, given.version, number, length)
+    return (result / len(slopes), metrics), {}

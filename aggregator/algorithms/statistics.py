@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
-from numpy.typing import NDArray
 
-from secagg.manifest import Manifest
+from aggregator.algorithms.step import Step, StepInput
 
 
-def concatenated(
-    manifest: Manifest, sums: Mapping[str, NDArray[np.float64]]
-) -> NDArray[np.float32]:
+def concatenated(given: StepInput) -> Step:
     """The sums of all segments in the manifest's order, float32."""
-    parts = [sums[segment.name] for segment in manifest.segments]
-    return np.concatenate(parts).astype(np.float32)
+    parts = [given.sums[segment.name] for segment in given.manifest.segments]
+    return Step(np.concatenate(parts).astype(np.float32), {})

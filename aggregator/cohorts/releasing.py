@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from aggregator import models, standing
-from aggregator.algorithms import Step, server_step
+from aggregator.algorithms import Step, StepInput, server_step
 from aggregator.algorithms.clipping import real_sums
 from aggregator.cohorts.abandoning import UNREADABLE, may_have_sent, tell_abandoned, told_in
 from aggregator.cohorts.actor import Cohort
@@ -200,14 +200,16 @@ class Releaser:
         kept = models.load_state(blobs, model, bytes.fromhex(digest) if digest else None)
         before = models.load(blobs, model)
         step = server_step(
-            manifest,
-            before,
-            kept,
-            sums,
-            row.version,
-            counted.survivors,
-            counted.masking_set,
-            row.version - state.facts.models[-1].version,
+            StepInput(
+                manifest,
+                before,
+                kept,
+                sums,
+                version=row.version,
+                survivors=counted.survivors,
+                masking_set_size=counted.masking_set,
+                lag=row.version - state.facts.models[-1].version,
+            )
         )
         in_real_units, _ = real_sums(manifest, sums, kept)
         return Computed(

@@ -15,7 +15,7 @@ from client_sdk.coins import without_coins
 from client_sdk.examples import Row
 from client_sdk.gradients import scores
 from dp.contracts.averaging import LOSS_CLIP
-from secagg.manifest import Manifest
+from secagg.manifest import Manifest, training_of
 
 
 def contribute(manifest: Manifest, work: Work) -> Mapping[str, NDArray[Any]]:
@@ -27,8 +27,7 @@ def contribute(manifest: Manifest, work: Work) -> Mapping[str, NDArray[Any]]:
     Raises:
         ContributionError: ``training-deadline``, ``training-stopped``.
     """
-    assert manifest.training is not None  # noqa: S101  (AdaptedModel has checked it)
-    most = manifest.training.weight_unit
+    most = training_of(manifest).weight_unit
     model = work.adapted.model
     loss = right = 0.0
     count = 0

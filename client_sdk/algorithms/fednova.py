@@ -15,7 +15,7 @@ from client_sdk.algorithms.steps import local_steps, proximal
 from client_sdk.algorithms.work import Work, weighted
 from dp.contracts.fednova import NORMALISER
 from dp.contracts.local import normaliser, steps_of
-from secagg.manifest import Manifest
+from secagg.manifest import Manifest, training_of
 
 
 def contribute(manifest: Manifest, work: Work) -> Mapping[str, NDArray[Any]]:
@@ -24,8 +24,7 @@ def contribute(manifest: Manifest, work: Work) -> Mapping[str, NDArray[Any]]:
     Raises:
         ContributionError: as :func:`client_sdk.algorithms.steps.local_steps`.
     """
-    training = manifest.training
-    assert training is not None  # noqa: S101  (AdaptedModel has checked it)
+    training = training_of(manifest)
     delta, loss = local_steps(manifest, work, proximal(manifest))
     norm = normaliser(training, steps_of(training, len(work.usable)))
     values = weighted(manifest, work, delta / norm, loss)

@@ -18,7 +18,7 @@ from client_sdk.algorithms.work import Work
 from client_sdk.errors import TaskRefusal
 from dp.mechanisms import ExampleSum
 from dp.sampling import examples_held_max, poisson_batch
-from secagg.manifest import Manifest
+from secagg.manifest import ExamplePrivacy, Manifest
 
 
 def contribute(manifest: Manifest, work: Work) -> Mapping[str, NDArray[Any]]:
@@ -42,7 +42,7 @@ def contribute(manifest: Manifest, work: Work) -> Mapping[str, NDArray[Any]]:
             expected="distributed",
             found=None if privacy is None else privacy.mode,
         )
-    batch = secret_batch(manifest, work)
+    batch = secret_batch(privacy, work)
     total = ExampleSum(manifest, work.random_bytes, work.clip)
     with work.gradients() as gradients:
         for rows in work.micro_batches(batch):
@@ -53,7 +53,7 @@ def contribute(manifest: Manifest, work: Work) -> Mapping[str, NDArray[Any]]:
     return total.values()
 
 
-def secret_batch(manifest: Manifest, work: Work) -> NDArray[np.int64]:
+def secret_batch(privacy: ExamplePrivacy, work: Work) -> NDArray[np.int64]:
     """Places of a secret Poisson batch (mode C).
 
     The ring has room for ``examples_max`` examples. A device that holds so many that a batch could
@@ -61,7 +61,5 @@ def secret_batch(manifest: Manifest, work: Work) -> NDArray[np.int64]:
     the last ones are left out. Both rules go by an example's place, so emptying one place (the
     adjacency of the report) never lets another example in, and the sensitivity stays one clip.
     """
-    privacy = manifest.example_privacy
-    assert privacy is not None  # noqa: S101  (the caller has looked)
     held = min(len(work.rows), examples_held_max(privacy.examples_max, privacy.sampling_rate))
     return poisson_batch(held, privacy.sampling_rate, work.random_bytes)[: privacy.examples_max]

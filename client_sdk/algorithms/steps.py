@@ -22,12 +22,11 @@ from client_sdk.algorithms.work import Work
 from client_sdk.errors import ContributionError, TaskRefusal
 from client_sdk.gradients import ExampleGradients
 from dp.contracts.local import steps_of
+from dp.contracts.registry import algorithm_of
 from dp.mechanisms import ExampleSum, noisy_total
 from dp.sampling import poisson_batch
 from dp.stream import BitStream
-from secagg.manifest import Manifest, Training
-
-_PULLED = frozenset({"fednova", "fedprox"})
+from secagg.manifest import ExamplePrivacy, Manifest, Training, training_of
 
 
 def local_steps(
@@ -49,8 +48,7 @@ def local_steps(
         ContributionError: ``training-diverged``, ``training-deadline``,
             ``training-stopped``.
     """
-    training = manifest.training
-    assert training is not None  # noqa: S101  (AdaptedModel has checked it)
+    training = training_of(manifest)
     privacy = manifest.example_privacy
     if privacy is not None and privacy.mode != "local":
         raise TaskRefusal(
@@ -69,7 +67,7 @@ def local_steps(
                 gradient, loss = _plain_step(work, gradients, training)
                 losses.append(loss)
             else:
-                gradient = _private_step(manifest, work, gradients, training)
+                gradient = _private_step(manifest, privacy, work, gradients, training)
             step = optimiser(gradient)
             if extra is not None:
                 step = step + extra(work.adapted.flat() - start)
@@ -87,22 +85,24 @@ def local_steps(
 
 def proximal(manifest: Manifest) -> Callable[[Tensor], Tensor] | None:
     """The pull mu (y - x) of Li et al. 2020, equation 2; None for algorithms without one."""
-    training = manifest.training
-    if training is None or training.proximal_mu == 0 or manifest.algorithm not in _PULLED:
+    training = training_of(manifest)
+    if training.proximal_mu == 0 or not algorithm_of(manifest).proximal_term:
         return None
     return lambda moved: training.proximal_mu * moved
 
 
 def _private_step(
-    manifest: Manifest, work: Work, gradients: ExampleGradients, training: Training
+    manifest: Manifest,
+    privacy: ExamplePrivacy,
+    work: Work,
+    gradients: ExampleGradients,
+    training: Training,
 ) -> Tensor:
     """One DP-SGD gradient, float64[d]: (sum of clipped gradients + noise) / batch_size.
 
     The divisor is the manifest's, not the batch's own size or the data's, which are secret. An
     empty batch is a step of noise alone.
     """
-    privacy = manifest.example_privacy
-    assert privacy is not None  # noqa: S101  (the caller has looked)
     batch = poisson_batch(len(work.rows), privacy.sampling_rate, work.random_bytes)
     total = ExampleSum(manifest, work.random_bytes)
     for rows in work.micro_batches(batch):

@@ -16,7 +16,7 @@ from client_sdk.examples import Row
 from client_sdk.gradients import ExampleGradients, Method
 from client_sdk.rows import LeftOut, together_or_apart, told
 from client_sdk.self_test import TESTED_TOKENS_MAX
-from secagg.manifest import Manifest
+from secagg.manifest import Manifest, training_of
 
 _T = TypeVar("_T")
 
@@ -134,8 +134,7 @@ def weighted(
     The hidden weight w is min(examples / weight_unit, 1); w * update, w and w * loss are sent.
     Examples that were left out claim no weight.
     """
-    training = manifest.training
-    assert training is not None  # noqa: S101  (AdaptedModel has checked it)
+    training = training_of(manifest)
     if len(manifest.segments) == 1:
         return {name: update}
     examples = len(work.rows) - len(work.left_out)

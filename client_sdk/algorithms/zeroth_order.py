@@ -22,10 +22,11 @@ from client_sdk.coins import without_coins
 from client_sdk.errors import ContributionError
 from client_sdk.examples import Row
 from client_sdk.gradients import not_finite, sequence_losses
+from dp.contracts.registry import algorithm_of
 from dp.mechanisms import ExampleSum
 from dp.stream import BitStream
 from secagg.directions import direction
-from secagg.manifest import Manifest
+from secagg.manifest import Manifest, adapter_of, training_of
 
 
 def contribute(manifest: Manifest, work: Work) -> Mapping[str, NDArray[Any]]:
@@ -37,10 +38,9 @@ def contribute(manifest: Manifest, work: Work) -> Mapping[str, NDArray[Any]]:
     Raises:
         ContributionError: ``training-diverged``, ``training-deadline``, ``training-stopped``.
     """
-    training = manifest.training
-    assert training is not None  # noqa: S101  (AdaptedModel has checked it)
-    if manifest.example_privacy is not None:
-        slopes, _ = _slopes(manifest, work, secret_batch(manifest, work))
+    training, privacy = training_of(manifest), manifest.example_privacy
+    if privacy is not None:
+        slopes, _ = _slopes(manifest, work, secret_batch(privacy, work))
         total = ExampleSum(manifest, work.random_bytes)
         for example in slopes:
             total.add(example)
@@ -65,15 +65,13 @@ def _slopes(
     Kept are the examples of which every loss could be computed and is finite; the others are left
     out.
     """
-    training, adapter = manifest.training, manifest.adapter
-    assert training is not None  # noqa: S101
-    assert adapter is not None  # noqa: S101
+    training, seed = training_of(manifest), adapter_of(manifest).seed
     start = work.adapted.flat()
     rows = work.present(batch)
     slopes = np.zeros((len(rows), training.directions))
     centre = _losses(manifest, work, batch)
     for number in range(training.directions if rows else 0):
-        signs = direction(adapter.seed, work.version, number, work.adapted.length)
+        signs = direction(seed, work.version, number, work.adapted.length)
         step = training.perturbation * torch.from_numpy(signs).double()
         work.adapted.put(start + step)
         ahead = _losses(manifest, work, batch)
@@ -104,4 +102,4 @@ def _losses(manifest: Manifest, work: Work, batch: NDArray[np.int64]) -> NDArray
 
 def passes_alone(manifest: Manifest) -> bool:
     """Whether each row has a pass of its own: where examples are what the noise protects."""
-    return manifest.algorithm == "zeroth-order" and manifest.example_privacy is not None
+    return algorithm_of(manifest).has_directions and manifest.example_privacy is not None

@@ -2,7 +2,8 @@
 
 from dp.contracts.advice import local_noise_norm, noise_over_clip, overshoot, warnings
 from dp.contracts.build import build_manifest
-from dp.contracts.check import ALGORITHMS, check_manifest, check_recorded, suggested
+from dp.contracts.check import check_manifest, check_recorded
+from dp.contracts.registry import ALGORITHMS, algorithm_of, suggested
 from dp.contracts.spec import (
     AdaptiveClipSpec,
     BudgetSpec,
@@ -23,6 +24,7 @@ __all__ = [
     "SegmentSpec",
     "TaskSpec",
     "TrainingSpec",
+    "algorithm_of",
     "build_manifest",
     "check_manifest",
     "check_recorded",

@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 
 from dp.adaptive import BELOW, BELOW_SHARE, first_clip
+from dp.contracts.registry import algorithm_of, names_where
 from dp.contracts.rules import in_range, refuse
 from dp.contracts.spec import AdaptiveClipSpec
 from dp.grid import clip_units, has_ring_noise
 from secagg.manifest import AdaptiveClip, Manifest, Segment
 
 RANGE = 100.0  # how far the clip may go, up and down, where a spec does not say
-# One vector per unit, divided by a public constant. Others keep state in units of a clip, send
-# several vectors, or measure what has a bound of its own.
-_ALGORITHMS = frozenset({"fedavg", "fedavgm", "fednova", "fedprox", "fedsgd"})
 _OPTIMISERS = frozenset({"sgd", "momentum"})
 _FORMS = frozenset({"ffa-lora", "lora", "fedsvd"})
 
@@ -104,11 +102,11 @@ def _check_place(manifest: Manifest) -> None:
             found="local" if local else "no noise in the ring",
             remedy="Leave adaptive_clip out, or choose one of these modes.",
         )
-    if manifest.algorithm not in _ALGORITHMS:
+    if not algorithm_of(manifest).clip_adapts:
         refuse(
             "adaptive-clip-algorithm",
             f"The clip of {manifest.algorithm} cannot adapt.",
-            expected=sorted(_ALGORITHMS),
+            expected=names_where(lambda algorithm: algorithm.clip_adapts),
             found=manifest.algorithm,
             remedy="Use one of these, or leave adaptive_clip out.",
         )

@@ -10,6 +10,7 @@ from dp.adaptive import below_deviation
 from dp.budget import cost_of
 from dp.contracts.known_noise import mean_deviation
 from dp.contracts.local import step_weights
+from dp.contracts.registry import algorithm_of
 from dp.contracts.spec import BudgetSpec
 from dp.contracts.units import delta_warnings
 from dp.figures import limit_shown, shown_up
@@ -67,7 +68,7 @@ def local_noise_norm(manifest: Manifest) -> float | None:
     pull = training.local_learning_rate * training.proximal_mu
     weights = step_weights(training.local_steps, training.local_momentum, pull)
     gain = float(np.linalg.norm(weights)) * math.sqrt(manifest.data_length)
-    if manifest.algorithm == "fednova":
+    if algorithm_of(manifest).normalises_steps:
         gain /= float(np.abs(weights).sum())
     noise = example.clip * example.noise_multiplier * gain
     return training.local_learning_rate * noise / training.batch_size
@@ -119,7 +120,8 @@ def warnings(manifest: Manifest) -> tuple[str, ...]:
         found.append(
             f"Each release composes {training.local_steps} local steps of noise on every device."
         )
-    if training is not None and training.local_epochs and manifest.algorithm != "fednova":
+    algorithm = algorithm_of(manifest)
+    if training is not None and training.local_epochs and not algorithm.normalises_steps:
         found.append(
             "Devices take unequal numbers of steps, and those with more pull the mean towards "
             "their own optimum. The algorithm 'fednova' undoes that."
@@ -144,7 +146,7 @@ def warnings(manifest: Manifest) -> tuple[str, ...]:
             "Devices report in when they are ready, so time may show what noise hides: every "
             "epsilon assumes that it does not"
             + (", and no amplified one is stated for examples." if batches else ".")
-            + ("" if manifest.algorithm == "fedbuff" else " Set report_slot_s for public slots.")
+            + ("" if algorithm.weighs_staleness else " Set report_slot_s for public slots.")
         )
     spread = quantile_deviation(manifest)
     if spread is not None and spread > QUANTILE_NOISE:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dp.contracts.local import check_local
 from dp.contracts.rules import adapter_length, check_segments, refuse
 from dp.contracts.spec import SegmentSpec, TaskSpec
-from secagg.manifest import Manifest
+from secagg.manifest import Manifest, training_of
 
 LOSS_CLIP = 32.0  # nats per token; a uniform guess over 10^13 tokens
 WIDE_UPDATE_CLIP = 64.0  # where the clip protects nothing
@@ -59,10 +59,7 @@ def check_averaging(manifest: Manifest, plain: Sequence[tuple[str, int]] = ()) -
         plain: further segments that the algorithm sends without privacy, by name and length.
     """
     length = adapter_length(manifest)
-    training = manifest.training
-    if training is None:
-        refuse("training-missing", f"{manifest.algorithm} needs the training terms.")
-        return
+    training = training_of(manifest)
     private = has_privacy(manifest)
     expected = [("delta", length)]
     if not private:

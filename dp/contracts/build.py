@@ -10,19 +10,19 @@ import msgspec
 from msgspec.structs import replace
 
 from dp.contracts.adaptive import below_segment, terms_of
-from dp.contracts.check import algorithm_named, check_manifest
+from dp.contracts.algorithm import Algorithm
+from dp.contracts.check import check_manifest
 from dp.contracts.derive import derive_ring, share_variance
 from dp.contracts.fedbuff import versions_of
 from dp.contracts.known_noise import mean_deviation
-from dp.contracts.local import ONE_STEP
 from dp.contracts.optimisers import BETA2, MOMENTUM, TAU, or_default, server_optimiser
-from dp.contracts.rules import in_range
+from dp.contracts.registry import algorithm_named
+from dp.contracts.rules import in_range, refuse
 from dp.contracts.spec import SegmentSpec, TaskSpec
 from dp.grid import clip_units, equalised_scales, l2_squared_units, scale_for
 from dp.removable import drop_levels, most_variance
 from secagg.adapter import sent_length
 from secagg.degrees import plan_rules
-from secagg.errors import ConfigurationError
 from secagg.limits import PROTOCOL_VERSION, SLICE_LENGTH, SUITE
 from secagg.manifest import (
     Budget,
@@ -61,13 +61,13 @@ def build_manifest(
     device_level = spec.device_noise_multiplier != 0
     in_ring = mode == "distributed" or device_level
     noisy = in_ring or mode == "local"
-    _check_spec(spec, mode)
+    _check_spec(spec, algorithm, mode)
 
     length = 0
     if spec.adapter is not None:
         length = sent_length(spec.adapter)
-    elif spec.algorithm != "sum":
-        raise ConfigurationError(
+    elif algorithm.has_adapter:
+        refuse(
             "adapter-missing",
             f"{spec.algorithm} trains an adapter, and the task has none.",
             remedy="Name a base model and an adapter, or use the algorithm 'sum'.",
@@ -86,7 +86,7 @@ def build_manifest(
         spec.cohort.survivors_min,
         spec.cohort.corrupt,
     )
-    versions_back, model_min = versions_of(spec)
+    versions_back, model_min = versions_of(spec, algorithm)
     cohort = CohortRules(
         size_min=spec.cohort.size_min,
         size_max=spec.cohort.size_max,
@@ -140,7 +140,7 @@ def build_manifest(
         report_slot_s=spec.report_slot_s,
         base_model=spec.base_model,
         adapter=spec.adapter,
-        training=None if spec.algorithm == "sum" else _training(spec, noisy),
+        training=_training(spec, algorithm, noisy) if algorithm.has_adapter else None,
         adaptive_clip=msgspec.UNSET if adaptive is None else adaptive,
         slot_overrun=msgspec.UNSET if spec.slot_overrun == 0 else spec.slot_overrun,
     )
@@ -161,12 +161,12 @@ def _with_tau(spec: TaskSpec, manifest: Manifest) -> Manifest:
     return replace(manifest, training=replace(training, server_tau=tau))
 
 
-def _check_spec(spec: TaskSpec, mode: str) -> None:
+def _check_spec(spec: TaskSpec, algorithm: Algorithm, mode: str) -> None:
     """What must hold before anything can be derived at all."""
     in_range("device_noise_multiplier", spec.device_noise_multiplier, 0, 1e4)
     in_range("clip", spec.clip, 0, 1e12, open_low=True)
     if spec.participation_rate != 1 and not spec.device_noise_multiplier:
-        raise ConfigurationError(
+        refuse(
             "abstention-without-device-noise",
             "A device can abstain unseen only where noise hides what it sends.",
             expected="participation_rate = 1",
@@ -183,12 +183,10 @@ def _check_spec(spec: TaskSpec, mode: str) -> None:
     for segment in spec.segments:
         in_range(f"clip of {segment.name}", segment.clip, 0, 1e12, open_low=True)
         in_range(f"length of {segment.name}", segment.length, 1, 1 << 28, reason="segments-wrong")
-    if spec.algorithm == "sum" and not spec.segments:
-        raise ConfigurationError(
-            "segments-wrong", "Federated statistics need at least one segment."
-        )
-    if spec.algorithm != "sum" and spec.segments:
-        raise ConfigurationError(
+    if not algorithm.has_adapter and not spec.segments:
+        refuse("segments-wrong", "Federated statistics need at least one segment.")
+    if algorithm.has_adapter and spec.segments:
+        refuse(
             "segments-wrong",
             f"{spec.algorithm} has its own segments.",
             found=[segment.name for segment in spec.segments],
@@ -252,11 +250,11 @@ def _example_privacy(spec: TaskSpec, mode: str) -> ExamplePrivacy | None:
     )
 
 
-def _training(spec: TaskSpec, noisy: bool) -> Training:
+def _training(spec: TaskSpec, algorithm: Algorithm, noisy: bool) -> Training:
     terms = spec.training
     optimiser = server_optimiser(spec.algorithm, terms.server_optimiser)
     return Training(
-        local_steps=1 if spec.algorithm in ONE_STEP else terms.local_steps,
+        local_steps=terms.local_steps if algorithm.local_steps else 1,
         local_learning_rate=terms.local_learning_rate,
         batch_size=terms.batch_size,
         proximal_mu=terms.proximal_mu,
@@ -270,10 +268,10 @@ def _training(spec: TaskSpec, noisy: bool) -> Training:
         local_epochs=terms.local_epochs,
         weight_unit=terms.weight_unit,
         denominator=terms.denominator
-        or algorithm_named(spec.algorithm).denominator(spec, noisy=noisy) * spec.participation_rate,
+        or algorithm.denominator(spec, noisy=noisy) * spec.participation_rate,
         max_tokens=terms.max_tokens,
         micro_batch=terms.micro_batch,
-        directions=terms.directions if spec.algorithm == "zeroth-order" else 0,
-        perturbation=terms.perturbation if spec.algorithm == "zeroth-order" else 0.0,
+        directions=terms.directions if algorithm.has_directions else 0,
+        perturbation=terms.perturbation if algorithm.has_directions else 0.0,
         population=terms.population,
     )

@@ -6,36 +6,27 @@ It trusts nothing in the manifest: derived values are derived again and compared
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 from dp.accounting import headline, lines, local_step
 from dp.contracts.adaptive import check_adaptive
-from dp.contracts.algorithm import Algorithm, Suggesting
+from dp.contracts.algorithm import Algorithm
 from dp.contracts.derive import SHARE_VARIANCE_MAX
-from dp.contracts.evaluation import Evaluation
-from dp.contracts.fedavg import FedAvg
-from dp.contracts.fedbuff import FedBuff, check_versions
-from dp.contracts.federated_sum import FederatedSum
-from dp.contracts.fednova import FedNova
-from dp.contracts.fedopt import FedOpt
-from dp.contracts.fedprox import FedProx
-from dp.contracts.fedsgd import FedSGD
+from dp.contracts.fedbuff import check_versions
 from dp.contracts.forms import check_form
-from dp.contracts.local import ONE_STEP, STEPS_MAX, refuse_local_terms
-from dp.contracts.optimisers import NAMED_AFTER, check_server_optimiser
+from dp.contracts.local import STEPS_MAX, refuse_local_terms
+from dp.contracts.optimisers import check_server_optimiser
+from dp.contracts.registry import algorithm_of
 from dp.contracts.rules import (
     check_cohort,
     check_encoding,
     check_grid,
+    check_joint_clip,
     check_noise,
     in_range,
     refuse,
 )
-from dp.contracts.scaffold import Scaffold, has_control
 from dp.contracts.slot import check_overrun, check_slot
 from dp.contracts.units import check_delta
-from dp.contracts.zeroth_order import ZerothOrder
 from dp.errors import AccountingError, LedgerError
 from dp.figures import limit_shown, upper
 from dp.grid import examples_factor
@@ -55,46 +46,6 @@ from secagg.manifest import Manifest, encode_manifest
 
 _MODEL_NAME_MAX = 256  # characters; a path or a hub id
 
-ALGORITHMS: dict[str, Algorithm] = {
-    "evaluation": Evaluation(),
-    "fedavg": FedAvg(),
-    "fedbuff": FedBuff(),
-    **{name: FedOpt(optimiser) for name, optimiser in NAMED_AFTER.items()},
-    "fednova": FedNova(),
-    "fedprox": FedProx(),
-    "fedsgd": FedSGD(),
-    "scaffold": Scaffold(),
-    "sum": FederatedSum(),
-    "zeroth-order": ZerothOrder(),
-}
-
-
-def algorithm_named(name: str) -> Algorithm:
-    """The declaration of an algorithm.
-
-    Raises:
-        ConfigurationError: ``algorithm-unknown``.
-    """
-    try:
-        return ALGORITHMS[name]
-    except KeyError:
-        raise ConfigurationError(
-            "algorithm-unknown",
-            "No such algorithm.",
-            expected=sorted(ALGORITHMS),
-            found=name,
-        ) from None
-
-
-def suggested(name: str, privacy: str, population: int) -> Mapping[str, Any]:
-    """Fields of ``TrainingSpec`` to start from with an algorithm; empty where it knows none.
-
-    Raises:
-        ConfigurationError: ``algorithm-unknown``.
-    """
-    algorithm = algorithm_named(name)
-    return algorithm.suggested(privacy, population) if isinstance(algorithm, Suggesting) else {}
-
 
 def check_manifest(manifest: Manifest) -> None:
     """Refuse a manifest that is wrong, impossible, or weaker than it says.
@@ -113,10 +64,10 @@ def check_recorded(manifest: Manifest) -> None:
     Raises:
         ConfigurationError: with a stable reason; see the rules in this package.
     """
-    algorithm = algorithm_named(manifest.algorithm)
+    algorithm = algorithm_of(manifest)
     _check_identity(manifest)
     check_cohort(manifest)
-    check_versions(manifest)
+    check_versions(manifest, algorithm)
     for name in ("report_s", "share_s", "check_s", "masked_input_s", "confirm_s", "unmask_s"):
         in_range(name, getattr(manifest.deadlines, name), 0, 30 * 86_400, open_low=True)
     check_slot(manifest)
@@ -124,11 +75,11 @@ def check_recorded(manifest: Manifest) -> None:
     in_range("budget.releases_max", manifest.budget.releases_max, 1, 10**6)
     check_grid(manifest.segments)
     check_adaptive(manifest)
-    _check_privacy(manifest)
+    _check_privacy(manifest, algorithm)
     _check_base_model(manifest)
     _check_adapter(manifest)
     algorithm.check(manifest)
-    _check_training(manifest)
+    _check_training(manifest, algorithm)
     check_noise(manifest)
     check_encoding(manifest)
     _check_budget(manifest)
@@ -183,7 +134,7 @@ def _check_identity(manifest: Manifest) -> None:
         )
 
 
-def _check_privacy(manifest: Manifest) -> None:
+def _check_privacy(manifest: Manifest, algorithm: Algorithm) -> None:
     example, device = manifest.example_privacy, manifest.device_privacy
     if example is not None:
         in_range("clip", example.clip, 0, 1e12, open_low=True)
@@ -203,7 +154,9 @@ def _check_privacy(manifest: Manifest) -> None:
         in_range("device clip", device.clip, 0, 1e13, open_low=True)
         in_range("device noise multiplier", device.noise_multiplier, 0, 1e4, open_low=True)
         in_range("participation_rate", device.participation_rate, 2**-11, 1)
-        if manifest.algorithm not in ("sum", "evaluation"):  # several segments, one joint bound
+        if algorithm.joint_clip:
+            check_joint_clip(manifest)
+        else:
             bound = manifest.segments[0].clip * examples_factor(manifest)
             if not math.isclose(device.clip, bound, rel_tol=1e-9):
                 refuse(
@@ -253,11 +206,11 @@ def _check_adapter(manifest: Manifest) -> None:
     check_form(manifest, adapter)
 
 
-def _check_training(manifest: Manifest) -> None:
+def _check_training(manifest: Manifest, algorithm: Algorithm) -> None:
     training = manifest.training
     if training is None:
         return
-    if not has_control(manifest) and training.population != 0:
+    if not algorithm.keeps_control and training.population != 0:
         refuse(
             "population-without-control",
             f"{manifest.algorithm} has no use for the enrolled population.",
@@ -265,7 +218,7 @@ def _check_training(manifest: Manifest) -> None:
             found=training.population,
             remedy="Leave population out, or use the algorithm 'scaffold'.",
         )
-    if manifest.algorithm != "zeroth-order" and training.directions != 0:
+    if not algorithm.has_directions and training.directions != 0:
         refuse(
             "directions-without-zeroth-order",
             f"{manifest.algorithm} has no directions.",
@@ -281,7 +234,7 @@ def _check_training(manifest: Manifest) -> None:
     in_range("max_tokens", training.max_tokens, 2, 1 << 20)
     in_range("weight_unit", training.weight_unit, 0, 1 << 40)
     in_range("denominator", training.denominator, 0, 1e12)
-    if manifest.algorithm in ONE_STEP:
+    if not algorithm.local_steps:
         refuse_local_terms(manifest)
     check_server_optimiser(training)
 

@@ -8,16 +8,21 @@ the means over all examples. With device-level privacy all three are noised and 
 
 from __future__ import annotations
 
+from dp.contracts.algorithm import Algorithm
 from dp.contracts.averaging import LOSS_CLIP
-from dp.contracts.rules import adapter_length, check_joint_clip, check_segments, in_range, refuse
+from dp.contracts.rules import adapter_length, check_segments, in_range, refuse
 from dp.contracts.spec import SegmentSpec, TaskSpec
-from secagg.manifest import Manifest
+from secagg.manifest import Manifest, training_of
 
 _CLIPS = (("loss", LOSS_CLIP), ("accuracy", 1.0), ("count", 1.0))
 
 
-class Evaluation:
+class Evaluation(Algorithm):
     default_privacy = "none"
+    moves_model = False
+    joint_clip = True
+    local_steps = False
+    forward_only = True
 
     def segments(self, spec: TaskSpec, length: int, *, noisy: bool) -> tuple[SegmentSpec, ...]:
         return tuple(SegmentSpec(name=name, length=1, clip=clip) for name, clip in _CLIPS)
@@ -36,10 +41,8 @@ class Evaluation:
                     expected=clip,
                     found=segment.clip,
                 )
-        if manifest.training is None:
-            refuse("training-missing", "An evaluation needs to know how examples are cut.")
-            return
-        in_range("weight_unit", manifest.training.weight_unit, 1, 1 << 40)
+        training = training_of(manifest)
+        in_range("weight_unit", training.weight_unit, 1, 1 << 40)
         if manifest.example_privacy is not None:
             refuse(
                 "privacy-mode",
@@ -48,12 +51,11 @@ class Evaluation:
                 found=manifest.example_privacy.mode,
                 remedy="Set device_noise_multiplier for privacy of a whole device.",
             )
-        if manifest.training.server_optimiser != "sgd":
+        if training.server_optimiser != "sgd":
             refuse(
                 "step-unused",
                 "An evaluation takes no step that an optimiser could shape.",
                 expected="sgd",
-                found=manifest.training.server_optimiser,
+                found=training.server_optimiser,
                 remedy="Leave server_optimiser out.",
             )
-        check_joint_clip(manifest)

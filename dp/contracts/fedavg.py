@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dp.contracts.algorithm import ALL_FORMS, Algorithm
 from dp.contracts.averaging import averaging_denominator, averaging_segments, check_averaging
 from dp.contracts.rules import refuse
 from dp.contracts.spec import SegmentSpec, TaskSpec
-from secagg.manifest import Manifest
+from secagg.manifest import Manifest, training_of
 
 
-class FedAvg:
+class FedAvg(Algorithm):
     default_privacy = "local"
+    clip_adapts = True
+    forms = ALL_FORMS
 
     def segments(self, spec: TaskSpec, length: int, *, noisy: bool) -> tuple[SegmentSpec, ...]:
         return averaging_segments(spec, length, noisy)
@@ -19,11 +22,12 @@ class FedAvg:
 
     def check(self, manifest: Manifest) -> None:
         check_averaging(manifest)
-        if manifest.training is not None and manifest.training.proximal_mu != 0:
+        training = training_of(manifest)
+        if training.proximal_mu != 0:
             refuse(
                 "proximal-without-fedprox",
                 "A proximal term makes FedAvg FedProx.",
                 expected="proximal_mu = 0",
-                found=manifest.training.proximal_mu,
+                found=training.proximal_mu,
                 remedy="Use the algorithm 'fedprox'.",
             )

@@ -19,14 +19,14 @@ from __future__ import annotations
 
 import math
 
+from dp.contracts.algorithm import Algorithm
 from dp.contracts.averaging import has_privacy, uniform_segments
 from dp.contracts.local import check_local
 from dp.contracts.rules import adapter_length, check_segments, in_range, refuse
 from dp.contracts.spec import SegmentSpec, TaskSpec
 from secagg.limits import VERSIONS_BACK_MAX
-from secagg.manifest import Manifest, Training
+from secagg.manifest import Manifest, Training, training_of
 
-NAME = "fedbuff"
 VERSIONS_BACK = 4  # of a task that does not say otherwise
 HONEST_BEHIND = 2  # devices behind each model that do not work with the aggregator
 _OPTIMISERS = ("sgd", "momentum")
@@ -37,9 +37,9 @@ def staleness_weight(staleness: int) -> float:
     return 1 / math.sqrt(1 + staleness)
 
 
-def versions_of(spec: TaskSpec) -> tuple[int, int]:
+def versions_of(spec: TaskSpec, algorithm: Algorithm) -> tuple[int, int]:
     """(``versions_back``, ``model_min``) of the spec, or the algorithm's defaults."""
-    cohort, buffered = spec.cohort, spec.algorithm == NAME
+    cohort, buffered = spec.cohort, algorithm.weighs_staleness
     back, behind = cohort.versions_back, cohort.model_min
     if back is None:
         back = VERSIONS_BACK if buffered else 0
@@ -49,14 +49,14 @@ def versions_of(spec: TaskSpec) -> tuple[int, int]:
     return back, behind
 
 
-def check_versions(manifest: Manifest) -> None:
+def check_versions(manifest: Manifest, algorithm: Algorithm) -> None:
     """Only a buffer admits more than one version.
 
     Raises:
         ConfigurationError: ``versions-without-buffer``, ``versions-back``, ``model-min``.
     """
     rules = manifest.cohort
-    if manifest.algorithm == NAME:
+    if algorithm.weighs_staleness:
         in_range("versions_back", rules.versions_back, 1, VERSIONS_BACK_MAX, reason="versions-back")
         fewest = HONEST_BEHIND + rules.corrupt_max
         in_range("model_min", rules.model_min, fewest, rules.survivors_min, reason="model-min")
@@ -70,8 +70,9 @@ def check_versions(manifest: Manifest) -> None:
         )
 
 
-class FedBuff:
+class FedBuff(Algorithm):
     default_privacy = "local"
+    weighs_staleness = True
 
     def segments(self, spec: TaskSpec, length: int, *, noisy: bool) -> tuple[SegmentSpec, ...]:
         return uniform_segments(spec, length, noisy)
@@ -81,10 +82,7 @@ class FedBuff:
 
     def check(self, manifest: Manifest) -> None:
         length = adapter_length(manifest)
-        training = manifest.training
-        if training is None:
-            refuse("training-missing", "fedbuff needs the training terms.")
-            return
+        training = training_of(manifest)
         plain = [] if has_privacy(manifest) else [("loss", 1)]
         check_segments(manifest, [("delta", length), *plain])
         _check_terms(training)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from dp.contracts.rules import check_joint_clip, refuse
+from dp.contracts.algorithm import Algorithm
+from dp.contracts.rules import refuse
 from dp.contracts.spec import SegmentSpec, TaskSpec
 from secagg.manifest import Manifest
 
 
-class FederatedSum:
+class FederatedSum(Algorithm):
     default_privacy = "none"
+    has_adapter = False
+    moves_model = False
+    joint_clip = True
+    local_steps = False
 
     def segments(self, spec: TaskSpec, length: int, *, noisy: bool) -> tuple[SegmentSpec, ...]:
         return spec.segments
@@ -27,4 +32,3 @@ class FederatedSum:
             )
         if manifest.adapter is not None or manifest.training is not None:
             refuse("model-with-sum", "Federated statistics take no model and no training terms.")
-        check_joint_clip(manifest)

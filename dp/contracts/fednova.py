@@ -12,17 +12,22 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from dp.contracts.algorithm import AVERAGED_FORMS, Algorithm
 from dp.contracts.averaging import averaging_denominator, averaging_segments, check_averaging
 from dp.contracts.local import STEPS_MAX, normaliser
 from dp.contracts.rules import in_range, refuse
 from dp.contracts.spec import SegmentSpec, TaskSpec, TrainingSpec
-from secagg.manifest import Manifest, Training
+from secagg.manifest import Manifest, Training, training_of
 
 NORMALISER = "normaliser"
 
 
-class FedNova:
+class FedNova(Algorithm):
     default_privacy = "local"
+    proximal_term = True
+    normalises_steps = True
+    clip_adapts = True
+    forms = AVERAGED_FORMS
 
     def suggested(self, privacy: str, population: int) -> Mapping[str, Any]:
         """Without privacy one pass over a device's own examples, at most 8 steps."""
@@ -39,8 +44,7 @@ class FedNova:
 
     def check(self, manifest: Manifest) -> None:
         check_averaging(manifest, [(NORMALISER, 1)])
-        training = manifest.training
-        assert training is not None  # noqa: S101  refused before
+        training = training_of(manifest)
         if training.local_optimiser != "sgd":
             refuse(
                 "normaliser-undefined",

@@ -10,15 +10,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from dp.contracts.algorithm import PLAIN_FORMS
 from dp.contracts.fedavg import FedAvg
 from dp.contracts.optimisers import TAU
 from dp.contracts.rules import refuse
-from secagg.manifest import Manifest, ServerOptimiser
+from secagg.manifest import Manifest, ServerOptimiser, training_of
 
 
 class FedOpt(FedAvg):
+    forms = PLAIN_FORMS  # moments of one release mean nothing for the factors of the next
+
     def __init__(self, optimiser: ServerOptimiser) -> None:
         self._optimiser = optimiser
+        self.clip_adapts = optimiser not in TAU  # tau is fixed, and noise grows with the clip
 
     def suggested(self, privacy: str, population: int) -> Mapping[str, Any]:
         """A step per coordinate: near the best of 0.03, 0.1, 0.3 for the demo's tiny model."""
@@ -26,8 +30,8 @@ class FedOpt(FedAvg):
 
     def check(self, manifest: Manifest) -> None:
         super().check(manifest)
-        training = manifest.training
-        if training is not None and training.server_optimiser != self._optimiser:
+        training = training_of(manifest)
+        if training.server_optimiser != self._optimiser:
             refuse(
                 "server-optimiser",
                 f"{manifest.algorithm} is named after its server optimiser.",

@@ -8,14 +8,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from dp.contracts.algorithm import ALL_FORMS, Algorithm
 from dp.contracts.averaging import averaging_denominator, averaging_segments, check_averaging
 from dp.contracts.rules import in_range
 from dp.contracts.spec import SegmentSpec, TaskSpec
-from secagg.manifest import Manifest
+from secagg.manifest import Manifest, training_of
 
 
-class FedProx:
+class FedProx(Algorithm):
     default_privacy = "local"
+    proximal_term = True
+    clip_adapts = True
+    forms = ALL_FORMS
 
     def suggested(self, privacy: str, population: int) -> Mapping[str, Any]:
         return {"proximal_mu": 0.05}
@@ -28,5 +32,4 @@ class FedProx:
 
     def check(self, manifest: Manifest) -> None:
         check_averaging(manifest)
-        if manifest.training is not None:
-            in_range("proximal_mu", manifest.training.proximal_mu, 0, 1e6, open_low=True)
+        in_range("proximal_mu", training_of(manifest).proximal_mu, 0, 1e6, open_low=True)

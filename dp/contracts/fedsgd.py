@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dp.contracts.algorithm import AVERAGED_FORMS, Algorithm
 from dp.contracts.rules import adapter_length, check_segments, in_range, refuse
 from dp.contracts.spec import SegmentSpec, TaskSpec
-from secagg.manifest import Manifest
+from secagg.manifest import Manifest, training_of
 
 
-class FedSGD:
+class FedSGD(Algorithm):
     default_privacy = "distributed"
+    local_steps = False
+    clip_adapts = True
+    forms = AVERAGED_FORMS
 
     def segments(self, spec: TaskSpec, length: int, *, noisy: bool) -> tuple[SegmentSpec, ...]:
         return (SegmentSpec(name="gradient", length=length, clip=spec.clip),)
@@ -19,7 +23,7 @@ class FedSGD:
 
     def check(self, manifest: Manifest) -> None:
         check_segments(manifest, [("gradient", adapter_length(manifest))])
-        privacy, training = manifest.example_privacy, manifest.training
+        privacy = manifest.example_privacy
         if privacy is None or privacy.mode != "distributed":
             refuse(
                 "privacy-mode",
@@ -28,7 +32,6 @@ class FedSGD:
                 found="none" if privacy is None else privacy.mode,
                 remedy="Use fedavg or fedprox for privacy = 'local' or 'none'.",
             )
-            return
         if manifest.segments[0].clip != privacy.clip:
             refuse(
                 "clip-mismatch",
@@ -36,9 +39,7 @@ class FedSGD:
                 expected=privacy.clip,
                 found=manifest.segments[0].clip,
             )
-        if training is None:
-            refuse("training-missing", "fedsgd needs the training terms.")
-            return
+        training = training_of(manifest)
         if training.proximal_mu != 0:
             refuse(
                 "proximal-without-fedprox",

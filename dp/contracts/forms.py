@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
+from dp.contracts.algorithm import PLAIN_FORMS
+from dp.contracts.registry import algorithm_of, names_where
 from dp.contracts.rules import refuse
 from secagg.adapter import pairs
 from secagg.errors import ConfigurationError, LocalProtocolError
 from secagg.manifest import Adapter, Manifest
-
-# Other algorithms keep state, or weights, per coordinate of a factor that changes its meaning.
-_ALGORITHMS: dict[str, frozenset[str]] = {
-    "rolora": frozenset({"fedavg", "fednova", "fedprox", "fedsgd"}),
-    "fedsvd": frozenset({"fedavg", "fednova", "fedprox", "fedsgd"}),
-    "product": frozenset({"fedavg", "fedprox"}),
-}
 
 
 def check_form(manifest: Manifest, adapter: Adapter) -> None:
@@ -23,8 +18,7 @@ def check_form(manifest: Manifest, adapter: Adapter) -> None:
             ``product-example-privacy``, ``adapter-form`` or ``adapter-pairs``.
     """
     _check_sketch(adapter)
-    allowed = _ALGORITHMS.get(adapter.kind)
-    if allowed is None:
+    if adapter.kind in PLAIN_FORMS:
         return
     if manifest.training is not None and manifest.training.server_optimiser != "sgd":
         refuse(
@@ -34,11 +28,11 @@ def check_form(manifest: Manifest, adapter: Adapter) -> None:
             found=manifest.training.server_optimiser,
             remedy="Use the plain optimiser, or the form ffa-lora.",
         )
-    if manifest.algorithm not in allowed:
+    if adapter.kind not in algorithm_of(manifest).forms:
         refuse(
             "adapter-algorithm",
             f"{manifest.algorithm} does not go with the adapter form {adapter.kind}.",
-            expected=sorted(allowed),
+            expected=names_where(lambda algorithm: adapter.kind in algorithm.forms),
             found=manifest.algorithm,
             remedy="Use one of these, or the form ffa-lora.",
         )

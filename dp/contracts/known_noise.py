@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 
 from dp.contracts.fednova import public_steps
+from dp.contracts.registry import algorithm_of
 from dp.removable import kept_share, most_variance
 from secagg.errors import LocalProtocolError
-from secagg.manifest import Manifest
+from secagg.manifest import Manifest, training_of
 
 
 def mean_variance(manifest: Manifest, survivors: int, masking_set: int = 0) -> float:
@@ -58,6 +59,6 @@ def _divides(manifest: Manifest) -> bool:
 
 def _divisor(manifest: Manifest) -> float:
     """Integer units of a sum per real unit of the direction that the server takes."""
-    assert manifest.training is not None  # noqa: S101  the callers have looked
-    steps = public_steps(manifest.training) if manifest.algorithm == "fednova" else 1.0
-    return manifest.segments[0].scale * manifest.training.denominator / steps
+    training = training_of(manifest)
+    steps = public_steps(training) if algorithm_of(manifest).normalises_steps else 1.0
+    return manifest.segments[0].scale * training.denominator / steps

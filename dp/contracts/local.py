@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 
 from dp.contracts.rules import in_range, refuse
 from dp.contracts.spec import TrainingSpec
-from secagg.manifest import Manifest, Training
+from secagg.manifest import Manifest, Training, training_of
 
-ONE_STEP = frozenset({"fedsgd", "zeroth-order", "evaluation"})
 STEPS_MAX = 100_000
 
 
@@ -62,8 +61,7 @@ def check_local(manifest: Manifest) -> None:
         ConfigurationError: ``privacy-mode``, ``parameter-out-of-range``, ``momentum-with-adam``,
             ``epochs-reveal-examples``, ``proximal-term-lost``.
     """
-    training, example = manifest.training, manifest.example_privacy
-    assert training is not None  # noqa: S101  the caller has refused that
+    training, example = training_of(manifest), manifest.example_privacy
     if example is not None and example.mode != "local":
         refuse(
             "privacy-mode",
@@ -106,8 +104,7 @@ def refuse_local_terms(manifest: Manifest) -> None:
     Raises:
         ConfigurationError: ``local-terms-unused``.
     """
-    training = manifest.training
-    assert training is not None  # noqa: S101  the caller has refused that
+    training = training_of(manifest)
     found = (training.local_optimiser, training.local_momentum, training.local_epochs)
     if found != ("sgd", 0.0, 0):
         refuse(

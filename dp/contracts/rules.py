@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from fractions import Fraction
+from typing import NoReturn
 
 from dp.adaptive import BELOW
 from dp.contracts.derive import SHARE_VARIANCE_MAX, WRAP_LOG2_TARGET, wrap_log2
@@ -14,7 +15,7 @@ from dp.removable import most_variance
 from secagg import limits, parameters
 from secagg.adapter import sent_length
 from secagg.errors import ConfigurationError
-from secagg.manifest import CohortRules, Manifest, Noise, Segment
+from secagg.manifest import CohortRules, Manifest, Noise, Segment, adapter_of
 
 
 def refuse(
@@ -24,7 +25,7 @@ def refuse(
     expected: object = None,
     found: object = None,
     remedy: str | None = None,
-) -> None:
+) -> NoReturn:
     raise ConfigurationError(reason, message, expected=expected, found=found, remedy=remedy)
 
 
@@ -54,13 +55,7 @@ def adapter_length(manifest: Manifest) -> int:
     Raises:
         ConfigurationError: ``adapter-missing``.
     """
-    if manifest.adapter is None:
-        raise ConfigurationError(
-            "adapter-missing",
-            f"{manifest.algorithm} trains an adapter, and the task has none.",
-            remedy="Name a base model and an adapter, or use the algorithm 'sum'.",
-        )
-    return sent_length(manifest.adapter)
+    return sent_length(adapter_of(manifest))
 
 
 def check_cohort(manifest: Manifest) -> None:

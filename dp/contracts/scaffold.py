@@ -26,19 +26,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from dp.contracts.algorithm import Algorithm
 from dp.contracts.averaging import uniform_segments
 from dp.contracts.local import check_local
 from dp.contracts.rules import adapter_length, check_segments, in_range, refuse
 from dp.contracts.spec import SegmentSpec, TaskSpec
-from secagg.manifest import Manifest, Training
+from secagg.manifest import Manifest, Training, training_of
 
-NAME = "scaffold"
 POPULATION_MAX = 1 << 40
-
-
-def has_control(manifest: Manifest) -> bool:
-    """Whether the model comes with a control variate, and devices keep one."""
-    return manifest.algorithm == NAME
 
 
 def control_step(training: Training) -> float:
@@ -46,8 +41,9 @@ def control_step(training: Training) -> float:
     return training.local_steps * training.local_learning_rate
 
 
-class Scaffold:
+class Scaffold(Algorithm):
     default_privacy = "local"
+    keeps_control = True
 
     def suggested(self, privacy: str, population: int) -> Mapping[str, Any]:
         return {"population": population}
@@ -60,10 +56,7 @@ class Scaffold:
 
     def check(self, manifest: Manifest) -> None:
         length = adapter_length(manifest)
-        training = manifest.training
-        if training is None:
-            refuse("training-missing", "scaffold needs the training terms.")
-            return
+        training = training_of(manifest)
         if manifest.device_privacy is not None:
             refuse(
                 "control-with-device-noise",

@@ -11,16 +11,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from dp.contracts.algorithm import Algorithm
 from dp.contracts.averaging import has_privacy, weighted_segments
 from dp.contracts.rules import adapter_length, check_segments, in_range, refuse
 from dp.contracts.spec import SegmentSpec, TaskSpec
-from secagg.manifest import Manifest
+from secagg.manifest import Manifest, training_of
 
 DIRECTIONS_MAX = 1 << 16
 
 
-class ZerothOrder:
+class ZerothOrder(Algorithm):
     default_privacy = "distributed"
+    local_steps = False
+    forward_only = True
+    has_directions = True
 
     def suggested(self, privacy: str, population: int) -> Mapping[str, Any]:
         return {"directions": 16}
@@ -39,10 +43,7 @@ class ZerothOrder:
 
     def check(self, manifest: Manifest) -> None:
         adapter_length(manifest)  # there is an adapter
-        training, example = manifest.training, manifest.example_privacy
-        if training is None:
-            refuse("training-missing", "zeroth-order needs the training terms.")
-            return
+        training, example = training_of(manifest), manifest.example_privacy
         in_range("directions", training.directions, 1, DIRECTIONS_MAX)
         in_range("perturbation", training.perturbation, 0, 1.0, open_low=True)
         expected = [("gradient", training.directions)]

@@ -21,7 +21,6 @@ from secagg_cli.presets import Privacy, preset_for
 if TYPE_CHECKING:
     from secagg.manifest import AdapterKind
 
-_NO_TRAINING = frozenset({"evaluation", "sum"})
 _FORMS_RUN_ON = ("fedsgd", "fedavg")  # the first that goes with the privacy mode
 _DEFAULT_FORM: AdapterKind = "ffa-lora"
 _MODES: tuple[Privacy, ...] = ("distributed", "local", "none")
@@ -37,9 +36,9 @@ class Choice:
 
 
 def algorithm_names() -> tuple[str, ...]:
-    from dp.contracts import ALGORITHMS
+    from dp.contracts.registry import names_where
 
-    return tuple(sorted(ALGORITHMS.keys() - _NO_TRAINING))
+    return tuple(names_where(lambda algorithm: algorithm.moves_model))
 
 
 def form_names() -> tuple[AdapterKind, ...]:

@@ -57,7 +57,9 @@ def task_spec(options: DemoOptions, plan: KillPlan, model: Any) -> TaskSpec:
         ConfigurationError: the combination is refused by ``dp.contracts``.
     """
     from dp.contracts import AdaptiveClipSpec, BudgetSpec, CohortSpec, DeadlineSpec, TaskSpec
+    from dp.contracts.registry import algorithm_named
 
+    buffered = algorithm_named(options.algorithm).weighs_staleness
     base_model, adapter = describe(
         model, options.model, adapter_for(options.model, options.form, options.clients)
     )
@@ -74,7 +76,7 @@ def task_spec(options: DemoOptions, plan: KillPlan, model: Any) -> TaskSpec:
             survivors_min=plan.survivors_min,
             corrupt_max=0,
             # what the demo's devices demand of any sum, and so of those behind a model
-            model_min=plan.survivors_min if options.algorithm == "fedbuff" else None,
+            model_min=plan.survivors_min if buffered else None,
         ),
         deadlines=DeadlineSpec(
             report_s=_REPORT_S,

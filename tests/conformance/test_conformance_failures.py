@@ -9,7 +9,7 @@ import pytest
 import torch
 from opacus.grad_sample import GradSampleHooks
 
-from aggregator.algorithms import server_step
+from aggregator.algorithms import StepInput, server_step
 from client_sdk.adapted import AdaptedModel
 from client_sdk.examples import encode_example
 from client_sdk.gradients import sequence_losses
@@ -193,7 +193,7 @@ def relative_error(kind: str) -> float:
         "weight": np.array([2.0]),
         "loss": np.zeros(1),
     }
-    released = server_step(task(kind), np.zeros_like(vectors[0]), {}, sums).vector
+    released = server_step(StepInput(task(kind), np.zeros_like(vectors[0]), {}, sums)).vector
     means = [
         np.mean(each, axis=0)
         for each in zip(*[product(lora(kind), v) for v in vectors], strict=True)

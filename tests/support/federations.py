@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from aggregator.algorithms import Step, server_step
+from aggregator.algorithms import Step, StepInput, server_step
 from aggregator.models import vector_length
 from client_sdk.algorithms import ALGORITHMS
 from client_sdk.algorithms.work import Work
@@ -146,7 +146,9 @@ class Federation:
     def release(self, sums: Mapping[str, Vector], survivors: int, lag: int = 0) -> Step:
         """The server's step on these sums; the next version is then the present one."""
         step = server_step(
-            self.manifest, self.vector, self.optimiser, sums, self.version, survivors, lag=lag
+            StepInput(
+                self.manifest, self.vector, self.optimiser, sums, self.version, survivors, lag=lag
+            )
         )
         self.vector, self.optimiser, self.metrics = step.vector, step.optimiser, step.metrics
         self.version += 1

@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from aggregator.algorithms import server_step
+from aggregator.algorithms import StepInput, server_step
 from dp.accounting import fewest, guaranteed_variance, headline, lines, ring_release
 from dp.adaptive import (
     BELOW,
@@ -189,7 +189,9 @@ def test_device_sums_come_back_in_real_units(clip: float) -> None:
     generator = np.random.default_rng(1)
     deltas = [generator.normal(size=64) * size for size in (0.01, 0.1, 0.5, 1, 2, 9)]
     sums = summed(manifest, [with_below(manifest, {"delta": d}, clip) for d in deltas])
-    step = server_step(manifest, np.zeros(64, np.float32), {"clip": np.array([clip])}, sums)
+    step = server_step(
+        StepInput(manifest, np.zeros(64, np.float32), {"clip": np.array([clip])}, sums)
+    )
     lengths = [np.linalg.norm(d) for d in deltas]
     clipped = sum(d * min(1.0, clip / length) for d, length in zip(deltas, lengths, strict=True))
     assert np.abs(step.vector - clipped / 6).max() < 4e-3 * clip
@@ -204,12 +206,12 @@ def test_the_servers_momentum_outlives_a_moving_clip() -> None:
     manifest = device_level(training=training)
     sums = {"delta": np.ones(64), BELOW: np.zeros(1)}
     state = {"clip": np.array([2.0])}
-    first = server_step(manifest, np.zeros(64, np.float32), state, sums)
+    first = server_step(StepInput(manifest, np.zeros(64, np.float32), state, sums))
     assert first.vector == pytest.approx(np.full(64, 2.0 / DEVICES))
-    second = server_step(manifest, first.vector, first.optimiser, sums)
+    second = server_step(StepInput(manifest, first.vector, first.optimiser, sums))
     assert second.optimiser.keys() == {"momentum", "clip"}
     with pytest.raises(LocalProtocolError) as refused:
-        server_step(manifest, first.vector, {}, sums)
+        server_step(StepInput(manifest, first.vector, {}, sums))
     assert refused.value.reason == "clip-missing"
 
 
@@ -265,8 +267,8 @@ def test_a_server_step_is_that_of_a_fixed_clip_on_sums_in_real_units(algorithm: 
     adaptive, fixed = device_level(**terms), device_level(**terms, adaptive_clip=None)
     delta, start = np.linspace(-3, 2, 64), np.linspace(0, 1, 64).astype(np.float32)
     state = {"clip": np.array([2.0])}
-    moved = server_step(adaptive, start, state, {"delta": delta, BELOW: np.zeros(1)})
-    expected = server_step(fixed, start, {}, {"delta": 2 * delta})
+    moved = server_step(StepInput(adaptive, start, state, {"delta": delta, BELOW: np.zeros(1)}))
+    expected = server_step(StepInput(fixed, start, {}, {"delta": 2 * delta}))
     np.testing.assert_array_equal(moved.vector, expected.vector)
     assert moved.metrics.pop("clip") == 2.0
     assert moved.metrics == expected.metrics

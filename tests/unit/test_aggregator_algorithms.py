@@ -4,7 +4,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from aggregator.algorithms import DIRECTIONS, server_step
+from aggregator.algorithms import DIRECTIONS, StepInput, server_step
 from dp.contracts import ALGORITHMS, build_manifest
 from dp.notes import verifier_key
 from secagg.errors import ConfigurationError, LocalProtocolError, SecaggError
@@ -45,7 +45,7 @@ def manifest(algorithm: str, segments: dict[str, int], **training) -> Manifest:
 
 def step(task, vector, sums, optimiser=None):
     arrays = {name: np.asarray(value, float) for name, value in sums.items()}
-    return server_step(task, np.asarray(vector, np.float32), optimiser or {}, arrays)
+    return server_step(StepInput(task, np.asarray(vector, np.float32), optimiser or {}, arrays))
 
 
 @pytest.mark.parametrize("algorithm", ["fedavg", "fedprox"])
@@ -193,7 +193,7 @@ def test_the_known_noise_is_taken_out_of_the_second_moment(optimiser):
     vector, state = np.zeros(20_000, np.float32), {}
     for _ in range(50):
         noise = generator.normal(0, np.sqrt(512 * 4) / 16, 20_000)
-        result = server_step(task, vector, state, {"gradient": noise}, survivors=4)
+        result = server_step(StepInput(task, vector, state, {"gradient": noise}, survivors=4))
         vector, state = result.vector, result.optimiser
     weights = np.ones(50) if optimiser == "adagrad" else 0.01 * 0.99 ** np.arange(50)
     assert state["noise"] == pytest.approx(variance * weights.sum())
@@ -207,22 +207,24 @@ def test_yogis_noise_share_tends_to_the_variance_and_never_beyond_its_step():
     variance = 512 * 4 / (16 * 8) ** 2
     for _ in range(300):
         sums = {"gradient": np.zeros(20_000)}
-        state = server_step(task, np.zeros(20_000), state, sums, survivors=4).optimiser
+        state = server_step(StepInput(task, np.zeros(20_000), state, sums, survivors=4)).optimiser
     assert state["noise"] == pytest.approx(variance, rel=0.011)
 
 
 def test_where_noise_has_a_floor_the_step_keeps_it():
     """max(v - n, tau^2): a coordinate in which the noise was small takes no huge step."""
     task = noisy("adam")
-    result = server_step(task, np.zeros(20_000), {}, {"gradient": np.zeros(20_000)}, survivors=4)
+    result = server_step(
+        StepInput(task, np.zeros(20_000), {}, {"gradient": np.zeros(20_000)}, survivors=4)
+    )
     assert (result.optimiser["second"] - result.optimiser["noise"] < 0.1**2).all()
     sums = {"gradient": np.full(20_000, -8.0)}
     state = {"second": np.full(20_000, 0.0), "noise": np.array([0.05])}
-    moved = server_step(task, np.zeros(20_000), state, sums, survivors=4).vector
+    moved = server_step(StepInput(task, np.zeros(20_000), state, sums, survivors=4)).vector
     kept = max(0.01 - 0.99 * 0.05 - 0.01 * 0.125, 0.01)
     assert moved == pytest.approx(0.1 / (np.sqrt(kept) + 0.1), rel=1e-6)
 
 
 def test_under_noise_the_number_of_contributors_is_needed():
     with pytest.raises(LocalProtocolError, match="survivors-missing"):
-        server_step(noisy("adam"), np.zeros(20_000), {}, {"gradient": np.zeros(20_000)})
+        server_step(StepInput(noisy("adam"), np.zeros(20_000), {}, {"gradient": np.zeros(20_000)}))

@@ -12,9 +12,9 @@ from dp import planning
 from dp.accounting import local_step
 from dp.budget import UNITS, Account, charges_of
 from dp.contracts import BudgetSpec, CohortSpec, TrainingSpec, check_manifest, warnings
-from dp.contracts.check import suggested
 from dp.contracts.derive import derive_ring
 from dp.contracts.known_noise import mean_deviation, mean_variance
+from dp.contracts.registry import suggested
 from dp.contracts.rules import adapter_length
 from dp.errors import AccountingError
 from dp.events import NonPrivateRelease

@@ -11,7 +11,7 @@ import pytest
 from quadratics import LENGTH, quadratic_spec
 from sdk_support import PARTNER, TASK_KEY, account_in
 
-from aggregator.algorithms import server_step
+from aggregator.algorithms import StepInput, server_step
 from aggregator.cohorts.choosing import Ready, choose
 from client_sdk.errors import PolicyRefusal
 from client_sdk.policy import PrivacyPolicy
@@ -203,7 +203,7 @@ class TestWeights:
         mask = (1 << task.encoding.ring_bits) - 1
         sums = decode(task, total & mask, survivors=6, rotation_seed=bytes(32))
         start = np.ones(LENGTH, np.float32)
-        step = server_step(task, start, {}, sums, 9, 6)
+        step = server_step(StepInput(task, start, {}, sums, 9, 6))
         expected = 1 + 0.5 * sum(d / np.sqrt(1 + a) for d, a in zip(deltas, ages, strict=True)) / 6
         np.testing.assert_allclose(step.vector, expected, atol=2 / task.segments[0].scale)
         assert step.metrics["loss"] == pytest.approx(2.5, abs=1e-3)
@@ -211,13 +211,13 @@ class TestWeights:
     def test_those_who_are_expected_to_abstain_are_not_counted(self) -> None:
         task = manifest(device_noise_multiplier=8.0, participation_rate=0.5)
         sums = {"delta": np.full(LENGTH, 6.0)}
-        step = server_step(task, np.zeros(LENGTH, np.float32), {}, sums, 9, 6)
+        step = server_step(StepInput(task, np.zeros(LENGTH, np.float32), {}, sums, 9, 6))
         np.testing.assert_allclose(step.vector, 2.0)
 
     def test_the_number_of_contributors_is_needed(self) -> None:
         sums = {"delta": np.zeros(LENGTH), "loss": np.zeros(1)}
         with pytest.raises(LocalProtocolError, match="survivors-missing"):
-            server_step(manifest(), np.zeros(LENGTH, np.float32), {}, sums)
+            server_step(StepInput(manifest(), np.zeros(LENGTH, np.float32), {}, sums))
 
 
 class TestLedger:

@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from aggregator.algorithms import server_step
+from aggregator.algorithms import StepInput, server_step
 from client_sdk.evaluation import evaluate
 from dp.accounting import headline, lines
 from dp.contracts import TrainingSpec, check_manifest
@@ -35,7 +35,7 @@ def test_the_sums_give_the_mean_over_all_devices_examples_and_the_model_stays():
     vector = np.linspace(-0.02, 0.02, len(job(manifest).vector)).astype(np.float32)
     devices = [trainer(rows, seed=i) for i, rows in enumerate(data)]
     values = [d.contribute(job(manifest, vector)) for d in devices]
-    step = server_step(manifest, vector, {}, summed(manifest, values), 0)
+    step = server_step(StepInput(manifest, vector, {}, summed(manifest, values), 0))
     assert np.array_equal(step.vector, vector)
     assert step.metrics["examples"] == pytest.approx(39, abs=1e-3)
     _, tokenizer = tiny()
@@ -87,7 +87,7 @@ def test_with_device_privacy_every_segment_is_clipped_noised_and_accounted():
 def test_a_noised_count_that_is_not_positive_gives_no_ratio():
     manifest = task()
     sums = {"loss": np.array([3.0]), "accuracy": np.array([0.1]), "count": np.array([-0.2])}
-    step = server_step(manifest, job(manifest).vector, {}, sums, 0)
+    step = server_step(StepInput(manifest, job(manifest).vector, {}, sums, 0))
     assert set(step.metrics) == {"examples"}
 
 

@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from aggregator.algorithms import server_step
+from aggregator.algorithms import StepInput, server_step
 from dp.contracts import TrainingSpec, check_manifest
 from dp.mechanisms import decode, encode
 from secagg.adapter import (
@@ -180,7 +180,7 @@ def test_masked_product_step_equals_the_float_reference_where_plain_averaging_is
     ]
     sums = weighted_sums(manifest, deltas, weights)
     zero = np.zeros(vector_length(shape), np.float32)
-    after = server_step(manifest, zero, {}, sums, 0)
+    after = server_step(StepInput(manifest, zero, {}, sums, 0))
     for number, found in enumerate(product(shape, after.vector)):
         expected = sum(
             w * d[number][0] @ d[number][1] for w, d in zip(weights, factors, strict=True)
@@ -206,7 +206,7 @@ def test_product_cuts_to_the_tasks_rank_and_says_how_much():
         references.append(np.linalg.svd(b @ a, compute_uv=False))
     zero = np.zeros(vector_length(shape), np.float32)
     sums = {"delta": np.concatenate(parts), "weight": np.ones(1), "loss": np.zeros(1)}
-    after = server_step(manifest, zero, {}, sums, 3)
+    after = server_step(StepInput(manifest, zero, {}, sums, 3))
     lost = max(np.sqrt((s[RANK:] ** 2).sum() / (s**2).sum()) for s in references)
     assert after.metrics["truncated_share"] == pytest.approx(lost, rel=1e-6)
     for found, s in zip(product(shape, after.vector), references, strict=True):
@@ -227,7 +227,7 @@ def test_factors_of_a_product_are_as_long_as_training_would_have_made_them(size)
         parts.append(sketch(shape, p, 0, b * size / np.linalg.norm(b), a / np.linalg.norm(a)))
     zero = np.zeros(vector_length(shape), np.float32)
     sums = {"delta": np.concatenate(parts), "weight": np.ones(1), "loss": np.zeros(1)}
-    after = vector_to_tensors(shape, server_step(manifest, zero, {}, sums, 0).vector)
+    after = vector_to_tensors(shape, server_step(StepInput(manifest, zero, {}, sums, 0)).vector)
     for pair in pairs(shape):
         a, b = after[pair.a.name].astype(float), after[pair.b.name].astype(float)
         np.testing.assert_allclose(a @ a.T - b.T @ b, np.eye(RANK) / 3, atol=1e-5 * max(1, size))
@@ -241,7 +241,7 @@ def test_fedsvd_keeps_the_mean_product_and_gives_devices_an_orthonormal_a():
     before = random_vector(shape, 10)
     direction = np.random.default_rng(11).normal(size=sent_length(shape))
     sums = {"delta": direction, "weight": np.ones(1), "loss": np.zeros(1)}
-    after = server_step(manifest, before, {}, sums, 1)
+    after = server_step(StepInput(manifest, before, {}, sums, 1))
     plain = before + place(shape, 1, direction)
     for found, expected in zip(product(shape, after.vector), product(shape, plain), strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-4)
@@ -259,7 +259,7 @@ def test_fedsvd_with_nothing_learnt_leaves_a_as_it_was():
         "weight": np.ones(1),
         "loss": np.zeros(1),
     }
-    assert not server_step(manifest, zero, {}, sums, 0).vector.any()
+    assert not server_step(StepInput(manifest, zero, {}, sums, 0)).vector.any()
 
 
 def test_rolora_moves_one_factor_by_the_versions_parity_and_ignores_the_padding():
@@ -270,7 +270,7 @@ def test_rolora_moves_one_factor_by_the_versions_parity_and_ignores_the_padding(
     sums = {"delta": np.ones(length), "weight": np.ones(1), "loss": np.zeros(1)}
     zero = np.zeros(vector_length(shape), np.float32)
     for version, factor in ((0, "lora_B"), (1, "lora_A"), (2, "lora_B")):
-        after = server_step(manifest, zero, {}, sums, version).vector
+        after = server_step(StepInput(manifest, zero, {}, sums, version)).vector
         before, moved = vector_to_tensors(shape, zero), vector_to_tensors(shape, after)
         for name in moved:
             change = moved[name] - before[name]

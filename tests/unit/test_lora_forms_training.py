@@ -7,7 +7,7 @@ import pytest
 import torch
 from peft import PeftModel
 
-from aggregator.algorithms import server_step
+from aggregator.algorithms import StepInput, server_step
 from client_sdk.evaluation import evaluate
 from client_sdk.lora import vector_to_tensors, write_peft_folder
 from secagg_cli.corpus import load_clients
@@ -21,7 +21,7 @@ def _rounds(manifest, count, ranks=(None, None)):
     for version in range(count):
         values = [d.contribute(job(manifest, vector, version=version)) for d in devices]
         sums = summed(manifest, values, seed=version)
-        step = server_step(manifest, vector, optimiser, sums, version)
+        step = server_step(StepInput(manifest, vector, optimiser, sums, version))
         vector, optimiser = step.vector, step.optimiser
     return data, vector
 

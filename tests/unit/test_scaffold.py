@@ -13,7 +13,7 @@ import pytest
 from quadratics import LENGTH, RATE, STEPS, quadratic_spec
 from sdk_support import digest_of, journal_in
 
-from aggregator.algorithms import server_step
+from aggregator.algorithms import StepInput, server_step
 from client_sdk.control import DeviceControl
 from client_sdk.errors import StateError
 from client_sdk.journal import Contribution
@@ -97,7 +97,7 @@ def test_the_server_needs_to_know_how_many_contributed() -> None:
     manifest = built(quadratic_spec("scaffold"))
     sums = {"delta": np.zeros(LENGTH), "loss": np.zeros(1)}
     with pytest.raises(SecaggError) as refused:
-        server_step(manifest, np.zeros(LENGTH, np.float32), {}, sums)
+        server_step(StepInput(manifest, np.zeros(LENGTH, np.float32), {}, sums))
     assert refused.value.reason == "survivors-missing"
 
 

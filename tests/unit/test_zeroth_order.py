@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from aggregator.algorithms import server_step
+from aggregator.algorithms import StepInput, server_step
 from client_sdk.evaluation import evaluate
 from dp.accounting import headline, lines
 from dp.contracts import TrainingSpec
@@ -53,7 +53,7 @@ def test_the_servers_direction_is_the_projected_gradient_of_a_quadratic():
     seed = manifest.adapter.seed
     slopes = np.array([-target @ direction(seed, 0, n, length) for n in range(1500)])
     sums = {"gradient": slopes, "weight": np.ones(1), "loss": np.zeros(1)}
-    after = server_step(manifest, np.zeros(length, np.float32), {}, sums, 0)
+    after = server_step(StepInput(manifest, np.zeros(length, np.float32), {}, sums, 0))
     np.testing.assert_allclose(after.vector[:5], 0.25 * target[:5], atol=0.25)
     exact = sum(-s * direction(seed, 0, n, length) for n, s in enumerate(slopes)) / 1500
     np.testing.assert_allclose(after.vector, 0.25 * exact, atol=1e-5)
@@ -88,7 +88,7 @@ def test_it_trains_without_a_backward_pass(monkeypatch):
     for version in range(6):
         values = [d.contribute(job(manifest, vector, version=version)) for d in devices]
         vector = server_step(
-            manifest, vector, {}, summed(manifest, values, version), version
+            StepInput(manifest, vector, {}, summed(manifest, values, version), version)
         ).vector
     base, tokenizer = tiny()
     examples = [pair for client in data for pair in client.train[:24]]
