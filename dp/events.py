@@ -107,25 +107,6 @@ class PoissonReplaced(Event):
 
 
 @dataclass(frozen=True)
-class CorrelatedReleases(Event):
-    """All rounds of a training under correlated noise: C G + Z (:mod:`dp.correlated`).
-
-    Attributes:
-        coefficients: first column of the lower-triangular Toeplitz matrix C, integers.
-        rounds: rows of G, one vector a round.
-        participations: most rounds that one unit takes part in.
-        separation: least distance of two of them.
-        row: one row with a contribution of coefficient 1: its sensitivity, its noise. Not sampled.
-    """
-
-    coefficients: tuple[int, ...]
-    rounds: int
-    participations: int
-    separation: int
-    row: Event
-
-
-@dataclass(frozen=True)
 class Composed(Event):
     """Adaptive composition: each event with its count."""
 
@@ -143,8 +124,6 @@ def adjacency_of(event: Event) -> Adjacency | None:
             return adjacency_of(inner)
         case PoissonReplaced(_, inner):
             return "replace-one" if adjacency_of(inner) else None
-        case CorrelatedReleases():
-            return adjacency_of(event.row)
         case Composed(parts):
             found = {adjacency_of(part) for part, count in parts if count} - {None}
             if len(found) > 1:
@@ -192,10 +171,6 @@ def replace_one(event: Event) -> Event:
             return GaussianRelease(z / 2, "replace-one")
         case NonPrivateRelease():
             return NonPrivateRelease("replace-one")
-        case CorrelatedReleases(coefficients, rounds, participations, separation, row):
-            return CorrelatedReleases(
-                coefficients, rounds, participations, separation, replace_one(row)
-            )
         case PoissonSampled(rate, inner):
             return PoissonReplaced(rate, inner)
         case Composed(parts):

@@ -14,9 +14,7 @@ has closed, and journals the masked payload.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,10 +35,6 @@ from secagg.secret import Secret
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-# Summing m float32 vectors of norm C errs by up to (m - 1) 2^-24 m C (Higham 2002, section 4.2).
-# Two neighbouring sums of up to 256 then differ by up to (1 + 2^-7) C; the rest is for clipping.
-FLOAT_SLACK_LOG2 = -6
 
 
 def _rotates(manifest: Manifest) -> bool:
@@ -144,48 +138,6 @@ def noisy_total(
         raise MechanismError("privacy-mode", "Local noise belongs to privacy = 'local'.")
     scale, _ = _example_grid(manifest, privacy)
     return (total + skellam(len(total), local_step(manifest).variance, random_bytes)) / scale
-
-
-def noisy_sum(
-    clipped_sum: NDArray[Any], clip: float, noise_multiplier: float, random_bytes: RandomBytes
-) -> NDArray[np.float64]:
-    """Mode A for a sum that was clipped in floats (Opacus): quantise it and add Skellam noise.
-
-    Rounding to the nearest grid point moves neighbouring sums apart by at most one unit per
-    coordinate, so the sensitivity is clip * scale * (1 + 2^-6) + sqrt(d) units: 2^-6 stands for
-    the float errors of a batch of up to 256 float32 gradients, added one after the other. The noise
-    is ``noise_multiplier`` times *that* (about 3 % more than nominal), and the grid is finer than
-    the one that ``dp.accounting.local_step`` charges, so its cost covers this one.
-
-    Args:
-        clipped_sum: float[d], sum of gradients with L2 norm at most ``clip`` each.
-
-    Returns:
-        float64[d].
-
-    Raises:
-        MechanismError: ``values-not-finite``: zeroing the sum here would be as sensitive as the
-            whole batch, so a gradient that is not finite must become zero before it is clipped.
-    """
-    summed = np.asarray(clipped_sum, dtype=np.float64)
-    if not np.isfinite(summed).all():
-        raise MechanismError(
-            "values-not-finite",
-            "The sum of clipped gradients is not finite.",
-            remedy="Replace gradients that are not finite by zero before clipping.",
-        )
-    for name, value in (("clip", clip), ("noise_multiplier", noise_multiplier)):
-        if not (math.isfinite(value) and value > 0):
-            raise MechanismError(
-                "parameter-out-of-range", f"{name} must be positive and finite.", found=value
-            )
-    length = max(1, len(summed))
-    scale = 4 * scale_for(clip, length, noisy=True)
-    bound = math.ceil(Fraction(clip) * scale * (1 + Fraction(2) ** FLOAT_SLACK_LOG2))
-    sensitivity = bound + math.isqrt(length - 1) + 1
-    variance = math.ceil(Fraction(noise_multiplier) ** 2 * sensitivity**2)
-    units = np.clip(np.rint(summed * scale), -(2.0**52), 2.0**52).astype(np.int64)
-    return (units + skellam(len(units), variance, random_bytes)) / scale
 
 
 def encode(

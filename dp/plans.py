@@ -9,8 +9,6 @@ import math
 from fractions import Fraction
 from typing import Literal, get_args
 
-import msgspec
-
 from dp.accounting import (
     ACCOUNTANT_DISCRETE_GAUSSIAN,
     ACCOUNTANT_SKELLAM,
@@ -19,12 +17,10 @@ from dp.accounting import (
     checked_multiplier,
     epsilon_of,
 )
-from dp.correlated import noise_ratio, prefix_coefficients, squared_sensitivity
 from dp.errors import AccountingError
 from dp.events import (
     Adjacency,
     Composed,
-    CorrelatedReleases,
     DiscreteGaussianSum,
     Event,
     PoissonSampled,
@@ -35,7 +31,6 @@ from dp.figures import delta_shown, limit_shown, shown_up
 from dp.grid import clip_units, l1_of, scale_for
 from dp.overrun import taken
 
-CORRELATED = "+matrix/choquette-choo-2023"
 LENGTH_MAX = 1 << 40
 PLAN_SHARES = 100  # devices whose discrete Gaussian shares a plan adds up
 
@@ -169,51 +164,3 @@ def _cost(
     if adjacency == "replace-one":
         event = replace_one(event)
     return epsilon_of(Composed(((event, rounds),)), delta), name
-
-
-class CorrelatedPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """``sensitivity``: of all rounds together, over the clip. ``noise_ratio``: noise in the sums
-    over rounds, over that of independent noise at the same cost."""
-
-    epsilon: float
-    accountant: str
-    sensitivity: float
-    noise_ratio: float
-
-
-def plan_correlated(
-    noise_multiplier: float,
-    rounds: int,
-    delta: float,
-    *,
-    band: int,
-    participations: int,
-    separation: int,
-    length: int = 92_160,
-    adjacency: Adjacency = "add-or-remove",
-) -> CorrelatedPlan:
-    """What ``rounds`` cost in which Skellam noise partly cancels (:mod:`dp.correlated`).
-
-    For comparison and auditing: no device adds such noise (docs/adr/0005-correlated-noise.md).
-    ``noise_multiplier``: noise of a row over the clip. ``band``: coefficients of the matrix, the
-    square root of prefix sums. ``participations`` and ``separation``: of the unit that is
-    protected; without a limit, ``rounds`` and 1.
-
-    Raises:
-        AccountingError: ``parameter-out-of-range``, ``sensitivity-unknown``.
-    """
-    coefficients = prefix_coefficients(min(band, rounds) if band > 0 else band)
-    shape = (coefficients, rounds, participations, separation)
-    squared, units = squared_sensitivity(*shape), _plan_units(length)
-    multiplier = Fraction(checked_multiplier(noise_multiplier))
-    variance = math.ceil((multiplier * units * coefficients[0]) ** 2)
-    row = SkellamRelease(units**2, l1_of(units, length), variance)
-    event: Event = CorrelatedReleases(*shape, row)
-    if adjacency == "replace-one":
-        event = replace_one(event)
-    return CorrelatedPlan(
-        epsilon=epsilon_of(event, delta),
-        accountant=ACCOUNTANT_SKELLAM + CORRELATED,
-        sensitivity=math.sqrt(squared) / coefficients[0],
-        noise_ratio=noise_ratio(*shape),
-    )

@@ -35,11 +35,9 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from dp.correlated import l1_sensitivity, squared_sensitivity
 from dp.errors import AccountingError
 from dp.events import (
     Composed,
-    CorrelatedReleases,
     DiscreteGaussianRelease,
     DiscreteGaussianSum,
     Event,
@@ -126,29 +124,6 @@ def _unlike(variance: float) -> float:
     first = math.exp(-2 * math.pi**2 * variance)
     series = first / (1 - first)  # of exp(-2 pi^2 variance j^2), for j^2 >= j
     return math.log1p(4 * series / (1 - 2 * series))
-
-
-def _whole(event: CorrelatedReleases) -> Event:
-    """All rows as one release: the row's noise, the sensitivity of the whole matrix."""
-    shape = (event.coefficients, event.rounds, event.participations, event.separation)
-    squared, absolute = squared_sensitivity(*shape), l1_sensitivity(*shape)
-    match event.row:
-        case SkellamRelease(l2, l1, variance, adjacency):
-            return SkellamRelease(l2 * squared, l1 * absolute, variance, adjacency)
-        case DiscreteGaussianSum(l2, l1, share, shares, length, adjacency):
-            return DiscreteGaussianSum(
-                l2 * squared, l1 * absolute, share, shares, length * event.rounds, adjacency
-            )
-        case DiscreteGaussianRelease(z, adjacency):
-            return DiscreteGaussianRelease(z / (math.sqrt(squared) * _OUTWARD), adjacency)
-        case GaussianRelease(z, adjacency):
-            return GaussianRelease(z / (math.sqrt(squared) * _OUTWARD), adjacency)
-        case _:
-            raise AccountingError(
-                "event-unknown",
-                "No accountant can vouch for such rows under correlated noise.",
-                found=type(event.row).__name__,
-            )
 
 
 def _check_rate(rate: float) -> None:
@@ -271,8 +246,6 @@ def rdp_curve(event: Event) -> Mapping[int, float]:
             return _discrete_gaussian_sum(event)
         case NonPrivateRelease():
             return dict.fromkeys(ORDERS, math.inf)
-        case CorrelatedReleases():
-            return rdp_curve(_whole(event))
         case PoissonSampled(rate, inner):
             _check_sampled(rate, inner)
             return _poisson(rate, rdp_curve(inner))

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import Annotated
 
 import typer
 
 from secagg.limits import CORRECTNESS_BITS, SECURITY_BITS
-from secagg_cli.output import CommandError, Format, FormatOption, Output, power, power_log2
+from secagg_cli.output import Format, FormatOption, Output, power, power_log2
 from secagg_cli.plan_sizes import memory, task
 from secagg_cli.ranges import number
-
-if TYPE_CHECKING:
-    from dp.plans import Mechanism as NoiseMechanism
 
 app = typer.Typer(no_args_is_help=True, help="Account and size a task before it exists.")
 app.command("task")(task)
@@ -24,7 +21,6 @@ class Mechanism(enum.StrEnum):
     gaussian = "gaussian"
     discrete_gaussian = "discrete-gaussian"
     skellam = "skellam"
-    correlated = "correlated"
 
 
 class Adjacency(enum.StrEnum):
@@ -59,68 +55,23 @@ def privacy(
         Adjacency,
         typer.Option(help="A record more or less, or exchanged: that moves the sum by two clips."),
     ] = Adjacency.add_or_remove,
-    band: Annotated[
-        int, number("correlated: rounds over which noise partly cancels.", low=1, high=16)
-    ] = 4,
-    participations: Annotated[
-        int | None, number("correlated: most rounds of one unit; default: all.", low=1)
-    ] = None,
-    separation: Annotated[
-        int, number("correlated: least distance of two rounds of one unit.", low=1)
-    ] = 1,
     format: FormatOption = Format.text,
 ) -> None:
-    """Epsilon of so many releases, composed, between neighbours of the given kind.
-
-    The mechanism "correlated" is for comparison: no device of ours adds such noise.
-    """
+    """Epsilon of so many releases, composed, between neighbours of the given kind."""
     with Output(format) as out:
         from dp.figures import delta_shown, limit_shown, shown_up
-        from dp.plans import plan_correlated, plan_epsilon
+        from dp.plans import plan_epsilon
 
-        more: dict[str, float] = {}
-        if mechanism is Mechanism.correlated:
-            if sampling_rate < 1:
-                raise CommandError(
-                    "sampling-rate",
-                    "Nobody accounts for sampling under correlated noise.",
-                    expected=1,
-                    found=sampling_rate,
-                )
-            if slot_overrun:
-                raise CommandError(
-                    "overrun-without-sampling",
-                    "Only sampled batches have a time to hide.",
-                    expected=0,
-                    found=slot_overrun,
-                )
-            plan = plan_correlated(
-                noise_multiplier=noise_multiplier,
-                rounds=rounds,
-                delta=delta,
-                band=band,
-                participations=participations or rounds,
-                separation=separation,
-                length=length,
-                adjacency=adjacency.value,
-            )
-            epsilon, accountant = plan.epsilon, plan.accountant
-            more = {"sensitivity": plan.sensitivity, "noise_ratio": plan.noise_ratio}
-            out.say(
-                f"a unit moves all rounds together by {shown_up(plan.sensitivity)} clips; sums "
-                f"over rounds carry {plan.noise_ratio:.3g} times the noise of independent rounds"
-            )
-        else:
-            epsilon, accountant = plan_epsilon(
-                noise_multiplier=noise_multiplier,
-                rounds=rounds,
-                delta=delta,
-                sampling_rate=sampling_rate,
-                mechanism=cast("NoiseMechanism", mechanism.value),
-                length=length,
-                adjacency=adjacency.value,
-                slot_overrun=slot_overrun,
-            )
+        epsilon, accountant = plan_epsilon(
+            noise_multiplier=noise_multiplier,
+            rounds=rounds,
+            delta=delta,
+            sampling_rate=sampling_rate,
+            mechanism=mechanism.value,
+            length=length,
+            adjacency=adjacency.value,
+            slot_overrun=slot_overrun,
+        )
         amplified = "" if sampling_rate == 1 else f", amplified by sampling at {sampling_rate}"
         if slot_overrun:
             amplified += (
@@ -145,7 +96,6 @@ def privacy(
                 "mechanism": mechanism.value,
                 "adjacency": adjacency.value,
                 "accountant": accountant,
-                **more,
             }
         )
 

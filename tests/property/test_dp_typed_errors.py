@@ -24,7 +24,6 @@ from dp.budget import Account, charges_of
 from dp.contracts import BudgetSpec
 from dp.events import (
     Composed,
-    CorrelatedReleases,
     DiscreteGaussianRelease,
     DiscreteGaussianSum,
     Event,
@@ -35,7 +34,7 @@ from dp.events import (
 )
 from dp.gaussian import exact_epsilon, gaussian_epsilon, pld_epsilon, rdp_epsilon
 from dp.grid import clip_units, equalised_scales, scale_for
-from dp.plans import plan_correlated, plan_epsilon
+from dp.plans import plan_epsilon
 from dp.rdp import epsilon_from_rdp, rdp_curve
 from secagg.errors import SecaggError
 from tests.dp_tasks import built
@@ -61,14 +60,6 @@ events = st.recursive(
     releases,
     lambda inner: st.one_of(
         st.builds(PoissonSampled, reals, inner),
-        st.builds(
-            CorrelatedReleases,
-            st.lists(integers, max_size=3).map(tuple),
-            st.integers(-1, 12),
-            integers,
-            integers,
-            inner,
-        ),
         st.builds(Composed, st.lists(st.tuples(inner, integers), max_size=3).map(tuple)),
     ),
     max_leaves=3,
@@ -117,45 +108,6 @@ def test_any_plan(
     )
     if not (0 < z < math.inf and 0 < delta < 1 and 0 < rate <= 1 and rounds >= 1):
         assert found is None
-
-
-@given(
-    reals,
-    st.integers(-1, 300),
-    reals,
-    st.integers(-1, 20),
-    integers,
-    integers,
-    integers,
-    adjacencies,
-)
-@settings(max_examples=100, deadline=None)
-def test_any_correlated_plan(
-    z: float,
-    rounds: int,
-    delta: float,
-    band: int,
-    participations: int,
-    separation: int,
-    length: int,
-    adjacency: Any,
-) -> None:
-    def plan() -> float:
-        found = plan_correlated(
-            z,
-            rounds,
-            delta,
-            band=band,
-            participations=participations,
-            separation=separation,
-            length=length,
-            adjacency=adjacency,
-        )
-        assert found.sensitivity >= 1
-        assert found.noise_ratio > 0
-        return found.epsilon
-
-    cost(plan)
 
 
 @given(reals, integers, reals, reals, adjacencies)

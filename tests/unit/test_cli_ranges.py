@@ -125,7 +125,6 @@ _ALONE = {
     "join": "max-download-mb max-epsilon max-total-epsilon min-witnesses rounds",
     "plan cohort": "corrupt dropout",
     "plan memory": "available batch length",
-    "plan privacy": "band participations separation",
     "serve": "admin-port port",
     "simulate": "corrupt degree dropout processes rounds threshold",
     "witness serve": "port",

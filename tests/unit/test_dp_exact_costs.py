@@ -18,7 +18,6 @@ from dp.errors import AccountingError
 from dp.events import (
     Adjacency,
     Composed,
-    CorrelatedReleases,
     DiscreteGaussianRelease,
     DiscreteGaussianSum,
     Event,
@@ -144,38 +143,6 @@ def test_a_composition_is_the_sum_with_counts() -> None:
     assert set(rdp_curve(Composed(())).values()) == {0.0}
 
 
-@pytest.mark.parametrize("row", [SkellamRelease(9, 3, 50), DiscreteGaussianSum(9, 3, 2, 4, 7)])
-def test_correlated_rows_cost_what_the_whole_matrix_moves(row: Event) -> None:
-    """C of 4 rounds and first column (3, 1), a unit in rounds 0 and 1: columns (3, 1, 0, 0) and
-    (0, 3, 1, 0), which add up to (3, 4, 1, 0): 26. In rounds 0 and 2: 10 + 10 = 20. All of the
-    four columns: the sum is (3, 4, 4, 4)."""
-    assert rdp_curve(CorrelatedReleases((3, 1), 4, 2, 1, row)) == rdp_curve(
-        _of(row, squared=26, absolute=8)
-    )
-    assert rdp_curve(CorrelatedReleases((3, 1), 4, 2, 2, row)) == rdp_curve(
-        _of(row, squared=20, absolute=8)
-    )
-    assert rdp_curve(CorrelatedReleases((3, 1), 4, 4, 1, row)) == rdp_curve(
-        _of(row, squared=57, absolute=15)
-    )
-
-
-def _of(row: Event, *, squared: int, absolute: int) -> Event:
-    match row:
-        case SkellamRelease(l2, l1, variance):
-            return SkellamRelease(l2 * squared, l1 * absolute, variance)
-        case DiscreteGaussianSum(l2, l1, share, shares, length):
-            return DiscreteGaussianSum(l2 * squared, l1 * absolute, share, shares, 4 * length)
-    raise AssertionError(row)
-
-
-@pytest.mark.parametrize("kind", [GaussianRelease, DiscreteGaussianRelease])
-def test_correlated_gaussian_rows_have_less_noise_for_the_whole(kind: type) -> None:
-    curve = rdp_curve(CorrelatedReleases((3, 1), 4, 2, 1, kind(8.0)))
-    for order in SOME_ORDERS:
-        assert_outward(curve[order], Fraction(order * 26, 128), 1e-11)
-
-
 @pytest.mark.parametrize(
     ("event", "exchanged"),
     [
@@ -186,10 +153,6 @@ def test_correlated_gaussian_rows_have_less_noise_for_the_whole(kind: type) -> N
         ),
         (DiscreteGaussianRelease(3.0), DiscreteGaussianRelease(1.5, "replace-one")),
         (GaussianRelease(3.0, "zero-out"), GaussianRelease(1.5, "replace-one")),
-        (
-            CorrelatedReleases((3, 1), 4, 2, 1, GaussianRelease(3.0)),
-            CorrelatedReleases((3, 1), 4, 2, 1, GaussianRelease(1.5, "replace-one")),
-        ),
         (
             Composed(((GaussianRelease(3.0), 5),)),
             Composed(((GaussianRelease(1.5, "replace-one"), 5),)),
@@ -211,7 +174,6 @@ def test_the_adjacency_of_an_event_is_that_of_its_parts(adjacency: Adjacency) ->
         DiscreteGaussianRelease(3.0, adjacency),
         GaussianRelease(3.0, adjacency),
         PoissonSampled(0.5, release),
-        CorrelatedReleases((1,), 4, 1, 1, release),
         Composed(((release, 2), (SkellamRelease(9, 3, 50, other), 0), (Composed(()), 1))),
     ):
         assert adjacency_of(event) == adjacency

@@ -29,11 +29,9 @@ from dp.accounting import (
 )
 from dp.budget import UNITS, Account, Charge, charges_of, without_noise
 from dp.contracts import BudgetSpec, CohortSpec, TrainingSpec
-from dp.correlated import noise_ratio, prefix_coefficients, squared_sensitivity
 from dp.errors import AccountingError
 from dp.events import (
     Composed,
-    CorrelatedReleases,
     DiscreteGaussianSum,
     Event,
     PoissonSampled,
@@ -41,7 +39,7 @@ from dp.events import (
     replace_one,
 )
 from dp.gaussian import gaussian_epsilon
-from dp.plans import CORRELATED, PLAN_SHARES, plan_correlated, plan_epsilon
+from dp.plans import PLAN_SHARES, plan_epsilon
 from secagg.manifest import Manifest
 from tests.dp_tasks import built, statistics
 
@@ -333,31 +331,6 @@ def test_a_plan_is_the_cost_of_its_event() -> None:
     )
     assert plan_epsilon(1.0, 10**7, 1e-6, length=1)[0] > 1e6
     assert plan_epsilon(1e3, 1, 1e-6, length=1 << 40)[0] > 0
-
-
-@pytest.mark.parametrize(("band", "kept"), [(3, 3), (16, 8)])
-def test_a_plan_with_correlated_noise_is_the_cost_of_its_matrix(band: int, kept: int) -> None:
-    coefficients, units = prefix_coefficients(kept), 1024
-    shape = (coefficients, 8, 2, 3)
-    variance = math.ceil((Fraction(1.5) * units * coefficients[0]) ** 2)
-    row = SkellamRelease(units**2, 8 * units, variance)
-    plan = plan_correlated(1.5, 8, 1e-5, band=band, participations=2, separation=3, length=64)
-    assert plan.epsilon == epsilon_of(CorrelatedReleases(*shape, row), 1e-5)
-    assert plan.accountant == ACCOUNTANT_SKELLAM + CORRELATED
-    assert plan.sensitivity == math.sqrt(squared_sensitivity(*shape)) / coefficients[0]
-    assert plan.noise_ratio == noise_ratio(*shape)
-    exchanged = plan_correlated(
-        1.5,
-        8,
-        1e-5,
-        band=band,
-        participations=2,
-        separation=3,
-        length=64,
-        adjacency="replace-one",
-    )
-    assert exchanged.epsilon == epsilon_of(replace_one(CorrelatedReleases(*shape, row)), 1e-5)
-    assert msgspec.structs.replace(exchanged, epsilon=plan.epsilon) == plan
 
 
 @pytest.mark.parametrize(

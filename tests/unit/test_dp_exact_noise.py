@@ -11,10 +11,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from dp import grid, sampling
+from dp import sampling
 from dp.contracts import BudgetSpec, CohortSpec
 from dp.discrete_gaussian import exp_minus, gaussian_weights
-from dp.mechanisms import noisy_sum
 from dp.meter import _ends
 from dp.removable import (
     RemovablePart,
@@ -29,7 +28,6 @@ from dp.sampling import (
     binomial_tail_log2,
     examples_held_max,
     poisson_batch,
-    skellam,
     skellam_weights,
     tail_bound,
     tail_log2,
@@ -182,26 +180,6 @@ def test_levels_of_drop_outs() -> None:
     assert drop_levels(2) == (1, 2)
     assert drop_levels(0) == ()
     assert drop_levels(10, 4) == (3, 5, 8, 10)
-
-
-def test_a_float_sum_gets_the_noise_of_its_widened_sensitivity() -> None:
-    clip, multiplier, values = 0.7, 1.3, np.linspace(-2.0, 2.0, 100)
-    scale = 4 * grid.scale_for(clip, 100, noisy=True)
-    bound = math.ceil(Fraction(clip) * scale * Fraction(65, 64))
-    sensitivity = bound + 10  # sqrt(100)
-    variance = math.ceil(Fraction(multiplier) ** 2 * sensitivity**2)
-    expected = np.rint(values * scale) + skellam(100, variance, seeded(3))
-    assert np.array_equal(noisy_sum(values, clip, multiplier, seeded(3)), expected / scale)
-    longer = np.zeros(101)
-    variance = math.ceil(Fraction(multiplier) ** 2 * (bound + 11) ** 2)
-    expected = skellam(101, variance, seeded(3)) / scale
-    assert np.array_equal(noisy_sum(longer, clip, multiplier, seeded(3)), expected)
-    assert len(noisy_sum(np.zeros(0), clip, multiplier, seeded())) == 0
-    huge = noisy_sum(np.array([1e300]), clip, multiplier, seeded())
-    least = noisy_sum(np.array([-1e300]), clip, multiplier, seeded())
-    scale = 4 * grid.scale_for(clip, 1, noisy=True)
-    assert huge[0] * scale == pytest.approx(2.0**52, rel=1e-9)
-    assert least[0] * scale == pytest.approx(-(2.0**52), rel=1e-9)
 
 
 @pytest.mark.parametrize("bound", [0.0, 1000.0, 3000.0, 1e9])

@@ -285,8 +285,3 @@ def test_a_plan_refuses_what_cannot_be_charged(rate: float, overrun: float, reas
     with pytest.raises(AccountingError) as caught:
         plan_epsilon(2.0, 20, 1e-6, rate, slot_overrun=overrun)
     assert caught.value.reason == reason
-
-
-def test_correlated_noise_has_no_batches_to_hide() -> None:
-    refused = planned("--mechanism", "correlated", "--slot-overrun", "1e-9", code=1)
-    assert refused["error"]["reason"] == "overrun-without-sampling"

@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
+from benchmarks import correlated
 from dp import (
     accounting,
-    correlated,
     events,
     gaussian,
     plans,
@@ -22,7 +22,6 @@ from dp.contracts import BudgetSpec
 from dp.errors import AccountingError, BudgetError
 from dp.events import (
     Composed,
-    CorrelatedReleases,
     DiscreteGaussianSum,
     Event,
     GaussianRelease,
@@ -105,7 +104,7 @@ CASES = {
         "Composed",
     ),
     "rows that are sampled": Case(
-        lambda: rdp.rdp_curve(CorrelatedReleases((1,), 4, 1, 1, PoissonSampled(0.5, RELEASE))),
+        lambda: correlated.whole_release((1,), 4, 1, 1, PoissonSampled(0.5, RELEASE)),
         UNKNOWN,
         None,
         "PoissonSampled",

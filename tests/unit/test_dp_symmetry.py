@@ -15,7 +15,6 @@ from dp.accounting import epsilon_of
 from dp.errors import AccountingError
 from dp.events import (
     Composed,
-    CorrelatedReleases,
     DiscreteGaussianSum,
     Event,
     GaussianRelease,
@@ -141,7 +140,6 @@ def test_without_symmetry_the_other_direction_can_be_larger() -> None:
     [
         Composed(((GaussianRelease(1.0), 2),)),
         PoissonSampled(0.5, GaussianRelease(1.0)),
-        CorrelatedReleases((1,), 4, 1, 1, GaussianRelease(1.0)),
     ],
 )
 def test_what_the_proof_does_not_cover_is_not_amplified(event: Event) -> None:

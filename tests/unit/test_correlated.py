@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from typer.testing import CliRunner
 
-from dp import correlated
-from dp.accounting import epsilon_of
-from dp.correlated import (
+from benchmarks import correlated
+from benchmarks.correlated import (
     BAND_MAX,
     l1_sensitivity,
     noise_ratio,
     prefix_coefficients,
     squared_sensitivity,
+    whole_release,
 )
+from dp.accounting import epsilon_of
 from dp.errors import AccountingError
 from dp.events import (
     Composed,
-    CorrelatedReleases,
     DiscreteGaussianRelease,
     DiscreteGaussianSum,
     Event,
@@ -35,9 +34,7 @@ from dp.events import (
     replace_one,
 )
 from dp.gaussian import exact_epsilon
-from dp.plans import plan_correlated
 from dp.rdp import rdp_curve
-from secagg_cli.main import app
 
 
 def matrix(coefficients: tuple[int, ...], rounds: int) -> np.ndarray:
@@ -125,7 +122,7 @@ def test_all_rows_are_one_release_of_the_whole_sensitivity(noisy: bool) -> None:
     else:
         row = DiscreteGaussianSum(9, 50, 1, 3, 4)
         whole = DiscreteGaussianSum(9 * 28, 50 * 12, 1, 3, 4 * 6)
-    assert rdp_curve(CorrelatedReleases(*shape, row)) == rdp_curve(whole)
+    assert rdp_curve(whole_release(*shape, row)) == rdp_curve(whole)
 
 
 def test_vectors_in_any_direction_are_covered() -> None:
@@ -167,9 +164,35 @@ def test_prefix_coefficients_are_the_square_root_of_prefix_sums() -> None:
             prefix_coefficients(wrong)
 
 
+@pytest.mark.parametrize("row", [SkellamRelease(9, 3, 50), DiscreteGaussianSum(9, 3, 2, 4, 7)])
+@pytest.mark.parametrize(
+    ("taken", "apart", "squared", "absolute"), [(2, 1, 26, 8), (2, 2, 20, 8), (4, 1, 57, 15)]
+)
+def test_rows_cost_what_the_whole_matrix_moves(
+    row: Event, taken: int, apart: int, squared: int, absolute: int
+) -> None:
+    """C of 4 rounds and first column (3, 1), a unit in rounds 0 and 1: columns (3, 1, 0, 0) and
+    (0, 3, 1, 0), which add up to (3, 4, 1, 0): 26. In rounds 0 and 2: 10 + 10 = 20. All of the
+    four columns: the sum is (3, 4, 4, 4)."""
+    match row:
+        case SkellamRelease(l2, l1, variance):
+            whole: Event = SkellamRelease(l2 * squared, l1 * absolute, variance)
+        case DiscreteGaussianSum(l2, l1, share, shares, length):
+            whole = DiscreteGaussianSum(l2 * squared, l1 * absolute, share, shares, 4 * length)
+    assert whole_release((3, 1), 4, taken, apart, row) == whole
+
+
+@pytest.mark.parametrize("kind", [GaussianRelease, DiscreteGaussianRelease])
+def test_gaussian_rows_have_less_noise_for_the_whole(kind: type) -> None:
+    whole = whole_release((3, 1), 4, 2, 1, kind(8.0))
+    assert isinstance(whole, kind)
+    assert whole.noise_multiplier == pytest.approx(8 / math.sqrt(26), rel=1e-11)
+    assert whole.noise_multiplier < 8 / math.sqrt(26)
+
+
 def test_without_correlation_it_is_plain_composition() -> None:
     row = SkellamRelease(1 << 20, 1 << 15, 1 << 24)
-    whole = CorrelatedReleases((1,), 12, 5, 1, row)
+    whole = whole_release((1,), 12, 5, 1, row)
     plain = Composed(((row, 5),))
     assert epsilon_of(whole, 1e-6) == pytest.approx(epsilon_of(plain, 1e-6), rel=1e-9)
     assert noise_ratio((1,), 12, 5, 1) == pytest.approx(1.0)
@@ -186,39 +209,42 @@ def test_without_correlation_it_is_plain_composition() -> None:
 )
 def test_every_kind_of_row_costs_about_what_a_gaussian_does(row: Event) -> None:
     shape = ((2, 1), 10, 3, 4)  # S^2 = 3 * 5
-    found = epsilon_of(CorrelatedReleases(*shape, row), 1e-6)
+    found = epsilon_of(whole_release(*shape, row), 1e-6)
     assert found >= exact_epsilon(10.0 / math.sqrt(15), 1, 1e-6)
     assert found == pytest.approx(epsilon_of(GaussianRelease(10.0 / math.sqrt(15)), 1e-6), rel=0.02)
 
 
 def test_replacing_counts_twice_here_too() -> None:
-    event = CorrelatedReleases((2, 1), 10, 3, 4, SkellamRelease(100, 60, 10_000))
+    event = whole_release((2, 1), 10, 3, 4, SkellamRelease(100, 60, 10_000))
     replaced = replace_one(event)
+    row = replace_one(SkellamRelease(100, 60, 10_000))
+    assert replaced == whole_release((2, 1), 10, 3, 4, row)
     assert (adjacency_of(event), adjacency_of(replaced)) == ("add-or-remove", "replace-one")
     assert epsilon_of(replaced, 1e-6) > 1.9 * epsilon_of(event, 1e-6)
 
 
 @pytest.mark.parametrize(
-    ("event", "reason"),
+    ("shape", "row", "reason"),
     [
-        (PoissonSampled(0.1, CorrelatedReleases((1,), 4, 1, 1, GaussianRelease(1.0))), "unknown"),
-        (CorrelatedReleases((1,), 4, 1, 1, PoissonSampled(0.1, GaussianRelease(1.0))), "unknown"),
-        (CorrelatedReleases((1,), 4, 1, 1, Composed(())), "unknown"),
-        (CorrelatedReleases((1, 2, -1), 64, 20, 1, GaussianRelease(1.0)), "sensitivity-unknown"),
-        (CorrelatedReleases((), 4, 1, 1, GaussianRelease(1.0)), "out-of-range"),
-        (CorrelatedReleases((0, 1), 4, 1, 1, GaussianRelease(1.0)), "out-of-range"),
-        (CorrelatedReleases((1, 1), 1, 1, 1, GaussianRelease(1.0)), "out-of-range"),
-        (CorrelatedReleases((1,), 0, 1, 1, GaussianRelease(1.0)), "out-of-range"),
-        (CorrelatedReleases((1,), 4, 0, 1, GaussianRelease(1.0)), "out-of-range"),
-        (CorrelatedReleases((1,), 4, 1, 0, GaussianRelease(1.0)), "out-of-range"),
-        (CorrelatedReleases((10**40,), 4, 1, 1, GaussianRelease(1.0)), "out-of-range"),
-        (CorrelatedReleases((1,), 10**9, 1, 1, GaussianRelease(1.0)), "out-of-range"),
+        (((1,), 4, 1, 1), PoissonSampled(0.1, GaussianRelease(1.0)), "event-unknown"),
+        (((1,), 4, 1, 1), Composed(()), "event-unknown"),
+        (((1, 2, -1), 64, 20, 1), GaussianRelease(1.0), "sensitivity-unknown"),
+        (((), 4, 1, 1), GaussianRelease(1.0), "parameter-out-of-range"),
+        (((0, 1), 4, 1, 1), GaussianRelease(1.0), "parameter-out-of-range"),
+        (((1, 1), 1, 1, 1), GaussianRelease(1.0), "parameter-out-of-range"),
+        (((1,), 0, 1, 1), GaussianRelease(1.0), "parameter-out-of-range"),
+        (((1,), 4, 0, 1), GaussianRelease(1.0), "parameter-out-of-range"),
+        (((1,), 4, 1, 0), GaussianRelease(1.0), "parameter-out-of-range"),
+        (((10**40,), 4, 1, 1), GaussianRelease(1.0), "parameter-out-of-range"),
+        (((1,), 10**9, 1, 1), GaussianRelease(1.0), "parameter-out-of-range"),
     ],
 )
-def test_what_nobody_can_account_fails_closed(event: Event, reason: str) -> None:
+def test_what_nobody_can_account_fails_closed(
+    shape: tuple[tuple[int, ...], int, int, int], row: Event, reason: str
+) -> None:
     with pytest.raises(AccountingError) as caught:
-        rdp_curve(event)
-    assert reason in caught.value.reason
+        whole_release(*shape, row)
+    assert caught.value.reason == reason
 
 
 def simulated_ratio(coefficients: tuple[int, ...], rounds: int, k: int, b: int) -> float:
@@ -241,38 +267,16 @@ def test_the_noise_of_sums_is_that_of_the_matrices(band: int, rounds: int, k: in
     )
 
 
-@pytest.mark.parametrize(
-    ("k", "b", "ratios"),
-    [
-        (64, 1, (1.01, 1.04, 1.11, 1.25)),
-        (8, 8, (0.76, 0.59, 0.48, 0.50)),
-        (4, 16, (0.76, 0.59, 0.48, 0.41)),
-    ],
-)
 def test_correlation_helps_rare_participants_and_hurts_constant_ones(
-    k: int, b: int, ratios: tuple[float, ...]
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The table of ADR 5."""
-    for band, ratio in zip((2, 4, 8, 16), ratios, strict=True):
-        plan = plan_correlated(4.0, 64, 1e-5, band=band, participations=k, separation=b)
-        assert plan.noise_ratio == pytest.approx(ratio, abs=0.005)
-
-
-def test_the_command_prints_sensitivity_and_what_is_gained() -> None:
-    command = [
-        *("plan", "privacy", "--noise-multiplier", "4", "--rounds", "64", "--delta", "1e-5"),
-        *("--mechanism", "correlated", "--band", "16", "--format", "json"),
-    ]
-    rare = CliRunner().invoke(app, [*command, "--participations", "4", "--separation", "16"])
-    found = json.loads(rare.stdout)
-    assert found["epsilon"] == pytest.approx(3.1412, abs=1e-3)
-    assert found["sensitivity"] == pytest.approx(2.788, abs=1e-3)
-    assert "matrix" in found["accountant"]
-    replaced = CliRunner().invoke(app, [*command, "--adjacency", "replace-one"])
-    every = CliRunner().invoke(app, command)
-    assert json.loads(replaced.stdout)["epsilon"] > 1.9 * json.loads(every.stdout)["epsilon"]
-    sampled = CliRunner().invoke(app, [*command, "--sampling-rate", "0.5"])
-    assert json.loads(sampled.stdout)["error"]["reason"] == "sampling-rate"
+    """The command prints the table of ADR 5."""
+    correlated.main()
+    printed = capsys.readouterr().out.splitlines()[2:]
+    decision = Path(__file__).parents[2] / "docs" / "adr" / "0005-correlated-noise.md"
+    table = [line for line in decision.read_text().splitlines() if line.startswith("| in ")]
+    assert len(table) == 3
+    assert printed == table
 
 
 @pytest.mark.parametrize(

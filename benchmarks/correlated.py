@@ -1,5 +1,8 @@
 """Correlated noise (matrix mechanism): the sensitivity of a banded Toeplitz matrix, exactly.
 
+No task has it (docs/adr/0005-correlated-noise.md). ``python -m benchmarks.correlated`` prints what
+it would gain.
+
 The rounds of a training are the rows of G. Released is C G + Z, with a public lower-triangular
 matrix C and independent noise Z; the server makes C^-1 (C G + Z) = G + C^-1 Z of it, whose noise
 partly cancels in the sum over rounds. A unit takes part in at most k rounds, any two of them at
@@ -38,11 +41,25 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from dp.errors import AccountingError
+from dp.events import (
+    DiscreteGaussianRelease,
+    DiscreteGaussianSum,
+    Event,
+    GaussianRelease,
+    SkellamRelease,
+)
 
 BAND_MAX = 16  # 4^15 still leaves the integer grid room
 ROUNDS_MAX = 1 << 20
 _COEFFICIENT_MAX = 1 << 40
 _SETS_MAX = 200_000
+_OUTWARD = 1.0 + 1e-12  # more than the rounding of a root and a quotient
+_ROUNDS = 64
+_TAKES_PART = {
+    "in every round": (_ROUNDS, 1),
+    "in 8 rounds, 8 apart": (8, 8),
+    "in 4 rounds, 16 apart": (4, 16),
+}
 
 
 def squared_sensitivity(
@@ -131,6 +148,37 @@ def noise_ratio(
     return math.sqrt(correlated / (rounds * (rounds + 1) / 2 * taken))
 
 
+def whole_release(
+    coefficients: Sequence[int], rounds: int, participations: int, separation: int, row: Event
+) -> Event:
+    """All rows as one release: the row's noise, the sensitivity of the whole matrix.
+
+    ``row``: one row with a contribution of coefficient 1: its sensitivity, its noise.
+
+    Raises:
+        AccountingError: as :func:`squared_sensitivity`; ``event-unknown`` for sampled rows.
+    """
+    shape = (coefficients, rounds, participations, separation)
+    squared, absolute = squared_sensitivity(*shape), l1_sensitivity(*shape)
+    match row:
+        case SkellamRelease(l2, l1, variance, adjacency):
+            return SkellamRelease(l2 * squared, l1 * absolute, variance, adjacency)
+        case DiscreteGaussianSum(l2, l1, share, shares, length, adjacency):
+            return DiscreteGaussianSum(
+                l2 * squared, l1 * absolute, share, shares, length * rounds, adjacency
+            )
+        case DiscreteGaussianRelease(z, adjacency):
+            return DiscreteGaussianRelease(z / (math.sqrt(squared) * _OUTWARD), adjacency)
+        case GaussianRelease(z, adjacency):
+            return GaussianRelease(z / (math.sqrt(squared) * _OUTWARD), adjacency)
+        case _:
+            raise AccountingError(
+                "event-unknown",
+                "No accountant can vouch for such rows under correlated noise.",
+                found=type(row).__name__,
+            )
+
+
 def _worst_rounds(
     coefficients: Sequence[int], rounds: int, participations: int, separation: int
 ) -> range:
@@ -180,3 +228,17 @@ def _every_set(
         for t in range(first, rounds):
             for rest in _every_set(rounds, participations - 1, separation, t + separation):
                 yield (t, *rest)
+
+
+def main() -> None:
+    """Noise in the sums over rounds, over that of independent noise at the same cost."""
+    bands = (2, 4, 8, 16)
+    print(f"| over {_ROUNDS} rounds a unit takes part | {' | '.join(f'band {b}' for b in bands)} |")
+    print("|" + "---|" * (1 + len(bands)))
+    for how, limits in _TAKES_PART.items():
+        ratios = [noise_ratio(prefix_coefficients(band), _ROUNDS, *limits) for band in bands]
+        print(f"| {how} | {' | '.join(f'{ratio:.2f}' for ratio in ratios)} |")
+
+
+if __name__ == "__main__":
+    main()
