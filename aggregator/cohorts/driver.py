@@ -30,7 +30,7 @@ from aggregator.store.database import Conflict
 from aggregator.store.schema import cohort_events, cohorts, mail, sessions
 from aggregator.tasks import Task, Tasks
 from secagg.errors import SecaggError
-from secagg.server import Effect, Ended, Refused, State, SumRefused
+from secagg.server import Effect, Ended, Refused, State, SumRefused, masking_set_of
 
 _log = get_logger("driver")
 _OPENING_TRIES = 3
@@ -352,7 +352,7 @@ class Driver:
 def fixes_masking_set(before: State, after: State) -> bool:
     """Whether the steps from ``before`` to ``after`` fixed S: from now on a device may send. A
     cohort that ended in the same commit has told its devices S as well."""
-    return not getattr(before, "masking_set", ()) and bool(getattr(after, "masking_set", ()))
+    return not masking_set_of(before) and bool(masking_set_of(after))
 
 
 def _replay(task: Task, events: Sequence[tuple[str, bytes]]) -> Replay:

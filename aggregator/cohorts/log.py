@@ -72,11 +72,6 @@ def decode_event(kind: str, payload: bytes) -> Event:
     return msgspec.msgpack.decode(payload, type=_KINDS[kind])
 
 
-def survivors_of(state: State) -> tuple[int, ...]:
-    """U, once it is fixed; before that nobody."""
-    return getattr(state, "survivors", ())
-
-
 @dataclass
 class Replay:
     """A cohort's state and what its effects have asked for so far.

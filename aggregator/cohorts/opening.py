@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 from aggregator.cohorts.actor import Cohort
 from aggregator.cohorts.adding import blob_name
-from aggregator.cohorts.log import survivors_of
 from aggregator.core import Core
 from aggregator.logs import get_logger
 from aggregator.store.schema import cohorts, partial_sums
 from dp.removable import RemovablePart, Removed, removable_part, remove_parts
 from secagg.opening import OpeningPlan, check_sum, open_slice
 from secagg.ring import add_into, lane_dtype
+from secagg.server import masking_set_of, survivors_of
 
 _log = get_logger("opening")
 _RENEWALS = 3  # within the length of a lease: one may be late and one be lost
@@ -131,7 +131,7 @@ async def opened_sum(core: Core, cohort: Cohort, plan: OpeningPlan) -> NDArray[n
 
 def _needless_noise(cohort: Cohort, plan: OpeningPlan) -> list[RemovablePart]:
     """The parts of the survivors' noise whose seeds were opened."""
-    members = len(getattr(cohort.state, "masking_set", ()))
+    members = len(masking_set_of(cohort.state))
     return [
         removable_part(cohort.task.manifest, members, opened.level, opened.seed, cohort.state.ctx)
         for opened in plan.noise_seeds

@@ -12,7 +12,7 @@ import asyncio
 import hashlib
 import math
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +35,7 @@ from aggregator.cohorts.faults import (
     lacking,
     vectors_of,
 )
-from aggregator.cohorts.log import OPENED, RECEIVED, Opened, decode_event, survivors_of
+from aggregator.cohorts.log import OPENED, RECEIVED, Opened, decode_event
 from aggregator.core import Core
 from aggregator.ledger import Ledger
 from aggregator.logs import get_logger
@@ -69,7 +69,17 @@ from secagg.errors import RemoteProtocolError
 from secagg.evidence import KINDS as CONVICTED
 from secagg.evidence import verify_evidence
 from secagg.manifest import Manifest
-from secagg.server import Aborted, Ended, Finding, Received, ReleaseCommitted, State, SumOpened
+from secagg.server import (
+    Aborted,
+    Ended,
+    Finding,
+    Received,
+    ReleaseCommitted,
+    State,
+    SumOpened,
+    masking_set_of,
+    survivors_of,
+)
 from secagg.server.convicting import gather_evidence, wanted
 
 _log = get_logger("release")
@@ -487,12 +497,11 @@ class Releaser:
                 _log.error("evidence-refused", cohort=cohort.id, reason=error.reason)
                 continue
             convicted.add(verdict.identity)
-            pseudonyms: Mapping[int, bytes] = getattr(state, "pseudonyms", {})
             ban = standing.Ban(
                 verdict.identity,
                 verdict.partner,
                 verdict.kind,
-                pseudonyms.get(finding.device) or secrets.token_bytes(32),
+                state.pseudonyms.get(finding.device) or secrets.token_bytes(32),
                 task=verdict.task,
                 cohort=verdict.cohort,
                 evidence=data,
@@ -564,7 +573,7 @@ class Releaser:
             task=task,
             cohort=cohort.id,
             outcome=state.phase,
-            reason=getattr(state, "reason", None),
+            reason=state.reason if isinstance(state, Aborted) else None,
             lacking=lacking(state, cohort.task.manifest.cohort.survivors_min)
             if isinstance(state, Aborted)
             else None,
@@ -602,8 +611,7 @@ async def _close(
 
 def facts_of(state: State) -> ReleaseFacts:
     """What accounting counts in a cohort whose survivors are confirmed."""
-    members = getattr(state, "masking_set", ())
-    return ReleaseFacts(survivors=len(survivors_of(state)), masking_set=len(members))
+    return ReleaseFacts(survivors=len(survivors_of(state)), masking_set=len(masking_set_of(state)))
 
 
 def affordable(account: Account, manifest: Manifest) -> bool:
@@ -643,7 +651,7 @@ def _entry(
     measured: NoiseInterval | None,
 ) -> ReleaseEntry:
     facts = state.facts
-    masking_set = getattr(state, "masking_set", ())
+    masking_set = masking_set_of(state)
     survivors = survivors_of(state) if computed else ()
     return ReleaseEntry(
         release=number,

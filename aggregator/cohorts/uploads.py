@@ -18,7 +18,7 @@ from aggregator.cohorts.actor import Cohort
 from aggregator.core import Core
 from aggregator.errors import Kind, Refusal, conflict
 from secagg.errors import RemoteProtocolError
-from secagg.server import AcceptUpload
+from secagg.server import AcceptUpload, Masking, survivors_of
 
 
 @dataclass
@@ -70,8 +70,7 @@ class Uploads:
     def added(self, index: int) -> bool:
         """Whether the device's vector is durably in the sum."""
         state = self._cohort.state
-        members = getattr(state, "added", None)
-        return index in (members if members is not None else getattr(state, "survivors", ()))
+        return index in (state.added if isinstance(state, Masking) else survivors_of(state))
 
     def complete(self) -> list[int]:
         """Devices whose every byte is here while their vector is not yet in the sum."""

@@ -8,8 +8,6 @@ exchange in ``Failed``. A message that was obeyed before does nothing when it co
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from typing import Any
 
 from secagg import keys, masks, parameters, ring, transitions
 from secagg.client import checks, deals
@@ -212,19 +210,37 @@ def _authenticate(
 def _obey(
     config: ClientConfig, state: State, message: Message, event: Received, tools: Tools
 ) -> Outcome:
-    if isinstance(state, Advertised):
-        assert isinstance(message, Roster)  # noqa: S101  by _authenticate
-        try:
-            return _share(config, state, message, event, tools)
-        except RemoteProtocolError as error:
-            return _refuse(config, message, error, error.culprit)
-        except ConfigurationError as error:  # a size for which there is no graph or threshold
-            return _refuse(config, message, error)
+    seen = _message_digest(event.message)
     try:
-        handler = _HANDLERS[state.phase, type(message)]
-        return handler(config, state, message, _message_digest(event.message))
+        match state, message:
+            case Advertised(), Roster():
+                return _join(config, state, message, event, tools)
+            case Shared(), Inbox():
+                return _check(config, state, message, seen)
+            case Checked(), MaskingSet():
+                return _fix_masking_set(config, state, message, seen)
+            case Uploading(), SurvivorSet():
+                return _confirm(config, state, message, seen)
+            case Confirmed(), Confirmations():
+                return _unmask(config, state, message, seen)
+            case Confirmed() | Unmasked(), Receipt():
+                return _finish(message)
+            case _, Abort():
+                return _abort(message)
     except RemoteProtocolError as error:
         return _fail(error.reason, str(error), error.culprit)
+    raise AssertionError(f"{state.phase} has a row for {type(message).__name__} and no handler")
+
+
+def _join(
+    config: ClientConfig, state: Advertised, roster: Roster, event: Received, tools: Tools
+) -> Outcome:
+    try:
+        return _share(config, state, roster, event, tools)
+    except RemoteProtocolError as error:
+        return _refuse(config, roster, error, error.culprit)
+    except ConfigurationError as error:  # a size for which there is no graph or threshold
+        return _refuse(config, roster, error)
 
 
 def _context(roster: Roster) -> bytes:
@@ -390,23 +406,12 @@ def _unmask(config: ClientConfig, state: Confirmed, message: Confirmations, seen
     return Unmasked(session), (Send(_sign(config, answer, session.ctx)),)
 
 
-def _finish(config: ClientConfig, state: State, receipt: Receipt, seen: bytes) -> Outcome:
+def _finish(receipt: Receipt) -> Outcome:
     finished = Finished(receipt.release, receipt.leaf_index)
     return finished, (finished,)
 
 
-def _abort(config: ClientConfig, state: State, message: Abort, seen: bytes) -> Outcome:
+def _abort(message: Abort) -> Outcome:
     if message.reason == LEFT_OUT:
         return _fail(LEFT_OUT, "The cohort goes on without this device.")
     return _fail("cohort-aborted", f"The aggregator ended the cohort: {message.reason[:200]!r}.")
-
-
-_HANDLERS: dict[tuple[str, type[Message]], Callable[[ClientConfig, Any, Any, bytes], Outcome]] = {
-    (Shared.phase, Inbox): _check,
-    (Checked.phase, MaskingSet): _fix_masking_set,
-    (Uploading.phase, SurvivorSet): _confirm,
-    (Confirmed.phase, Confirmations): _unmask,
-    (Confirmed.phase, Receipt): _finish,
-    (Unmasked.phase, Receipt): _finish,
-    **{(phase, Abort): _abort for phase, event in transitions.CLIENT if event == Abort.__name__},
-}

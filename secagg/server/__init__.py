@@ -34,6 +34,8 @@ from secagg.server.states import (
     Sharing,
     State,
     Unmasking,
+    masking_set_of,
+    survivors_of,
 )
 
 __all__ = [
@@ -67,6 +69,8 @@ __all__ = [
     "VectorAdded",
     "Wake",
     "check_advert",
+    "masking_set_of",
     "open_cohort",
     "step",
+    "survivors_of",
 ]

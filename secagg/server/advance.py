@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 from secagg import keys, parameters
 from secagg.context import LEFT_OUT
@@ -21,6 +20,7 @@ from secagg.server.events import Deliver, Effect, Ended, ServerConfig, Wake
 from secagg.server.states import (
     Aborted,
     Checking,
+    Common,
     Confirming,
     Facts,
     Finding,
@@ -30,6 +30,7 @@ from secagg.server.states import (
     Sharing,
     State,
     Unmasking,
+    masking_set_of,
 )
 
 Outcome = tuple[State, tuple[Effect, ...]]
@@ -42,16 +43,16 @@ def deliver(
     return [Deliver(index, lambda: signed) for index in sorted(to)]
 
 
-def common(state: State) -> dict[str, Any]:
-    return {
-        "facts": state.facts,
-        "accepted": state.accepted,
-        "culprits": state.culprits,
-        "findings": state.findings,
-        "gone": state.gone,
-        "excluded": state.excluded,
-        "pseudonyms": state.pseudonyms,
-    }
+def common(state: State) -> Common:
+    return Common(
+        facts=state.facts,
+        accepted=state.accepted,
+        culprits=state.culprits,
+        findings=state.findings,
+        gone=state.gone,
+        excluded=state.excluded,
+        pseudonyms=state.pseudonyms,
+    )
 
 
 def abort(
@@ -66,7 +67,7 @@ def abort(
         reason=reason,
         silent=_silent(state),
         summed=state.survivors if isinstance(state, Opening | Releasing) else (),
-        masking_set=getattr(state, "masking_set", ()),
+        masking_set=masking_set_of(state),
     )
     rest = frozenset(range(state.facts.size)) - state.gone
     told = deliver(config, state.facts, rest, Abort(state.facts.cohort, reason))
@@ -93,7 +94,7 @@ def _silent(state: State) -> tuple[int, ...]:
 
 def leave_out(
     config: ServerConfig, state: State, stay: Collection[int]
-) -> tuple[dict[str, Any], list[Effect]]:
+) -> tuple[Common, list[Effect]]:
     """Fields of the next phase, and a word to each device that has no part in it."""
     out = frozenset(range(state.facts.size)) - state.gone - frozenset(stay)
     fields = common(state)

@@ -7,9 +7,7 @@ sender its place in the sum. A message that was taken before does nothing when i
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 from secagg import transitions
 from secagg.errors import LocalProtocolError, RemoteProtocolError
@@ -20,7 +18,6 @@ from secagg.messages import (
     Confirmation,
     Deals,
     MaskedInput,
-    Message,
     Ready,
     Receipt,
     Refusal,
@@ -58,8 +55,10 @@ from secagg.server.states import (
     Aborted,
     Checking,
     Confirming,
+    Live,
     Masking,
     Opening,
+    PhaseT,
     Released,
     Releasing,
     Sharing,
@@ -67,7 +66,17 @@ from secagg.server.states import (
     Unmasking,
 )
 
-_FROM_DEVICES = (Deals, Refusal, Ready, Complaint, MaskedInput, Confirmation, Unmask)
+_DeviceMessage = Deals | Refusal | Ready | Complaint | MaskedInput | Confirmation | Unmask
+_FROM_DEVICES: tuple[type[_DeviceMessage], ...] = (
+    Deals,
+    Refusal,
+    Ready,
+    Complaint,
+    MaskedInput,
+    Confirmation,
+    Unmask,
+)
+_DriverEvent = VectorAdded | Tick | SumOpened | SumRefused | ReleaseCommitted | Cancel | Exclude
 
 
 def step(config: ServerConfig, state: State, event: Event) -> Outcome:
@@ -79,32 +88,33 @@ def step(config: ServerConfig, state: State, event: Event) -> Outcome:
     """
     if isinstance(state, (Released, Aborted)):
         return state, ()
-    name = type(event).__name__
-    message: Message | None = None
     if isinstance(event, Received):
         message = _authenticate(state, event)
         if message is None:
             return state, ()
         name = type(message).__name__
-    elif (state.phase, name) not in transitions.SERVER:
-        raise LocalProtocolError(
-            "event-not-due",
-            f"{name} is not due in this phase.",
-            expected=sorted(due for phase, due in transitions.SERVER if phase == state.phase),
-            found=name,
-        )
-    try:
-        outcome = _HANDLERS[name](config, state, event, message)
-    except RemoteProtocolError as error:
-        if error.culprit is None and isinstance(event, Received):
-            error.culprit = state.facts.identity(event.index)  # its signature was verified
-        raise
+        try:
+            outcome = _take(config, state, event, message)
+        except RemoteProtocolError as error:
+            if error.culprit is None:
+                error.culprit = state.facts.identity(event.index)  # its signature was verified
+            raise
+    else:
+        name = type(event).__name__
+        if (state.phase, name) not in transitions.SERVER:
+            raise LocalProtocolError(
+                "event-not-due",
+                f"{name} is not due in this phase.",
+                expected=sorted(due for phase, due in transitions.SERVER if phase == state.phase),
+                found=name,
+            )
+        outcome = _follow(config, state, event)
     if outcome[0].phase not in transitions.SERVER[state.phase, name]:
         raise AssertionError(f"{state.phase} may not become {outcome[0].phase} on {name}")
     return outcome
 
 
-def _authenticate(state: State, event: Received) -> Message | None:
+def _authenticate(state: Live, event: Received) -> _DeviceMessage | None:
     """The verified message of the device at ``event.index``, or None if it was taken before or
     comes too late."""
     facts = state.facts
@@ -116,11 +126,10 @@ def _authenticate(state: State, event: Received) -> Message | None:
     if seen in (of_kind.get(event.index) for of_kind in state.accepted.values()):
         return None
     sender = facts.identity(event.index)
-    message: Message
     message, _ = verify(event.message, facts.ctx, *_FROM_DEVICES, signer=sender)
     name = type(message).__name__
-    claimed = getattr(message, "index", event.index)
-    if message.ctx != facts.ctx or claimed != event.index:  # type: ignore[attr-defined]
+    claimed = event.index if isinstance(message, Deals) else message.index
+    if message.ctx != facts.ctx or claimed != event.index:
         raise RemoteProtocolError(
             "message-context",
             f"{name} is for another exchange or from another device.",
@@ -147,7 +156,45 @@ def _authenticate(state: State, event: Received) -> Message | None:
     return message
 
 
-def _accept(state: Any, event: Received, message: Message) -> Any:
+def _take(config: ServerConfig, state: Live, event: Received, message: _DeviceMessage) -> Outcome:
+    """What a device's message does that is due."""
+    match state, message:
+        case Sharing(), Deals():
+            return _on_deals(config, state, event, message)
+        case Sharing(), Refusal():
+            return _on_refusal(config, state, event, message)
+        case Checking(), Ready() | Complaint():
+            return _on_ready(config, state, event, message)
+        case Masking(), MaskedInput():
+            return _on_masked_input(config, state, event, message)
+        case Confirming(), Confirmation():
+            return _on_confirmation(config, state, event, message)
+        case Unmasking(), Unmask():
+            return _on_unmask(config, state, event, message)
+    raise AssertionError(f"{state.phase} has a row for {type(message).__name__} and no handler")
+
+
+def _follow(config: ServerConfig, state: Live, event: _DriverEvent) -> Outcome:
+    """What an event of the driver does that is due."""
+    match state, event:
+        case _, Tick():
+            return _on_tick(config, state, event)
+        case Sharing() | Checking(), Exclude():
+            return _on_exclude(state, event)
+        case Masking(), VectorAdded():
+            return _on_vector_added(config, state, event)
+        case Opening(), SumOpened():
+            return _on_sum_opened(state)
+        case Opening() | Releasing(), SumRefused():
+            return abort(config, state, event.reason)
+        case Releasing(), ReleaseCommitted():
+            return _on_release(config, state, event)
+        case _, Cancel():
+            return abort(config, state, event.reason)
+    raise AssertionError(f"{state.phase} has a row for {type(event).__name__} and no handler")
+
+
+def _accept(state: PhaseT, event: Received, message: _DeviceMessage) -> PhaseT:
     kind = KINDS[type(message)][0]
     of_kind = {**state.accepted.get(kind, {}), event.index: digest("message", event.message)}
     return replace(state, accepted={**state.accepted, kind: of_kind})
@@ -189,9 +236,7 @@ def _on_ready(
     return to_masking(config, state, event.now_s)
 
 
-def _on_exclude(
-    config: ServerConfig, state: Sharing | Checking, event: Exclude, message: None
-) -> Outcome:
+def _on_exclude(state: Sharing | Checking, event: Exclude) -> Outcome:
     """Bar a device: S will not hold it. It hears so when the phase ends, like all who are out."""
     if event.index in state.excluded:
         return state, ()
@@ -205,9 +250,7 @@ def _on_masked_input(
     return _accept(masking, event, message), (accept,)
 
 
-def _on_vector_added(
-    config: ServerConfig, state: Masking, event: VectorAdded, message: None
-) -> Outcome:
+def _on_vector_added(config: ServerConfig, state: Masking, event: VectorAdded) -> Outcome:
     state = collect.take_vector(state, event.index)
     if len(state.added) < len(state.masking_set):
         return state, ()
@@ -238,16 +281,12 @@ def _on_unmask(config: ServerConfig, state: Unmasking, event: Received, message:
     return opening, (Open(plan),)
 
 
-def _on_sum_opened(
-    config: ServerConfig, state: Opening, event: SumOpened, message: None
-) -> Outcome:
+def _on_sum_opened(state: Opening) -> Outcome:
     releasing = Releasing(**common(state), masking_set=state.masking_set, survivors=state.survivors)
     return releasing, ()
 
 
-def _on_release(
-    config: ServerConfig, state: Releasing, event: ReleaseCommitted, message: None
-) -> Outcome:
+def _on_release(config: ServerConfig, state: Releasing, event: ReleaseCommitted) -> Outcome:
     released = Released(
         **common(state),
         masking_set=state.masking_set,
@@ -260,13 +299,7 @@ def _on_release(
     return released, (*told, Ended(None, state.culprits))
 
 
-def _on_stop(
-    config: ServerConfig, state: State, event: SumRefused | Cancel, message: None
-) -> Outcome:
-    return abort(config, state, event.reason)
-
-
-def _on_tick(config: ServerConfig, state: State, event: Tick, message: None) -> Outcome:
+def _on_tick(config: ServerConfig, state: Live, event: Tick) -> Outcome:
     if event.now_s < state.deadline_s:
         return state, ()
     match state:
@@ -281,21 +314,3 @@ def _on_tick(config: ServerConfig, state: State, event: Tick, message: None) -> 
         case Unmasking():
             return abort(config, state, "too-few-shares")
     return state, ()  # opening and releasing are the aggregator's own work
-
-
-_HANDLERS: dict[str, Callable[[ServerConfig, Any, Any, Any], Outcome]] = {
-    "Deals": _on_deals,
-    "Refusal": _on_refusal,
-    "Ready": _on_ready,
-    "Complaint": _on_ready,
-    "MaskedInput": _on_masked_input,
-    "VectorAdded": _on_vector_added,
-    "Confirmation": _on_confirmation,
-    "Unmask": _on_unmask,
-    "Exclude": _on_exclude,
-    "SumOpened": _on_sum_opened,
-    "SumRefused": _on_stop,
-    "ReleaseCommitted": _on_release,
-    "Cancel": _on_stop,
-    "Tick": _on_tick,
-}

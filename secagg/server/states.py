@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, TypedDict, TypeVar
 
 from secagg.graph import Graph
 from secagg.messages import AdmittedModel, Advert, RosterEntry
@@ -84,6 +84,21 @@ class _Phase:
     @property
     def ctx(self) -> bytes:
         return self.facts.ctx
+
+
+PhaseT = TypeVar("PhaseT", bound=_Phase)
+
+
+class Common(TypedDict):
+    """What a phase hands on to the next one, whichever that is."""
+
+    facts: Facts
+    accepted: dict[int, dict[int, bytes]]
+    culprits: tuple[bytes, ...]
+    findings: tuple[Finding, ...]
+    gone: frozenset[int]
+    excluded: frozenset[int]
+    pseudonyms: dict[int, bytes]
 
 
 @dataclass(frozen=True)
@@ -223,6 +238,17 @@ class Aborted(_Phase):
     masking_set: tuple[int, ...] = ()
 
 
-State = (
-    Sharing | Checking | Masking | Confirming | Unmasking | Opening | Releasing | Released | Aborted
-)
+Live = Sharing | Checking | Masking | Confirming | Unmasking | Opening | Releasing
+State = Live | Released | Aborted
+
+
+def masking_set_of(state: State) -> tuple[int, ...]:
+    """S, once it is fixed; before that nobody."""
+    return () if isinstance(state, Sharing | Checking) else state.masking_set
+
+
+def survivors_of(state: State) -> tuple[int, ...]:
+    """U, once it is fixed; before that, and in a cohort that ended without a release, nobody."""
+    if isinstance(state, Sharing | Checking | Masking | Aborted):
+        return ()
+    return state.survivors

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
-from typing import Any, Protocol
+from typing import Protocol
 
 from secagg import client
 from secagg.errors import RemoteProtocolError
@@ -135,26 +135,37 @@ class _Shared:
     keep ten thousand lists of as many identity keys."""
 
     def __init__(self) -> None:
-        self._tuples: dict[str, tuple[Any, ...]] = {}
+        self._keys: tuple[bytes, ...] = ()
+        self._sets: dict[str, tuple[int, ...]] = {}
 
-    def of(self, state: Any) -> Any:
+    def of(self, state: client.State) -> client.State:
         """The same state over the shared copies; what differs from them stays as it is."""
-        changes: dict[str, Any] = {}
-        session = getattr(state, "session", None)
-        if session is not None:
-            keys = self._kept("identity_keys", session.identity_keys)
-            places = self._kept("model_places", session.model_places)
-            if keys is not session.identity_keys or places is not session.model_places:
-                changes["session"] = replace(session, identity_keys=keys, model_places=places)
-        for name in ("masking_set", "survivors"):
-            members = getattr(state, name, ())
-            kept = self._kept(name, members)
-            if kept is not members:
-                changes[name] = kept
-        return replace(state, **changes) if changes else state
+        if not isinstance(state, client.Joined):
+            return state
+        session = state.session
+        self._keys = self._keys or session.identity_keys
+        shared = replace(
+            session,
+            identity_keys=self._keys
+            if self._keys == session.identity_keys
+            else session.identity_keys,
+            model_places=self._kept("model_places", session.model_places),
+        )
+        match state:
+            case client.Confirmed():
+                return replace(
+                    state,
+                    session=shared,
+                    masking_set=self._kept("masking_set", state.masking_set),
+                    survivors=self._kept("survivors", state.survivors),
+                )
+            case client.AwaitingVector() | client.Uploading():
+                members = self._kept("masking_set", state.masking_set)
+                return replace(state, session=shared, masking_set=members)
+        return replace(state, session=shared)
 
-    def _kept(self, name: str, value: tuple[Any, ...]) -> tuple[Any, ...]:
-        kept = self._tuples.setdefault(name, value) if value else value
+    def _kept(self, name: str, value: tuple[int, ...]) -> tuple[int, ...]:
+        kept = self._sets.setdefault(name, value) if value else value
         return kept if kept == value else value
 
 

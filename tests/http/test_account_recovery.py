@@ -19,7 +19,6 @@ from typer.testing import CliRunner
 
 from aggregator.app import SERVICE
 from aggregator.cohorts import releasing
-from aggregator.cohorts.log import survivors_of
 from client_sdk import Event
 from client_sdk.account import DeviceAccount
 from client_sdk.enrolment import save_bundle
@@ -32,7 +31,7 @@ from dp.records import identity_digest
 from secagg.api import Offer
 from secagg.context import pseudonym
 from secagg.secret import Secret
-from secagg.server import State
+from secagg.server import State, survivors_of
 from secagg_cli.main import app
 
 OTHER = "other"
