@@ -140,7 +140,7 @@ class Client:
                 folder. Keep it on the disk that keeps the state folder.
             on_event: called with every event, in the event loop's thread, before the participant
                 goes on; what it raises ends the run.
-            transport: patience, deadlines and sizes of HTTP.
+            transport: patience, deadlines and sizes of HTTP, proxies and roots of trust.
             settings: lifetimes and waits of the exchange.
             clock: Unix seconds on this device.
 
@@ -372,7 +372,7 @@ class Client:
             try:
                 await _hear_time(device, task)
             except TransportError as error:
-                if error.status is None or is_transient(error):
+                if error.own_status is None or is_transient(error):
                     raise
             await self._recover(device, LEAVES_MAX)
 
@@ -496,7 +496,7 @@ class Client:
         try:
             await _hear_time(device, session.record.task)
         except TransportError as error:
-            if error.status is None or (is_transient(error) and not participant.is_over()):
+            if participant.may_come_later(error):
                 raise  # else: of a task that is not offered, the mailbox says what became
         phase, dropped = session.state.phase, None
         failed = _failed(device.journal, session)
@@ -541,6 +541,7 @@ class Client:
                 self._sleep,
                 self.policy.witness_policy,
                 Secret(self._bundle.identity_seed),
+                self._transport.ledger_s,
             ),
             deliver=deliver,
             time=now,

@@ -37,6 +37,23 @@ class TransportError(ClientError):
         self.retry_after_s = retry_after_s
         super().__init__(reason, message, expected=expected, found=found, remedy=remedy)
 
+    @property
+    def own_status(self) -> int | None:
+        """``status``, if it is the aggregator's own."""
+        return None if self.unreached else self.status
+
+
+class Unreached(TransportError):
+    """No word of the aggregator itself: nobody answered, or somebody between did in its place.
+
+    Reasons: ``unreachable``, ``deadline``, ``answer-foreign`` (a page of a portal, a firewall or a
+    balancer), ``proxy-auth``, ``proxy-refused``, ``proxy-unreachable``, ``proxy-malformed``,
+    ``proxy-unsupported``, ``tls-untrusted``, ``tls-failed``. ``status`` is what came in the
+    aggregator's place; it says nothing about what was asked.
+    """
+
+    unreached = True
+
 
 class PolicyRefusal(ClientError):
     """This device refuses: the offer is weaker than its own policy. Nothing was trained or sent."""

@@ -2,7 +2,8 @@
 
 Everything that a server can send is capped, parsed strictly, and becomes a value or a
 ``TransportError``. Retries (exponential back-off with jitter) cover refused connections, broken
-transfers, 408, 429 and 5xx, for as long as the patience lasts; every request is safe to repeat.
+transfers, answers of somebody between, 408, 429 and 5xx, for as long as the patience lasts; every
+request is safe to repeat.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import email.utils
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
@@ -19,7 +21,8 @@ import aiohttp
 import msgspec
 import tenacity
 
-from client_sdk.errors import TransportError
+from client_sdk.errors import TransportError, Unreached
+from client_sdk.network import Network, foreign, is_page
 from client_sdk.server_time import ServerTime
 from secagg.api import ACCESS_TOKEN_MAX_S, Problem
 
@@ -27,6 +30,14 @@ _T = TypeVar("_T")
 _OCTETS = {"Content-Type": "application/octet-stream"}
 _RETRY_AFTER_MAX_S = 30.0
 _TIME_REASONS = ("token-expired", "token-lifetime", "certificate-expired")
+_RETRIED = (
+    "unreachable",
+    "deadline",
+    "answer-foreign",
+    "proxy-unreachable",
+    "tls-failed",
+)  # without an answer of the aggregator's
+QUOTED_BYTES = 256
 PROBLEM_BYTES_MAX = 16_384
 
 
@@ -43,6 +54,9 @@ class TransportSettings:
         backoff_first_s, backoff_max_s, jitter_s: waits between retries.
         chunk_bytes: size of an upload's chunks.
         user_agent: how the app names itself to the server.
+        ledger_s: total deadline of one look at the ledger, however many files it needs.
+        trust_env: whether HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY count.
+        ca_file: PEM file of the only certificates of authorities to trust; None: the system's.
     """
 
     patience_s: float = 60.0
@@ -54,15 +68,19 @@ class TransportSettings:
     jitter_s: float = 0.5
     chunk_bytes: int = 1 << 20
     user_agent: str = "secagg-client/2"  # 1 reads no problem documents
+    ledger_s: float = 600.0
+    trust_env: bool = True
+    ca_file: str | Path | None = None
 
 
 def is_transient(error: BaseException) -> bool:
     """Whether the same request may succeed later."""
     if not isinstance(error, TransportError):
         return False
-    if error.status is None or error.reason == "response-malformed":
-        return error.reason in ("unreachable", "deadline", "response-malformed")
-    return error.status in (408, 425, 429) or error.status >= 500
+    if error.reason == "response-malformed" or (error.unreached and error.reason in _RETRIED):
+        return True
+    status = error.status
+    return status is not None and (status in (408, 425, 429) or status >= 500)
 
 
 class Http:
@@ -85,13 +103,15 @@ class Http:
         self._time = time or ServerTime()
         self._token: str | None = None
         self._token_until = 0.0
-        self._http: aiohttp.ClientSession | None = None
+        self._network = Network(
+            self.settings.user_agent,
+            trust_env=self.settings.trust_env,
+            ca_file=self.settings.ca_file,
+        )
 
     async def __aenter__(self) -> Http:
-        self._http = aiohttp.ClientSession(
-            headers={"User-Agent": self.settings.user_agent, "Accept-Encoding": "identity"},
-            auto_decompress=False,
-        )
+        """Raises: NetworkError: ``ca-file``."""
+        await self._network.__aenter__()
         return self
 
     async def __aexit__(
@@ -100,9 +120,7 @@ class Http:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._http is not None:
-            await self._http.close()
-            self._http = None
+        await self._network.__aexit__(kind, error, trace)
 
     async def json(
         self,
@@ -122,7 +140,7 @@ class Http:
             async with self.request(
                 method, path, body, query=query, wait_s=wait_s, auth=auth
             ) as response:
-                return parse(await read_capped(response, cap), kind, response.status)
+                return await read_json(response, kind, cap)
 
         return await self.retry(once)
 
@@ -166,8 +184,6 @@ class Http:
 
         A rejected token is made anew once, by the server's clock where that is to be believed.
         """
-        if self._http is None:
-            raise RuntimeError("use it as an async context manager")
         total_s = total_s if total_s is not None else self.settings.request_s + wait_s
         try:
             async with asyncio.timeout(total_s):
@@ -175,14 +191,9 @@ class Http:
                     sent = {**(_OCTETS if body is not None else {}), **(headers or {})}
                     if auth:
                         sent["Authorization"] = f"Bearer {self._access_token()}"
-                    async with self._http.request(
-                        method,
-                        self._server + path,
-                        params=query,
-                        data=body,
-                        headers=sent,
-                        allow_redirects=False,
-                        timeout=aiohttp.ClientTimeout(total=None),
+                    url = self._server + path
+                    async with self._network.ask(
+                        method, url, body=body, query=query, headers=sent
                     ) as response:
                         if response.status == 401 and auth and not renewed:
                             self._token = None
@@ -190,19 +201,13 @@ class Http:
                             continue
                         if not 200 <= response.status < 300:
                             raise await _problem(response)
+                        if is_page(response):
+                            raise foreign(response, await response.content.read(QUOTED_BYTES))
                         _demand_uncoded(response)
                         yield response
                         return
         except TimeoutError as error:
-            raise TransportError(
-                "deadline", f"{method} {path} took more than {total_s:g} s."
-            ) from error
-        except (aiohttp.ClientError, OSError) as error:
-            raise TransportError(
-                "unreachable",
-                f"{method} {self._server}{path} failed: {type(error).__name__}: {error}.",
-                remedy="Check the network and the aggregator's address.",
-            ) from error
+            raise Unreached("deadline", f"{method} {path} took more than {total_s:g} s.") from error
 
     def _access_token(self) -> str:
         now_s = self._time.now()
@@ -261,34 +266,43 @@ async def read_capped(response: aiohttp.ClientResponse, cap: int) -> bytes:
     return bytes(body)
 
 
-def parse(body: bytes, kind: type[_T], status: int) -> _T:
-    """A JSON body as a value of ``kind``.
+async def read_json(response: aiohttp.ClientResponse, kind: type[_T], cap: int) -> _T:
+    """A JSON body of at most ``cap`` bytes as a value of ``kind``, whatever it is labelled as.
 
     Raises:
-        TransportError: ``response-malformed``.
+        TransportError: ``response-malformed``, ``response-too-large``; ``answer-foreign`` if it is
+            labelled as something else.
     """
+    body = await read_capped(response, cap)
     try:
         return msgspec.json.decode(body, type=kind)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        if not _is_json(response):
+            raise foreign(response, body[:QUOTED_BYTES]) from error
         raise TransportError(
             "response-malformed",
             f"The answer is not a {kind.__name__}: {error}.",
-            status=status,
+            status=response.status,
             remedy="Something between this device and the aggregator may answer in its place.",
         ) from error
 
 
+def _is_json(response: aiohttp.ClientResponse) -> bool:
+    """As far as it is labelled at all."""
+    kind = response.content_type
+    return "json" in kind or kind == "application/octet-stream"
+
+
 async def _problem(response: aiohttp.ClientResponse) -> TransportError:
-    """The server's own reason and words where it gave them."""
-    retry_after = response.headers.get("Retry-After", "")
-    wait_s = float(retry_after) if retry_after.isdigit() else None
+    """The server's own reason and words; ``answer-foreign`` for what is in no form of its own."""
+    body = bytearray()
+    while len(body) <= PROBLEM_BYTES_MAX and (piece := await response.content.read(4_096)):
+        body += piece
+    wait_s = _asked_wait_s(response)
     try:
-        problem = msgspec.json.decode(await read_capped(response, PROBLEM_BYTES_MAX), type=Problem)
-    except (TransportError, msgspec.MsgspecError, ValueError, RecursionError):
-        problem = Problem(
-            reason=f"http-{response.status}",
-            message=f"The server answered {response.status} to {response.url.path}.",
-        )
+        problem = msgspec.json.decode(body[:PROBLEM_BYTES_MAX], type=Problem)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return foreign(response, bytes(body[:QUOTED_BYTES]), wait_s)
     return TransportError(
         problem.reason,
         problem.message,
@@ -296,3 +310,19 @@ async def _problem(response: aiohttp.ClientResponse) -> TransportError:
         retry_after_s=wait_s,
         remedy=problem.remedy,
     )
+
+
+def _asked_wait_s(response: aiohttp.ClientResponse) -> float | None:
+    """``Retry-After`` in seconds; a date counts from the answer's own."""
+    asked = response.headers.get("Retry-After", "")
+    if asked.isascii() and asked.isdecimal():
+        return float(asked)
+    try:
+        until = email.utils.parsedate_to_datetime(asked)
+        return max(
+            0.0,
+            until.timestamp()
+            - email.utils.parsedate_to_datetime(response.headers["Date"]).timestamp(),
+        )
+    except (KeyError, ValueError, TypeError, OverflowError):
+        return None

@@ -12,11 +12,20 @@ have, and grow by, so many leaves and no more, and a search for a record looks a
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+)
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import msgspec
 
@@ -42,6 +51,7 @@ from secagg.context import pseudonym
 from secagg.secret import Secret
 
 _T = TypeVar("_T")
+_P = ParamSpec("_P")
 _TRIES = 6  # a replica may serve what it rendered a moment ago
 _WAIT_S = 0.25
 _ASK_ABOUT_BACKUP = (
@@ -82,6 +92,17 @@ class Proven:
         }
 
 
+def _in_time(
+    look: Callable[Concatenate[LedgerWatch, _P], Awaitable[_T]],
+) -> Callable[Concatenate[LedgerWatch, _P], Coroutine[Any, Any, _T]]:
+    @functools.wraps(look)
+    async def timed(self: LedgerWatch, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        async with self.in_time():
+            return await look(self, *args, **kwargs)
+
+    return timed
+
+
 class LedgerWatch:
     """One ledger as this device has seen it."""
 
@@ -93,12 +114,14 @@ class LedgerWatch:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         witnesses: WitnessPolicy | None = None,
         identity: Secret | None = None,
+        deadline_s: float = 600.0,
     ) -> None:
         """``verifier``: C2SP verifier key of the ledger, from the enrolment bundle.
 
         ``witnesses``: whose cosignatures every checkpoint must carry; None: nobody's.
         ``identity``: seed of this device's identity, by which it knows its own pseudonyms; None:
         only records of version 1 are of use.
+        ``deadline_s``: of one look, over all files that it needs and every repeat.
         """
         self._identity = identity
         self._witnesses = witnesses
@@ -109,6 +132,26 @@ class LedgerWatch:
         self._models: dict[tuple[str, bytes, bytes], Proven] = {}
         self._name = "checkpoint-" + hashlib.sha256(verifier.encode()).hexdigest()[:16]
         self._sleep = sleep
+        self._deadline_s = deadline_s
+
+    @asynccontextmanager
+    async def in_time(self) -> AsyncIterator[None]:
+        """What is read of the ledger in here comes before the deadline.
+
+        Raises:
+            LedgerError: ``ledger-deadline``.
+        """
+        try:
+            async with asyncio.timeout(self._deadline_s):
+                yield
+        except TimeoutError as error:
+            raise LedgerError(
+                "ledger-deadline",
+                "The ledger's files did not come in time.",
+                expected=f"all that one look needs in {self._deadline_s:g} s",
+                remedy="Try again on a faster network, or raise ledger_s of TransportSettings; if "
+                "it persists, ask the operator.",
+            ) from error
 
     def remembered(self) -> Checkpoint | None:
         """The last checkpoint that was verified and found consistent."""
@@ -118,16 +161,18 @@ class LedgerWatch:
     def _remembered_note(self) -> bytes | None:
         return self._journal.load_blob(self._name)
 
+    @_in_time
     async def advance(self) -> Checkpoint:
         """Fetch the current checkpoint, verify that it extends the remembered one, remember it.
 
         Raises:
             LedgerError: ``ledger-rolled-back``, ``ledger-forked``, ``ledger-too-large``,
-                ``ledger-incomplete``, ``witnesses-missing``, or the reason for which a checkpoint
-                does not verify.
+                ``ledger-incomplete``, ``ledger-deadline``, ``witnesses-missing``, or the reason for
+                which a checkpoint does not verify.
         """
         return await self._patiently(lambda: self._advance(0))
 
+    @_in_time
     async def verify_release(
         self,
         leaf_index: int,
@@ -169,6 +214,7 @@ class LedgerWatch:
         await self._in_sum(proven, identity_key, demanded=True)
         return proven.record
 
+    @_in_time
     async def holds(
         self, ctx: bytes, *, task: str, manifest_digest: bytes, identity_key: bytes, since: int
     ) -> tuple[bool | None, int]:
@@ -200,6 +246,7 @@ class LedgerWatch:
         demand(proven, {"type": "release", **claim})
         return await self._in_sum(proven, identity_key), size
 
+    @_in_time
     async def verify_models(
         self,
         digests: frozenset[bytes],
@@ -224,6 +271,7 @@ class LedgerWatch:
                 self._remember_model(proven, digest, task, manifest_digest)
         await self._records_of(digests, task, manifest_digest)
 
+    @_in_time
     async def released_clip(
         self, model_digest: bytes, *, task: str, manifest_digest: bytes
     ) -> float | None:
@@ -270,7 +318,7 @@ class LedgerWatch:
 
         if wanted:
             for model, index in (await self._patiently(look)).items():
-                proven = await self._patiently(partial(self._prove, index))
+                proven = await self._patiently(functools.partial(self._prove, index))
                 self._remember_model(proven, bytes.fromhex(model), task, manifest_digest)
         return [self._models[task, manifest_digest, digest].record for digest in digests]
 

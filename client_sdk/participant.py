@@ -169,7 +169,7 @@ class Participant:
                     await transport.post_message(session.id, header)
                     await transport.upload(session.id, payload)
         except TransportError as error:
-            if error.status is None or (is_transient(error) and not self.is_over()):
+            if self.may_come_later(error):
                 raise
             if isinstance(session.state, Failed):
                 return False
@@ -411,9 +411,9 @@ class Participant:
             try:
                 messages = await self._wait_for_mail()
             except TransportError as error:
-                if error.status == 409:  # the advert waits, but can never be in a cohort
+                if error.own_status == 409:  # the advert waits, but can never be in a cohort
                     await session.cancel(error.reason, error.message)
-                elif error.status in (404, 410):
+                elif error.own_status in (404, 410):
                     await session.cancel("session-lost", "The server lost this session.")
                 elif error.status is not None and self.is_over():
                     await session.cancel(error.reason, error.message)
@@ -476,6 +476,12 @@ class Participant:
         else:
             return False
         return True
+
+    def may_come_later(self, error: TransportError) -> bool:
+        """Whether nothing was answered; from the session's end on, whether nobody answered."""
+        return error.status is None or (
+            (error.unreached or is_transient(error)) and not self.is_over()
+        )
 
     def is_over(self) -> bool:
         """Whether no honest server would still want anything of this session."""

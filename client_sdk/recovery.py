@@ -77,15 +77,17 @@ async def recover(
     """Add every charge that the ledger shows to the account; on disk when it returns.
 
     Raises:
-        LedgerError: the ledger does not verify, is too long (``ledger-too-long``), or has a
+        LedgerError: the ledger does not verify, is too long (``ledger-too-long``) or too slow
+            (``ledger-deadline``), or has a
             record that lists this device and cannot be right (``release-mismatch``).
         BudgetError: it lists this device in more cohorts of a task than its manifest allows.
     """
     walk = _Walk(ledger, identity_key, leaves_max * _BYTES_PER_LEAF)
     leaves = 0
-    async for size, record in ledger.records(leaves_max):
-        leaves += 1
-        await walk.take(size, record)
+    async with ledger.in_time():
+        async for size, record in ledger.records(leaves_max):
+            leaves += 1
+            await walk.take(size, record)
     found = walk.found()
     added = await finish_in_thread(account.restore, found)
     shown = {charge.ctx.hex() for charge in found} | walk.lists_nobody

@@ -11,15 +11,17 @@ from pathlib import Path
 from types import TracebackType
 from urllib.parse import quote
 
-from client_sdk.errors import StateError, TransportError
+from client_sdk.errors import StateError, TransportError, Unreached
 from client_sdk.http import (
     PROBLEM_BYTES_MAX,
+    QUOTED_BYTES,
     Http,
     TransportSettings,
     is_transient,
-    parse,
     read_capped,
+    read_json,
 )
+from client_sdk.network import foreign
 from client_sdk.server_time import ServerTime
 from dp.tiles import resource_bytes_max
 from secagg.api import AdvertAccepted, Mail, Offer, ServerInfo, UploadState
@@ -75,7 +77,7 @@ class Transport:
                 wait_s=wait_s,
             )
         except TransportError as error:
-            if error.status == 404:
+            if error.own_status == 404:
                 error.remedy = f"Check the name {task!r}, and that the bundle is of its aggregator."
             raise
 
@@ -107,8 +109,10 @@ class Transport:
 
     async def post_message(self, session: str, message: bytes) -> None:
         async def post() -> None:
-            async with self._http.request("POST", f"/v1/sessions/{session}/messages", message):
-                pass
+            path = f"/v1/sessions/{session}/messages"
+            async with self._http.request("POST", path, message) as response:
+                if body := await response.content.read(QUOTED_BYTES):
+                    raise foreign(response, body)  # the aggregator takes it without a word
 
         await self._http.retry(post)
 
@@ -164,7 +168,8 @@ class Transport:
                 async with self._http.request("GET", f"/ledger/{path}", auth=False) as response:
                     return await read_capped(response, resource_bytes_max(path))
             except TransportError as error:
-                if error.status == 404:
+                gone = error.status if path != "checkpoint" else error.own_status
+                if gone == 404:  # tiles may be a web server's, with a page of its own
                     return None
                 raise
 
@@ -180,18 +185,14 @@ class Transport:
             async with self._http.request(
                 "PUT", path, chunk, query={"offset": str(offset)}, total_s=self.settings.transfer_s
             ) as response:
-                return parse(
-                    await read_capped(response, PROBLEM_BYTES_MAX), UploadState, response.status
-                )
+                return await read_json(response, UploadState, PROBLEM_BYTES_MAX)
         except TransportError as error:
-            if error.status != 409 and not is_transient(error):
+            if error.own_status != 409 and not is_transient(error):
                 raise
             self._chunk_bytes = max(_CHUNK_BYTES_MIN, self._chunk_bytes // 2)
             async with self._http.request("GET", path) as response:
-                state = parse(
-                    await read_capped(response, PROBLEM_BYTES_MAX), UploadState, response.status
-                )
-            if state.received_bytes <= offset and not state.complete and error.status != 409:
+                state = await read_json(response, UploadState, PROBLEM_BYTES_MAX)
+            if state.received_bytes <= offset and not state.complete and error.own_status != 409:
                 raise
             return state
 
@@ -215,13 +216,13 @@ class Transport:
                     if grown > size_bytes:
                         return
         except TransportError as error:
-            if error.status == 416:
-                os.unlink(part)
+            if error.own_status == 416:
+                _truncate(part)
             if not grown:
                 raise
             return
         if not grown:
-            raise TransportError("unreachable", "The model's transfer was empty.")
+            raise Unreached("unreachable", "The model's transfer was empty.")
 
 
 def _size(part: Path) -> int:

@@ -23,3 +23,5 @@ class LedgerError(SecaggError):
 
 class ReadError(SecaggError):
     """A file of a ledger cannot be had. That says nothing about what the ledger holds."""
+
+    unreached = True

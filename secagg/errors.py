@@ -16,7 +16,11 @@ class SecaggError(Exception):
         reason: stable identifier in kebab-case, part of the public interface.
         expected, found: both values, where there are two; never secrets or payloads.
         remedy: what the reader can do, where there is something.
+        unreached: whether nobody was reached who could have answered: nothing is said about what
+            was asked.
     """
+
+    unreached = False
 
     def __init__(
         self,

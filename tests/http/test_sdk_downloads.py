@@ -18,7 +18,7 @@ from client_sdk import LedgerError, StateError, TransportError
 from client_sdk.checkin import DISK_MARGIN_BYTES
 from client_sdk.policy import MODEL_HEADER_BYTES, download_size
 from dp.tiles import resource_bytes_max
-from secagg.api import Offer
+from secagg.api import Offer, Problem
 
 IMPATIENT = replace(QUICK, patience_s=0.2, poll_s=0.2)
 _Usage = namedtuple("_Usage", "total used free")
@@ -49,7 +49,8 @@ def serve(world: World, content: bytes | None = None, status: int = 200, **offer
             model = msgspec.structs.replace(model, **offered)
             return msgspec.json.encode(msgspec.structs.replace(offer, model=model))
         if request.path.startswith("/v1/models/"):
-            return web.Response(body=content, status=status)
+            refused = msgspec.json.encode(Problem(reason="refused", message="No."))
+            return web.Response(body=content if status in (200, 503) else refused, status=status)
         return None
 
     world.gate = gate
@@ -68,9 +69,9 @@ async def run(world: World, **parts: Any) -> Any:
         (b"no safetensors", 200, {}, "model-malformed", []),
         (b"x" * 90, 200, {"size_bytes": 1 << 30}, "model-size", []),
         (b"x" * 90, 200, {"size_bytes": 60}, "model-size", []),
-        (b"x" * 90, 404, {}, "http-404", []),
-        (b"x" * 90, 403, {}, "http-403", []),
-        (b"", 503, {"size_bytes": 200, "digest": b"\1" * 32}, "http-503", [".part"]),
+        (b"x" * 90, 404, {}, "refused", []),
+        (b"x" * 90, 403, {}, "refused", []),
+        (b"", 503, {"size_bytes": 200, "digest": b"\1" * 32}, "answer-foreign", [".part"]),
     ],
 )
 async def test_a_part_stays_only_where_the_transfer_may_go_on(
