@@ -96,7 +96,7 @@ def _in_time(
     look: Callable[Concatenate[LedgerWatch, _P], Awaitable[_T]],
 ) -> Callable[Concatenate[LedgerWatch, _P], Coroutine[Any, Any, _T]]:
     @functools.wraps(look)
-    async def timed(self: LedgerWatch, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+    async def timed(self: LedgerWatch, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
         async with self.in_time():
             return await look(self, *args, **kwargs)
 

@@ -108,7 +108,8 @@ class Network:
             raise RuntimeError("use it as an async context manager")
         asked = f"{method} {url}"
         proxy = self._proxy(url)
-        sent, to_proxy = dict(headers or {}), {}
+        sent = dict(headers or {})
+        to_proxy: dict[str, str] = {}
         if proxy is not None and proxy.authorization is not None:
             own = sent if url.startswith("http:") else to_proxy
             own["Proxy-Authorization"] = proxy.authorization
