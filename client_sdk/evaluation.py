@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from client_sdk.coins import without_coins
 from client_sdk.errors import ContributionError
-from client_sdk.examples import Example, encode_example, encode_prompt
+from client_sdk.examples import Example, encode_prompt
 from client_sdk.gradients import sequence_losses
+from client_sdk.rows import NOTHING_COUNTS, Input, encode_rows, open_dataset
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -20,25 +23,37 @@ if TYPE_CHECKING:
 def evaluate(
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
-    examples: Sequence[Example],
+    examples: Sequence[Example] | str | os.PathLike[str],
     *,
     max_tokens: int = 64,
     micro_batch: int = 8,
 ) -> float:
     """Mean over the examples of each one's mean loss per answer token, in nats.
 
-    Examples whose answer is cut off whole by ``max_tokens`` are left out.
+    Examples of which nothing is to be learnt, such as an answer that is cut off whole by
+    ``max_tokens``, are left out, with a warning of how many.
+
+    Args:
+        examples: as :class:`client_sdk.LoraTrainer` takes them.
 
     Raises:
-        ContributionError: ``evaluation-empty`` if nothing remains.
+        ContributionError: ``evaluation-empty`` if nothing remains; else why an example cannot be
+            used, with its place; or as :func:`client_sdk.rows.open_dataset`.
     """
-    rows = [encode_example(tokenizer, example, max_tokens) for example in examples]
-    rows = sorted(
-        (row for row in rows if any(row.counts) or row.label is not None),
-        key=lambda row: len(row.tokens),
+    rows, left_out = encode_rows(
+        tokenizer, open_dataset(examples), max_tokens, Input.of(cast("PreTrainedModel", model))
     )
+    for one in left_out:
+        if one.reason != NOTHING_COUNTS:
+            raise ContributionError(one.reason, str(one))
+    rows = tuple(sorted((row for row in rows if row.tokens), key=lambda row: len(row.tokens)))
     if not rows:
         raise ContributionError("evaluation-empty", "No example has an answer to evaluate.")
+    if left_out:
+        warnings.warn(
+            f"{len(left_out)} of {len(left_out) + len(rows)} examples are left out. {left_out[0]}",
+            stacklevel=2,
+        )
     pad = next((t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None), 0)
     total = 0.0
     with without_coins(model), torch.inference_mode():

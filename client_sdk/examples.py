@@ -1,8 +1,7 @@
 """From an app's examples to token rows: one conversation, one row, one unit of privacy.
 
-An example is a (prompt, answer) pair, ``{"prompt": ..., "answer": ...}`` or
-``{"messages": [{"role": ..., "content": ...}, ...]}``; for a classifier it is
-``{"text": ..., "label": ...}``, the class a number from 0 on.
+``client_sdk.conversations`` has the forms of an example. A row is what the model is prompted with
+(:func:`encode_prompt`, or the chat template), then the answer's own tokens, then one end token.
 Rows that were packed or tokenised elsewhere are refused: in a packed row the pack, not the
 conversation, would be what the noise protects.
 """
@@ -12,27 +11,16 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
+from client_sdk.conversations import Conversation, LabelledText, Turn, read_example
 from client_sdk.errors import ContributionError
+from client_sdk.row_files import Unread
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_FORMS = 'Give (prompt, answer), {"prompt": ..., "answer": ...} or {"messages": [...]}, all text.'
-CHARACTERS_MAX = 1 << 20  # of one example: about a second of a tokenizer's time
-MESSAGES_MAX = 1 << 14  # of one example; a template writes some characters around each
-
-
-@dataclass(frozen=True)
-class Unread:
-    """What stands in the place of an example that a reader of files could not read, and why."""
-
-    sentence: str
-
-
-Example = Mapping[str, Any] | tuple[str, str] | Unread
+Example = Mapping[str, Any] | Sequence[str] | Unread
 
 
 @dataclass(frozen=True)
@@ -50,137 +38,132 @@ class Row:
     index: int = -1
 
 
-def encode_example(tokenizer: PreTrainedTokenizerBase, example: Example, max_tokens: int) -> Row:
+def encode_example(tokenizer: PreTrainedTokenizerBase, example: Any, max_tokens: int) -> Row:
     """Tokenise one conversation; every assistant turn up to its end token counts in the loss.
 
-    Rows are cut after ``max_tokens``; a row whose answers are all cut off has no loss and
-    contributes zero.
+    Not so turns of weight 0, of a prompt that is given as messages, without any text, before every
+    prompt, or with calls of tools that the template does not write. Rows are cut after
+    ``max_tokens``; a row of which nothing counts has no loss and contributes zero.
+
+    Args:
+        example: in a form of :mod:`client_sdk.conversations`.
 
     Raises:
-        ContributionError: ``example-form``, ``example-packed``, ``example-template``,
-            ``example-long``, ``example-unread``; what the tokenizer raises comes as it is.
+        ContributionError: ``example-unread``, ``example-template``, ``example-tools``, or as
+            :func:`client_sdk.conversations.read_example`; what a tokenizer raises comes as it is.
     """
-    if isinstance(example, Unread):
-        raise ContributionError("example-unread", example.sentence)
-    if isinstance(example, Mapping) and "label" in example:
-        return _labelled(tokenizer, example, max_tokens)
-    messages = _messages(example)
-    _check_length(sum(len(m["role"]) + len(m["content"]) for m in messages))
-    if not tokenizer.chat_template:
-        tokens, counts = _plain(tokenizer, messages)
+    read = check_form(example)
+    if isinstance(read, LabelledText):
+        tokens = list(tokenizer(read.text)["input_ids"])[:max_tokens]
+        return Row(tuple(tokens), (False,) * len(tokens), read.label)
+    if tokenizer.chat_template:
+        tokens, counts = _templated(tokenizer, read, max_tokens)
     else:
-        tokens, counts = _templated(tokenizer, messages, max_tokens)
+        tokens, counts = _plain(tokenizer, read)
     return Row(tuple(tokens[:max_tokens]), tuple(counts[:max_tokens]))
 
 
-def _labelled(
-    tokenizer: PreTrainedTokenizerBase, example: Mapping[str, Any], max_tokens: int
-) -> Row:
-    text, label = example.get("text"), example["label"]
-    whole = isinstance(label, Integral) and not isinstance(label, bool)
-    if not isinstance(text, str) or not whole or label < 0:
-        raise ContributionError(
-            "example-form",
-            "A labelled example is a text and the number of its class.",
-            expected="text and a whole number from 0 on",
-            found=(type(text).__name__, type(label).__name__),
-        )
-    _check_length(len(text))
-    tokens = list(tokenizer(text)["input_ids"])[:max_tokens]
-    return Row(tuple(tokens), (False,) * len(tokens), int(label))
+def check_form(example: Any) -> Conversation | LabelledText:
+    """What can be said of an example without a tokenizer.
+
+    Raises:
+        ContributionError: ``example-unread``, or as
+            :func:`client_sdk.conversations.read_example`.
+    """
+    if isinstance(example, Unread):
+        raise ContributionError("example-unread", example.sentence)
+    return read_example(example)
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
-    """The tokens after which the model is to answer ``prompt``."""
-    messages = [{"role": "user", "content": prompt}]
-    if not tokenizer.chat_template:
-        return list(tokenizer(prompt + "\n")["input_ids"])
-    return _apply(tokenizer, messages, add_generation_prompt=True)
+    """The tokens after which the model is to answer ``prompt``.
+
+    Without a chat template: what the tokenizer puts first, and the prompt on a line of its own;
+    nothing that the tokenizer puts last, for the answer stands there.
+    """
+    if tokenizer.chat_template:
+        return _apply(tokenizer, [{"role": "user", "content": prompt}], prompts=True)
+    first = _first_tokens(tokenizer)
+    return first + _own_tokens(tokenizer, prompt + "\n", first)
 
 
-def _messages(example: Example) -> list[dict[str, str]]:
-    if isinstance(example, Mapping) and "prompt" in example and "answer" in example:
-        example = (example["prompt"], example["answer"])
-    if isinstance(example, Mapping):
-        if "messages" not in example:
-            packed = "input_ids" in example
-            raise ContributionError(
-                "example-packed" if packed else "example-form",
-                "An example has no messages.",
-                expected="messages, or prompt and answer",
-                found=sorted(map(str, example)),
-                remedy="Give one conversation per example; rows that are tokenised or packed "
-                "already would make the row, not the conversation, the unit of privacy."
-                if packed
-                else _FORMS,
-            )
-        messages = _read_once(example["messages"])
-    elif (
-        isinstance(example, Sequence)
-        and len(example) == 2
-        and all(isinstance(part, str) for part in example)
-    ):
-        messages = [
-            {"role": "user", "content": example[0]},
-            {"role": "assistant", "content": example[1]},
-        ]
-    else:
+def _plain(
+    tokenizer: PreTrainedTokenizerBase, conversation: Conversation
+) -> tuple[list[int], list[bool]]:
+    """For tokenizers without a chat template: turns on lines of their own."""
+    if conversation.tools:
         raise ContributionError(
-            "example-form",
-            "An example is neither a (prompt, answer) pair nor a mapping with messages.",
-            found=type(example).__name__,
-            remedy=_FORMS,
+            "example-tools",
+            "An example has tools, and the tokenizer no chat template that could write them.",
+            remedy="Use a model with a chat template, or take the tools away.",
         )
-    found = [{"role": _field(m, "role"), "content": _field(m, "content")} for m in messages]
-    if not any(message["role"] == "assistant" for message in found):
-        raise ContributionError("example-form", "A conversation has no answer of the assistant.")
-    return found
+    first = _first_tokens(tokenizer)
+    tokens, counts = list(first), [False] * len(first)
+    for place, turn in enumerate(conversation.turns):
+        text = turn.text if turn.is_answer else turn.text + "\n"
+        part = _own_tokens(tokenizer, text, [] if place else first)
+        if turn.is_answer and tokenizer.eos_token_id is not None:
+            part.append(tokenizer.eos_token_id)
+        tokens += part
+        counts += [place > 0 and _teaches(turn) and not turn.calls_tools] * len(part)
+    return tokens, counts
 
 
-def _read_once(messages: Any) -> list[Any]:
-    """An iterator would be empty the second time, and one without an end would hold up the rest."""
-    found = list(itertools.islice(messages, MESSAGES_MAX + 1))
-    if len(found) > MESSAGES_MAX:
-        raise ContributionError(
-            "example-long",
-            "A conversation has too many messages to be tokenised beside others.",
-            expected=f"at most {MESSAGES_MAX} messages",
-        )
-    return found
+def _first_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The special tokens that a tokenizer puts before a text, such as BOS."""
+    marked = list(tokenizer("a")["input_ids"])
+    own = list(tokenizer("a", add_special_tokens=False)["input_ids"])
+    for start in range(len(marked) - len(own) + 1):
+        if own and marked[start : start + len(own)] == own:
+            return marked[:start]
+    # A tokenizer that has no token for the letter.
+    last = (tokenizer.eos_token_id, tokenizer.sep_token_id)
+    return list(itertools.takewhile(lambda token: token not in last, marked))
 
 
-def _field(message: Any, name: str) -> str:
-    value = message.get(name) if isinstance(message, Mapping) else None
-    if not isinstance(value, str):
-        raise ContributionError(
-            "example-form", f"A message's {name} is not text.", found=type(value).__name__
-        )
-    return value
+def _own_tokens(tokenizer: PreTrainedTokenizerBase, text: str, first: list[int]) -> list[int]:
+    """A text's tokens, without special ones at its ends that are written in the text already."""
+    tokens = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    if first and tokens[: len(first)] == first:
+        tokens = tokens[len(first) :]
+    while tokens and tokens[-1] == tokenizer.eos_token_id:
+        tokens.pop()
+    return tokens
 
 
-def _check_length(characters: int) -> None:
-    if characters > CHARACTERS_MAX:
-        raise ContributionError(
-            "example-long",
-            "An example is too long to be tokenised beside others.",
-            expected=f"at most {CHARACTERS_MAX} characters",
-            found=characters,
-        )
+def _teaches(turn: Turn) -> bool:
+    """An empty answer would teach the end token alone."""
+    return turn.counts and (turn.calls_tools or bool(turn.text.strip()))
 
 
 def _templated(
-    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], max_tokens: int
+    tokenizer: PreTrainedTokenizerBase, conversation: Conversation, max_tokens: int
 ) -> tuple[list[int], list[bool]]:
-    tokens = _apply(tokenizer, messages)
+    turns, tools = conversation.turns, conversation.tools
+    messages = [dict(turn.message) for turn in turns]
+    tokens = _apply(tokenizer, messages, tools)
+    if tools and _apply(tokenizer, messages) == tokens:
+        raise ContributionError(
+            "example-tools",
+            "An example has tools, and the chat template does not write them.",
+            remedy="Use a model whose chat template does, or take the tools away.",
+        )
+    writes_calls = _writes_calls(tokenizer, conversation, messages, tokens)
     counts = [False] * len(tokens)
-    for i, message in enumerate(messages):
-        if message["role"] != "assistant":
+    for i, turn in enumerate(turns):
+        if i == 0 or not _teaches(turn) or (turn.calls_tools and not writes_calls):
             continue
-        start = len(_apply(tokenizer, messages[:i], add_generation_prompt=True))
+        prompt = _apply(tokenizer, messages[:i], tools, prompts=True)
+        start = _common(prompt, tokens)
         if start >= max_tokens:
             break  # cut off; else thousands of turns would each be encoded with all before
-        upto = _apply(tokenizer, messages[: i + 1])
-        if tokens[: len(upto)] != upto:
+        upto = _apply(tokenizer, messages[: i + 1], tools)
+        rewritten = tokens[: len(upto)] != upto
+        if not rewritten and start < len(prompt):
+            # The answer's first token may be another where texts meet, or the prompt ends in words
+            # for the model alone; but what stands before the turn stays as it is.
+            rewritten = start < len(_apply(tokenizer, messages[:i], tools))
+        if rewritten:
             raise ContributionError(
                 "example-template",
                 "The chat template changes earlier turns when later ones follow.",
@@ -194,30 +177,42 @@ def _templated(
     return tokens, counts
 
 
-def _plain(
-    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]
-) -> tuple[list[int], list[bool]]:
-    """For tokenizers without a chat template: turns on lines of their own."""
-    tokens: list[int] = []
-    counts: list[bool] = []
-    for message in messages:
-        answer = message["role"] == "assistant"
-        part = list(tokenizer(message["content"] + ("" if answer else "\n"))["input_ids"])
-        if answer and tokenizer.eos_token_id is not None:
-            part.append(tokenizer.eos_token_id)
-        tokens += part
-        counts += [answer] * len(part)
-    return tokens, counts
+def _writes_calls(
+    tokenizer: PreTrainedTokenizerBase,
+    conversation: Conversation,
+    messages: list[dict[str, Any]],
+    tokens: list[int],
+) -> bool:
+    """Whether the template shows calls of tools; a turn of which it does not would be cut short."""
+    if not any(turn.calls_tools for turn in conversation.turns):
+        return True
+    without = [{n: part for n, part in m.items() if n != "tool_calls"} for m in messages]
+    try:
+        return _apply(tokenizer, without, conversation.tools) != tokens
+    except ContributionError:
+        return True  # it refuses the turns that are empty then
+
+
+def _common(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens are the same from the start."""
+    pairs = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False))
+    return sum(1 for _ in pairs)
 
 
 def _apply(
     tokenizer: PreTrainedTokenizerBase,
-    messages: list[dict[str, str]],
-    add_generation_prompt: bool = False,
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]] = (),
+    *,
+    prompts: bool = False,
 ) -> list[int]:
     try:
         encoded: Any = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=True
+            messages,
+            tools=list(tools) or None,
+            add_generation_prompt=prompts,
+            tokenize=True,
+            return_dict=True,
         )
     except Exception as error:
         if type(error).__module__.partition(".")[0] != "jinja2":

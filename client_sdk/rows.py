@@ -12,18 +12,22 @@ text of the example. None of it is sent.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from client_sdk.errors import ContributionError
-from client_sdk.examples import Example, Row, encode_example
+from client_sdk.examples import Example, Row, check_form, encode_example
+from client_sdk.row_files import RowFile, read_file
 from secagg.errors import SecaggError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+NOTHING_COUNTS = "example-cut"
 
 _T = TypeVar("_T")
 _Item = TypeVar("_Item")
@@ -33,12 +37,18 @@ _Item = TypeVar("_Item")
 class LeftOut:
     """An example that counted as zero: its place in the data set (from 0), and why.
 
-    ``sentence``: for people; nothing of the example stands in it.
+    ``sentence``: for people; nothing of the example stands in it. ``place``: line and file, where
+    the examples are a file's.
     """
 
     index: int
     reason: str
     sentence: str
+    place: str | None = None
+
+    def __str__(self) -> str:
+        place = self.place or f"example {self.index}"
+        return f"{place[0].upper()}{place[1:]}: {self.sentence}"
 
 
 @dataclass(frozen=True)
@@ -97,9 +107,41 @@ class Input:
             )
         if row.label is None and not any(row.counts[1:]):
             raise ContributionError(
-                "example-cut",
-                "No token of an answer is left: the answer is empty, or begins after max_tokens.",
+                NOTHING_COUNTS,
+                "No token of an answer counts: the answers are empty, have weight 0, or begin "
+                "after max_tokens.",
             )
+
+
+def open_dataset(dataset: object) -> Sequence[Example]:
+    """The examples of a file that is named, or ``dataset`` itself.
+
+    Raises:
+        ContributionError: ``dataset-form``, or as :func:`client_sdk.row_files.read_file`. Nothing
+            of an example is looked at.
+    """
+    if isinstance(dataset, str | os.PathLike):
+        return read_file(dataset)
+    by_place = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
+    is_table = hasattr(dataset, "columns") or hasattr(dataset, "keys")
+    if not by_place or is_table or isinstance(dataset, bytes | bytearray):
+        raise ContributionError(
+            "dataset-form",
+            "The data set has no examples at places 0, 1, 2 and so on.",
+            expected="a file's path, a list, or anything with a length and an item at each place",
+            found=type(dataset).__name__,
+            remedy="Of a generator, a stream or a set give list(...); of a dictionary of splits "
+            'give one; of a table give its records: df.to_dict("records") of pandas, to_dicts() of '
+            "polars, to_pylist() of pyarrow.",
+        )
+    return cast("Sequence[Example]", dataset)
+
+
+def in_file(dataset: Sequence[Example], left_out: LeftOut) -> LeftOut:
+    """With its line, where the examples are a file's."""
+    if not isinstance(dataset, RowFile):
+        return left_out
+    return replace(left_out, place=dataset.place(left_out.index))
 
 
 def encode_rows(
@@ -120,9 +162,20 @@ def encode_rows(
         except BaseException as error:
             if _stops(error):
                 raise
-            left_out.append(told(index, error))
+            left_out.append(in_file(dataset, told(index, error)))
         rows.append(replace(row, index=index))
     return tuple(rows), tuple(left_out)
+
+
+def unread(dataset: Sequence[Example]) -> tuple[LeftOut, ...]:
+    """The examples of no known form: what can be told before there is a model."""
+    left_out = []
+    for index in range(len(dataset)):
+        try:
+            check_form(dataset[index])
+        except ContributionError as error:
+            left_out.append(in_file(dataset, told(index, error)))
+    return tuple(left_out)
 
 
 def _stops(error: BaseException) -> bool:

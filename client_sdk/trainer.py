@@ -28,7 +28,7 @@ from client_sdk.algorithms.zeroth_order import passes_alone
 from client_sdk.errors import ContributionError, TaskRefusal
 from client_sdk.examples import Example, Row
 from client_sdk.gradients import Method, check_method
-from client_sdk.rows import Input, LeftOut, encode_rows, reasons_of
+from client_sdk.rows import Input, LeftOut, encode_rows, in_file, open_dataset, reasons_of
 from client_sdk.self_test import Way, check_rows_apart
 from dp.contracts.averaging import has_privacy
 from dp.contracts.registry import algorithm_of
@@ -53,13 +53,15 @@ class LoraTrainer:
             (a classifier's head too) and injects the task's adapter; ``trainer.model`` is then the
             peft model.
         tokenizer: the model's tokenizer.
-        dataset: a sequence (a list, or anything with a length and an item at each place) of
-            conversations, each (prompt, answer), ``{"prompt": ..., "answer": ...}`` or
-            ``{"messages": [...]}``; for a classifier ``{"text": ..., "label": ...}``. Read
-            when the first job comes: what is added later needs a new trainer. One item is one
-            unit of example-level privacy. Its place counts, so items are not taken away between
-            rounds. An item that cannot be used counts as zero (:attr:`left_out`); in a task with
-            noise a device without any that can gives noise alone.
+        dataset: the path of a file (JSON lines or a JSON array), or a sequence: a list, a
+            ``Dataset`` of Hugging Face's ``datasets``, or anything with a length and an item at
+            each place. An item has one of the forms of :mod:`client_sdk.conversations`: prompt and
+            answer or completion, messages, ShareGPT, Alpaca; for a classifier text and label. A
+            file is read at once, else items when the first job comes: what is added later needs a
+            new trainer. One item is one unit of example-level privacy. Its place counts, so items
+            are not taken away between rounds. An item that cannot be used or teaches nothing counts
+            as zero (:attr:`left_out`); in a task with noise a device without any that can gives
+            noise alone.
         micro_batch: most examples in one pass; the manifest may ask for fewer.
         method: ``hooks`` (Opacus) or ``loop``: one example at a time, least memory, and right for
             models in half precision and models that mix the rows of a pass. Holds for zeroth order
@@ -72,14 +74,15 @@ class LoraTrainer:
         clock: monotonic seconds.
 
     Raises:
-        ContributionError: ``gradient-method``; ``threads``; ``dataset-form``.
+        ContributionError: ``gradient-method``; ``threads``; ``dataset-form``; of a file
+            ``data-missing``, ``data-unreadable``, ``data-encoding``, ``data-format``.
     """
 
     def __init__(
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        dataset: Sequence[Example],
+        dataset: Sequence[Example] | str | os.PathLike[str],
         *,
         micro_batch: int = 4,
         method: Method = "hooks",
@@ -89,10 +92,9 @@ class LoraTrainer:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         check_method(method)
-        _check_sequence(dataset)
         self._base = model
         self._tokenizer = tokenizer
-        self._dataset = dataset
+        self._dataset = open_dataset(dataset)
         self._micro_batch = micro_batch
         self._method: Method = method
         self._rank = rank
@@ -121,7 +123,7 @@ class LoraTrainer:
         For this device's user alone: what of a secret batch failed is as secret as the batch.
         """
         found = self._left_out
-        return tuple(found[index] for index in sorted(found))
+        return tuple(in_file(self._dataset, found[index]) for index in sorted(found))
 
     def contribute(self, job: TrainingJob) -> Mapping[str, NDArray[Any]]:
         """Train one round; values by segment name, as the manifest's algorithm defines them.
@@ -274,27 +276,13 @@ class LoraTrainer:
                 "dataset-empty",
                 "No example of this data set can be used.",
                 found=found,
-                remedy=next((one.sentence for one in self.left_out), None),
+                remedy=next(map(str, self.left_out), None),
             )
         with contextlib.suppress(UserWarning):  # where warnings are errors: it must not fail here
             warnings.warn(
                 f"No example of this data set can be used ({found}): the device gives noise alone.",
                 stacklevel=2,
             )
-
-
-def _check_sequence(dataset: object) -> None:
-    """Raises: ContributionError ``dataset-form``. Nothing of the data is looked at."""
-    by_place = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
-    if not by_place or hasattr(dataset, "keys") or isinstance(dataset, str | bytes):
-        raise ContributionError(
-            "dataset-form",
-            "The data set has no examples at places 0, 1, 2 and so on.",
-            expected="a list, or anything with a length and an item at each place",
-            found=type(dataset).__name__,
-            remedy="Of a generator or a set give list(...); of a dictionary of splits give one; of "
-            "a table give its records; a file has to be read first.",
-        )
 
 
 def _spread(length: int) -> NDArray[np.float32]:

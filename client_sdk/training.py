@@ -126,7 +126,7 @@ class Training:
                 task,
                 examples=len(self.left_out),
                 reasons=reasons_of(self.left_out.values()),
-                first=f"Example {new[0].index}: {new[0].sentence}",
+                first=str(new[0]),
             )
 
     def reusable(self, checkin: CheckIn) -> Contribution | None:

@@ -23,10 +23,10 @@ from secagg_cli.background import Background
 from secagg_cli.enroll import parse_partner_key
 from secagg_cli.ledger_files import read_key
 from secagg_cli.libraries import collector_paused
-from secagg_cli.output import CommandError, Format, FormatOption, Output
+from secagg_cli.output import EXIT_INCOMPLETE, CommandError, Format, FormatOption, Output
 from secagg_cli.processes import die_with_parent
 from secagg_cli.ranges import number
-from secagg_cli.rows import left_out, read_rows
+from secagg_cli.rows import left_out, read_rows, some
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,8 +53,9 @@ def join(
     data: Annotated[
         Path,
         typer.Option(
-            help='JSON lines of {"prompt": ..., "answer": ...}, or of {"text": ..., "label": 0} '
-            "for a classifier; stays here."
+            help="JSON lines or a JSON array, in UTF-8; stays here. Each example has prompt and "
+            "answer or completion, messages (OpenAI), conversations (ShareGPT), instruction and "
+            "output (Alpaca), or for a classifier text and label, a whole number from 0 on."
         ),
     ],
     task: Annotated[str, typer.Option(help="The task to take part in.")],
@@ -140,7 +141,10 @@ def join(
     ] = None,
     format: FormatOption = Format.text,
 ) -> None:
-    """Take part in a task with the data in a file; the data never leaves this machine."""
+    """Take part in a task with the data in a file; the data never leaves this machine.
+
+    Exit code 4: it took part, but examples counted as zero, or training failed and noise was given.
+    """
     with Output(format) as out:
         die_with_parent()
         held = frozenset(hold.split(",")) if hold else frozenset()
@@ -157,13 +161,14 @@ def join(
                 out.errors.print(escape(what), soft_wrap=True)
 
         rows = read_rows(data)
-        if told := left_out(data, rows):
+        if told := left_out(rows):
             out.warn(told)
         trainer = LazyTrainer(rows, model, allowed, progress)
         if preload:
             trainer.preload()
         from client_sdk import Client, PrivacyPolicy
         from client_sdk.enrolment import load_bundle
+        from client_sdk.rows import reasons_of
 
         def on_event(event: Event) -> None:
             if events or held:
@@ -202,6 +207,9 @@ def join(
                 f"{len(result.failed)} times this device gave noise alone, since training failed: "
                 f"{result.failed[-1]}"
             )
+        if result.left_out:
+            count = f"{len(result.left_out)} of {len(rows)} examples"
+            out.warn(f"{count} counted as zero. {some(result.left_out)}")
         out.result(
             {
                 "task": task,
@@ -211,9 +219,12 @@ def join(
                 "finished": result.finished,
                 "totals": totals_json(result.totals),
                 "left_out": len(result.left_out),
+                "left_out_reasons": reasons_of(result.left_out),
                 "failed": list(result.failed),
             }
         )
+        if result.left_out or result.failed:
+            raise typer.Exit(EXIT_INCOMPLETE)
 
 
 def _in_options(refusal: PolicyRefusal) -> PolicyRefusal | CommandError:

@@ -4,6 +4,7 @@ With ``--format json`` standard output carries one JSON object and nothing else;
 and progress bars, go to standard error. Exit code 0: the command did what was asked. 1: it did
 not, and says why (in JSON: ``{"error": {"reason", "message", "remedy"}}``). 2: the command line
 was wrong, or names what is of no use. 3: a ledger cannot be read, so nothing is said about it.
+4: it did what was asked, but not with all that it was given (``join``).
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from secagg.errors import SecaggError
 EXIT_REFUSED = 1
 EXIT_USAGE = 2
 EXIT_UNREACHABLE = 3
+EXIT_INCOMPLETE = 4
 EXIT_INTERRUPTED = 130
 _WIDE = 1_000
 _answered = False

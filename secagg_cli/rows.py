@@ -1,80 +1,49 @@
-"""The training data of ``secagg join``: JSON lines of pairs, or of labelled texts."""
+"""The training data of ``secagg join``: what is told of a file before a model is loaded."""
 
 from __future__ import annotations
 
-import codecs
-import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from secagg_cli.output import CommandError
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from client_sdk.examples import Example
+    from client_sdk.row_files import RowFile
+    from client_sdk.rows import LeftOut
 
-_LINE_BYTES_MAX = 1 << 20
-_REMEDY = (
-    'Each line is {"prompt": "...", "answer": "..."} for a language model, or {"text": "...", '
-    '"label": 0} for a classifier, its class a number from 0 on.'
-)
+_TOLD_MAX = 3
 
 
-def read_rows(path: Path) -> list[Example]:
-    """Question-answer pairs and labelled texts from a JSON-lines file, blank lines left out.
+def read_rows(path: Path) -> RowFile:
+    """The examples of a file, as ``LoraTrainer`` reads them.
 
-    Returns what ``LoraTrainer`` takes: ``(prompt, answer)`` or ``{"text": ..., "label": ...}``, and
-    ``Unread`` in the place of any other line: no line may keep the others from being used.
+    A line that cannot be read keeps its place: it may not keep the others from being used.
 
     Raises:
-        CommandError: ``data-missing``.
+        ContributionError: as :func:`client_sdk.row_files.read_file`.
     """
-    from client_sdk.examples import Unread
+    from client_sdk.row_files import read_file
 
-    try:
-        lines = path.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
-    except OSError as error:
-        raise CommandError("data-missing", f"{path} cannot be read: {error}") from error
-    rows: list[Example] = []
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            record = _record(line)
-            what = f"Line {number} is neither a pair nor a labelled text."  # what it is, is private
-            rows.append(_pair(record) or _labelled(record) or Unread(what))
-    return rows
+    return read_file(path)
 
 
-def left_out(path: Path, rows: Sequence[Example]) -> str | None:
-    """What to tell of lines that are no examples; None if there are none, and some that are."""
-    from client_sdk.examples import Unread
+def left_out(rows: RowFile) -> str | None:
+    """What to tell of examples of no known form; None if there are none, and some that are."""
+    from client_sdk.conversations import FORMS
+    from client_sdk.rows import unread
 
-    unread = [row.sentence for row in rows if isinstance(row, Unread)]
-    if rows and not unread:
+    found = unread(rows)
+    if rows and not found:
         return None
-    several = f"{len(unread)} of {len(rows)} lines of {path} count as empty. {' '.join(unread[:3])}"
-    told = several if rows else f"{path} holds no example."
-    if len(unread) == len(rows):
+    if not rows:
+        told = f"{rows.path} holds no example."
+    else:
+        told = f"{len(found)} of {len(rows)} examples of {rows.path} count as zero. {some(found)}"
+    if len(found) == len(rows):
         told += " Where a task adds noise, this device will give noise alone."
-    return f"{told} {_REMEDY}"
+    return f"{told.replace(f' {FORMS}', '')} {FORMS}"  # once
 
 
-def _record(line: bytes) -> dict[str, Any]:
-    try:
-        record = json.loads(line.decode()) if len(line) <= _LINE_BYTES_MAX else None
-    except (ValueError, RecursionError):
-        record = None
-    return record if isinstance(record, dict) else {}
-
-
-def _pair(record: dict[str, Any]) -> Example | None:
-    prompt, answer = record.get("prompt"), record.get("answer")
-    if isinstance(prompt, str) and isinstance(answer, str) and prompt and answer:
-        return prompt, answer
-    return None
-
-
-def _labelled(record: dict[str, Any]) -> Example | None:
-    text, label = record.get("text"), record.get("label")
-    if isinstance(text, str) and text and type(label) is int and label >= 0:
-        return {"text": text, "label": label}
-    return None
+def some(left_out: tuple[LeftOut, ...]) -> str:
+    """The first few, each with its place."""
+    told = " ".join(map(str, left_out[:_TOLD_MAX]))
+    more = len(left_out) - _TOLD_MAX
+    return f"{told} And {more} more." if more > 0 else told

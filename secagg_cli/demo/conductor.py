@@ -19,7 +19,7 @@ from secagg_cli.demo.board import Board
 from secagg_cli.demo.devices import EXIT, HOLD_AT, Device, Report, device_failed
 from secagg_cli.demo.kills import KillPlan
 from secagg_cli.demo.service import Service
-from secagg_cli.output import CommandError
+from secagg_cli.output import EXIT_INCOMPLETE, CommandError
 
 SILENCE_MAX_S = 900.0  # a device's training may take long; nothing at all for this long is a fault
 _POLL_S = 1.0
@@ -89,7 +89,7 @@ class Conductor:
             return None
         if report.kind == EXIT:
             device.forget()
-            if report.detail["code"] != 0:
+            if report.detail["code"] not in (0, EXIT_INCOMPLETE):
                 raise device_failed(device, f"ended with code {report.detail['code']}")
         elif report.kind == "refused":
             raise device_failed(device, f"refused the task: {report.detail}")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from client_sdk.examples import Unread
+from client_sdk.rows import unread
 from secagg_cli.main import app
 from secagg_cli.rows import left_out, read_rows
 
@@ -100,17 +100,18 @@ def test_join_names_the_bad_line_but_not_its_content(tmp_path: Path) -> None:
     arguments = ("join", str(tmp_path / "bundle.json"), "--data", str(data), "--task", "t")
     done = CliRunner().invoke(app, [*arguments, "--format", "json"])
     assert json.loads(done.stdout)["error"]["reason"] == "bundle-unreadable"
-    assert "1 of 2 lines" in done.stderr
-    assert "Line 2 is" in done.stderr
+    assert "1 of 2 examples" in done.stderr
+    assert "Line 2 of data.jsonl: " in done.stderr
     assert "my secret" not in done.output
 
 
 def test_join_reads_labelled_texts(tmp_path: Path) -> None:
     data = tmp_path / "data.jsonl"
     data.write_text('{"text": "good", "label": 1}\n\n{"text": "bad", "label": 0, "id": 7}\n')
-    assert read_rows(data) == [{"text": "good", "label": 1}, {"text": "bad", "label": 0}]
-    data.write_text('{"prompt": "a", "answer": "b"}\n')
-    assert read_rows(data) == [("a", "b")]
+    rows = read_rows(data)
+    assert [row["text"] for row in rows] == ["good", "bad"]
+    assert rows.lines == (1, 3)
+    assert left_out(rows) is None
 
 
 @pytest.mark.parametrize(
@@ -120,35 +121,39 @@ def test_join_reads_labelled_texts(tmp_path: Path) -> None:
         b'{"text": "my secret", "label": -1}',
         b'{"text": "my secret", "label": 1.0}',
         b'{"text": "my secret", "label": "good"}',
-        b'{"text": "", "label": 1}',
         b'{"text": "my secret"}',
         b'["my secret", 1]',
         b"[" * 100_000,
         b'{"text": "my secret \xff", "label": 1}',
-        b'{"text": "' + b"a" * (1 << 20) + b'", "label": 1}',
+        b'{"text": "a' + b"a" * (1 << 20) + b'", "label": 1}',
         b"my secret",
+        b'{"my secret": 1}',
+        b'{"prompt": "my secret", "prompt": "b", "answer": "c"}',
     ],
 )
 def test_any_other_line_keeps_its_place_and_is_told(line: bytes, tmp_path: Path) -> None:
     data = tmp_path / "data.jsonl"
     data.write_bytes(b'{"text": "good", "label": 1}\n\n' + line + b'\n{"text": "b", "label": 0}')
     rows = read_rows(data)
-    assert [rows[0], rows[2]] == [{"text": "good", "label": 1}, {"text": "b", "label": 0}]
-    assert rows[1] == Unread("Line 3 is neither a pair nor a labelled text.")
-    told = left_out(data, rows)
+    assert [rows[0]["text"], rows[2]["text"]] == ["good", "b"]
+    (one,) = unread(rows)
+    assert (one.index, one.place) == (1, "line 3 of data.jsonl")
+    told = left_out(rows)
     assert told is not None
-    assert "Line 3" in told
+    assert "1 of 3 examples" in told
+    assert "Line 3 of data.jsonl: " in told
     assert "my secret" not in told
     data.write_bytes(line)
-    assert "noise alone" in str(left_out(data, read_rows(data)))
+    assert "noise alone" in str(left_out(read_rows(data)))
 
 
 def test_a_file_without_lines_is_no_error_and_is_told(tmp_path: Path) -> None:
     data = tmp_path / "data.jsonl"
-    data.write_text("\n")
-    assert read_rows(data) == []
-    assert "holds no example" in str(left_out(data, []))
-    assert left_out(data, [("a", "b")]) is None
+    for empty in (b"", b"\n", b"\xef\xbb\xbf\r\n \n", b"[]"):
+        data.write_bytes(empty)
+        rows = read_rows(data)
+        assert len(rows) == 0
+        assert "holds no example" in str(left_out(rows))
 
 
 def test_plan_cohort_derives_a_sparse_graph_with_its_failure_probabilities() -> None:

@@ -15,17 +15,20 @@ import numpy as np
 import pytest
 from huggingface_hub.errors import HfHubHTTPError
 from sdk_support import PARTNER, TASK_KEY, account_in, fedsgd_spec, make_manifest, sum_spec
+from typer.testing import CliRunner
 
 import client_sdk
 import secagg_cli.models
 from client_sdk.contribution import TrainingJob
 from client_sdk.enrolment import create_bundle, new_partner_key, save_bundle
 from client_sdk.lora import write_peft_folder
+from client_sdk.rows import LeftOut
 from secagg.adapter import vector_length
 from secagg.errors import ConfigurationError
 from secagg_cli.join import LazyTrainer, _in_options, _sentence
+from secagg_cli.main import app
 from secagg_cli.models import ensure_model
-from secagg_cli.output import CommandError
+from secagg_cli.output import EXIT_INCOMPLETE, CommandError
 from tests.support.tiny_training import job, tiny, tiny_task
 from tests.unit.test_cli_commands import invoke
 
@@ -130,11 +133,30 @@ def test_training_that_failed_is_told_though_the_release_succeeded(
     monkeypatch.setattr(client_sdk.Client, "from_bundle", lambda *_, **__: client)
     data = tmp_path / "data.jsonl"
     data.write_text('{"prompt": "a", "answer": "b"}\n')
-    told = invoke("join", str(tmp_path / "b.json"), "--data", str(data), "--task", "t")
+    words = ("join", str(tmp_path / "b.json"), "--data", str(data), "--task", "t")
+    told = invoke(*words, code=EXIT_INCOMPLETE)
     assert told["failed"] == [failed]
     assert (told["left_out"], told["releases"]) == (0, [])
     trained = client_sdk.Event("trained", "t", None, {"version": 0, "failed": None})
     assert _sentence(trained, tmp_path) == "trained: version 0"
+
+
+def test_examples_that_counted_as_zero_are_told_in_text_json_and_exit_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut = LeftOut(1, "example-cut", "No token counts.", "line 2 of data.jsonl")
+    results = [client_sdk.RunResult(left_out=(cut,)), client_sdk.RunResult()]
+    client = SimpleNamespace(run=lambda *_, **__: results.pop(0), state_dir=tmp_path)
+    monkeypatch.setattr(client_sdk.Client, "from_bundle", lambda *_, **__: client)
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"prompt": "a", "answer": "b"}\n' * 2)
+    words = ("join", str(tmp_path / "b.json"), "--data", str(data), "--task", "t")
+    done = CliRunner().invoke(app, [*words, "--format", "json"])
+    assert done.exit_code == EXIT_INCOMPLETE == 4
+    told = json.loads(done.stdout)
+    assert (told["left_out"], told["left_out_reasons"]) == (1, {"example-cut": 1})
+    assert "1 of 2 examples counted as zero. Line 2 of data.jsonl: No token counts." in done.stderr
+    assert invoke(*words)["left_out"] == 0
 
 
 @pytest.mark.parametrize(

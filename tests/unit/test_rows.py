@@ -16,8 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from client_sdk.contribution import check_values
+from client_sdk.conversations import CHARACTERS_MAX
 from client_sdk.errors import ContributionError, TaskRefusal
-from client_sdk.examples import CHARACTERS_MAX, encode_example
+from client_sdk.examples import encode_example
 from client_sdk.gradients import ExampleGradients
 from client_sdk.rows import Input, encode_rows, told
 from client_sdk.trainer import LoraTrainer

@@ -419,7 +419,6 @@ class TestWhatAnAppGives:
             pytest.param(iter(PAIRS), id="iterator"),
             pytest.param({PAIRS[0]}, id="set"),
             pytest.param({"train": PAIRS}, id="splits"),
-            pytest.param("data.jsonl", id="path"),
             pytest.param(b"data.jsonl", id="bytes"),
             pytest.param(None, id="none"),
         ],
