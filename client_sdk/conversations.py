@@ -101,7 +101,7 @@ class Conversation:
     """
 
     turns: tuple[Turn, ...]
-    tools: tuple[Mapping[str, Any], ...] = ()
+    tools: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -415,7 +415,7 @@ def _call(call: Any) -> Any:
     return call
 
 
-def _tools(value: Any) -> tuple[Mapping[str, Any], ...]:
+def _tools(value: Any) -> tuple[dict[str, Any], ...]:
     """A list of schemas, or that list as JSON text, which tables of records hold."""
     if value is None or _is_empty(value):
         return ()

@@ -201,8 +201,8 @@ def _common(first: Sequence[int], second: Sequence[int]) -> int:
 
 def _apply(
     tokenizer: PreTrainedTokenizerBase,
-    messages: Sequence[Mapping[str, Any]],
-    tools: Sequence[Mapping[str, Any]] = (),
+    messages: list[dict[str, Any]],
+    tools: Sequence[dict[str, Any]] = (),
     *,
     prompts: bool = False,
 ) -> list[int]:
