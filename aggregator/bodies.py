@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from typing import Annotated, TypeVar
+from typing import TypeVar
 
 import msgspec
 from aiohttp import web
@@ -19,7 +19,6 @@ from aggregator.settings import Settings
 from secagg.ranges import INT32_MAX
 
 _T = TypeVar("_T")
-Text = Annotated[str, msgspec.Meta(pattern=r"\A[^\0]*\Z")]  # that a database takes
 
 
 def declared_size(request: web.Request, cap: int) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+import msgspec
 import sqlalchemy as sa
 
 from aggregator.core import Core
@@ -20,6 +21,7 @@ from aggregator.store.schema import (
     sessions,
     tasks,
 )
+from aggregator.views import PartnerView, RevocationsTaken
 from dp.records import membership_record
 from secagg.api import Revocations
 from secagg.limits import IDENTITY_KEY_BYTES
@@ -116,10 +118,9 @@ class Partners:
             removed = frozenset(map(bytes.fromhex, gone.scalars()))
         self.keys, self.admitted, self.removed = keys, admitted, removed
 
-    async def all(self) -> list[dict[str, object]]:
-        async with self._core.database.read() as connection:
-            rows = await connection.execute(sa.select(partners).order_by(partners.c.added_at))
-            return [dict(row) for row in rows.mappings()]
+    async def all(self) -> tuple[PartnerView, ...]:
+        rows = await self._core.database.rows(sa.select(partners).order_by(partners.c.added_at))
+        return tuple(msgspec.convert(row, PartnerView, from_attributes=True) for row in rows)
 
     async def add(self, name: str, key: bytes) -> None:
         """Add a partner; the same name and key again change nothing. That a removed one is back
@@ -153,7 +154,7 @@ class Partners:
                     )
                     await self._ledger.append(connection, [record])
         except Conflict as error:
-            known = {row["partner_key"]: row["name"] for row in await self.all()}
+            known = {row.partner_key: row.name for row in await self.all()}
             if known.get(key.hex()) != name:
                 raise conflict("partner-exists", "The key belongs to another partner.") from error
         await self._ledger.publish()
@@ -206,7 +207,7 @@ class Partners:
         await self.load()
         return concerned
 
-    async def revoke(self, caller: bytes, signed: bytes) -> dict[str, object]:
+    async def revoke(self, caller: bytes, signed: bytes) -> RevocationsTaken:
         """Take a partner's signed revocation list, which replaces its last one; the same bytes
         again change nothing. Waiting sessions of the listed devices go.
 
@@ -220,12 +221,12 @@ class Partners:
         if found.partner_key != caller:
             raise Refusal(Kind.FORBIDDEN, "revocations-not-yours", "The list is another partner's.")
         partner, name = found.partner_key.hex(), revocations_digest(signed)
-        view: dict[str, object] = {
-            "partner": partner,
-            "number": found.number,
-            "devices": len(found.devices),
-            "digest": name.hex(),
-        }
+        view = RevocationsTaken(
+            partner=partner,
+            number=found.number,
+            devices=len(found.devices),
+            digest=name.hex(),
+        )
         async with core.database.write() as connection:
             known = await connection.scalar(
                 sa.select(partners.c.name).where(partners.c.partner_key == partner)

@@ -7,14 +7,13 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-import sqlalchemy as sa
-
 from aggregator.access import DeviceAccess, OperatorAccess
 from aggregator.blobs import BlobStore
 from aggregator.callers import Callers
 from aggregator.cohorts.driver import Driver
 from aggregator.cohorts.janitor import Janitor
 from aggregator.cohorts.releasing import Releaser
+from aggregator.cohorts.wakeups import Wakeups
 from aggregator.cohorts.watch import Watch
 from aggregator.core import Core
 from aggregator.intake import Intake
@@ -50,8 +49,9 @@ class Service:
         self.partners = Partners(core, self.ledger)
         self.tasks = Tasks(core, self.ledger)
         self.membership = Membership(core, self.ledger)
-        self.driver = Driver(core, self.tasks, Releaser(core, self.ledger))
-        self.watch = Watch(core, self.tasks, self.driver, self.partners)
+        self.wakeups = Wakeups()
+        self.driver = Driver(core, self.tasks, Releaser(core, self.ledger), self.wakeups)
+        self.watch = Watch(core, self.tasks, self.driver, self.partners, self.wakeups)
         self.janitor = Janitor(core)
         self.intake = Intake(settings)
         self.access = DeviceAccess(
@@ -85,5 +85,4 @@ class Service:
 
     async def healthy(self) -> bool:
         """Whether the database answers."""
-        async with self.core.database.read() as connection:
-            return await connection.scalar(sa.select(sa.literal(1))) == 1
+        return await self.core.database.answers()

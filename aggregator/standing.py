@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+import msgspec
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -28,6 +29,7 @@ from aggregator.store.schema import (
     sessions,
     strikes,
 )
+from aggregator.views import BanMade, BanView, StrikeView
 from dp.records import membership_record
 from secagg.limits import IDENTITY_KEY_BYTES
 
@@ -213,9 +215,8 @@ class Membership:
         self._core = core
         self._ledger = ledger
 
-    async def ban(self, identity: bytes, note: str) -> dict[str, Any]:
-        """Ban a device by the operator's word. ``seen`` in the view: a session or a strike of it
-        is known, so the key is a device's.
+    async def ban(self, identity: bytes, note: str) -> BanMade:
+        """Ban a device by the operator's word.
 
         Raises:
             Refusal: ``device-key``; ``device-banned`` if it is banned already.
@@ -244,7 +245,8 @@ class Membership:
         await self._ledger.publish()
         core.metrics.bans.labels(OPERATOR).inc()
         _log.info("device-banned", kind=OPERATOR, handle=ban.handle.hex()[:16])
-        return {**await self.show(identity), "seen": partner is not None or struck is not None}
+        made = msgspec.structs.asdict(await self.show(identity))
+        return BanMade(**made, seen=partner is not None or struck is not None)
 
     async def unban(self, identity: bytes) -> None:
         """Lift a ban, and forget the device's strikes.
@@ -272,13 +274,13 @@ class Membership:
             await self._ledger.append(connection, [record])
         await self._ledger.publish()
 
-    async def show(self, identity: bytes) -> dict[str, Any]:
+    async def show(self, identity: bytes) -> BanView:
         """
         Raises:
             Refusal: ``not-found``.
         """
         for row in await self.bans():
-            if row["device"] == identity.hex():
+            if row.device == identity.hex():
                 return row
         raise not_found("ban")
 
@@ -294,25 +296,25 @@ class Membership:
             raise not_found("evidence")
         return bytes(rows[0].evidence)
 
-    async def bans(self) -> list[dict[str, Any]]:
+    async def bans(self) -> tuple[BanView, ...]:
         rows = await self._core.database.rows(sa.select(bans).order_by(bans.c.banned_at))
-        return [
-            {
-                "device": row.identity,
-                "partner": row.partner,
-                "kind": row.kind,
-                "task": row.task,
-                "cohort": row.cohort,
-                "handle": row.handle,
-                "note": row.note,
-                "evidence_bytes": len(row.evidence),
-                "transferable": row.transferable,
-                "banned_at": row.banned_at,
-            }
+        return tuple(
+            BanView(
+                device=row.identity,
+                partner=row.partner,
+                kind=row.kind,
+                task=row.task,
+                cohort=row.cohort,
+                handle=row.handle,
+                note=row.note,
+                evidence_bytes=len(row.evidence),
+                transferable=row.transferable,
+                banned_at=row.banned_at,
+            )
             for row in rows
-        ]
+        )
 
-    async def strikes(self) -> list[dict[str, Any]]:
+    async def strikes(self) -> tuple[StrikeView, ...]:
         """Devices with strikes that still count, the most struck first."""
         now = self._core.clock()
         rows = await self._core.database.rows(sa.select(strikes))
@@ -320,16 +322,16 @@ class Membership:
         for row in rows:
             of[row.identity, row.partner].append(Strike(row.cohort, row.struck_at, row.weight))
         listed = [
-            {
-                "device": identity,
-                "partner": partner,
-                "strikes": len(found),
-                "score": round(score(found, now), 3),
-                "last_at": max(s.at for s in found),
-            }
+            StrikeView(
+                device=identity,
+                partner=partner,
+                strikes=len(found),
+                score=round(score(found, now), 3),
+                last_at=max(s.at for s in found),
+            )
             for (identity, partner), found in of.items()
         ]
-        return sorted(listed, key=lambda row: -float(str(row["score"])))
+        return tuple(sorted(listed, key=lambda row: -row.score))
 
 
 async def forget_old(connection: AsyncConnection, now: float) -> None:

@@ -15,6 +15,7 @@ from aggregator.core import Core
 from aggregator.errors import conflict, not_found
 from aggregator.ledger import Ledger
 from aggregator.partners import keys_of
+from aggregator.store import reads
 from aggregator.store.database import Conflict
 from aggregator.store.schema import partners, tasks, versions
 from dp.budget import Account
@@ -136,16 +137,8 @@ class Tasks:
 
     async def _present(self, task: Task) -> bytes:
         """Digest of a task's present model."""
-        async with self._core.database.read() as connection:
-            digest = await connection.scalar(
-                sa.select(versions.c.digest)
-                .join(
-                    tasks,
-                    (tasks.c.task == versions.c.task) & (tasks.c.version == versions.c.version),
-                )
-                .where(tasks.c.task == task.name)
-            )
-        return bytes.fromhex(str(digest))
+        now = await reads.current(self._core.database, task.name)
+        return bytes.fromhex(now.digest)
 
     async def switch(self, task: Task, state: str) -> None:
         """Pause (``paused``) or resume (``open``) a task; an open cohort goes on to its end.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from aggregator.cohorts.log import OPENED, Opened, Replay, begin, catch_up
 from aggregator.cohorts.opening import claim_lease, opened_sum, renewed_lease
 from aggregator.cohorts.releasing import Releaser, facts_of
 from aggregator.cohorts.uploads import Uploads
+from aggregator.cohorts.wakeups import Wakeups
 from aggregator.core import Core
 from aggregator.errors import not_found
 from aggregator.logs import get_logger
@@ -76,16 +77,13 @@ class Live:
 
 
 class Driver:
-    """``consider`` and ``kick`` belong to :class:`aggregator.cohorts.watch.Watch`: look whether a
-    task can form a cohort, and look at the clock."""
+    """The open cohorts of one replica, and everything that runs for them in the background."""
 
-    consider: Callable[[str], None]
-    kick: Callable[[], None]
-
-    def __init__(self, core: Core, tasks_: Tasks, releaser: Releaser) -> None:
+    def __init__(self, core: Core, tasks_: Tasks, releaser: Releaser, wakeups: Wakeups) -> None:
         self._core = core
         self._tasks = tasks_
         self._releaser = releaser
+        self._wakeups = wakeups
         self._live: dict[str, Live] = {}
         self._members: dict[str, Member] = {}  # of the cohorts in _live
         self._loading = asyncio.Lock()
@@ -203,7 +201,7 @@ class Driver:
         self.maybe_open(live)
         for index in live.uploads.complete():  # whole before a crash, but not yet in the sum
             self.spawn(self._add(live, index), f"add-{cohort[:8]}")
-        self.kick()
+        self._wakeups.kick()
         return live
 
     async def _abandon(
@@ -213,7 +211,7 @@ class Driver:
             await self._releaser.abandon(task, cohort, log)
         await asyncio.to_thread(self._core.blobs.delete_folder, f"partial/{cohort}")
         self._core.signals.notify(*(f"session:{session}" for session in members))
-        self.consider(task.name)
+        self._wakeups.consider(task.name)
 
     async def _add(self, live: Live, index: int) -> None:
         with contextlib.suppress(CohortOver, SecaggError):  # its device will hear when it asks
@@ -256,7 +254,7 @@ class Driver:
             self.spawn(self._ended(live), f"end-{cohort.id[:8]}")
         else:
             self.maybe_open(live)
-            self.kick()
+            self._wakeups.kick()
 
     def _tell_refused(self, cohort: Cohort, refused: Refused) -> None:
         facts, entry = cohort.state.facts, refused.entry
@@ -314,7 +312,7 @@ class Driver:
             )
             names = [f"session:{row.session}" for row in waiting]
         self._core.signals.notify(f"task:{task}", *names)
-        self.consider(task)
+        self._wakeups.consider(task)
 
     # -- opening ------------------------------------------------------------------------------
 

@@ -8,13 +8,12 @@ rosters as such.
 
 from __future__ import annotations
 
-from typing import Any
-
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from aggregator.cohorts.choosing import ANYBODY, Clash
 from aggregator.store.schema import refusals
+from aggregator.views import RosterRefusal
 from secagg.server import Refused, State
 
 HOLDS_S = 3_600.0  # a certificate may be renewed, a policy changed
@@ -79,9 +78,8 @@ async def clashes_of(connection: AsyncConnection, task: str, now: float) -> froz
     return frozenset((row.identity, row.target) for row in rows)
 
 
-async def newest(connection: AsyncConnection, task: str) -> list[dict[str, Any]]:
-    """The last refusals, for the operator; ``target`` is None where a device objects to no other
-    in particular."""
+async def newest(connection: AsyncConnection, task: str) -> tuple[RosterRefusal, ...]:
+    """The last refusals, for the operator."""
     rows = await connection.execute(
         sa.select(
             refusals.c.identity,
@@ -95,4 +93,6 @@ async def newest(connection: AsyncConnection, task: str) -> list[dict[str, Any]]
         .order_by(refusals.c.refused_at.desc())
         .limit(_SHOWN_MAX)
     )
-    return [{**row, "target": row["target"] or None} for row in rows.mappings()]
+    return tuple(
+        RosterRefusal(**{**row, "target": row["target"] or None}) for row in rows.mappings()
+    )

@@ -50,6 +50,7 @@ from aggregator.store.schema import (
     versions,
 )
 from aggregator.tasks import Task, insert_version
+from aggregator.views import ReleaseView
 from dp.accounting import PrivacyLine, ReleaseFacts, headline, lines
 from dp.budget import Account
 from dp.contributors import CONTRIBUTORS
@@ -296,28 +297,28 @@ class Releaser:
                 .where(cohorts.c.cohort == cohort)
             )
         ).one()
-        view = {
-            "release": entry.release,
-            "cohort": cohort,
-            "outcome": entry.outcome,
-            "reason": reason,
-            "fault": entry.fault,
-            "cohort_size": entry.cohort_size,
-            "survivors": entry.survivors,
-            "vectors": vectors,
-            "lacking": missed,
-            "dropped": entry.cohort_size - (entry.survivors if vectors is None else vectors),
-            "sum_norm": computed.sum_norm if computed else None,
-            "metrics": computed.step.metrics if computed else {},
-            "epsilon": headline(statements),
-            "privacy": [msgspec.to_builtins(line) for line in statements],
-            "noise": msgspec.to_builtins(measured),
-            "version": row.version,
-            "leaf_index": leaf,
-            "opened_at": row.opened_at,
-            "released_at": now,
-            "seconds": now - row.opened_at,
-        }
+        view = ReleaseView(
+            release=entry.release,
+            cohort=cohort,
+            outcome=entry.outcome,
+            reason=reason,
+            fault=entry.fault,
+            cohort_size=entry.cohort_size,
+            survivors=entry.survivors,
+            vectors=vectors,
+            lacking=missed,
+            dropped=entry.cohort_size - (entry.survivors if vectors is None else vectors),
+            sum_norm=computed.sum_norm if computed else None,
+            metrics=computed.step.metrics if computed else {},
+            epsilon=headline(statements),
+            privacy=statements,
+            noise=measured,
+            version=row.version,
+            leaf_index=leaf,
+            opened_at=row.opened_at,
+            released_at=now,
+            seconds=now - row.opened_at,
+        )
         counted = entry.facts(task.manifest)
         await connection.execute(
             sa.insert(releases).values(
@@ -347,7 +348,7 @@ class Releaser:
         )
         if view is None:
             return float(task.manifest.created_at)
-        return float(msgspec.json.decode(view)["released_at"])
+        return msgspec.json.decode(view, type=ReleaseView).released_at
 
     async def _facts(self, connection: AsyncConnection, task: Task) -> list[ReleaseFacts]:
         rows = await connection.execute(

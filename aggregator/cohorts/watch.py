@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from aggregator.cohorts import formation
 from aggregator.cohorts.actor import CohortOver
 from aggregator.cohorts.driver import Driver, Live
+from aggregator.cohorts.wakeups import Wakeups
 from aggregator.core import Core
 from aggregator.logs import get_logger
 from aggregator.partners import Partners
@@ -33,22 +34,16 @@ _PAUSE_MIN_S = 0.005
 class Watch:
     """The clock and the poller of one replica."""
 
-    def __init__(self, core: Core, tasks_: Tasks, driver: Driver, partners: Partners) -> None:
+    def __init__(
+        self, core: Core, tasks_: Tasks, driver: Driver, partners: Partners, wakeups: Wakeups
+    ) -> None:
         self._core = core
         self._tasks = tasks_
         self._driver = driver
         self._partners = partners
-        self._form_at: dict[str, float] = {}
+        self._wakeups = wakeups
         self._seen: dict[str, tuple[int, str]] = {}  # task -> version and state
         self._busy: set[str] = set()  # cohorts and tasks that something is being done about
-        self._kick = asyncio.Event()
-        driver.consider = self.consider
-        driver.kick = self._kick.set
-
-    def consider(self, task: str) -> None:
-        """Look soon whether the task can form a cohort."""
-        self._form_at[task] = 0.0
-        self._kick.set()
 
     async def start(self) -> None:
         """Take up every open cohort, then go on in the background."""
@@ -59,7 +54,7 @@ class Watch:
         loop = asyncio.get_running_loop()
         polled = loop.time()
         while True:
-            self._kick.clear()
+            self._wakeups.clear()
             self._look_at_clock()
             if loop.time() - polled >= self._core.settings.poll_s:
                 try:
@@ -69,12 +64,12 @@ class Watch:
                 polled = loop.time()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._pause_s()):
-                    await self._kick.wait()
+                    await self._wakeups.wait()
 
     def _pause_s(self) -> float:
         now = self._core.clock()
         wakes = [live.cohort.replay.wake_at_s for live in self._driver.live.values()]
-        times = [wake for wake in wakes if wake is not None] + list(self._form_at.values())
+        times = [wake for wake in wakes if wake is not None] + list(self._wakeups.form_at.values())
         next_s = min((at - now for at in times), default=float("inf"))
         return max(_PAUSE_MIN_S, min(self._core.settings.poll_s, next_s))
 
@@ -84,9 +79,9 @@ class Watch:
             wake = live.cohort.replay.wake_at_s
             if wake is not None and wake <= now and not live.cohort.over:
                 self._once(cohort, partial(self._tick, live, wake))
-        for task in [name for name, at in self._form_at.items() if at <= now]:
+        for task in [name for name, at in self._wakeups.form_at.items() if at <= now]:
             if task not in self._busy:
-                del self._form_at[task]
+                del self._wakeups.form_at[task]
                 self._once(task, partial(self._form, task))
 
     def _once(self, what: str, work: Callable[[], Awaitable[None]]) -> None:
@@ -100,7 +95,7 @@ class Watch:
                 await work()
             finally:
                 self._busy.discard(what)
-                self._kick.set()
+                self._wakeups.kick()
 
         self._driver.spawn(done(), f"watch-{what[:16]}")
 
@@ -123,12 +118,12 @@ class Watch:
             formed = await formation.try_form(self._core, task)
         except Exception:
             _log.exception("forming-failed", task=name)
-            self._form_at.setdefault(name, self._core.clock() + _AGAIN_S)
+            self._wakeups.consider_at(name, self._core.clock() + _AGAIN_S)
             return
         if isinstance(formed, formation.Formed):
             self._driver.adopt(task, formed.cohort, formed.replay, formed.sessions)
         elif formed.again_s is not None:
-            self._form_at.setdefault(name, formed.again_s)
+            self._wakeups.consider_at(name, formed.again_s)
 
     async def _poll(self) -> None:
         """See what other replicas have committed."""

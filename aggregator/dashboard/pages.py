@@ -10,8 +10,9 @@ from aiohttp import web
 from markupsafe import Markup
 
 from aggregator.dashboard.charts import steps
-from aggregator.overview import task_list, task_view
+from aggregator.overview import task_view
 from aggregator.service import Service
+from aggregator.store import reads
 from dp.figures import delta_shown, shown_up
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
@@ -47,18 +48,18 @@ def routes(service: Service) -> list[web.RouteDef]:
 
     async def index(_: web.Request) -> web.Response:
         views = []
-        for row in await task_list(service.core):
-            views.append(await task_view(service.core, await service.tasks.get(row["task"])))
+        for row in await reads.task_rows(service.core.database):
+            views.append(await task_view(service.core, await service.tasks.get(row.task)))
         return render("tasks.html", tasks=views, partners=len(service.partners.keys))
 
     async def show(request: web.Request) -> web.Response:
         task = await service.tasks.get(request.match_info["task"])
         view = await task_view(service.core, task)
-        done = view["releases"]
-        spent = [r["epsilon"] for r in done]
-        epsilon = steps("Epsilon spent", spent, view["max_epsilon"], shown_up)
-        norm = steps("Norm of the released sum", [r["sum_norm"] for r in done])
-        sizes = steps("Devices in the sum", [float(r["survivors"]) for r in done])
+        done = view.releases
+        spent = [release.epsilon for release in done]
+        epsilon = steps("Epsilon spent", spent, view.max_epsilon, shown_up)
+        norm = steps("Norm of the released sum", [release.sum_norm for release in done])
+        sizes = steps("Devices in the sum", [float(release.survivors) for release in done])
         charts = [Markup(chart) for chart in (epsilon, norm, sizes)]  # noqa: S704  numbers only
         return render("task.html", task=view, charts=charts)
 

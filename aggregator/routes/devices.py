@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
-import sqlalchemy as sa
 from aiohttp import web
 
 from aggregator import bodies
@@ -14,7 +12,7 @@ from aggregator.errors import Kind, Refusal, not_found
 from aggregator.models import MODELS
 from aggregator.service import Service
 from aggregator.standing import refuse_barred
-from aggregator.store.schema import tasks, versions
+from aggregator.store import reads
 from secagg import api, limits
 
 _ADVERT_CAP = limits.ADVERT_BYTES_MAX + 512  # the frame and its signature
@@ -38,9 +36,9 @@ def routes(service: Service) -> list[web.RouteDef]:
         until = loop.time() + wait_s
         while True:
             with core.signals.listen(f"task:{task.name}") as changed:
-                row = await current(task.name)
+                now = await reads.current(core.database, task.name)
                 left = until - loop.time()
-                new = after_version is None or row.version > after_version or row.state != "open"
+                new = after_version is None or now.version > after_version or now.state != "open"
                 if new or left <= 0 or not service.ready:
                     break
                 await wait(changed, left)
@@ -48,38 +46,19 @@ def routes(service: Service) -> list[web.RouteDef]:
             api.Offer(
                 manifest=task.encoded,
                 manifest_signature=task.signature,
-                state=row.state,
-                releases=row.charges,
+                state=now.state,
+                releases=now.charges,
                 model=api.ModelVersion(
-                    version=row.version,
-                    digest=bytes.fromhex(row.digest),
-                    size_bytes=row.size_bytes,
-                    opened_at=row.opened_at,
-                    leaf_index=row.leaf_index,
+                    version=now.version,
+                    digest=bytes.fromhex(now.digest),
+                    size_bytes=now.size_bytes,
+                    opened_at=now.opened_at,
+                    leaf_index=now.leaf_index,
                 ),
                 now=core.clock(),
                 revocations=await service.partners.revocations(task.manifest.partner_keys),
             )
         )
-
-    async def current(task: str) -> Any:
-        (row,) = await core.database.rows(
-            sa.select(
-                tasks.c.state,
-                tasks.c.charges,
-                versions.c.version,
-                versions.c.digest,
-                versions.c.size_bytes,
-                versions.c.opened_at,
-                versions.c.leaf_index,
-            )
-            .join(
-                versions,
-                (versions.c.task == tasks.c.task) & (versions.c.version == tasks.c.version),
-            )
-            .where(tasks.c.task == task)
-        )
-        return row
 
     async def model(request: web.Request) -> web.StreamResponse:
         service.callers.device(request)
@@ -91,7 +70,7 @@ def routes(service: Service) -> list[web.RouteDef]:
             name = formation.task_named_in(signed)
             task = await service.tasks.get(name)
             session = await formation.report_in(core, task, identity, signed)
-        service.watch.consider(task.name)
+        service.wakeups.consider(task.name)
         return bodies.json_response(api.AdvertAccepted(session=session))
 
     async def revoke(request: web.Request) -> web.Response:
@@ -122,9 +101,7 @@ def routes(service: Service) -> list[web.RouteDef]:
 
 async def model_file(service: Service, digest: str) -> web.StreamResponse:
     """A model of some version, with Range support; the digest is its entity tag."""
-    known = await service.core.database.rows(
-        sa.select(versions.c.digest).where(versions.c.digest == digest).limit(1)
-    )
+    known = await reads.has_model(service.core.database, digest)
     path = service.core.blobs.path(f"{MODELS}/{digest}")
     if not known or not path.is_file():
         raise not_found("model")

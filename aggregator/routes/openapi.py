@@ -8,7 +8,7 @@ import msgspec
 from aiohttp import web
 
 from aggregator import bodies
-from aggregator.routes.operator import BanBody, PartnerBody
+from aggregator import views as v
 from aggregator.service import Service
 from dp.contracts import TaskSpec
 from secagg import api
@@ -21,7 +21,12 @@ _TABLE: dict[tuple[str, str], tuple[str, str | None, Any, Any]] = {
     ("get", "/v1/server"): ("The keys for enrolment bundles", None, None, api.ServerInfo),
     ("get", "/v1/tasks/{task}/offer"): ("What a device may do now", _DEVICE, None, api.Offer),
     ("get", "/v1/models/{digest}"): ("A model version, with Range", _DEVICE, None, _OCTETS),
-    ("post", "/v1/revocations"): ("A partner's signed revocation list", _DEVICE, _OCTETS, dict),
+    ("post", "/v1/revocations"): (
+        "A partner's signed revocation list",
+        _DEVICE,
+        _OCTETS,
+        v.RevocationsTaken,
+    ),
     ("get", "/v1/revocations/{digest}"): ("A revocation list", _DEVICE, None, _OCTETS),
     ("post", "/v1/adverts"): ("Report in", _DEVICE, _OCTETS, api.AdvertAccepted),
     ("get", "/v1/sessions/{session}/messages"): ("Mail", _DEVICE, None, api.Mail),
@@ -36,11 +41,26 @@ _TABLE: dict[tuple[str, str], tuple[str, str | None, Any, Any]] = {
     ("get", "/ledger/checkpoint"): ("The signed checkpoint", None, None, "text/plain"),
     ("get", "/ledger/tile/{path}"): ("A tile or entry bundle", None, None, _OCTETS),
     ("get", "/ledger/contributors/{digest}"): ("A list of contributors", None, None, _OCTETS),
-    ("post", "/v1/operator/partners"): ("Add a partner", _OPERATOR, PartnerBody, dict),
-    ("get", "/v1/operator/partners"): ("List partners", _OPERATOR, None, dict),
-    ("post", "/v1/operator/partners/{key}/remove"): ("Remove a partner", _OPERATOR, None, dict),
-    ("get", "/v1/operator/devices"): ("List bans and strikes", _OPERATOR, None, dict),
-    ("post", "/v1/operator/devices/{key}/ban"): ("Ban a device", _OPERATOR, BanBody, dict),
+    ("post", "/v1/operator/partners"): (
+        "Add a partner",
+        _OPERATOR,
+        v.PartnerBody,
+        v.PartnerAdded,
+    ),
+    ("get", "/v1/operator/partners"): ("List partners", _OPERATOR, None, v.PartnerList),
+    ("post", "/v1/operator/partners/{key}/remove"): (
+        "Remove a partner",
+        _OPERATOR,
+        None,
+        v.PartnerRemoved,
+    ),
+    ("get", "/v1/operator/devices"): ("List bans and strikes", _OPERATOR, None, v.DeviceList),
+    ("post", "/v1/operator/devices/{key}/ban"): (
+        "Ban a device",
+        _OPERATOR,
+        v.BanBody,
+        v.BanMade,
+    ),
     ("post", "/v1/operator/devices/{key}/unban"): ("Lift a ban", _OPERATOR, None, None),
     ("get", "/v1/operator/devices/{key}/evidence"): (
         "Evidence against a banned device",
@@ -48,11 +68,16 @@ _TABLE: dict[tuple[str, str], tuple[str, str | None, Any, Any]] = {
         None,
         _OCTETS,
     ),
-    ("post", "/v1/operator/tasks"): ("Create a task", _OPERATOR, TaskSpec, dict),
-    ("get", "/v1/operator/tasks"): ("List tasks", _OPERATOR, None, dict),
-    ("get", "/v1/operator/tasks/{task}"): ("Show a task", _OPERATOR, None, dict),
-    ("post", "/v1/operator/tasks/{task}/pause"): ("Pause a task", _OPERATOR, None, dict),
-    ("post", "/v1/operator/tasks/{task}/resume"): ("Resume a task", _OPERATOR, None, dict),
+    ("post", "/v1/operator/tasks"): ("Create a task", _OPERATOR, TaskSpec, v.TaskCreated),
+    ("get", "/v1/operator/tasks"): ("List tasks", _OPERATOR, None, v.TaskList),
+    ("get", "/v1/operator/tasks/{task}"): ("Show a task", _OPERATOR, None, v.TaskView),
+    ("post", "/v1/operator/tasks/{task}/pause"): ("Pause a task", _OPERATOR, None, v.TaskView),
+    ("post", "/v1/operator/tasks/{task}/resume"): (
+        "Resume a task",
+        _OPERATOR,
+        None,
+        v.TaskView,
+    ),
     ("get", "/v1/operator/tasks/{task}/model"): ("The current model", _OPERATOR, None, _OCTETS),
 }
 _QUERIES = {

@@ -2,65 +2,55 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 from aiohttp import web
 
-from aggregator import bodies
+from aggregator import bodies, views
 from aggregator.intake import OPERATOR
-from aggregator.overview import task_list, task_view
+from aggregator.overview import task_view
 from aggregator.routes.devices import model_file
 from aggregator.service import Service
+from aggregator.store import reads
 from dp.contracts import TaskSpec, warnings
 
 _SMALL_CAP = 4_096
 _SPEC_CAP = 2 << 20  # a spec lists the adapter's tensors
 
 
-class BanBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """``note``: for the operator; it is not in the ledger."""
-
-    note: bodies.Text = ""
-
-
-class PartnerBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """``key``: Ed25519, 32 bytes, base64."""
-
-    name: bodies.Text
-    key: bytes
-
-
 def routes(service: Service) -> list[web.RouteDef]:
     async def add_partner(request: web.Request) -> web.Response:
         service.callers.demand_operator(request)
         async with service.intake.body(request, OPERATOR, _SMALL_CAP) as sent:
-            body = bodies.parse_json(sent, PartnerBody)
+            body = bodies.parse_json(sent, views.PartnerBody)
         await service.partners.add(body.name, body.key)
-        return bodies.json_response({"name": body.name, "key": body.key})
+        return bodies.json_response(views.PartnerAdded(name=body.name, key=body.key))
 
     async def list_partners(request: web.Request) -> web.Response:
         service.callers.demand_operator(request)
-        return bodies.json_response({"partners": await service.partners.all()})
+        return bodies.json_response(views.PartnerList(partners=await service.partners.all()))
 
     async def create(request: web.Request) -> web.Response:
         service.callers.demand_operator(request)
         async with service.intake.body(request, OPERATOR, _SPEC_CAP) as sent:
             spec = bodies.parse_json(sent, TaskSpec)
         task = await service.tasks.create(spec)
-        service.watch.consider(task.name)
+        service.wakeups.consider(task.name)
         view = await task_view(service.core, task)
-        return bodies.json_response({**view, "warnings": list(warnings(task.manifest))})
+        told = tuple(warnings(task.manifest))
+        return bodies.json_response(
+            views.TaskCreated(**msgspec.structs.asdict(view), warnings=told)
+        )
 
     async def list_tasks(request: web.Request) -> web.Response:
         service.callers.demand_operator(request)
-        return bodies.json_response({"tasks": await task_list(service.core)})
+        rows = await reads.task_rows(service.core.database)
+        return bodies.json_response(views.TaskList(tasks=rows))
 
     async def show(request: web.Request) -> web.Response:
         service.callers.demand_operator(request)
         return bodies.json_response(await view_of(request))
 
-    async def view_of(request: web.Request) -> dict[str, Any]:
+    async def view_of(request: web.Request) -> views.TaskView:
         task = await service.tasks.get(request.match_info["task"])
         view = await task_view(service.core, task)
         await service.ledger.publish()  # what the view shows is in the folder
@@ -76,32 +66,32 @@ def routes(service: Service) -> list[web.RouteDef]:
         service.callers.demand_operator(request)
         task = await service.tasks.get(request.match_info["task"])
         await service.tasks.switch(task, state)
-        service.watch.consider(task.name)
+        service.wakeups.consider(task.name)
         return bodies.json_response(await view_of(request))
 
     async def model(request: web.Request) -> web.StreamResponse:
         service.callers.demand_operator(request)
         view = await view_of(request)
-        return await model_file(service, view["model_digest"])
+        return await model_file(service, view.model_digest)
 
     async def list_devices(request: web.Request) -> web.Response:
         service.callers.demand_operator(request)
         membership = service.membership
         return bodies.json_response(
-            {"bans": await membership.bans(), "strikes": await membership.strikes()}
+            views.DeviceList(bans=await membership.bans(), strikes=await membership.strikes())
         )
 
     async def ban(request: web.Request) -> web.Response:
         service.callers.demand_operator(request)
         async with service.intake.body(request, OPERATOR, _SMALL_CAP) as sent:
-            body = bodies.parse_json(sent, BanBody)
+            body = bodies.parse_json(sent, views.BanBody)
         return bodies.json_response(await service.membership.ban(key_of(request), body.note))
 
     async def unban(request: web.Request) -> web.Response:
         service.callers.demand_operator(request)
         await service.membership.unban(key_of(request))
-        for row in await task_list(service.core):
-            service.watch.consider(row["task"])
+        for row in await reads.task_rows(service.core.database):
+            service.wakeups.consider(row.task)
         return web.Response(status=204)
 
     async def evidence(request: web.Request) -> web.Response:
@@ -112,7 +102,7 @@ def routes(service: Service) -> list[web.RouteDef]:
     async def remove_partner(request: web.Request) -> web.Response:
         service.callers.demand_operator(request)
         concerned = await service.partners.remove(key_of(request))
-        return bodies.json_response({"tasks": concerned})
+        return bodies.json_response(views.PartnerRemoved(tasks=tuple(concerned)))
 
     def key_of(request: web.Request) -> bytes:
         return bytes.fromhex(request.match_info["key"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-import sqlalchemy as sa
 from aiohttp import web
 
 from aggregator import bodies
@@ -15,7 +14,7 @@ from aggregator.errors import Kind, Refusal, conflict, not_found
 from aggregator.routes.devices import wait
 from aggregator.service import Service
 from aggregator.standing import refuse_barred
-from aggregator.store.schema import mail, sessions, tasks
+from aggregator.store import reads
 from secagg import api, limits, transitions
 from secagg.messages import KINDS, Complaint, Deals, MaskedInput, Unmask
 from secagg.ranges import EXACT_MAX
@@ -50,21 +49,17 @@ def routes(service: Service) -> list[web.RouteDef]:
         if (member := driver.member(name)) is not None:
             _demand_own(member.identity, identity)
             return Session(name, member.task, member.cohort, member.index, False, identity)
-        rows = await core.database.rows(
-            sa.select(sessions, tasks.c.version)
-            .join(tasks, tasks.c.task == sessions.c.task)
-            .where(sessions.c.session == name)
-        )
-        if not rows:
+        stored = await reads.session(core.database, name)
+        if stored is None:
             await refuse_barred(core, identity)  # a ban removes sessions that wait
             raise not_found("session")
-        row = rows[0]
-        _demand_own(bytes.fromhex(row.identity), identity)
-        rules = (await service.tasks.get(row.task)).manifest.cohort
-        stale = row.cohort is None and (
-            row.model_version < row.version - rules.versions_back or row.expires_at <= core.clock()
+        _demand_own(bytes.fromhex(stored.identity), identity)
+        rules = (await service.tasks.get(stored.task)).manifest.cohort
+        stale = stored.cohort is None and (
+            stored.model_version < stored.newest_version - rules.versions_back
+            or stored.expires_at <= core.clock()
         )
-        return Session(row.session, row.task, row.cohort, row.roster_index or 0, stale, identity)
+        return Session(name, stored.task, stored.cohort, stored.roster_index or 0, stale, identity)
 
     async def live(session: Session) -> Live:
         if session.cohort is None:
@@ -83,14 +78,9 @@ def routes(service: Service) -> list[web.RouteDef]:
         until = loop.time() + wait_s
         while True:
             with core.signals.listen(f"session:{session.id}") as arrived:
-                rows = await core.database.rows(
-                    sa.select(mail.c.number, mail.c.message)
-                    .where(mail.c.session == session.id, mail.c.number > after)
-                    .order_by(mail.c.number)
-                    .limit(_MAIL_BATCH)
-                )
-                found = tuple(row.message for row in rows)
-                if after == 0 and rows and rows[0].number > 1:
+                rows = await reads.mail_after(core.database, session.id, after, _MAIL_BATCH)
+                found = tuple(message for _, message in rows)
+                if after == 0 and rows and rows[0][0] > 1:
                     raise stale()  # the roster is gone: the cohort has ended without this device
                 left = until - loop.time()
                 if found or left <= 0 or not service.ready:

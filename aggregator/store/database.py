@@ -96,6 +96,10 @@ class Database:
                 remedy="Check database_url, its options, and that the database is running.",
             ) from error
 
+    async def answers(self) -> bool:
+        async with self.read() as connection:
+            return await connection.scalar(sa.select(sa.literal(1))) == 1
+
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
         async with self._engine.connect() as connection:

@@ -1,0 +1,190 @@
+"""What routes and the operator's overview ask the database, one function a question."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from aggregator.store.database import Database
+from aggregator.store.schema import cohorts, mail, releases, sessions, tasks, versions
+from aggregator.views import CohortView, EndedCohort, ReleaseView, TaskRow, TaskState
+
+_OF_TASK = (versions.c.task == tasks.c.task) & (versions.c.version == tasks.c.version)
+
+
+@dataclass(frozen=True)
+class Current:
+    """A task and its present version. ``digest``: hex, of the model file. ``cohort``: the open one.
+    ``opened_at``: Unix seconds, of the version; ``leaf_index``: -1 if it is not known."""
+
+    state: TaskState
+    charges: int
+    cohort: str | None
+    created_at: float
+    version: int
+    digest: str
+    size_bytes: int
+    opened_at: float
+    leaf_index: int
+
+
+_CURRENT = sa.select(
+    tasks.c.state,
+    tasks.c.charges,
+    tasks.c.cohort,
+    tasks.c.created_at,
+    versions.c.version,
+    versions.c.digest,
+    versions.c.size_bytes,
+    versions.c.opened_at,
+    versions.c.leaf_index,
+).join(versions, _OF_TASK)
+
+
+async def current(database: Database, task: str) -> Current:
+    """The present version of a task that there is."""
+    (row,) = await database.rows(_CURRENT.where(tasks.c.task == task))
+    return Current(**row._mapping)
+
+
+async def current_in(connection: AsyncConnection, task: str) -> Current:
+    """As :func:`current`, within a transaction."""
+    found = await connection.execute(_CURRENT.where(tasks.c.task == task))
+    return Current(**found.one()._mapping)
+
+
+async def has_model(database: Database, digest: str) -> bool:
+    """Whether some version has the model file with this digest, hex."""
+    query = sa.select(versions.c.digest).where(versions.c.digest == digest).limit(1)
+    return bool(await database.rows(query))
+
+
+@dataclass(frozen=True)
+class StoredSession:
+    """``identity``: hex. ``newest_version``: of its task. ``cohort``, ``roster_index``: None while
+    it waits."""
+
+    identity: str
+    task: str
+    cohort: str | None
+    roster_index: int | None
+    model_version: int
+    newest_version: int
+    expires_at: float
+
+
+async def session(database: Database, name: str) -> StoredSession | None:
+    rows = await database.rows(
+        sa.select(
+            sessions.c.identity,
+            sessions.c.task,
+            sessions.c.cohort,
+            sessions.c.roster_index,
+            sessions.c.model_version,
+            tasks.c.version.label("newest_version"),
+            sessions.c.expires_at,
+        )
+        .join(tasks, tasks.c.task == sessions.c.task)
+        .where(sessions.c.session == name)
+    )
+    return StoredSession(**rows[0]._mapping) if rows else None
+
+
+async def mail_after(
+    database: Database, session_id: str, after: int, most: int
+) -> list[tuple[int, bytes]]:
+    """(number, message) of a session's mail, in order, from the one behind ``after``."""
+    rows = await database.rows(
+        sa.select(mail.c.number, mail.c.message)
+        .where(mail.c.session == session_id, mail.c.number > after)
+        .order_by(mail.c.number)
+        .limit(most)
+    )
+    return [(row.number, row.message) for row in rows]
+
+
+async def task_rows(database: Database) -> tuple[TaskRow, ...]:
+    """All tasks, oldest first."""
+    rows = await database.rows(
+        sa.select(tasks.c.task, tasks.c.state, tasks.c.version, tasks.c.charges).order_by(
+            tasks.c.created_at
+        )
+    )
+    return tuple(msgspec.convert(row, TaskRow, from_attributes=True) for row in rows)
+
+
+async def releases_of(connection: AsyncConnection, task: str) -> list[ReleaseView]:
+    """A task's charges, in order, without what they cost in strikes and bans."""
+    views = await connection.execute(
+        sa.select(releases.c.view).where(releases.c.task == task).order_by(releases.c.release)
+    )
+    return [msgspec.json.decode(view, type=ReleaseView) for view in views.scalars()]
+
+
+async def ended_free(
+    connection: AsyncConnection, task: str, most: int
+) -> tuple[int, tuple[EndedCohort, ...]]:
+    """How many cohorts ended without a charge, and the newest of them."""
+    free = (cohorts.c.task == task, cohorts.c.state == "aborted", cohorts.c.charge.is_(None))
+    count = await connection.scalar(sa.select(sa.func.count()).where(*free)) or 0
+    rows = await connection.execute(
+        sa.select(cohorts.c.cohort, cohorts.c.reason, cohorts.c.size, cohorts.c.ended_at)
+        .where(*free)
+        .order_by(cohorts.c.ended_at.desc())
+        .limit(most)
+    )
+    return count, tuple(msgspec.convert(row, EndedCohort, from_attributes=True) for row in rows)
+
+
+async def count_by_cohort(
+    connection: AsyncConnection, table: sa.Table, task: str
+) -> dict[str, int]:
+    """Cohort -> rows of bans or strikes that it caused."""
+    rows = await connection.execute(
+        sa.select(table.c.cohort, sa.func.count())
+        .where(table.c.cohort.in_(sa.select(cohorts.c.cohort).where(cohorts.c.task == task)))
+        .group_by(table.c.cohort)
+    )
+    return {row[0]: row[1] for row in rows}
+
+
+def waiting(task: str, oldest: int, now: float) -> tuple[sa.ColumnElement[bool], ...]:
+    """SQL: sessions of a task that wait, with a model of version ``oldest`` or newer."""
+    return (
+        sessions.c.task == task,
+        sessions.c.cohort.is_(None),
+        sessions.c.model_version >= oldest,
+        sessions.c.expires_at > now,
+    )
+
+
+async def waiting_rows(
+    connection: AsyncConnection, wait: Sequence[sa.ColumnElement[bool]]
+) -> Sequence[Any]:
+    """Sessions that wait, without their adverts."""
+    found = await connection.execute(
+        sa.select(
+            sessions.c.session,
+            sessions.c.model_version,
+            sessions.c.waiting_since,
+            sessions.c.identity,
+            sessions.c.partner,
+            sessions.c.trusted,
+        ).where(*wait)
+    )
+    return found.all()
+
+
+async def cohort_view(connection: AsyncConnection, cohort: str | None) -> CohortView | None:
+    found = await connection.execute(
+        sa.select(cohorts.c.cohort, cohorts.c.phase, cohorts.c.size, cohorts.c.opened_at).where(
+            cohorts.c.cohort == cohort
+        )
+    )
+    row = found.first()
+    return None if row is None else msgspec.convert(row, CohortView, from_attributes=True)

@@ -1,0 +1,227 @@
+"""What the operator sends and is shown: one definition for store, routes, OpenAPI, pages and
+command line.
+
+Keys, digests and cohorts are hex, times are Unix seconds. Members with a default are missing in
+rows and services of before; a reader passes over members that it does not know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+import msgspec
+
+from dp.accounting import PrivacyLine
+from dp.meter import NoiseInterval
+
+TaskState = Literal["open", "paused", "finished"]
+Text = Annotated[str, msgspec.Meta(pattern=r"\A[^\0]*\Z")]  # that a database takes
+
+
+class PartnerBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``key``: Ed25519, 32 bytes, base64."""
+
+    name: Text
+    key: bytes
+
+
+class BanBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``note``: for the operator; it is not in the ledger."""
+
+    note: Text = ""
+
+
+class _View(msgspec.Struct, frozen=True, kw_only=True):
+    pass
+
+
+# -- tasks --------------------------------------------------------------------------------------
+
+
+class ReleaseView(_View, frozen=True, kw_only=True):
+    """One charge: a release, or a cohort that was charged without one; then ``fault`` says whose.
+
+    ``cohort_size``: devices of the roster. ``vectors``: devices that sent one, where nothing was
+    released. ``lacking``: what came too short, in words. ``sum_norm``: of the sum in real units.
+    ``epsilon``: spent by this charge and all before it; None without noise. ``version``: the
+    task's after this charge. ``struck``, ``banned``: devices that the cohort cost a strike or a
+    ban that stands.
+    """
+
+    release: int
+    cohort: str
+    outcome: Literal["released", "charged"]
+    reason: str | None
+    fault: str | None = None
+    cohort_size: int
+    survivors: int
+    vectors: int | None = None
+    lacking: str | None = None
+    dropped: int
+    sum_norm: float | None
+    metrics: Mapping[str, float | None]
+    epsilon: float | None
+    privacy: tuple[PrivacyLine, ...]
+    noise: NoiseInterval | None = None
+    version: int
+    leaf_index: int
+    opened_at: float
+    released_at: float
+    seconds: float
+    struck: int = 0
+    banned: int = 0
+
+
+class CohortView(_View, frozen=True, kw_only=True):
+    """The cohort under way."""
+
+    cohort: str
+    phase: str
+    size: int
+    opened_at: float
+
+
+class EndedCohort(_View, frozen=True, kw_only=True):
+    """A cohort that ended without a charge."""
+
+    cohort: str
+    reason: str | None
+    size: int
+    ended_at: float | None
+
+
+class RosterRefusal(_View, frozen=True, kw_only=True):
+    """A device that refused a roster; ``target``: because of whom, None for the roster as such.
+    The two are kept apart until ``expires_at``."""
+
+    identity: str
+    target: str | None
+    reason: str
+    times: int
+    refused_at: float
+    expires_at: float
+
+
+class TaskRow(_View, frozen=True, kw_only=True):
+    task: str
+    state: TaskState
+    version: int
+    charges: int
+
+
+class TaskList(_View, frozen=True, kw_only=True):
+    tasks: tuple[TaskRow, ...]
+
+
+class TaskView(_View, frozen=True, kw_only=True):
+    """Everything about one task.
+
+    ``releases``: one entry per charge, in order. ``why_waiting``: what the next cohort lacks, in
+    words; None while one is under way. ``refusals``: of rosters, newest first. ``cohort``: the open
+    one. ``aborted``: how many cohorts ended without a charge; ``ended_free``: the newest of them.
+    """
+
+    task: str
+    state: TaskState
+    algorithm: str
+    manifest_digest: str
+    version: int
+    model_digest: str
+    opened_at: float
+    created_at: float
+    charges: int
+    releases_max: int
+    max_epsilon: float | None
+    delta: float
+    epsilon: float | None
+    privacy: tuple[PrivacyLine, ...] = ()
+    releases: tuple[ReleaseView, ...]
+    aborted: int = 0
+    ended_free: tuple[EndedCohort, ...] = ()
+    waiting: int
+    banned: int = 0
+    why_waiting: str | None = None
+    refusals: tuple[RosterRefusal, ...] = ()
+    cohort: CohortView | None
+
+
+class TaskCreated(TaskView, frozen=True, kw_only=True):
+    """``warnings``: what the operator should know about the task, sentences."""
+
+    warnings: tuple[str, ...]
+
+
+# -- partners -----------------------------------------------------------------------------------
+
+
+class PartnerAdded(_View, frozen=True, kw_only=True):
+    name: str
+    key: bytes
+
+
+class PartnerView(_View, frozen=True, kw_only=True):
+    partner_key: str
+    name: str
+    added_at: float
+
+
+class PartnerList(_View, frozen=True, kw_only=True):
+    partners: tuple[PartnerView, ...]
+
+
+class PartnerRemoved(_View, frozen=True, kw_only=True):
+    """``tasks``: open tasks that list the partner and go on without it."""
+
+    tasks: tuple[str, ...]
+
+
+class RevocationsTaken(_View, frozen=True, kw_only=True):
+    """A partner's list is in force: its number, how many devices are on it, and its digest."""
+
+    partner: str
+    number: int
+    devices: int
+    digest: str
+
+
+# -- devices ------------------------------------------------------------------------------------
+
+
+class BanView(_View, frozen=True, kw_only=True):
+    """``partner``, ``task``, ``cohort``: empty where there is none. ``handle``: how the ledger
+    names the device. ``transferable``: whether others can check the evidence."""
+
+    device: str
+    partner: str
+    kind: str
+    task: str
+    cohort: str
+    handle: str
+    note: str
+    evidence_bytes: int
+    transferable: bool
+    banned_at: float
+
+
+class BanMade(BanView, frozen=True, kw_only=True):
+    """``seen``: a session or a strike of the device is known, so the key is a device's."""
+
+    seen: bool
+
+
+class StrikeView(_View, frozen=True, kw_only=True):
+    """``score``: the weight of the strikes that still count."""
+
+    device: str
+    partner: str
+    strikes: int
+    score: float
+    last_at: float
+
+
+class DeviceList(_View, frozen=True, kw_only=True):
+    """``strikes``: the most struck first."""
+
+    bans: tuple[BanView, ...]
+    strikes: tuple[StrikeView, ...]
