@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection
 
 import msgspec
-import sqlalchemy as sa
 
 from aggregator.cohorts import refusals
 from aggregator.cohorts.choosing import Clash, Ready, choose
@@ -14,7 +13,7 @@ from aggregator.cohorts.strikes import Standing, eligible
 from aggregator.core import Core
 from aggregator.standing import standing_of
 from aggregator.store import reads
-from aggregator.store.schema import bans, sessions, strikes
+from aggregator.store.schema import bans, strikes
 from aggregator.tasks import Task
 from aggregator.views import TaskView
 from secagg.manifest import CohortRules
@@ -35,14 +34,8 @@ async def task_view(core: Core, task: Task) -> TaskView:
         wait = reads.waiting(task.name, oldest, core.clock())
         present = [ready_of(row) for row in await reads.waiting_rows(connection, wait)]
         clashes = await refusals.clashes_of(connection, task.name, core.clock())
-        standing = await standing_of(
-            connection,
-            task.name,
-            sa.select(sessions.c.session, sessions.c.identity, sessions.c.partner).where(*wait),
-        )
-        banned = await connection.scalar(
-            sa.select(sa.func.count()).select_from(bans).where(bans.c.task == task.name)
-        )
+        standing = await standing_of(connection, task.name, reads.devices_of_sessions(wait))
+        banned = await reads.bans_of(connection, task.name)
         refused = await refusals.newest(connection, task.name)
         cohort = await reads.cohort_view(connection, now.cohort)
     return TaskView(
@@ -71,10 +64,10 @@ async def task_view(core: Core, task: Task) -> TaskView:
         aborted=aborted,
         ended_free=ended,
         waiting=len(present),
-        banned=banned or 0,
+        banned=banned,
         why_waiting=None
         if cohort is not None or now.state != "open"
-        else _why_waiting(core, manifest.cohort, present, clashes, standing, banned or 0),
+        else _why_waiting(core, manifest.cohort, present, clashes, standing, banned),
         refusals=refused,
         cohort=cohort,
     )

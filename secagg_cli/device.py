@@ -6,6 +6,7 @@ import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
+import msgspec
 import typer
 
 from secagg_cli.hex_keys import hex_key
@@ -31,20 +32,20 @@ def list_(
     """List bans, and devices with strikes that still count."""
     with Output(format) as out:
         found = Operator(server, read_token(token_file)).devices()
-        out.say(f"Banned: {len(found['bans'])}")
-        for row in found["bans"]:
-            out.say(f"  {row['device']}")
-            task = f", task {row['task']}" if row["task"] else ""
-            out.say(f"    {row['kind']}{task}, since {_when(row['banned_at'])}")
-            out.say(f"    reference {row['handle'][:16]}, by which its partner appeals")
-            if row["note"]:
-                out.say(f"    note: {row['note']}")
-        out.say(f"In question: {len(found['strikes'])}")
-        for row in found["strikes"]:
-            out.say(f"  {row['device']}")
-            last = _when(row["last_at"])
-            out.say(f"    {row['strikes']} strike(s), score {row['score']}, last {last}")
-        out.result(found)
+        out.say(f"Banned: {len(found.bans)}")
+        for row in found.bans:
+            out.say(f"  {row.device}")
+            task = f", task {row.task}" if row.task else ""
+            out.say(f"    {row.kind}{task}, since {_when(row.banned_at)}")
+            out.say(f"    reference {row.handle[:16]}, by which its partner appeals")
+            if row.note:
+                out.say(f"    note: {row.note}")
+        out.say(f"In question: {len(found.strikes)}")
+        for struck in found.strikes:
+            out.say(f"  {struck.device}")
+            last = _when(struck.last_at)
+            out.say(f"    {struck.strikes} strike(s), score {struck.score}, last {last}")
+        out.result(msgspec.to_builtins(found))
 
 
 @app.command("ban")
@@ -59,15 +60,15 @@ def ban(
     with Output(format) as out:
         shown = Operator(server, read_token(token_file)).ban(device_key(key), note)
         out.say(
-            f"Banned. Its reference is {shown['handle'][:16]}: so the ledger calls the device, and "
+            f"Banned. Its reference is {shown.handle[:16]}: so the ledger calls the device, and "
             "by it its partner appeals."
         )
-        if not shown["seen"]:
+        if not shown.seen:
             out.warn(
                 "No device with this key has reported in lately. The ban holds should one do so; "
                 "compare the key with the partner's bundle if you expected one."
             )
-        out.result(shown)
+        out.result(msgspec.to_builtins(shown))
 
 
 @app.command("unban")

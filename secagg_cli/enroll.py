@@ -9,10 +9,11 @@ from __future__ import annotations
 import itertools
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
+import msgspec
 import typer
 
 from secagg_cli.hex_keys import hex_key
@@ -29,6 +30,7 @@ from secagg_cli.output import CommandError, Format, FormatOption, Output
 from secagg_cli.ranges import number
 
 if TYPE_CHECKING:
+    from aggregator.views import PartnerView
     from client_sdk.enrolment import PartnerKey
 
 partner_app = typer.Typer(no_args_is_help=True, help="Partners, who certify devices.")
@@ -68,8 +70,8 @@ def list_(
     with Output(format) as out:
         partners = Operator(server, read_token(token_file)).partners()
         for row in partners:
-            out.say(f"{row['partner_key']}  {row['name']}")
-        out.result({"partners": partners})
+            out.say(f"{row.partner_key}  {row.name}")
+        out.result({"partners": msgspec.to_builtins(partners)})
 
 
 @partner_app.command("remove")
@@ -89,7 +91,7 @@ def remove(
         out.say(f"Devices of {public.hex()} are refused.")
         if tasks:
             out.say(f"These tasks go on without them: {', '.join(tasks)}.")
-        out.result({"key": public.hex(), "tasks": tasks})
+        out.result({"key": public.hex(), "tasks": list(tasks)})
 
 
 @partner_app.command("revoke")
@@ -276,20 +278,20 @@ def _free_places(folder: Path) -> Iterator[Path]:
     return (path for path in names if not os.path.lexists(path))
 
 
-def _partner_key(known: list[dict[str, Any]], named: str) -> bytes:
+def _partner_key(known: Sequence[PartnerView], named: str) -> bytes:
     """The key of the partner with this key or, if there is one alone, with this name.
 
     Raises:
         CommandError: ``partner-unknown``, or ``partner-name`` of two partners.
     """
-    keys = [row["partner_key"] for row in known]
+    keys = [row.partner_key for row in known]
     found = [key for key in keys if key == named.lower()]
-    found = found or [row["partner_key"] for row in known if row["name"] == named]
+    found = found or [row.partner_key for row in known if row.name == named]
     if not found:
         raise CommandError(
             "partner-unknown",
             f"No partner here has the name or key {named!r}; there are "
-            f"{', '.join(sorted(row['name'] for row in known)) or 'none'}.",
+            f"{', '.join(sorted(row.name for row in known)) or 'none'}.",
             remedy="secagg partner list shows names and keys.",
         )
     if len(found) > 1:

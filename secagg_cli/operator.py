@@ -6,7 +6,7 @@ import asyncio
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import msgspec
 import typer
@@ -15,6 +15,18 @@ from secagg.api import Problem, ServerInfo
 from secagg.text_files import TextFile
 from secagg_cli.output import CommandError
 
+if TYPE_CHECKING:
+    from aggregator.views import (
+        BanMade,
+        DeviceList,
+        PartnerView,
+        TaskCreated,
+        TaskRow,
+        TaskView,
+    )
+    from dp.contracts import TaskSpec
+
+_T = TypeVar("_T")
 TOKEN_ENV = "SECAGG_OPERATOR_TOKEN"  # noqa: S105  the variable's name
 _WHERE = (
     f"Set {TOKEN_ENV} or give --token-file; the aggregator keeps its token in operator.token in "
@@ -62,8 +74,8 @@ def read_token(file: Path | None) -> str:
 class Operator:
     """Blocking calls, one connection each.
 
-    Every method raises :class:`CommandError`: ``server-unreachable``, or the aggregator's own
-    reason.
+    Every method raises :class:`CommandError`: ``server-unreachable``, ``answer-malformed``, or the
+    aggregator's own reason.
     """
 
     def __init__(self, server: str, token: str) -> None:
@@ -71,24 +83,32 @@ class Operator:
         self._token = token
 
     def add_partner(self, name: str, key: bytes) -> None:
-        self._call("POST", "/v1/operator/partners", {"name": name, "key": key})
+        from aggregator.views import PartnerBody
 
-    def partners(self) -> list[dict[str, Any]]:
-        listed: list[dict[str, Any]] = self._json("GET", "/v1/operator/partners")["partners"]
-        return listed
+        self._call("POST", "/v1/operator/partners", PartnerBody(name=name, key=key))
 
-    def remove_partner(self, key: bytes) -> list[str]:
+    def partners(self) -> tuple[PartnerView, ...]:
+        from aggregator.views import PartnerList
+
+        return self._ask(PartnerList, "GET", "/v1/operator/partners").partners
+
+    def remove_partner(self, key: bytes) -> tuple[str, ...]:
         """The open tasks that go on without it."""
-        answer = self._json("POST", f"/v1/operator/partners/{key.hex()}/remove")
-        tasks: list[str] = answer["tasks"]
-        return tasks
+        from aggregator.views import PartnerRemoved
 
-    def devices(self) -> dict[str, Any]:
-        """``bans`` and ``strikes``."""
-        return self._json("GET", "/v1/operator/devices")
+        return self._ask(PartnerRemoved, "POST", f"/v1/operator/partners/{key.hex()}/remove").tasks
 
-    def ban(self, key: bytes, note: str) -> dict[str, Any]:
-        return self._json("POST", f"/v1/operator/devices/{key.hex()}/ban", {"note": note})
+    def devices(self) -> DeviceList:
+        from aggregator.views import DeviceList
+
+        return self._ask(DeviceList, "GET", "/v1/operator/devices")
+
+    def ban(self, key: bytes, note: str) -> BanMade:
+        from aggregator.views import BanBody, BanMade
+
+        return self._ask(
+            BanMade, "POST", f"/v1/operator/devices/{key.hex()}/ban", BanBody(note=note)
+        )
 
     def unban(self, key: bytes) -> None:
         self._call("POST", f"/v1/operator/devices/{key.hex()}/unban")
@@ -96,15 +116,21 @@ class Operator:
     def evidence(self, key: bytes) -> bytes:
         return self._call("GET", f"/v1/operator/devices/{key.hex()}/evidence")
 
-    def create_task(self, spec: Mapping[str, Any]) -> dict[str, Any]:
-        return self._json("POST", "/v1/operator/tasks", spec)
+    def create_task(self, spec: TaskSpec | Mapping[str, Any]) -> TaskCreated:
+        """``spec``: a :class:`dp.contracts.TaskSpec`, or its fields as a file has them."""
+        from aggregator.views import TaskCreated
 
-    def tasks(self) -> list[dict[str, Any]]:
-        listed: list[dict[str, Any]] = self._json("GET", "/v1/operator/tasks")["tasks"]
-        return listed
+        return self._ask(TaskCreated, "POST", "/v1/operator/tasks", spec)
 
-    def task(self, name: str) -> dict[str, Any]:
-        return self._json("GET", f"/v1/operator/tasks/{name}")
+    def tasks(self) -> tuple[TaskRow, ...]:
+        from aggregator.views import TaskList
+
+        return self._ask(TaskList, "GET", "/v1/operator/tasks").tasks
+
+    def task(self, name: str) -> TaskView:
+        from aggregator.views import TaskView
+
+        return self._ask(TaskView, "GET", f"/v1/operator/tasks/{name}")
 
     def pause(self, name: str) -> None:
         self._call("POST", f"/v1/operator/tasks/{name}/pause")
@@ -116,9 +142,21 @@ class Operator:
         """The task's current global vector as a safetensors file."""
         return self._call("GET", f"/v1/operator/tasks/{name}/model")
 
-    def _json(self, method: str, path: str, body: object = None) -> dict[str, Any]:
+    def _ask(self, kind: type[_T], method: str, path: str, body: object = None) -> _T:
+        """The answer as a view.
+
+        Raises:
+            CommandError: ``answer-malformed``.
+        """
         answer = self._call(method, path, body)
-        return msgspec.json.decode(answer, type=dict[str, Any]) if answer else {}
+        try:
+            return msgspec.json.decode(answer, type=kind)
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            raise CommandError(
+                "answer-malformed",
+                f"The answer of {self.server}{path} is not a {kind.__name__}: {error}.",
+                remedy="Is --server the address of an aggregator of about this version?",
+            ) from error
 
     def _call(self, method: str, path: str, body: object = None) -> bytes:
         headers = {"Authorization": f"Bearer {self._token}"}

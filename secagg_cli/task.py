@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any
 
+import msgspec
 import typer
 
 from secagg.text_files import TextFile
@@ -109,10 +110,10 @@ def create(
         if model is not None:
             spec |= _describe(model, adapter, rank, alpha, targets, sketch)
         answer = Operator(server, read_token(token_file)).create_task(spec)
-        for warning in answer.get("warnings", ()):
+        for warning in answer.warnings:
             out.warn(warning)
-        out.say(f"Task {answer.get('task')} is open.")
-        out.result(answer)
+        out.say(f"Task {answer.task} is open.")
+        out.result(msgspec.to_builtins(answer))
 
 
 @app.command("list")
@@ -127,9 +128,9 @@ def list_(
         out.table(
             None,
             ["task", "state", "version"],
-            [[t.get("task"), t.get("state"), t.get("version")] for t in tasks],
+            [[row.task, row.state, row.version] for row in tasks],
         )
-        out.result({"tasks": tasks})
+        out.result({"tasks": msgspec.to_builtins(tasks)})
 
 
 @app.command("show")
@@ -142,8 +143,9 @@ def show(
     """One task: its releases and what they cost."""
     with Output(format) as out:
         task = Operator(server, read_token(token_file)).task(name)
-        out.say(json.dumps(task, indent=2))
-        out.result(task)
+        shown = msgspec.to_builtins(task)
+        out.say(json.dumps(shown, indent=2))
+        out.result(shown)
 
 
 @app.command("pause")

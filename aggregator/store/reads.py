@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from aggregator.store.database import Database
-from aggregator.store.schema import cohorts, mail, releases, sessions, tasks, versions
+from aggregator.store.schema import bans, cohorts, mail, releases, sessions, tasks, versions
 from aggregator.views import CohortView, EndedCohort, ReleaseView, TaskRow, TaskState
 
 _OF_TASK = (versions.c.task == tasks.c.task) & (versions.c.version == tasks.c.version)
@@ -178,6 +178,17 @@ async def waiting_rows(
         ).where(*wait)
     )
     return found.all()
+
+
+def devices_of_sessions(wait: Sequence[sa.ColumnElement[bool]]) -> sa.Select[Any]:
+    """SQL: session, identity and partner of sessions that wait."""
+    return sa.select(sessions.c.session, sessions.c.identity, sessions.c.partner).where(*wait)
+
+
+async def bans_of(connection: AsyncConnection, task: str) -> int:
+    """How many devices are banned for what they did in a task."""
+    count = sa.select(sa.func.count()).select_from(bans).where(bans.c.task == task)
+    return await connection.scalar(count) or 0
 
 
 async def cohort_view(connection: AsyncConnection, cohort: str | None) -> CohortView | None:

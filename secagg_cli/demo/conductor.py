@@ -13,13 +13,16 @@ import queue
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from secagg_cli.demo.board import Board
 from secagg_cli.demo.devices import EXIT, HOLD_AT, Device, Report, device_failed
 from secagg_cli.demo.kills import KillPlan
 from secagg_cli.demo.service import Service
 from secagg_cli.output import EXIT_INCOMPLETE, CommandError
+
+if TYPE_CHECKING:
+    from aggregator.views import ReleaseView, TaskView
 
 SILENCE_MAX_S = 900.0  # a device's training may take long; nothing at all for this long is a fault
 _POLL_S = 1.0
@@ -31,7 +34,7 @@ class RoundRecord:
     """One release as the aggregator tells it, and what the conductor did to the devices."""
 
     number: int
-    release: dict[str, Any]
+    release: ReleaseView
     killed: tuple[int, ...]
     resumed: int | None
     seconds: float
@@ -104,13 +107,11 @@ class Conductor:
             f"{seconds:8.2f} device {report.device + 1} life {report.life} {report.kind} {detail}\n"
         )
 
-    def releases(self) -> list[dict[str, Any]]:
+    def releases(self) -> list[ReleaseView]:
         """The task's releases so far, oldest first."""
-        return [
-            release for release in self.task_view()["releases"] if release["outcome"] == "released"
-        ]
+        return [entry for entry in self.task_view().releases if entry.outcome == "released"]
 
-    def task_view(self) -> dict[str, Any]:
+    def task_view(self) -> TaskView:
         try:
             return self._operator.task(self._task)
         except CommandError:
@@ -228,13 +229,13 @@ class _Round:
 
     def _left_early(self, device: Device) -> CommandError:
         task = self._c.task_view()
-        charged = [entry for entry in task["releases"] if entry["outcome"] != "released"]
-        if task["state"] != "finished" or not charged:
+        charged = [entry for entry in task.releases if entry.outcome != "released"]
+        if task.state != "finished" or not charged:
             return device_failed(device, "left before the task was over")
         return CommandError(
             "budget-spent",
             f"Round {self._number} cannot be released: {len(charged)} cohort(s) ended after their "
-            f"vectors were sent ({charged[-1]['reason']}), which is charged like a release.",
+            f"vectors were sent ({charged[-1].reason}), which is charged like a release.",
             remedy="Run the demo again; on a busy machine with fewer --clients.",
         )
 

@@ -133,8 +133,8 @@ def _enrol(
     operator = service.operator()
     key_file = folder / "partner" / "partner.key"
     operator.add_partner("demo-partner", partner_key(key_file))
-    answer = operator.create_task(msgspec.to_builtins(spec))
-    for warning in answer["warnings"]:
+    answer = operator.create_task(spec)
+    for warning in answer.warnings:
         out.warn(warning)
     bundles = enrol(service.url, key_file, folder / "partner" / "bundles", len(clients))
     reports: queue.SimpleQueue[Report] = queue.SimpleQueue()
@@ -207,7 +207,7 @@ def _result(
     return {
         "rounds": len(records),
         "clients": options.clients,
-        "dropped": sum(record.release["dropped"] for record in records),
+        "dropped": sum(record.release.dropped for record in records),
         "per_round": [round_json(record) for record in records],
         "loss_before": round(before.loss, 4),
         "loss_after": round(after.loss, 4),

@@ -9,33 +9,34 @@ from dp.figures import delta_shown, shown_up
 from secagg_cli.output import Output
 
 if TYPE_CHECKING:
+    from dp.accounting import PrivacyLine
     from secagg_cli.demo.conductor import RoundRecord
 
 # Mode of a privacy line -> its name on the command line.
 MODES = {"A": "local", "B": "device", "C": "distributed"}
 
 
-def epsilon_by_mode(lines: Iterable[Mapping[str, Any]]) -> dict[str, float | None]:
+def epsilon_by_mode(lines: Iterable[PrivacyLine]) -> dict[str, float | None]:
     """The unamplified epsilon of each privacy mode; None for a mode that is not in use."""
     result: dict[str, float | None] = dict.fromkeys(MODES.values())
     for line in lines:
-        if not line["amplified"]:
-            name = MODES[line["mode"]]
-            result[name] = max(result[name] or 0.0, line["epsilon"])
+        if not line.amplified:
+            name = MODES[line.mode]
+            result[name] = max(result[name] or 0.0, line.epsilon)
     return result
 
 
 def round_json(record: RoundRecord) -> dict[str, Any]:
     release = record.release
-    clip = release["metrics"].get("clip")
+    clip = release.metrics.get("clip")
     return {
         "round": record.number,
-        "cohort": release["cohort_size"],
-        "survivors": release["survivors"],
-        "dropped": release["dropped"],
+        "cohort": release.cohort_size,
+        "survivors": release.survivors,
+        "dropped": release.dropped,
         "resumed": record.resumed is not None,
-        "sum_norm": release["sum_norm"],
-        "epsilon": epsilon_by_mode(release["privacy"]),
+        "sum_norm": release.sum_norm,
+        "epsilon": epsilon_by_mode(release.privacy),
         "seconds": round(record.seconds, 1),
     } | ({} if clip is None else {"clip": clip})
 

@@ -117,9 +117,9 @@ def test_a_killed_service_ends_the_round_with_the_right_sum(tmp_path: Path, poin
         vector = read_vector(operator.model(TASK))
         service.stop()
 
-    released = [release for release in view["releases"] if release["outcome"] == "released"]
+    released = [release for release in view.releases if release.outcome == "released"]
     assert len(released) == 1
-    assert released[0]["survivors"] == DEVICES
+    assert released[0].survivors == DEVICES
     np.testing.assert_array_equal(vector, sum(one_hot(index) for index in range(DEVICES)))
     audit = audit_ledger(str(service.ledger_folder), service.verifier)
     assert audit.verified, audit.problems

@@ -4,8 +4,10 @@ import os
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from client_sdk.errors import OutputError
+from dp.accounting import PrivacyLine
 from secagg_cli.background import Background
 from secagg_cli.demo.folder import check_folder, claim_folder
 from secagg_cli.demo.memory import MemoryMeter, pss_bytes
@@ -39,12 +41,23 @@ def test_the_memory_meter_adds_up_processes_and_forgets_the_dead() -> None:
 
 
 def test_a_mode_that_is_not_in_use_has_no_epsilon() -> None:
-    lines = [
-        {"mode": "C", "amplified": False, "epsilon": 7.0},
-        {"mode": "C", "amplified": True, "epsilon": 2.0},
-        {"mode": "B", "amplified": False, "epsilon": 0.5},
-    ]
-    assert epsilon_by_mode(lines) == {"local": None, "device": 0.5, "distributed": 7.0}
+    line = PrivacyLine(
+        mode="C",
+        unit="device",
+        adversary="all who see the releases",
+        adjacency="zero-out",
+        amplified=False,
+        accountant="rdp",
+        epsilon=7.0,
+        delta=1e-6,
+    )
+    amplified = replace(line, amplified=True, epsilon=2.0)
+    device = replace(line, mode="B", epsilon=0.5)
+    assert epsilon_by_mode([line, amplified, device]) == {
+        "local": None,
+        "device": 0.5,
+        "distributed": 7.0,
+    }
 
 
 def test_an_error_in_the_background_is_raised_where_the_result_is_asked_for() -> None:
