@@ -44,7 +44,7 @@ async def asked(
 async def test_a_refusal_says_in_members_what_a_program_acts_on(server: Served) -> None:
     status, headers, body = await asked(server, "POST", "/v1/operator/partners", SHORT, **OPERATOR)
     assert headers["Content-Type"] == PROBLEM_TYPE
-    sentence = "A partner has a name and a 32-byte Ed25519 key. Expected 32, found 5."
+    sentence = "A partner's key is an Ed25519 key. Expected '32 bytes', found '5 bytes'."
     assert (status, msgspec.json.decode(body)) == (
         422,
         {
@@ -54,8 +54,8 @@ async def test_a_refusal_says_in_members_what_a_program_acts_on(server: Served) 
             "detail": sentence,
             "reason": "partner-key",
             "message": sentence,
-            "expected": 32,
-            "found": 5,
+            "expected": "32 bytes",
+            "found": "5 bytes",
         },
     )
 
@@ -124,7 +124,7 @@ async def test_a_device_of_before_still_reads_reason_values_and_remedy(server: S
     assert (status, headers["Content-Type"]) == (422, "application/json")
     read = read_before(status, path, body)
     assert read.reason == "partner-key"
-    assert read.message.endswith("Ed25519 key. Expected 32, found 5.")
+    assert read.message.endswith("Expected '32 bytes', found '5 bytes'.")
     token = {"Authorization": "Bearer garbage"}  # a reason that a device acts on
     status, headers, body = await asked(server, "GET", "/v1/tasks/t/offer", **token, **agent)
     assert (status, read_before(status, "", body).reason) == (401, "token-malformed")
