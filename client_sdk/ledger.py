@@ -45,7 +45,7 @@ from dp.contributors import (
 )
 from dp.errors import LedgerError as LogError
 from dp.notes import Checkpoint, open_checkpoint, parse_verifier
-from dp.records import clip_of, identity_digest
+from dp.records import canonical_object, clip_of, identity_digest
 from dp.witness import WitnessPolicy
 from secagg.context import pseudonym
 from secagg.secret import Secret
@@ -630,8 +630,8 @@ def demand(proven: Proven, expected: Mapping[str, object]) -> None:
         LedgerError: ``release-mismatch``.
     """
     found = {key: proven.record.get(key) for key in expected}
-    if found != expected:
-        wrong = [key for key in expected if found[key] != expected[key]]
+    wrong = [key for key in expected if not _same(found[key], expected[key])]
+    if wrong:
         raise LedgerError(
             "release-mismatch",
             "The ledger's record is not that of this device's release.",
@@ -643,12 +643,17 @@ def demand(proven: Proven, expected: Mapping[str, object]) -> None:
         )
 
 
+def _same(found: object, expected: object) -> bool:
+    """As JSON: in Python True equals 1."""
+    return msgspec.json.encode(found) == msgspec.json.encode(expected)
+
+
 def _parse(entry: bytes) -> dict[str, object]:
-    """A record; its lists nest no deeper than what is done with it later can follow."""
+    """A record in its only reading; it nests no deeper than what is done with it can follow."""
     try:
-        record = msgspec.json.decode(entry, type=dict[str, object])
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise LedgerError("release-mismatch", "The ledger's record does not parse.") from error
+        record: dict[str, object] = canonical_object(entry)
+    except LogError as error:
+        raise LedgerError("release-mismatch", f"The ledger's record: {error}") from error
     level: list[object] = [record]
     for _ in range(NESTING_MAX):
         level = [part for value in level for part in _parts(value)]

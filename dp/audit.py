@@ -105,6 +105,8 @@ class AuditResult(msgspec.Struct, frozen=True, kw_only=True):
     ``totals``: of each unit, at the smallest delta of these tasks; empty before a charge.
     ``witnesses``: asked-for witnesses that cosigned the checkpoint, and when (Unix seconds).
     ``releases``: sums that were released; ``charged``: all cohorts that cost privacy.
+    ``records_read``: ``tree_size``, or 0 where a problem ended the audit before the records, of
+    which it then says nothing.
     ``memberships``, ``rotations``: (leaf, record) of bans and of what partners did, and of keys
     that sign beside the first. ``unchecked``: what ``verified`` does not say, each with its reason.
     """
@@ -123,6 +125,7 @@ class AuditResult(msgspec.Struct, frozen=True, kw_only=True):
     rotations: tuple[tuple[int, Rotation], ...] = ()
     unchecked: tuple[Finding, ...] = ()
     totals: tuple[Total, ...] = ()
+    records_read: int = 0
 
 
 @dataclass
@@ -158,6 +161,7 @@ class _Audit:
         self.keys: set[Verifier] = set()  # that sign the checkpoint
         self.witnessed = False  # cosignatures were demanded
         self.grew = False  # an older checkpoint was given
+        self.records_read = 0
         self.rotations: list[tuple[int, Rotation]] = []
 
     def problem(self, reason: str, message: str, leaf: int | None = None) -> None:
@@ -491,6 +495,7 @@ def verify_ledger(
     except LedgerError as error:
         audit.caught(error)
         return _result(audit, checkpoint, cosigned)
+    audit.records_read = len(entries)
     tree = merkle.Tree([merkle.leaf_hash(entry) for entry in entries])
     computed = merkle.root(tree.subtree, tree.size)
     if computed != checkpoint.root:
@@ -640,4 +645,5 @@ def _result(
         rotations=tuple(audit.rotations),
         unchecked=tuple(_unchecked(audit)),
         totals=totals,
+        records_read=audit.records_read,
     )

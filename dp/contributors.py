@@ -81,7 +81,8 @@ def listed(record: Mapping[str, Any]) -> bytes | None:
 
 def by_identity(record: Mapping[str, Any]) -> bool:
     """Whether a release record is of version 1, which names devices by their identity."""
-    return bool(record.get("version", 1) == 1)
+    version = record.get("version", 1)
+    return type(version) is int and version == 1  # True equals 1 in Python, and not in JSON
 
 
 def parse_contributors(data: bytes | None, digest: bytes) -> tuple[bytes, ...]:

@@ -397,11 +397,11 @@ def key_rotation_record(old_verifier: str, new_verifier: str, at: int) -> bytes:
     )
 
 
-def parse_record(data: bytes) -> dict[str, Any]:
-    """Parse an entry: canonical JSON, an object with a known type and version.
+def canonical_object(data: bytes) -> dict[str, Any]:
+    """An object in canonical JSON without floats: bytes that have one reading.
 
     Raises:
-        LedgerError: ``record-malformed``, ``record-type`` or ``record-version``.
+        LedgerError: ``record-malformed``.
     """
     try:
         record = json.loads(data)
@@ -410,6 +410,16 @@ def parse_record(data: bytes) -> dict[str, Any]:
         raise LedgerError("record-malformed", "A record is not canonical JSON.") from error
     if not canonical or _has_float(record):
         raise LedgerError("record-malformed", "A record is not canonical JSON without floats.")
+    return dict(record)
+
+
+def parse_record(data: bytes) -> dict[str, Any]:
+    """Parse an entry: canonical JSON, an object with a known type and version.
+
+    Raises:
+        LedgerError: ``record-malformed``, ``record-type`` or ``record-version``.
+    """
+    record = canonical_object(data)
     if record.get("type") not in ("task", "release", "policy", "membership", "key-rotation"):
         raise LedgerError("record-type", "A record has an unknown type.", found=record.get("type"))
     versions = _VERSIONS.get(record["type"], (RECORD_VERSION,))
@@ -420,7 +430,7 @@ def parse_record(data: bytes) -> dict[str, Any]:
             expected=versions[-1],
             found=record.get("version"),
         )
-    return dict(record)
+    return record
 
 
 def _has_float(value: object) -> bool:

@@ -133,10 +133,7 @@ def _say_verdict(out: Output, result: AuditResult) -> None:
     for finding in result.unchecked:
         where = "" if finding.leaf is None else f" (record {finding.leaf})"
         out.say(f"not checked{where}: {finding.message} [{finding.reason}]", style="yellow")
-    out.say(
-        f"{'Verified' if result.verified else 'NOT verified'}: {result.tree_size} records, "
-        f"{result.releases} released, {result.charged - result.releases} charged; {_cost(result)}"
-    )
+    out.say(f"{'Verified' if result.verified else 'NOT verified'}: {_counted(result)}")
     for task in result.tasks:
         for line in _statements(task):
             out.say(line)
@@ -190,15 +187,32 @@ def _broken(
     return found
 
 
+def _counted(result: AuditResult) -> str:
+    """What the records hold, or that none was read."""
+    if not result.root:
+        return "nothing of the ledger was read"
+    if result.records_read < result.tree_size:
+        return f"none of the {result.tree_size} records was read"
+    return (
+        f"{result.tree_size} records, {result.releases} released, "
+        f"{result.charged - result.releases} charged; {_cost(result)}"
+    )
+
+
 def _cost(result: AuditResult) -> str:
     """All tasks together: the largest total of a unit about which a task makes a statement."""
     from dp.figures import delta_shown, shown_up
 
     if not result.tasks:
         return "no task"
+    if not any(task.admissible for task in result.tasks):
+        return "every task is refused"
     if result.epsilon is None:
         return "no differential privacy"
-    of = [total for total in result.totals if total.epsilon == result.epsilon]
+    stated = {line.unit for task in result.tasks for line in task.lines}
+    of = [
+        total for total in result.totals if total.unit in stated and total.epsilon == result.epsilon
+    ]
     if not of:
         return "nothing spent"
     return (
@@ -282,6 +296,7 @@ def verdict(result: AuditResult) -> dict[str, Any]:
     return {
         "verified": result.verified,
         "tree_size": result.tree_size,
+        "records_read": result.records_read,
         "releases": result.releases,
         "charged": result.charged,
         "epsilon": result.epsilon,

@@ -97,6 +97,7 @@ def render(data: ReportData, run: Mapping[str, Any] | None = None) -> str:
         wrong={problem.leaf for problem in data.problems if problem.leaf is not None},
         run=run,
         charges=sum(len(task.releases) for task in data.tasks),
+        stated=any(task.lines and task.releases for task in data.tasks),
         cost_charts={task.task: cost_charts(task) for task in data.tasks},
         cohort_charts={task.task: cohort_chart(task) for task in data.tasks},
     )

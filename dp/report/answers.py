@@ -57,9 +57,8 @@ def _statement(task: AuditedTask) -> tuple[Answer, ...]:
         _known("Delta against the number of protected units", _delta(manifest), NIST),
         _known(
             "What is released, and how often",
-            ("A machine learning model" if manifest.base_model is not None else "Sums of vectors")
-            + f" in many releases: {released} so far; charged like one, without a sum: "
-            f"{len(task.releases) - released}; at most {most} in all. {covered}; a sum that "
+            f"{_what(manifest)} in many releases: {released} so far; charged like one, without a "
+            f"sum: {len(task.releases) - released}; at most {most} in all. {covered}; a sum that "
             "it does not record is covered by nothing.",
             DPFY,
             OPENDP,
@@ -67,10 +66,10 @@ def _statement(task: AuditedTask) -> tuple[Answer, ...]:
         _known("Accesses to the data that it covers", _accesses(task), DPFY),
         _known(
             "How often one device takes part, and who enforces it",
-            f"In each release at most once, so in at most {most} of this task. The cohort's roster "
-            "lists nobody twice; each device's own account refuses more, over all tasks of "
-            "the same data on that device (where its app names them by a data id). "
-            + _participation(task),
+            f"In each release at most once, so in at most {most} of this task. A device that runs "
+            "the published code demands a roster that lists nobody twice, and its own account "
+            "refuses more, over all tasks of the same data on that device (where its app names "
+            "them by a data id). " + _participation(task),
             NIST,
             DPFY,
         ),
@@ -92,6 +91,12 @@ def _statement(task: AuditedTask) -> tuple[Answer, ...]:
             OPENDP,
         ),
     )
+
+
+def _what(manifest: Manifest) -> str:
+    if manifest.algorithm == "evaluation":
+        return "Sums of losses, hits and counts of a model that stays as it is,"
+    return "A machine learning model" if manifest.base_model is not None else "Sums of vectors"
 
 
 def _setting(manifest: Manifest) -> str:
@@ -171,8 +176,10 @@ def _accesses(task: AuditedTask) -> str:
     if example is not None and example.mode == "local" and manifest.training is not None:
         steps = f", of {manifest.training.local_steps} local steps each"
     return (
+        f"{'' if task.lines else 'No statement covers them. '}"
         f"The contributions of devices to {charged} charged "
-        f"cohort{'' if charged == 1 else 's'}{steps}. Not covered: exploring the data, choosing "
+        f"cohort{'' if charged == 1 else 's'}{steps}. Not covered: cohorts that the ledger does "
+        "not record, exploring the data, choosing "
         "hyperparameters, evaluation on private data, and other tasks, unless they are in this "
         "ledger."
     )
@@ -194,8 +201,8 @@ def _participation(task: AuditedTask) -> str:
     said = []
     if old:
         said.append(
-            f"Seen in records of version 1: {len(old)} devices, one of them in "
-            f"{max(old.values())} releases."
+            f"Seen in the sums of records of version 1: {len(old)} devices, none of them in more "
+            f"than {max(old.values())}."
         )
     if unlisted:
         said.append(
@@ -218,7 +225,7 @@ def _accounting(task: AuditedTask) -> str:
     if not names:
         return "None."
     return (
-        f"{names}. Divergences of all charged cohorts add up at each order; the conversion picks "
+        f"{names}. Divergences of all recorded charges add up at each order; the conversion picks "
         "the best order. Rounded up throughout."
     )
 
@@ -238,9 +245,9 @@ def _implementation(manifest: Manifest) -> tuple[Answer, ...]:
         _known("Mechanism", mechanism + ".", NIST, OPENDP),
         _known(
             "Floating point",
-            "Clipping is measured on integers and noise is drawn in integers: no float is part of "
-            "the privacy proof, except that a gradient is taken to depend on its own sequence "
-            "alone, which float arithmetic of a shared batch keeps only to the last bits."
+            "The published code measures clips on integers and draws noise in integers: no float "
+            "is part of the privacy proof, except that a gradient is taken to depend on its own "
+            "sequence alone, which float arithmetic of a shared batch keeps only to the last bits."
             if noisy
             else "No statement.",
             NIST,
@@ -248,7 +255,7 @@ def _implementation(manifest: Manifest) -> tuple[Answer, ...]:
         ),
         _known(
             "Randomness",
-            "The operating system's generator; AES-256-CTR expands its keys."
+            "In the published code: the operating system's generator; AES-256-CTR expands its keys."
             + (
                 " Tables of 128 bits, tails cut below 2^-100; what that may cost is taken from "
                 "delta."
@@ -261,7 +268,7 @@ def _implementation(manifest: Manifest) -> tuple[Answer, ...]:
             "Security of what is sent",
             f"Protocol {manifest.protocol}, {manifest.suite}: updates are masked with one-use "
             "keys, every message is signed, and the aggregator holds no key that opens one "
-            "update.",
+            "update, where devices run the published code.",
             NIST,
             OPENDP,
         ),
@@ -345,14 +352,21 @@ def _data(task: AuditedTask) -> tuple[Answer, ...]:
         ),
         _unknown(
             "How good the model is",
-            "A ledger holds no loss: evaluation needs data. " + _ASK_OPERATOR,
+            (
+                "The task's sums tell it; the ledger holds their digests alone, and names the "
+                "model by its digest. "
+                if manifest.algorithm == "evaluation"
+                else "A ledger holds no loss: evaluation needs data. "
+            )
+            + _ASK_OPERATOR,
             NIST,
             OPENDP,
         ),
         _known(
             "Registry tier",
-            "What tier 3 asks about loss, accounting and implementation is here. The curator, the "
-            "intended use and the date of publication, which even tier 1 asks for, are not.",
+            "What a ledger knows of tier 3's questions about loss, accounting and implementation "
+            "is above; what it does not know is marked. The curator, the intended use and the date "
+            "of publication, which even tier 1 asks for, are not here.",
             OPENDP,
         ),
     )

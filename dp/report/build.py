@@ -60,6 +60,7 @@ def report_data(audit: AuditResult, software: Mapping[str, str] | None = None) -
         software=dict(software or {}),
         memberships=tuple(_membership(leaf, record) for leaf, record in audit.memberships),
         unchecked=audit.unchecked,
+        records_read=audit.records_read,
         rotations=tuple(
             RotationRow(leaf=leaf, at=record.at, verifier=record.new_verifier)
             for leaf, record in audit.rotations

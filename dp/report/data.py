@@ -178,7 +178,8 @@ class Statement(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReportData(msgspec.Struct, frozen=True, kw_only=True):
-    """The whole report. ``software``: what made it, name -> version or digest."""
+    """The whole report. ``software``: what made it, name -> version or digest. ``records_read``:
+    ``tree_size``, or 0 where a problem ended the audit before the records."""
 
     origin: str
     verified: bool
@@ -195,3 +196,4 @@ class ReportData(msgspec.Struct, frozen=True, kw_only=True):
     memberships: tuple[MembershipRow, ...] = ()
     unchecked: tuple[Finding, ...] = ()
     rotations: tuple[RotationRow, ...] = ()
+    records_read: int = 0

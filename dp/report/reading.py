@@ -7,9 +7,10 @@ from dp.report.data import Figure, Statement
 READING = (
     Statement(
         name="Setting",
-        text="Data stay on the devices. Masked sums leave a cohort; the aggregator can open a sum "
-        "and nothing smaller, unless more devices help it than the task assumes. Each release is "
-        "one access to the data of every device in it.",
+        text="Data stay on devices that run the published code. Masked sums leave a cohort; the "
+        "aggregator can open a sum and nothing smaller, unless more devices help it than the task "
+        "assumes. Each charged cohort is an access to the data of every device that owed it a "
+        "vector.",
     ),
     Statement(
         name="What epsilon says",
@@ -20,34 +21,36 @@ READING = (
     ),
     Statement(
         name="Who enforces it",
-        text="Devices clip, add the noise and keep an account of their own, which refuses more "
-        "rounds than the budget allows and gives nothing back. The aggregator's published code "
-        "debits before it opens a sum; what an aggregator did, no ledger shows.",
+        text="Devices that run the published code clip, add the noise of their task and keep an "
+        "account of their own, which refuses more rounds than the budget allows and gives nothing "
+        "back. The aggregator's published code debits before it opens a sum; what devices and an "
+        "aggregator did, no ledger shows.",
     ),
     Statement(
         name="What Verified means",
         text="The holder of this ledger's key signed these records, none was changed since, each "
         "has its form and keeps the rules that its task was signed with, and every epsilon and "
-        "guaranteed noise follows from them.",
+        "guaranteed noise that they state follows from them.",
     ),
     Statement(
         name="What it does not mean",
         text="That every cohort is recorded; that sizes of cohorts, numbers of survivors, times, "
         "digests of sums and models and the measured noise are true, which are the operator's "
         "word (the devices of a release check their own); that others are shown the same ledger, "
-        "unless witnesses are named above; what devices ran, and how good the model is.",
+        "unless witnesses are named above; who is banned and why, and since when keys sign, which "
+        "are the operator's word too; what devices ran, and how good the model is.",
     ),
     Statement(
         name="Accounting",
-        text="Of what happened: the noise guaranteed by the real survivors of each release, by "
-        "Rényi divergences at integer orders, without any amplification in the headline, and "
-        "rounded up.",
+        text="Of what is recorded: the noise guaranteed by the survivors that each release's "
+        "record counts, by Rényi divergences at integer orders, without any amplification in the "
+        "headline, and rounded up. A task without noise has no epsilon.",
     ),
     Statement(
         name="Randomness",
-        text="Noise is drawn in integers from AES-256-CTR under keys of the operating system's "
-        "generator. What it lacks of the exact distribution, at most 2^-90 for each coordinate, is "
-        "taken from delta. No floating point enters the proof.",
+        text="The published code draws noise in integers from AES-256-CTR under keys of the "
+        "operating system's generator. What it lacks of the exact distribution, at most 2^-90 for "
+        "each coordinate, is taken from delta. No floating point enters the proof.",
     ),
     Statement(
         name="Tuning",
@@ -158,5 +161,6 @@ RECOMPUTE = (
     "(epsilon, delta) by "
     "Canonne, Kamath and Steinke (2020), Proposition 12; integer orders; rounded up.",
     "Whoever keeps older checkpoints can show by --older that the log was not rewritten since; "
-    "--witness shows that others are shown the same one. Without them neither was checked here.",
+    "--witness shows that others who ask those witnesses are shown the same one. What of this was "
+    "not checked here stands above, under “Not checked here”.",
 )

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import rfc8785
 from aiohttp import web
 from sdk_world import POLICY, TASK, Killed, OneHot, World, kill_at, plain_spec
 from typer.testing import CliRunner
@@ -343,7 +344,7 @@ async def test_records_that_the_checkpoint_does_not_sign_are_not_believed(tmp_pa
         await a_release(world, TASK, "d0", "d1", "d2", "d3")
         before = spent(world, "d0")
         forget(world, "d0")
-        policy = json.dumps({"type": "policy"}).encode()
+        policy = rfc8785.dumps({"type": "policy"})
         entry = len(policy).to_bytes(2, "big") + policy
         world.gate = hiding(entry + entry)
         with pytest.raises(LedgerError, match="ledger-forked"):

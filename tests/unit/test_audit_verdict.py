@@ -52,7 +52,9 @@ def test_a_check_that_ended_early_does_not_call_the_rest_unsigned(tmp_path: Path
     bundle.write_bytes(bundle.read_bytes()[:100])
     code, said, answer = verify(folder)
     assert code == 1
-    assert "NOT verified: 3 records, 0 released, 0 charged; no task" in said
+    assert "NOT verified: none of the 3 records was read" in said
+    assert (answer["tree_size"], answer["records_read"]) == (3, 0)
+    assert "no task" not in said
     (unread,) = [item for item in answer["unchecked"] if item["reason"] == "files-unread"]
     assert "a problem ended the check before them" in unread["message"]
     assert "not part of" not in unread["message"]

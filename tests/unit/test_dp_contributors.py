@@ -19,7 +19,7 @@ from client_sdk.errors import LedgerError
 from client_sdk.ledger import LedgerWatch
 from dp.audit import AuditResult, verify_ledger
 from dp.contracts import BudgetSpec, CohortSpec
-from dp.contributors import contributors_file, contributors_path
+from dp.contributors import by_identity, contributors_file, contributors_path
 from dp.ledger import LedgerBuilder, check_receipt
 from dp.records import ReleaseEntry, identity_digest, parse_record, release_record
 from dp.tiles import ENTRY_BYTES_MAX
@@ -182,3 +182,10 @@ async def test_the_service_serves_the_list_and_renders_it_again(tmp_path: Path) 
         (service.ledger.folder / PATH).unlink()
         await service.ledger.publish(everything=True)
         assert (service.ledger.folder / PATH).read_bytes() == DATA
+
+
+@pytest.mark.parametrize(
+    ("version", "first"), [(1, True), (2, False), (True, False), (1.0, False), ("1", False)]
+)
+def test_a_record_is_of_version_1_if_that_number_is_written(version: object, first: bool) -> None:
+    assert by_identity({"version": version}) is first

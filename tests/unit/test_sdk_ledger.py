@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import rfc8785
 from sdk_support import journal_in
 
 from client_sdk.errors import LedgerError
@@ -67,11 +67,11 @@ def release(number: int, **changes: object) -> bytes:
         "survivors": 5,
         "masking_set_size": 6,
     }
-    return json.dumps({**record, **changes}).encode()
+    return rfc8785.dumps({**record, **changes})
 
 
 def entries(count: int, salt: str = "") -> list[bytes]:
-    return [json.dumps({"type": "policy", "n": n, "salt": salt}).encode() for n in range(count)]
+    return [rfc8785.dumps({"type": "policy", "n": n, "salt": salt}) for n in range(count)]
 
 
 def watch(log: Log, folder: Path) -> LedgerWatch:
@@ -227,12 +227,39 @@ async def test_a_record_that_is_no_json_is_refused(tmp_path: Path) -> None:
     assert await reason_of(Log([b"\xff"]), tmp_path, leaf=0) == "release-mismatch"
 
 
+SECOND_READINGS = {
+    "a key twice, the last one right": lambda entry: b'{"release":9,' + entry[1:],
+    "a key twice, the first one right": lambda entry: entry[:-1] + b',"survivors":9}',
+    "a space": lambda entry: entry.replace(b":", b": ", 1),
+    "a line at the end": lambda entry: entry + b"\n",
+    "keys out of order": lambda entry: (
+        b'{"type":"release",' + entry[1:].replace(b',"type":"release"', b"")
+    ),
+    "a letter by its number": lambda entry: entry.replace(b"stats", b"\\u0073tats"),
+    "a number as a float": lambda entry: entry.replace(b'"release":1', b'"release":1.0'),
+    "a number with an exponent": lambda entry: entry.replace(b'"release":1', b'"release":1e0'),
+    "a number that is true": lambda entry: entry.replace(b'"release":1', b'"release":true'),
+    "not a number": lambda entry: entry[:-1] + b',"x":NaN}',
+    "half a letter": lambda entry: entry[:-1] + b',"x":"\\ud800"}',
+}
+
+
+@pytest.mark.parametrize("name", SECOND_READINGS)
+async def test_a_record_that_others_read_differently_is_refused(tmp_path: Path, name: str) -> None:
+    """An auditor reads bytes in one way; a device that reads them in another one proves nothing."""
+    entry = release(1)
+    changed = SECOND_READINGS[name](entry)
+    assert changed != entry
+    reason = await reason_of(Log([changed]), tmp_path, leaf=0)
+    assert reason in ("release-mismatch", "contributor-missing")
+
+
 MODELS = {"task": "stats", "manifest_digest": b"m" * 32}
 
 
 def task_leaf(model: bytes, **changes: object) -> bytes:
     record = {"type": "task", "task": "stats", "manifest_digest": (b"m" * 32).hex()}
-    return json.dumps({**record, "model_digest": model.hex(), **changes}).encode()
+    return rfc8785.dumps({**record, "model_digest": model.hex(), **changes})
 
 
 async def test_the_models_of_a_buffer_are_those_of_the_ledger(tmp_path: Path) -> None:
