@@ -22,7 +22,7 @@ from aggregator.metrics import Metrics
 from aggregator.problems import encode, problem
 from aggregator.settings import Settings
 from secagg.api import PROBLEM_TYPE
-from secagg.errors import SecaggError
+from secagg.errors import ConfigurationError, SecaggError
 
 try:
     import resource
@@ -272,16 +272,28 @@ class Site(web.BaseSite):
         return f"http://{self._host}:{self._port}"
 
     async def start(self) -> None:
+        """
+        Raises:
+            ConfigurationError: ``address-unusable``.
+        """
         await super().start()
         manager = self._runner.server
         assert manager is not None  # noqa: S101  the base class has looked
-        self._server = await asyncio.get_running_loop().create_server(
-            lambda: Connection(manager, self._connections),
-            self._host,
-            self._port,
-            backlog=_ACCEPTED_AT_ONCE,
-            reuse_port=self._reuse_port,
-        )
+        try:
+            self._server = await asyncio.get_running_loop().create_server(
+                lambda: Connection(manager, self._connections),
+                self._host,
+                self._port,
+                backlog=_ACCEPTED_AT_ONCE,
+                reuse_port=self._reuse_port,
+            )
+        except (OSError, UnicodeError) as error:  # a name that IDNA does not know is the latter
+            raise ConfigurationError(
+                "address-unusable",
+                f"The service cannot listen on host {self._host!r}, port {self._port}: {error}.",
+                remedy="Give an address of this machine, such as 127.0.0.1, 0.0.0.0 or ::1 without "
+                "brackets, and a port that no other program has.",
+            ) from error
         for listening in self._server.sockets:
             with listening.dup() as same:
                 same.listen(self._backlog)

@@ -44,7 +44,7 @@ def _in_home(folder: Path) -> Path:
     try:
         return folder.expanduser()
     except RuntimeError as error:
-        raise ValueError(f"{error} of this user") from error
+        raise ValueError("a folder of a user who has one") from error
 
 
 Folder = Annotated[Path, BeforeValidator(_named), AfterValidator(_in_home)]

@@ -54,7 +54,9 @@ class Witnesses:
             return note
         if self._session is None:
             timeout = aiohttp.ClientTimeout(total=self._timeout_s)
-            self._session = aiohttp.ClientSession(timeout=timeout)
+            self._session = aiohttp.ClientSession(
+                timeout=timeout, auto_decompress=False, headers={"Accept-Encoding": "identity"}
+            )
         answers = await asyncio.gather(
             *(self._ask(self._session, witness, note, size, subtree) for witness in lacking)
         )
@@ -84,9 +86,9 @@ class Witnesses:
             try:
                 url = f"{self._urls[witness]}/add-checkpoint"
                 async with session.post(url, data=body, allow_redirects=False) as response:
-                    answer = (await response.content.read(_ANSWER_BYTES_MAX)).decode()
+                    answer = (await _body(response)).decode()
                     status = response.status
-            except (aiohttp.ClientError, TimeoutError, UnicodeDecodeError) as error:
+            except (aiohttp.ClientError, TimeoutError, ValueError) as error:
                 _log.warning("witness-unreachable", witness=witness.name, error=repr(error))
                 return ""
             if status == 200:
@@ -104,3 +106,17 @@ class Witnesses:
     async def close(self) -> None:
         if self._session is not None:
             await self._session.close()
+
+
+async def _body(response: aiohttp.ClientResponse) -> bytes:
+    """The whole answer, in however many pieces it comes.
+
+    Raises:
+        ValueError: it is longer than any answer of a witness.
+    """
+    body = bytearray()
+    async for piece in response.content.iter_any():
+        body += piece
+        if len(body) > _ANSWER_BYTES_MAX:
+            raise ValueError(f"the answer has more than {_ANSWER_BYTES_MAX} bytes")
+    return bytes(body)

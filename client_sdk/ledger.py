@@ -63,8 +63,6 @@ LEAVES_MAX = 1 << 32
 """Leaves of a log, in all: a century of a release a second."""
 GROWTH_MAX = 1 << 24
 """Leaves by which a log may have grown since this device's last visit: half a year of the same."""
-NESTING_MAX = 8
-"""Levels of lists and objects in a record; records have three."""
 SEARCHED_MAX = 1 << 14
 """Leaves that one search looks through (64 bundles); an offer that names a leaf needs none."""
 
@@ -651,25 +649,6 @@ def _same(found: object, expected: object) -> bool:
 def _parse(entry: bytes) -> dict[str, object]:
     """A record in its only reading; it nests no deeper than what is done with it can follow."""
     try:
-        record: dict[str, object] = canonical_object(entry)
+        return canonical_object(entry)
     except LogError as error:
         raise LedgerError("release-mismatch", f"The ledger's record: {error}") from error
-    level: list[object] = [record]
-    for _ in range(NESTING_MAX):
-        level = [part for value in level for part in _parts(value)]
-    if level:
-        raise LedgerError(
-            "release-mismatch",
-            "The ledger's record nests too deeply.",
-            expected=f"at most {NESTING_MAX} levels",
-        )
-    return record
-
-
-def _parts(value: object) -> Iterable[object]:
-    match value:
-        case dict():
-            return value.values()
-        case list():
-            return value
-    return ()

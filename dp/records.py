@@ -12,6 +12,7 @@ import binascii
 import hashlib
 import json
 import math
+import re
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -53,6 +54,9 @@ from secagg.manifest import Manifest, decode_manifest, manifest_digest
 RECORD_VERSION = 1
 RELEASE_VERSION = 2  # of release records; 1 named devices by their identity
 _VERSIONS = {"release": (1, RELEASE_VERSION)}
+_REASON = re.compile(r"[a-z0-9-]{1,64}")
+NESTING_MAX = 8
+"""Levels of lists and objects in a record; records have three."""
 Outcome = Literal["released", "charged"]
 Fault = Literal["service", "devices", "unknown"]
 Record = Mapping[str, Any]
@@ -400,11 +404,14 @@ def key_rotation_record(old_verifier: str, new_verifier: str, at: int) -> bytes:
 def canonical_object(data: bytes) -> dict[str, Any]:
     """An object in canonical JSON without floats: bytes that have one reading.
 
+    It nests no deeper than what is done with it later can follow.
+
     Raises:
         LedgerError: ``record-malformed``.
     """
     try:
         record = json.loads(data)
+        _check_nesting(record)
         canonical = isinstance(record, dict) and rfc8785.dumps(record) == data
     except (ValueError, RecursionError, rfc8785.CanonicalizationError) as error:
         raise LedgerError("record-malformed", "A record is not canonical JSON.") from error
@@ -431,6 +438,27 @@ def parse_record(data: bytes) -> dict[str, Any]:
             found=record.get("version"),
         )
     return record
+
+
+def _check_nesting(record: object) -> None:
+    level = [record]
+    for _ in range(NESTING_MAX):
+        level = [part for value in level for part in _parts(value)]
+    if level:
+        raise LedgerError(
+            "record-malformed",
+            "A record nests too deeply.",
+            expected=f"at most {NESTING_MAX} levels",
+        )
+
+
+def _parts(value: object) -> list[object]:
+    match value:
+        case dict():
+            return list(value.values())
+        case list():
+            return value
+    return []
 
 
 def _has_float(value: object) -> bool:
@@ -561,8 +589,10 @@ def parse_release(record: Record) -> ReleaseEntry:
         fault, cause = record.get("fault"), record.get("cause", "")
         if fault not in (None, "service", "devices", "unknown"):
             raise ValueError("unknown fault")
-        if type(cause) is not str or len(cause) > 64 or bool(cause) != (fault is not None):
+        if type(cause) is not str or bool(cause) != (fault is not None):
             raise ValueError("fault and cause belong together")
+        if fault is not None and not _REASON.fullmatch(cause):
+            raise ValueError("a cause is a reason: 64 small letters, digits and hyphens at most")
         return fault, cause
 
     try:

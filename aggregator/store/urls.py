@@ -37,6 +37,9 @@ _PASSED_OVER = frozenset(
     }
 )
 
+_WAIT_MAX_S = 86_400
+_SHOWN = 100
+
 
 def sqlite_url(path: Path) -> URL:
     return URL.create("sqlite+aiosqlite", database=str(path))
@@ -61,7 +64,32 @@ def parsed_url(text: str) -> URL:
     url = url.set(drivername=_DRIVERS.get(url.drivername, url.drivername))
     if url.get_backend_name() == "postgresql":
         postgres_arguments(url)
+    else:
+        _check_file(url, text)
     return url
+
+
+def _check_file(url: URL, text: str) -> None:
+    """A database in memory forgets budgets, and each connection would have its own.
+
+    Raises:
+        ConfigurationError: ``settings-invalid``.
+    """
+    if "?" in text or url.host:
+        raise ConfigurationError(
+            "settings-invalid",
+            "The setting database_url names more than a file.",
+            expected="sqlite:///FILE",
+            found="(not shown)",
+            remedy="In a path write %3F for ? (and sqlite:////FILE for an absolute one).",
+        )
+    if url.database in (None, "", ":memory:"):
+        raise ConfigurationError(
+            "settings-invalid",
+            "The setting database_url names no file: what a service has spent must outlive it.",
+            expected="sqlite:///FILE",
+            found=url.database or "no file",
+        )
 
 
 def postgres_arguments(url: URL) -> dict[str, Any]:
@@ -79,10 +107,20 @@ def postgres_arguments(url: URL) -> dict[str, Any]:
         options.setdefault("sslmode", options.pop("ssl"))
     if options.pop("channel_binding", "prefer") == "require":
         raise _refused("channel_binding", "prefer or disable", "require")
+    if "@" in (url.host or ""):  # the end of a password, which messages would show as a host
+        raise ConfigurationError(
+            "settings-invalid",
+            "The setting database_url has more than one @ before its host.",
+            expected="postgresql://USER:PASSWORD@HOST/NAME",
+            found="(not shown)",
+            remedy="In a user's name or a password write %40 for @.",
+        )
+    if url.port is not None and not 0 < url.port < 1 << 16:
+        raise _refused("the port", "1 to 65535", str(url.port))
     arguments: dict[str, Any] = {}
     if wait := options.pop("connect_timeout", None):
-        if not wait.isdecimal():
-            raise _refused("connect_timeout", "whole seconds", wait)
+        if not (wait.isascii() and wait.isdecimal()) or int(wait) > _WAIT_MAX_S:
+            raise _refused("connect_timeout", f"whole seconds, at most {_WAIT_MAX_S}", wait)
         if int(wait) > 0:  # 0: libpq's word for no limit
             arguments["timeout"] = float(wait)
     for name, value in (
@@ -104,6 +142,6 @@ def _refused(option: str, expected: str, found: str) -> ConfigurationError:
         "settings-invalid",
         f"The setting database_url has an option that the driver cannot honour: {option}.",
         expected=expected,
-        found=found,
+        found=found[:_SHOWN],
         remedy="Leave it out; sslmode=verify-full says whom the service talks to.",
     )

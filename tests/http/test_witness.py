@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from sdk_world import POLICY, TASK, OneHot, World, plain_spec
 
@@ -161,3 +162,36 @@ async def test_devices_that_demand_two_of_three_witnesses_finish_with_one_away(
             assert caught.value.reason == "witnesses-missing"
             folder = world.app[SERVICE].ledger.folder
             WitnessPolicy.of(keys, 2).check((folder / "checkpoint").read_bytes())
+
+
+@pytest.mark.parametrize("pieces", [1, 7])
+async def test_an_answer_in_pieces_is_read_whole_and_a_vast_one_is_not(
+    tmp_path: Path, pieces: int
+) -> None:
+    """A witness behind a slow link answers in several packets; one that never ends is given up."""
+    seen = witness(tmp_path)
+    endless = False
+
+    async def add_checkpoint(request: web.Request) -> web.StreamResponse:
+        answer = web.StreamResponse()
+        assert request.headers["Accept-Encoding"] == "identity"
+        await answer.prepare(request)
+        line = seen.add_checkpoint(await request.read()).encode()
+        size = -(-len(line) // pieces)
+        for at in range(0, len(line), size):
+            await answer.write(line[at : at + size])
+            await asyncio.sleep(0)
+        while endless:
+            await answer.write(b"x" * 65_536)
+        return answer
+
+    app = web.Application()
+    app.add_routes([web.post("/add-checkpoint", add_checkpoint)])
+    async with TestServer(app) as server:
+        asked = Witnesses({seen.verifier: str(server.make_url(""))}, timeout_s=30.0)
+        try:
+            assert not asked.lacking(await asked.cosign(note(5), 5, tree(9).subtree))
+            endless = True
+            assert asked.lacking(await asked.cosign(note(9), 9, tree(9).subtree))
+        finally:
+            await asked.close()

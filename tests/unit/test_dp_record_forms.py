@@ -18,6 +18,7 @@ from dp.forms import TEXT_MAX, TIME_MAX_S
 from dp.ledger import LedgerBuilder
 from dp.notes import checkpoint_body, key_id, signature_line, verifier_key
 from dp.records import key_rotation_record, membership_record, release_record
+from dp.report import report_data
 from dp.tiles import TILE_WIDTH
 from secagg.manifest import encode_manifest, manifest_digest
 from tests.dp_tasks import (
@@ -153,6 +154,30 @@ def test_the_bounds_themselves_are_allowed() -> None:
     wide = edited(late, 2, measured_variance=["0", most])
     same_second = edited(wide, 2, released_at=of(NEW, 1, "released_at"))
     assert audited(same_second).problems == ()
+
+
+@pytest.mark.parametrize("depth", [8, 100, 300, 400, 500, 900, 20_000])
+@pytest.mark.parametrize("name", ["lines", "contributors", "also"])
+def test_a_record_that_nests_deeply_is_a_problem_and_no_crash(name: str, depth: int) -> None:
+    """Each function that follows a record gives up at a depth of its own."""
+    entry = rfc8785.dumps({**json.loads(NEW[2]), name: 7})
+    inner = b"[" * depth + b"]" * depth
+    deep = entry.replace(b'"%s":7' % name.encode(), b'"%s":%s' % (name.encode(), inner))
+    result = audited([*NEW[:2], deep, NEW[3]])
+    assert ("record-malformed", 2) in [(found.reason, found.leaf) for found in result.problems]
+    report_data(result)
+
+
+@pytest.mark.parametrize(
+    "cause",
+    ["audited and approved by DPA", "\u202ex", "x" * 65, "Too-Few", "too-few\n", " ", "", 5, None],
+)
+def test_the_cause_of_a_charge_is_a_reason_and_no_free_text(cause: object) -> None:
+    """The page shows it as the outcome, not as somebody's words."""
+    charged = listed(MANIFEST, entry(2, charged=True), 1, fault="devices", cause="too-few-vectors")
+    entries = list(listing(MANIFEST, [listed(MANIFEST, entry(1)), charged])._entries)
+    assert audited(entries).problems == ()
+    assert first(audited(edited(entries, 2, cause=cause))) == ("record-malformed", 2)
 
 
 def test_an_unknown_field_hides_no_cost() -> None:

@@ -204,6 +204,9 @@ def test_witnesses_that_are_no_table_are_refused(
         f"postgresql://u:{SECRET}@h:port/d",
         f"postgresql://u:{SECRET}@h/d?channel_binding=require",
         f"postgresql://u:{SECRET}@h/d?connect_timeout={SECRET[:0]}soon",
+        f"postgresql://u:a@{SECRET}@h/d",
+        f"sqlite://u:{SECRET}@h/d",
+        f"sqlite:///x?password={SECRET}",
     ],
 )
 def test_a_secret_is_in_no_error(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,6 +234,36 @@ def test_options_of_a_postgresql_url_are_libpq_s(query: str, options: dict[str, 
     url = parsed_url(f"postgres://u:p%40ss@h:5/d?{query}")
     login = {"host": "h", "port": 5, "user": "u", "password": "p@ss", "database": "d"}
     assert postgres_arguments(url) == login | options
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("postgresql://u:p@ss@h/d", "write %40 for @"),
+        ("postgresql://h:99999/d", "1 to 65535"),
+        ("postgresql://h:0/d", "1 to 65535"),
+        ("postgresql://h/d?connect_timeout=" + "9" * 40, "at most 86400"),
+        ("postgresql://h/d?connect_timeout=\u0663", "whole seconds"),
+        ("sqlite://", "names no file"),
+        ("sqlite:///", "names no file"),
+        ("sqlite:///:memory:", "names no file"),
+        ("sqlite:////srv/a?b.db", "write %3F for ?"),
+        ("sqlite:///x.db?mode=memory", "names more than a file"),
+        ("sqlite://srv/secagg.db", "sqlite:////FILE"),
+    ],
+)
+def test_an_address_of_which_a_part_would_be_lost_is_refused(url: str, said: str) -> None:
+    found = refusal(database_url=url)
+    assert found.reason == "settings-invalid"
+    assert said in str(found)
+    assert len(str(found)) < 400
+
+
+@pytest.mark.parametrize("path", ["/srv/a b", "/srv/a#b", "/srv/a&b=c", "/srv/~x", "/srv/a%b"])
+def test_a_path_with_special_characters_is_the_file_that_is_meant(path: str) -> None:
+    """As it stands; of the letters of a URL only ? and % are written by their numbers."""
+    assert parsed_url("sqlite:///" + path.replace("%", "%25")).database == path
+    assert parsed_url("sqlite:////srv/a%3Fb").database == "/srv/a?b"
 
 
 @pytest.mark.parametrize("query", ["", "?sslmode=disable&application_name=x&connect_timeout=5"])
