@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 
 from dp.audit import AuditedTask
+from dp.contracts.registry import algorithm_of
 from dp.contracts.units import protected_units
 from dp.figures import delta_shown, shown_up
 from dp.report.data import Answer, AnswerGroup
@@ -93,8 +94,13 @@ def _statement(task: AuditedTask) -> tuple[Answer, ...]:
     )
 
 
+def _evaluates(manifest: Manifest) -> bool:
+    declared = algorithm_of(manifest)
+    return declared.has_adapter and not declared.moves_model
+
+
 def _what(manifest: Manifest) -> str:
-    if manifest.algorithm == "evaluation":
+    if _evaluates(manifest):
         return "Sums of losses, hits and counts of a model that stays as it is,"
     return "A machine learning model" if manifest.base_model is not None else "Sums of vectors"
 
@@ -355,7 +361,7 @@ def _data(task: AuditedTask) -> tuple[Answer, ...]:
             (
                 "The task's sums tell it; the ledger holds their digests alone, and names the "
                 "model by its digest. "
-                if manifest.algorithm == "evaluation"
+                if _evaluates(manifest)
                 else "A ledger holds no loss: evaluation needs data. "
             )
             + _ASK_OPERATOR,
