@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from aggregator.algorithms import StepInput, server_step
 from aggregator.cohorts.choosing import Ready, choose
-from client_sdk.staleness import weighed
+from client_sdk.payload import weighed
 from dp.contracts import BudgetSpec, CohortSpec, TaskSpec, TrainingSpec, build_manifest
 from dp.mechanisms import decode, encode
 from dp.notes import verifier_key

@@ -45,7 +45,7 @@ from client_sdk.contribution import TrainingJob, check_values
 from client_sdk.evaluation import evaluate
 from client_sdk.examples import encode_example
 from client_sdk.outputs import write_file
-from client_sdk.staleness import weighed
+from client_sdk.payload import weighed
 from client_sdk.trainer import LoraTrainer
 from dp.accounting import headline, lines
 from dp.contracts.registry import has_control

@@ -1,23 +1,24 @@
-"""What an app gives to a round: the contributor, its job, and the shape that its values must have.
+"""What an app gives to a round: the contributor, and its job.
 
 A contributor is any object with ``contribute(job)``; ``LoraTrainer`` is one, an app that sums
 statistics with numpy alone writes its own in five lines. It runs in a thread of its own, one call
-at a time.
+at a time. What its values become is ``client_sdk.payload``.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 
-from client_sdk.errors import ContributionError, PolicyRefusal
-from dp.adaptive import adapts
-from dp.sampling import poisson_batch
+from client_sdk.errors import PolicyRefusal
+from client_sdk.payload import check_values, zero_contribution
 from secagg.manifest import Manifest
+
+__all__ = ["Contributor", "TrainingJob", "check_contributor", "check_values", "zero_contribution"]
 
 
 @dataclass(frozen=True)
@@ -74,20 +75,6 @@ class Contributor(Protocol):
         ...
 
 
-def is_batch_secret(manifest: Manifest) -> bool:
-    """Whether the contribution holds a secret Poisson batch (mode C).
-
-    Such a contribution serves at most one cohort that reaches masking: the same batch under two
-    draws of noise would cost more than two amplified releases.
-    """
-    return manifest.example_privacy is not None and manifest.example_privacy.mode == "distributed"
-
-
-def hides_failures(manifest: Manifest) -> bool:
-    """Whether a failed contribution is replaced by zero plus noise (modes B and C)."""
-    return manifest.noise is not None
-
-
 def check_contributor(manifest: Manifest, contributor: object) -> None:
     """Refuse a contributor that does not say that it adds the noise which the task counts on.
 
@@ -109,72 +96,3 @@ def check_contributor(manifest: Manifest, contributor: object) -> None:
             "and declare it; or take part in a task whose noise is added with the mask "
             "(privacy = 'distributed').",
         )
-
-
-def takes_part(manifest: Manifest, random_bytes: Callable[[int], bytes]) -> bool:
-    """The device's secret coin for one cohort; always true where the task has no abstention."""
-    privacy = manifest.device_privacy
-    rate = privacy.participation_rate if privacy is not None else 1.0
-    return len(poisson_batch(1, rate, random_bytes)) == 1
-
-
-def zero_contribution(manifest: Manifest) -> dict[str, np.ndarray]:
-    """What a device sends in place of a failed contribution; only noise is added to it."""
-    return {
-        segment.name: np.zeros(
-            segment.length,
-            np.int64 if is_batch_secret(manifest) or adapts(manifest, segment) else np.float64,
-        )
-        for segment in manifest.segments
-    }
-
-
-def check_values(manifest: Manifest, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The values as contiguous arrays, in the order of the segments.
-
-    Where the clip adapts and a device is the unit, ``below`` is not the contributor's to give.
-
-    Floats of any width become float64; integers become int64.
-
-    Raises:
-        ContributionError: reason ``contribution-segments``, ``contribution-shape``,
-            ``contribution-dtype`` or ``contribution-not-finite``.
-    """
-    own = manifest.segments
-    if manifest.clip_adaptation is not None and not is_batch_secret(manifest):
-        own = own[:1]
-    expected = [segment.name for segment in own]
-    if not isinstance(values, Mapping) or set(values) != set(expected):
-        raise ContributionError(
-            "contribution-segments",
-            "The contribution must have exactly the manifest's segments.",
-            expected=expected,
-            found=sorted(values) if isinstance(values, Mapping) else type(values).__name__,
-        )
-    checked = {}
-    for segment in own:
-        array = np.asarray(values[segment.name])
-        if array.shape != (segment.length,):
-            raise ContributionError(
-                "contribution-shape",
-                f"Segment {segment.name!r} has the wrong shape.",
-                expected=(segment.length,),
-                found=array.shape,
-            )
-        if array.dtype.kind not in ("iu" if is_batch_secret(manifest) else "iuf"):
-            raise ContributionError(
-                "contribution-dtype",
-                f"Segment {segment.name!r} has the wrong type.",
-                expected="integers" if is_batch_secret(manifest) else "real numbers",
-                found=str(array.dtype),
-            )
-        array = array.astype(np.float64 if array.dtype.kind == "f" else np.int64)
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise ContributionError(
-                "contribution-not-finite",
-                f"Segment {segment.name!r} has values that are not finite.",
-                expected="finite",
-                found=f"{int((~np.isfinite(array)).sum())} of {segment.length} not finite",
-            )
-        checked[segment.name] = np.ascontiguousarray(array)
-    return checked

@@ -22,10 +22,9 @@ from numpy.typing import NDArray
 from client_sdk.errors import StateError
 from client_sdk.journal import Contribution, Journal
 from client_sdk.ledger import LedgerWatch
+from client_sdk.payload import control_change
 from client_sdk.threads import finish_in_thread
-from dp.contracts.scaffold import control_step
-from dp.mechanisms import decode
-from secagg.manifest import Manifest, training_of
+from secagg.manifest import Manifest
 from secagg.ring import Lanes
 
 # A task has one open cohort at a time, so an older cohort's end is in the ledger when the next one
@@ -95,10 +94,8 @@ class DeviceControl:
             vector: the encoded payload before its mask, lanes[p].
             since: leaves of the ledger now.
         """
-        training = training_of(self._manifest)
-        sent = decode(self._manifest, vector, survivors=1, rotation_seed=ctx)["delta"]
         control = np.frombuffer(contribution.control, "<f4").astype(np.float64)
-        change = (-control - sent / control_step(training)).astype("<f8")
+        change = control_change(self._manifest, control, vector, ctx).astype("<f8")
         others = [entry for entry in self._record.waiting if entry.ctx != ctx]
         waiting = [*others, Waiting(ctx=ctx, change=change.tobytes(), since=since)]
         self._save(msgspec.structs.replace(self._record, waiting=tuple(waiting[-_WAITING_MAX:])))

@@ -8,34 +8,26 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
-
 from client_sdk.account import DeviceAccount
-from client_sdk.contribution import (
-    hides_failures,
-    takes_part,
-    zero_contribution,
-)
 from client_sdk.control import DeviceControl
 from client_sdk.device import Device
 from client_sdk.errors import LedgerError, PolicyRefusal, StateError, TransportError
 from client_sdk.events import EventKind
 from client_sdk.evidence import QUARANTINED_FOR, Quarantine, Quarantined, keep_evidence
 from client_sdk.http import is_transient
+from client_sdk.journal import Contribution
 from client_sdk.ledger import unreadable
+from client_sdk.payload import encoded
 from client_sdk.pending import admit_again
 from client_sdk.receipts import check_release
 from client_sdk.session import Session
-from client_sdk.staleness import weighed
 from client_sdk.threads import finish_in_thread
-from dp.contracts.registry import algorithm_of, has_control
-from dp.errors import MechanismError
-from dp.mechanisms import encode
+from dp.contracts.registry import has_control
 from secagg.client import (
     Advertised,
     Failed,
@@ -213,10 +205,7 @@ class Participant:
             return
         try:
             await finish_in_thread(self._pay, effect, contribution.name)
-            values = contribution.values()
-            if algorithm_of(session.manifest).weighs_staleness:
-                values = weighed(session.manifest, values, effect.staleness)
-            vector = await finish_in_thread(self._encode, values, effect)
+            vector = await finish_in_thread(self._encode, contribution, effect)
             if has_control(session.manifest):
                 seen = device.ledger.remembered()
                 since = 0 if seen is None else seen.size
@@ -279,28 +268,16 @@ class Participant:
         config = self._session.config
         return DeviceControl(self._device.journal, config.manifest, config.manifest_digest)
 
-    def _encode(self, values: Mapping[str, np.ndarray], effect: ProvideVector) -> Lanes:
-        """The payload; where noise hides failures, values that do not fit count as zeros."""
-        manifest = self._session.manifest
-        if not takes_part(manifest, os.urandom):
-            values = zero_contribution(manifest)
-
-        def encoded(vector: Mapping[str, np.ndarray]) -> Lanes:
-            return encode(
-                manifest,
-                vector,
-                rotation_seed=effect.ctx,
-                random_bytes=os.urandom,
-                masking_set=effect.cohort_size,
-                noise_seeds=effect.noise_seeds,
-            )
-
-        try:
-            return encoded(values)
-        except MechanismError:
-            if not hides_failures(manifest):
-                raise
-        return encoded(zero_contribution(manifest))
+    def _encode(self, contribution: Contribution, effect: ProvideVector) -> Lanes:
+        return encoded(
+            self._session.manifest,
+            contribution.values(),
+            ctx=effect.ctx,
+            staleness=effect.staleness,
+            masking_set_size=effect.cohort_size,
+            noise_seeds=effect.noise_seeds,
+            random_bytes=os.urandom,
+        )
 
     async def _finish(self, effect: Finished) -> Outcome:
         record, config = self._session.record, self._session.config

@@ -21,18 +21,14 @@ from client_sdk.contribution import (
     Contributor,
     TrainingJob,
     check_contributor,
-    check_values,
-    hides_failures,
-    is_batch_secret,
-    zero_contribution,
 )
 from client_sdk.control import DeviceControl, settle
 from client_sdk.device import Device
 from client_sdk.errors import ContributionError, TaskRefusal
 from client_sdk.journal import Contribution
+from client_sdk.payload import hides_failures, prepared, zero_contribution
 from client_sdk.rows import LeftOut, reasons_of
 from client_sdk.threads import finish_in_thread, start_in_thread
-from dp.adaptive import with_below
 from dp.contracts.registry import has_control
 
 
@@ -156,9 +152,7 @@ class Training:
     async def _compute(self, checkin: CheckIn, report_s: float | None) -> Contribution:
         manifest, failed = checkin.manifest, None
         try:
-            values = check_values(manifest, await self._call(checkin, report_s))
-            if checkin.clip is not None and not is_batch_secret(manifest):
-                values = with_below(manifest, values, checkin.clip)
+            values = prepared(manifest, await self._call(checkin, report_s), checkin.clip)
         except TaskRefusal:
             raise  # says nothing about the data
         except ContributionError as error:

@@ -1,7 +1,7 @@
 """The device half of FedBuff (Nguyen et al., AISTATS 2022, algorithm 2): local steps from whatever
 version the device began with.
 
-How stale that is becomes known when the cohort closes: ``client_sdk.staleness`` weighs the update
+How stale that is becomes known when the cohort closes: ``client_sdk.payload`` weighs the update
 then, before it is encoded.
 """
 

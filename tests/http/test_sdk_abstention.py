@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from sdk_world import TASK, OneHot, World, plain_spec
 
-from client_sdk import participant
-from client_sdk.contribution import takes_part
+from client_sdk import payload
+from client_sdk.payload import takes_part
 from dp.contracts import BudgetSpec
 from tests.dp_tasks import built, seeded, statistics
 
@@ -28,14 +28,14 @@ async def test_the_coin_decides_what_is_encoded_and_nobody_is_told(
         budget=BudgetSpec(max_epsilon=None, releases_max=4),
     )
     encoded: list[float] = []
-    genuine = participant.encode
+    genuine = payload.encode
 
     def encode(manifest, values, **drawn):
         encoded.extend(float(np.abs(value).sum()) for value in values.values())
         return genuine(manifest, values, **drawn)
 
-    monkeypatch.setattr(participant, "encode", encode)
-    monkeypatch.setattr(participant, "takes_part", lambda manifest, draw: not abstains)
+    monkeypatch.setattr(payload, "encode", encode)
+    monkeypatch.setattr(payload, "takes_part", lambda manifest, draw: not abstains)
     async with World(tmp_path, spec) as world:
 
         async def run(number: int) -> list[str]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from aggregator.algorithms import Step
 from client_sdk.control import DeviceControl
 from client_sdk.journal import Contribution
-from client_sdk.staleness import weighed
+from client_sdk.payload import weighed
 from secagg.client.states import Session
 from secagg.ring import Lanes
 from tests.support.federations import Federation, Values, Vector

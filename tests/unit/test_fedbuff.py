@@ -14,8 +14,8 @@ from sdk_support import PARTNER, TASK_KEY, account_in
 from aggregator.algorithms import StepInput, server_step
 from aggregator.cohorts.choosing import Ready, choose
 from client_sdk.errors import PolicyRefusal
+from client_sdk.payload import weighed
 from client_sdk.policy import PrivacyPolicy
-from client_sdk.staleness import weighed
 from dp.audit import verify_ledger
 from dp.contracts import BudgetSpec, CohortSpec, build_manifest, warnings
 from dp.ledger import LedgerBuilder
