@@ -124,7 +124,7 @@ def _known(session: SessionRecord) -> dict[str, object]:
         "cohort": session.cohort,
         "cohort_size": session.cohort_size,
         "roster_digest": session.roster_digest,
-        "masking_set_size": session.masking_set,
+        "masking_set_size": session.masking_set_size,
         "survivors": session.survivors,
         "models": [[version, digest] for version, digest in session.models],
         "model_version": session.model_version,

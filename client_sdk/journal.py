@@ -70,7 +70,7 @@ class SessionRecord(_Record, frozen=True, kw_only=True):
 
     ``state`` is the machine's snapshot, ``effects`` what is to be done (again), ``cursor`` the
     number of messages taken from the mailbox. ``joined_at``: the server's time at which the roster
-    was accepted, and ``ctx`` its context; empty before. ``masking_set`` and ``survivors``: sizes of
+    was accepted, and ``ctx`` its context; empty before. ``masking_set_size`` and ``survivors``: of
     the sets that were confirmed; 0 before. ``payload_digest``: SHA-256 of the payload beside, empty
     without one. ``cohort`` to ``models`` (version, digest): of the roster; empty before, or where
     an older software did not keep them. ``ledger_failures``: how often the ledger failed to prove
@@ -93,7 +93,7 @@ class SessionRecord(_Record, frozen=True, kw_only=True):
     joined_at: float = 0.0
     ctx: bytes = b""
     payload_digest: bytes = b""
-    masking_set: int = 0
+    masking_set_size: int = msgspec.field(default=0, name="masking_set")  # as it was stored
     survivors: int = 0
     cohort: bytes = b""
     cohort_size: int = 0
@@ -165,7 +165,7 @@ def _store_effect(effect: Effect) -> StoredEffect:
     match effect:
         case Send(message):
             return StoredEffect(kind=kind, blobs=(message,))
-        case ProvideVector(ctx, cohort_size, noise_seeds, models, staleness):
+        case ProvideVector(ctx, masking_set_size, noise_seeds, models, staleness):
             return StoredEffect(
                 kind=kind,
                 blobs=(
@@ -173,7 +173,7 @@ def _store_effect(effect: Effect) -> StoredEffect:
                     *(model.digest for model in models),
                     *(seed.reveal() for seed in noise_seeds),
                 ),
-                numbers=(cohort_size, staleness, *(model.version for model in models)),
+                numbers=(masking_set_size, staleness, *(model.version for model in models)),
             )
         case Upload(header, _):
             return StoredEffect(kind=kind, blobs=(header,))
@@ -194,12 +194,14 @@ def load_effect(stored: StoredEffect, payload: bytes | None) -> Effect:
         case StoredEffect(kind="Send", blobs=(message,)):
             return Send(message)
         case StoredEffect(
-            kind="ProvideVector", blobs=(ctx, *blobs), numbers=(cohort_size, *numbers)
+            kind="ProvideVector", blobs=(ctx, *blobs), numbers=(masking_set_size, *numbers)
         ):
             staleness, *versions = numbers or [0]  # journals before several models lack it
             digests, seeds = blobs[: len(versions)], blobs[len(versions) :]
             models = tuple(map(AdmittedModel, versions, digests))
-            return ProvideVector(ctx, cohort_size, tuple(map(Secret, seeds)), models, staleness)
+            return ProvideVector(
+                ctx, masking_set_size, tuple(map(Secret, seeds)), models, staleness
+            )
         case StoredEffect(kind="Upload", blobs=(header,)) if payload is not None:
             return Upload(header, payload)
         case StoredEffect(kind="Finished", numbers=(release, leaf_index)):

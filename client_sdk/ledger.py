@@ -180,14 +180,14 @@ class LedgerWatch:
         ctx: bytes,
         manifest_digest: bytes,
         identity_key: bytes,
-        masking_set: int = 0,
+        masking_set_size: int = 0,
         survivors: int = 0,
         check: Callable[[Proven], None] | None = None,
     ) -> Mapping[str, object]:
         """The release's record, proven to be in the log that this device remembers.
 
         Args:
-            masking_set, survivors: sizes of the sets that this device confirmed; epsilon and the
+            masking_set_size, survivors: of the sets that this device confirmed; epsilon and the
                 guaranteed noise follow from them. 0: not known (a session of an older version).
             check: a further look at the proven record, in a thread; raises LedgerError.
 
@@ -205,7 +205,7 @@ class LedgerWatch:
             "manifest_digest": manifest_digest.hex(),
         }
         if survivors:
-            expected |= {"masking_set_size": masking_set, "survivors": survivors}
+            expected |= {"masking_set_size": masking_set_size, "survivors": survivors}
         demand(proven, expected)
         if check is not None:
             await finish_in_thread(check, proven)

@@ -274,7 +274,7 @@ class Participant:
             contribution.values(),
             ctx=effect.ctx,
             staleness=effect.staleness,
-            masking_set_size=effect.cohort_size,
+            masking_set_size=effect.masking_set_size,
             noise_seeds=effect.noise_seeds,
             random_bytes=os.urandom,
         )
@@ -290,7 +290,7 @@ class Participant:
                     ctx=record.ctx,
                     manifest_digest=config.manifest_digest,
                     identity_key=config.certificate.identity_key,
-                    masking_set=record.masking_set,
+                    masking_set_size=record.masking_set_size,
                     survivors=record.survivors,
                     check=lambda shown: check_release(shown, record, config.manifest),
                 )

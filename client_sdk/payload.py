@@ -192,7 +192,7 @@ def encoded(
             vector,
             rotation_seed=ctx,
             random_bytes=random_bytes,
-            masking_set=masking_set_size,
+            masking_set_size=masking_set_size,
             noise_seeds=noise_seeds,
         )
 

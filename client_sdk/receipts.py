@@ -80,7 +80,7 @@ def check_release(proven: Proven, session: SessionRecord, manifest: Manifest) ->
 
 
 def facts_of(session: SessionRecord) -> ReleaseFacts:
-    return ReleaseFacts(survivors=session.survivors, masking_set=session.masking_set)
+    return ReleaseFacts(survivors=session.survivors, masking_set_size=session.masking_set_size)
 
 
 def _variance(manifest: Manifest, facts: ReleaseFacts) -> int:

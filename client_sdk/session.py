@@ -239,7 +239,7 @@ class Session:
             )
         if isinstance(state, Confirmed):
             self.record = replace(
-                self.record, masking_set=len(state.masking_set), survivors=len(state.survivors)
+                self.record, masking_set_size=len(state.masking_set), survivors=len(state.survivors)
             )
 
     def _commit(self, state: State, effects: tuple[Effect, ...]) -> None:

@@ -76,12 +76,12 @@ class ReleaseFacts(msgspec.Struct, frozen=True, kw_only=True):
 
     ``survivors``: devices in the sum; for a cohort that ended after step 3 without a release, the
     manifest's ``survivors_min`` (what a dishonest aggregator may have opened).
-    ``masking_set``: devices that owed a vector, which decides how much noise stays where parts of
-    it are removable; 0 if it is not known.
+    ``masking_set_size``: devices that owed a vector, which decides how much noise stays where parts
+    of it are removable; 0 if it is not known.
     """
 
     survivors: int
-    masking_set: int = 0
+    masking_set_size: int = 0
 
 
 Releases = Sequence[ReleaseFacts] | Mapping[ReleaseFacts, int] | int
@@ -119,16 +119,16 @@ def guaranteed_variance(manifest: Manifest, facts: ReleaseFacts) -> int:
         )
     if not noise.removable_drops:
         return noise.share_variance * (survivors - rules.silent_max)
-    if facts.masking_set == 0:
+    if facts.masking_set_size == 0:
         return noise.share_variance * noise.honest_min
-    if facts.masking_set < survivors:
+    if facts.masking_set_size < survivors:
         raise AccountingError(
             "masking-set-size",
             "More devices survived than owed a vector.",
             expected=f"at least {survivors}",
-            found=facts.masking_set,
+            found=facts.masking_set_size,
         )
-    share = kept_share(noise, rules, facts.masking_set, survivors)
+    share = kept_share(noise, rules, facts.masking_set_size, survivors)
     return share * (survivors - rules.silent_max)
 
 

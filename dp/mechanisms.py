@@ -146,7 +146,7 @@ def encode(
     *,
     rotation_seed: bytes,
     random_bytes: RandomBytes,
-    masking_set: int = 0,
+    masking_set_size: int = 0,
     noise_seeds: Sequence[Secret] = (),
 ) -> Lanes:
     """One device's payload, with check coordinates, not yet masked.
@@ -158,7 +158,7 @@ def encode(
             for the version's clip, and ``below`` in units, int64[1] (:mod:`dp.adaptive`).
         rotation_seed: the cohort's ctx; public.
         random_bytes: cryptographically secure.
-        masking_set: devices that owe a vector in this cohort, and
+        masking_set_size: devices that owe a vector in this cohort, and
         noise_seeds: 32 bytes for each removable part of the noise, where the task has such parts.
 
     Returns:
@@ -183,7 +183,13 @@ def encode(
         if manifest.noise is None:
             raise MechanismError("noise-missing", "The manifest's mode needs noise in the ring.")
         _add_noise(
-            manifest, manifest.noise, data, masking_set, noise_seeds, rotation_seed, random_bytes
+            manifest,
+            manifest.noise,
+            data,
+            masking_set_size,
+            noise_seeds,
+            rotation_seed,
+            random_bytes,
         )
     return with_checks(data, manifest.encoding.ring_bits, manifest.encoding.slice_length)
 
@@ -192,7 +198,7 @@ def _add_noise(
     manifest: Manifest,
     noise: Noise,
     data: NDArray[np.int64],
-    masking_set: int,
+    masking_set_size: int,
     seeds: Sequence[Secret],
     ctx: bytes,
     random_bytes: RandomBytes,
@@ -210,9 +216,9 @@ def _add_noise(
     elif not seeds:
         add_skellam(data, noise.share_variance, random_bytes)
     else:
-        add_skellam(data, share_levels(noise, manifest.cohort, masking_set)[0], random_bytes)
+        add_skellam(data, share_levels(noise, manifest.cohort, masking_set_size)[0], random_bytes)
         parts = [
-            removable_part(manifest, masking_set, level, seed, ctx)
+            removable_part(manifest, masking_set_size, level, seed, ctx)
             for level, seed in enumerate(seeds)
         ]
         add_parts(data, parts)

@@ -112,7 +112,7 @@ class ReleaseEntry(msgspec.Struct, frozen=True, kw_only=True):
         """What accounting sees; a charged cohort costs what its fewest survivors would."""
         if self.outcome == "charged":
             return fewest(manifest)
-        return ReleaseFacts(survivors=self.survivors, masking_set=self.masking_set_size)
+        return ReleaseFacts(survivors=self.survivors, masking_set_size=self.masking_set_size)
 
 
 def identity_digest(identity_key: bytes) -> bytes:

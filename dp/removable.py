@@ -48,37 +48,37 @@ def drop_levels(most: int, levels: int = LEVELS) -> tuple[int, ...]:
     return tuple(sorted({-(-most * k // levels) for k in range(1, levels + 1)} - {0}))
 
 
-def _bounds(noise: Noise, rules: CohortRules, masking_set: int) -> tuple[int, ...]:
+def _bounds(noise: Noise, rules: CohortRules, masking_set_size: int) -> tuple[int, ...]:
     """Most drop-outs under which each of the shares v(0), v(t_1), ... suffices."""
-    if not rules.survivors_min <= masking_set <= rules.size_max:
+    if not rules.survivors_min <= masking_set_size <= rules.size_max:
         raise AccountingError(
             "masking-set-size",
             "No masking set of this size can be opened.",
             expected=(rules.survivors_min, rules.size_max),
-            found=masking_set,
+            found=masking_set_size,
         )
-    spare = masking_set - rules.survivors_min
+    spare = masking_set_size - rules.survivors_min
     return tuple(min(drops, spare) for drops in (0, *noise.removable_drops))
 
 
-def share_levels(noise: Noise, rules: CohortRules, masking_set: int) -> tuple[int, ...]:
+def share_levels(noise: Noise, rules: CohortRules, masking_set_size: int) -> tuple[int, ...]:
     """Variances v(0), v(t_1), ..., v(t_L) of what stays of one share; ascending, integer units
     squared. Without removable parts the one share.
 
     Raises:
         AccountingError: ``masking-set-size``.
     """
-    bounds = _bounds(noise, rules, masking_set)
+    bounds = _bounds(noise, rules, masking_set_size)
     if not noise.removable_drops:
         return (noise.share_variance,)
-    target, counted = noise.share_variance * noise.honest_min, masking_set - rules.silent_max
+    target, counted = noise.share_variance * noise.honest_min, masking_set_size - rules.silent_max
     return tuple(-(-target // (counted - drops)) for drops in bounds)
 
 
-def kept_share(noise: Noise, rules: CohortRules, masking_set: int, survivors: int) -> int:
+def kept_share(noise: Noise, rules: CohortRules, masking_set_size: int, survivors: int) -> int:
     """Variance of what stays of each survivor's share once the parts above are removed."""
-    removed = opened_levels(noise.removable_drops, masking_set, survivors)
-    return share_levels(noise, rules, masking_set)[len(noise.removable_drops) - len(removed)]
+    removed = opened_levels(noise.removable_drops, masking_set_size, survivors)
+    return share_levels(noise, rules, masking_set_size)[len(noise.removable_drops) - len(removed)]
 
 
 def most_variance(noise: Noise, rules: CohortRules) -> int:
@@ -114,7 +114,7 @@ class RemovablePart:
 
 
 def removable_part(
-    manifest: Manifest, masking_set: int, level: int, seed: Secret, ctx: bytes
+    manifest: Manifest, masking_set_size: int, level: int, seed: Secret, ctx: bytes
 ) -> RemovablePart:
     """The part of ``level`` (from 0, as in ``secagg.context.opened_levels``) that ``seed`` gives.
 
@@ -129,7 +129,7 @@ def removable_part(
         raise MechanismError(
             "seed-size", "A seed has 256 bits.", expected=SEED_BYTES, found=len(seed)
         )
-    shares = share_levels(noise, manifest.cohort, masking_set)
+    shares = share_levels(noise, manifest.cohort, masking_set_size)
     key = derive(seed.reveal(), "removable noise", level.to_bytes(8, "little"), salt=ctx)
     return RemovablePart(Secret(key), shares[level + 1] - shares[level])
 

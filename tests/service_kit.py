@@ -274,7 +274,7 @@ class Device:
                     {"count": self.value},
                     rotation_seed=ctx,
                     random_bytes=self.tools.random_bytes,
-                    masking_set=members,
+                    masking_set_size=members,
                     noise_seeds=seeds,
                 )
                 await self.feed(client.VectorReady(lanes))

@@ -218,7 +218,7 @@ class Releaser:
                 sums,
                 version=row.version,
                 survivors=counted.survivors,
-                masking_set_size=counted.masking_set,
+                masking_set_size=counted.masking_set_size,
                 lag=row.version - state.facts.models[-1].version,
             )
         )
@@ -327,7 +327,7 @@ class Releaser:
                 cohort=cohort,
                 outcome=entry.outcome,
                 survivors=counted.survivors,
-                masking_set=counted.masking_set,
+                masking_set_size=counted.masking_set_size,
                 leaf_index=leaf,
                 view=msgspec.json.encode(view).decode(),
             )
@@ -352,11 +352,14 @@ class Releaser:
 
     async def _facts(self, connection: AsyncConnection, task: Task) -> list[ReleaseFacts]:
         rows = await connection.execute(
-            sa.select(releases.c.survivors, releases.c.masking_set)
+            sa.select(releases.c.survivors, releases.c.masking_set_size)
             .where(releases.c.task == task.name)
             .order_by(releases.c.release)
         )
-        return [ReleaseFacts(survivors=row.survivors, masking_set=row.masking_set) for row in rows]
+        return [
+            ReleaseFacts(survivors=row.survivors, masking_set_size=row.masking_set_size)
+            for row in rows
+        ]
 
     # -- the end ----------------------------------------------------------------------------
 
@@ -612,7 +615,9 @@ async def _close(
 
 def facts_of(state: State) -> ReleaseFacts:
     """What accounting counts in a cohort whose survivors are confirmed."""
-    return ReleaseFacts(survivors=len(survivors_of(state)), masking_set=len(masking_set_of(state)))
+    return ReleaseFacts(
+        survivors=len(survivors_of(state)), masking_set_size=len(masking_set_of(state))
+    )
 
 
 def affordable(account: Account, manifest: Manifest) -> bool:

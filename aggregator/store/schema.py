@@ -149,7 +149,9 @@ releases = sa.Table(
     sa.Column("cohort", _Hex, nullable=False, unique=True),
     sa.Column("outcome", sa.String(16), nullable=False),  # released | charged
     sa.Column("survivors", sa.Integer, nullable=False),  # that accounting counts
-    sa.Column("masking_set", sa.Integer, nullable=False, server_default="0"),  # 0: not known
+    sa.Column(  # 0: not known
+        "masking_set", sa.Integer, key="masking_set_size", nullable=False, server_default="0"
+    ),
     sa.Column("leaf_index", sa.BigInteger, nullable=False),
     sa.Column("view", sa.Text, nullable=False),  # JSON for the operator
 )

@@ -11,7 +11,7 @@ from secagg.errors import LocalProtocolError
 from secagg.manifest import Manifest, training_of
 
 
-def mean_variance(manifest: Manifest, survivors: int, masking_set: int = 0) -> float:
+def mean_variance(manifest: Manifest, survivors: int, masking_set_size: int = 0) -> float:
     """Variance per coordinate of the survivors' noise shares in the mean, real units squared.
 
     The variance in the sum over (scale * public denominator)^2, times FedNova's tau_eff^2; 0
@@ -20,8 +20,8 @@ def mean_variance(manifest: Manifest, survivors: int, masking_set: int = 0) -> f
     0.1 % of a noise worth the name.
 
     Args:
-        masking_set: devices that owed a vector. Where parts of the noise are removable, what stayed
-            follows from it; 0: not known, the target is then counted.
+        masking_set_size: devices that owed a vector. Where parts of the noise are removable, what
+            stayed follows from it; 0: not known, the target is then counted.
 
     Raises:
         LocalProtocolError: ``survivors-missing``.
@@ -38,8 +38,8 @@ def mean_variance(manifest: Manifest, survivors: int, masking_set: int = 0) -> f
         )
     if not noise.removable_drops:
         total = noise.share_variance * survivors
-    elif masking_set:
-        total = kept_share(noise, manifest.cohort, masking_set, survivors) * survivors
+    elif masking_set_size:
+        total = kept_share(noise, manifest.cohort, masking_set_size, survivors) * survivors
     else:
         total = noise.share_variance * noise.honest_min
     return total / _divisor(manifest) ** 2

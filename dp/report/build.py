@@ -127,7 +127,7 @@ def _release(manifest: Manifest, release: AuditedRelease) -> ReleaseRow:
         at=entry.released_at,
         outcome=entry.outcome,
         cohort_size=entry.cohort_size,
-        masking_set=entry.masking_set_size if recorded else None,
+        masking_set_size=entry.masking_set_size if recorded else None,
         survivors=entry.survivors,
         dropped=entry.cohort_size - entry.survivors if released else None,
         clips=_clips(manifest, release.clip),

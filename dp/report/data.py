@@ -21,7 +21,7 @@ class Parameter(msgspec.Struct, frozen=True, kw_only=True):
 class ReleaseRow(msgspec.Struct, frozen=True, kw_only=True):
     """One charged cohort. ``epsilons``: the task's cost after it, in the order of its lines.
 
-    ``masking_set``: devices that owed a vector; None where a record of version 1 does not tell.
+    ``masking_set_size``: devices that owed a vector; None where a record of version 1 does not say.
     ``dropped``: of the cohort, not in the sum; None without a sum, where the record does not tell
     who had sent. ``clips``: the bound of each unit in this release, real units, by name.
     ``noise_multiplier``: guaranteed noise over the unit's bound (of examples, else of devices).
@@ -37,7 +37,7 @@ class ReleaseRow(msgspec.Struct, frozen=True, kw_only=True):
     at: int
     outcome: str
     cohort_size: int
-    masking_set: int | None
+    masking_set_size: int | None = msgspec.field(name="masking_set")
     survivors: int
     dropped: int | None
     clips: tuple[tuple[str, float], ...]

@@ -85,14 +85,14 @@ class ProvideVector:
     """Debit the device's budget, draw noise for this cohort alone, encode, and answer with
     :class:`VectorReady`.
 
-    ``cohort_size``: devices in the masking set. ``noise_seeds``: one per removable part of the
+    ``masking_set_size``: devices that owe a vector. ``noise_seeds``: one per removable part of the
     noise, 32 bytes; the driver draws that part from it and from nothing else, so that it can be
     taken off. ``models``: those that the cohort admits; ``staleness``: versions between this
     device's model and the newest of them.
     """
 
     ctx: bytes
-    cohort_size: int
+    masking_set_size: int
     noise_seeds: tuple[Secret, ...] = ()
     models: tuple[AdmittedModel, ...] = ()
     staleness: int = 0

@@ -273,7 +273,7 @@ def _encoding(length: int, repeat: int) -> list[_Row]:
             {name: values},
             rotation_seed=bytes(32),
             random_bytes=secrets.token_bytes,
-            masking_set=manifest.cohort.size_max,
+            masking_set_size=manifest.cohort.size_max,
             noise_seeds=[Secret(secrets.token_bytes(32)) for _ in manifest.removable_drops],
         )
 

@@ -114,7 +114,7 @@ class Clipped(Remote):
             values,
             rotation_seed=effect.ctx,
             random_bytes=self.tools.random_bytes,
-            masking_set=effect.cohort_size,
+            masking_set_size=effect.masking_set_size,
             noise_seeds=effect.noise_seeds,
         )
         await self.feed(client.VectorReady(lanes))

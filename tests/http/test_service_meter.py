@@ -39,7 +39,7 @@ class Noiseless(Device):
             {"count": self.value},
             rotation_seed=effect.ctx,
             random_bytes=self.tools.random_bytes,
-            masking_set=effect.cohort_size,
+            masking_set_size=effect.masking_set_size,
             noise_seeds=effect.noise_seeds,
         )
         return await self.feed(client.VectorReady(lanes))

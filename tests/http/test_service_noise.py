@@ -84,6 +84,6 @@ async def test_a_released_sum_is_the_vectors_without_the_parts_that_nobody_needs
     assert share == share_levels(noise, rules, 6)[lost]
     energy = float((released.astype(np.float64) ** 2).sum()) * manifest.segments[0].scale ** 2
     assert 5e-10 < stats.chi2.sf(energy / (share * len(survivors)), LENGTH) < 1 - 5e-10
-    facts = ReleaseFacts(survivors=len(survivors), masking_set=6)
+    facts = ReleaseFacts(survivors=len(survivors), masking_set_size=6)
     assert recorded.guaranteed_variance == guaranteed_variance(manifest, facts)
     assert recorded.guaranteed_variance >= noise.share_variance * noise.honest_min

@@ -135,7 +135,7 @@ pairs = st.tuples(tasks("one"), counts, tasks("two"), counts).map(
 
 def facts(manifest: Manifest, survivors: int) -> ReleaseFacts:
     known = manifest.noise is not None and bool(manifest.noise.removable_drops)
-    return ReleaseFacts(survivors=survivors, masking_set=_MASKING_SET if known else 0)
+    return ReleaseFacts(survivors=survivors, masking_set_size=_MASKING_SET if known else 0)
 
 
 def spent(pair: list[tuple[Manifest, Survivors]], delta: float) -> Account:

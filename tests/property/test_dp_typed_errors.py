@@ -135,7 +135,7 @@ def test_any_count_of_releases_and_survivors(
     if removable:
         noise = msgspec.structs.replace(manifest.noise, removable_drops=(1, 2))
         manifest = msgspec.structs.replace(manifest, noise=noise)
-    facts = ReleaseFacts(survivors=survivors, masking_set=members)
+    facts = ReleaseFacts(survivors=survivors, masking_set_size=members)
     for attempt in (
         lambda: [line.epsilon for line in lines(manifest, releases_)],
         lambda: [line.epsilon for line in lines(manifest, {facts: releases_})],
@@ -176,7 +176,7 @@ def test_any_charge(survivors: int, masking_set: int, times: int) -> None:
     """An account charges a possible release and refuses any other with a type."""
     manifest = built()
     account = Account(delta=1e-5, max_epsilon=8.0)
-    facts = ReleaseFacts(survivors=survivors, masking_set=masking_set)
+    facts = ReleaseFacts(survivors=survivors, masking_set_size=masking_set)
     cost(lambda: account.spend("01", manifest, facts).epsilon("example"))
     cost(lambda: sum(charge.count for charge in charges_of(manifest, facts)))
 

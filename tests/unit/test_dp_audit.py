@@ -238,7 +238,8 @@ def test_with_removable_noise_the_masking_set_decides_what_is_charged(
     assert honest.verified, honest.problems
     recorded = [release.guaranteed_variance for release in honest.tasks[0].releases]
     assert recorded == [
-        guaranteed_variance(manifest, ReleaseFacts(survivors=u, masking_set=6)) for u in (4, 5, 6)
+        guaranteed_variance(manifest, ReleaseFacts(survivors=u, masking_set_size=6))
+        for u in (4, 5, 6)
     ]
     assert 3 * recorded[1] == 4 * recorded[0]
     assert reason in reasons(audited(edited(builder, 2, change)))

@@ -89,7 +89,7 @@ def test_an_honest_ledger_s_figures() -> None:
     (task,) = result.tasks
     assert (task.leaf, task.manifest, task.admissible) == (0, MANIFEST, True)
     assert task.manifest_digest == manifest_digest(encode_manifest(MANIFEST))
-    assert task.facts == tuple(ReleaseFacts(survivors=n, masking_set=6) for n in (4, 5, 6))
+    assert task.facts == tuple(ReleaseFacts(survivors=n, masking_set_size=6) for n in (4, 5, 6))
     assert [release.leaf for release in task.releases] == [1, 2, 3]
     assert [release.lines[0].epsilon for release in task.releases] == EPSILON[1:]
     assert task.lines == task.releases[-1].lines

@@ -214,7 +214,7 @@ def test_a_release_is_what_the_survivors_that_count_have_added() -> None:
     in_parts = msgspec.structs.replace(manifest, noise=parts)
     unknown = guaranteed_variance(in_parts, ReleaseFacts(survivors=5))
     assert unknown == share * manifest.noise.honest_min
-    known = guaranteed_variance(in_parts, ReleaseFacts(survivors=6, masking_set=6))
+    known = guaranteed_variance(in_parts, ReleaseFacts(survivors=6, masking_set_size=6))
     assert known == 5 * -(-share * manifest.noise.honest_min // 5)
     assert draws_per_release(manifest) == 64 * 6
     assert draws_per_release(in_parts) == 64 * 6 * 2

@@ -75,7 +75,7 @@ def test_a_task_s_record_key_by_key() -> None:
 def test_a_release_s_record_key_by_key() -> None:
     previous = (ReleaseFacts(survivors=4),)
     item = release(2, measured_variance=(7, 9), model_versions=(1,))
-    facts = ReleaseFacts(survivors=5, masking_set=6)
+    facts = ReleaseFacts(survivors=5, masking_set_size=6)
     statements = lines(MANIFEST, [*previous, facts])
     assert item.facts(MANIFEST) == facts
     assert record_of(item, previous) == {

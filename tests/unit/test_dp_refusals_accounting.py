@@ -39,7 +39,7 @@ CONFIG, LOCAL = ConfigurationError, LocalProtocolError
 
 
 def guaranteed(survivors: int, masking_set: int = 0) -> Callable[[], int]:
-    facts = ReleaseFacts(survivors=survivors, masking_set=masking_set)
+    facts = ReleaseFacts(survivors=survivors, masking_set_size=masking_set)
     return lambda: accounting.guaranteed_variance(in_parts(), facts)
 
 

@@ -96,7 +96,7 @@ def opened_sum(manifest: Manifest, members: int, survivors: int) -> np.ndarray:
             zeros,
             rotation_seed=CTX,
             random_bytes=seeded(device),
-            masking_set=members,
+            masking_set_size=members,
             noise_seeds=seeds(manifest, device),
         )
         if total is None:
@@ -148,7 +148,7 @@ def test_enough_noise_is_left_for_every_masking_set_and_number_of_survivors(
             kept = kept_share(noise, cohort, members, survivors)
             # What the opened levels leave is this share.
             assert kept == shares[len(shares) - 1 - len(opened(manifest, members, survivors))]
-            facts = ReleaseFacts(survivors=survivors, masking_set=members)
+            facts = ReleaseFacts(survivors=survivors, masking_set_size=members)
             guaranteed = guaranteed_variance(manifest, facts)
             assert guaranteed == kept * (survivors - cohort.silent_max) >= target
             most, least = max(most, survivors * kept), min(least, guaranteed)
@@ -188,7 +188,7 @@ def test_measured_variance_of_released_sums_at_each_drop_out_count(members: int,
     # The target itself is refuted from above: at least as much is there.
     target = manifest.noise.share_variance * manifest.noise.honest_min
     assert expected > target
-    facts = ReleaseFacts(survivors=survivors, masking_set=members)
+    facts = ReleaseFacts(survivors=survivors, masking_set_size=members)
     measured = noise_interval(manifest, payload, facts)
     assert measured.guaranteed == guaranteed_variance(manifest, facts)
     assert measured.low <= expected <= measured.high
@@ -209,7 +209,7 @@ def test_what_is_left_is_the_parts_that_stay_and_the_signal_bit_for_bit(survivor
             {"x": values},
             rotation_seed=CTX,
             random_bytes=seeded(device),
-            masking_set=10,
+            masking_set_size=10,
             noise_seeds=seeds(manifest, device),
         )
         # The same device, had it known who would survive: only the parts that stay.
@@ -250,7 +250,7 @@ def test_noise_that_is_taken_off_but_was_never_added_does_not_count_as_noise(sil
     """A device that leaves all its noise out still deals seeds; their noise is then in the sum."""
     manifest = removable(length=20_000)
     bits, members = manifest.encoding.ring_bits, 10
-    facts = ReleaseFacts(survivors=members, masking_set=members)
+    facts = ReleaseFacts(survivors=members, masking_set_size=members)
     total = opened_sum(manifest, members, members)
     parts = [
         removable_part(manifest, members, level, secret(device, level), CTX)
@@ -269,7 +269,7 @@ def test_noise_that_is_taken_off_but_was_never_added_does_not_count_as_noise(sil
             {"x": np.zeros(manifest.data_length)},
             rotation_seed=CTX,
             random_bytes=seeded(device),
-            masking_set=members,
+            masking_set_size=members,
             noise_seeds=seeds(manifest, device),
         )
         payload[0] = 0
@@ -351,8 +351,8 @@ def test_a_masking_set_without_room_for_drop_outs_has_nothing_to_remove() -> Non
 
 def test_accounting_charges_what_is_left_for_the_real_survivors() -> None:
     manifest = removable()
-    full = ReleaseFacts(survivors=10, masking_set=10)
-    lost = ReleaseFacts(survivors=8, masking_set=10)
+    full = ReleaseFacts(survivors=10, masking_set_size=10)
+    lost = ReleaseFacts(survivors=8, masking_set_size=10)
     unknown = ReleaseFacts(survivors=10)
     costs = {facts: headline(lines(manifest, [facts])) for facts in (full, lost, unknown)}
     worst = headline(lines(manifest, 1))
@@ -360,7 +360,7 @@ def test_accounting_charges_what_is_left_for_the_real_survivors() -> None:
     # Eight of ten keep what two drop-outs need, and there are no more: hardly more than needed.
     assert costs[full] <= worst
     assert costs[lost] <= worst
-    one_lost = headline(lines(manifest, [ReleaseFacts(survivors=9, masking_set=10)]))
+    one_lost = headline(lines(manifest, [ReleaseFacts(survivors=9, masking_set_size=10)]))
     assert one_lost < 0.95 * worst
     account = Account(delta=manifest.budget.delta).spend("a", manifest, full)
     assert account.epsilon("device") == pytest.approx(costs[full])
@@ -378,7 +378,7 @@ def test_accounting_charges_what_is_left_for_the_real_survivors() -> None:
 
 @pytest.mark.parametrize(
     "facts",
-    [ReleaseFacts(survivors=8, masking_set=7), ReleaseFacts(survivors=8, masking_set=11)],
+    [ReleaseFacts(survivors=8, masking_set_size=7), ReleaseFacts(survivors=8, masking_set_size=11)],
 )
 def test_impossible_masking_sets_are_typed_errors(facts: ReleaseFacts) -> None:
     with pytest.raises(AccountingError) as caught:

@@ -194,7 +194,7 @@ def test_each_line_has_a_chart_of_its_own_that_says_whose_it_is(mode: str) -> No
 
 def test_the_chart_is_over_time() -> None:
     """A release a day later moves along the axis, while its number and its cost stay."""
-    manifest, facts = built(), (ReleaseFacts(survivors=4, masking_set=6),)
+    manifest, facts = built(), (ReleaseFacts(survivors=4, masking_set_size=6),)
     digest = manifest_digest(encode_manifest(manifest))
     pages = []
     for later in (0, 86_400):
@@ -241,7 +241,7 @@ def test_the_parameters_of_each_release_stand_in_a_row() -> None:
     data = data_of(builder)
     (release,) = data.tasks[0].releases
     assert release.clips == (("example", 1.0),)
-    assert release.masking_set == 6
+    assert release.masking_set_size == 6
     assert release.model == record.new_model_digest.hex()
     row = section(render(data), "Parameters by release", 4)
     assert ">0.50 to 2.00<" in row
@@ -273,7 +273,7 @@ def test_a_charged_cohort_says_whose_fault_it_was_and_claims_no_drop_outs(tmp_pa
     data = data_of(builder)
     first, second = data.tasks[0].releases
     assert (first.dropped, first.fault, first.cause) == (2, None, "")
-    assert (second.dropped, second.masking_set) == (None, 6)
+    assert (second.dropped, second.masking_set_size) == (None, 6)
     assert (second.fault, second.cause) == ("unknown", "too-few-vectors")
     page = render(data)
     row = section(page, "Releases").split("<tr")[3]
@@ -297,7 +297,7 @@ def test_what_records_of_version_1_do_not_tell_is_not_made_up() -> None:
     builder.append(release_record(manifest, digest, [], old))
     data = data_of(builder)
     (row,) = data.tasks[0].releases
-    assert (row.masking_set, row.dropped) == (None, None)
+    assert (row.masking_set_size, row.dropped) == (None, None)
     page = render(data)
     assert 'data-label="masking set">not recorded<' in page
     assert "fault and cause not recorded" in page

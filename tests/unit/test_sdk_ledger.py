@@ -160,7 +160,7 @@ async def test_a_record_of_other_sets_than_the_device_confirmed_is_refused(
 ) -> None:
     """Epsilon and the guaranteed noise follow from both sizes: they are not the operator's word."""
     watched = watch(Log([release(1)]), tmp_path)
-    asked = watched.verify_release(0, **CLAIM, masking_set=masking_set, survivors=survivors)
+    asked = watched.verify_release(0, **CLAIM, masking_set_size=masking_set, survivors=survivors)
     if proven:
         assert (await asked)["survivors"] == 5
         return

@@ -253,7 +253,7 @@ async def test_neither_the_time_nor_the_form_of_a_report_shows_the_batch(
                 contribution.values(),
                 rotation_seed=b"",
                 random_bytes=os.urandom,
-                masking_set=manifest.cohort.size_max,
+                masking_set_size=manifest.cohort.size_max,
                 noise_seeds=[Secret(os.urandom(32)) for _ in manifest.removable_drops],
             )
             assert np.count_nonzero(payload) > 0.9 * payload.size  # the noise is there
