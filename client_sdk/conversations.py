@@ -485,8 +485,9 @@ def _text(value: str, whose: str) -> str:
     except UnicodeEncodeError as error:
         raise ContributionError(
             "example-text",
-            f"{whose} text is not Unicode: it has half of a surrogate pair.",
-            remedy="Read the source with its own encoding.",
+            f"{whose} text is not Unicode: it has bytes that are not UTF-8, or half of a surrogate "
+            "pair.",
+            remedy="Read the source with its own encoding, and save it as UTF-8.",
         ) from error
     return str(value)
 

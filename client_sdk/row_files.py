@@ -96,7 +96,8 @@ def read_file(path: str | os.PathLike[str]) -> RowFile:
     begins = lines[0][1].lstrip()[:1] if lines else b""
     alone = len(rows) == 1 and not _is_pair(rows[0])
     if begins == b"[" and (alone or isinstance(rows[0], Unread)):
-        whole = _read(data)
+        # What is not UTF-8 then fails in its own item, as half of a surrogate pair.
+        whole = _read(data, errors="surrogateescape")
         if isinstance(whole, list):
             return RowFile(path, tuple(whole), None)
         rows[0] = Unread(f"The file begins with a JSON array and is none. {whole.sentence}")
@@ -158,11 +159,12 @@ def _read_line(line: bytes) -> Any:
     return _read(line)
 
 
-def _read(data: bytes) -> Any:
+def _read(data: bytes, errors: str = "strict") -> Any:
     """A JSON object or list, or why it is none."""
     try:
         # Raw tabs in texts, which many programs write, are read too.
-        value = json.loads(data.decode(), strict=False, object_pairs_hook=_object)
+        text = data.decode(errors=errors)
+        value = json.loads(text, strict=False, object_pairs_hook=_object, parse_int=_number)
     except UnicodeDecodeError as error:
         return Unread(
             f"It is not UTF-8 (byte {error.start + 1}) and may be Latin-1 (Windows-1252). {_UTF8}"
@@ -171,8 +173,8 @@ def _read(data: bytes) -> Any:
         said = error.msg.partition(":")[0]  # what follows may quote
         line = "" if error.lineno == 1 else f"line {error.lineno}, "
         return Unread(f"It is not JSON: {said} ({line}character {error.colno}).")
-    except (ValueError, RecursionError):
-        return Unread("It is JSON that is nested too deeply, or has a number that is too long.")
+    except RecursionError:
+        return Unread("It is JSON that is nested too deeply.")
     if not isinstance(value, dict | list | Unread):
         return Unread("It is JSON, but not an object.")
     return value
@@ -182,6 +184,13 @@ def _object(pairs: list[tuple[str, Any]]) -> Any:
     """Which of two values counts would be a guess."""
     found = dict(pairs)
     return found if len(found) == len(pairs) else Unread("A key stands in one object twice.")
+
+
+def _number(digits: str) -> Any:
+    try:
+        return int(digits)
+    except ValueError:  # thousands of digits
+        return Unread("It is a number that is too long.")
 
 
 def _is_pair(row: Any) -> bool:

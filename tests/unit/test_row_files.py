@@ -93,11 +93,23 @@ def test_raw_tabs_are_read(tmp_path: Path) -> None:
     assert list(rows) == [{"prompt": "a\tb", "answer": "c"}]
 
 
+def test_an_item_of_an_array_fails_alone(tmp_path: Path) -> None:
+    items = (
+        b'{"prompt": "caf\xe9", "answer": "a"}',
+        b'{"prompt": "q", "prompt": "r", "answer": "a"}',
+        b'{"prompt": "q", "label": ' + b"9" * 5_000 + b"}",
+        b"null",
+    )
+    for item in items:
+        rows = read_file(written(tmp_path, b"[\n" + LINE + b",\n" + item + b",\n" + LINE + b"]"))
+        assert [rows[0], rows[2]] == [ROW, ROW]
+        assert [one.place for one in unread(rows)] == ["example 1 of data.jsonl"]
+
+
 def test_an_array_that_is_not_whole_is_told(tmp_path: Path) -> None:
     for broken, said in (
         (b"[\n" + LINE + b",\n" + LINE, "Expecting ',' delimiter"),
         (b"[\n" + LINE + b",\n]", "line 3"),
-        (b'[{"prompt": "\xff"}]', "Latin-1"),
     ):
         told = left_out(read_rows(written(tmp_path, broken)))
         assert told is not None
