@@ -122,7 +122,7 @@ async def check_in(device: Device, task: str, offer: Offer) -> CheckIn:
         RemoteProtocolError: as :func:`verify_offer`, or ``manifest-ledger``, ``offer-malformed``,
             or as :func:`proven_clip` or :func:`client_sdk.revocations.refresh`.
         ClockError: as :meth:`client_sdk.server_time.ServerTime.hear`.
-        LedgerError: the ledger forked or was rolled back, or does not name the model.
+        LedgerRefusal: the ledger forked or was rolled back, or does not name the model.
         PolicyRefusal: the policy's reason.
         TransportError, StateError: also as :func:`fetch_model`.
     """
@@ -197,7 +197,7 @@ async def proven_clip(
 
     Raises:
         RemoteProtocolError: ``clip-out-of-range`` (or not finite) or ``clip-mismatch``.
-        LedgerError: ``model-not-in-ledger``; or the ledger itself does not verify.
+        LedgerRefusal: ``model-not-in-ledger``; or the ledger itself does not verify.
     """
     if manifest.clip_adaptation is None:
         return None

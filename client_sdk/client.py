@@ -17,7 +17,7 @@ from client_sdk.device import Device, ParticipantSettings
 from client_sdk.enrolment import check_bundle, load_bundle
 from client_sdk.errors import (
     ContributionError,
-    LedgerError,
+    LedgerRefusal,
     PolicyRefusal,
     StateError,
     TransportError,
@@ -217,7 +217,7 @@ class Client:
         Raises:
             TransportError: the aggregator was out of reach for longer than the patience, or
                 refused this device. The journal keeps what is pending.
-            LedgerError: the ledger forked, was rolled back, or does not show what it must;
+            LedgerRefusal: the ledger forked, was rolled back, or does not show what it must;
                 ``ledger-quarantined`` in every run of the task once a record of it has
                 contradicted this device. The operator's fault; other tasks go on.
             RemoteProtocolError: an offer that the aggregator's key did not sign.
@@ -274,7 +274,7 @@ class Client:
         ``refusals`` of the result says why the present policy dropped it, as :meth:`run` does.
 
         Raises:
-            TransportError, LedgerError, ClockError, StateError: as :meth:`run`.
+            TransportError, LedgerRefusal, ClockError, StateError: as :meth:`run`.
         """
         return asyncio.run(self.resume_async())
 
@@ -306,7 +306,7 @@ class Client:
         ledger that is longer than it reads then, and for cohorts that ended since.
 
         Raises:
-            LedgerError, BudgetError: as :func:`client_sdk.recovery.recover`.
+            LedgerRefusal, BudgetError: as :func:`client_sdk.recovery.recover`.
             TransportError, StateError: as :meth:`run`.
         """
         return asyncio.run(self.recover_account_async(leaves_max))
@@ -387,7 +387,7 @@ class Client:
             plan_second_look(journal, now_s + self.policy.max_hold_s)  # until it is known better
         try:
             recovered = await recover(device.ledger, device.account, self._identity_key, leaves_max)
-        except LedgerError as error:
+        except LedgerRefusal as error:
             await _keep_evidence(device, error)
             raise
         if is_new and recovered.cohort_max_s:
@@ -449,7 +449,7 @@ class Client:
                 tally.refusals.append(refusal)
                 await device.emit("refused", task, reason=refusal.reason, message=str(refusal))
                 break
-            except LedgerError as error:
+            except LedgerRefusal as error:
                 await _tell_fault(device, task, error)
                 raise
             except ContributionError as error:
@@ -483,7 +483,7 @@ class Client:
     async def _demand_no_quarantine(self, device: Device, task: str) -> None:
         try:
             Quarantine(device.journal).check(device.ledger.verifier, task)
-        except LedgerError as error:
+        except LedgerRefusal as error:
             await device.emit("refused", task, reason=error.reason, message=str(error))
             raise
 
@@ -565,14 +565,14 @@ def _failed(journal: Journal, session: Session) -> str | None:
     return contribution.failed
 
 
-async def _tell_fault(device: Device, task: str, error: LedgerError) -> None:
+async def _tell_fault(device: Device, task: str, error: LedgerRefusal) -> None:
     """Say that the ledger is at fault outside of a session, and where the evidence lies."""
     kept = await _keep_evidence(device, error)
     shown = {} if kept is None else {"evidence": str(kept)}
     await device.emit("aborted", task, reason=error.reason, message=str(error), **shown)
 
 
-async def _keep_evidence(device: Device, error: LedgerError) -> Path | None:
+async def _keep_evidence(device: Device, error: LedgerRefusal) -> Path | None:
     """Keep what the ledger showed outside of a session, and name the file in the error."""
     if not error.evidence:
         return None

@@ -154,7 +154,7 @@ async def settle(
     """Ask the ledger about each change whose receipt never came.
 
     Raises:
-        LedgerError: the ledger's answer does not verify.
+        LedgerRefusal: the ledger's answer does not verify.
     """
     for entry in control.waiting:
         held, size = await ledger.holds(

@@ -59,7 +59,7 @@ class PolicyRefusal(ClientError):
     """This device refuses: the offer is weaker than its own policy. Nothing was trained or sent."""
 
 
-class LedgerError(ClientError):
+class LedgerRefusal(ClientError):
     """The ledger's log is not what it was, or does not hold what a receipt says it holds.
 
     The operator's fault, not the app's.

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from client_sdk.errors import LedgerError
+from client_sdk.errors import LedgerRefusal
 from client_sdk.journal import Journal, SessionRecord
 
 _NAME = "quarantine"
@@ -56,11 +56,11 @@ class Quarantine:
         """Return if the task is not refused on this ledger (its verifier key).
 
         Raises:
-            LedgerError: ``ledger-quarantined``.
+            LedgerRefusal: ``ledger-quarantined``.
         """
         for entry in self.entries:
             if (entry.ledger, entry.task) == (ledger, task):
-                raise LedgerError(
+                raise LedgerRefusal(
                     "ledger-quarantined",
                     f"This device takes part in {task!r} no more: the ledger showed a record that "
                     "contradicts what the device knows. That is the operator's fault.",
@@ -89,7 +89,7 @@ class Quarantine:
 
 
 def keep_evidence(
-    journal: Journal, error: LedgerError, session: SessionRecord | None, ledger: str, now_s: float
+    journal: Journal, error: LedgerRefusal, session: SessionRecord | None, ledger: str, now_s: float
 ) -> Path:
     """Write what the ledger showed, and what this session knows, as JSON (mode 0600).
 

@@ -29,7 +29,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import msgspec
 
-from client_sdk.errors import LedgerError, TransportError
+from client_sdk.errors import LedgerRefusal, TransportError
 from client_sdk.http import is_transient
 from client_sdk.journal import Journal
 from client_sdk.threads import finish_in_thread
@@ -43,7 +43,7 @@ from dp.contributors import (
     listed,
     members_of,
 )
-from dp.errors import LedgerError as LogError
+from dp.errors import LedgerError
 from dp.notes import Checkpoint, open_checkpoint, parse_verifier
 from dp.records import canonical_object, clip_of, identity_digest
 from dp.witness import WitnessPolicy
@@ -137,13 +137,13 @@ class LedgerWatch:
         """What is read of the ledger in here comes before the deadline.
 
         Raises:
-            LedgerError: ``ledger-deadline``.
+            LedgerRefusal: ``ledger-deadline``.
         """
         try:
             async with asyncio.timeout(self._deadline_s):
                 yield
         except TimeoutError as error:
-            raise LedgerError(
+            raise LedgerRefusal(
                 "ledger-deadline",
                 "The ledger's files did not come in time.",
                 expected=f"all that one look needs in {self._deadline_s:g} s",
@@ -164,7 +164,7 @@ class LedgerWatch:
         """Fetch the current checkpoint, verify that it extends the remembered one, remember it.
 
         Raises:
-            LedgerError: ``ledger-rolled-back``, ``ledger-forked``, ``ledger-too-large``,
+            LedgerRefusal: ``ledger-rolled-back``, ``ledger-forked``, ``ledger-too-large``,
                 ``ledger-incomplete``, ``ledger-deadline``, ``witnesses-missing``, or the reason for
                 which a checkpoint does not verify.
         """
@@ -189,10 +189,10 @@ class LedgerWatch:
         Args:
             masking_set_size, survivors: of the sets that this device confirmed; epsilon and the
                 guaranteed noise follow from them. 0: not known (a session of an older version).
-            check: a further look at the proven record, in a thread; raises LedgerError.
+            check: a further look at the proven record, in a thread; raises LedgerRefusal.
 
         Raises:
-            LedgerError: as :meth:`advance`, or ``release-not-proven``, ``release-mismatch``,
+            LedgerRefusal: as :meth:`advance`, or ``release-not-proven``, ``release-mismatch``,
                 ``contributor-missing`` (this device is not among the contributors).
         """
         proven = await self._patiently(lambda: self._prove(leaf_index))
@@ -228,7 +228,7 @@ class LedgerWatch:
             leaves before which no other look is needed.
 
         Raises:
-            LedgerError: as :meth:`verify_release`.
+            LedgerRefusal: as :meth:`verify_release`.
         """
 
         async def look() -> tuple[int | None, int]:
@@ -260,7 +260,7 @@ class LedgerWatch:
                 says; -1: the last ``SEARCHED_MAX`` leaves are searched for the records.
 
         Raises:
-            LedgerError: as :meth:`verify_release`, or ``model-not-in-ledger``.
+            LedgerRefusal: as :meth:`verify_release`, or ``model-not-in-ledger``.
         """
         if leaf_index >= 0:
             (digest,) = digests
@@ -276,13 +276,13 @@ class LedgerWatch:
         """The clip that the release of a model names, proven; None where it names none.
 
         Raises:
-            LedgerError: as :meth:`verify_models`; ``release-mismatch`` for a record that is none.
+            LedgerRefusal: as :meth:`verify_models`; ``release-mismatch`` for a record that is none.
         """
         (record,) = await self._records_of(frozenset({model_digest}), task, manifest_digest)
         try:
             return clip_of(record)
-        except LogError as error:
-            raise LedgerError("release-mismatch", str(error)) from error
+        except LedgerError as error:
+            raise LedgerRefusal("release-mismatch", str(error)) from error
 
     async def _records_of(
         self, digests: frozenset[bytes], task: str, manifest_digest: bytes
@@ -305,7 +305,7 @@ class LedgerWatch:
                 if len(found) == len(wanted):
                     break
             if missing := wanted - found.keys():
-                raise LogError(
+                raise LedgerError(
                     "model-not-in-ledger",
                     "A model was offered that this task never released.",
                     expected=f"a model of the last {SEARCHED_MAX} of {checkpoint.size} records",
@@ -326,7 +326,7 @@ class LedgerWatch:
         claim = {"task": task, "manifest_digest": manifest_digest.hex()}
         found = {key: proven.record.get(key) for key in claim}
         if found != claim or _model_of(proven.record) != digest.hex():
-            raise LedgerError(
+            raise LedgerRefusal(
                 "model-not-in-ledger",
                 "The ledger's record is not about the model that it was shown for.",
                 expected={**claim, "model": digest.hex()},
@@ -342,12 +342,12 @@ class LedgerWatch:
         That they are the whole log is proven when the iteration ends, not before.
 
         Raises:
-            LedgerError: as :meth:`advance`, ``ledger-too-long``, or ``ledger-forked`` if they are
+            LedgerRefusal: as :meth:`advance`, ``ledger-too-long``, or ``ledger-forked`` if they are
                 not what the checkpoint signs.
         """
         checkpoint = await self.advance()
         if checkpoint.size > leaves_max:
-            raise LedgerError(
+            raise LedgerRefusal(
                 "ledger-too-long",
                 "The ledger has more records than this device reads at once.",
                 expected=f"at most {leaves_max}",
@@ -359,13 +359,13 @@ class LedgerWatch:
             files = await self._fetch([bundle.path])
             try:
                 entries = tiles.parse_bundle(tiles.fetch(files.get, bundle), bundle.width)
-            except LogError as error:
-                raise LedgerError("ledger-incomplete", str(error)) from error
+            except LedgerError as error:
+                raise LedgerRefusal("ledger-incomplete", str(error)) from error
             for entry in entries:
                 tree.append(merkle.leaf_hash(entry))
                 yield len(entry), _parse(entry)
         if merkle.root(tree.subtree, tree.size) != checkpoint.root:
-            raise LedgerError(
+            raise LedgerRefusal(
                 "ledger-forked",
                 "The ledger's records are not those that its checkpoint signs.",
                 expected=checkpoint.root.hex(),
@@ -391,8 +391,8 @@ class LedgerWatch:
         """Whether a record of a cohort in which this device masked lists it in the released sum.
 
         Raises:
-            LedgerError: ``contributor-missing``: it is not listed once, or not in the sum although
-                that is ``demanded``.
+            LedgerRefusal: ``contributor-missing``: it is not listed once, or not in the sum
+                although that is ``demanded``.
         """
         record = proven.record
         own, members = self._own_name(record, identity_key), await self._members(record)
@@ -404,7 +404,7 @@ class LedgerWatch:
             message = "The ledger does not list this device among the release's contributors."
         else:
             return record.get("outcome") == "released" and marked == 1
-        raise LedgerError(
+        raise LedgerRefusal(
             "contributor-missing",
             message,
             expected=own.hex(),
@@ -416,7 +416,7 @@ class LedgerWatch:
         """Whether a release record lists this device, and the bytes of its list in a file.
 
         Raises:
-            LedgerError: ``contributor-missing``: its list is damaged or gone.
+            LedgerRefusal: ``contributor-missing``: its list is damaged or gone.
         """
         own, members = self._own_name(record, identity_key), await self._members(record)
         in_file = record.get("contributors") == [] and record.get("not_in_sum", []) == []
@@ -426,14 +426,14 @@ class LedgerWatch:
         """The name by which a release record lists this device, if it does.
 
         Raises:
-            LedgerError: ``release-mismatch``: its context does not parse.
+            LedgerRefusal: ``release-mismatch``: its context does not parse.
         """
         if by_identity(record) or self._identity is None:
             return identity_digest(identity_key)
         try:
             return pseudonym(self._identity, bytes.fromhex(str(record.get("ctx"))))
         except ValueError as error:
-            raise LedgerError("release-mismatch", "The record's context is no hex.") from error
+            raise LedgerRefusal("release-mismatch", "The record's context is no hex.") from error
 
     async def _members(self, record: Mapping[str, object]) -> Members:
         """From the record, or from the file that it names and that must match."""
@@ -442,8 +442,8 @@ class LedgerWatch:
             path = "" if apart is None else contributors_path(apart)
             content = await self._get(path) if path else None
             return members_of(record, {path: content}.get)
-        except LogError as error:
-            raise LedgerError(
+        except LedgerError as error:
+            raise LedgerRefusal(
                 "contributor-missing",
                 f"The list of devices of a release cannot be read: {error}",
                 found=record.get("ctx"),
@@ -462,19 +462,19 @@ class LedgerWatch:
             merkle.verify_inclusion(
                 merkle.leaf_hash(entry), leaf_index, checkpoint.size, proof, checkpoint.root
             )
-        except LogError as error:
-            raise LedgerError("release-not-proven", str(error)) from error
+        except LedgerError as error:
+            raise LedgerRefusal("release-not-proven", str(error)) from error
         unparsed = Proven({}, leaf_index, entry, tuple(proof), note)
         try:
             return replace(unparsed, record=_parse(entry))
-        except LedgerError as error:
+        except LedgerRefusal as error:
             error.evidence, error.lasting = unparsed.evidence(), True
             raise
 
     async def _advance(self, size_min: int) -> Checkpoint:
         note = await self._get("checkpoint")
         if note is None:
-            raise LogError("checkpoint-missing", "The ledger serves no checkpoint.")
+            raise LedgerError("checkpoint-missing", "The ledger serves no checkpoint.")
         new, old = open_checkpoint(note, self._verifier), self.remembered()
         if self._witnesses is not None:
             self._witnesses.check(note)
@@ -486,8 +486,8 @@ class LedgerWatch:
             proof = tiles.consistency_proof(files.get, old.size, new.size)
             try:
                 merkle.verify_consistency(old.size, new.size, old.root, new.root, proof)
-            except LogError as error:
-                raise LedgerError(
+            except LedgerError as error:
+                raise LedgerRefusal(
                     "ledger-forked",
                     "The ledger does not extend what this device has seen of it.",
                     expected=f"{old.size} leaves under {old.root.hex()}",
@@ -499,7 +499,7 @@ class LedgerWatch:
         if new != old:
             self._journal.save_blob(self._name, note)
         if new.size < size_min:
-            raise LogError(
+            raise LedgerError(
                 "release-not-proven",
                 "The ledger does not reach the leaf that it should hold.",
                 expected=f"at least {size_min} leaves",
@@ -515,7 +515,7 @@ class LedgerWatch:
         """A file of the ledger; None if it is not there.
 
         Raises:
-            LedgerError: ``ledger-unreadable``: what is served there is refused, or too large.
+            LedgerRefusal: ``ledger-unreadable``: what is served there is refused, or too large.
             TransportError: the aggregator is out of reach.
         """
         try:
@@ -542,7 +542,7 @@ class LedgerWatch:
         for attempt in range(_TRIES):
             try:
                 return await once()
-            except LogError as error:
+            except LedgerError as error:
                 if attempt == _TRIES - 1:
                     raise _final(error) from error
             await self._sleep(_WAIT_S * 2**attempt)
@@ -558,7 +558,7 @@ def _model_of(record: Mapping[str, object]) -> object:
     return None
 
 
-class _RolledBack(LogError):
+class _RolledBack(LedgerError):
     """A checkpoint that is shorter than the remembered one; a stale replica may show it once."""
 
     def __init__(self, old: Checkpoint, new: Checkpoint, evidence: dict[str, object]) -> None:
@@ -572,9 +572,9 @@ class _RolledBack(LogError):
         )
 
 
-def _final(error: LogError) -> LedgerError:
+def _final(error: LedgerError) -> LedgerRefusal:
     """What a log error is when no retry has mended it."""
-    return LedgerError(
+    return LedgerRefusal(
         "ledger-incomplete" if error.reason == "tile-missing" else error.reason,
         error.message,
         expected=error.expected,
@@ -585,9 +585,9 @@ def _final(error: LogError) -> LedgerError:
     )
 
 
-def unreadable(error: TransportError) -> LedgerError:
+def unreadable(error: TransportError) -> LedgerRefusal:
     """The ledger is in reach, and a file of it cannot be had."""
-    return LedgerError(
+    return LedgerRefusal(
         "ledger-unreadable",
         f"A file of the ledger cannot be had: {error}",
         found=error.status,
@@ -599,11 +599,11 @@ def _check_growth(old: int, new: int, first: bool, shown: dict[str, object]) -> 
     """Refuse sizes that no honest log has.
 
     Raises:
-        LedgerError: ``ledger-too-large``.
+        LedgerRefusal: ``ledger-too-large``.
     """
     growth_max = LEAVES_MAX if first else GROWTH_MAX
     if new > LEAVES_MAX or new - old > growth_max:
-        raise LedgerError(
+        raise LedgerRefusal(
             "ledger-too-large",
             "The ledger has more leaves than a log can have, or grew by more since the last visit.",
             expected=f"at most {min(LEAVES_MAX, old + growth_max)} leaves, {old} were seen before",
@@ -625,12 +625,12 @@ def demand(proven: Proven, expected: Mapping[str, object]) -> None:
     """Each of these fields of a proven record is what this device knows.
 
     Raises:
-        LedgerError: ``release-mismatch``.
+        LedgerRefusal: ``release-mismatch``.
     """
     found = {key: proven.record.get(key) for key in expected}
     wrong = [key for key in expected if not _same(found[key], expected[key])]
     if wrong:
-        raise LedgerError(
+        raise LedgerRefusal(
             "release-mismatch",
             "The ledger's record is not that of this device's release.",
             expected={key: expected[key] for key in wrong},
@@ -650,5 +650,5 @@ def _parse(entry: bytes) -> dict[str, object]:
     """A record in its only reading; it nests no deeper than what is done with it can follow."""
     try:
         return canonical_object(entry)
-    except LogError as error:
-        raise LedgerError("release-mismatch", f"The ledger's record: {error}") from error
+    except LedgerError as error:
+        raise LedgerRefusal("release-mismatch", f"The ledger's record: {error}") from error

@@ -16,7 +16,7 @@ from typing import TypeVar
 from client_sdk.account import DeviceAccount
 from client_sdk.control import DeviceControl
 from client_sdk.device import Device
-from client_sdk.errors import LedgerError, PolicyRefusal, StateError, TransportError
+from client_sdk.errors import LedgerRefusal, PolicyRefusal, StateError, TransportError
 from client_sdk.events import EventKind
 from client_sdk.evidence import QUARANTINED_FOR, Quarantine, Quarantined, keep_evidence
 from client_sdk.http import is_transient
@@ -74,7 +74,7 @@ class Outcome:
     leaf_index: int = 0
     ends_by_s: float = 0.0
     evidence: Path | None = None
-    fault: LedgerError | None = None
+    fault: LedgerRefusal | None = None
     refusal: PolicyRefusal | None = None
     failed: str | None = None
 
@@ -101,8 +101,8 @@ class Participant:
 
         Raises:
             TransportError: the aggregator stayed out of reach; the journal keeps the session.
-            LedgerError: the ledger does not show what it must, and a later look may mend that: the
-                journal keeps the session, once.
+            LedgerRefusal: the ledger does not show what it must, and a later look may mend that:
+                the journal keeps the session, once.
         """
         while True:
             outcome = await self._perform()
@@ -196,7 +196,7 @@ class Participant:
             return
         try:
             await self._demand_models(effect)
-        except LedgerError as error:
+        except LedgerRefusal as error:
             if error.reason != "model-not-in-ledger":
                 await self._demand_lasting(error)
             if error.evidence:
@@ -239,7 +239,7 @@ class Participant:
         devices behind it the roster has shown (``secagg.client.checks``).
 
         Raises:
-            LedgerError: ``model-not-in-ledger``; or the ledger itself does not verify.
+            LedgerRefusal: ``model-not-in-ledger``; or the ledger itself does not verify.
         """
         config = self._session.config
         await self._from_ledger(
@@ -254,8 +254,8 @@ class Participant:
         """What the ledger says.
 
         Raises:
-            LedgerError: also ``ledger-unreadable``, for a server that answers with its own failure
-                beyond the cohort's end: it would do so in every later run too.
+            LedgerRefusal: also ``ledger-unreadable``, for a server that answers with its own
+                failure beyond the cohort's end: it would do so in every later run too.
         """
         try:
             return await answer
@@ -295,7 +295,7 @@ class Participant:
                     check=lambda shown: check_release(shown, record, config.manifest),
                 )
             )
-        except LedgerError as error:
+        except LedgerRefusal as error:
             await self._demand_lasting(error)
             return await self._accuse(error)
         if has_control(config.manifest):
@@ -315,13 +315,13 @@ class Participant:
         )
         return Outcome(record.task, record.model_version, None, effect.release, effect.leaf_index)
 
-    async def _demand_lasting(self, error: LedgerError) -> None:
+    async def _demand_lasting(self, error: LedgerRefusal) -> None:
         """Return if the session must end for this; raises it if a later look may mend it, once."""
         if not error.lasting and not self._session.record.ledger_failures:
             await self._session.count_ledger_failure()
             raise error
 
-    async def _keep(self, error: LedgerError) -> Path:
+    async def _keep(self, error: LedgerRefusal) -> Path:
         device = self._device
         return await finish_in_thread(
             keep_evidence,
@@ -332,7 +332,7 @@ class Participant:
             device.time.now(),
         )
 
-    async def _accuse(self, error: LedgerError) -> Outcome:
+    async def _accuse(self, error: LedgerRefusal) -> Outcome:
         """A release that the ledger does not bear out: evidence first, then the session's end.
 
         Charge, account and checkpoint stay. A record that contradicts this device quarantines the

@@ -171,7 +171,7 @@ class PrivacyPolicy:
         """Who must have cosigned a checkpoint; None if nobody is asked for.
 
         Raises:
-            LedgerError: ``verifier-key`` or ``witness-policy``.
+            LedgerRefusal: ``verifier-key`` or ``witness-policy``.
         """
         if not self.witnesses and self.min_witnesses is None:
             return None

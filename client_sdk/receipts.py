@@ -11,11 +11,11 @@ from collections.abc import Mapping
 
 import msgspec
 
-from client_sdk.errors import LedgerError
+from client_sdk.errors import LedgerRefusal
 from client_sdk.journal import SessionRecord
 from client_sdk.ledger import Proven, demand
 from dp.accounting import PrivacyLine, ReleaseFacts, guaranteed_variance, lines
-from dp.errors import LedgerError as LogError
+from dp.errors import LedgerError
 from dp.records import RELEASE_VERSION, line_record, parse_release, same_terms
 from secagg.context import context
 from secagg.errors import SecaggError
@@ -32,7 +32,7 @@ def check_release(proven: Proven, session: SessionRecord, manifest: Manifest) ->
     Facts that an older software did not journal are not compared.
 
     Raises:
-        LedgerError: ``release-mismatch``.
+        LedgerRefusal: ``release-mismatch``.
     """
     expected: dict[str, object] = {}
     if session.cohort:
@@ -53,7 +53,7 @@ def check_release(proven: Proven, session: SessionRecord, manifest: Manifest) ->
     demand(proven, expected)
     try:
         entry = parse_release(proven.record)
-    except LogError as error:
+    except LedgerError as error:
         raise _mismatch(proven, "The record of the release does not parse.", str(error)) from error
     if session.roster_digest and entry.attempt is not None:
         ctx = context(
@@ -144,8 +144,8 @@ def _micro(line: PrivacyLine) -> float:
 
 def _mismatch(
     proven: Proven, message: str, expected: object = None, found: object = None
-) -> LedgerError:
-    return LedgerError(
+) -> LedgerRefusal:
+    return LedgerRefusal(
         "release-mismatch",
         message,
         expected=expected,

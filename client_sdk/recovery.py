@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from client_sdk.account import DeviceAccount, Found
-from client_sdk.errors import LedgerError
+from client_sdk.errors import LedgerRefusal
 from client_sdk.journal import Journal
 from client_sdk.ledger import LedgerWatch
 from client_sdk.threads import finish_in_thread
@@ -77,7 +77,7 @@ async def recover(
     """Add every charge that the ledger shows to the account; on disk when it returns.
 
     Raises:
-        LedgerError: the ledger does not verify, is too long (``ledger-too-long``) or too slow
+        LedgerRefusal: the ledger does not verify, is too long (``ledger-too-long``) or too slow
             (``ledger-deadline``), or has a
             record that lists this device and cannot be right (``release-mismatch``).
         BudgetError: it lists this device in more cohorts of a task than its manifest allows.
@@ -199,7 +199,7 @@ class _Walk:
     def _spend(self, size: int) -> None:
         self._bytes_left -= size
         if self._bytes_left < 0:
-            raise LedgerError(
+            raise LedgerRefusal(
                 "ledger-too-long",
                 "The ledger's records and lists are larger than this device reads at once.",
                 remedy="To read them all: secagg account recover BUNDLE --leaves-max N.",
@@ -217,8 +217,8 @@ def _context(entry: ReleaseEntry, manifest: Manifest, record: Mapping[str, objec
     )
 
 
-def _mismatch(what: str) -> LedgerError:
-    return LedgerError(
+def _mismatch(what: str) -> LedgerRefusal:
+    return LedgerRefusal(
         "release-mismatch",
         f"A record that lists this device {what}.",
         remedy="Run secagg audit verify on the ledger, and ask the operator.",

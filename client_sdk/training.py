@@ -73,7 +73,7 @@ class Training:
         Raises:
             PolicyRefusal: ``local-noise-undeclared``, or the contributor's ``TaskRefusal``.
             ContributionError: the contributor failed where its failure is no secret.
-            LedgerError: SCAFFOLD: the ledger's word on an earlier release does not verify.
+            LedgerRefusal: SCAFFOLD: the ledger's word on an earlier release does not verify.
         """
         device, task = self._device, checkin.manifest.task
         check_contributor(checkin.manifest, self._contributor)

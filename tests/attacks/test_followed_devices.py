@@ -23,7 +23,7 @@ import rfc8785
 from sdk_support import journal_in
 
 from aggregator.cohorts import releasing
-from client_sdk.errors import LedgerError
+from client_sdk.errors import LedgerRefusal
 from client_sdk.ledger import LedgerWatch
 from dp.contributors import members_of
 from dp.ledger import LedgerBuilder
@@ -239,7 +239,7 @@ async def test_a_device_in_the_sum_is_listed_once_and_marked_or_it_refuses_the_r
     if believed:
         assert (await asked)["release"] == 1
         return
-    with pytest.raises(LedgerError) as caught:
+    with pytest.raises(LedgerRefusal) as caught:
         await asked
     assert caught.value.reason == "contributor-missing"
 
@@ -267,7 +267,7 @@ async def test_a_device_that_masked_is_listed_however_the_cohort_ended(
     if held is not None:
         assert await asked == (held, 1)
         return
-    with pytest.raises(LedgerError) as caught:
+    with pytest.raises(LedgerRefusal) as caught:
         await asked
     assert caught.value.reason == "contributor-missing"
 

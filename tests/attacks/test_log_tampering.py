@@ -15,7 +15,7 @@ import rfc8785
 from sdk_support import journal_in
 from typer.testing import CliRunner
 
-from client_sdk.errors import LedgerError
+from client_sdk.errors import LedgerRefusal
 from client_sdk.ledger import LedgerWatch
 from client_sdk.policy import PrivacyPolicy
 from dp.ledger import LedgerBuilder
@@ -138,7 +138,7 @@ def test_an_auditor_finds_it(tamper: Tamper, tmp_path: Path) -> None:
 async def test_a_device_finds_it(tamper: Tamper, tmp_path: Path) -> None:
     policy = PrivacyPolicy()
     await watch(files_of(HONEST), tmp_path, policy).advance()
-    with pytest.raises(LedgerError) as caught:
+    with pytest.raises(LedgerRefusal) as caught:
         await watch(files_of(tamper()), tmp_path, policy).advance()
     assert caught.value.reason == ("ledger-rolled-back" if tamper is cut else "ledger-forked")
     remembered = watch(files_of(HONEST), tmp_path, policy).remembered()
@@ -167,7 +167,7 @@ async def test_a_new_device_that_demands_a_witness_finds_it(tamper: Tamper, tmp_
     rows = honest["checkpoint"].decode().rpartition("\n\n")[2].split("\n", 1)[1]
     bent = files_of(tamper())
     for note in (bent["checkpoint"], bent["checkpoint"] + rows.encode()):
-        with pytest.raises(LedgerError) as caught:
+        with pytest.raises(LedgerRefusal) as caught:
             await watch({**bent, "checkpoint": note}, tmp_path, policy).advance()
         assert caught.value.reason == "witnesses-missing"
 

@@ -23,7 +23,7 @@ from aggregator.cohorts import releasing
 from client_sdk import Event
 from client_sdk.account import DeviceAccount
 from client_sdk.enrolment import save_bundle
-from client_sdk.errors import ClockError, LedgerError
+from client_sdk.errors import ClockError, LedgerRefusal
 from client_sdk.journal import Journal
 from client_sdk.keystore import open_storage_key
 from client_sdk.recovery import Recovered, SecondLook
@@ -324,7 +324,7 @@ async def test_a_ledger_beyond_the_limit_is_refused_with_the_way_out(
 ) -> None:
     async with World(tmp_path, noised(TASK)) as world:
         await a_release(world, TASK, "d0", "d1", "d2", "d3")
-        with pytest.raises(LedgerError) as caught:
+        with pytest.raises(LedgerRefusal) as caught:
             await world.device("d0").recover_account_async(leaves_max)
         assert caught.value.reason == "ledger-too-long"
         assert "--leaves-max" in str(caught.value.remedy)
@@ -347,7 +347,7 @@ async def test_records_that_the_checkpoint_does_not_sign_are_not_believed(tmp_pa
         policy = rfc8785.dumps({"type": "policy"})
         entry = len(policy).to_bytes(2, "big") + policy
         world.gate = hiding(entry + entry)
-        with pytest.raises(LedgerError, match="ledger-forked"):
+        with pytest.raises(LedgerRefusal, match="ledger-forked"):
             await recovered(world, "d0")
         world.gate = None
         await recovered(world, "d0")

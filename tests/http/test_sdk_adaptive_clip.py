@@ -17,7 +17,7 @@ from aiohttp import web
 from quadratics import LENGTH, quadratic_spec
 from sdk_world import TASK, Killed, World, kill_at
 
-from client_sdk import LedgerError, RunResult
+from client_sdk import LedgerRefusal, RunResult
 from client_sdk.contribution import TrainingJob
 from dp.adaptive import next_clip
 from dp.contracts import AdaptiveClipSpec, TaskSpec
@@ -211,7 +211,7 @@ async def test_a_device_refuses_a_later_clip_that_no_release_made(tmp_path: Path
         async with world._http.get(f"{world.url}/v1/operator/tasks/{TASK}/model") as response:
             state["file"] = forged(await response.read())
         world.gate = gate
-        with pytest.raises(LedgerError) as missing:
+        with pytest.raises(LedgerRefusal) as missing:
             await run(world, Constant(0))
         assert missing.value.reason == "model-not-in-ledger"
 

@@ -14,7 +14,7 @@ import pytest
 from aiohttp import web
 from sdk_world import POLICY, QUICK, TASK, OneHot, World, plain_spec
 
-from client_sdk import LedgerError, StateError, TransportError
+from client_sdk import LedgerRefusal, StateError, TransportError
 from client_sdk.checkin import DISK_MARGIN_BYTES
 from client_sdk.policy import MODEL_HEADER_BYTES, download_size
 from dp.tiles import resource_bytes_max
@@ -218,7 +218,7 @@ async def test_a_ledger_file_beyond_its_limit_is_not_read_to_the_end(tmp_path: P
             return bytes((1 << 20) + 1) if request.path == "/ledger/checkpoint" else None
 
         world.gate = gate
-        with pytest.raises(LedgerError) as caught:
+        with pytest.raises(LedgerRefusal) as caught:
             await run(world)
         assert caught.value.reason == "ledger-unreadable"
         assert "response-too-large" in str(caught.value)

@@ -12,7 +12,7 @@ from quadratics import Quadratic, quadratic_spec
 from sdk_world import POLICY, TASK, Killed, OneHot, World, kill_at, plain_spec
 
 from client_sdk import Event as Told
-from client_sdk import LedgerError
+from client_sdk import LedgerRefusal
 from client_sdk.account import DeviceAccount
 from client_sdk.journal import Journal
 from client_sdk.keystore import open_storage_key
@@ -58,7 +58,7 @@ async def test_the_charge_is_on_disk_before_the_vector_is(
 
 
 async def no(*_: object, **__: object) -> None:
-    raise LedgerError("model-not-in-ledger", "No record makes this model.")
+    raise LedgerRefusal("model-not-in-ledger", "No record makes this model.")
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from sdk_world import QUICK, TASK, Killed, OneHot, World, plain_spec
 
 from aggregator.app import SERVICE
 from aggregator.store.schema import versions
-from client_sdk import Event, LedgerError, PrivacyPolicy, StateError, TransportError
+from client_sdk import Event, LedgerRefusal, PrivacyPolicy, StateError, TransportError
 from dp.contracts import BudgetSpec, TaskSpec
 from dp.notes import Checkpoint, sign_checkpoint
 from secagg.api import Mail, Offer
@@ -262,13 +262,13 @@ async def test_a_ledger_that_was_rolled_back_or_forked_is_refused(tmp_path: Path
         world.gate = gate
         contributor = OneHot(0)
         device = world.device("d0", sleep=at_once)
-        with pytest.raises(LedgerError) as caught:
+        with pytest.raises(LedgerRefusal) as caught:
             await device.run_async(contributor, task=TASK)
         assert caught.value.reason == "ledger-rolled-back"
 
         fork = Checkpoint("secagg.local/ledger", 2, bytes(32))
         served = sign_checkpoint(fork, world.app[SERVICE].core.keys.ledger)
-        with pytest.raises(LedgerError) as caught:
+        with pytest.raises(LedgerRefusal) as caught:
             await device.run_async(contributor, task=TASK)
         assert caught.value.reason == "ledger-forked"
         assert contributor.jobs == []
@@ -285,7 +285,7 @@ async def test_a_receipt_without_its_leaf_is_not_believed(tmp_path: Path) -> Non
 
         world.gate = gate
         results = await run_all(world, sleep=at_once, transport=replace(QUICK, user_agent="d0"))
-        assert isinstance(results[0], LedgerError)
+        assert isinstance(results[0], LedgerRefusal)
         assert results[0].reason == "release-not-proven"
         device = world.device("d0")
         assert device.has_pending()
@@ -309,7 +309,7 @@ async def test_a_server_that_talks_garbage_is_survived(tmp_path: Path, what: str
         ]
         transport = replace(IMPATIENT, user_agent="d0")
         device = world.device("d0", transport=transport, sleep=at_once)
-        with pytest.raises((TransportError, LedgerError)) as caught:
+        with pytest.raises((TransportError, LedgerRefusal)) as caught:
             await device.run_async(OneHot(0), task=TASK, rounds=1)
         assert caught.value.reason in ("response-malformed", "note-malformed")
         world.gate = None
@@ -452,7 +452,7 @@ async def test_a_model_that_the_ledger_does_not_name_is_not_trained_on(
             events.append(event)
             assert event.kind != "training"
 
-        with pytest.raises(LedgerError) as caught:
+        with pytest.raises(LedgerRefusal) as caught:
             await world.device("d0", on_event, sleep=at_once).run_async(contributor, task=TASK)
         assert caught.value.reason == "model-not-in-ledger"
         assert contributor.jobs == []

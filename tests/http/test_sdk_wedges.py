@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from aggregator.app import SERVICE
 from aggregator.cohorts import releasing
-from client_sdk import Event, LedgerError, RunResult, StateError
+from client_sdk import Event, LedgerRefusal, RunResult, StateError
 from client_sdk.account import DeviceAccount
 from client_sdk.folder import StateFolder
 from client_sdk.journal import Journal
@@ -121,7 +121,7 @@ async def test_a_mismatch_ends_the_session_and_quarantines_the_task_alone(
         honest = lie(monkeypatch, LIES["masking set"])
         events: list[Event] = []
         results = await run_all(world, on_event=events.append)
-        assert isinstance(results[0], LedgerError)
+        assert isinstance(results[0], LedgerRefusal)
         monkeypatch.setattr(releasing, "release_record", honest)
 
         folder = tmp_path / "d0"
@@ -143,7 +143,7 @@ async def test_a_mismatch_ends_the_session_and_quarantines_the_task_alone(
         assert [path.name for path in folder.glob("checkpoint-*")]
         for _ in range(3):
             contributor = OneHot(0)
-            with pytest.raises(LedgerError) as caught:
+            with pytest.raises(LedgerRefusal) as caught:
                 await world.device("d0").run_async(contributor, task=TASK, rounds=1)
             assert caught.value.reason == "ledger-quarantined"
             assert str(evidence) in str(caught.value)
@@ -198,7 +198,7 @@ async def test_a_bent_ledger_ends_the_session_and_stays_refused(tmp_path: Path, 
         device = world.device("d0", transport=mine, sleep=at_once)
         assert not device.has_pending()
         assert list((tmp_path / "d0").glob("evidence-*.json"))
-        with pytest.raises(LedgerError) as caught:
+        with pytest.raises(LedgerRefusal) as caught:
             await device.run_async(OneHot(0), task=TASK, rounds=1)
         assert caught.value.reason == kind
         assert device.quarantined() == ()
@@ -213,7 +213,7 @@ async def test_a_bent_ledger_ends_the_session_and_stays_refused(tmp_path: Path, 
         assert "sk the operator" in str(error.remedy)
         assert str(outside[0]) in str(error.remedy)
         outside[0].unlink()
-        with pytest.raises(LedgerError, match="evidence"):
+        with pytest.raises(LedgerRefusal, match="evidence"):
             await device.recover_account_async()
         assert outside[0].exists()
         served.clear()  # an honest ledger again: nothing was wedged
@@ -452,7 +452,7 @@ async def test_a_ledger_that_answers_anything_else_wedges_nobody(
                 sleep=at_once,
                 steady=later,
             )
-            with contextlib.suppress(LedgerError):
+            with contextlib.suppress(LedgerRefusal):
                 assert (await device.resume_async()).aborted == 1
         assert world.device("d0").quarantined() == ()
 

@@ -17,7 +17,7 @@ from aggregator.keys import load_keys
 from aggregator.service import Service
 from aggregator.settings import Settings
 from aggregator.witnesses import Witnesses
-from client_sdk.errors import LedgerError
+from client_sdk.errors import LedgerRefusal
 from dp.notes import verifier_key
 from dp.witness import WitnessPolicy, encode_request
 from secagg.keys import identity_public_key
@@ -157,7 +157,7 @@ async def test_devices_that_demand_two_of_three_witnesses_finish_with_one_away(
                 )
             )
             assert [len(result.releases) for result in results] == [1] * 4
-            with pytest.raises(LedgerError) as caught:
+            with pytest.raises(LedgerRefusal) as caught:
                 await world.device("d4", policy=strict).run_async(OneHot(4), task=TASK, rounds=1)
             assert caught.value.reason == "witnesses-missing"
             folder = world.app[SERVICE].ledger.folder

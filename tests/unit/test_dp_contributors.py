@@ -15,7 +15,7 @@ from sdk_support import journal_in
 
 from aggregator.app import SERVICE, build_app
 from aggregator.settings import Settings
-from client_sdk.errors import LedgerError
+from client_sdk.errors import LedgerRefusal
 from client_sdk.ledger import LedgerWatch
 from dp.audit import AuditResult, verify_ledger
 from dp.contracts import BudgetSpec, CohortSpec
@@ -160,7 +160,7 @@ async def test_a_device_finds_itself_in_a_list_beside_the_ledger(tmp_path: Path)
         ({k: v for k, v in files().items() if k != PATH}, KEYS[7]),
         ({**files(), PATH: DATA[32:]}, KEYS[7]),
     ):
-        with pytest.raises(LedgerError) as caught:
+        with pytest.raises(LedgerRefusal) as caught:
             await receipt(found, key, tmp_path)
         assert caught.value.reason == "contributor-missing"
 

@@ -11,7 +11,7 @@ import rfc8785
 from sdk_support import journal_in
 
 from client_sdk.account import DeviceAccount
-from client_sdk.errors import LedgerError
+from client_sdk.errors import LedgerRefusal
 from client_sdk.journal import Journal
 from client_sdk.keystore import open_storage_key
 from client_sdk.ledger import LedgerWatch
@@ -129,7 +129,7 @@ async def test_a_list_beside_the_ledger_is_read_and_must_be_there(
         contributors_path(bytes.fromhex(str(parse_record(record)["masking_set_file"])))
         for record in listing(MANIFEST, [MINE])._entries[1:]
     }
-    with pytest.raises(LedgerError, match="contributor-missing"):
+    with pytest.raises(LedgerRefusal, match="contributor-missing"):
         await found(tmp_path, files)
     assert account(tmp_path).is_new
     assert (await found(tmp_path, {**files, path: data})).added == 1
@@ -189,7 +189,7 @@ async def test_a_record_that_lists_this_device_and_cannot_be_right_is_refused(
     """The pseudonym binds the context, the context the manifest: no cheaper task can be shown."""
     task, release = listing(MANIFEST, [MINE])._entries
     bent = rfc8785.dumps({**parse_record(release), **changes})
-    with pytest.raises(LedgerError, match=reason):
+    with pytest.raises(LedgerRefusal, match=reason):
         await found(tmp_path, served(LedgerBuilder(ORIGIN, [task, bent])))
     assert account(tmp_path).is_new
 
@@ -220,11 +220,11 @@ async def test_records_of_other_kinds_are_passed_over(tmp_path: Path) -> None:
 async def test_leaves_and_bytes_have_a_limit(tmp_path: Path) -> None:
     files = served(listing(MANIFEST, [MINE]))
     assert (await found(tmp_path / "two", files, leaves_max=2)).leaves == 2
-    with pytest.raises(LedgerError, match="ledger-too-long"):
+    with pytest.raises(LedgerRefusal, match="ledger-too-long"):
         await found(tmp_path / "one", files, leaves_max=1)
     thick = LedgerBuilder(ORIGIN, [signed_task(MANIFEST)])
     for number in range(3):
         thick.append(policy_record("demo", "paused", number, "x" * 60_000))
-    with pytest.raises(LedgerError, match="ledger-too-long"):
+    with pytest.raises(LedgerRefusal, match="ledger-too-long"):
         await found(tmp_path / "thick", served(thick), leaves_max=4)
     assert (await found(tmp_path / "thick", served(thick), leaves_max=40)).leaves == 4

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from sdk_support import journal_in
 
-from client_sdk.errors import LedgerError
+from client_sdk.errors import LedgerRefusal
 from client_sdk.evidence import Quarantine, Quarantined, keep_evidence
 from client_sdk.journal import SessionRecord
 
@@ -24,7 +24,7 @@ def quarantined(task: str, ledger: str = LEDGER, reason: str = "release-mismatch
 def test_a_task_is_refused_on_one_ledger_until_it_is_released(tmp_path: Path) -> None:
     Quarantine(journal_in(tmp_path)).add(quarantined("one"))
     again = Quarantine(journal_in(tmp_path))
-    with pytest.raises(LedgerError) as caught:
+    with pytest.raises(LedgerRefusal) as caught:
         again.check(LEDGER, "one")
     assert caught.value.reason == "ledger-quarantined"
     assert caught.value.found == "release-mismatch"
@@ -74,7 +74,7 @@ def test_evidence_is_readable_private_and_holds_what_the_ledger_showed(tmp_path:
         "proof": [b"h" * 32],
         "checkpoint": b"n\n",
     }
-    error = LedgerError("release-mismatch", "No.", expected={"a": {1}}, found=7, evidence=shown)
+    error = LedgerRefusal("release-mismatch", "No.", expected={"a": {1}}, found=7, evidence=shown)
     path = keep_evidence(journal_in(tmp_path), error, session(), LEDGER, 12.5)
     assert path.name == f"evidence-{(b'x' * 32).hex()}.json"
     assert os.stat(path).st_mode & 0o777 == 0o600
@@ -91,7 +91,7 @@ def test_evidence_is_readable_private_and_holds_what_the_ledger_showed(tmp_path:
 
 
 def test_a_session_that_has_no_context_yet_names_its_file_by_itself(tmp_path: Path) -> None:
-    error = LedgerError("ledger-forked", "No.")
+    error = LedgerRefusal("ledger-forked", "No.")
     path = keep_evidence(journal_in(tmp_path), error, session(ctx=b""), LEDGER, 0.0)
     assert path.name == f"evidence-{'5e55' * 16}.json"
 
@@ -100,11 +100,11 @@ def test_outside_of_a_session_the_first_evidence_of_a_reason_stays(tmp_path: Pat
     journal = journal_in(tmp_path)
     paths = []
     for note in (b"first\n", b"second\n"):
-        error = LedgerError("ledger-forked", "No.", evidence={"checkpoint": note})
+        error = LedgerRefusal("ledger-forked", "No.", evidence={"checkpoint": note})
         paths.append(keep_evidence(journal, error, None, LEDGER, 0.0))
     assert paths[0] == paths[1]
     assert json.loads(paths[0].read_text())["checkpoint"] == "first\n"
-    error = LedgerError("ledger-rolled-back", "No.", evidence={"checkpoint": b"third\n"})
+    error = LedgerRefusal("ledger-rolled-back", "No.", evidence={"checkpoint": b"third\n"})
     assert keep_evidence(journal, error, None, LEDGER, 0.0) != paths[0]
-    error = LedgerError("ledger-forked", "No.", evidence={"checkpoint": b"fourth\n"})
+    error = LedgerRefusal("ledger-forked", "No.", evidence={"checkpoint": b"fourth\n"})
     assert keep_evidence(journal, error, None, OTHER, 0.0) != paths[0]

@@ -9,7 +9,7 @@ import pytest
 import rfc8785
 from sdk_support import journal_in
 
-from client_sdk.errors import LedgerError
+from client_sdk.errors import LedgerRefusal
 from client_sdk.ledger import GROWTH_MAX, LEAVES_MAX, SEARCHED_MAX, LedgerWatch
 from dp import merkle, tiles
 from dp.notes import Checkpoint, sign_checkpoint, verifier_key
@@ -84,7 +84,7 @@ def watch(log: Log, folder: Path) -> LedgerWatch:
 async def reason_of(log: Log, folder: Path, leaf: int | None = None) -> str:
     watched = watch(log, folder)
     asked = watched.advance() if leaf is None else watched.verify_release(leaf, **CLAIM)
-    with pytest.raises(LedgerError) as caught:
+    with pytest.raises(LedgerRefusal) as caught:
         await asked
     return caught.value.reason
 
@@ -164,7 +164,7 @@ async def test_a_record_of_other_sets_than_the_device_confirmed_is_refused(
     if proven:
         assert (await asked)["survivors"] == 5
         return
-    with pytest.raises(LedgerError) as caught:
+    with pytest.raises(LedgerRefusal) as caught:
         await asked
     assert caught.value.reason == "release-mismatch"
 
@@ -288,7 +288,7 @@ async def test_the_models_of_a_buffer_are_those_of_the_ledger(tmp_path: Path) ->
     ids=["another model", "another task", "another manifest", "no release", "no task"],
 )
 async def test_a_model_that_was_never_released_is_refused(tmp_path: Path, leaf: bytes) -> None:
-    with pytest.raises(LedgerError) as caught:
+    with pytest.raises(LedgerRefusal) as caught:
         await watch(Log([*entries(2), leaf]), tmp_path).verify_models(
             frozenset({b"1" * 32}), **MODELS
         )
@@ -302,7 +302,7 @@ async def test_a_release_of_a_model_that_is_shown_but_not_logged_is_refused(
     honest, forged = Log(entries(9)), Log([*entries(8), crafted])
     (bundle,) = tiles.bundles_of(9)
     honest.files[bundle.path] = forged.files[bundle.path]
-    with pytest.raises(LedgerError) as caught:
+    with pytest.raises(LedgerRefusal) as caught:
         await watch(honest, tmp_path).verify_models(frozenset({b"1" * 32}), **MODELS)
     assert caught.value.reason == "release-not-proven"
 
@@ -336,14 +336,14 @@ async def test_a_release_that_is_shown_but_not_in_the_log_is_no_answer(tmp_path:
     honest, forged = Log(entries(9)), Log([*entries(8), release(1)])
     (bundle,) = tiles.bundles_of(9)
     honest.files[bundle.path] = forged.files[bundle.path]
-    with pytest.raises(LedgerError) as caught:
+    with pytest.raises(LedgerRefusal) as caught:
         await watch(honest, tmp_path).holds(CTX, **LOST, since=0)
     assert caught.value.reason == "release-not-proven"
 
 
 async def test_a_record_of_another_task_about_the_same_cohort_is_refused(tmp_path: Path) -> None:
     log = Log([release(1, task="another")])
-    with pytest.raises(LedgerError) as caught:
+    with pytest.raises(LedgerRefusal) as caught:
         await watch(log, tmp_path).holds(CTX, **LOST, since=0)
     assert caught.value.reason == "release-mismatch"
 
@@ -375,7 +375,7 @@ async def test_a_size_that_no_log_can_have_is_refused_at_once(tmp_path: Path, si
         watched.holds(CTX, **LOST, since=0),
         watched.verify_release(5, **CLAIM),
     ):
-        with pytest.raises(LedgerError) as caught:
+        with pytest.raises(LedgerRefusal) as caught:
             await asked
         assert caught.value.reason == "ledger-too-large"
         assert str(LEAVES_MAX) in str(caught.value.expected)
@@ -388,7 +388,7 @@ async def test_a_size_that_no_log_can_have_is_refused_at_once(tmp_path: Path, si
 async def test_a_log_that_grew_by_more_than_it_can_is_refused(tmp_path: Path) -> None:
     await watch(Log(entries(7)), tmp_path).advance()
     size = 7 + GROWTH_MAX + 1
-    with pytest.raises(LedgerError) as caught:
+    with pytest.raises(LedgerRefusal) as caught:
         await watch(Endless(size), tmp_path).advance()
     assert (caught.value.reason, caught.value.found) == ("ledger-too-large", size)
     assert str(7 + GROWTH_MAX) in str(caught.value.expected)
@@ -396,7 +396,7 @@ async def test_a_log_that_grew_by_more_than_it_can_is_refused(tmp_path: Path) ->
 
 async def test_a_search_looks_through_the_last_leaves_alone(tmp_path: Path) -> None:
     log = Endless(LEAVES_MAX)
-    with pytest.raises(LedgerError) as caught:
+    with pytest.raises(LedgerRefusal) as caught:
         await watch(log, tmp_path).verify_models(frozenset({b"0" * 32}), **MODELS)
     assert caught.value.reason == "model-not-in-ledger"
     assert str(SEARCHED_MAX) in str(caught.value)
@@ -424,6 +424,6 @@ async def test_an_offer_that_names_the_leaf_needs_no_search(tmp_path: Path) -> N
 @pytest.mark.parametrize("leaf", [0, 599, 601, 1200])
 async def test_an_offer_that_names_another_leaf_is_refused(tmp_path: Path, leaf: int) -> None:
     log = Log([*entries(600), release(1, new_model_digest=(b"1" * 32).hex()), *entries(600)])
-    with pytest.raises(LedgerError) as caught:
+    with pytest.raises(LedgerRefusal) as caught:
         await watch(log, tmp_path).verify_models(frozenset({b"1" * 32}), **MODELS, leaf_index=leaf)
     assert caught.value.reason == "model-not-in-ledger"
