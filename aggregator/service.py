@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import glob
 import secrets
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from aggregator.access import DeviceAccess, OperatorAccess
 from aggregator.blobs import BlobStore
@@ -24,12 +26,30 @@ from aggregator.settings import Settings
 from aggregator.standing import Membership
 from aggregator.store.database import Database
 from aggregator.tasks import Tasks
+from secagg.errors import ConfigurationError
+from secagg.folders import demand_own_folder
+
+_MARKS = ("replica.id", "secagg.db")
+_KEPT = ("blobs", "keys", "ledger", "uploads", "operator.token*", "replica.id.*", "secagg.db-*")
+
+
+def _demand_own(settings: Settings) -> None:
+    """Raises: ConfigurationError: ``data-dir-taken``: other people's files lie in the folder."""
+    named = (settings.config, settings.keys_path, settings.blobs_path, settings.database.database)
+    home = settings.data_dir.absolute()
+    places = [Path(place).absolute() for place in named if place]
+    inside = [place.relative_to(home).parts[0] for place in places if home in place.parents]
+    kept = (*_KEPT, *(f"{glob.escape(name)}*" for name in inside))
+    demand_own_folder(
+        settings.data_dir, "folder of a service", _MARKS, kept, ConfigurationError, "data-dir-taken"
+    )
 
 
 class Service:
     """Build, then :meth:`start`; :meth:`close` stops as hard as a crash would, but tidily."""
 
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.time) -> None:
+        _demand_own(settings)
         settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.core = core = Core(
             settings=settings,

@@ -20,10 +20,12 @@ import nacl.pwhash.argon2id as argon2id
 
 from client_sdk._files import make_private_folder, read_state, write_durably
 from client_sdk.errors import StateError
+from secagg.folders import demand_own_folder
 from secagg.hashing import derive, encode_parts
 from secagg.secret import Secret
 from secagg.text_files import TextFile
 
+FILE = "storage.key"
 KEY_BYTES = 32
 NONCE_BYTES = 24
 _FILE = TextFile(
@@ -90,21 +92,27 @@ def open_storage_key(
     folder: Path,
     passphrase: str | None = None,
     *,
+    kept: tuple[str, ...] = ("lock",),
     operations: int = argon2id.OPSLIMIT_MODERATE,
     memory_bytes: int = argon2id.MEMLIMIT_MODERATE,
 ) -> StorageKey:
     """The storage key of a state folder; made on first use.
 
     ``operations`` and ``memory_bytes`` set the cost of Argon2id when the key file is made (256 MiB
-    and about 0.7 s by default); later the file's own values count.
+    and about 0.7 s by default); later the file's own values count. ``kept``: what the folder may
+    hold besides, where it has no key.
 
     Raises:
-        StateError: ``keystore-open`` (others can read the key file), ``keystore-damaged``,
+        StateError: ``state-folder-taken`` (it holds other things and no key),
+            ``keystore-open`` (others can read the key file), ``keystore-damaged``,
             ``keystore-kind`` (made with a passphrase and opened without, or the other way round),
             ``passphrase-wrong``; ``state-unwritable``, ``state-unreadable``.
     """
+    demand_own_folder(
+        folder, "state folder", (FILE,), (*kept, f"{FILE}.new"), StateError, "state-folder-taken"
+    )
     make_private_folder(folder)
-    path = folder / "storage.key"
+    path = folder / FILE
     if read_state(path) is None:
         return _create(path, passphrase, operations, memory_bytes)
     try:

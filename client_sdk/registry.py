@@ -16,10 +16,13 @@ import msgspec
 from client_sdk._files import make_private_folder, read_state, unwritable, write_durably
 from client_sdk.errors import StateError
 from client_sdk.journal import lock_file
+from client_sdk.keystore import FILE as _KEY
 from client_sdk.keystore import StorageKey, open_storage_key
 from dp.budget import Entry
+from secagg.folders import demand_own_folder
 
-_KEY = "storage.key"
+_RECORD = "[0-9a-f]" * 32
+_KEPT = ("lock", _RECORD, f"{_RECORD}.new", f"{_RECORD}.damaged", f"{_KEY}.new", f"{_KEY}.damaged")
 _LABEL = "data"
 _LOCK_WAIT_S = 30.0
 _LOCK_RETRY_S = 0.02
@@ -95,9 +98,12 @@ class Registry:
             StateError: as :func:`client_sdk.keystore.open_storage_key`.
         """
         self.folder = folder
+        demand_own_folder(
+            folder, "registry of data sets", (_KEY,), _KEPT, StateError, "state-folder-taken"
+        )
         make_private_folder(folder)
         with _exclusive(folder / "lock"):  # two processes must not make two keys
-            self._key: StorageKey = open_storage_key(folder)
+            self._key: StorageKey = open_storage_key(folder, kept=_KEPT)
 
     @staticmethod
     def has_key(folder: Path) -> bool:
@@ -105,7 +111,7 @@ class Registry:
 
     @staticmethod
     def has_records(folder: Path) -> bool:
-        return any(folder.glob("[0-9a-f]" * 32))
+        return any(folder.glob(_RECORD))
 
     def tag(self, data_id: str) -> str:
         """The name of a data set's record: a keyed fingerprint of its id, hex."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from secagg.folders import demand_own_folder
 from secagg.text_files import TextFile
 from secagg_cli.ledger_files import read_key
 from secagg_cli.output import CommandError, Format, FormatOption, Output
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from secagg.secret import Secret
     from secagg_cli.witness_service import Witness
 
+_FILES = ("witness.key", "witness.db")
 _KEY = TextFile("witness's key", CommandError, "witness-key", "witness-key", 4_096, "witness-key")
 app = typer.Typer(no_args_is_help=True, help="Witness ledgers: cosign what only ever grew.")
 
@@ -49,6 +51,9 @@ def serve(
     with Output(format):
         from secagg_cli.witness_service import Witness
 
+        demand_own_folder(
+            data_dir, "witness's folder", _FILES, (), CommandError, "witness-folder-taken"
+        )
         data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         service = Witness(
             data_dir / "witness.db",

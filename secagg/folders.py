@@ -1,0 +1,51 @@
+"""Folders that a user names for what a program keeps: nothing is written among others' files."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+from collections.abc import Collection
+from pathlib import Path
+
+from secagg.errors import SecaggError
+
+_OF_FILE_SYSTEMS = frozenset(("lost+found",))  # in a volume that is new and empty
+_SHOWN = 3
+
+
+def demand_own_folder(
+    folder: Path,
+    what: str,
+    marks: Collection[str],
+    names: Collection[str],
+    error: type[SecaggError],
+    reason: str,
+) -> None:
+    """Return if ``folder`` is new, empty, or ours already; writes nothing.
+
+    Args:
+        what: its name in a sentence, such as ``state folder``.
+        marks: names of files of which one lies in every such folder.
+        names: patterns of what a start that was cut off may have left before the first mark.
+
+    Raises:
+        error: ``reason``, with the first names of what lies there.
+    """
+    try:
+        held = sorted(os.listdir(folder))
+    except (OSError, ValueError):
+        return  # who makes or opens it says what is wrong
+    if set(marks).intersection(held):
+        return
+    others = [
+        name
+        for name in held
+        if name not in _OF_FILE_SYSTEMS and not any(fnmatch.fnmatchcase(name, n) for n in names)
+    ]
+    if others:
+        shown = ", ".join(map(repr, others[:_SHOWN])) + (", ..." if len(others) > _SHOWN else "")
+        raise error(
+            reason,
+            f"{folder} is no {what}, and holds other things: {shown}.",
+            remedy="Name a new or an empty folder. Nothing was changed.",
+        )
