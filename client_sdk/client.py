@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -26,7 +27,7 @@ from client_sdk.events import Event, OnEvent
 from client_sdk.evidence import Quarantine, Quarantined, keep_evidence
 from client_sdk.folder import StateFolder
 from client_sdk.http import TransportSettings, is_transient
-from client_sdk.journal import Journal, Lock
+from client_sdk.journal import Contribution, Journal, Lock
 from client_sdk.keystore import StorageKey, open_storage_key
 from client_sdk.ledger import LedgerWatch
 from client_sdk.owner import own_journal
@@ -45,7 +46,7 @@ from client_sdk.result import RunResult, Tally
 from client_sdk.server_time import ServerTime, steady_clock
 from client_sdk.session import Session
 from client_sdk.threads import finish_in_thread
-from client_sdk.training import Training, version_of
+from client_sdk.training import Training, left_out_of, version_of
 from client_sdk.transport import Transport
 from secagg.access import issue_access_token
 from secagg.api import EnrolmentBundle
@@ -385,6 +386,7 @@ class Client:
         if is_new:
             journal.drop_contribution()
             plan_second_look(journal, now_s + self.policy.max_hold_s)  # until it is known better
+        charged = Counter({task: device.account.charges(task) for task in device.account.tasks()})
         try:
             recovered = await recover(device.ledger, device.account, self._identity_key, leaves_max)
         except LedgerRefusal as error:
@@ -395,7 +397,8 @@ class Client:
         elif is_new or second_look_due(journal, now_s):
             plan_second_look(journal, 0.0)
         for task, charges in recovered.charges.items():
-            await device.emit("recovered", task, charges=charges)
+            if device.account.charges(task) > charged[task]:
+                await device.emit("recovered", task, charges=charges)
         return recovered
 
     async def _take_part(
@@ -499,7 +502,9 @@ class Client:
             if participant.may_come_later(error):
                 raise  # else: of a task that is not offered, the mailbox says what became
         phase, dropped = session.state.phase, None
-        failed = _failed(device.journal, session)
+        contribution = _contribution_of(device.journal, session)
+        failed = None if contribution is None else contribution.failed
+        left_out = () if contribution is None else left_out_of(contribution)
         shown = {} if failed is None else {"failed": failed}
         await device.emit("resumed", session.record.task, session.id, phase=phase, **shown)
         try:
@@ -507,7 +512,8 @@ class Client:
         except PolicyRefusal as refusal:
             await session.cancel(refusal.reason, f"The unfinished session was dropped: {refusal}")
             dropped = refusal
-        return replace(await participant.run(), refusal=dropped, failed=failed)
+        outcome = await participant.run()
+        return replace(outcome, refusal=dropped, failed=failed, left_out=left_out)
 
     def _connect(self, now: ServerTime) -> Transport:
         bundle = self._bundle
@@ -554,15 +560,15 @@ class Client:
             self._on_event(event)
 
 
-def _failed(journal: Journal, session: Session) -> str | None:
-    """Why zeros stand in the place of a session's contribution, as far as it is still there."""
+def _contribution_of(journal: Journal, session: Session) -> Contribution | None:
+    """A session's contribution, as far as it is still there."""
     try:
         contribution = journal.load_contribution()
     except StateError:
         return None  # masking finds it gone
     if contribution is None or contribution.name != session.record.contribution:
         return None
-    return contribution.failed
+    return contribution
 
 
 async def _tell_fault(device: Device, task: str, error: LedgerRefusal) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
+import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from secagg.api import ACCESS_TOKEN_MAX_S, Problem
 _T = TypeVar("_T")
 _OCTETS = {"Content-Type": "application/octet-stream"}
 _RETRY_AFTER_MAX_S = 30.0
+_coins = random.SystemRandom()  # Python's own generator is watched while a model is tested
 _TIME_REASONS = ("token-expired", "token-lifetime", "certificate-expired")
 _RETRIED = (
     "unreachable",
@@ -149,12 +151,14 @@ class Http:
         settings = self.settings
         backoff = tenacity.wait_exponential(
             multiplier=settings.backoff_first_s, max=settings.backoff_max_s
-        ) + tenacity.wait_random(0, settings.jitter_s)
+        )
 
         def wait_s(state: tenacity.RetryCallState) -> float:
             error = state.outcome.exception() if state.outcome is not None else None
             asked_s = error.retry_after_s if isinstance(error, TransportError) else None
-            return backoff(state) if asked_s is None else min(asked_s, _RETRY_AFTER_MAX_S)
+            if asked_s is not None:
+                return min(asked_s, _RETRY_AFTER_MAX_S)
+            return backoff(state) + _coins.uniform(0.0, settings.jitter_s)
 
         retrying = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception(is_transient),

@@ -108,12 +108,20 @@ class _StoredArray(_Record, frozen=True, kw_only=True):
     data: bytes
 
 
+class StoredLeftOut(_Record, frozen=True, kw_only=True):
+    """An example that counted as zero, as :class:`client_sdk.rows.LeftOut`."""
+
+    index: int
+    reason: str
+    sentence: str
+
+
 class Contribution(_Record, frozen=True, kw_only=True):
     """A contributor's values for one model version. ``failed``: replaced by zeros.
 
     ``name`` is random; the account remembers which contribution a charge was for. ``control``:
     SCAFFOLD's c of that version, float32, little-endian. ``model_version``: -1 where an older
-    software journalled it.
+    software journalled it. ``left_out``: the examples that counted as zero in it.
     """
 
     version: int = _VERSION
@@ -124,6 +132,7 @@ class Contribution(_Record, frozen=True, kw_only=True):
     arrays: tuple[_StoredArray, ...]
     control: bytes = b""
     model_version: int = -1
+    left_out: tuple[StoredLeftOut, ...] = ()
 
     @staticmethod
     def of(

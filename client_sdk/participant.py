@@ -25,6 +25,7 @@ from client_sdk.ledger import unreadable
 from client_sdk.payload import encoded
 from client_sdk.pending import admit_again
 from client_sdk.receipts import check_release
+from client_sdk.rows import LeftOut
 from client_sdk.session import Session
 from client_sdk.threads import finish_in_thread
 from dp.contracts.registry import has_control
@@ -65,6 +66,7 @@ class Outcome:
     ``evidence``: what the ledger showed, where that ended the exchange; ``fault``: the error, where
     the ledger's record contradicts what the device knows. ``refusal``: why the policy dropped it.
     ``failed``: why zeros took the contribution's place; None: it was the contributor's.
+    ``left_out``: examples that counted as zero in the contribution of an earlier process.
     """
 
     task: str
@@ -77,6 +79,7 @@ class Outcome:
     fault: LedgerRefusal | None = None
     refusal: PolicyRefusal | None = None
     failed: str | None = None
+    left_out: tuple[LeftOut, ...] = ()
 
 
 def note_given(account: DeviceAccount, session: Session) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -60,12 +59,13 @@ class Tally:
     aborted: int = 0
     finished: bool = False
     evidence: list[Path] = field(default_factory=list)
-    left_out: Mapping[int, LeftOut] = field(default_factory=dict)
+    left_out: dict[int, LeftOut] = field(default_factory=dict)
     failed: list[str] = field(default_factory=list)
 
     def add(self, outcome: Outcome) -> None:
         if outcome.evidence is not None:
             self.evidence.append(outcome.evidence)
+        self.left_out |= {one.index: one for one in outcome.left_out}
         if outcome.failed is not None:
             self.failed.append(outcome.failed)
         if outcome.reason is None:

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from client_sdk.checkin import CheckIn
@@ -25,7 +26,7 @@ from client_sdk.contribution import (
 from client_sdk.control import DeviceControl, settle
 from client_sdk.device import Device
 from client_sdk.errors import ContributionError, TaskRefusal
-from client_sdk.journal import Contribution
+from client_sdk.journal import Contribution, StoredLeftOut
 from client_sdk.payload import hides_failures, prepared, zero_contribution
 from client_sdk.rows import LeftOut, reasons_of
 from client_sdk.threads import finish_in_thread, start_in_thread
@@ -57,6 +58,11 @@ def version_of(contribution: Contribution, checkin: CheckIn) -> int:
     return contribution.model_version
 
 
+def left_out_of(contribution: Contribution) -> tuple[LeftOut, ...]:
+    """The examples that counted as zero in a journalled contribution."""
+    return tuple(LeftOut(one.index, one.reason, one.sentence) for one in contribution.left_out)
+
+
 class Training:
     """Runs one contributor, one call at a time, and journals what it returns."""
 
@@ -82,6 +88,7 @@ class Training:
         report_s = self._report_at(checkin)
         contribution = self.reusable(checkin)
         if contribution is not None:
+            self.recall(contribution)
             version = version_of(contribution, checkin)
             failed = {} if contribution.failed is None else {"failed": contribution.failed}
             await device.emit("trained", task, version=version, reused=True, **failed)
@@ -89,7 +96,8 @@ class Training:
             started = device.time.steady()
             await device.emit("training", task, version=checkin.offer.model.version)
             contribution = await self._compute(checkin, report_s)
-            await self._tell_left_out(task)
+            left_out = await self._tell_left_out(task)
+            contribution = msgspec.structs.replace(contribution, left_out=left_out)
             await finish_in_thread(device.journal.save_contribution, contribution)
             await device.emit(
                 "trained",
@@ -110,8 +118,12 @@ class Training:
         report_s = report_at(checkin, now_s)
         return None if report_s is None else time.steady() + (report_s - now_s)
 
-    async def _tell_left_out(self, task: str) -> None:
-        """Tell the device's user, and nobody else, of examples that counted as zero."""
+    def recall(self, contribution: Contribution) -> None:
+        """Count the examples that were left out of a contribution of an earlier process."""
+        self.left_out |= {one.index: one for one in left_out_of(contribution)}
+
+    async def _tell_left_out(self, task: str) -> tuple[StoredLeftOut, ...]:
+        """Tell the device's user, and nobody else, of examples that counted as zero; which."""
         told = getattr(self._contributor, "left_out", ())
         found = [one for one in told if type(one) is LeftOut] if isinstance(told, Sequence) else []
         new = [one for one in found if one.index not in self.left_out]
@@ -124,6 +136,10 @@ class Training:
                 reasons=reasons_of(self.left_out.values()),
                 first=str(new[0]),
             )
+        return tuple(
+            StoredLeftOut(index=one.index, reason=one.reason, sentence=one.sentence)
+            for one in found
+        )
 
     def reusable(self, checkin: CheckIn) -> Contribution | None:
         """The journalled contribution, if it is for this offer and reached no masking yet.

@@ -17,6 +17,7 @@ from dp.accounting import (
     slack_log2,
 )
 from dp.adaptive import main_length
+from dp.budget import UNITS, cost_of
 from dp.contracts.adaptive import noise_growth
 from dp.contracts.advice import USELESS_RATIO, quantile_deviation
 from dp.contracts.build import build_manifest
@@ -60,6 +61,7 @@ class TaskPlan(msgspec.Struct, frozen=True, kw_only=True):
     ``quantile_noise``: standard deviation of the noise in the quantile's estimate, as a share of
     the units of a full cohort; None without ``adaptive_clip``.
     ``participations``: rounds in which a device of the population is expected; it earns nothing.
+    ``costs``: epsilon of all rounds for each unit, protected or not.
     """
 
     unit: Literal["device", "example"]
@@ -82,6 +84,7 @@ class TaskPlan(msgspec.Struct, frozen=True, kw_only=True):
     grid_epsilon: float
     noise_growth: float
     quantile_noise: float | None
+    costs: dict[str, float] = {}
 
 
 def plan_task(
@@ -249,6 +252,7 @@ def _plan(
         grid_epsilon=max(0.0, cost - _continuous_epsilon(manifest, noise, rounds)),
         noise_growth=noise_growth(manifest),
         quantile_noise=quantile_deviation(manifest),
+        costs={each: cost_of(each, manifest, rounds) for each in UNITS},
     )
 
 

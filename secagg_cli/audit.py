@@ -14,9 +14,11 @@ from secagg_cli.attack import attack
 from secagg_cli.ledger_files import (
     FolderReader,
     has_form_of_key,
+    key_refused,
     ledger_reader,
     read_checkpoint,
     read_key,
+    witness_keys,
 )
 from secagg_cli.output import EXIT_REFUSED, Format, FormatOption, Output, UnusableArgument, visible
 from secagg_cli.ranges import number
@@ -105,9 +107,10 @@ def report(
     with Output(format) as out:
         from client_sdk.outputs import check_file
         from dp.report import report_data
-        from secagg_cli.report import is_report, write_report
+        from secagg_cli.report import demand_form, is_report, write_report
         from secagg_cli.software import software
 
+        demand_form(out_file)
         check_file(out_file, is_report)
         result = audit_ledger(
             ledger, key, witnesses=witness or (), witnesses_min=witnesses_min, older=older or ()
@@ -264,11 +267,15 @@ def audit_ledger(
     from dp.witness import WitnessPolicy
 
     policy, read, verifier = None, ledger_reader(ledger), read_key(key)
+    keys = witness_keys(witnesses)
     try:
         if not has_form_of_key(verifier):
             parse_verifier(verifier)
-        if witnesses or witnesses_min is not None:
-            policy = WitnessPolicy.of([read_key(witness) for witness in witnesses], witnesses_min)
+    except LedgerError as error:
+        raise key_refused("--key", key, error) from error
+    try:
+        if keys or witnesses_min is not None:
+            policy = WitnessPolicy.of(keys, witnesses_min)
     except LedgerError as error:
         raise UnusableArgument(error.reason, error.message, remedy=error.remedy) from error
     kept = [read_checkpoint(file) for file in older]

@@ -21,7 +21,7 @@ from secagg.errors import SecaggError
 from secagg_cli.account import DataIdOption, say_totals, totals_json
 from secagg_cli.background import Background
 from secagg_cli.enroll import parse_partner_key
-from secagg_cli.ledger_files import read_key
+from secagg_cli.ledger_files import witness_keys
 from secagg_cli.libraries import collector_paused
 from secagg_cli.output import EXIT_INCOMPLETE, CommandError, Format, FormatOption, Output
 from secagg_cli.processes import die_with_parent
@@ -46,6 +46,13 @@ _OPTIONS = {  # of what a remedy names, where the command line has one
     "data_id": "--data-id",
     "max_download_bytes": "--max-download-mb",
 }
+
+_REASONS = {  # of waiting, in words
+    "model-given": "this device gave a vector for this model; it waits for the next",
+    "task-paused": "the task is paused",
+    "unreachable": "the aggregator is out of reach",
+}
+_SAID = frozenset(("message", "reason"))  # details that say by themselves what they are
 
 
 def join(
@@ -191,15 +198,13 @@ def join(
             partner_keys=(others | own) or None,
             allowed_models=allowed if allowed or model is None else None,
             max_download_bytes=max_download_mb << 20,
-            witnesses=frozenset(read_key(key) for key in witness or ()),
+            witnesses=frozenset(witness_keys(witness or ())),
             min_witnesses=min_witnesses,
         )
         client = Client.from_bundle(
             bundle, policy=policy, state_dir=state, data_id=data_id, on_event=on_event
         )
         result = client.run(trainer, task=task, rounds=rounds)
-        if result.refusals:
-            raise _in_options(result.refusals[-1])
         if not events and not held:
             say_totals(out, result.totals)
         if result.failed:
@@ -210,19 +215,20 @@ def join(
         if result.left_out:
             count = f"{len(result.left_out)} of {len(rows)} examples"
             out.warn(f"{count} counted as zero. {some(result.left_out)}")
-        out.result(
-            {
-                "task": task,
-                "releases": [release.release for release in result.releases],
-                "aborted": result.aborted,
-                "epsilon": result.epsilon,
-                "finished": result.finished,
-                "totals": totals_json(result.totals),
-                "left_out": len(result.left_out),
-                "left_out_reasons": reasons_of(result.left_out),
-                "failed": list(result.failed),
-            }
-        )
+        done = {
+            "task": task,
+            "releases": [release.release for release in result.releases],
+            "aborted": result.aborted,
+            "epsilon": result.epsilon,
+            "finished": result.finished,
+            "totals": totals_json(result.totals),
+            "left_out": len(result.left_out),
+            "left_out_reasons": reasons_of(result.left_out),
+            "failed": list(result.failed),
+        }
+        if result.refusals:
+            out.refuse(_in_options(result.refusals[-1]), done)
+        out.result(done)
         if result.left_out or result.failed:
             raise typer.Exit(EXIT_INCOMPLETE)
 
@@ -333,9 +339,23 @@ def _sentence(event: Event, state: Path) -> str:
         return f"account: {_counted(event.detail)}"
     if event.kind == "examples-left-out":
         return f"{event.detail['examples']} examples count as zero: {event.detail['first']}"
-    found = event.detail.items()
-    detail = ", ".join(f"{key} {value}" for key, value in found if value is not None)
-    return f"{event.kind}: {detail}" if detail else event.kind
+    detail = {key: value for key, value in event.detail.items() if value is not None}
+    if (tasks := detail.pop("no_finite_total", None)) is not None:
+        detail["all tasks together"] = (
+            f"have no finite epsilon, because of {tasks}; the others cost {detail.pop('others')}"
+        )
+    if "message" in detail:  # it says the reason
+        detail.pop("reason", None)
+    if detail.get("reason") in _REASONS:
+        detail["reason"] = _REASONS[str(detail["reason"])]
+    said = [
+        str(value) if key in _SAID else f"{_word(key)} {value}" for key, value in detail.items()
+    ]
+    return f"{event.kind}: {', '.join(said)}" if said else event.kind
+
+
+def _word(key: str) -> str:
+    return key.replace("_", " ")
 
 
 def _counted(detail: Mapping[str, object]) -> str:

@@ -11,14 +11,16 @@ import asyncio
 import errno
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
 
 from dp.errors import LedgerError, ReadError
 from dp.forms import unbase64
+from dp.notes import ED25519, parse_verifier
 from dp.tiles import resource_bytes_max
+from dp.witness import parse_witness
 from secagg.text_files import TextFile
 from secagg_cli.output import UnusableArgument
 
@@ -34,6 +36,7 @@ ALL_S = 300.0
 _REDIRECTS_MAX = 4
 _KEY = TextFile("file of a verifier key", UnusableArgument, "verifier-key", "verifier-key", 4_096)
 _UNREAD_MAX = 1 << 16  # files of a folder that are looked at for who was not read
+_SHOWN = 200
 _COPY = "Copy the ledger's folder and give the copy."
 
 
@@ -54,16 +57,54 @@ def read_key(key: str) -> str:
     return key.strip()
 
 
+def witness_keys(witnesses: Sequence[str]) -> list[str]:
+    """Verifier keys of witnesses, each given itself or by a file.
+
+    Raises:
+        UnusableArgument: as :func:`read_key`, or ``verifier-key`` for another kind of key.
+    """
+    keys = []
+    for witness in witnesses:
+        key = read_key(witness)
+        try:
+            parse_witness(key)
+        except LedgerError as error:
+            raise key_refused("--witness", witness, error) from error
+        keys.append(key)
+    return keys
+
+
+def key_refused(option: str, given: str, error: LedgerError) -> UnusableArgument:
+    """What is said of a key that an option was given, and that is not of its kind."""
+    key = read_key(given)
+    remedy = error.remedy
+    for parse, kind in ((parse_verifier, "a ledger's"), (parse_witness, "a witness's")):
+        try:
+            parse(key)
+        except LedgerError:
+            continue
+        other = "--key" if parse is parse_verifier else "--witness"
+        remedy = f"It is {kind} key, which {other} takes."
+    return UnusableArgument(
+        error.reason, f"{option} {given[:_SHOWN]}: {error.message}", remedy=remedy
+    )
+
+
 def has_form_of_key(key: str) -> bool:
-    """Whether a text reads name+hash+base64 of a key; whether it fits its hash the audit says."""
+    """Whether a text reads name+hash+base64 of a ledger's key.
+
+    Whether it fits its hash the audit says.
+    """
     if any(each.isspace() for each in key):
         return False
     name, _, rest = key.partition("+")
     hashed, _, encoded = rest.partition("+")
     try:
-        return bool(name) and len(bytes.fromhex(hashed)) == 4 and len(unbase64(encoded)) == 33
+        found = unbase64(encoded)
+        named = bool(name) and len(bytes.fromhex(hashed)) == 4
     except ValueError:
         return False
+    return named and len(found) == 33 and found[:1] == ED25519
 
 
 def read_checkpoint(file: Path) -> bytes:

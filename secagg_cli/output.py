@@ -2,9 +2,9 @@
 
 With ``--format json`` standard output carries one JSON object and nothing else; text for people,
 and progress bars, go to standard error. Exit code 0: the command did what was asked. 1: it did
-not, and says why (in JSON: ``{"error": {"reason", "message", "remedy"}}``). 2: the command line
-was wrong, or names what is of no use. 3: a ledger cannot be read, so nothing is said about it.
-4: it did what was asked, but not with all that it was given (``join``).
+not, and says why (in JSON: ``{"error": {"reason", "message", "remedy"}}``, beside what was done
+before). 2: the command line was wrong, or names what is of no use. 3: a ledger cannot be read, so
+nothing is said about it. 4: it did what was asked, but not with all that it was given (``join``).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import traceback
 import unicodedata
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -114,6 +114,11 @@ class Output:
         if self.json:
             print_json(keys)
 
+    def refuse(self, error: SecaggError, keys: Mapping[str, Any]) -> NoReturn:
+        """End with ``error`` as leaving with it does, and tell programs what was done before."""
+        self._refuse(error.reason, _both_values(error), error.remedy, keys)
+        raise typer.Exit(_exit_code(error)) from error
+
     def __enter__(self) -> Output:
         return self
 
@@ -146,14 +151,17 @@ class Output:
             )
             raise typer.Exit(EXIT_REFUSED) from error
 
-    def _refuse(self, reason: str, message: str, remedy: str | None) -> None:
+    def _refuse(
+        self, reason: str, message: str, remedy: str | None, keys: Mapping[str, Any] | None = None
+    ) -> None:
         with contextlib.suppress(OSError):
             self.errors.print(f"[red]{_plain(message)}[/red] \\[{_plain(reason)}]", soft_wrap=True)
             if remedy:
                 self.errors.print(_plain(remedy), soft_wrap=True)
         if self.json:
             try:
-                print_json({"error": {"reason": reason, "message": message, "remedy": remedy}})
+                error_ = {"reason": reason, "message": message, "remedy": remedy}
+                print_json({**(keys or {}), "error": error_})
             except OSError as error:
                 end_of_output(error)
 

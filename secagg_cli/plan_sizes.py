@@ -99,6 +99,12 @@ def task(
                 f"more noise, and is itself off by {100 * plan.quantile_noise:.2g} % of the "
                 f"{plan.unit}s of a full cohort in a round (one standard deviation)"
             )
+        for other, cost in plan.costs.items():
+            if other != plan.unit:
+                out.say(
+                    f"one {other}, which this task does not protect, costs epsilon "
+                    f"{shown_up(cost)} at delta {delta_shown(delta)}, if its charges are counted"
+                )
         if plan.useless:
             out.warn(
                 "Useless for learning: the noise drowns what the cohort can send. Use many more "

@@ -19,7 +19,7 @@ import msgspec
 from client_sdk.outputs import write_file
 from dp.figures import delta_shown, shown_down, shown_up
 from dp.forms import TIME_MAX_S
-from secagg_cli.output import CommandError, visible
+from secagg_cli.output import CommandError, UnusableArgument, visible
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -48,17 +48,32 @@ def write_report(path: Path, data: ReportData, run: Mapping[str, Any] | None = N
         CommandError: ``report-dependency`` without jinja2 or matplotlib.
         OutputError: ``path`` is taken or cannot be written.
     """
-    if path.suffix == ".json":
+    if path.suffix.lower() == ".json":
         content = msgspec.json.format(msgspec.json.encode(data)) + b"\n"
     else:
         content = render(data, run).encode()
     write_file(path, content, is_report)
 
 
+def demand_form(path: Path) -> None:
+    """Return if the name of a report's place says what is written there.
+
+    Raises:
+        UnusableArgument: ``report-form``.
+    """
+    if path.suffix.lower() not in (".html", ".htm", ".json"):
+        raise UnusableArgument(
+            "report-form",
+            f"{path} does not say in which form the report is to be.",
+            expected="a name that ends in .html or .json",
+            found=path.suffix or "no ending",
+        )
+
+
 def is_report(path: Path) -> bool:
     """Whether an earlier report stands there, as page or as data."""
     content = path.read_bytes()
-    if path.suffix != ".json":
+    if path.suffix.lower() != ".json":
         return _MARK in content[:_HEAD_BYTES]
     return {"origin", "verified", "tree_size", "tasks", "recompute"} <= set(json.loads(content))
 

@@ -30,7 +30,7 @@ def client(folder: Path) -> None:
 
 
 def service(folder: Path) -> None:
-    built = Service(Settings.load(data_dir=folder, database_url="sqlite:////nonexistent/x.db"))
+    built = Service(Settings.load(data_dir=folder))
     built.core.pool.shutdown()
 
 

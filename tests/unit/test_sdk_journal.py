@@ -234,6 +234,8 @@ def test_a_folder_that_cannot_be_made_is_a_typed_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["storage.key", "account"])
 def test_a_file_that_cannot_be_read_is_a_typed_error(tmp_path: Path, name: str) -> None:
+    if name != "storage.key":
+        open_storage_key(tmp_path)
     (tmp_path / name).mkdir(mode=0o700)
     with pytest.raises(StateError) as caught:
         Journal(tmp_path, open_storage_key(tmp_path)).load_blob(name)
