@@ -124,7 +124,7 @@ def test_a_plan_tells_the_other_unit_s_cost_too() -> None:
 async def test_retries_draw_nothing_from_python_s_generator() -> None:
     """The self-test of a model watches it, and a retry beside it is none of the model's coins."""
     settings = TransportSettings(backoff_first_s=0.0, backoff_max_s=0.0, jitter_s=1e-4)
-    left = [TransportError("unreachable", "x"), TransportError("unreachable", "x")]
+    left = [TransportError("response-malformed", "x"), TransportError("response-malformed", "x")]
     before = random.getstate()
 
     async def once() -> str:
