@@ -12,7 +12,9 @@ from pathlib import Path
 from aggregator.access import DeviceAccess, OperatorAccess
 from aggregator.blobs import BlobStore
 from aggregator.callers import Callers
+from aggregator.cohorts.charging import Charging
 from aggregator.cohorts.driver import Driver
+from aggregator.cohorts.ending import Ending
 from aggregator.cohorts.janitor import Janitor
 from aggregator.cohorts.releasing import Releaser
 from aggregator.cohorts.wakeups import Wakeups
@@ -70,7 +72,15 @@ class Service:
         self.tasks = Tasks(core, self.ledger)
         self.membership = Membership(core, self.ledger)
         self.wakeups = Wakeups()
-        self.driver = Driver(core, self.tasks, Releaser(core, self.ledger), self.wakeups)
+        charging = Charging(core, self.ledger)
+        self.driver = Driver(
+            core,
+            self.tasks,
+            charging,
+            Releaser(core, self.ledger, charging),
+            Ending(core, self.ledger, charging),
+            self.wakeups,
+        )
         self.watch = Watch(core, self.tasks, self.driver, self.partners, self.wakeups)
         self.janitor = Janitor(core)
         self.intake = Intake(settings)

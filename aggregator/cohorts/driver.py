@@ -19,9 +19,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from aggregator.cohorts import refusals
 from aggregator.cohorts.actor import Cohort, CohortOver
 from aggregator.cohorts.adding import Adder
+from aggregator.cohorts.charging import Charging, facts_of
+from aggregator.cohorts.ending import Ending
 from aggregator.cohorts.log import OPENED, Opened, Replay, begin, catch_up
 from aggregator.cohorts.opening import claim_lease, opened_sum, renewed_lease
-from aggregator.cohorts.releasing import Releaser, facts_of
+from aggregator.cohorts.releasing import Releaser
 from aggregator.cohorts.uploads import Uploads
 from aggregator.cohorts.wakeups import Wakeups
 from aggregator.core import Core
@@ -79,10 +81,20 @@ class Live:
 class Driver:
     """The open cohorts of one replica, and everything that runs for them in the background."""
 
-    def __init__(self, core: Core, tasks_: Tasks, releaser: Releaser, wakeups: Wakeups) -> None:
+    def __init__(
+        self,
+        core: Core,
+        tasks_: Tasks,
+        charging: Charging,
+        releaser: Releaser,
+        ending: Ending,
+        wakeups: Wakeups,
+    ) -> None:
         self._core = core
         self._tasks = tasks_
+        self._charging = charging
         self._releaser = releaser
+        self._ending = ending
         self._wakeups = wakeups
         self._live: dict[str, Live] = {}
         self._members: dict[str, Member] = {}  # of the cohorts in _live
@@ -208,7 +220,7 @@ class Driver:
         self, task: Task, cohort: str, log: Sequence[tuple[str, bytes]], members: Sequence[str]
     ) -> None:
         with contextlib.suppress(Conflict):  # another replica was first
-            await self._releaser.abandon(task, cohort, log)
+            await self._ending.abandon(task, cohort, log)
         await asyncio.to_thread(self._core.blobs.delete_folder, f"partial/{cohort}")
         self._core.signals.notify(*(f"session:{session}" for session in members))
         self._wakeups.consider(task.name)
@@ -232,14 +244,14 @@ class Driver:
     ) -> None:
         """Decisions in the transaction of the events: the debit, and the cohort's end."""
         if fixes_masking_set(cohort.state, state):
-            await self._releaser.reserve(connection, cohort)
+            await self._charging.reserve(connection, cohort)
         if state.phase == "opening" and cohort.state.phase != "opening":
-            await self._releaser.spend(connection, cohort.task, cohort.id, facts_of(state))
+            await self._charging.spend(connection, cohort.task, cohort.id, facts_of(state))
         for effect in effects:
             if isinstance(effect, Refused):
                 await refusals.keep(connection, cohort.task.name, state, effect, self._core.clock())
             elif isinstance(effect, Ended):
-                await self._releaser.end(connection, cohort, state, effect)
+                await self._ending.end(connection, cohort, state, effect)
 
     def _committed(self, cohort: Cohort, before: str, effects: Sequence[Effect]) -> None:
         live = self._live.get(cohort.id)
@@ -280,7 +292,7 @@ class Driver:
         self._core.metrics.open_cohorts.set(len(self._live))
         await live.close(ended=True)
         await asyncio.to_thread(self._core.blobs.delete_folder, f"partial/{cohort.id}")
-        await self._releaser.published(cohort, mine=not cohort.ended_elsewhere)
+        await self._ending.published(cohort, mine=not cohort.ended_elsewhere)
         await self._forget_bulk(cohort.id)
         await self._core.database.checkpoint()
         await self.wake_task(cohort.task.name)

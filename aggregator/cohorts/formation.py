@@ -20,10 +20,10 @@ from typing import Any
 import sqlalchemy as sa
 
 from aggregator.cohorts.actor import put_mail
+from aggregator.cohorts.charging import affordable
 from aggregator.cohorts.choosing import Clash, Ready, choose
 from aggregator.cohorts.log import OPENED, Opened, Replay, begin, encode_opened
 from aggregator.cohorts.refusals import clashes_of
-from aggregator.cohorts.releasing import affordable
 from aggregator.cohorts.strikes import eligible, is_struck, tiers
 from aggregator.core import Core
 from aggregator.errors import Kind, Refusal, conflict

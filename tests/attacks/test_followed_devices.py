@@ -22,7 +22,7 @@ import pytest
 import rfc8785
 from sdk_support import journal_in
 
-from aggregator.cohorts import releasing
+from aggregator.cohorts import charging
 from client_sdk.errors import LedgerRefusal
 from client_sdk.ledger import LedgerWatch
 from dp.contributors import members_of
@@ -69,7 +69,7 @@ def charged(task: Task, cohort: bytes, drops: dict[int, Drop] | None = None) -> 
     aggregator = Aggregator(task, pool.advertise(), cohort=cohort, attempt=0, hooks=Hooks())
     state = drive(aggregator, pool).state
     assert isinstance(state, server.Released)
-    entry = releasing._entry(state, 1, 0.0, None, None)
+    entry = charging.entry_of(state, 1, 0.0, None, None)
     survivors = {state.pseudonyms[index] for index in state.survivors}
     return msgspec.structs.replace(
         entry,
@@ -142,7 +142,7 @@ def test_a_charge_without_a_release_lists_the_masking_set_and_marks_nobody() -> 
     pool = LocalDevices(make_devices(devices, INPUTS))
     aggregator = Aggregator(devices, pool.advertise(), cohort=b"a" * 32, attempt=0, hooks=Hooks())
     state = drive(aggregator, pool).state
-    entry = releasing._entry(state, 1, 0.0, None, None)
+    entry = charging.entry_of(state, 1, 0.0, None, None)
     assert (entry.outcome, entry.contributors, len(entry.not_in_sum)) == ("charged", (), CLIENTS)
 
 
@@ -152,7 +152,7 @@ def test_a_cohort_that_an_older_software_checked_is_recorded_as_it_was() -> None
     pool = LocalDevices(make_devices(devices, INPUTS))
     aggregator = Aggregator(devices, pool.advertise(), cohort=b"a" * 32, attempt=0, hooks=Hooks())
     state = dataclasses.replace(drive(aggregator, pool).state, pseudonyms={})
-    entry = releasing._entry(state, 1, 0.0, None, None)
+    entry = charging.entry_of(state, 1, 0.0, None, None)
     assert (entry.attempt, entry.contributors, entry.not_in_sum) == (None, (), ())
 
 

@@ -6,7 +6,7 @@ from aggregator.cohorts import formation
 from aggregator.cohorts.actor import Cohort
 from aggregator.cohorts.adding import Adder
 from aggregator.cohorts.driver import Driver
-from aggregator.cohorts.releasing import Releaser
+from aggregator.cohorts.ending import Ending
 from tests.service_kit import devices, finished, served, spec
 
 
@@ -42,7 +42,7 @@ async def test_a_cohort_that_ends_while_the_service_stops_does_not_outlive_it(
         with monkeypatch.context() as patch:
             patch.setattr(Cohort, "_commit", slow_commit)
             patch.setattr(Adder, "close", slow_close)
-            patch.setattr(Releaser, "published", never)
+            patch.setattr(Ending, "published", never)
             running = [asyncio.create_task(device.run()) for device in devices(server, 4)]
             await committed.wait()
             await server.stop()

@@ -15,8 +15,9 @@ import pytest
 import sqlalchemy as sa
 from nacl.signing import SigningKey
 
+from aggregator.cohorts.charging import Charging
+from aggregator.cohorts.ending import Ending
 from aggregator.cohorts.log import RECEIVED, decode_event, encode_event
-from aggregator.cohorts.releasing import Releaser
 from aggregator.store import migrations
 from aggregator.store.schema import cohort_events, strikes
 from dp.audit import verify_ledger
@@ -90,13 +91,13 @@ async def test_a_cohort_that_fixes_its_masking_set_and_ends_in_one_commit_is_acc
 ) -> None:
     """Its devices are told S, so they may have charged themselves: the ledger must say so."""
     reserved = []
-    real = Releaser.reserve
+    real = Charging.reserve
 
-    async def seen(self: Releaser, connection: Any, cohort: Any) -> None:
+    async def seen(self: Charging, connection: Any, cohort: Any) -> None:
         await real(self, connection, cohort)
         reserved.append(cohort.id)
 
-    monkeypatch.setattr(Releaser, "reserve", seen)
+    monkeypatch.setattr(Charging, "reserve", seen)
     async with served(tmp_path, spec()) as server:
         cohort, word = await before_the_last_word(server)
         stop = Cancel("budget-exhausted", server.clock())
@@ -118,7 +119,7 @@ async def test_an_end_that_fails_beside_an_impossible_decision_is_tried_alone(
     async def refuse(*_: Any) -> None:
         raise BudgetError("budget-exhausted", "nothing is left")
 
-    monkeypatch.setattr(Releaser, "reserve", refuse)
+    monkeypatch.setattr(Charging, "reserve", refuse)
     async with served(tmp_path, spec()) as server:
         cohort, word = await before_the_last_word(server)
         stop = Cancel("budget-exhausted", server.clock())
@@ -243,7 +244,7 @@ async def test_a_cohort_that_cannot_be_taken_up_keeps_the_service_from_nothing(
             async def fails(*_: Any) -> None:
                 raise OSError("the disk is full")
 
-            patch.setattr(Releaser, "abandon", fails)
+            patch.setattr(Ending, "abandon", fails)
             await server.restart()
             await server.set_up(spec(task="another"))
             others = devices(server, 4, task="another")

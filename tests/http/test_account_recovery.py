@@ -19,7 +19,7 @@ from sdk_world import POLICY, TASK, Killed, OneHot, World, kill_at, plain_spec
 from typer.testing import CliRunner
 
 from aggregator.app import SERVICE
-from aggregator.cohorts import releasing
+from aggregator.cohorts import charging
 from client_sdk import Event
 from client_sdk.account import DeviceAccount
 from client_sdk.enrolment import save_bundle
@@ -289,7 +289,7 @@ async def test_a_record_that_names_devices_by_their_identity_is_refused(
         keys = [state.facts.identity(index) for index in survivors_of(state)]
         return {"contributors": tuple(identity_digest(key) for key in keys)}
 
-    monkeypatch.setattr(releasing, "_members", named)
+    monkeypatch.setattr(charging, "_members", named)
     async with World(tmp_path, noised(TASK)) as world:
         ended = await asyncio.gather(
             *(

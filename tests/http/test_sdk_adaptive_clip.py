@@ -222,14 +222,14 @@ async def test_a_device_refuses_a_model_whose_record_names_another_clip(
     """A service that writes one clip into the model and another into the ledger."""
     from aggregator.cohorts import releasing
 
-    honest = releasing._entry
+    honest = releasing.entry_of
 
     def lying(*arguments: Any) -> Any:
         entry = honest(*arguments)
         move = msgspec.structs.replace(entry.clip, clip=1.25)
         return msgspec.structs.replace(entry, clip=move)
 
-    monkeypatch.setattr(releasing, "_entry", lying)
+    monkeypatch.setattr(releasing, "entry_of", lying)
     async with World(tmp_path, adaptive_spec()) as world:
         await asyncio.gather(*(run(world, Constant(number)) for number in range(DEVICES)))
         contributor = Constant(0)

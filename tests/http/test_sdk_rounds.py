@@ -44,13 +44,13 @@ async def test_a_record_with_other_sets_than_were_confirmed_is_not_believed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An aggregator that writes a larger masking set would claim more noise than there is."""
-    honest = releasing._entry
+    honest = releasing.entry_of
 
     def lying(*arguments: Any) -> ReleaseEntry:
         entry = honest(*arguments)
         return msgspec.structs.replace(entry, masking_set_size=entry.masking_set_size + 1)
 
-    monkeypatch.setattr(releasing, "_entry", lying)
+    monkeypatch.setattr(releasing, "entry_of", lying)
     async with World(tmp_path, plain_spec(DEVICES)) as world:
         found = await asyncio.gather(
             *(run(world, n) for n in range(DEVICES)), return_exceptions=True

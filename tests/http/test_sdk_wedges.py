@@ -20,7 +20,7 @@ from sdk_world import QUICK, TASK, Killed, OneHot, World, kill_at, plain_spec
 from typer.testing import CliRunner
 
 from aggregator.app import SERVICE
-from aggregator.cohorts import releasing
+from aggregator.cohorts import charging
 from client_sdk import Event, LedgerRefusal, RunResult, StateError
 from client_sdk.account import DeviceAccount
 from client_sdk.folder import StateFolder
@@ -56,13 +56,13 @@ async def run_all(
 
 
 def lie(monkeypatch: pytest.MonkeyPatch, change: Callable[[ReleaseEntry], dict[str, Any]]) -> Any:
-    honest = releasing.release_record
+    honest = charging.release_record
 
     def lying(*arguments: Any) -> bytes:
         *others, entry = arguments
         return honest(*others, msgspec.structs.replace(entry, **change(entry)))
 
-    monkeypatch.setattr(releasing, "release_record", lying)
+    monkeypatch.setattr(charging, "release_record", lying)
     return honest
 
 
@@ -122,7 +122,7 @@ async def test_a_mismatch_ends_the_session_and_quarantines_the_task_alone(
         events: list[Event] = []
         results = await run_all(world, on_event=events.append)
         assert isinstance(results[0], LedgerRefusal)
-        monkeypatch.setattr(releasing, "release_record", honest)
+        monkeypatch.setattr(charging, "release_record", honest)
 
         folder = tmp_path / "d0"
         (evidence,) = folder.glob("evidence-*.json")
@@ -167,7 +167,7 @@ async def test_a_mismatch_that_another_tasks_run_meets_is_told_and_does_not_stop
         await world.post("/v1/operator/tasks", plain_spec(4, task=OTHER))
         honest = lie(monkeypatch, LIES["masking set"])
         await run_all(world, on_event=kill_at("unmasked"))
-        monkeypatch.setattr(releasing, "release_record", honest)
+        monkeypatch.setattr(charging, "release_record", honest)
         assert world.device("d0").has_pending()
         results = await run_all(world, task=OTHER)
         assert [len(result.releases) for result in results] == [1] * 4
