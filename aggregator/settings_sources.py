@@ -23,7 +23,7 @@ from aggregator.logs import get_logger
 from secagg.errors import ConfigurationError
 from secagg.text_files import TextFile
 
-_OTHERS = frozenset({"server", "parent_pid", "torch_threads"})
+_OTHERS = frozenset({"server", "ca_file", "parent_pid", "torch_threads"})
 _SECRETS = frozenset({"database_url", "operator_token"})
 _SHOWN = 100
 _KUBERNETES = re.compile(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Mapping
 
 import aiohttp
@@ -12,8 +13,11 @@ from dp.errors import LedgerError
 from dp.merkle import SubtreeReader, consistency_proof
 from dp.notes import Verifier, split_note
 from dp.witness import AddCheckpoint, add_cosignatures, cosigned_at, encode_request, parse_witness
+from secagg.errors import ConfigurationError
+from secagg.proxies import proxy_for
 
 _ANSWER_BYTES_MAX = 16 << 10
+_ERROR_CHARACTERS_MAX = 300
 _TRIES = 2  # the first learns what the witness remembers
 
 _log = structlog.get_logger(__name__)
@@ -83,13 +87,29 @@ class Witnesses:
                 return ""
             proof = tuple(consistency_proof(subtree, old, size))
             body = encode_request(AddCheckpoint(old, proof, note))
+            url, proxy = f"{self._urls[witness]}/add-checkpoint", None
             try:
-                url = f"{self._urls[witness]}/add-checkpoint"
-                async with session.post(url, data=body, allow_redirects=False) as response:
+                proxy = proxy_for(url, os.environ)
+                credentials = {} if proxy is None else proxy.headers
+                tunnelled = url.startswith("https:")
+                async with session.post(
+                    url,
+                    data=body,
+                    allow_redirects=False,
+                    proxy=None if proxy is None else proxy.url,
+                    proxy_headers=credentials if proxy is not None and tunnelled else None,
+                    headers=None if tunnelled else credentials,
+                ) as response:
                     answer = (await _body(response)).decode()
                     status = response.status
+            except ConfigurationError as error:
+                _log.error("witness-proxy", witness=witness.name, reason=error.reason)
+                return ""
             except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-                _log.warning("witness-unreachable", witness=witness.name, error=repr(error))
+                # Not repr: of a proxy's refusal it would show the credentials.
+                said = f"{type(error).__name__}: {error}"[:_ERROR_CHARACTERS_MAX]
+                through = None if proxy is None else proxy.url
+                _log.warning("witness-unreachable", witness=witness.name, error=said, proxy=through)
                 return ""
             if status == 200:
                 self._sizes[witness] = size

@@ -75,6 +75,11 @@ class TransportSettings:
     ca_file: str | Path | None = None
 
 
+def network_of(settings: TransportSettings) -> Network:
+    """The way out that these settings choose; to be entered."""
+    return Network(settings.user_agent, trust_env=settings.trust_env, ca_file=settings.ca_file)
+
+
 def is_transient(error: BaseException) -> bool:
     """Whether the same request may succeed later."""
     if not isinstance(error, TransportError):
@@ -105,11 +110,7 @@ class Http:
         self._time = time or ServerTime()
         self._token: str | None = None
         self._token_until = 0.0
-        self._network = Network(
-            self.settings.user_agent,
-            trust_env=self.settings.trust_env,
-            ca_file=self.settings.ca_file,
-        )
+        self._network = network_of(self.settings)
 
     async def __aenter__(self) -> Http:
         """Raises: NetworkError: ``ca-file``."""

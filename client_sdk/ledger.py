@@ -521,7 +521,7 @@ class LedgerWatch:
         try:
             return await self._transport.ledger(path)
         except TransportError as error:
-            if error.status is None or is_transient(error):
+            if error.own_status is None or is_transient(error):
                 raise
             raise unreadable(error) from error
 

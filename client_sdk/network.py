@@ -110,9 +110,8 @@ class Network:
         proxy = self._proxy(url)
         sent = dict(headers or {})
         to_proxy: dict[str, str] = {}
-        if proxy is not None and proxy.authorization is not None:
-            own = sent if url.startswith("http:") else to_proxy
-            own["Proxy-Authorization"] = proxy.authorization
+        if proxy is not None:
+            (sent if url.startswith("http:") else to_proxy).update(proxy.headers)
         via = "" if proxy is None else f" through the proxy {proxy.url}"
         try:
             async with self._session.request(

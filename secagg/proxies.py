@@ -29,6 +29,11 @@ class Proxy:
     url: str
     authorization: str | None = field(default=None, repr=False)
 
+    @property
+    def headers(self) -> dict[str, str]:
+        """Head fields for the proxy alone."""
+        return {} if self.authorization is None else {"Proxy-Authorization": self.authorization}
+
 
 def proxy_for(url: str, environment: Mapping[str, str]) -> Proxy | None:
     """The proxy for a request to ``url``; None: it goes straight there.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
+from secagg_cli.network import networked, transport_settings
 from secagg_cli.output import Format, FormatOption, Output
 from secagg_cli.ranges import number
 from secagg_cli.session import FolderArgument, PassphraseOption, read_passphrase
@@ -30,6 +31,7 @@ DataIdOption = Annotated[
         "one budget."
     ),
 ]
+_ALL_RECORDS_S = 3_600.0
 _DELTA = 1e-5  # of totals, as in the default policy
 
 
@@ -107,6 +109,7 @@ def renew(
 
 
 @app.command("recover")
+@networked
 def recover(
     bundle: BundleArgument,
     state: StateOption = None,
@@ -127,7 +130,13 @@ def recover(
         from client_sdk.recovery import LEAVES_MAX
 
         passphrase = read_passphrase(passphrase_file)
-        client = Client.from_bundle(bundle, state_dir=state, passphrase=passphrase, data_id=data_id)
+        client = Client.from_bundle(
+            bundle,
+            state_dir=state,
+            passphrase=passphrase,
+            data_id=data_id,
+            transport=transport_settings(ledger_s=_ALL_RECORDS_S),
+        )
         found = client.recover_account(leaves_max or LEAVES_MAX)
         for task, charges in found.charges.items():
             out.say(_charged(task, charges, found.epsilons[task], found.deltas[task]))

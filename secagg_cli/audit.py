@@ -20,6 +20,7 @@ from secagg_cli.ledger_files import (
     read_key,
     witness_keys,
 )
+from secagg_cli.network import networked
 from secagg_cli.output import EXIT_REFUSED, Format, FormatOption, Output, UnusableArgument, visible
 from secagg_cli.ranges import number
 
@@ -53,6 +54,7 @@ OlderOption = Annotated[
 
 
 @app.command("verify")
+@networked
 def verify(
     ledger: LedgerArgument,
     key: KeyOption,
@@ -94,6 +96,7 @@ def verify(
 
 
 @app.command("report")
+@networked
 def report(
     ledger: LedgerArgument,
     key: KeyOption,

@@ -10,6 +10,7 @@ import msgspec
 import typer
 
 from secagg_cli.hex_keys import hex_key
+from secagg_cli.network import networked
 from secagg_cli.operator import (
     DEFAULT_SERVER,
     Operator,
@@ -24,6 +25,7 @@ KeyArgument = Annotated[str, typer.Argument(help="The device's key, hex; see sec
 
 
 @app.command("list")
+@networked
 def list_(
     server: ServerOption = DEFAULT_SERVER,
     token_file: TokenFileOption = None,
@@ -49,6 +51,7 @@ def list_(
 
 
 @app.command("ban")
+@networked
 def ban(
     key: KeyArgument,
     note: Annotated[str, typer.Option(help="Why; for the operator, not for the ledger.")] = "",
@@ -72,6 +75,7 @@ def ban(
 
 
 @app.command("unban")
+@networked
 def unban(
     key: KeyArgument,
     server: ServerOption = DEFAULT_SERVER,
@@ -86,6 +90,7 @@ def unban(
 
 
 @app.command("evidence")
+@networked
 def evidence(
     key: KeyArgument,
     out_file: Annotated[Path, typer.Option("--out", help="Where the evidence goes.")],

@@ -17,13 +17,13 @@ import msgspec
 import typer
 
 from secagg_cli.hex_keys import hex_key
+from secagg_cli.network import base_url, networked, request
 from secagg_cli.operator import (
     DEFAULT_SERVER,
     Operator,
     ServerOption,
     TokenFileOption,
     read_token,
-    request,
     server_info,
 )
 from secagg_cli.output import CommandError, Format, FormatOption, Output
@@ -39,6 +39,7 @@ _DAY_S = 86_400
 
 
 @partner_app.command("add")
+@networked
 def add(
     name: Annotated[str, typer.Argument(help="The partner's name.")],
     key: Annotated[str | None, typer.Option(help="The partner's public key, hex.")] = None,
@@ -61,6 +62,7 @@ def add(
 
 
 @partner_app.command("list")
+@networked
 def list_(
     server: ServerOption = DEFAULT_SERVER,
     token_file: TokenFileOption = None,
@@ -75,6 +77,7 @@ def list_(
 
 
 @partner_app.command("remove")
+@networked
 def remove(
     partner: Annotated[
         str, typer.Argument(help="The partner's name or public key, hex; see secagg partner list.")
@@ -95,6 +98,7 @@ def remove(
 
 
 @partner_app.command("revoke")
+@networked
 def revoke(
     partner_key_file: Annotated[
         Path, typer.Option("--partner-key", help="The partner's secret key file.")
@@ -162,8 +166,7 @@ def _send_list(server: str, partner: PartnerKey, signed: bytes, now: int) -> Non
 
     own = issue_certificate(partner.seed, partner.key, now + _DAY_S)
     token = issue_access_token(partner.seed, own, server_info(server).task_key, now)
-    headers = {"Authorization": f"Bearer {token}"}
-    request("POST", server.rstrip("/") + "/v1/revocations", headers, signed)
+    request("POST", server, "/v1/revocations", token, signed)
 
 
 def _device_key(device: str, partner: bytes) -> bytes:
@@ -263,7 +266,9 @@ def enrol(
         for path in itertools.islice(_free_places(folder), count):
             save_bundle(
                 path,
-                create_bundle(server, info.task_key, info.ledger_verifier, partner.seed, not_after),
+                create_bundle(
+                    base_url(server), info.task_key, info.ledger_verifier, partner.seed, not_after
+                ),
             )
             paths.append(path)
     except BaseException:

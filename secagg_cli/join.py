@@ -23,6 +23,7 @@ from secagg_cli.background import Background
 from secagg_cli.enroll import parse_partner_key
 from secagg_cli.ledger_files import witness_keys
 from secagg_cli.libraries import collector_paused
+from secagg_cli.network import transport_settings
 from secagg_cli.output import EXIT_INCOMPLETE, CommandError, Format, FormatOption, Output
 from secagg_cli.processes import die_with_parent
 from secagg_cli.ranges import number
@@ -202,7 +203,12 @@ def join(
             min_witnesses=min_witnesses,
         )
         client = Client.from_bundle(
-            bundle, policy=policy, state_dir=state, data_id=data_id, on_event=on_event
+            bundle,
+            policy=policy,
+            state_dir=state,
+            data_id=data_id,
+            on_event=on_event,
+            transport=transport_settings(),
         )
         result = client.run(trainer, task=task, rounds=rounds)
         if not events and not held:

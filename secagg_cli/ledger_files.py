@@ -22,10 +22,13 @@ from dp.notes import ED25519, parse_verifier
 from dp.tiles import resource_bytes_max
 from dp.witness import parse_witness
 from secagg.text_files import TextFile
+from secagg_cli.network import transport_settings
 from secagg_cli.output import UnusableArgument
 
 if TYPE_CHECKING:
     import aiohttp
+
+    from client_sdk.network import Network
 
 _NAMES = ("checkpoint", "tile")  # of which a ledger has at least one
 Reader = Callable[[str], bytes | None]
@@ -34,6 +37,9 @@ FILE_S = 60.0
 ALL_S = 300.0
 """Seconds that all files of one ledger may take to come: at 1 MB/s some 200,000 records."""
 _REDIRECTS_MAX = 4
+_PASSING = ("answer-foreign", "http-429", "http-502", "http-503", "http-504")
+_WAITS_S = (0.2, 0.8)  # before what may pass is asked for again
+_QUOTED_BYTES = 256
 _KEY = TextFile("file of a verifier key", UnusableArgument, "verifier-key", "verifier-key", 4_096)
 _UNREAD_MAX = 1 << 16  # files of a folder that are looked at for who was not read
 _SHOWN = 200
@@ -216,6 +222,7 @@ class HttpReader:
         if not usable:
             raise _bad_url(url)
         self._base = url.rstrip("/")
+        self._settings = transport_settings()
         self._left_s = ALL_S
         self._clock = clock
 
@@ -234,34 +241,41 @@ class HttpReader:
         return found
 
     async def _get(self, path: str) -> bytes | None:
-        import aiohttp
+        """Within the deadline; what may pass is asked for again."""
+        from client_sdk.http import network_of
 
-        url, limit_s = f"{self._base}/{path}", min(FILE_S, self._left_s)
+        limit_s = min(FILE_S, self._left_s)
         try:
-            async with (
-                asyncio.timeout(max(0.0, limit_s)),
-                aiohttp.ClientSession(
-                    auto_decompress=False, headers={"Accept-Encoding": "identity"}
-                ) as session,
-            ):
-                for _ in range(_REDIRECTS_MAX + 1):
-                    async with session.get(url, allow_redirects=False) as response:
-                        if response.status not in (301, 302, 303, 307, 308):
-                            return await self._body(response, path)
-                        url = self._followed(url, response.headers.get("Location", ""))
+            async with asyncio.timeout(max(0.0, limit_s)), network_of(self._settings) as network:
+                for wait_s in _WAITS_S:
+                    try:
+                        return await self._follow(network, path)
+                    except ReadError as error:
+                        if error.reason not in _PASSING:
+                            raise
+                    await asyncio.sleep(wait_s)
+                return await self._follow(network, path)
         except TimeoutError as error:
             raise ReadError(
                 "ledger-deadline",
-                f"{url} did not come in time.",
+                f"{self._base}/{path} did not come in time.",
                 expected=f"a file in {FILE_S:g} s, all in {ALL_S:g} s",
                 remedy=f"Try again, or do without the server: {_COPY}",
             ) from error
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise ReadError(
-                "server-unreachable",
-                f"{url} did not answer: {type(error).__name__}: {error}",
-                remedy="Check the network and the ledger's address.",
-            ) from error
+
+    async def _follow(self, network: Network, path: str) -> bytes | None:
+        from client_sdk.errors import Unreached
+
+        url = f"{self._base}/{path}"
+        try:
+            for _ in range(_REDIRECTS_MAX + 1):
+                async with network.ask("GET", url) as response:
+                    if response.status not in (301, 302, 303, 307, 308):
+                        return await self._body(response, path)
+                    url = self._followed(url, response.headers.get("Location", ""))
+        except Unreached as error:
+            reason = "server-unreachable" if error.reason == "unreachable" else error.reason
+            raise ReadError(reason, error.message, remedy=error.remedy) from error
         raise ReadError("ledger-redirected", f"{url} redirects again and again.")
 
     def _followed(self, url: str, location: str) -> str:
@@ -284,6 +298,10 @@ class HttpReader:
                 f"{response.url} answered with status {response.status}.",
                 remedy="The ledger's files are public and come with status 200. Try again later.",
             )
+        from client_sdk.network import foreign, is_page
+
+        if is_page(response):
+            raise foreign(response, await response.content.read(_QUOTED_BYTES))
         coding = response.headers.get("Content-Encoding", "identity").strip().lower()
         if coding not in ("", "identity"):
             raise ReadError(

@@ -28,6 +28,7 @@ from secagg_cli import (
     witness,
 )
 from secagg_cli.demo import command as demo
+from secagg_cli.network import networked
 from secagg_cli.output import (
     EXIT_REFUSED,
     EXIT_USAGE,
@@ -67,8 +68,8 @@ app.command("serve")(serve.serve)
 app.add_typer(task.app, name="task")
 app.add_typer(enroll.partner_app, name="partner")
 app.add_typer(device.app, name="device")
-app.command("enroll")(enroll.enroll)
-app.command("join")(join.join)
+app.command("enroll")(networked(enroll.enroll))
+app.command("join")(networked(join.join))
 app.add_typer(account.app, name="account")
 app.add_typer(session.app, name="session")
 app.add_typer(audit.app, name="audit")

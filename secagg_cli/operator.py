@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from urllib.parse import quote
 
 import msgspec
 import typer
 
-from secagg.api import Problem, ServerInfo
+from secagg.api import ServerInfo
 from secagg.text_files import TextFile
+from secagg_cli.network import NotReached, base_url, request
 from secagg_cli.output import CommandError
 
 if TYPE_CHECKING:
@@ -41,7 +42,6 @@ _TOKEN = TextFile(
     remedy=_WHERE,
 )
 SERVER_ENV = "SECAGG_SERVER"
-_TIMEOUT_S = 60.0
 
 ServerOption = Annotated[
     str, typer.Option(help="Base URL of the aggregator.", envvar=SERVER_ENV, show_default=True)
@@ -74,12 +74,12 @@ def read_token(file: Path | None) -> str:
 class Operator:
     """Blocking calls, one connection each.
 
-    Every method raises :class:`CommandError`: ``server-unreachable``, ``answer-malformed``, or the
-    aggregator's own reason.
+    Every method raises :class:`CommandError` as :func:`secagg_cli.network.request`, or
+    ``answer-malformed``.
     """
 
     def __init__(self, server: str, token: str) -> None:
-        self.server = server.rstrip("/")
+        self.server = base_url(server)
         self._token = token
 
     def add_partner(self, name: str, key: bytes) -> None:
@@ -130,17 +130,17 @@ class Operator:
     def task(self, name: str) -> TaskView:
         from aggregator.views import TaskView
 
-        return self._ask(TaskView, "GET", f"/v1/operator/tasks/{name}")
+        return self._ask(TaskView, "GET", f"/v1/operator/tasks/{quote(name, safe='')}")
 
     def pause(self, name: str) -> None:
-        self._call("POST", f"/v1/operator/tasks/{name}/pause")
+        self._call("POST", f"/v1/operator/tasks/{quote(name, safe='')}/pause")
 
     def resume(self, name: str) -> None:
-        self._call("POST", f"/v1/operator/tasks/{name}/resume")
+        self._call("POST", f"/v1/operator/tasks/{quote(name, safe='')}/resume")
 
     def model(self, name: str) -> bytes:
         """The task's current global vector as a safetensors file."""
-        return self._call("GET", f"/v1/operator/tasks/{name}/model")
+        return self._call("GET", f"/v1/operator/tasks/{quote(name, safe='')}/model")
 
     def _ask(self, kind: type[_T], method: str, path: str, body: object = None) -> _T:
         """The answer as a view.
@@ -149,64 +149,33 @@ class Operator:
             CommandError: ``answer-malformed``.
         """
         answer = self._call(method, path, body)
-        try:
-            return msgspec.json.decode(answer, type=kind)
-        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-            raise CommandError(
-                "answer-malformed",
-                f"The answer of {self.server}{path} is not a {kind.__name__}: {error}.",
-                remedy="Is --server the address of an aggregator of about this version?",
-            ) from error
+        return _decoded(answer, kind, self.server + path)
 
     def _call(self, method: str, path: str, body: object = None) -> bytes:
-        headers = {"Authorization": f"Bearer {self._token}"}
-        return request(method, self.server + path, headers, body)
+        return request(method, self.server, path, self._token, body)
 
 
 def server_info(server: str) -> ServerInfo:
     """The aggregator's public keys. Compare them over a second channel before trusting them."""
-    return msgspec.json.decode(request("GET", server.rstrip("/") + "/v1/server"), type=ServerInfo)
+    return _decoded(request("GET", server, "/v1/server"), ServerInfo, server)
 
 
-def request(
-    method: str, url: str, headers: Mapping[str, str] | None = None, body: object = None
-) -> bytes:
-    """One HTTP request; ``body`` travels as it is (bytes), or else as JSON."""
-    return asyncio.run(_request(method, url, dict(headers or {}), body))
-
-
-async def _request(method: str, url: str, headers: dict[str, str], body: object) -> bytes:
-    import aiohttp
-
-    data: bytes | None = None
-    if isinstance(body, bytes):
-        headers["Content-Type"] = "application/octet-stream"
-        data = body
-    elif body is not None:
-        headers["Content-Type"] = "application/json"
-        data = msgspec.json.encode(body)
-    timeout = aiohttp.ClientTimeout(total=_TIMEOUT_S)
+def _decoded(answer: bytes, kind: type[_T], url: str) -> _T:
+    """
+    Raises:
+        CommandError: ``answer-malformed``. NotReached: ``answer-foreign``: it is no JSON at all.
+    """
     try:
-        async with (
-            aiohttp.ClientSession(timeout=timeout) as session,
-            session.request(method, url, headers=headers, data=data) as response,
-        ):
-            content = await response.read()
-            status = response.status
-    except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+        return msgspec.json.decode(answer, type=kind)
+    except msgspec.ValidationError as error:
         raise CommandError(
-            "server-unreachable",
-            f"{url} did not answer: {type(error).__name__}: {error}",
-            remedy="Is `secagg serve` running, and is --server its address?",
+            "answer-malformed",
+            f"The answer of {url} is not a {kind.__name__}: {error}.",
+            remedy="Is --server the address of an aggregator of about this version?",
         ) from error
-    if status >= 400:
-        raise _problem(url, status, content)
-    return content
-
-
-def _problem(url: str, status: int, content: bytes) -> CommandError:
-    try:
-        problem = msgspec.json.decode(content, type=Problem)
-    except msgspec.MsgspecError:
-        return CommandError(f"http-{status}", f"{url} answered with status {status}.")
-    return CommandError(problem.reason, problem.message, remedy=problem.remedy)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise NotReached(
+            "answer-foreign",
+            f"The answer of {url} is not the aggregator's: it is no JSON: {error}.",
+            remedy="Is --server the address of an aggregator? Open it in a browser to see.",
+        ) from error

@@ -12,6 +12,7 @@ import msgspec
 import typer
 
 from secagg.text_files import TextFile
+from secagg_cli.network import networked
 from secagg_cli.operator import (
     DEFAULT_SERVER,
     Operator,
@@ -70,6 +71,7 @@ def read_spec(path: Path) -> dict[str, Any]:
 
 
 @app.command("create")
+@networked
 def create(
     file: Annotated[Path, typer.Argument(help="The task's specification, TOML or JSON.")],
     model: Annotated[
@@ -117,6 +119,7 @@ def create(
 
 
 @app.command("list")
+@networked
 def list_(
     server: ServerOption = DEFAULT_SERVER,
     token_file: TokenFileOption = None,
@@ -134,6 +137,7 @@ def list_(
 
 
 @app.command("show")
+@networked
 def show(
     name: NameArgument,
     server: ServerOption = DEFAULT_SERVER,
@@ -149,6 +153,7 @@ def show(
 
 
 @app.command("pause")
+@networked
 def pause(
     name: NameArgument,
     server: ServerOption = DEFAULT_SERVER,
@@ -163,6 +168,7 @@ def pause(
 
 
 @app.command("resume")
+@networked
 def resume(
     name: NameArgument,
     server: ServerOption = DEFAULT_SERVER,
@@ -177,6 +183,7 @@ def resume(
 
 
 @app.command("export")
+@networked
 def export(
     name: NameArgument,
     out_file: Annotated[

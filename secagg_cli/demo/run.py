@@ -26,6 +26,7 @@ from secagg_cli.demo.service import Service
 from secagg_cli.demo.spec import TASK, DemoOptions, device_limit, task_spec
 from secagg_cli.demo.summary import print_round, print_summary, round_json
 from secagg_cli.enroll import enrol, partner_key
+from secagg_cli.network import go_straight_to
 from secagg_cli.output import CommandError, Output
 from secagg_cli.processes import Children
 
@@ -53,6 +54,7 @@ def run_demo(options: DemoOptions, out: Output) -> dict[str, Any]:
     model_folder = prepare_model(options.model, out)
     folder = claim_folder(options.folder)
     with Children() as children, MemoryMeter(children.pids) as memory:
+        go_straight_to("127.0.0.1")
         service = Service(folder / "server", children)
         service.launch()
         evaluator = Evaluator(model_folder, heldout)

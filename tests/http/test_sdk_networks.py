@@ -283,6 +283,14 @@ async def test_a_device_goes_on_when_the_portal_lets_it_through() -> None:
         assert len(asked) == 4
 
 
+async def test_a_page_with_json_in_it_is_no_answer() -> None:
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(body=MAIL, content_type="text/html")
+
+    async with serving(answer) as (url, _):
+        assert (await refusal(url)).reason == "answer-foreign"
+
+
 async def test_json_counts_whatever_it_is_labelled_as() -> None:
     async def answer(_: web.Request) -> web.Response:
         return web.Response(body=MAIL, content_type="text/plain")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from pathlib import Path
 
@@ -228,3 +229,22 @@ async def test_leaves_and_bytes_have_a_limit(tmp_path: Path) -> None:
     with pytest.raises(LedgerRefusal, match="ledger-too-long"):
         await found(tmp_path / "thick", served(thick), leaves_max=4)
     assert (await found(tmp_path / "thick", served(thick), leaves_max=40)).leaves == 4
+
+
+class Silent(Served):
+    """Its last file never comes."""
+
+    async def ledger(self, path: str) -> bytes | None:
+        if path != "checkpoint":
+            await asyncio.Event().wait()
+        return await super().ledger(path)
+
+
+async def test_a_walk_through_the_ledger_has_one_deadline(tmp_path: Path) -> None:
+    files = served(listing(MANIFEST, [MINE]))
+    watch = LedgerWatch(  # type: ignore[arg-type]
+        Silent(files), journal_in(tmp_path), VERIFIER, at_once, None, SEED, 0.05
+    )
+    with pytest.raises(LedgerError, match="ledger-deadline"):
+        async with asyncio.timeout(20.0):
+            await recover(watch, account(tmp_path), KEY)

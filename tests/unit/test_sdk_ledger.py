@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -427,3 +429,40 @@ async def test_an_offer_that_names_another_leaf_is_refused(tmp_path: Path, leaf:
     with pytest.raises(LedgerRefusal) as caught:
         await watch(log, tmp_path).verify_models(frozenset({b"1" * 32}), **MODELS, leaf_index=leaf)
     assert caught.value.reason == "model-not-in-ledger"
+
+
+class Silent(Log):
+    """The checkpoint comes, and then nothing."""
+
+    async def ledger(self, path: str) -> bytes | None:
+        if path != "checkpoint":
+            await asyncio.Event().wait()
+        return await super().ledger(path)
+
+
+LOOKS: dict[str, Callable[[LedgerWatch], Coroutine[Any, Any, object]]] = {
+    "release": lambda watched: watched.verify_release(1, **CLAIM),
+    "lost receipt": lambda watched: watched.holds(
+        CTX, task="stats", manifest_digest=b"m" * 32, identity_key=DEVICE, since=0
+    ),
+    "models": lambda watched: watched.verify_models(frozenset({b"1" * 32}), **MODELS),
+    "one model": lambda watched: watched.verify_models(
+        frozenset({b"1" * 32}), **MODELS, leaf_index=1
+    ),
+    "clip": lambda watched: watched.released_clip(b"1" * 32, **MODELS),
+}
+
+
+@pytest.mark.parametrize("look", LOOKS)
+async def test_a_look_at_the_ledger_has_one_deadline_over_all_its_files(
+    tmp_path: Path, look: str
+) -> None:
+    silent = Silent([*entries(600), release(1)])
+    watched = LedgerWatch(  # type: ignore[arg-type]
+        silent, journal_in(tmp_path), VERIFIER, deadline_s=0.05
+    )
+    with pytest.raises(LedgerError) as caught:
+        async with asyncio.timeout(20.0):
+            await LOOKS[look](watched)
+    assert caught.value.reason == "ledger-deadline"
+    assert "ledger_s" in (caught.value.remedy or "")
