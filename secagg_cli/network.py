@@ -148,7 +148,8 @@ async def _request(
     settings: TransportSettings,
 ) -> bytes:
     from client_sdk.errors import TransportError
-    from client_sdk.http import Http, read_capped
+    from client_sdk.http import QUOTED_BYTES, Http, read_capped
+    from client_sdk.network import foreign
 
     headers: dict[str, str] = {}
     data = body if isinstance(body, bytes) else None
@@ -161,6 +162,8 @@ async def _request(
             async with http.request(
                 method, path, data, headers=headers, auth=token is not None
             ) as response:
+                if response.content_type.startswith("text/"):  # nothing that commands ask for is
+                    raise foreign(response, await response.content.read(QUOTED_BYTES))
                 return await read_capped(response, _ANSWER_BYTES_MAX)
         except TransportError as error:
             if error.reason != "unreachable":

@@ -13,7 +13,7 @@ import typer
 
 from secagg.api import ServerInfo
 from secagg.text_files import TextFile
-from secagg_cli.network import NotReached, base_url, request
+from secagg_cli.network import base_url, request
 from secagg_cli.output import CommandError
 
 if TYPE_CHECKING:
@@ -163,19 +163,13 @@ def server_info(server: str) -> ServerInfo:
 def _decoded(answer: bytes, kind: type[_T], url: str) -> _T:
     """
     Raises:
-        CommandError: ``answer-malformed``. NotReached: ``answer-foreign``: it is no JSON at all.
+        CommandError: ``answer-malformed``.
     """
     try:
         return msgspec.json.decode(answer, type=kind)
-    except msgspec.ValidationError as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise CommandError(
             "answer-malformed",
             f"The answer of {url} is not a {kind.__name__}: {error}.",
             remedy="Is --server the address of an aggregator of about this version?",
-        ) from error
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise NotReached(
-            "answer-foreign",
-            f"The answer of {url} is not the aggregator's: it is no JSON: {error}.",
-            remedy="Is --server the address of an aggregator? Open it in a browser to see.",
         ) from error
