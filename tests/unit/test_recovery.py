@@ -245,6 +245,6 @@ async def test_a_walk_through_the_ledger_has_one_deadline(tmp_path: Path) -> Non
     watch = LedgerWatch(  # type: ignore[arg-type]
         Silent(files), journal_in(tmp_path), VERIFIER, at_once, None, SEED, 0.05
     )
-    with pytest.raises(LedgerError, match="ledger-deadline"):
+    with pytest.raises(LedgerRefusal, match="ledger-deadline"):
         async with asyncio.timeout(20.0):
             await recover(watch, account(tmp_path), KEY)

@@ -461,7 +461,7 @@ async def test_a_look_at_the_ledger_has_one_deadline_over_all_its_files(
     watched = LedgerWatch(  # type: ignore[arg-type]
         silent, journal_in(tmp_path), VERIFIER, deadline_s=0.05
     )
-    with pytest.raises(LedgerError) as caught:
+    with pytest.raises(LedgerRefusal) as caught:
         async with asyncio.timeout(20.0):
             await LOOKS[look](watched)
     assert caught.value.reason == "ledger-deadline"
