@@ -2,15 +2,10 @@
 
 With ``--format json`` standard output carries one JSON object and nothing else; text for people,
 and progress bars, go to standard error. Exit code 0: the command did what was asked. 1: it did
-<<<<<<< HEAD
 not, and says why (in JSON: ``{"error": {"reason", "message", "remedy"}}``, beside what was done
-before). 2: the command line was wrong, or names what is of no use. 3: a ledger cannot be read, so
-nothing is said about it. 4: it did what was asked, but not with all that it was given (``join``).
-=======
-not, and says why (in JSON: ``{"error": {"reason", "message", "remedy"}}``). 2: the command line
-was wrong, or names what is of no use. 3: nobody was reached who could have answered, so nothing is
-said about what was asked. 4: it did what was asked, but not with all that it was given (``join``).
->>>>>>> 3ec67d5 (Commands: the SDK's way out, --ca-file, exit code 3 where nobody was reached; the aggregator asks witnesses through the environment's proxy; portals end no session)
+before). 2: the command line was wrong, or names what is of no use. 3: nobody was reached who could
+have answered, so nothing is said about what was asked. 4: it did what was asked, but not with all
+that it was given (``join``).
 """
 
 from __future__ import annotations
