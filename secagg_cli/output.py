@@ -116,7 +116,7 @@ class Output:
 
     def refuse(self, error: SecaggError, keys: Mapping[str, Any]) -> NoReturn:
         """End with ``error`` as leaving with it does, and tell programs what was done before."""
-        self._refuse(error.reason, _both_values(error), error.remedy, keys)
+        self._refuse(error.reason, error.detail, error.remedy, keys)
         raise typer.Exit(_exit_code(error)) from error
 
     def __enter__(self) -> Output:
@@ -134,7 +134,7 @@ class Output:
             self._refuse("interrupted", "Interrupted.", None)
             raise typer.Exit(EXIT_INTERRUPTED) from error
         if isinstance(error, SecaggError):
-            self._refuse(error.reason, _both_values(error), error.remedy)
+            self._refuse(error.reason, error.detail, error.remedy)
             raise typer.Exit(_exit_code(error)) from error
         if isinstance(error, BrokenPipeError):
             end_of_output(error)
@@ -239,10 +239,3 @@ def power(log2: float) -> str:
 def power_log2(log2: float) -> float | None:
     """The same for JSON, the exponent alone; None where the probability is 0."""
     return float(shown_up(log2, 3)) if math.isfinite(log2) else None
-
-
-def _both_values(error: SecaggError) -> str:
-    values = error.values
-    if not values:
-        return error.message
-    return f"{error.message} {values[0].upper()}{values[1:]}."
