@@ -52,7 +52,14 @@ class Service:
 
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.time) -> None:
         _demand_own(settings)
-        settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise ConfigurationError(
+                "data-dir-unwritable",
+                f"{settings.data_dir} cannot be made: {error.strerror or error}.",
+                remedy="Name a folder with --data-dir or SECAGG_DATA_DIR that this user may write.",
+            ) from error
         self.core = core = Core(
             settings=settings,
             keys=load_keys(settings.keys_path),

@@ -14,6 +14,7 @@ import msgspec
 
 from dp.accounting import PrivacyLine
 from dp.meter import NoiseInterval
+from dp.planning import UnitCost
 
 TaskState = Literal["open", "paused", "finished"]
 Text = Annotated[str, msgspec.Meta(pattern=r"\A[^\0]*\Z")]  # that a database takes
@@ -147,9 +148,16 @@ class TaskView(_View, frozen=True, kw_only=True):
 
 
 class TaskCreated(TaskView, frozen=True, kw_only=True):
-    """``warnings``: what the operator should know about the task, sentences."""
+    """``warnings``: what the operator should know about the task, sentences.
+
+    ``planned``: what its releases will cost each unit. ``drop_outs_max``: of a full cohort, so many
+    may vanish; ``corrupt_max``: so many of its devices may work with the aggregator.
+    """
 
     warnings: tuple[str, ...]
+    planned: tuple[UnitCost, ...] = ()
+    drop_outs_max: int = 0
+    corrupt_max: int = 0
 
 
 # -- partners -----------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from dp.accounting import (
     slack_log2,
 )
 from dp.adaptive import main_length
-from dp.budget import UNITS, cost_of
+from dp.budget import UNITS, Unit, cost_of
 from dp.contracts.adaptive import noise_growth
 from dp.contracts.advice import USELESS_RATIO, quantile_deviation
 from dp.contracts.build import build_manifest
@@ -61,7 +61,7 @@ class TaskPlan(msgspec.Struct, frozen=True, kw_only=True):
     ``quantile_noise``: standard deviation of the noise in the quantile's estimate, as a share of
     the units of a full cohort; None without ``adaptive_clip``.
     ``participations``: rounds in which a device of the population is expected; it earns nothing.
-    ``costs``: epsilon of all rounds for each unit, protected or not.
+    ``costs``: epsilon of all rounds for each unit, protected or not; None: infinite.
     """
 
     unit: Literal["device", "example"]
@@ -84,7 +84,48 @@ class TaskPlan(msgspec.Struct, frozen=True, kw_only=True):
     grid_epsilon: float
     noise_growth: float
     quantile_noise: float | None
-    costs: dict[str, float] = {}
+    costs: dict[str, float | None] = {}
+
+
+class UnitCost(msgspec.Struct, frozen=True, kw_only=True):
+    """What a task costs one unit, unamplified, at the fewest survivors.
+
+    ``protected``: whether the task makes a statement about the unit; its charges count either way.
+    ``first``, ``last``: epsilon at ``delta`` after the first release, and after all of them; None:
+    infinite.
+    """
+
+    unit: Unit
+    protected: bool
+    delta: float
+    first: float | None
+    last: float | None
+
+
+def planned_costs(manifest: Manifest) -> tuple[UnitCost, ...]:
+    """What a task's releases will cost each unit.
+
+    Raises:
+        AccountingError: an impossible parameter.
+    """
+    protected = {
+        "example": manifest.example_privacy is not None,
+        "device": manifest.device_privacy is not None,
+    }
+    return tuple(
+        UnitCost(
+            unit=unit,
+            protected=protected[unit],
+            delta=manifest.budget.delta,
+            first=_finite(cost_of(unit, manifest, 1)),
+            last=_finite(cost_of(unit, manifest, manifest.budget.releases_max)),
+        )
+        for unit in UNITS
+    )
+
+
+def _finite(epsilon: float) -> float | None:
+    return epsilon if math.isfinite(epsilon) else None
 
 
 def plan_task(
@@ -252,7 +293,7 @@ def _plan(
         grid_epsilon=max(0.0, cost - _continuous_epsilon(manifest, noise, rounds)),
         noise_growth=noise_growth(manifest),
         quantile_noise=quantile_deviation(manifest),
-        costs={each: cost_of(each, manifest, rounds) for each in UNITS},
+        costs={cost.unit: cost.last for cost in planned_costs(manifest)},
     )
 
 

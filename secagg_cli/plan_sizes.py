@@ -101,9 +101,10 @@ def task(
             )
         for other, cost in plan.costs.items():
             if other != plan.unit:
+                shown = shown_up(math.inf if cost is None else cost)
                 out.say(
-                    f"one {other}, which this task does not protect, costs epsilon "
-                    f"{shown_up(cost)} at delta {delta_shown(delta)}, if its charges are counted"
+                    f"one {other}, which this task does not protect, costs epsilon {shown} at "
+                    f"delta {delta_shown(delta)}"
                 )
         if plan.useless:
             out.warn(

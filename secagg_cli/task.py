@@ -6,7 +6,7 @@ import enum
 import json
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
@@ -22,6 +22,9 @@ from secagg_cli.operator import (
 )
 from secagg_cli.output import CommandError, Format, FormatOption, Output
 from secagg_cli.ranges import number
+
+if TYPE_CHECKING:
+    from dp.planning import UnitCost
 
 app = typer.Typer(no_args_is_help=True, help="Create and steer tasks.")
 _SPEC = TextFile("task's specification", CommandError, "spec-missing", "spec-malformed")
@@ -115,7 +118,26 @@ def create(
         for warning in answer.warnings:
             out.warn(warning)
         out.say(f"Task {answer.task} is open.")
+        for cost in answer.planned:
+            out.say(_planned(cost, answer.releases_max))
+        out.say(
+            f"Of a full cohort {answer.drop_outs_max} devices may vanish, and {answer.corrupt_max} "
+            "may work with the aggregator."
+        )
         out.result(msgspec.to_builtins(answer))
+
+
+def _planned(cost: UnitCost, releases_max: int) -> str:
+    from dp.figures import delta_shown, shown_up
+
+    called = f"One {cost.unit}" + ("" if cost.protected else ", which the task does not protect,")
+    if cost.first is None or cost.last is None:
+        return f"{called} has no finite epsilon: no noise hides it."
+    return (
+        f"{called} will have spent epsilon {shown_up(cost.first)} after the first release and "
+        f"{shown_up(cost.last)} after all {releases_max}, at delta {delta_shown(cost.delta)}, "
+        "unamplified."
+    )
 
 
 @app.command("list")

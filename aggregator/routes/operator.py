@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import msgspec
 from aiohttp import web
 
@@ -12,6 +14,7 @@ from aggregator.routes.devices import model_file
 from aggregator.service import Service
 from aggregator.store import reads
 from dp.contracts import TaskSpec, warnings
+from dp.planning import planned_costs
 
 _SMALL_CAP = 4_096
 _SPEC_CAP = 2 << 20  # a spec lists the adapter's tensors
@@ -36,9 +39,16 @@ def routes(service: Service) -> list[web.RouteDef]:
         task = await service.tasks.create(spec)
         service.wakeups.consider(task.name)
         view = await task_view(service.core, task)
-        told = tuple(warnings(task.manifest))
+        rules = task.manifest.cohort
+        planned = await asyncio.to_thread(planned_costs, task.manifest)
         return bodies.json_response(
-            views.TaskCreated(**msgspec.structs.asdict(view), warnings=told)
+            views.TaskCreated(
+                **msgspec.structs.asdict(view),
+                warnings=tuple(warnings(task.manifest)),
+                planned=planned,
+                drop_outs_max=rules.size_max - rules.survivors_min,
+                corrupt_max=rules.corrupt_max,
+            )
         )
 
     async def list_tasks(request: web.Request) -> web.Response:

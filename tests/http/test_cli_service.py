@@ -65,6 +65,11 @@ def task(service: Service, partner: str, tmp_path_factory: pytest.TempPathFactor
     file.write_text(SPEC)
     created = invoke(service, "task", "create", str(file))
     assert created["warnings"]
+    assert [(each["unit"], each["last"]) for each in created["planned"]] == [
+        ("example", None),
+        ("device", None),
+    ]
+    assert (created["drop_outs_max"], created["corrupt_max"]) == (1, 0)
     return created["task"]
 
 

@@ -6,9 +6,12 @@ import base64
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from tests.service_kit import served
+from dp.budget import cost_of
+from dp.contracts import BudgetSpec
+from tests.service_kit import served, spec
 
 
 @pytest.mark.parametrize(
@@ -47,3 +50,20 @@ async def test_names_of_other_alphabets_are_names(tmp_path: Path) -> None:
         for name in ("\u75c5\u9662 1", "Klinik S\xfcd", "x" * 200):
             body = {"name": name, "key": base64.b64encode(os.urandom(32)).decode()}
             assert (await server.operator("POST", "/partners", body))[0] == 200
+
+
+async def test_a_created_task_tells_what_it_will_cost_each_unit(tmp_path: Path) -> None:
+    noised = spec(device_noise_multiplier=3.0, budget=BudgetSpec(max_epsilon=None, releases_max=5))
+    async with served(tmp_path, noised) as server:
+        second = msgspec.structs.replace(noised, task="second")
+        status, told = await server.operator("POST", "/tasks", second)
+        assert status == 200, told
+        manifest = (await server.service.tasks.get("second")).manifest
+    for planned in told["planned"]:
+        unit = planned["unit"]
+        assert planned["first"] == pytest.approx(cost_of(unit, manifest, 1))
+        assert planned["last"] == pytest.approx(cost_of(unit, manifest, 5))
+        assert planned["first"] < planned["last"]
+        assert planned["protected"] is (unit == "device")
+        assert planned["delta"] == manifest.budget.delta
+    assert told["drop_outs_max"] == manifest.cohort.size_max - manifest.cohort.survivors_min

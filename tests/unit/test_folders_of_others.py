@@ -138,3 +138,11 @@ def test_a_folder_whose_key_is_gone_is_told(tmp_path: Path) -> None:
     (tmp_path / "storage.key").unlink()
     with pytest.raises(SecaggError, match="'account'"):
         open_storage_key(tmp_path)
+
+
+def test_a_service_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for place in ("file", "file/data"):
+        with pytest.raises(SecaggError, match="--data-dir") as caught:
+            service(tmp_path / place)
+        assert caught.value.reason == "data-dir-unwritable"
