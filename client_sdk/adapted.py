@@ -172,8 +172,20 @@ def fingerprint_of(model: nn.Module) -> bytes:
     """The base model's fingerprint.
 
     Raises:
-        TaskRefusal: ``model-adapted`` if the model has an adapter already.
+        TaskRefusal: ``model-adapted`` if the model has an adapter already; ``model-kind`` of an
+            encoder-decoder that generates: it would be taught to repeat what its encoder reads.
     """
+    config = getattr(model, "config", None)
+    generates = getattr(model, "can_generate", None)
+    if getattr(config, "is_encoder_decoder", False) and generates is not None and generates():
+        raise TaskRefusal(
+            "model-kind",
+            "The model reads by an encoder and answers by a decoder; rows here are one text, in "
+            "which each token follows from those before it.",
+            expected="a decoder-only language model, or a sequence classifier",
+            found=type(model).__name__,
+            remedy="Choose a task of a decoder-only model.",
+        )
     if isinstance(model, PeftModel) or any(".lora_" in n for n, _ in model.named_parameters()):
         raise TaskRefusal(
             "model-adapted",
