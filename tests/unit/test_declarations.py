@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
+import dp
 from aggregator.models import vector_length
 from client_sdk.policy import repeats
 from dp.contracts import ALGORITHMS, algorithm_of, check_manifest
@@ -23,7 +24,7 @@ from secagg.manifest import Manifest, adapter_of, training_of
 from tests.dp_tasks import built, statistics
 from tests.support.quadratics import quadratic_spec
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(dp.__file__).parents[1]
 PACKAGES = ("secagg", "dp", "client_sdk", "aggregator", "secagg_cli")
 
 

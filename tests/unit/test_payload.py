@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
+import client_sdk
 from client_sdk import payload
 from client_sdk.errors import ContributionError
 from dp.contracts import AdaptiveClipSpec, BudgetSpec
@@ -20,7 +21,7 @@ from tests.dp_tasks import built, statistics
 from tests.support.quadratics import LENGTH, quadratic_spec
 
 CTX = bytes(32)
-SDK = Path(payload.__file__).parent
+SDK = Path(client_sdk.__file__).parent
 ONLY_HERE = {"encode", "with_below", "staleness_weight", "check_values", "takes_part"}
 
 
