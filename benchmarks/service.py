@@ -31,6 +31,8 @@ import aiohttp
 import msgspec
 import numpy as np
 
+from secagg_cli.network import go_straight_to
+
 SELF = Path(__file__).resolve()
 sys.path.insert(0, str(SELF.parent.parent))
 
@@ -202,6 +204,7 @@ async def released_sum(url: str) -> np.ndarray:
 
 
 def main() -> None:
+    go_straight_to("127.0.0.1")
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clients", type=int, default=200)
     parser.add_argument("--length", type=int, default=100_000)

@@ -40,6 +40,9 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ledger_files, "_WAITS_S", (0.0, 0.0))
 
 
+pytestmark = pytest.mark.usefixtures("no_proxies")
+
+
 async def secagg(*arguments: str) -> tuple[int, dict[str, Any], str]:
     """Exit code, JSON and all that was printed."""
     done = await asyncio.to_thread(

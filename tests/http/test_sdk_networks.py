@@ -24,15 +24,9 @@ from tests.support.boxes import ENCODED, LOGIN_PAGE, PASSWORD, Authority, proxy
 QUICK = TransportSettings(
     patience_s=0.1, request_s=5.0, backoff_first_s=0.001, backoff_max_s=0.01, jitter_s=0.0
 )
+pytestmark = pytest.mark.usefixtures("no_proxies")
 MAIL = msgspec.json.encode(Mail(messages=(b"m",)))
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-@pytest.fixture(autouse=True)
-def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
 
 
 @asynccontextmanager
