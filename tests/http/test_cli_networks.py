@@ -25,22 +25,17 @@ from client_sdk.enrolment import (
 from secagg_cli import ledger_files, network
 from secagg_cli.main import app
 from secagg_cli.witness_service import build_witness_app
-from tests.http.test_sdk_networks import FOREIGN, no_proxies, page, serving
+from tests.http.test_sdk_networks import FOREIGN, page, serving
 from tests.http.test_witness import note, tree, witness
 from tests.support.boxes import ENCODED, PASSWORD, Authority, proxy
 from tests.unit.test_cli_ledger_files import VERIFIER
 
-__all__ = ["no_proxies"]  # a fixture
-
 
 @pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+def impatient(no_proxies: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECAGG_OPERATOR_TOKEN", "token")
     monkeypatch.setattr(network, "_PATIENCE_S", 0.2)
     monkeypatch.setattr(ledger_files, "_WAITS_S", (0.0, 0.0))
-
-
-pytestmark = pytest.mark.usefixtures("no_proxies")
 
 
 async def secagg(*arguments: str) -> tuple[int, dict[str, Any], str]:
