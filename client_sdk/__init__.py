@@ -21,9 +21,11 @@ from client_sdk.errors import (
     StateError,
     TaskRefusal,
     TransportError,
+    Unreached,
 )
 from client_sdk.events import Event
 from client_sdk.http import TransportSettings
+from client_sdk.network import NetworkError
 from client_sdk.policy import PrivacyPolicy
 from client_sdk.result import RunResult
 
@@ -40,6 +42,7 @@ __all__ = [
     "Event",
     "LedgerRefusal",
     "LoraTrainer",
+    "NetworkError",
     "OutputError",
     "ParticipantSettings",
     "PolicyRefusal",
@@ -50,6 +53,7 @@ __all__ = [
     "TrainingJob",
     "TransportError",
     "TransportSettings",
+    "Unreached",
 ]
 
 
