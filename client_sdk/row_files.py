@@ -110,7 +110,9 @@ def _bytes_of(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError as error:
-        raise ContributionError("data-missing", f"{path} is not there.") from error
+        raise ContributionError(
+            "data-missing", f"{path} is not there.", remedy="Name a file of rows that is there."
+        ) from error
     except IsADirectoryError as error:
         raise ContributionError(
             "data-unreadable",

@@ -276,7 +276,7 @@ class LoraTrainer:
                 "dataset-empty",
                 "No example of this data set can be used.",
                 found=found,
-                remedy=next(map(str, self.left_out), None),
+                remedy=next(map(str, self.left_out), "Give a data set that holds an example."),
             )
         with contextlib.suppress(UserWarning):  # where warnings are errors: it must not fail here
             warnings.warn(
