@@ -56,12 +56,12 @@ def write_report(path: Path, data: ReportData, run: Mapping[str, Any] | None = N
 
 
 def demand_form(path: Path) -> None:
-    """Return if the name of a report's place says what is written there.
+    """Return if the name of a report's place says what is written there, or it is a folder.
 
     Raises:
         UnusableArgument: ``report-form``.
     """
-    if path.suffix.lower() not in (".html", ".htm", ".json"):
+    if path.suffix.lower() not in (".html", ".htm", ".json") and not path.is_dir():
         raise UnusableArgument(
             "report-form",
             f"{path} does not say in which form the report is to be.",

@@ -152,13 +152,13 @@ def test_a_place_that_is_taken_is_refused_before_anybody_is_asked(
     """No server answers here: the place is looked at first."""
     monkeypatch.setenv("SECAGG_SERVER", "http://127.0.0.1:9")
     monkeypatch.setenv("SECAGG_OPERATOR_TOKEN", "token")
-    mine = tmp_path / "mine"
+    mine = tmp_path / "mine.html"
     mine.write_text("mine")
     done = CliRunner().invoke(app, [*arguments, str(mine), "--format", "json"])
     assert done.exit_code == 1
     assert json.loads(done.stdout)["error"]["reason"] == reason
     assert mine.read_text() == "mine"
-    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.html"]
 
 
 @pytest.mark.parametrize("arguments", [arguments for arguments, _ in TAKEN])
