@@ -7,8 +7,8 @@ less than 2^-287, so a table of 2^21 rows by less than 2^-244 in all. The tail i
 P(|X| >= b) <= 2 exp(-b^2 / (2 s)), for X is sub-Gaussian: E exp(u X) = exp(u^2 s / 2) times the
 sum of exp(-(k - u s)^2 / (2 s)) over the integers over that of exp(-k^2 / (2 s)), which is at most
 1, since by Poisson's summation formula both are sums of the same positive terms, in the first each
-times a cosine. Exact sums agree (``tests/unit/test_dp_tails.py``). One draw is within 2^-102 of the
-distribution.
+times a cosine. Exact sums agree (``tests/unit/dp/noise/test_tails.py``). One draw is within 2^-102
+of the distribution.
 
 Sums of discrete Gaussians are not discrete Gaussian, so a share is never drawn in parts, and the
 sum's cost is that of Kairouz, Liu and Steinke (:class:`dp.events.DiscreteGaussianSum`).

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from adversary import Adversary, failed_reason, plain_vector
 
 from secagg import graph, parameters
 from secagg.simulation import make_task
+from tests.kits.adversary import Adversary, failed_reason, plain_vector
 
 SIZE, DEGREE, THRESHOLD = 130, 8, 5
 ARCS, DROPPED_EACH, SURVIVORS_MIN = 5, 3, 127

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from adversary import Adversary, failed_reason
 from cryptography.exceptions import InvalidSignature, InvalidTag
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
@@ -15,6 +14,7 @@ from secagg.keys import KemPrivateKey, signing_key
 from secagg.messages import Advert
 from secagg.secret import Secret
 from secagg.simulation import EPOCH_S, SeededBytes, Task, make_task
+from tests.kits.adversary import Adversary, failed_reason
 
 CLIENTS = 6
 LIAR = 2  # roster index of the device with the bad key

@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import msgspec
 import pytest
-from corrupt import CLIENTS, LIAR, assert_released_without, one_hot, task
 
 from secagg import client, messages, ring, server
 from secagg.errors import RemoteProtocolError
 from secagg.keys import signing_key
 from secagg.simulation import Device, Output, Task, make_devices, run_cohort
 from secagg.simulation import cohort as cohort_driver
+from tests.kits.corrupt import CLIENTS, LIAR, assert_released_without, one_hot, task
 
 
 def changing(shown: Task, change) -> list[Device]:

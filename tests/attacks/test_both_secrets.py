@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from adversary import Adversary, failed_reason, plain_vector
 
 from secagg import client, messages, parameters, ring
 from secagg.client import checks
 from secagg.keys import signing_key
 from secagg.simulation import Task, make_task
+from tests.kits.adversary import Adversary, failed_reason, plain_vector
 
 CLIENTS = 6  # k = 5, no corrupt device: t = 3
 

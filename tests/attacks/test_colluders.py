@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from adversary import Adversary
 
 from secagg import client, parameters, sharing
 from secagg.context import pair_sign
 from secagg.secret import Secret
 from secagg.simulation import Task, make_devices, make_task
+from tests.kits.adversary import Adversary
 
 CLIENTS, COLLUDERS = 9, 3  # k = 8, c = 3: t = 6; a third is corrupt
 LENGTH = 1 << 14

@@ -7,8 +7,6 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from adversary import Adversary
-from corrupt import CLIENTS, LIAR, identity, one_hot, rewriting, task
 
 from secagg import evidence, messages, server, sharing
 from secagg.context import SHARE_OF_MASK_SECRET, SHARE_OF_SELF_SEED
@@ -21,6 +19,8 @@ from secagg.secret import Secret
 from secagg.server.convicting import gather_evidence
 from secagg.simulation import CohortResult, Drop, Hooks, Task, make_devices, make_task, run_cohort
 from secagg.simulation.cohort import Aggregator, LocalDevices, drive
+from tests.kits.adversary import Adversary
+from tests.kits.corrupt import CLIENTS, LIAR, identity, one_hot, rewriting, task
 
 replace = msgspec.structs.replace
 

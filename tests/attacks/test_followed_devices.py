@@ -20,7 +20,6 @@ import msgspec
 import numpy as np
 import pytest
 import rfc8785
-from sdk_support import journal_in
 
 from aggregator.cohorts import charging
 from client_sdk.errors import LedgerRefusal
@@ -44,7 +43,8 @@ from secagg.simulation import (
     make_devices,
     make_task,
 )
-from tests.dp_tasks import ORIGIN, VERIFIER, served
+from tests.kits.device import journal_in
+from tests.kits.tasks import ORIGIN, VERIFIER, served
 
 CLIENTS = 5
 INPUTS = list(np.eye(CLIENTS, dtype=np.int64))

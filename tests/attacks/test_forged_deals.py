@@ -5,7 +5,6 @@ from __future__ import annotations
 import msgspec
 import numpy as np
 import pytest
-from adversary import Adversary, failed_reason, forge_deal, plain_vector, unverified
 
 from secagg import graph, messages
 from secagg.client import deals
@@ -13,6 +12,7 @@ from secagg.context import seal_info, share_hash
 from secagg.keys import signing_key
 from secagg.secret import Secret
 from secagg.simulation import Task, make_task
+from tests.kits.adversary import Adversary, failed_reason, forge_deal, plain_vector, unverified
 
 CLIENTS = 6  # k = 5, no corrupt device: t = 3
 

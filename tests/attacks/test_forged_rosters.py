@@ -7,7 +7,6 @@ from dataclasses import replace
 import msgspec
 import numpy as np
 import pytest
-from adversary import Adversary, failed_reason, forge_deal, plain_vector, unverified
 
 from secagg import adverts, client, graph, keys, messages
 from secagg.client import deals
@@ -22,6 +21,7 @@ from secagg.context import (
 from secagg.keys import hpke_open, signing_key
 from secagg.secret import Secret
 from secagg.simulation import EPOCH_S, Device, Task, make_devices, make_task, seeded_tools
+from tests.kits.adversary import Adversary, failed_reason, forge_deal, plain_vector, unverified
 
 CLIENTS = 6  # k = 5, no corrupt device: t = 3
 

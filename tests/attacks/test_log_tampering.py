@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import rfc8785
-from sdk_support import journal_in
 from typer.testing import CliRunner
 
 from client_sdk.errors import LedgerRefusal
@@ -31,7 +30,8 @@ from dp.witness import (
 from secagg.secret import Secret
 from secagg_cli.main import app
 from secagg_cli.witness_service import Witness
-from tests.dp_tasks import ORIGIN, VERIFIER, built, ledger, served
+from tests.kits.device import journal_in
+from tests.kits.tasks import ORIGIN, VERIFIER, built, ledger, served
 
 HONEST = list(ledger(built(), (4, 5, 6, 4))._entries)
 MORE = [policy_record("demo", "paused", 1_700_000_100 + n) for n in range(4)]

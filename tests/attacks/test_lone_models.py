@@ -10,11 +10,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from adversary import Adversary, failed_reason
 
 from secagg import client, messages, ring
 from secagg.client import checks
 from secagg.simulation import Device, make_task, seeded_tools
+from tests.kits.adversary import Adversary, failed_reason
 
 CLIENTS, LENGTH, THRESHOLD = 8, 4, 4
 A, B = messages.AdmittedModel(5, b"A" * 32), messages.AdmittedModel(6, b"B" * 32)

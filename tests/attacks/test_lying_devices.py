@@ -8,7 +8,6 @@ from types import SimpleNamespace
 
 import msgspec
 import pytest
-from corrupt import CLIENTS, LIAR, assert_released_without, identity, one_hot, rewriting, task
 
 from secagg import client, graph, messages, server, sharing
 from secagg.client import deals
@@ -18,6 +17,15 @@ from secagg.messages import Message
 from secagg.secret import Secret
 from secagg.server import collect, unmask
 from secagg.simulation import CohortResult, Drop, Hooks, Task, make_devices, run_cohort
+from tests.kits.corrupt import (
+    CLIENTS,
+    LIAR,
+    assert_released_without,
+    identity,
+    one_hot,
+    rewriting,
+    task,
+)
 
 # -- wrong shares --------------------------------------------------------------------------------
 

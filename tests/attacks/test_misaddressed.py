@@ -6,14 +6,14 @@ from collections.abc import Callable
 
 import msgspec
 import pytest
-from adversary import unverified
-from corrupt import CLIENTS, LIAR, assert_released_without, one_hot, rewriting, task
 
 from secagg import messages, server
 from secagg.keys import signing_key
 from secagg.messages import Message
 from secagg.server import collect
 from secagg.simulation import Hooks, Task, run_cohort
+from tests.kits.adversary import unverified
+from tests.kits.corrupt import CLIENTS, LIAR, assert_released_without, one_hot, rewriting, task
 
 
 def misaddressed(field: str) -> Callable[[Task], Hooks]:

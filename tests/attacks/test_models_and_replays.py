@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from adversary import Adversary, failed_reason
 
 from secagg import client, messages
 from secagg.client import checks
 from secagg.keys import signing_key
 from secagg.simulation import Device, Task, make_devices, make_task, seeded_tools
+from tests.kits.adversary import Adversary, failed_reason
 
 CLIENTS = 6  # k = 5, no corrupt device: t = 3
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from adversary import Adversary, failed_reason, plain_vector, vectors
 
 from secagg import ring
 from secagg.client import checks
 from secagg.simulation import Device, make_task, seeded_tools
+from tests.kits.adversary import Adversary, failed_reason, plain_vector, vectors
 
 CLIENTS = 6  # k = 5, no corrupt device: t = 3
 

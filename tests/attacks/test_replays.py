@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import adversary as adversary_module
 import msgspec
 import pytest
-from adversary import Adversary, failed_reason
-from corrupt import LIAR, assert_released_without, one_hot
-from corrupt import task as corrupt_task
 
 from secagg import client, messages, server
 from secagg.client import checks, deals
@@ -19,6 +15,10 @@ from secagg.manifest import encode_manifest, manifest_digest
 from secagg.server import collect
 from secagg.simulation import Aggregator, Device, Hooks, Output, Task, make_task, run_cohort
 from secagg.simulation import cohort as cohort_driver
+from tests.kits import adversary as adversary_module
+from tests.kits.adversary import Adversary, failed_reason
+from tests.kits.corrupt import LIAR, assert_released_without, one_hot
+from tests.kits.corrupt import task as corrupt_task
 
 CLIENTS = 6  # k = 5, no corrupt device: t = 3
 

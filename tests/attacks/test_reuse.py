@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from adversary import Adversary, plain_vector
 
 from secagg import client, ring
 from secagg.errors import LocalProtocolError
 from secagg.secret import Secret
 from secagg.simulation import Task, make_task
+from tests.kits.adversary import Adversary, plain_vector
 
 CLIENTS = 6  # k = 5, no corrupt device: t = 3
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from adversary import Adversary
-from corrupt import CLIENTS, LIAR, identity, one_hot, task
-
 from client_sdk.enrolment import new_partner_key
 from secagg import client
 from secagg.simulation import make_devices
+from tests.kits.adversary import Adversary
+from tests.kits.corrupt import CLIENTS, LIAR, identity, one_hot, task
 
 
 def test_a_roster_with_a_revoked_entry_is_refused_and_the_entry_named() -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import adversary as adversary_module
 import numpy as np
 import pytest
-from adversary import Adversary, failed_reason, plain_vector, vectors
 
 from secagg import messages
 from secagg.client import checks, machine
 from secagg.simulation import Device, Task, make_devices, make_task
+from tests.kits import adversary as adversary_module
+from tests.kits.adversary import Adversary, failed_reason, plain_vector, vectors
 
 # -- one place in the roster, two devices ----------------------------------------------------------
 

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 import pytest
-from adversary import Adversary, failed_reason, plain_vector
 
 from secagg import client, messages, parameters
 from secagg.client import checks
@@ -19,6 +18,7 @@ from secagg.context import masking_set_digest, pair_sign, survivor_set_digest
 from secagg.keys import signing_key
 from secagg.secret import Secret
 from secagg.simulation import make_task
+from tests.kits.adversary import Adversary, failed_reason, plain_vector
 
 
 class Coalition(Adversary):

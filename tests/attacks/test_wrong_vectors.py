@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import msgspec
 import pytest
-from corrupt import CLIENTS, LIAR, assert_released_without, one_hot, task
 
 from secagg import client, messages, server
 from secagg.errors import RemoteProtocolError
@@ -16,6 +15,7 @@ from secagg.secret import Secret
 from secagg.server import collect
 from secagg.simulation import CohortResult, Device, Hooks, Output, Task, make_devices, run_cohort
 from secagg.simulation import cohort as cohort_driver
+from tests.kits.corrupt import CLIENTS, LIAR, assert_released_without, one_hot, task
 
 
 def one_coordinate_short(shown: Task) -> list[Device]:

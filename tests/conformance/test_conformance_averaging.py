@@ -1,6 +1,6 @@
 """FedAvg, FedProx, FedNova and FedOpt against plain references, and through the real masks.
 
-Quadratic problems with unequal data, unequal steps and drop-outs; see ``tests/support``.
+Quadratic problems with unequal data, unequal steps and drop-outs; see ``tests/kits``.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from secagg.simulation import Drop
-from tests.support.federations import Federation
-from tests.support.problems import problem
-from tests.support.references import Server, averaged, local, nova
+from tests.kits.federations import Federation
+from tests.kits.problems import problem
+from tests.kits.references import Server, averaged, local, nova
 
 EXAMPLES = (4, 9, 2, 6, 3, 7)
 RELEASES = 4

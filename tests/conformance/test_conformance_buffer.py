@@ -10,9 +10,9 @@ import pytest
 
 from dp.contracts import CohortSpec
 from secagg.simulation import Drop
-from tests.support.problems import Problem, problem
-from tests.support.references import Server, buffer, local
-from tests.support.stateful import Buffered
+from tests.kits.problems import Problem, problem
+from tests.kits.references import Server, buffer, local
+from tests.kits.stateful import Buffered
 
 EXAMPLES = (4, 9, 2, 6, 3, 7)
 DEVICES = len(EXAMPLES)

@@ -16,8 +16,8 @@ from tests.conformance import (
     test_conformance_scaffold,
     test_conformance_sums,
 )
-from tests.support.federations import Federation
-from tests.support.problems import problem
+from tests.kits.federations import Federation
+from tests.kits.problems import problem
 
 MODES: dict[str, dict[str, Any]] = {
     "none": {},

@@ -13,9 +13,9 @@ from aggregator.algorithms import DIRECTIONS
 from client_sdk.algorithms import ALGORITHMS as DEVICE_HALVES
 from dp.contracts import ALGORITHMS
 from secagg.errors import ConfigurationError
-from tests.support.federations import Federation
-from tests.support.problems import problem
-from tests.support.references import local
+from tests.kits.federations import Federation
+from tests.kits.problems import problem
+from tests.kits.references import local
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "algorithms.md"
 EXAMPLES = (3, 3, 3, 3)

@@ -8,7 +8,7 @@ import pytest
 from secagg.adapter import initial_tensor
 from secagg.manifest import AdapterKind
 from secagg.simulation import Drop
-from tests.support.factors import RANK, A, B, LayerFederation, layer_adapter, layers
+from tests.kits.factors import RANK, A, B, LayerFederation, layer_adapter, layers
 
 COUNTS = (4, 9, 2, 6, 3, 7)
 UNIT, STEPS, RATE = 6, 3, 0.05

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 from secagg.simulation import Drop
-from tests.support.chi_square import within
-from tests.support.federations import Federation
-from tests.support.problems import Problem, problem
-from tests.support.stateful import Buffered, Controlled
+from tests.kits.chi_square import within
+from tests.kits.federations import Federation
+from tests.kits.problems import Problem, problem
+from tests.kits.stateful import Buffered, Controlled
 
 EXAMPLES = (4, 9, 2, 6, 3, 7)
 DEVICES = len(EXAMPLES)

@@ -1,6 +1,6 @@
 """Noise of known variance in the ring: what the sums carry, and what the server makes of it.
 
-Every test statistic is a chi-square of fixed coins (``tests.support.chi_square``). Noise that
+Every test statistic is a chi-square of fixed coins (``tests.kits.chi_square``). Noise that
 devices add to their own steps is in ``test_conformance_local_noise.py``.
 """
 
@@ -18,10 +18,10 @@ from dp.contracts.known_noise import mean_deviation, mean_variance
 from dp.contracts.optimisers import NAMED_AFTER
 from dp.removable import kept_share
 from secagg.simulation import Drop
-from tests.support.chi_square import within
-from tests.support.federations import Federation
-from tests.support.problems import Problem, problem
-from tests.support.stateful import Buffered
+from tests.kits.chi_square import within
+from tests.kits.federations import Federation
+from tests.kits.problems import Problem, problem
+from tests.kits.stateful import Buffered
 
 LENGTH = 600
 EXAMPLES = (4, 9, 2, 6, 3, 7)

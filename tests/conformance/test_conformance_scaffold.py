@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from secagg.simulation import Drop
-from tests.support import quadratics
-from tests.support.federations import Federation
-from tests.support.problems import Problem, problem
-from tests.support.references import scaffold
-from tests.support.stateful import Controlled
+from tests.kits import quadratics
+from tests.kits.federations import Federation
+from tests.kits.problems import Problem, problem
+from tests.kits.references import scaffold
+from tests.kits.stateful import Controlled
 
 EXAMPLES = (4, 9, 2, 6, 3, 7)
 DEVICES = len(EXAMPLES)

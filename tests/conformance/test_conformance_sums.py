@@ -18,9 +18,9 @@ from scipy.stats import binom
 from dp.contracts import SegmentSpec
 from secagg.directions import direction
 from secagg.simulation import Drop
-from tests.support.federations import Federation, Values
-from tests.support.problems import Problem, problem
-from tests.support.references import clipped, descended, slopes
+from tests.kits.federations import Federation, Values
+from tests.kits.problems import Problem, problem
+from tests.kits.references import clipped, descended, slopes
 
 EXAMPLES = (4, 9, 2, 6, 3, 7)
 DEVICES = len(EXAMPLES)

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from sdk_world import TASK, Killed, OneHot, World, plain_spec
 
 from client_sdk import account, journal
 from client_sdk._files import remove_durably, write_durably
 from client_sdk.transport import Transport
 from dp.contracts import BudgetSpec, TaskSpec
 from secagg.messages import KINDS, peek
+from tests.kits.world import TASK, Killed, OneHot, World, plain_spec
 
 
 class Crash:

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sdk_device
-from sdk_world import TASK, OneHot, World, plain_spec
 
 from client_sdk.enrolment import save_bundle
+from tests.kits import device_process
+from tests.kits.world import TASK, OneHot, World, plain_spec
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,7 +30,7 @@ class Process:
     async def __aenter__(self) -> Process:
         self.process = await asyncio.create_subprocess_exec(
             sys.executable,
-            sdk_device.__file__,
+            device_process.__file__,
             *self._arguments,
             stdout=asyncio.subprocess.PIPE,
             cwd=ROOT,

@@ -18,8 +18,8 @@ from dp.contracts import AdaptiveClipSpec
 from dp.mechanisms import encode
 from secagg import api, client
 from secagg.manifest import BaseModel
-from tests.service_kit import TASK, TOKEN, Device, Served, one_hot, spec
-from tests.support.quadratics import ADAPTER, LENGTH
+from tests.kits.quadratics import ADAPTER, LENGTH
+from tests.kits.service import TASK, TOKEN, Device, Served, one_hot, spec
 
 
 class Process(Served):

@@ -13,8 +13,8 @@ from aggregator.store.schema import versions
 from dp.contracts import BudgetSpec, TrainingSpec
 from dp.mechanisms import encode
 from secagg import client
-from tests.dp_tasks import adapter
-from tests.service_kit import TASK, Device, current_sum, finished, run, served, spec
+from tests.kits.service import TASK, Device, current_sum, finished, run, served, spec
+from tests.kits.tasks import adapter
 
 LENGTH = 64
 RATE, TAU = 0.5, 0.1

@@ -9,7 +9,7 @@ from aggregator.cohorts import driver
 from aggregator.cohorts.adding import Adder
 from aggregator.cohorts.releasing import Releaser
 from secagg import client
-from tests.service_kit import DEADLINE_S, current_sum, devices, finished, served, spec
+from tests.kits.service import DEADLINE_S, current_sum, devices, finished, served, spec
 
 POINTS = ("advert", "deals", "ready", "header", "vector", "half-vector", "confirmation", "unmask")
 

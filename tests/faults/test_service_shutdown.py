@@ -7,7 +7,7 @@ from aggregator.cohorts.actor import Cohort
 from aggregator.cohorts.adding import Adder
 from aggregator.cohorts.driver import Driver
 from aggregator.cohorts.ending import Ending
-from tests.service_kit import devices, finished, served, spec
+from tests.kits.service import devices, finished, served, spec
 
 
 def of_cohorts():

@@ -27,7 +27,7 @@ from secagg.errors import SecaggError
 from secagg.messages import KINDS, Ready, Signed, peek, signature_input
 from secagg.secret import Secret
 from secagg.server import Cancel, Received
-from tests.service_kit import Device, Gone, Served, devices, finished, one_hot, run, served, spec
+from tests.kits.service import Device, Gone, Served, devices, finished, one_hot, run, served, spec
 
 
 async def audited(server: Served) -> Any:

@@ -15,7 +15,6 @@ import msgspec
 import pytest
 import rfc8785
 from aiohttp import web
-from sdk_world import POLICY, TASK, Killed, OneHot, World, kill_at, plain_spec
 from typer.testing import CliRunner
 
 from aggregator.app import SERVICE
@@ -34,6 +33,7 @@ from secagg.context import pseudonym
 from secagg.secret import Secret
 from secagg.server import State, survivors_of
 from secagg_cli.main import app
+from tests.kits.world import POLICY, TASK, Killed, OneHot, World, kill_at, plain_spec
 
 OTHER = "other"
 DEVICES = 4

@@ -9,8 +9,6 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from sdk_world import TASK, World
-from tiny_training import tiny
 
 from client_sdk.adapted import AdaptedModel
 from client_sdk.evaluation import evaluate
@@ -20,7 +18,9 @@ from secagg_cli.corpus import load_clients
 from secagg_cli.demo.choice import names, resolve
 from secagg_cli.demo.kills import plan_kills
 from secagg_cli.demo.spec import DemoOptions, task_spec
-from tests.dp_tasks import seeded
+from tests.kits.tasks import seeded
+from tests.kits.tiny_training import tiny
+from tests.kits.world import TASK, World
 
 DEVICES, ROUNDS = 3, 2
 

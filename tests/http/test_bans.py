@@ -30,7 +30,7 @@ from secagg.secret import Secret
 from secagg.tools import system_tools
 from secagg_cli.main import app
 from secagg_cli.operator import TOKEN_ENV
-from tests.service_kit import (
+from tests.kits.service import (
     TOKEN,
     Device,
     Liar,

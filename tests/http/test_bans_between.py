@@ -17,7 +17,17 @@ from aggregator.store.schema import sessions, strikes
 from dp.contracts import CohortSpec, DeadlineSpec
 from secagg.secret import Secret
 from tests.http.test_bans import Spoiler, again, rows
-from tests.service_kit import PARTNER, Device, Served, devices, finished, one_hot, run, served, spec
+from tests.kits.service import (
+    PARTNER,
+    Device,
+    Served,
+    devices,
+    finished,
+    one_hot,
+    run,
+    served,
+    spec,
+)
 
 
 async def test_a_spoiler_in_many_tasks_at_once_holds_nobody_back(tmp_path: Path) -> None:

@@ -27,8 +27,8 @@ from secagg_cli.main import app
 from secagg_cli.witness_service import build_witness_app
 from tests.http.test_sdk_networks import FOREIGN, page, serving
 from tests.http.test_witness import note, tree, witness
-from tests.support.boxes import ENCODED, PASSWORD, Authority, proxy
-from tests.unit.test_cli_ledger_files import VERIFIER
+from tests.kits.boxes import ENCODED, PASSWORD, Authority, proxy
+from tests.unit.cli.test_ledger_files import VERIFIER
 
 
 @pytest.fixture(autouse=True)

@@ -18,8 +18,8 @@ from secagg_cli.demo.service import Service
 from secagg_cli.main import app
 from secagg_cli.operator import server_info
 from secagg_cli.processes import Children
-from tests.support.tiny_training import tiny
-from tests.unit.test_model_families import model_of
+from tests.kits.tiny_training import tiny
+from tests.unit.client_sdk.training.test_model_families import model_of
 
 SPEC = """
 task = "heights"

@@ -17,7 +17,7 @@ from client_sdk.journal import Journal
 from client_sdk.keystore import open_storage_key
 from dp.accounting import headline, lines
 from dp.contracts import BudgetSpec, DeadlineSpec, TaskSpec
-from tests.support.sdk_world import POLICY, TASK, Killed, OneHot, World, plain_spec
+from tests.kits.world import POLICY, TASK, Killed, OneHot, World, plain_spec
 
 OTHER = "other"
 

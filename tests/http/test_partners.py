@@ -19,7 +19,7 @@ from secagg import messages
 from secagg.manifest import decode_manifest
 from secagg.secret import Secret
 from secagg.server import Refused
-from tests.service_kit import (
+from tests.kits.service import (
     DEADLINE_S,
     PARTNER,
     QUIET_S,

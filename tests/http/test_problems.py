@@ -19,7 +19,7 @@ from client_sdk.errors import TransportError
 from client_sdk.http import Http, TransportSettings
 from secagg.api import PROBLEM_TYPE, Offer, Problem
 from secagg.errors import SecaggError
-from tests.service_kit import TOKEN, Served, served, spec
+from tests.kits.service import TOKEN, Served, served, spec
 
 OPERATOR = {"Authorization": f"Bearer {TOKEN}"}
 SHORT = msgspec.json.encode({"name": "q", "key": b"short"})

@@ -15,7 +15,7 @@ from dp.mechanisms import ExampleSum
 from secagg_cli.demo.service import Service
 from secagg_cli.processes import Children
 from tests.http.test_cli_service import enrolled, invoke
-from tests.unit.test_readme_path import blocks, readme_policy, readme_spec
+from tests.unit.docs.test_readme_path import blocks, readme_policy, readme_spec
 
 
 class Gradients:

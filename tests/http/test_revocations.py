@@ -11,7 +11,6 @@ from typing import Any
 import aiohttp
 import msgspec
 import pytest
-from sdk_world import TASK, TOKEN, OneHot, World, plain_spec
 from typer.testing import CliRunner
 
 from client_sdk import TransportError
@@ -25,6 +24,7 @@ from secagg.keys import issue_certificate
 from secagg.revocation import sign_revocations
 from secagg_cli.main import app
 from secagg_cli.operator import TOKEN_ENV
+from tests.kits.world import TASK, TOKEN, OneHot, World, plain_spec
 
 
 def spec() -> Any:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sdk_world import TASK, OneHot, World, plain_spec
 
 from client_sdk import payload
 from client_sdk.payload import takes_part
 from dp.contracts import BudgetSpec
-from tests.dp_tasks import built, seeded, statistics
+from tests.kits.tasks import built, seeded, statistics
+from tests.kits.world import TASK, OneHot, World, plain_spec
 
 DEVICES = 4
 

@@ -14,8 +14,6 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from aiohttp import web
-from quadratics import LENGTH, quadratic_spec
-from sdk_world import TASK, Killed, World, kill_at
 
 from client_sdk import LedgerRefusal, RunResult
 from client_sdk.contribution import TrainingJob
@@ -24,6 +22,8 @@ from dp.contracts import AdaptiveClipSpec, TaskSpec
 from dp.mechanisms import ExampleSum
 from secagg.api import Offer
 from secagg.errors import RemoteProtocolError
+from tests.kits.quadratics import LENGTH, quadratic_spec
+from tests.kits.world import TASK, Killed, World, kill_at
 
 DEVICES = 4
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sdk_support import fedsgd_spec
-from sdk_world import TASK, Killed, World, kill_at, plain_spec
 
 from client_sdk import Event, PrivacyPolicy, RunResult
 from client_sdk.contribution import TrainingJob, zero_contribution
 from dp.accounting import headline, lines
 from dp.contracts import BudgetSpec, CohortSpec, DeadlineSpec, TaskSpec
+from tests.kits.device import fedsgd_spec
+from tests.kits.world import TASK, Killed, World, kill_at, plain_spec
 
 NOISY = PrivacyPolicy(min_cohort=3, min_corrupt=0, max_epsilon=1e6, max_total_epsilon=1e6)
 

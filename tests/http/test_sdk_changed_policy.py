@@ -8,22 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sdk_world import (
-    POLICY,
-    TASK,
-    Killed,
-    NoContributor,
-    OneHot,
-    World,
-    kill_at,
-    plain_spec,
-)
 
 from client_sdk import Event, PrivacyPolicy
 from client_sdk.account import DeviceAccount
 from client_sdk.journal import Journal
 from client_sdk.keystore import open_storage_key
 from secagg.client import AwaitingVector, restore
+from tests.kits.world import POLICY, TASK, Killed, NoContributor, OneHot, World, kill_at, plain_spec
 
 BEFORE_THE_CHARGE = ["reported", "roster", "shared", "checked", "masking"]
 

@@ -12,13 +12,13 @@ from typing import Any
 import msgspec
 import pytest
 from aiohttp import web
-from sdk_world import POLICY, QUICK, TASK, OneHot, World, plain_spec
 
 from client_sdk import LedgerRefusal, StateError, TransportError
 from client_sdk.checkin import DISK_MARGIN_BYTES
 from client_sdk.policy import MODEL_HEADER_BYTES, download_size
 from dp.tiles import resource_bytes_max
 from secagg.api import Offer, Problem
+from tests.kits.world import POLICY, QUICK, TASK, OneHot, World, plain_spec
 
 IMPATIENT = replace(QUICK, patience_s=0.2, poll_s=0.2)
 _Usage = namedtuple("_Usage", "total used free")
@@ -187,9 +187,8 @@ async def test_one_model_lies_on_the_disk_and_none_when_the_task_is_over(tmp_pat
 
 
 def test_a_model_s_limit_follows_from_its_tensors() -> None:
-    from sdk_support import fedsgd_spec, make_manifest
-
-    from tests.unit.test_policy_table import SPECS, VERIFIER
+    from tests.kits.device import fedsgd_spec, make_manifest
+    from tests.unit.client_sdk.test_policy_table import SPECS, VERIFIER
 
     plain = make_manifest(fedsgd_spec(), VERIFIER)
     assert download_size(plain) == 4 * 12 + MODEL_HEADER_BYTES

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from quadratics import LENGTH, quadratic_spec
-from sdk_world import TASK, Killed, NoContributor, World, kill_at
 
 from client_sdk import Event, RunResult
 from client_sdk.contribution import TrainingJob
 from dp.contracts import BudgetSpec, CohortSpec, TaskSpec
+from tests.kits.quadratics import LENGTH, quadratic_spec
+from tests.kits.world import TASK, Killed, NoContributor, World, kill_at
 
 COHORT = CohortSpec(size_min=4, size_max=4, survivors_min=3, versions_back=2, model_min=2)
 

@@ -12,14 +12,14 @@ import aiohttp
 import numpy as np
 import pytest
 from aiohttp import web
-from sdk_support import fedsgd_spec
-from sdk_world import TASK, World
 
 from aggregator.app import SERVICE, build_admin_app
 from client_sdk import PrivacyPolicy
 from client_sdk.contribution import TrainingJob, zero_contribution
 from dp.contracts import BudgetSpec, CohortSpec, TaskSpec
 from dp.mechanisms import ExampleSum
+from tests.kits.device import fedsgd_spec
+from tests.kits.world import TASK, World
 
 NOISY = PrivacyPolicy(min_cohort=3, min_corrupt=0, max_epsilon=1e6, max_total_epsilon=1e6)
 SIZES = (0, 1, 60, 800, 7_654_321)  # of the data; the last one's training fails

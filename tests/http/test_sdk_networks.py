@@ -19,7 +19,7 @@ from client_sdk.http import Http, TransportSettings, is_transient
 from client_sdk.network import NetworkError
 from client_sdk.transport import Transport
 from secagg.api import Mail, Problem
-from tests.support.boxes import ENCODED, LOGIN_PAGE, PASSWORD, Authority, proxy
+from tests.kits.boxes import ENCODED, LOGIN_PAGE, PASSWORD, Authority, proxy
 
 QUICK = TransportSettings(
     patience_s=0.1, request_s=5.0, backoff_first_s=0.001, backoff_max_s=0.01, jitter_s=0.0

@@ -8,8 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from quadratics import Quadratic, quadratic_spec
-from sdk_world import POLICY, TASK, Killed, OneHot, World, kill_at, plain_spec
 
 from client_sdk import Event as Told
 from client_sdk import LedgerRefusal
@@ -18,6 +16,8 @@ from client_sdk.journal import Journal
 from client_sdk.keystore import open_storage_key
 from client_sdk.session import Session
 from secagg.client import Event, VectorReady
+from tests.kits.quadratics import Quadratic, quadratic_spec
+from tests.kits.world import POLICY, TASK, Killed, OneHot, World, kill_at, plain_spec
 
 
 async def test_the_charge_is_on_disk_before_the_vector_is(

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from sdk_support import fedsgd_spec
-from sdk_world import TASK, Killed, OneHot, World, kill_at, plain_spec
 
 from client_sdk import Event, PrivacyPolicy, RunResult
 from client_sdk.contribution import TrainingJob, zero_contribution
 from dp.contracts import BudgetSpec, CohortSpec, DeadlineSpec
 from secagg.context import LEFT_OUT
+from tests.kits.device import fedsgd_spec
+from tests.kits.world import TASK, Killed, OneHot, World, kill_at, plain_spec
 
 
 async def run(

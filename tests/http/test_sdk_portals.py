@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from sdk_world import QUICK, TASK, OneHot, World, plain_spec
 
 from client_sdk import Event
-from tests.support.boxes import LOGIN_PAGE
+from tests.kits.boxes import LOGIN_PAGE
+from tests.kits.world import QUICK, TASK, OneHot, World, plain_spec
 
 
 @pytest.mark.parametrize("status", [200, 302, 401, 403, 404, 409, 410, 502])

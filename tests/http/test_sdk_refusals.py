@@ -16,8 +16,6 @@ import pytest
 import safetensors.numpy
 import sqlalchemy as sa
 from aiohttp import web
-from quadratics import LENGTH, Quadratic, quadratic_spec
-from sdk_world import QUICK, TASK, Killed, OneHot, World, plain_spec
 
 from aggregator.app import SERVICE
 from aggregator.store.schema import versions
@@ -30,6 +28,8 @@ from secagg.hashing import encode_parts
 from secagg.manifest import Manifest, decode_manifest, encode_manifest
 from secagg.secret import Secret
 from secagg_cli.join import LazyTrainer
+from tests.kits.quadratics import LENGTH, Quadratic, quadratic_spec
+from tests.kits.world import QUICK, TASK, Killed, OneHot, World, plain_spec
 
 IMPATIENT = replace(QUICK, patience_s=0.2, poll_s=0.2)
 

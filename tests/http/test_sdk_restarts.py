@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from sdk_world import QUICK, TASK, Killed, NoContributor, OneHot, World, kill_at, plain_spec
 
 from client_sdk import Event, TransportError
+from tests.kits.world import QUICK, TASK, Killed, NoContributor, OneHot, World, kill_at, plain_spec
 
 STEPS = ["trained", "reported", "shared", "checked", "masking", "uploaded", "confirmed", "unmasked"]
 

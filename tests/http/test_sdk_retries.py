@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 from aiohttp import web
-from quadratics import local_spec, quadratic_spec
-from sdk_world import POLICY, TASK, Killed, World, kill_at, plain_spec
 
 from aggregator import models
 from client_sdk import Event, RunResult
 from client_sdk.contribution import TrainingJob
 from dp.contracts import BudgetSpec, DeadlineSpec, TaskSpec
+from tests.kits.quadratics import local_spec, quadratic_spec
+from tests.kits.world import POLICY, TASK, Killed, World, kill_at, plain_spec
 
 STRICT = dataclasses.replace(POLICY, repeat_without_noise=False)
 SHORT = DeadlineSpec(report_s=60.0, masked_input_s=1.0)

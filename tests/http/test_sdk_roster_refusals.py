@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sdk_world import TASK, Killed, OneHot, World, plain_spec
 
 from client_sdk.transport import Transport
 from dp.contracts import CohortSpec, DeadlineSpec
 from secagg import messages
 from secagg.client import ClientConfig, checks
 from secagg.errors import RemoteProtocolError
+from tests.kits.world import TASK, Killed, OneHot, World, plain_spec
 
 WAITS_S = 20.0  # far below every deadline of the cohort
 SPEC = plain_spec(

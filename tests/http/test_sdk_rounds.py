@@ -8,13 +8,13 @@ from typing import Any
 
 import msgspec
 import pytest
-from sdk_world import TASK, Killed, NoContributor, OneHot, World, kill_at, plain_spec
 
 from aggregator.cohorts import releasing
 from client_sdk import RunResult
 from client_sdk.rows import LeftOut
 from dp.contracts import DeadlineSpec
 from dp.records import ReleaseEntry
+from tests.kits.world import TASK, Killed, NoContributor, OneHot, World, kill_at, plain_spec
 
 DEVICES = 4
 

@@ -12,8 +12,6 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from aiohttp import web
-from quadratics import LENGTH, OPTIMUM, Quadratic, fixed_point_of_fedavg, quadratic_spec
-from sdk_world import QUICK, TASK, TOKEN, Killed, NoContributor, World, kill_at
 
 from client_sdk import RunResult, TransportError, journal
 from client_sdk._files import write_durably
@@ -23,6 +21,8 @@ from client_sdk.keystore import open_storage_key
 from dp.contracts import DeadlineSpec
 from secagg.api import Offer
 from secagg.manifest import encode_manifest, manifest_digest
+from tests.kits.quadratics import LENGTH, OPTIMUM, Quadratic, fixed_point_of_fedavg, quadratic_spec
+from tests.kits.world import QUICK, TASK, TOKEN, Killed, NoContributor, World, kill_at
 
 DEVICES = 4
 

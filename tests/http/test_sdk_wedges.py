@@ -15,8 +15,6 @@ from typing import Any
 import msgspec
 import pytest
 from aiohttp import web
-from quadratics import Quadratic, local_spec
-from sdk_world import QUICK, TASK, Killed, OneHot, World, kill_at, plain_spec
 from typer.testing import CliRunner
 
 from aggregator.app import SERVICE
@@ -33,6 +31,8 @@ from dp.records import ReleaseEntry
 from secagg import messages
 from secagg.server import machine
 from secagg_cli.main import app
+from tests.kits.quadratics import Quadratic, local_spec
+from tests.kits.world import QUICK, TASK, Killed, OneHot, World, kill_at, plain_spec
 
 OTHER = "other"
 

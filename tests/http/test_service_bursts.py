@@ -21,7 +21,7 @@ from tests.http.test_service_walls import (
     refusals,
     until,
 )
-from tests.service_kit import QUIET_S, served, spec
+from tests.kits.service import QUIET_S, served, spec
 
 FILES = 192
 

@@ -13,7 +13,7 @@ from dp.audit import verify_ledger
 from dp.contracts import BudgetSpec
 from secagg import client, messages, ring
 from secagg.keys import signing_key
-from tests.service_kit import (
+from tests.kits.service import (
     DEADLINE_S,
     Device,
     current_sum,

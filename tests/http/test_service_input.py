@@ -11,7 +11,7 @@ import pytest
 
 from secagg import api, limits
 from secagg.access import issue_access_token
-from tests.service_kit import (
+from tests.kits.service import (
     TASK,
     Device,
     Gone,

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from aggregator.cohorts import driver
 from aggregator.cohorts.opening import claim_lease
 from aggregator.store.schema import cohorts
-from tests.service_kit import QUIET_S, Device, current_sum, finished, one_hot, served, spec
+from tests.kits.service import QUIET_S, Device, current_sum, finished, one_hot, served, spec
 
 LEASE_S = 0.3
 LATER_S = 20.0  # far beyond the lease, within every deadline of the task

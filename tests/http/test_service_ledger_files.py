@@ -7,7 +7,7 @@ from pathlib import Path
 from dp.audit import verify_ledger
 from dp.records import policy_record
 from dp.tiles import TILE_WIDTH
-from tests.service_kit import TASK, served, spec
+from tests.kits.service import TASK, served, spec
 
 
 def partial(folder: Path) -> list[str]:

@@ -10,7 +10,7 @@ from dp.audit import verify_ledger
 from dp.contracts import BudgetSpec, SegmentSpec
 from dp.mechanisms import encode
 from secagg import client
-from tests.service_kit import Device, run, served, spec
+from tests.kits.service import Device, run, served, spec
 
 LENGTH = 1 << 15
 

@@ -15,7 +15,7 @@ from dp.removable import kept_share, removable_part, remove_parts, share_levels
 from secagg import client
 from secagg.context import opened_levels
 from secagg.ring import add_into
-from tests.service_kit import Device, current_sum, run, served, spec
+from tests.kits.service import Device, current_sum, run, served, spec
 
 LENGTH = 70_000  # more than one opening slice
 

@@ -19,7 +19,7 @@ from aggregator.routes.openapi import document
 from aggregator.store.schema import metadata
 from dp.audit import verify_ledger
 from secagg import api
-from tests.service_kit import (
+from tests.kits.service import (
     TASK,
     Device,
     current_sum,

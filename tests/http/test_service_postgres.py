@@ -24,7 +24,7 @@ from aggregator.store.schema import tasks
 from secagg.messages import Advert, peek, sign
 from secagg.revocation import sign_revocations
 from tests.faults.test_service_upgrade import first_version, goes_on, migrated
-from tests.service_kit import (
+from tests.kits.service import (
     PARTNER,
     Device,
     Liar,

@@ -13,7 +13,7 @@ from aggregator import logs
 from aggregator.app import build_admin_app
 from secagg import messages
 from secagg.secret import Secret
-from tests.service_kit import TOKEN, Device, devices, finished, run, served, spec
+from tests.kits.service import TOKEN, Device, devices, finished, run, served, spec
 
 
 def forms(secret: bytes) -> list[bytes]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from dp.contracts import CohortSpec, SegmentSpec
 from secagg.messages import KINDS, Deals, peek
-from tests.service_kit import Device, current_sum, finished, run, served, spec
+from tests.kits.service import Device, current_sum, finished, run, served, spec
 
 CLIENTS, LOST, CORRUPT_MAX = 129, 2, 6
 COHORT = CohortSpec(size_min=CLIENTS, size_max=CLIENTS, survivors_min=120, corrupt_max=CORRUPT_MAX)

@@ -12,8 +12,8 @@ from aggregator.store.schema import tasks, versions
 from aggregator.tasks import insert_version
 from dp.contracts import BudgetSpec, TaskSpec, TrainingSpec
 from secagg.manifest import BaseModel
-from tests.dp_tasks import adapter
-from tests.service_kit import served, spec
+from tests.kits.service import served, spec
+from tests.kits.tasks import adapter
 
 TRAINED = spec(
     task="trained",

@@ -25,7 +25,7 @@ from aggregator.routes.sessions import _MESSAGE_CAP
 from aggregator.settings import Settings
 from dp.contracts import SegmentSpec
 from secagg import api
-from tests.service_kit import (
+from tests.kits.service import (
     QUIET_S,
     TASK,
     TOKEN,

@@ -11,7 +11,7 @@ import pytest
 
 from dp.budget import cost_of
 from dp.contracts import BudgetSpec
-from tests.service_kit import served, spec
+from tests.kits.service import served, spec
 
 
 @pytest.mark.parametrize(

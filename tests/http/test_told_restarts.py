@@ -8,12 +8,12 @@ import time
 from pathlib import Path
 
 import pytest
-from sdk_world import TASK, Killed, OneHot, World, kill_at, plain_spec
 
 from client_sdk.client import plan_second_look
 from client_sdk.journal import Journal
 from client_sdk.keystore import open_storage_key
 from client_sdk.rows import LeftOut
+from tests.kits.world import TASK, Killed, OneHot, World, kill_at, plain_spec
 
 DEVICES = 4
 

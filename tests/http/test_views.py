@@ -20,7 +20,7 @@ from aggregator import views
 from aggregator.routes.openapi import document
 from secagg_cli.operator import Operator
 from secagg_cli.output import CommandError
-from tests.service_kit import PARTNER, TASK, TOKEN, Served, devices, run, served, spec
+from tests.kits.service import PARTNER, TASK, TOKEN, Served, devices, run, served, spec
 
 STORED = Path(__file__).parents[1] / "vectors" / "stored-0453a63" / "service" / "secagg.db.gz"
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
-from sdk_world import POLICY, TASK, OneHot, World, plain_spec
 
 from aggregator.app import SERVICE
 from aggregator.keys import load_keys
@@ -22,7 +21,8 @@ from dp.notes import verifier_key
 from dp.witness import WitnessPolicy, encode_request
 from secagg.keys import identity_public_key
 from secagg_cli.witness_service import Witness, build_witness_app
-from tests.unit.test_dp_witness import LOG_SEED, ORIGIN, SEEDS, note, request, tree
+from tests.kits.world import POLICY, TASK, OneHot, World, plain_spec
+from tests.unit.dp.tlog.test_witness import LOG_SEED, ORIGIN, SEEDS, note, request, tree
 
 LOG_KEY = verifier_key(ORIGIN, identity_public_key(LOG_SEED))
 

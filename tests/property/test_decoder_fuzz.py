@@ -15,7 +15,13 @@ from dataclasses import dataclass
 
 import msgspec
 import pytest
-from wire_samples import (
+
+from secagg import access, adverts, client, keys, messages, ring, server
+from secagg.errors import LocalProtocolError, RemoteProtocolError, SecaggError
+from secagg.manifest import decode_manifest
+from secagg.messages import KINDS, Certificate, Message
+from secagg.simulation import EPOCH_S, seeded_tools
+from tests.kits.wire_samples import (
     AUDIENCE,
     Wire,
     byte_by_byte,
@@ -24,12 +30,6 @@ from wire_samples import (
     recorded,
     resigned,
 )
-
-from secagg import access, adverts, client, keys, messages, ring, server
-from secagg.errors import LocalProtocolError, RemoteProtocolError, SecaggError
-from secagg.manifest import decode_manifest
-from secagg.messages import KINDS, Certificate, Message
-from secagg.simulation import EPOCH_S, seeded_tools
 
 SEED = 20_260_301
 WHOLE = 100_000  # inputs over all targets

@@ -15,7 +15,7 @@ from dp.contracts import AdaptiveClipSpec, BudgetSpec
 from dp.grid import l2_squared_units
 from dp.mechanisms import ExampleSum, _encode_segment
 from secagg.manifest import Manifest
-from tests.dp_tasks import adapter, built, seeded
+from tests.kits.tasks import adapter, built, seeded
 
 LENGTH = 12
 RANGE = {"clip_min": 1e-4, "clip_max": 1e4}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from dp.audit import verify_ledger
 from dp.ledger import LedgerBuilder
 from dp.report import report_data
-from tests.dp_tasks import ORIGIN, VERIFIER, built, entry, ledger, listed, listing, served
+from tests.kits.tasks import ORIGIN, VERIFIER, built, entry, ledger, listed, listing, served
 
 BUILDER = ledger(built(report_slot_s=5.0), (4, 5, 6))
 FILES = served(BUILDER)

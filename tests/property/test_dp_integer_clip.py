@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 from dp.quantisation import round_stochastically, squared_norm, to_units
 from dp.stream import BitStream
 from secagg.errors import LocalProtocolError
-from tests.dp_tasks import seeded
+from tests.kits.tasks import seeded
 
 vectors = hnp.arrays(
     np.float64,

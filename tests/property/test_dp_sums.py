@@ -15,7 +15,7 @@ from dp.mechanisms import ExampleSum, decode, encode
 from dp.sampling import tail_bound
 from secagg.manifest import Manifest
 from secagg.ring import add_into
-from tests.dp_tasks import adapter, built, seeded, statistics
+from tests.kits.tasks import adapter, built, seeded, statistics
 
 NO_LIMIT = BudgetSpec(max_epsilon=None)
 PLAIN = built(statistics(("x", 37, 3.0), ("count", 1, 100.0)))

@@ -25,7 +25,7 @@ from dp.ledger import LedgerBuilder
 from dp.records import release_record
 from dp.report import report_data
 from secagg.manifest import Manifest, encode_manifest, manifest_digest
-from tests.dp_tasks import ORIGIN, VERIFIER, built, entry, listed, served, signed_task, statistics
+from tests.kits.tasks import ORIGIN, VERIFIER, built, entry, listed, served, signed_task, statistics
 
 Survivors = tuple[int, ...]
 _MASKING_SET = 6

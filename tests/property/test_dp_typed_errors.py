@@ -37,7 +37,7 @@ from dp.grid import clip_units, equalised_scales, scale_for
 from dp.plans import plan_epsilon
 from dp.rdp import epsilon_from_rdp, rdp_curve
 from secagg.errors import SecaggError
-from tests.dp_tasks import built
+from tests.kits.tasks import built
 
 reals = st.one_of(
     st.sampled_from(

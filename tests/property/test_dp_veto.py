@@ -20,7 +20,7 @@ from dp.contracts import (
 )
 from secagg.errors import ConfigurationError, RemoteProtocolError
 from secagg.manifest import Manifest, decode_manifest, encode_manifest
-from tests.dp_tasks import VERIFIER, adapter, built, spec, statistics
+from tests.kits.tasks import VERIFIER, adapter, built, spec, statistics
 
 MANIFESTS = [
     built(),

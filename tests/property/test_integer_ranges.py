@@ -15,14 +15,14 @@ from typing import Any
 import aiohttp
 import msgspec
 import pytest
-from wire_samples import recorded
 
 from secagg import access, api, client, evidence, manifest, messages, ranges, revocation, server
 from secagg.errors import RemoteProtocolError
 from secagg.keys import signing_key
 from secagg.messages import KINDS, Message
 from secagg.simulation import EPOCH_S
-from tests.service_kit import TASK, Device, one_hot, served, spec
+from tests.kits.service import TASK, Device, one_hot, served, spec
+from tests.kits.wire_samples import recorded
 
 EXTREMES = (
     *(-(1 << bits) for bits in (63, 53, 31)),

@@ -37,7 +37,7 @@ from secagg_cli import enroll
 from secagg_cli.demo.folder import claim_folder
 from secagg_cli.exported import is_model_file
 from secagg_cli.report import is_report
-from tests.support.tiny_training import tiny_task
+from tests.kits.tiny_training import tiny_task
 
 PARTNER = new_partner_key()
 VERIFIER = verifier_key("test", PARTNER.key)

@@ -22,7 +22,7 @@ from dp.witness import WitnessPolicy, cosign, witness_key
 from secagg.manifest import encode_manifest, manifest_digest
 from secagg.secret import Secret
 from secagg_cli.report import render
-from tests.dp_tasks import (
+from tests.kits.tasks import (
     ORIGIN,
     VERIFIER,
     built,

@@ -16,7 +16,7 @@ from client_sdk.errors import ContributionError
 from client_sdk.examples import encode_example, encode_prompt
 from client_sdk.row_files import RowFile, read_file
 from client_sdk.rows import Input, encode_rows, unread
-from tests.support.word_tokenizers import ADDED, CHATML, TOOLS, WORDS, of_words
+from tests.kits.word_tokenizers import ADDED, CHATML, TOOLS, WORDS, of_words
 
 NAMES = (
     *("prompt", "answer", "completion", "messages", "conversations", "instruction", "input"),

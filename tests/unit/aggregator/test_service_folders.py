@@ -1,0 +1,58 @@
+"""A folder or a database that the operator names may hold other people's things."""
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from aggregator.cohorts.janitor import Janitor
+from aggregator.settings import Settings
+from aggregator.store.database import Database
+from dp import notes
+from secagg.errors import ConfigurationError
+from secagg.secret import Secret
+from tests.kits.service import served
+
+
+async def test_the_janitor_removes_nothing_that_is_not_ours(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    for place in ("uploads/holiday", "blobs/partial/thesis", f"uploads/{'ab' * 32}"):
+        (data / place).mkdir(parents=True)
+        (data / place / "file").write_text("x")
+    async with served(data) as server:
+        await Janitor(server.service.core).sweep()
+    assert (data / "uploads" / "holiday" / "file").exists()
+    assert (data / "blobs" / "partial" / "thesis" / "file").exists()
+    assert not (data / "uploads" / ("ab" * 32)).exists()  # a left-over of a cohort
+
+
+async def test_another_service_s_ledger_is_not_written_over(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "data" / "ledger" / "checkpoint"
+    checkpoint.parent.mkdir(parents=True)
+    others = notes.sign_checkpoint(notes.Checkpoint("other", 7, bytes(32)), Secret(b"o" * 32))
+    checkpoint.write_bytes(others)
+    with pytest.raises(ConfigurationError, match="ledger-folder-taken"):
+        async with served(tmp_path / "data"):
+            pass
+    assert checkpoint.read_bytes() == others
+
+
+async def test_a_ledger_of_the_same_key_is_gone_on_with(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        async with served(tmp_path / "data", ledger_name=name):
+            pass
+
+
+async def test_another_program_s_database_stays_as_it_is(tmp_path: Path) -> None:
+    file = tmp_path / "secagg.db"
+    with sqlite3.connect(file) as connection:
+        connection.execute("CREATE TABLE photos (name TEXT)")
+    connection.close()
+    before = file.read_bytes()
+    for content in (before, b"no database at all" * 100):
+        file.write_bytes(content)
+        database = Database(Settings(data_dir=tmp_path).database)
+        with pytest.raises(ConfigurationError, match="database-taken"):
+            await database.migrate()
+        await database.close()
+        assert file.read_bytes() == content

@@ -1,0 +1,122 @@
+"""``secagg plan task`` and ``plan memory``, and the planner of whole tasks behind them."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from typer.testing import CliRunner
+
+from dp.errors import AccountingError
+from dp.planning import plan_task
+from secagg.errors import ConfigurationError
+from secagg_cli.main import app
+from tests.unit.cli.test_commands import invoke
+
+TARGET = {"population": 100, "cohort": 100, "rounds": 10, "epsilon": 4.0, "delta": 1e-6}
+
+
+@pytest.mark.parametrize("mechanism", ["skellam", "discrete-gaussian"])
+@pytest.mark.parametrize("unit", ["device", "example"])
+def test_a_plan_meets_its_target_closely_and_from_below(mechanism: str, unit: str) -> None:
+    plan = plan_task(**TARGET, length=4096, mechanism=mechanism, unit=unit)
+    assert 3.98 < plan.epsilon <= 4.0
+    # Gaussian noise of 10 rounds at this target needs about 4.3.
+    assert 3.9 < plan.noise_multiplier < 4.6
+    assert plan.survivors_min == 90
+    assert plan.upload_bytes == math.ceil((4096 + 1) * plan.ring_bits / 8)
+    assert plan.wrap_log2 <= -40
+    assert not plan.useless
+
+
+def test_hopeless_targets_are_said_plainly() -> None:
+    small = plan_task(
+        population=50, cohort=8, rounds=10, epsilon=4, delta=1e-5, length=92_160, dropout=0.2
+    )
+    assert small.useless
+    assert small.noise_norm_over_clip > 100
+    assert small.participations == pytest.approx(1.6)
+    # For examples the same cohort learns: 8 * 24 contributions instead of 8.
+    examples = plan_task(
+        population=8,
+        cohort=8,
+        rounds=10,
+        epsilon=8,
+        delta=1e-5,
+        length=92_160,
+        dropout=0.2,
+        unit="example",
+    )
+    assert not examples.useless
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"epsilon": math.nan},
+        {"epsilon": 0.0},
+        {"epsilon": -1.0},
+        {"epsilon": math.inf},
+        {"delta": 0.0},
+        {"delta": math.nan},
+        {"delta": 1.0},
+        {"rounds": 0},
+        {"cohort": 101},
+        {"length": 0},
+        {"dropout": 1.0},
+        {"batch": 0},
+        {"clip": math.inf},
+    ],
+)
+def test_impossible_targets_are_typed_errors(changes: dict) -> None:
+    with pytest.raises(AccountingError) as caught:
+        plan_task(**{**TARGET, "length": 100, **changes})
+    assert caught.value.reason == "parameter-out-of-range"
+
+
+def test_a_target_that_no_noise_reaches_is_refused() -> None:
+    with pytest.raises(ConfigurationError):
+        plan_task(**{**TARGET, "epsilon": 1e-5}, length=100_000)
+
+
+def test_plan_task_prints_what_an_operator_needs() -> None:
+    arguments = ("--cohort", "8", "--rounds", "10", "--epsilon", "4", "--dropout", "0.2")
+    keys = invoke("plan", "task", *arguments)
+    assert keys["useless"] is True
+    assert keys["epsilon"] <= 4
+    assert {"noise_multiplier", "scale", "ring_bits", "upload_bytes"} <= keys.keys()
+    for unit, shown in (("example", "one example more"), ("device", "the data")):
+        text = CliRunner().invoke(app, ["plan", "task", *arguments, "--unit", unit]).stdout
+        assert f"time must not show {shown}" in " ".join(text.split())
+    refused = invoke("plan", "task", *arguments, "--population", "4", code=1)
+    assert refused["error"]["reason"] == "parameter-out-of-range"
+
+
+def test_an_adaptive_clip_is_planned_at_its_joint_cost() -> None:
+    for unit in ("device", "example"):
+        fixed = plan_task(**TARGET, length=4096, unit=unit)
+        adaptive = plan_task(**TARGET, length=4096, unit=unit, adaptive_clip=True)
+        assert adaptive.noise_multiplier == pytest.approx(fixed.noise_multiplier, rel=2e-3)
+        assert (fixed.noise_growth, fixed.quantile_noise) == (1.0, None)
+        assert adaptive.noise_growth == pytest.approx(1.0078, abs=1e-4)
+        grown = adaptive.noise_norm_over_clip / fixed.noise_norm_over_clip
+        assert grown == pytest.approx(1.0078, rel=3e-3)
+        # 8 max(gamma, 1 - gamma) z of the 100 devices, or of their 24 examples each.
+        units = 100 if unit == "device" else 2400
+        expected = 8.06 * 0.5 * adaptive.noise_multiplier / units
+        assert adaptive.quantile_noise == pytest.approx(expected, rel=0.1)
+    arguments = ("--cohort", "100", "--rounds", "10", "--epsilon", "4", "--length", "4096")
+    keys = invoke("plan", "task", *arguments, "--adaptive-clip")
+    assert 1.007 < keys["noise_growth"] < 1.008
+    assert -1e-3 < keys["clip_bias"] < -1e-4
+
+
+def test_plan_memory_says_peak_and_mode() -> None:
+    keys = invoke("plan", "memory", "--model", "tiny", "--batch", "4")
+    assert keys["mode"] == "hooks"
+    assert keys["peak_bytes"] > 400 << 20
+    tight = str(keys["peak_bytes"] - 1)
+    fitted = invoke("plan", "memory", "--model", "tiny", "--batch", "4", "--available", tight)
+    assert fitted["micro_batch"] < 4
+    refused = invoke("plan", "memory", "--model", "tiny", "--available", "1000", code=1)
+    assert refused["error"]["reason"] == "memory-too-small"

@@ -1,0 +1,112 @@
+"""Receipts: what a device checks before it believes that it was counted."""
+
+from __future__ import annotations
+
+import pytest
+
+from dp.errors import LedgerError
+from dp.ledger import LedgerBuilder, check_growth, check_receipt, receipt_paths
+from dp.notes import Checkpoint, open_checkpoint, parse_verifier
+from dp.records import identity_digest, policy_record
+from tests.kits.tasks import ORIGIN, VERIFIER, built, entry, ledger, served
+
+ME = identity_digest(b"\x02" * 32)
+
+
+def reason(call, *arguments, **named) -> str:
+    with pytest.raises(LedgerError) as caught:
+        call(*arguments, **named)
+    return caught.value.reason
+
+
+def receipt(files: dict[str, bytes], **changes) -> dict:
+    arguments = {
+        "leaf_index": 2,
+        "remembered": None,
+        "ctx": entry(2).ctx,
+        "contributor": ME,
+        **changes,
+    }
+    return check_receipt(files.get, files["checkpoint"], VERIFIER, **arguments)
+
+
+def test_a_device_sees_itself_in_the_release() -> None:
+    files = served(ledger(built(), (4, 5, 6)))
+    record = receipt(files)
+    assert record["release"] == 2
+    assert record["survivors"] == 5
+
+
+def test_only_the_named_paths_are_fetched() -> None:
+    before, after = served(ledger(built(), (4,))), served(ledger(built(), (4, 5, 6)))
+    paths = receipt_paths(after["checkpoint"], VERIFIER, 2, before["checkpoint"])
+    fetched = {path: after[path] for path in paths}
+    fetched["checkpoint"] = after["checkpoint"]
+    assert receipt(fetched, remembered=before["checkpoint"])["release"] == 2
+    assert receipt_paths(after["checkpoint"], VERIFIER, 99, None) == []
+
+
+def test_a_log_that_grew_is_accepted_and_one_that_did_not_is_refused() -> None:
+    manifest = built()
+    first, grown = served(ledger(manifest, (4,))), served(ledger(manifest, (4, 5, 6)))
+    forked = served(ledger(manifest, (6, 5, 6)))
+    receipt(grown, remembered=first["checkpoint"])
+    receipt(grown, remembered=grown["checkpoint"])
+    assert reason(receipt, forked, remembered=first["checkpoint"]) == "consistency-proof"
+    longer = served(ledger(manifest, (4, 5, 6, 4)))
+    assert reason(receipt, grown, remembered=longer["checkpoint"]) == "consistency-proof"
+    same_size = served(ledger(manifest, (4, 5, 5)))
+    assert reason(receipt, grown, remembered=same_size["checkpoint"]) == "consistency-proof"
+
+
+def test_a_receipt_for_another_cohort_device_or_leaf_is_refused() -> None:
+    files = served(ledger(built(), (4, 5, 6)))
+    assert reason(receipt, files, ctx=entry(1).ctx) == "receipt-mismatch"
+    assert reason(receipt, files, contributor=identity_digest(b"x" * 32)) == "receipt-mismatch"
+    assert reason(receipt, files, leaf_index=0) == "receipt-mismatch"
+    assert reason(receipt, files, leaf_index=9) == "proof-range"
+    assert reason(receipt, files, leaf_index=-1) == "proof-range"
+
+
+def test_an_entry_that_is_not_in_the_tree_is_refused() -> None:
+    files = served(ledger(built(), (4, 5, 6)))
+    bundle = next(path for path in files if "entries" in path)
+    files[bundle] = files[bundle].replace(b'"survivors":5', b'"survivors":6')
+    assert reason(receipt, files) == "inclusion-proof"
+
+
+def test_growth_over_tile_borders() -> None:
+    log = LedgerBuilder(ORIGIN)
+    checkpoints: dict[int, Checkpoint] = {}
+    for number in range(520):
+        index, body = log.append(policy_record("t", "paused", number))
+        assert index == number
+        assert body.startswith(f"{ORIGIN}\n{number + 1}\n")
+        checkpoints[log.size] = log.checkpoint()
+    files = served(log)
+    newest = open_checkpoint(files["checkpoint"], parse_verifier(VERIFIER))
+    assert newest == checkpoints[520]
+    for size in (1, 255, 256, 257, 511, 512, 513, 519, 520):
+        check_growth(files.get, checkpoints[size], newest)
+        wrong = checkpoints[size]._replace(root=bytes(32))
+        assert reason(check_growth, files.get, wrong, newest) == "consistency-proof"
+
+
+def test_files_are_written_once_and_increments_give_the_same_folder() -> None:
+    log, folder, written = LedgerBuilder(ORIGIN), {}, 0
+    for number in range(300):
+        log.append(policy_record("t", "paused", number))
+        if number % 7 == 0:
+            folder.update(log.files(written))
+            written = log.size
+    folder.update(log.files(written))
+    whole = dict(log.files())
+    assert {path: folder[path] for path in whole} == whole
+    again = LedgerBuilder(ORIGIN, [policy_record("t", "paused", n) for n in range(300)])
+    assert again.checkpoint() == log.checkpoint()
+
+
+def test_an_entry_too_large_is_refused_before_it_is_in() -> None:
+    log = LedgerBuilder(ORIGIN)
+    assert reason(log.append, bytes(65_536)) == "record-too-large"
+    assert log.size == 0

@@ -1,0 +1,220 @@
+"""Sentences of verdict and page, over ledgers of every kind: each stands only where it is so."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from typer.testing import CliRunner
+
+from dp.audit import AuditResult, verify_ledger
+from dp.contracts import BudgetSpec
+from dp.contracts.spec import TrainingSpec
+from dp.ledger import LedgerBuilder
+from dp.records import key_rotation_record, membership_record, policy_record
+from dp.report import ReportData, report_data
+from secagg_cli.main import app
+from secagg_cli.report import render
+from tests.kits.tasks import ORIGIN, VERIFIER, built, entry, ledger, listed, listing, served
+from tests.unit.cli.test_audit_verdict import put
+from tests.unit.dp.report.test_report_claims import words
+
+AT = 1_700_000_100
+NO_LIMIT = BudgetSpec(max_epsilon=None)
+EVALUATION = {"algorithm": "evaluation", "training": TrainingSpec(weight_unit=8)}
+TASKS: dict[str, dict[str, Any]] = {
+    "C": {},
+    "C with a slot": {"report_slot_s": 60.0},
+    "C with removable noise": {"removable_noise": True},
+    "C, discrete": {"mechanism": "discrete-gaussian"},
+    "C with B": {"device_noise_multiplier": 2.0, "examples_max": 4, "budget": NO_LIMIT},
+    "A": {"algorithm": "fedavg", "noise_multiplier": 3.0},
+    "A with B": {
+        **{"algorithm": "fedavg", "noise_multiplier": 3.0, "device_noise_multiplier": 2.0},
+        "budget": NO_LIMIT,
+    },
+    "B": {
+        **{"algorithm": "fedavg", "privacy": "none", "device_noise_multiplier": 4.0},
+        "budget": NO_LIMIT,
+    },
+    "B that abstains": {
+        **{"algorithm": "fedavg", "privacy": "none", "device_noise_multiplier": 1.0},
+        **{"budget": NO_LIMIT, "participation_rate": 0.5},
+    },
+    "zeroth order": {"algorithm": "zeroth-order"},
+    "none": {"algorithm": "fedavg", "privacy": "none"},
+    "zeroth order without noise": {"algorithm": "zeroth-order", "privacy": "none"},
+    "evaluation": {**EVALUATION, "privacy": "none"},
+    "evaluation with B": {
+        **EVALUATION,
+        **{"privacy": "none", "device_noise_multiplier": 1.0, "budget": NO_LIMIT},
+    },
+}
+
+
+def of_one(charged: tuple[bool, ...], **terms: Any) -> LedgerBuilder:
+    manifest = built(**terms)
+    rows = [
+        listed(manifest, entry(n, charged=without), n - 1, fault="devices", cause="too-few-vectors")
+        if without
+        else listed(manifest, entry(n), n - 1 - sum(charged[: n - 1]), release=n)
+        for n, without in enumerate(charged, 1)
+    ]
+    return listing(manifest, rows)
+
+
+def joined(*builders: LedgerBuilder) -> LedgerBuilder:
+    return LedgerBuilder(ORIGIN, [each for builder in builders for each in builder._entries])
+
+
+def second(**terms: Any) -> LedgerBuilder:
+    manifest = built(task="second", **terms)
+    return listing(manifest, [listed(manifest, entry(9), 0, release=1)])
+
+
+def ledgers() -> Iterator[tuple[str, LedgerBuilder]]:
+    yield "empty", LedgerBuilder(ORIGIN)
+    yield "only a ban", LedgerBuilder(ORIGIN, [membership_record("banned", AT, device=b"d" * 32)])
+    for name, terms in TASKS.items():
+        yield f"{name}: no cohort", of_one((), **terms)
+        yield f"{name}: released", of_one((False, False), **terms)
+    for name in ("C", "A", "B", "none", "evaluation"):
+        yield f"{name}: charged alone", of_one((True,), **TASKS[name])
+        yield f"{name}: both", of_one((False, True), **TASKS[name])
+    for name in ("C", "B", "none", "A with B"):
+        yield f"C and {name}", joined(of_one((False,)), second(**TASKS[name]))
+        yield f"none and {name}", joined(of_one((False,), **TASKS["none"]), second(**TASKS[name]))
+    yield "of version 1", ledger(built(), (4, 6))
+    yield "of version 1 without noise", ledger(built(**TASKS["none"]), (6,))
+    told = [
+        policy_record("demo", "charge-given-back", AT, "cohort ab: nobody had sent"),
+        policy_record("demo", "finished", AT, "done"),
+        membership_record("banned", AT, cause="operator", device=b"d" * 32),
+        key_rotation_record(VERIFIER, VERIFIER, AT),
+    ]
+    yield "decisions", LedgerBuilder(ORIGIN, [*of_one((False,))._entries, *told])
+    loose = built(task="second")
+    assert loose.noise is not None
+    weak = msgspec.structs.replace(loose, noise=msgspec.structs.replace(loose.noise, honest_min=1))
+    refused = listing(weak, [listed(weak, entry(9), 0, release=1)])
+    yield "a refused task", refused
+    yield "a refused task beside C", joined(of_one((False,)), refused)
+
+
+LEDGERS = dict(ledgers())
+
+
+def charges(result: AuditResult) -> int:
+    return sum(len(task.releases) for task in result.tasks)
+
+
+def stated(result: AuditResult) -> bool:
+    return any(task.lines and task.releases for task in result.tasks)
+
+
+def some(result: AuditResult, test: Callable[[Any], object]) -> bool:
+    return any(test(task) for task in result.tasks if task.admissible)
+
+
+PAGE: dict[str, Callable[[AuditResult], bool]] = {
+    "and every epsilon, computed again": lambda r: r.verified and stated(r),
+    "No epsilon: no task of this ledger": lambda r: r.verified and charges(r) > 0 and not stated(r),
+    "Nothing was released: the ledger records no cohort": lambda r: r.verified and not charges(r),
+    "no cohort and no task": lambda r: r.verified and not r.tasks,
+    "Do not rely on the figures below": lambda r: not r.verified and some(r, bool),
+    "epsilon spent at delta": lambda r: some(r, lambda t: t.lines),
+    "epsilon left": lambda r: some(r, lambda t: t.lines),
+    "The statement covers every one of them": lambda r: some(r, lambda t: t.lines),
+    "No statement covers any of them": lambda r: some(r, lambda t: not t.lines),
+    "No epsilon is spent or limited": lambda r: some(r, lambda t: not t.lines),
+    "Whose fault it was is the service's word": lambda r: some(r, lambda t: t.releases),
+    "Sizes, times and digests are the operator's word": lambda r: some(r, lambda t: t.releases),
+    "By the service's word it failed these cohorts": lambda r: some(
+        r, lambda t: any(each["action"] == "charge-given-back" for each in t.policies)
+    ),
+    "reasons and times: the operator's word": lambda r: bool(r.memberships),
+    "Since when is the operator's word": lambda r: bool(r.rotations),
+    "of a model that stays as it is": lambda r: some(
+        r, lambda t: t.manifest.algorithm == "evaluation"
+    ),
+    "A ledger holds no loss": lambda r: some(r, lambda t: t.manifest.algorithm != "evaluation"),
+    "Seen in the sums of records of version 1": lambda r: some(
+        r, lambda t: any(each.entry.attempt is None for each in t.releases)
+    ),
+    "Not checked here That others see this ledger": lambda r: True,
+}
+TEXT: dict[str, Callable[[AuditResult], bool]] = {
+    "not checked: That others see this ledger": lambda r: True,
+    "charged; no task": lambda r: not r.tasks,
+    "charged; no differential privacy": lambda r: some(r, bool) and not some(r, lambda t: t.lines),
+    "charged; nothing spent": lambda r: some(r, lambda t: t.lines) and not r.totals,
+    "charged; all tasks together: epsilon": lambda r: some(r, lambda t: t.lines) and bool(r.totals),
+    "refused, and not accounted": lambda r: any(not t.admissible for t in r.tasks),
+    "whose data served in every task": lambda r: bool(r.totals),
+}
+
+
+def texts(data: ReportData) -> Iterator[str]:
+    """What the page claims of any ledger, and what it claims to know of a task."""
+    yield from (each.text for each in data.reading)
+    yield from data.recompute
+    for task in data.tasks:
+        for group in task.answers:
+            yield from (each.text for each in group.answers if each.known)
+
+
+CONDUCT = re.compile(
+    r"\b(debits?|keeps? an account|own account|draws? noise|add the noise of|holds no key)\b"
+)
+
+
+@pytest.mark.parametrize("name", LEDGERS)
+def test_each_sentence_stands_only_where_it_is_so(name: str, tmp_path: Path) -> None:
+    builder = LEDGERS[name]
+    result = verify_ledger(served(builder).get, VERIFIER)
+    assert result.verified == ("refused" not in name), result.problems
+    data = report_data(result)
+    page = words(render(data))
+    found = {sentence: sentence in page for sentence in PAGE}
+    assert found == {sentence: holds(result) for sentence, holds in PAGE.items()}
+    command = ["audit", "verify", str(put(builder, tmp_path)), "--key", VERIFIER]
+    said = " ".join(CliRunner().invoke(app, command).output.split())
+    found = {sentence: sentence in said for sentence in TEXT}
+    assert found == {sentence: holds(result) for sentence, holds in TEXT.items()}
+    released = sum(t.entry.outcome == "released" for task in result.tasks for t in task.releases)
+    counts = f"{released} released, {charges(result) - released} charged"
+    assert f"{len(builder._entries)} records, {counts}" in said
+    for text in texts(data):
+        if CONDUCT.search(text):  # what somebody does, no ledger shows
+            assert "published code" in text, text
+
+
+def test_of_several_totals_the_one_is_named_that_a_task_states(tmp_path: Path) -> None:
+    """Both units cost without bound there; the task that states one states it of devices."""
+    builder = joined(of_one((False,), **TASKS["none"]), second(**TASKS["B"]))
+    command = ["audit", "verify", str(put(builder, tmp_path)), "--key", VERIFIER]
+    said = " ".join(CliRunner().invoke(app, command).output.split())
+    assert "all tasks together: epsilon infinite at delta 1e-05 for one device" in said
+
+
+@pytest.mark.parametrize("path", ["checkpoint", "tile/entries/000.p/3"])
+def test_of_records_that_were_not_read_nothing_is_said(path: str, tmp_path: Path) -> None:
+    builder = LEDGERS["C: released"]
+    folder = put(builder, tmp_path)
+    (folder / path).write_bytes((folder / path).read_bytes()[:-2])
+    command = ["audit", "verify", str(folder), "--key", VERIFIER]
+    said = " ".join(CliRunner().invoke(app, command).output.split())
+    assert "no task" not in said
+    assert "0 released" not in said
+    assert "NOT verified: no" in said
+    result = verify_ledger({**served(builder), path: (folder / path).read_bytes()}.get, VERIFIER)
+    assert result.records_read == 0
+    page = words(render(report_data(result)))
+    assert "nothing of it read" in page or "3 records, none of them read" in page
+    assert "figures below" not in page
+    for claim in ("Nothing was released", "no task", "No epsilon"):
+        assert claim not in page

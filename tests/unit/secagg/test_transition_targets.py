@@ -1,0 +1,176 @@
+"""Every target in both tables is one to which the real machine goes, and no step goes elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from types import ModuleType
+
+import msgspec
+import pytest
+
+from secagg import client, messages, server, transitions
+from secagg.keys import signing_key
+from secagg.simulation import Drop, make_task, run_cohort
+from tests.kits.protocol_run import Run, message_name, one_hot, recorded_run
+
+CLIENTS = 5
+Move = tuple[str, str, str]
+
+
+def moves_of(table: transitions.Table) -> set[Move]:
+    return {(*cell, target) for cell, targets in table.items() for target in targets}
+
+
+def recording(patch: pytest.MonkeyPatch, machine: ModuleType) -> set[Move]:
+    """Every move of the machine from now on: (phase, event, next phase)."""
+    moves: set[Move] = set()
+    step = machine.step
+
+    def recorded(config, state, event, *tools):
+        after, effects = step(config, state, event, *tools)
+        if after is not state or isinstance(event, server.Tick):  # else it was passed over
+            moves.add((state.phase, message_name(event), after.phase))
+        return after, effects
+
+    patch.setattr(machine, "step", recorded)
+    return moves
+
+
+def signed_complaint(run: Run) -> server.Received:
+    """The recorded device accuses the dealer of the first deal in its inbox."""
+    inbox, _ = messages.peek(run.client_events["Inbox"].message, messages.Inbox)
+    deal = inbox.deals[0]
+    accused = messages.peek(deal, messages.Deal)[0].sender
+    ctx = run.aggregator.state.ctx
+    complaint = messages.Complaint(ctx, run.index, (accused,), (deal,), b"n" * 32)
+    return server.Received(run.index, run.sign_as_device(complaint), run.aggregator.now_s)
+
+
+def refuse_one_by_one(
+    run: Run, count: int, end: str, *, before: Sequence[server.Event] = ()
+) -> None:
+    """Devices refuse the roster, the recorded one first, after others have dealt."""
+    state = run.server_states["sharing"]
+    for event in before:
+        state, _ = server.step(run.task.server, state, event)
+    for index in sorted(range(CLIENTS), key=lambda index: index != run.index)[:count]:
+        number = run.aggregator.numbers[index]
+        key = signing_key(run.task.devices[number].identity)
+        refusal = messages.Refusal(state.ctx, index, "partner-unknown", -1)
+        said = server.Received(index, messages.sign(refusal, state.ctx, key), run.aggregator.now_s)
+        state, (refused, *_) = server.step(run.task.server, state, said)
+        assert refused == server.Refused(index, "partner-unknown", -1)
+    assert state.phase == end
+
+
+def phase_again(run: Run, phase: str, *, hopeless: bool, complaint: bool = False) -> None:
+    """All events of a recorded phase once more; ``hopeless``: to the wrong end, since no secret
+    can be opened, or one that was opened is not the dealer's."""
+    state = run.server_states[phase]
+    if hopeless:
+        first, *rest = state.facts.adverts
+        forged = msgspec.structs.replace(first, self_seed_commitment=bytes(32))
+        threshold = state.facts.threshold if phase == "unmasking" else CLIENTS
+        facts = replace(state.facts, adverts=(forged, *rest), threshold=threshold)
+        state = replace(state, facts=facts)
+    events = [event for before, event in run.aggregator.trace if before.phase == phase]
+    if complaint:
+        events = [event for event in events if event.index != run.index] + [signed_complaint(run)]
+    for event in events:
+        state, _ = server.step(run.task.server, state, event)
+        if state.phase != phase:
+            return
+
+
+def test_every_target_of_the_aggregator_is_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    run, task = recorded_run(), make_task(CLIENTS, CLIENTS, slice_length=4, survivors_min=3)
+    moves = recording(monkeypatch, server)
+    for drop in Drop:
+        for lost in (1, 3):
+            run_cohort(task, one_hot(CLIENTS), drops=dict.fromkeys(range(lost), drop))
+    for hopeless in (False, True):
+        for phase in ("sharing", "checking", "masking", "confirming", "unmasking"):
+            phase_again(run, phase, hopeless=hopeless)
+        phase_again(run, "checking", hopeless=hopeless, complaint=True)
+    server.step(run.task.server, run.server_states["checking"], signed_complaint(run))
+    refuse_one_by_one(run, 2, "aborted")  # three are left, of whom nobody has t neighbours
+    dealt = [event for before, event in run.aggregator.trace if before.phase == "sharing"]
+    refuse_one_by_one(run, 1, "checking", before=[e for e in dealt if e.index != run.index])
+    for phase in transitions.SERVER_ORDER:
+        state = run.server_states[phase]
+        server.step(run.task.server, state, server.Tick(0.0))
+        server.step(run.task.server, state, server.Cancel("task-paused", 0.0))
+        if phase in ("sharing", "checking"):
+            server.step(run.task.server, state, server.Exclude(0))
+        if phase in ("opening", "releasing"):
+            server.step(run.task.server, state, server.SumRefused("release-failed", 0.0))
+    assert moves == moves_of(transitions.SERVER)
+
+
+def broken(run: Run) -> Iterator[tuple[str, client.Event]]:
+    """Per phase a message that is authentic, for this exchange, and against the rules."""
+    for name, changes in {
+        "Roster": {"cohort": b"c"},
+        "Inbox": {"deals": (b"",)},
+        "MaskingSet": {"members": ()},
+        "SurvivorSet": {"members": ()},
+        "Confirmations": {"confirmations": ()},
+    }.items():
+        genuine, _ = messages.peek(run.client_events[name].message, getattr(messages, name))
+        changed = msgspec.structs.replace(genuine, **changes)
+        signed = run.sign(changed, ctx=b"" if name == "Roster" else None)
+        (phase,) = (phase for phase, event in transitions.CLIENT if event == name)
+        yield phase, client.Received(signed, run.aggregator.now_s)
+
+
+def test_every_target_of_a_device_is_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = recorded_run()
+    moves = recording(monkeypatch, client)
+
+    def step(phase: str, event: client.Event) -> None:
+        client.step(run.device.config, run.client_states[phase], event, run.tools())
+
+    abort = messages.Abort(run.aggregator.state.facts.cohort, "too-few-vectors")
+    received = client.Received(run.sign(abort), run.aggregator.now_s)
+    for phase, event in transitions.CLIENT:
+        if event == "Abort":
+            step(phase, received)
+        elif event == "Cancel":
+            step(phase, client.Cancel("deadline", "The device's own deadline passed."))
+        else:
+            step(phase, run.client_events[event])
+    for phase, message in broken(run):
+        step(phase, message)
+    assert moves == moves_of(transitions.CLIENT)
+
+
+def test_a_step_that_the_table_does_not_know_is_a_bug_and_gives_no_state(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = recorded_run()
+    for name, table, machine, config, state, event, tools in (
+        (
+            "CLIENT",
+            transitions.CLIENT,
+            client,
+            run.device.config,
+            run.client_states["advertised"],
+            run.client_events["Roster"],
+            (run.tools(),),
+        ),
+        (
+            "SERVER",
+            transitions.SERVER,
+            server,
+            run.task.server,
+            run.server_states["opening"],
+            run.server_events["SumOpened"],
+            (),
+        ),
+    ):
+        cell = (state.phase, message_name(event))
+        (target,) = (phase for phase in table[cell] if phase not in ("failed", "aborted"))
+        monkeypatch.setattr(transitions, name, {**table, cell: frozenset({"elsewhere"})})
+        with pytest.raises(AssertionError, match=f"{state.phase} may not become {target} on"):
+            machine.step(config, state, event, *tools)
