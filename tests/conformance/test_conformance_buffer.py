@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ import pytest
 
 from dp.contracts import CohortSpec
 from secagg.simulation import Drop
+from tests.kits.conformance_buffer import CASES, Case
 from tests.kits.problems import Problem, problem
 from tests.kits.references import Server, buffer, local
 from tests.kits.stateful import Buffered
@@ -24,29 +24,6 @@ LOST = {1: {2: Drop.ANNOUNCE}, 3: {0: Drop.UPLOAD, 1: Drop.SHARE}, 4: {5: Drop.U
 GONE = {1: {2}, 3: {0, 1}}  # who confirmed and then fell silent is in the sum
 
 
-@dataclass(frozen=True)
-class Case:
-    """A task, and the same thing said to the reference."""
-
-    training: dict[str, Any] = field(default_factory=dict)
-    local: dict[str, Any] = field(default_factory=dict)
-    server: dict[str, Any] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        return "-".join(["fedbuff", *map(str, self.training.values())])
-
-
-ALGORITHM = "fedbuff"
-CASES = [
-    Case(),
-    Case({"server_learning_rate": 0.5}, server={"rate": 0.5}),
-    Case(
-        {"server_optimiser": "momentum", "server_learning_rate": 0.1},
-        server={"kind": "momentum", "beta1": 0.9, "rate": 0.1},
-    ),
-    Case({"local_momentum": 0.6}, {"momentum": 0.6}),
-    Case({"local_optimiser": "adam"}, {"adam": True}),
-]
 VARIANTS: dict[str, dict[str, Any]] = {
     "equal steps": {"local_steps": 3},
     "unequal steps": {"local_epochs": 2, "batch_size": 3, "local_steps": 5},

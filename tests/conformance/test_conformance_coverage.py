@@ -8,22 +8,22 @@ import pytest
 
 from dp.contracts import ALGORITHMS, SegmentSpec
 from secagg.errors import ConfigurationError
-from tests.conformance import (
-    test_conformance_averaging,
-    test_conformance_buffer,
-    test_conformance_local_noise,
-    test_conformance_noise,
-    test_conformance_scaffold,
-    test_conformance_sums,
+from tests.kits import (
+    conformance_averaging,
+    conformance_buffer,
+    conformance_local_noise,
+    conformance_noise,
+    conformance_scaffold,
+    conformance_sums,
 )
 from tests.kits.federations import Federation
 from tests.kits.problems import problem
 
 MODES: dict[str, dict[str, Any]] = {
     "none": {},
-    "local": test_conformance_local_noise.MODE_A,
-    "distributed": test_conformance_noise.FEDSGD,
-    "device": test_conformance_noise.DEVICE,
+    "local": conformance_local_noise.MODE_A,
+    "distributed": conformance_noise.FEDSGD,
+    "device": conformance_noise.DEVICE,
 }
 TERMS: dict[str, dict[str, Any]] = {  # without which a declaration refuses for another reason
     "evaluation": {"local_steps": 1, "weight_unit": 6},
@@ -36,7 +36,7 @@ REASONS = {"privacy-mode", "control-with-device-noise"}
 
 
 def noisy(mode: str) -> set[str]:
-    tasks = [*test_conformance_noise.TASKS, *test_conformance_noise.SHORT]
+    tasks = [*conformance_noise.TASKS, *conformance_noise.SHORT]
     example = "distributed" if mode == "distributed" else None
     return {name for name, _, changes in tasks if changes.get("privacy") == example}
 
@@ -44,11 +44,11 @@ def noisy(mode: str) -> set[str]:
 def covered(mode: str) -> set[str]:
     """Algorithms with cases: references, masks and optimum without noise, else known noise."""
     if mode == "none":
-        plain = [*test_conformance_averaging.CASES, *test_conformance_sums.CASES]
+        plain = [*conformance_averaging.CASES, *conformance_sums.CASES]
         found = {case.algorithm for case in plain if "privacy" not in getattr(case, "changes", {})}
-        return found | {test_conformance_buffer.ALGORITHM, test_conformance_scaffold.ALGORITHM}
+        return found | {conformance_buffer.ALGORITHM, conformance_scaffold.ALGORITHM}
     if mode == "local":
-        return {case.algorithm for case in test_conformance_local_noise.CASES}
+        return {case.algorithm for case in conformance_local_noise.CASES}
     return noisy(mode)
 
 
@@ -75,5 +75,5 @@ def test_the_suite_covers_every_algorithm_in_every_mode_that_it_admits(
 
 def test_the_suite_compares_every_algorithm_with_a_reference() -> None:
     """Also those that admit no task without noise: there, the exact sum is what is compared."""
-    sums = {case.algorithm for case in test_conformance_sums.CASES}
+    sums = {case.algorithm for case in conformance_sums.CASES}
     assert covered("none") | sums == set(ALGORITHMS)

@@ -17,10 +17,10 @@ from secagg.adapter import pairs, tensors_to_vector, vector_to_tensors
 from secagg.sketches import sketch
 from secagg_cli.corpus import load_clients
 from tests.kits.federations import Federation
+from tests.kits.lora_forms import adapter as lora
+from tests.kits.lora_forms import product, random_vector, task
 from tests.kits.problems import balance, problem
 from tests.kits.tiny_training import job, tiny, tiny_fingerprint, tiny_task, trainer
-from tests.unit.secagg.test_lora_forms import adapter as lora
-from tests.unit.secagg.test_lora_forms import product, random_vector, task
 
 PAIRS = load_clients(6)[4].train[:20]
 

@@ -7,60 +7,29 @@ statistic is a chi-square of fixed coins, as in ``test_conformance_noise.py``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from secagg.simulation import Drop
 from tests.kits.chi_square import within
+from tests.kits.conformance_local_noise import (
+    CASES,
+    CLIP,
+    DEVICES,
+    EXAMPLES,
+    MODE_A,
+    MULTIPLIER,
+    Case,
+)
 from tests.kits.federations import Federation
 from tests.kits.problems import Problem, problem
 from tests.kits.stateful import Buffered, Controlled
 
-EXAMPLES = (4, 9, 2, 6, 3, 7)
-DEVICES = len(EXAMPLES)
 LENGTH, RELEASES = 200, 6
 RATE, STEPS, BATCH = 0.1, 3, 20
-CLIP, MULTIPLIER = 8.0, 2.0  # longer than any gradient here
-MODE_A = {
-    "privacy": "local",
-    "clip": CLIP,
-    "noise_multiplier": MULTIPLIER,
-    "sampling_rate": 1.0,
-}
 DEVIATION = MULTIPLIER * CLIP / BATCH  # Abadi et al. 2016, algorithm 1
-
-
-@dataclass(frozen=True)
-class Case:
-    algorithm: str
-    training: dict[str, Any] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        return "-".join([self.algorithm, *map(str, self.training.values())])
-
-    @property
-    def momentum(self) -> float:
-        return self.training.get("local_momentum", 0.0)
-
-    @property
-    def mu(self) -> float:
-        return self.training.get("proximal_mu", 0.0)
-
-
-CASES = [
-    Case("fedavg"),
-    Case("fedavg", {"local_momentum": 0.6}),
-    Case("fedprox", {"proximal_mu": 0.7}),
-    Case("fednova", {"local_momentum": 0.6}),
-    Case("fednova", {"proximal_mu": 0.7}),
-    *[Case(name) for name in ("fedavgm", "fedadagrad", "fedadam", "fedyogi")],
-    Case("fedbuff"),
-    Case("scaffold", {"population": DEVICES}),
-]
 
 
 def short() -> Problem:

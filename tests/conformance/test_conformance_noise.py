@@ -12,28 +12,20 @@ import msgspec
 import numpy as np
 import pytest
 
-from dp.contracts import SegmentSpec, warnings
+from dp.contracts import warnings
 from dp.contracts.fednova import public_steps
 from dp.contracts.known_noise import mean_deviation, mean_variance
 from dp.contracts.optimisers import NAMED_AFTER
 from dp.removable import kept_share
 from secagg.simulation import Drop
 from tests.kits.chi_square import within
+from tests.kits.conformance_noise import DEVICE, FEDSGD, SHORT, TASKS
 from tests.kits.federations import Federation
 from tests.kits.problems import Problem, problem
 from tests.kits.stateful import Buffered
 
 LENGTH = 600
 EXAMPLES = (4, 9, 2, 6, 3, 7)
-DEVICE = {"device_noise_multiplier": 2.0, "update_clip": 16.0}
-FEDSGD = {"privacy": "distributed", "clip": 16.0, "examples_max": 16, "sampling_rate": 1.0}
-TASKS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
-    ("fedavg", {}, DEVICE),
-    ("fedprox", {"proximal_mu": 0.5}, DEVICE),
-    *[(name, {}, DEVICE) for name in ("fedavgm", "fedadagrad", "fedadam", "fedyogi", "fedbuff")],
-    ("fednova", {"local_epochs": 1, "local_steps": 4, "batch_size": 3}, DEVICE),
-    ("fedsgd", {}, FEDSGD),
-]
 MEANS = [terms for terms in TASKS if terms[0] != "fedbuff"]  # divided by a public constant
 
 
@@ -71,19 +63,6 @@ def test_a_masked_sum_is_the_exact_one_plus_noise_of_the_known_variance(
             it.version += 1  # other coins; the model stays where it is
         assert within(statistic, freedom)
         assert not within(statistic * count / 4, freedom)  # as if the noise were of four
-
-
-SLOPES = {"local_steps": 1, "directions": 48, "batch_size": 16}
-SHORT: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
-    ("zeroth-order", SLOPES, FEDSGD),
-    ("zeroth-order", SLOPES, DEVICE),
-    ("evaluation", {"local_steps": 1, "weight_unit": 6}, {"device_noise_multiplier": 2.0}),
-    (
-        "sum",
-        {},
-        {"device_noise_multiplier": 2.0, "segments": (SegmentSpec("counts", 40, 9.0),)},
-    ),
-]
 
 
 @pytest.mark.parametrize(("algorithm", "training", "changes"), SHORT, ids=[t[0] for t in SHORT])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,35 +10,14 @@ import pytest
 
 from secagg.simulation import Drop
 from tests.kits import quadratics
+from tests.kits.conformance_scaffold import CASES, DEVICES, EXAMPLES, Case
 from tests.kits.federations import Federation
 from tests.kits.problems import Problem, problem
 from tests.kits.references import scaffold
 from tests.kits.stateful import Controlled
 
-EXAMPLES = (4, 9, 2, 6, 3, 7)
-DEVICES = len(EXAMPLES)
 RATE, STEPS, RELEASES = 0.1, 3, 5
 LOST = {1: {0: Drop.ANNOUNCE}, 2: {3: Drop.UPLOAD, 4: Drop.SHARE}}  # by release
-
-
-@dataclass(frozen=True)
-class Case:
-    """A task, and the same thing said to the reference."""
-
-    training: dict[str, Any] = field(default_factory=dict)
-    server: dict[str, Any] = field(default_factory=dict)
-    population: int = DEVICES
-
-    def __str__(self) -> str:
-        return "-".join(["scaffold", *map(str, (self.population, *self.server.values()))])
-
-
-ALGORITHM = "scaffold"
-CASES = [
-    Case(),
-    Case({"server_learning_rate": 0.5}, {"server_rate": 0.5}),
-    Case(population=9),  # three enrolled devices never come
-]
 
 
 def federation(case: Case, folder: Path, **changes: Any) -> Controlled:

@@ -8,16 +8,15 @@ devices would send is taken, and the masked one is compared with the same shares
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pytest
 from scipy.stats import binom
 
-from dp.contracts import SegmentSpec
 from secagg.directions import direction
 from secagg.simulation import Drop
+from tests.kits.conformance_sums import CASES, CLIP, DIRECTIONS, PERTURBATION, UNIT, Case
 from tests.kits.federations import Federation, Values
 from tests.kits.problems import Problem, problem
 from tests.kits.references import clipped, descended, slopes
@@ -26,41 +25,6 @@ EXAMPLES = (4, 9, 2, 6, 3, 7)
 DEVICES = len(EXAMPLES)
 RELEASES = 4
 LOST = {1: {0: Drop.ANNOUNCE}, 2: {3: Drop.UPLOAD, 4: Drop.SHARE}}  # by release
-CLIP = 2.0  # cuts about half of the examples' gradients at zero
-MODE_C = {
-    "privacy": "distributed",
-    "clip": CLIP,
-    "examples_max": 16,
-    "sampling_rate": 1.0,
-    "noise_multiplier": 3.0,
-}
-
-
-@dataclass(frozen=True)
-class Case:
-    algorithm: str
-    training: dict[str, Any] = field(default_factory=dict)
-    changes: dict[str, Any] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        return "-".join([self.algorithm, *map(str, self.training.values())])
-
-    @property
-    def is_mode_c(self) -> bool:
-        return self.changes.get("privacy") == "distributed"
-
-
-DIRECTIONS, PERTURBATION = 12, 0.01
-SLOPES = {"local_steps": 1, "directions": DIRECTIONS, "server_learning_rate": 0.5}
-UNIT = 6  # examples that count as weight 1, and the most that an evaluation uses
-CASES = [
-    Case("fedsgd", {"local_steps": 1, "server_learning_rate": 0.4, "batch_size": 5}, MODE_C),
-    Case("zeroth-order", SLOPES),
-    Case("zeroth-order", {**SLOPES, "weight_unit": UNIT}),
-    Case("zeroth-order", {**SLOPES, "batch_size": 5}, MODE_C),
-    Case("evaluation", {"local_steps": 1, "weight_unit": UNIT}),
-    Case("sum", {}, {"segments": (SegmentSpec(name="counts", length=5, clip=30.0),)}),
-]
 
 
 class Counting(Federation):

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import gzip
-import shutil
 from pathlib import Path
 from typing import Any
 
-import alembic.command
-import alembic.config
 import msgspec
 import pytest
 import sqlalchemy as sa
@@ -18,29 +14,14 @@ from nacl.signing import SigningKey
 from aggregator.cohorts.charging import Charging
 from aggregator.cohorts.ending import Ending
 from aggregator.cohorts.log import RECEIVED, decode_event, encode_event
-from aggregator.store import migrations
 from aggregator.store.schema import cohort_events, strikes
-from dp.audit import verify_ledger
 from dp.errors import BudgetError
 from secagg import client, limits
 from secagg.errors import SecaggError
 from secagg.messages import KINDS, Ready, Signed, peek, signature_input
-from secagg.secret import Secret
 from secagg.server import Cancel, Received
 from tests.kits.service import Device, Gone, Served, devices, finished, one_hot, run, served, spec
-
-
-async def audited(server: Served) -> Any:
-    await server.service.ledger.publish()
-    folder: Path = server.service.ledger.folder
-
-    def read(path: str) -> bytes | None:
-        return (folder / path).read_bytes() if (folder / path).is_file() else None
-
-    result = verify_ledger(read, server.service.ledger.verifier)
-    assert result.verified, result.problems
-    (task,) = result.tasks
-    return task
+from tests.kits.upgrades import audited, first_version, goes_on, migrated
 
 
 async def halted(server: Served, *points: str) -> list[Device]:
@@ -255,33 +236,6 @@ async def test_a_cohort_that_cannot_be_taken_up_keeps_the_service_from_nothing(
 
 # -- data of the first version -----------------------------------------------------------------
 
-STORED = Path(__file__).parents[1] / "vectors" / "stored-0453a63" / "service"
-FIRST_PARTNER = Secret(b"p" * 32)
-
-
-def first_version(folder: Path) -> Path:
-    """A copy of what a service of the first version left, with a cohort open."""
-    shutil.copytree(STORED, folder, dirs_exist_ok=True)
-    for private in (folder / "replica.id", *(folder / "keys").iterdir()):
-        private.chmod(0o600)  # a checkout of the repository does not keep that
-    packed = folder / "secagg.db.gz"
-    (folder / "secagg.db").write_bytes(gzip.decompress(packed.read_bytes()))
-    packed.unlink()
-    return folder
-
-
-async def goes_on(server: Served) -> None:
-    """Nothing of the first version's data is lost, its open cohort ends, and the task goes on."""
-    view = await server.until(lambda view: view["cohort"] is None)
-    assert (view["version"], view["charges"]) == (1, 2)
-    assert [r["outcome"] for r in view["releases"]] == ["released", "charged"]
-    task = await audited(server)
-    assert [r.entry.outcome for r in task.releases] == ["released", "charged"]
-    assert task.releases[1].entry.fault == "service"
-    fleet = devices(server, 4, partner=FIRST_PARTNER)
-    assert finished(await asyncio.wait_for(run(fleet), 30.0)) == 4
-    assert len((await audited(server)).releases) == 3
-
 
 @pytest.mark.parametrize("revision", ["0001", "0002"])
 async def test_a_service_goes_on_with_the_data_of_the_first_version(
@@ -294,12 +248,3 @@ async def test_a_service_goes_on_with_the_data_of_the_first_version(
     engine.dispose()
     async with served(folder) as server:
         await goes_on(server)
-
-
-def migrated(connection: sa.Connection, revision: str) -> None:
-    """Bring an empty database to a revision, or another back to it."""
-    config = alembic.config.Config()
-    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
-    config.attributes["connection"] = connection
-    empty = not sa.inspect(connection).get_table_names()
-    (alembic.command.upgrade if empty else alembic.command.downgrade)(config, revision)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,29 +40,11 @@ from tests.kits.service import (
     served,
     spec,
 )
-
-
-class Spoiler(Device):
-    """Masks with a seed that it did not deal: its vector is wrong, and nobody can name it."""
-
-    async def perform(self, effect: client.Effect) -> None:
-        if isinstance(effect, client.ProvideVector):
-            self.state = replace(self.state, self_seed=Secret(os.urandom(32)))
-        await super().perform(effect)
+from tests.kits.spoilers import Spoiler, again, rows
 
 
 def key_of(device: Device) -> str:
     return bytes(SigningKey(device.seed.reveal()).verify_key).hex()
-
-
-def again(device: Device) -> Device:
-    """The same device with a fresh session."""
-    kind = type(device)
-    return kind(device.server, device.number, device.value, seed=device.seed)
-
-
-async def rows(server: Served, table: Any) -> list[Any]:
-    return list(await server.service.core.database.rows(table.select()))
 
 
 def ledger_text(server: Served) -> bytes:

@@ -16,7 +16,6 @@ from aggregator.store.database import Conflict
 from aggregator.store.schema import sessions, strikes
 from dp.contracts import CohortSpec, DeadlineSpec
 from secagg.secret import Secret
-from tests.http.test_bans import Spoiler, again, rows
 from tests.kits.service import (
     PARTNER,
     Device,
@@ -28,6 +27,7 @@ from tests.kits.service import (
     served,
     spec,
 )
+from tests.kits.spoilers import Spoiler, again, rows
 
 
 async def test_a_spoiler_in_many_tasks_at_once_holds_nobody_back(tmp_path: Path) -> None:

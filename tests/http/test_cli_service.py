@@ -4,7 +4,6 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from peft import PeftModel
@@ -18,8 +17,9 @@ from secagg_cli.demo.service import Service
 from secagg_cli.main import app
 from secagg_cli.operator import server_info
 from secagg_cli.processes import Children
+from tests.kits.cli_service import enrolled, invoke
+from tests.kits.model_families import model_of
 from tests.kits.tiny_training import tiny
-from tests.unit.client_sdk.training.test_model_families import model_of
 
 SPEC = """
 task = "heights"
@@ -37,17 +37,6 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         running = Service(tmp_path_factory.mktemp("service") / "server", children)
         running.start()
         yield running
-
-
-def invoke(service: Service | None, *arguments: str, code: int = 0) -> dict[str, Any]:
-    extra = []
-    if service is not None:
-        extra = ["--server", service.url]
-        if arguments[0] != "enroll":
-            extra += ["--token-file", str(service.data_dir / "operator.token")]
-    done = CliRunner().invoke(app, [*arguments, *extra, "--format", "json"])
-    assert done.exit_code == code, done.output
-    return json.loads(done.stdout)
 
 
 @pytest.fixture(scope="module")
@@ -71,11 +60,6 @@ def task(service: Service, partner: str, tmp_path_factory: pytest.TempPathFactor
     ]
     assert (created["drop_outs_max"], created["corrupt_max"]) == (1, 0)
     return created["task"]
-
-
-def enrolled(service: Service, key: str, folder: Path, count: int = 1) -> list[Path]:
-    arguments = ("--partner-key", key, "--out", str(folder), "--count", str(count))
-    return [Path(path) for path in invoke(service, "enroll", *arguments)["bundles"]]
 
 
 def test_a_partner_enrols_its_devices(service: Service, partner: str, tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from client_sdk import Client, PrivacyPolicy, RunResult, TrainingJob
 from dp.mechanisms import ExampleSum
 from secagg_cli.demo.service import Service
 from secagg_cli.processes import Children
-from tests.http.test_cli_service import enrolled, invoke
-from tests.unit.docs.test_readme_path import blocks, readme_policy, readme_spec
+from tests.kits.cli_service import enrolled, invoke
+from tests.kits.readme import blocks, readme_policy, readme_spec
 
 
 class Gradients:

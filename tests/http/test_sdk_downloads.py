@@ -188,7 +188,7 @@ async def test_one_model_lies_on_the_disk_and_none_when_the_task_is_over(tmp_pat
 
 def test_a_model_s_limit_follows_from_its_tensors() -> None:
     from tests.kits.device import fedsgd_spec, make_manifest
-    from tests.unit.client_sdk.test_policy_table import SPECS, VERIFIER
+    from tests.kits.policy_specs import SPECS, VERIFIER
 
     plain = make_manifest(fedsgd_spec(), VERIFIER)
     assert download_size(plain) == 4 * 12 + MODEL_HEADER_BYTES

@@ -13,15 +13,8 @@ from pathlib import Path
 import pytest
 
 from aggregator import logs
-from tests.http.test_service_walls import (
-    answered,
-    connect,
-    ended,
-    get,
-    refusals,
-    until,
-)
 from tests.kits.service import QUIET_S, served, spec
+from tests.kits.walls import answered, connect, ended, get, refusals, until
 
 FILES = 192
 

@@ -23,7 +23,6 @@ from aggregator.store.database import Conflict
 from aggregator.store.schema import tasks
 from secagg.messages import Advert, peek, sign
 from secagg.revocation import sign_revocations
-from tests.faults.test_service_upgrade import first_version, goes_on, migrated
 from tests.kits.service import (
     PARTNER,
     Device,
@@ -37,6 +36,7 @@ from tests.kits.service import (
     served,
     spec,
 )
+from tests.kits.upgrades import first_version, goes_on, migrated
 
 _names = (f"case{number}" for number in itertools.count())
 

@@ -11,12 +11,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiohttp
-import msgspec
 from aiohttp import web
 
 from aggregator import connections
@@ -38,42 +36,7 @@ from tests.kits.service import (
     served,
     spec,
 )
-
-
-def port_of(server) -> int:
-    return int(server.url.rpartition(":")[2])
-
-
-async def connect(server, source: str = "127.0.0.1"):
-    return await asyncio.open_connection(
-        "127.0.0.1", port_of(server), local_addr=(source, 0), limit=1 << 16
-    )
-
-
-async def ended(reader: asyncio.StreamReader) -> bytes:
-    """What came until the service closed the connection."""
-    async with asyncio.timeout(QUIET_S):
-        try:
-            return await reader.read(-1)
-        except ConnectionError:
-            return b""
-
-
-def head(method: str, path: str, token: str = "", **fields: object) -> bytes:
-    lines = [f"{method} {path} HTTP/1.1", "Host: x"]
-    lines += [f"Authorization: Bearer {token}"] if token else []
-    lines += [f"{name.replace('_', '-')}: {value}" for name, value in fields.items()]
-    return "\r\n".join([*lines, "", ""]).encode()
-
-
-async def answered(reader: asyncio.StreamReader) -> tuple[int, str, dict[str, str]]:
-    """Status, reason and headers of one answer."""
-    async with asyncio.timeout(QUIET_S):
-        first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
-        headers = dict(line.lower().split(": ", 1) for line in lines if line)
-        body = await reader.readexactly(int(headers.get("content-length", 0)))
-    status = int(first.split()[1])
-    return status, msgspec.json.decode(body)["reason"] if status >= 400 else "", headers
+from tests.kits.walls import answered, connect, ended, get, head, port_of, refusals, until
 
 
 async def before_the_body(server, path: str, token: str, size: int) -> tuple[int, str]:
@@ -92,25 +55,8 @@ async def device_of(server, number: int):
         yield device
 
 
-def refusals(server) -> dict[str, float]:
-    found = re.findall(
-        r'secagg_refusals_total\{reason="([^"]*)"\} (\S+)',
-        server.service.core.metrics.render().decode(),
-    )
-    return {reason: float(count) for reason, count in found}
-
-
 def open_at(server) -> float:
     return server.service.core.metrics.connections._value.get()
-
-
-async def until(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + QUIET_S
-    while time.monotonic() < end:
-        if condition():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("never came")
 
 
 # -- bodies are looked at only when their session may speak -----------------------------------
@@ -536,18 +482,6 @@ def test_a_service_with_few_file_descriptors_keeps_enough_of_them(tmp_path: Path
         service.send_signal(signal.SIGTERM)
         service.wait(QUIET_S)
         service.stdout.close()
-
-
-def get(port: int, path: str) -> bytes:
-    with socket.create_connection(("127.0.0.1", port), timeout=QUIET_S) as connection:
-        connection.sendall(head("GET", path, Connection="close"))
-        answer = bytearray()
-        try:
-            while part := connection.recv(1 << 16):
-                answer += part
-        except ConnectionError:
-            pass
-        return bytes(answer)
 
 
 def test_the_cap_of_connections_follows_the_open_files(monkeypatch):

@@ -21,8 +21,8 @@ from dp.notes import verifier_key
 from dp.witness import WitnessPolicy, encode_request
 from secagg.keys import identity_public_key
 from secagg_cli.witness_service import Witness, build_witness_app
+from tests.kits.witnesses import LOG_SEED, ORIGIN, SEEDS, note, request, tree
 from tests.kits.world import POLICY, TASK, OneHot, World, plain_spec
-from tests.unit.dp.tlog.test_witness import LOG_SEED, ORIGIN, SEEDS, note, request, tree
 
 LOG_KEY = verifier_key(ORIGIN, identity_public_key(LOG_SEED))
 

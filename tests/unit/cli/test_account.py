@@ -18,9 +18,9 @@ from secagg_cli.account import _charged
 from secagg_cli.join import _sentence
 from secagg_cli.main import app
 from secagg_cli.output import CommandError
+from tests.kits.commands import invoke
+from tests.kits.data_accounts import ONE, TWO, VERIFIER, A, B, Folder, new_bundle
 from tests.kits.device import make_manifest, sum_spec
-from tests.unit.cli.test_commands import invoke
-from tests.unit.client_sdk.test_data_account import ONE, TWO, VERIFIER, A, B, Folder, new_bundle
 
 
 @pytest.fixture(autouse=True)

@@ -16,8 +16,8 @@ from dp.ledger import LedgerBuilder
 from dp.report import report_data
 from secagg_cli.main import app
 from secagg_cli.report import render
+from tests.kits.report_words import words
 from tests.kits.tasks import ORIGIN, VERIFIER, built, entry, ledger, listed, listing, served
-from tests.unit.dp.report.test_report_claims import words
 
 
 def put(builder: LedgerBuilder, folder: Path) -> Path:

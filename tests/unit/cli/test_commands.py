@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -10,12 +9,7 @@ from typer.testing import CliRunner
 from client_sdk.rows import unread
 from secagg_cli.main import app
 from secagg_cli.rows import left_out, read_rows
-
-
-def invoke(*arguments: str, code: int = 0) -> dict[str, Any]:
-    done = CliRunner().invoke(app, [*arguments, "--format", "json"])
-    assert done.exit_code == code, done.output
-    return json.loads(done.stdout)
+from tests.kits.commands import invoke
 
 
 def test_bench_mask_reports_ratios_against_the_raw_key_stream() -> None:

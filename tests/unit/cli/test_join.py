@@ -28,9 +28,9 @@ from secagg_cli.join import LazyTrainer, _in_options, _sentence
 from secagg_cli.main import app
 from secagg_cli.models import ensure_model
 from secagg_cli.output import EXIT_INCOMPLETE, CommandError
+from tests.kits.commands import invoke
 from tests.kits.device import PARTNER, TASK_KEY, account_in, fedsgd_spec, make_manifest, sum_spec
 from tests.kits.tiny_training import job, tiny, tiny_task
-from tests.unit.cli.test_commands import invoke
 
 VERIFIER = "ledger.test+b311a02c+ATtqJ7zOtqQtYqOo0CpvDXNlMhV3HeJDpjrASKGLWdop"
 _Usage = namedtuple("_Usage", "total used free")

@@ -11,7 +11,7 @@ from dp.errors import AccountingError
 from dp.planning import plan_task
 from secagg.errors import ConfigurationError
 from secagg_cli.main import app
-from tests.unit.cli.test_commands import invoke
+from tests.kits.commands import invoke
 
 TARGET = {"population": 100, "cohort": 100, "rounds": 10, "epsilon": 4.0, "delta": 1e-6}
 

@@ -20,7 +20,7 @@ from secagg_cli.join import _sentence
 from secagg_cli.ledger_files import witness_keys
 from secagg_cli.main import app
 from secagg_cli.output import UnusableArgument
-from tests.unit.cli.test_commands import invoke
+from tests.kits.commands import invoke
 
 LOG = verifier_key("ledger.test", bytes(range(32)))
 WITNESS = verifier_key("witness.test", bytes(range(32)), COSIGNATURE_V1)

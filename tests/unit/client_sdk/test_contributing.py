@@ -17,72 +17,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from client_sdk.account import DeviceAccount, Found
-from client_sdk.checkin import CheckIn
+from client_sdk.account import Found
 from client_sdk.contribution import TrainingJob, check_values, zero_contribution
-from client_sdk.device import Device, ParticipantSettings
 from client_sdk.errors import ContributionError, PolicyRefusal, TaskRefusal
-from client_sdk.events import Event
-from client_sdk.policy import SLOTS_WAITED_MAX, PrivacyPolicy
+from client_sdk.policy import SLOTS_WAITED_MAX
 from client_sdk.rows import LeftOut
-from client_sdk.server_time import ServerTime
 from client_sdk.trainer import LoraTrainer
 from client_sdk.training import Training, report_at
 from dp.accounting import lines
 from dp.mechanisms import encode
-from secagg.api import ModelVersion, Offer
 from secagg.errors import ConfigurationError
-from secagg.manifest import Manifest, encode_manifest
+from secagg.manifest import Manifest
 from secagg.secret import Secret
 from secagg_cli.join import LazyTrainer
-from tests.kits.device import digest_of, fedsgd_spec, journal_in, make_manifest, sum_spec
+from tests.kits.contributing import OPENED, Clock, Runs, Setting, checkin_of
+from tests.kits.device import fedsgd_spec, make_manifest, sum_spec
 from tests.kits.quadratics import local_spec
 
 VERIFIER = "ledger.test+b311a02c+ATtqJ7zOtqQtYqOo0CpvDXNlMhV3HeJDpjrASKGLWdop"
-OPENED = 1_000_000.0
-
-
-class Clock:
-    """Time that moves only by sleeping."""
-
-    def __init__(self, now: float = OPENED) -> None:
-        self.now = now
-        self.slept: list[float] = []
-
-    def __call__(self) -> float:
-        return self.now
-
-    async def sleep(self, seconds: float) -> None:
-        self.slept.append(seconds)
-        self.now += seconds
-
-
-def checkin_of(manifest: Manifest, *, now: float = OPENED, version: int = 0) -> CheckIn:
-    model = ModelVersion(
-        version=version, digest=bytes((version,)) * 32, size_bytes=100, opened_at=OPENED
-    )
-    offer = Offer(
-        manifest=encode_manifest(manifest),
-        manifest_signature=b"",
-        state="open",
-        releases=version,
-        model=model,
-        now=now,
-    )
-    vector = np.zeros(manifest.data_length, np.float32)
-    return CheckIn(offer, manifest, digest_of(manifest), vector)
-
-
-class Runs:
-    """A contributor that calls a function."""
-
-    def __init__(self, work: Callable[[TrainingJob], Mapping[str, np.ndarray]]) -> None:
-        self.work = work
-        self.jobs: list[TrainingJob] = []
-
-    def contribute(self, job: TrainingJob) -> Mapping[str, np.ndarray]:
-        self.jobs.append(job)
-        return self.work(job)
 
 
 def counts(job: TrainingJob) -> dict[str, np.ndarray]:
@@ -91,33 +43,6 @@ def counts(job: TrainingJob) -> dict[str, np.ndarray]:
 
 def fails(job: TrainingJob) -> dict[str, np.ndarray]:
     raise MemoryError("out of memory")
-
-
-class Setting:
-    def __init__(self, folder: Path, clock: Clock | None = None, **policy: Any) -> None:
-        self.clock = clock or Clock()
-        self.events: list[Event] = []
-        journal = journal_in(folder)
-
-        async def deliver(event: Event) -> None:
-            self.events.append(event)
-
-        self.device = Device(
-            bundle=None,  # type: ignore[arg-type]  # not looked at while training
-            policy=PrivacyPolicy(min_cohort=4, **policy),
-            partner_keys=frozenset(),
-            journal=journal,
-            account=DeviceAccount(journal, 1e-5),
-            transport=None,  # type: ignore[arg-type]
-            ledger=None,  # type: ignore[arg-type]
-            deliver=deliver,
-            settings=ParticipantSettings(),
-            time=ServerTime(journal, self.clock, self.clock),
-            sleep=self.clock.sleep,
-        )
-
-    def kinds(self) -> list[str]:
-        return [event.kind for event in self.events]
 
 
 NOISY = make_manifest(sum_spec(), VERIFIER)

@@ -14,7 +14,6 @@ import pytest
 from client_sdk.account import DeviceAccount, Found
 from client_sdk.client import Client
 from client_sdk.data_account import MARK, DataChoice, DataDoor, Mark
-from client_sdk.enrolment import create_bundle
 from client_sdk.errors import PolicyRefusal, StateError
 from client_sdk.journal import Journal
 from client_sdk.keystore import open_storage_key
@@ -22,66 +21,16 @@ from client_sdk.policy import PrivacyPolicy
 from client_sdk.registry import DataRecord, Member, Registry
 from dp.accounting import epsilon_of, headline, lines, slack_log2
 from dp.budget import charges_of
-from dp.contracts import BudgetSpec
-from dp.notes import verifier_key
 from secagg.api import EnrolmentBundle
 from secagg.manifest import Manifest
-from tests.kits.device import PARTNER, TASK_KEY, make_manifest, sum_spec
+from tests.kits.data_accounts import NOW_S, ONE, TWO, VERIFIER, A, B, Folder, new_bundle
+from tests.kits.device import PARTNER, make_manifest, sum_spec
 
-VERIFIER = verifier_key("ledger.test", TASK_KEY)
 STORED = Path(__file__).parents[2] / "vectors" / "stored-0453a63"
-NO_LIMIT = BudgetSpec(max_epsilon=None, delta=1e-5, releases_max=40)
-ONE = make_manifest(sum_spec(task="one", budget=NO_LIMIT), VERIFIER)
-TWO = make_manifest(sum_spec(task="two", budget=NO_LIMIT), VERIFIER)
 BARE = make_manifest(sum_spec(task="bare", device_noise_multiplier=0.0), VERIFIER)
-NOW_S = 1_800_000_000.0
 POLICY = PrivacyPolicy(  # limits are for devices, which these tasks protect
     min_cohort=2, min_corrupt=0, max_epsilon=1e6, max_total_epsilon=1e6, units="device"
 )
-A, B, C = (letter * 32 for letter in (b"a", b"b", b"c"))
-
-
-def new_bundle(task_key: bytes = TASK_KEY, not_after: int = 4_000_000_000) -> EnrolmentBundle:
-    return create_bundle("http://127.0.0.1:9", task_key, VERIFIER, PARTNER.seed, not_after)
-
-
-class Folder:
-    """A state folder of one identity, and what an app says of its data."""
-
-    def __init__(
-        self,
-        path: Path,
-        data_id: str | None = "journal",
-        bundle: EnrolmentBundle | None = None,
-        *,
-        registry: Path | None = None,
-        root: Path | None = None,
-        now_s: float = NOW_S,
-    ) -> None:
-        self.path = path
-        self.bundle = bundle or new_bundle()
-        self.now_s = now_s
-        self.choice = DataChoice(data_id, registry or path.parent / "registry", root)
-
-    @property
-    def journal(self) -> Journal:
-        return Journal(self.path, open_storage_key(self.path))
-
-    def door(self) -> DataDoor:
-        return DataDoor(self.journal, self.path, self.choice, self.bundle, self.now_s)
-
-    def open(self, *, renew: bool = False) -> DeviceAccount:
-        """A new process of this device."""
-        account = DeviceAccount(self.journal, 1e-5)
-        data = self.door().open(account, renew=renew)
-        if data is not None:
-            account.share(data)
-        return account
-
-    def refused(self, *, renew: bool = False) -> StateError:
-        with pytest.raises(StateError) as caught:
-            self.open(renew=renew)
-        return caught.value
 
 
 def admits(

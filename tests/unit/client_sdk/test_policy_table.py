@@ -6,7 +6,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,45 +18,15 @@ from client_sdk.errors import PolicyRefusal
 from client_sdk.policy import PrivacyPolicy
 from dp.accounting import headline, lines
 from dp.contracts import (
-    AdaptiveClipSpec,
     BudgetSpec,
     CohortSpec,
     SegmentSpec,
-    TaskSpec,
-    TrainingSpec,
 )
 from secagg.manifest import Manifest
-from tests.kits.device import PARTNER, account_in, fedsgd_spec, make_manifest, sum_spec
+from tests.kits.device import PARTNER, account_in, make_manifest
+from tests.kits.policy_specs import SPECS, VERIFIER
 
-VERIFIER = "ledger.test+b311a02c+ATtqJ7zOtqQtYqOo0CpvDXNlMhV3HeJDpjrASKGLWdop"
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "policy.md"
-SPECS: dict[str, Callable[[], TaskSpec]] = {
-    "distributed": lambda: fedsgd_spec(cohort=CohortSpec(), report_slot_s=60.0),
-    "local": lambda: fedsgd_spec(cohort=CohortSpec(), algorithm="fedavg", noise_multiplier=4.0),
-    "device": lambda: sum_spec(cohort=CohortSpec()),
-    "buffer": lambda: fedsgd_spec(
-        cohort=CohortSpec(size_min=48, size_max=48, survivors_min=40, model_min=12),
-        algorithm="fedbuff",
-        noise_multiplier=4.0,
-    ),
-    "scaffold": lambda: fedsgd_spec(
-        cohort=CohortSpec(),
-        algorithm="scaffold",
-        noise_multiplier=4.0,
-        training=TrainingSpec(population=100),
-    ),
-    "adam": lambda: fedsgd_spec(cohort=CohortSpec(), algorithm="fedadam", noise_multiplier=4.0),
-    "slopes": lambda: fedsgd_spec(cohort=CohortSpec(), algorithm="zeroth-order"),
-    "evaluation": lambda: fedsgd_spec(
-        cohort=CohortSpec(),
-        algorithm="evaluation",
-        privacy="none",
-        device_noise_multiplier=8.0,
-        training=TrainingSpec(weight_unit=16),
-    ),
-    "adaptive": lambda: fedsgd_spec(cohort=CohortSpec(), adaptive_clip=AdaptiveClipSpec()),
-    "sparse": lambda: sum_spec(cohort=CohortSpec(size_min=200, size_max=200, survivors_min=180)),
-}
 
 
 @cache

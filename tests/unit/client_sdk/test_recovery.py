@@ -26,9 +26,9 @@ from secagg.keys import identity_public_key
 from secagg.manifest import encode_manifest, manifest_digest
 from secagg.secret import Secret
 from tests.kits import tasks
+from tests.kits.data_accounts import Folder
 from tests.kits.device import journal_in
 from tests.kits.tasks import ORIGIN, VERIFIER, built, entry, ledger, listing, served, signed_task
-from tests.unit.client_sdk.test_data_account import Folder
 
 STORED = Path(__file__).parents[2] / "vectors" / "stored-0453a63"
 SEED = Secret(b"d" * 32)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -16,32 +14,10 @@ from dp.contracts import CohortSpec, TaskSpec, parse_spec, warnings
 from secagg.manifest import Manifest
 from secagg.parameters import dropouts_tolerated
 from tests.kits.device import PARTNER, account_in, fedsgd_spec, make_manifest
+from tests.kits.readme import blocks, readme_policy, readme_spec
 
-ROOT = Path(__file__).resolve().parents[3]
-README = (ROOT / "README.md").read_text()
 VERIFIER = "ledger.test+b311a02c+ATtqJ7zOtqQtYqOo0CpvDXNlMhV3HeJDpjrASKGLWdop"
 MINIMAL = 'task = "support-bot"\n\n[budget]\nmax_epsilon = 8.0\n'  # of dp.contracts.spec
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
-
-
-def readme_spec() -> TaskSpec:
-    (text,) = blocks("toml")
-    return parse_spec(text)
-
-
-def readme_policy() -> PrivacyPolicy:
-    """The policy of the three lines for a partner's app."""
-    calls = [
-        node
-        for block in blocks("python")
-        for node in ast.walk(ast.parse(block))
-        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "PrivacyPolicy"
-    ]
-    (call,) = calls
-    return PrivacyPolicy(**{str(k.arg): ast.literal_eval(k.value) for k in call.keywords})
 
 
 def on_a_small_model(spec: TaskSpec) -> Manifest:

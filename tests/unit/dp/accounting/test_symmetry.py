@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import special
 
 from dp.accounting import epsilon_of
 from dp.errors import AccountingError
@@ -23,27 +22,10 @@ from dp.events import (
 )
 from dp.gaussian import pld_epsilon, rdp_epsilon
 from dp.rdp import rdp_curve
+from tests.kits.divergences import discrete_gaussian_sum, log_moment, skellam
 
 RATES = [0.001, 0.05, 0.25, 0.7, 0.999]
 ORDERS = [2, 3, 5, 16, 64]
-
-
-def skellam(variance: int, reach: int) -> np.ndarray:
-    return np.asarray(special.ive(np.abs(np.arange(-reach, reach + 1)), variance))
-
-
-def discrete_gaussian_sum(share: float, shares: int, reach: int) -> np.ndarray:
-    one = np.exp(-(np.arange(-reach, reach + 1.0) ** 2) / (2 * share))
-    total = one / one.sum()
-    for _ in range(shares - 1):
-        total = np.convolve(total, one / one.sum(), mode="same")
-    return total
-
-
-def log_moment(order: float, p: np.ndarray, q: np.ndarray) -> float:
-    """(order - 1) times the Renyi divergence, where both are not negligible."""
-    keep = (p > 1e-280) & (q > 1e-280)
-    return float(special.logsumexp(order * np.log(p[keep]) - (order - 1) * np.log(q[keep])))
 
 
 @given(st.floats(-30, 30), st.floats(0, 1), st.floats(1, 200))

@@ -16,8 +16,8 @@ from client_sdk.training import Training
 from dp.accounting import lines
 from dp.contracts import BudgetSpec
 from secagg.manifest import Manifest
+from tests.kits.contributing import OPENED, Runs, Setting, checkin_of
 from tests.kits.tasks import built
-from tests.unit.client_sdk.test_contributing import OPENED, Runs, Setting, checkin_of
 
 NO_LIMIT = BudgetSpec(max_epsilon=None)
 EACH_S = 2.5  # work of one example

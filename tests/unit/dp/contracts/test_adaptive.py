@@ -102,7 +102,7 @@ def test_a_statistic_has_no_clip_that_could_adapt() -> None:
 
 
 def test_forms_with_norms_of_several_kinds_are_refused() -> None:
-    from tests.unit.secagg.test_lora_forms import adapter as form
+    from tests.kits.lora_forms import adapter as form
 
     for kind in ("rolora", "product"):
         with pytest.raises(ConfigurationError) as refused:

@@ -21,8 +21,8 @@ from dp.contracts.local import normaliser, step_weights, steps_of
 from dp.errors import AccountingError
 from secagg.errors import ConfigurationError
 from secagg.manifest import BaseModel, Manifest
+from tests.kits.lora_forms import adapter as lora
 from tests.kits.tasks import built, spec, statistics
-from tests.unit.secagg.test_lora_forms import adapter as lora
 
 NO_LIMIT = BudgetSpec(max_epsilon=None)
 FEDOPT = ("fedavgm", "fedadagrad", "fedadam", "fedyogi")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 import re
 from pathlib import Path
@@ -19,6 +18,7 @@ from dp.witness import WitnessPolicy, cosign, witness_key
 from secagg.secret import Secret
 from secagg_cli.main import app
 from secagg_cli.report import render
+from tests.kits.report_words import words
 from tests.kits.tasks import ORIGIN, VERIFIER, built, ledger, served
 
 NO_LIMIT = BudgetSpec(max_epsilon=None)
@@ -32,11 +32,6 @@ LEDGERS = {
         (6,),
     ),
 }
-
-
-def words(page: str) -> str:
-    page = re.sub(r"<style.*?</style>|<svg.*?</svg>", "", page, flags=re.S)
-    return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", page)).split())
 
 
 def page_of(result: AuditResult) -> str:

@@ -19,9 +19,9 @@ from dp.records import key_rotation_record, membership_record, policy_record
 from dp.report import ReportData, report_data
 from secagg_cli.main import app
 from secagg_cli.report import render
+from tests.kits.report_words import words
 from tests.kits.tasks import ORIGIN, VERIFIER, built, entry, ledger, listed, listing, served
 from tests.unit.cli.test_audit_verdict import put
-from tests.unit.dp.report.test_report_claims import words
 
 AT = 1_700_000_100
 NO_LIMIT = BudgetSpec(max_epsilon=None)

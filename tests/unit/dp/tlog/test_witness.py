@@ -6,13 +6,11 @@ import base64
 
 import pytest
 
-from dp import merkle
 from dp.errors import LedgerError
 from dp.notes import (
     Checkpoint,
     parse_checkpoint,
     parse_verifier,
-    sign_checkpoint,
     sign_note,
     split_note,
     verifier_key,
@@ -31,19 +29,15 @@ from dp.witness import (
     witness_key,
 )
 from secagg.keys import identity_public_key
-from secagg.secret import Secret
 from tests.kits.tasks import VERIFIER
+from tests.kits.witnesses import LOG_SEED, ORIGIN, SEEDS, note, request
 
-LOG_SEED = Secret(bytes(range(32)))
-ORIGIN = "example.com/log"
 LOG = parse_verifier(verifier_key(ORIGIN, identity_public_key(LOG_SEED)))
 LOGS = {ORIGIN: (LOG,)}
-SEEDS = [Secret(bytes([number]) * 32) for number in range(1, 4)]
 KEYS = [
     witness_key(f"w{number}.example", identity_public_key(seed))
     for number, seed in enumerate(SEEDS)
 ]
-LEAVES = [merkle.leaf_hash(bytes([number])) for number in range(9)]
 
 # The examples that the two specifications print.
 PUBLISHED_NOTE = (
@@ -66,20 +60,6 @@ PUBLISHED_REQUEST = (
     "\u2014 example.com/behind-the-sofa opLqBQsREYCgu6xQkYQwJr9fo45a62DN9EdmHXnZdXNqlcVGlCum2Wks+49"
     "/V6267UEjw6QUXTS5Rovnzv++qbSzm9Q=\n"
 ).encode()
-
-
-def tree(size: int, salt: bytes = b"") -> merkle.Tree:
-    return merkle.Tree([merkle.leaf_hash(salt + leaf) for leaf in LEAVES[:size]])
-
-
-def note(size: int, salt: bytes = b"", seed: Secret = LOG_SEED, origin: str = ORIGIN) -> bytes:
-    root = merkle.root(tree(size, salt).subtree, size)
-    return sign_checkpoint(Checkpoint(origin, size, root), seed)
-
-
-def request(old: int, size: int, salt: bytes = b"") -> AddCheckpoint:
-    proof = merkle.consistency_proof(tree(size, salt).subtree, old, size)
-    return AddCheckpoint(old, tuple(proof), note(size, salt))
 
 
 def seen(size: int) -> Checkpoint | None:

@@ -1,0 +1,34 @@
+"""A small log, its checkpoints, and requests to its witnesses."""
+
+from __future__ import annotations
+
+from dp import merkle
+from dp.notes import (
+    Checkpoint,
+    sign_checkpoint,
+)
+from dp.witness import (
+    AddCheckpoint,
+)
+from secagg.secret import Secret
+
+LOG_SEED = Secret(bytes(range(32)))
+ORIGIN = "example.com/log"
+
+SEEDS = [Secret(bytes([number]) * 32) for number in range(1, 4)]
+
+LEAVES = [merkle.leaf_hash(bytes([number])) for number in range(9)]
+
+
+def tree(size: int, salt: bytes = b"") -> merkle.Tree:
+    return merkle.Tree([merkle.leaf_hash(salt + leaf) for leaf in LEAVES[:size]])
+
+
+def note(size: int, salt: bytes = b"", seed: Secret = LOG_SEED, origin: str = ORIGIN) -> bytes:
+    root = merkle.root(tree(size, salt).subtree, size)
+    return sign_checkpoint(Checkpoint(origin, size, root), seed)
+
+
+def request(old: int, size: int, salt: bytes = b"") -> AddCheckpoint:
+    proof = merkle.consistency_proof(tree(size, salt).subtree, old, size)
+    return AddCheckpoint(old, tuple(proof), note(size, salt))
