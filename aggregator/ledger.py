@@ -21,10 +21,10 @@ from aggregator.core import Core
 from aggregator.store.database import expect_one
 from aggregator.store.schema import ledger_head, ledger_leaves
 from aggregator.witnesses import Witnesses
-from dp import merkle, notes, tiles
-from dp.contributors import contributors_path, listed
-from dp.merkle import Tree, leaf_hash, node_hash
-from dp.records import parse_record
+from dp.ledger.contributors import contributors_path, listed
+from dp.ledger.records import parse_record
+from dp.tlog import merkle, notes, tiles
+from dp.tlog.merkle import Tree, leaf_hash, node_hash
 from secagg.errors import ConfigurationError, SecaggError
 
 

@@ -17,8 +17,8 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from aggregator.blobs import BlobStore
-from dp.adaptive import first_clip
-from dp.contracts.registry import algorithm_of, has_control
+from dp.contracts.algorithms.registry import algorithm_of, has_control
+from dp.noise.adaptive_clip import first_clip
 from secagg import adapter
 from secagg.manifest import Manifest
 

@@ -22,7 +22,7 @@ from aggregator.store.schema import (
     tasks,
 )
 from aggregator.views import PartnerView, RevocationsTaken
-from dp.records import membership_record
+from dp.ledger.records import membership_record
 from secagg.api import Revocations
 from secagg.limits import IDENTITY_KEY_BYTES
 from secagg.manifest import decode_manifest

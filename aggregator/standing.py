@@ -30,7 +30,7 @@ from aggregator.store.schema import (
     strikes,
 )
 from aggregator.views import BanMade, BanView, StrikeView
-from dp.records import membership_record
+from dp.ledger.records import membership_record
 from secagg.limits import IDENTITY_KEY_BYTES
 
 _log = get_logger("standing")

@@ -18,9 +18,9 @@ from aggregator.partners import keys_of
 from aggregator.store import reads
 from aggregator.store.database import Conflict
 from aggregator.store.schema import partners, tasks, versions
-from dp.budget import Account
+from dp.accounting.budget import Account
 from dp.contracts import TaskSpec, build_manifest
-from dp.records import policy_record, task_record
+from dp.ledger.records import policy_record, task_record
 from secagg.errors import ConfigurationError
 from secagg.hashing import encode_parts
 from secagg.manifest import Manifest, decode_manifest, encode_manifest, manifest_digest

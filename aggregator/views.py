@@ -12,9 +12,9 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from dp.accounting import PrivacyLine
-from dp.meter import NoiseInterval
-from dp.planning import UnitCost
+from dp.accounting.statements import PrivacyLine
+from dp.noise_meter import NoiseInterval
+from dp.planning.task import UnitCost
 
 TaskState = Literal["open", "paused", "finished"]
 Text = Annotated[str, msgspec.Meta(pattern=r"\A[^\0]*\Z")]  # that a database takes

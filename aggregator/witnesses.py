@@ -10,9 +10,15 @@ import aiohttp
 import structlog
 
 from dp.errors import LedgerError
-from dp.merkle import SubtreeReader, consistency_proof
-from dp.notes import Verifier, split_note
-from dp.witness import AddCheckpoint, add_cosignatures, cosigned_at, encode_request, parse_witness
+from dp.tlog.merkle import SubtreeReader, consistency_proof
+from dp.tlog.notes import Verifier, split_note
+from dp.tlog.witness import (
+    AddCheckpoint,
+    add_cosignatures,
+    cosigned_at,
+    encode_request,
+    parse_witness,
+)
 from secagg.errors import ConfigurationError
 from secagg.proxies import proxy_for
 

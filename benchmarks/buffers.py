@@ -25,8 +25,8 @@ from aggregator.algorithms import StepInput, server_step
 from aggregator.cohorts.choosing import Ready, choose
 from client_sdk.payload import weighed
 from dp.contracts import BudgetSpec, CohortSpec, TaskSpec, TrainingSpec, build_manifest
-from dp.mechanisms import decode, encode
-from dp.notes import verifier_key
+from dp.encoding import decode, encode
+from dp.tlog.notes import verifier_key
 from secagg.manifest import Adapter, BaseModel, Manifest, TensorShape
 from secagg.ring import add_into
 

@@ -40,14 +40,14 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from dp.errors import AccountingError
-from dp.events import (
+from dp.accounting.events import (
     DiscreteGaussianRelease,
     DiscreteGaussianSum,
     Event,
     GaussianRelease,
     SkellamRelease,
 )
+from dp.errors import AccountingError
 
 BAND_MAX = 16  # 4^15 still leaves the integer grid room
 ROUNDS_MAX = 1 << 20

@@ -29,13 +29,13 @@ from client_sdk.journal import Journal
 from client_sdk.keystore import open_storage_key
 from client_sdk.ledger import LedgerWatch
 from client_sdk.recovery import recover
-from dp.accounting import ReleaseFacts
-from dp.audit import verify_ledger
+from dp.accounting.statements import ReleaseFacts
 from dp.contracts import BudgetSpec, CohortSpec, SegmentSpec, TaskSpec, build_manifest
-from dp.contributors import contributors_path
-from dp.ledger import LedgerBuilder
-from dp.notes import sign_checkpoint, verifier_key
-from dp.records import ReleaseEntry, is_apart, list_file, release_record, task_record
+from dp.ledger.contributors import contributors_path
+from dp.ledger.receipts import LedgerBuilder
+from dp.ledger.records import ReleaseEntry, is_apart, list_file, release_record, task_record
+from dp.ledger.verification import verify_ledger
+from dp.tlog.notes import sign_checkpoint, verifier_key
 from secagg.context import context, pseudonym
 from secagg.hashing import encode_parts
 from secagg.keys import identity_public_key

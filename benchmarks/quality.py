@@ -47,11 +47,11 @@ from client_sdk.examples import encode_example
 from client_sdk.outputs import write_file
 from client_sdk.payload import weighed
 from client_sdk.trainer import LoraTrainer
-from dp.accounting import headline, lines
-from dp.contracts.registry import has_control
-from dp.contracts.scaffold import control_step
-from dp.figures import lower, upper
-from dp.mechanisms import decode, encode
+from dp.accounting.figures import lower, upper
+from dp.accounting.statements import headline, lines
+from dp.contracts.algorithms.registry import has_control
+from dp.contracts.algorithms.scaffold import control_step
+from dp.encoding import decode, encode
 from secagg.adapter import pairs, vector_length, vector_to_tensors
 from secagg.errors import ConfigurationError, SecaggError
 from secagg.manifest import Manifest

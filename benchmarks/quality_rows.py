@@ -26,7 +26,7 @@ import nacl.signing
 from benchmarks.frozen import freeze_below
 from client_sdk.algorithms import ALGORITHMS as DEVICE_HALVES
 from client_sdk.lora import adapter_spec, base_fingerprint
-from dp.accounting import headline, lines
+from dp.accounting.statements import headline, lines
 from dp.contracts import (
     ALGORITHMS,
     BudgetSpec,
@@ -35,7 +35,7 @@ from dp.contracts import (
     TrainingSpec,
     build_manifest,
 )
-from dp.notes import verifier_key
+from dp.tlog.notes import verifier_key
 from secagg.errors import ConfigurationError
 from secagg.manifest import AdapterKind, BaseModel, Manifest
 from secagg_cli.models import ensure_model, load_model

@@ -5,8 +5,8 @@ Where the app names its data, what others spent of the same data counts too
 
 A charge is durable before anything of step 3 exists, and is never given back: a device whose
 vector left cannot know whether the sum was opened. Charges are composed as events, per unit of
-protection, by ``dp.budget`` (the tasks' data may be the same), and every contribution charges every
-unit; a charge counts at the fewest survivors.
+protection, by ``dp.accounting.budget`` (the tasks' data may be the same), and every contribution
+charges every unit; a charge counts at the fewest survivors.
 
 The same write says which contribution a charge was for, so that it never serves a second cohort,
 and, where no noise is in the ring, from which model it was computed: two sums over cohorts that
@@ -24,7 +24,7 @@ import msgspec
 
 from client_sdk.errors import StateError
 from client_sdk.journal import Journal
-from dp.budget import UNITS, Account, Entry, Total, Unit, charges_of
+from dp.accounting.budget import UNITS, Account, Entry, Total, Unit, charges_of
 from secagg.errors import SecaggError
 from secagg.manifest import Manifest
 

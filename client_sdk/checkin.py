@@ -26,10 +26,10 @@ from client_sdk.ledger import LEAVES_MAX
 from client_sdk.policy import download_size, model_tensors
 from client_sdk.policy import model_length as model_length
 from client_sdk.revocations import refresh
-from dp.adaptive import checked_clip, first_clip
-from dp.budget import UNITS
+from dp.accounting.budget import UNITS
+from dp.accounting.figures import upper
 from dp.errors import MechanismError
-from dp.figures import upper
+from dp.noise.adaptive_clip import checked_clip, first_clip
 from secagg.api import Offer
 from secagg.errors import RemoteProtocolError
 from secagg.hashing import encode_parts
@@ -193,7 +193,8 @@ async def proven_clip(
     """The clip in the model file, if it is what the ledger says of this version.
 
     Version 0 has the manifest's clip; every other the one in the record of the release that made
-    it. None where the clip is fixed. A wrong one could only hurt learning (:mod:`dp.adaptive`).
+    it. None where the clip is fixed. A wrong one could only hurt learning
+    (:mod:`dp.noise.adaptive_clip`).
 
     Raises:
         RemoteProtocolError: ``clip-out-of-range`` (or not finite) or ``clip-mismatch``.

@@ -33,7 +33,7 @@ from client_sdk.registry import (
     is_damage,
     set_key_aside,
 )
-from dp.budget import Account, Entry
+from dp.accounting.budget import Account, Entry
 from secagg.api import EnrolmentBundle
 from secagg.manifest import Manifest
 

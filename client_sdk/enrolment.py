@@ -17,7 +17,7 @@ import nacl.signing
 
 from client_sdk import outputs
 from client_sdk.errors import EnrolmentError
-from dp.notes import parse_verifier
+from dp.tlog.notes import parse_verifier
 from secagg.api import EnrolmentBundle
 from secagg.errors import SecaggError
 from secagg.keys import issue_certificate, verify_certificate

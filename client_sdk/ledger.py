@@ -34,8 +34,8 @@ from client_sdk.http import is_transient
 from client_sdk.journal import Journal
 from client_sdk.threads import finish_in_thread
 from client_sdk.transport import Transport
-from dp import merkle, tiles
-from dp.contributors import (
+from dp.errors import LedgerError
+from dp.ledger.contributors import (
     MARKED_BYTES,
     Members,
     by_identity,
@@ -43,10 +43,10 @@ from dp.contributors import (
     listed,
     members_of,
 )
-from dp.errors import LedgerError
-from dp.notes import Checkpoint, open_checkpoint, parse_verifier
-from dp.records import canonical_object, clip_of, identity_digest
-from dp.witness import WitnessPolicy
+from dp.ledger.records import canonical_object, clip_of, identity_digest
+from dp.tlog import merkle, tiles
+from dp.tlog.notes import Checkpoint, open_checkpoint, parse_verifier
+from dp.tlog.witness import WitnessPolicy
 from secagg.context import pseudonym
 from secagg.secret import Secret
 

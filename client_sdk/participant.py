@@ -28,7 +28,7 @@ from client_sdk.receipts import check_release
 from client_sdk.rows import LeftOut
 from client_sdk.session import Session
 from client_sdk.threads import finish_in_thread
-from dp.contracts.registry import has_control
+from dp.contracts.algorithms.registry import has_control
 from secagg.client import (
     Advertised,
     Failed,

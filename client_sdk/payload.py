@@ -26,13 +26,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client_sdk.errors import ContributionError
-from dp.adaptive import adapts, with_below
-from dp.contracts.fedbuff import staleness_weight
-from dp.contracts.registry import algorithm_of
-from dp.contracts.scaffold import control_step
+from dp.contracts.algorithms.fedbuff import staleness_weight
+from dp.contracts.algorithms.registry import algorithm_of
+from dp.contracts.algorithms.scaffold import control_step
+from dp.encoding import decode, encode
 from dp.errors import MechanismError
-from dp.mechanisms import decode, encode
-from dp.sampling import poisson_batch
+from dp.noise.adaptive_clip import adapts, with_below
+from dp.noise.sampling import poisson_batch
 from secagg.manifest import Manifest, training_of
 from secagg.ring import Lanes
 from secagg.secret import Secret

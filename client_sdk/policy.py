@@ -15,11 +15,11 @@ from typing import Literal
 
 from client_sdk.account import DeviceAccount
 from client_sdk.errors import PolicyRefusal
-from dp.budget import UNITS, Unit, charges_of, cost_of
+from dp.accounting.budget import UNITS, Unit, charges_of, cost_of
+from dp.accounting.figures import limit_shown, upper
 from dp.contracts import check_manifest
-from dp.contracts.registry import algorithm_of, has_control
-from dp.figures import limit_shown, upper
-from dp.witness import WitnessPolicy
+from dp.contracts.algorithms.registry import algorithm_of, has_control
+from dp.tlog.witness import WitnessPolicy
 from secagg.adapter import vector_length
 from secagg.errors import SecaggError
 from secagg.manifest import Manifest

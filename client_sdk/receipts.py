@@ -14,9 +14,9 @@ import msgspec
 from client_sdk.errors import LedgerRefusal
 from client_sdk.journal import SessionRecord
 from client_sdk.ledger import Proven, demand
-from dp.accounting import PrivacyLine, ReleaseFacts, guaranteed_variance, lines
+from dp.accounting.statements import PrivacyLine, ReleaseFacts, guaranteed_variance, lines
 from dp.errors import LedgerError
-from dp.records import RELEASE_VERSION, line_record, parse_release, same_terms
+from dp.ledger.records import RELEASE_VERSION, line_record, parse_release, same_terms
 from secagg.context import context
 from secagg.errors import SecaggError
 from secagg.manifest import Manifest, manifest_digest

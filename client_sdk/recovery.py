@@ -26,10 +26,10 @@ from client_sdk.errors import LedgerRefusal
 from client_sdk.journal import Journal
 from client_sdk.ledger import LedgerWatch
 from client_sdk.threads import finish_in_thread
-from dp.accounting import lines
-from dp.budget import Total
-from dp.contributors import by_identity
-from dp.records import ReleaseEntry, parse_release, parse_task
+from dp.accounting.budget import Total
+from dp.accounting.statements import lines
+from dp.ledger.contributors import by_identity
+from dp.ledger.records import ReleaseEntry, parse_release, parse_task
 from secagg.context import context
 from secagg.errors import SecaggError
 from secagg.manifest import Manifest, manifest_digest

@@ -18,7 +18,7 @@ from client_sdk.errors import StateError
 from client_sdk.journal import lock_file
 from client_sdk.keystore import FILE as _KEY
 from client_sdk.keystore import StorageKey, open_storage_key
-from dp.budget import Entry
+from dp.accounting.budget import Entry
 from secagg.folders import demand_own_folder
 
 _RECORD = "[0-9a-f]" * 32

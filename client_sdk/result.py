@@ -9,7 +9,7 @@ from client_sdk.account import DeviceAccount
 from client_sdk.errors import PolicyRefusal
 from client_sdk.participant import Outcome
 from client_sdk.rows import LeftOut
-from dp.budget import Total
+from dp.accounting.budget import Total
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,8 @@ from client_sdk.examples import Example, Row
 from client_sdk.gradients import Method, check_method
 from client_sdk.rows import Input, LeftOut, encode_rows, in_file, open_dataset, reasons_of
 from client_sdk.self_test import Way, check_rows_apart
-from dp.contracts.averaging import has_privacy
-from dp.contracts.registry import algorithm_of
+from dp.contracts.algorithms.averaging import has_privacy
+from dp.contracts.algorithms.registry import algorithm_of
 from secagg.errors import SecaggError
 from secagg.manifest import Manifest, training_of
 

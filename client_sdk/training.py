@@ -30,7 +30,7 @@ from client_sdk.journal import Contribution, StoredLeftOut
 from client_sdk.payload import hides_failures, prepared, zero_contribution
 from client_sdk.rows import LeftOut, reasons_of
 from client_sdk.threads import finish_in_thread, start_in_thread
-from dp.contracts.registry import has_control
+from dp.contracts.algorithms.registry import has_control
 
 
 def report_at(checkin: CheckIn, now_s: float | None = None) -> float | None:

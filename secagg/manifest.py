@@ -90,7 +90,8 @@ class DevicePrivacy(_Part, frozen=True):
 
 
 class AdaptiveClip(_Part, frozen=True):
-    """How the clip of each version follows a private quantile of the norms (``dp.adaptive``).
+    """How the clip of each version follows a private quantile of the norms
+    (``dp.noise.adaptive_clip``).
 
     ``quantile``: the share of units whose norm is to be at most the clip. ``learning_rate``: of the
     geometric step. The manifest's clip is that of version 0; later ones lie in

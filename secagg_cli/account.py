@@ -16,7 +16,7 @@ from secagg_cli.ranges import number
 from secagg_cli.session import FolderArgument, PassphraseOption, read_passphrase
 
 if TYPE_CHECKING:
-    from dp.budget import Total
+    from dp.accounting.budget import Total
 
 app = typer.Typer(no_args_is_help=True, help="A device's own account of privacy.")
 
@@ -165,7 +165,7 @@ def _charged(task: str, charges: int, epsilon: float | None, delta: float) -> st
 
     It has a delta of its own, other than that of the totals.
     """
-    from dp.figures import delta_shown, shown_up
+    from dp.accounting.figures import delta_shown, shown_up
 
     spent = "no differential privacy"
     if epsilon is not None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from dp.attack import AttackResult, BatchSum, Share
+    from dp.empirical_audit import AttackResult, BatchSum, Share
     from secagg.manifest import Manifest
 
 _RANK, _FEATURES, _EXAMPLES = 4, 32, 48
@@ -56,7 +56,7 @@ def attack(
     accountant's, or if an example moves a sum by more than the clip: then a promise is broken.
     """
     with Output(format) as out:
-        from dp.figures import delta_shown, limit_shown, shown_down, shown_up
+        from dp.accounting.figures import delta_shown, limit_shown, shown_down, shown_up
 
         result = run(canaries, releases, noise_multiplier, confidence, sabotage, os.urandom)
         found = result.judgement
@@ -111,7 +111,7 @@ def run(
     random_bytes: Callable[[int], bytes],
 ) -> AttackResult:
     """The attack on one trained classifier whose mechanism may be broken on purpose."""
-    from dp.attack import run_attack
+    from dp.empirical_audit import run_attack
 
     classes = 2 * -(-canaries // _RANK)
     manifest = _manifest(classes, canaries, releases, noise_multiplier)
@@ -133,7 +133,7 @@ def _manifest(classes: int, canaries: int, releases: int, noise_multiplier: floa
     from nacl.signing import SigningKey
 
     from dp.contracts import BudgetSpec, CohortSpec, TaskSpec, build_manifest
-    from dp.notes import verifier_key
+    from dp.tlog.notes import verifier_key
     from secagg.manifest import Adapter, TensorShape
 
     public = bytes(SigningKey(bytes(32)).verify_key)  # signs nothing
@@ -193,7 +193,7 @@ def _share(sabotage: Sabotage) -> Share:
     import msgspec
     import numpy as np
 
-    from dp.attack import honest_share
+    from dp.empirical_audit import honest_share
     from secagg.ring import with_checks
 
     def no_noise(manifest, total, random_bytes):  # type: ignore[no-untyped-def]
@@ -224,7 +224,7 @@ def _share(sabotage: Sabotage) -> Share:
 def _batch_sum(sabotage: Sabotage) -> BatchSum:
     import msgspec
 
-    from dp.mechanisms import ExampleSum
+    from dp.encoding import ExampleSum
 
     def two_clips(manifest, random_bytes):  # type: ignore[no-untyped-def]
         segment = manifest.segments[0]

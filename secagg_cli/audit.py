@@ -25,7 +25,7 @@ from secagg_cli.output import EXIT_REFUSED, Format, FormatOption, Output, Unusab
 from secagg_cli.ranges import number
 
 if TYPE_CHECKING:
-    from dp.audit import AuditedTask, AuditResult
+    from dp.ledger.verification import AuditedTask, AuditResult
 
 app = typer.Typer(no_args_is_help=True, help="Verify what an aggregator released.")
 app.command("attack")(attack)
@@ -165,7 +165,7 @@ def _broken(
     result: AuditResult, *, require_dp: bool, max_epsilon: float | None
 ) -> list[dict[str, str]]:
     """Demands of the auditor that the ledger does not meet, each with its reason."""
-    from dp.figures import delta_shown, limit_shown, shown_up
+    from dp.accounting.figures import delta_shown, limit_shown, shown_up
 
     found = []
     bare = [task.manifest.task for task in result.tasks if not task.lines]
@@ -207,7 +207,7 @@ def _counted(result: AuditResult) -> str:
 
 def _cost(result: AuditResult) -> str:
     """All tasks together: the largest total of a unit about which a task makes a statement."""
-    from dp.figures import delta_shown, shown_up
+    from dp.accounting.figures import delta_shown, shown_up
 
     if not result.tasks:
         return "no task"
@@ -229,7 +229,7 @@ def _cost(result: AuditResult) -> str:
 
 def _statements(task: AuditedTask) -> Iterator[str]:
     """What a task says of each unit, or that it says nothing."""
-    from dp.figures import delta_shown, shown_up
+    from dp.accounting.figures import delta_shown, shown_up
 
     name = f"task {task.manifest.task!r}"
     if not task.admissible:
@@ -264,10 +264,10 @@ def audit_ledger(
             ``key-missing``, ``verifier-key`` or ``witness-policy``.
         ReadError: a file cannot be had. What is wrong *in* the ledger is in the result.
     """
-    from dp.audit import Finding, verify_ledger
     from dp.errors import LedgerError
-    from dp.notes import parse_verifier
-    from dp.witness import WitnessPolicy
+    from dp.ledger.verification import Finding, verify_ledger
+    from dp.tlog.notes import parse_verifier
+    from dp.tlog.witness import WitnessPolicy
 
     policy, read, verifier = None, ledger_reader(ledger), read_key(key)
     keys = witness_keys(witnesses)

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
 
 from dp.errors import LedgerError, ReadError
-from dp.forms import unbase64
-from dp.notes import ED25519, parse_verifier
-from dp.tiles import resource_bytes_max
-from dp.witness import parse_witness
+from dp.ledger.forms import unbase64
+from dp.tlog.notes import ED25519, parse_verifier
+from dp.tlog.tiles import resource_bytes_max
+from dp.tlog.witness import parse_witness
 from secagg.text_files import TextFile
 from secagg_cli.network import transport_settings
 from secagg_cli.output import UnusableArgument

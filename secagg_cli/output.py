@@ -35,7 +35,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from dp.figures import shown_up
+from dp.accounting.figures import shown_up
 from secagg.errors import SecaggError
 
 EXIT_REFUSED = 1

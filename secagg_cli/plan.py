@@ -59,8 +59,8 @@ def privacy(
 ) -> None:
     """Epsilon of so many releases, composed, between neighbours of the given kind."""
     with Output(format) as out:
-        from dp.figures import delta_shown, limit_shown, shown_up
-        from dp.plans import plan_epsilon
+        from dp.accounting.figures import delta_shown, limit_shown, shown_up
+        from dp.planning.epsilon import plan_epsilon
 
         epsilon, accountant = plan_epsilon(
             noise_multiplier=noise_multiplier,

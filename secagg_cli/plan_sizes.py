@@ -55,8 +55,8 @@ def task(
 ) -> None:
     """The noise that meets a target, and whether anything can be learned under it."""
     with Output(format) as out:
-        from dp.figures import delta_shown, shown_up
-        from dp.planning import plan_task
+        from dp.accounting.figures import delta_shown, shown_up
+        from dp.planning.task import plan_task
 
         plan = plan_task(
             population=cohort if population is None else population,

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import msgspec
 
 from dp.contracts import TrainingSpec, suggested
-from dp.contracts.registry import algorithm_named
+from dp.contracts.algorithms.registry import algorithm_named
 from secagg.manifest import AdapterKind
 
 Privacy = Literal["distributed", "local", "none"]

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from client_sdk.outputs import write_file
-from dp.figures import delta_shown, shown_down, shown_up
-from dp.forms import TIME_MAX_S
+from dp.accounting.figures import delta_shown, shown_down, shown_up
+from dp.ledger.forms import TIME_MAX_S
 from secagg_cli.output import CommandError, UnusableArgument, visible
 
 if TYPE_CHECKING:

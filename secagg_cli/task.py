@@ -24,7 +24,7 @@ from secagg_cli.output import CommandError, Format, FormatOption, Output
 from secagg_cli.ranges import number
 
 if TYPE_CHECKING:
-    from dp.planning import UnitCost
+    from dp.planning.task import UnitCost
 
 app = typer.Typer(no_args_is_help=True, help="Create and steer tasks.")
 _SPEC = TextFile("task's specification", CommandError, "spec-missing", "spec-malformed")
@@ -128,7 +128,7 @@ def create(
 
 
 def _planned(cost: UnitCost, releases_max: int) -> str:
-    from dp.figures import delta_shown, shown_up
+    from dp.accounting.figures import delta_shown, shown_up
 
     called = f"One {cost.unit}" + ("" if cost.protected else ", which the task does not protect,")
     if cost.first is None or cost.last is None:

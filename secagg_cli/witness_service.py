@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from dp.errors import LedgerError
-from dp.notes import Checkpoint, parse_verifier, split_note
-from dp.witness import (
+from dp.tlog.notes import Checkpoint, parse_verifier, split_note
+from dp.tlog.witness import (
     REQUEST_BYTES_MAX,
     AddCheckpoint,
     WitnessRefusal,
@@ -34,7 +34,7 @@ from secagg.secret import Secret
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from dp.notes import Verifier
+    from dp.tlog.notes import Verifier
 _SIZE = "text/x.tlog.size"
 _EVIDENCE_MAX = 1_000  # rows; a key's owner cannot fill the disk with forks
 _SCHEMA = """

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aggregator.algorithms.optimisers import OptimiserState
-from dp.adaptive import below_sum_of, next_clip, unscaled
-from dp.records import ClipMove
+from dp.ledger.records import ClipMove
+from dp.noise.adaptive_clip import below_sum_of, next_clip, unscaled
 from secagg.errors import LocalProtocolError
 from secagg.manifest import Manifest
 

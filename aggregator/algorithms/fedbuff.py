@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from aggregator.algorithms.optimisers import OptimiserState
 from aggregator.algorithms.step import Direction, StepInput
-from dp.contracts.fedbuff import staleness_weight
+from dp.contracts.algorithms.fedbuff import staleness_weight
 from secagg.errors import LocalProtocolError
 
 

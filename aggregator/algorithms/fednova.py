@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aggregator.algorithms.averaging import averaged_delta
 from aggregator.algorithms.step import Direction, Sums
-from dp.contracts.fednova import NORMALISER, public_steps
+from dp.contracts.algorithms.fednova import NORMALISER, public_steps
 from secagg.errors import SecaggError
 from secagg.manifest import Manifest, training_of
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from aggregator.algorithms.optimisers import OptimiserState
 from aggregator.algorithms.step import Direction, StepInput
-from dp.contracts.scaffold import control_step
+from dp.contracts.algorithms.scaffold import control_step
 from secagg.errors import LocalProtocolError, SecaggError
 from secagg.manifest import training_of
 

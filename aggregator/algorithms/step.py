@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aggregator.algorithms.optimisers import OptimiserState
-from dp.records import ClipMove
+from dp.ledger.records import ClipMove
 from secagg.manifest import Manifest
 
 Sums = Mapping[str, NDArray[np.float64]]  # decoded, by segment name

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from aggregator.cohorts.log import RECEIVED, decode_event
 from aggregator.store.schema import cohorts, mail, sessions
-from dp.records import ReleaseEntry
+from dp.ledger.records import ReleaseEntry
 from secagg import keys
 from secagg.context import context, roster_digest
 from secagg.errors import RemoteProtocolError

@@ -23,8 +23,8 @@ from aggregator.logs import get_logger
 from aggregator.store.database import Conflict, expect_one
 from aggregator.store.schema import cohort_events, cohorts, mail
 from aggregator.tasks import Task
-from dp.meter import NoiseInterval
-from dp.removable import Removed
+from dp.noise.removable import Removed
+from dp.noise_meter import NoiseInterval
 from secagg.errors import SecaggError
 from secagg.server import Cancel, Deliver, Effect, Event, State, step
 

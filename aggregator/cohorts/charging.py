@@ -30,12 +30,11 @@ from aggregator.store.schema import (
 )
 from aggregator.tasks import Task
 from aggregator.views import ReleaseView
-from dp.accounting import PrivacyLine, ReleaseFacts, headline, lines
-from dp.budget import Account
-from dp.contributors import CONTRIBUTORS
+from dp.accounting.budget import Account
+from dp.accounting.statements import PrivacyLine, ReleaseFacts, headline, lines
 from dp.errors import BudgetError
-from dp.meter import NoiseInterval
-from dp.records import (
+from dp.ledger.contributors import CONTRIBUTORS
+from dp.ledger.records import (
     ReleaseEntry,
     identity_digest,
     is_apart,
@@ -43,6 +42,7 @@ from dp.records import (
     policy_record,
     release_record,
 )
+from dp.noise_meter import NoiseInterval
 from secagg.context import roster_digest
 from secagg.manifest import Manifest
 from secagg.server import (

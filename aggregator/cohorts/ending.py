@@ -33,7 +33,7 @@ from aggregator.store.schema import (
     tasks,
 )
 from aggregator.tasks import Task
-from dp.accounting import ReleaseFacts, headline, lines
+from dp.accounting.statements import ReleaseFacts, headline, lines
 from secagg.errors import RemoteProtocolError
 from secagg.evidence import KINDS as CONVICTED
 from secagg.evidence import verify_evidence

@@ -32,7 +32,7 @@ from aggregator.standing import barred, refuse_barred, standing_of
 from aggregator.store.database import Conflict, expect_one
 from aggregator.store.schema import cohort_events, cohorts, sessions, tasks, versions
 from aggregator.tasks import Task
-from dp.budget import Account
+from dp.accounting.budget import Account
 from secagg.context import advert_digest
 from secagg.errors import RemoteProtocolError
 from secagg.manifest import CohortRules

@@ -20,7 +20,7 @@ from aggregator.cohorts.adding import blob_name
 from aggregator.core import Core
 from aggregator.logs import get_logger
 from aggregator.store.schema import cohorts, partial_sums
-from dp.removable import RemovablePart, Removed, removable_part, remove_parts
+from dp.noise.removable import RemovablePart, Removed, removable_part, remove_parts
 from secagg.opening import OpeningPlan, check_sum, open_slice
 from secagg.ring import add_into, lane_dtype
 from secagg.server import masking_set_of, survivors_of

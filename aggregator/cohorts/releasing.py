@@ -27,9 +27,9 @@ from aggregator.store.schema import (
     versions,
 )
 from aggregator.tasks import Task, insert_version
+from dp.encoding import decode
 from dp.errors import MechanismError
-from dp.mechanisms import decode
-from dp.meter import NoiseInterval, noise_interval
+from dp.noise_meter import NoiseInterval, noise_interval
 from secagg.server import (
     ReleaseCommitted,
     SumOpened,

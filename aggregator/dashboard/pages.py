@@ -13,7 +13,7 @@ from aggregator.dashboard.charts import steps
 from aggregator.overview import task_view
 from aggregator.service import Service
 from aggregator.store import reads
-from dp.figures import delta_shown, shown_up
+from dp.accounting.figures import delta_shown, shown_up
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 _HEADERS = {"Content-Security-Policy": _POLICY, "Cache-Control": "no-store"}

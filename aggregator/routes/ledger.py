@@ -8,7 +8,7 @@ from aiohttp import web
 
 from aggregator.errors import not_found
 from aggregator.service import Service
-from dp.contributors import CONTRIBUTORS
+from dp.ledger.contributors import CONTRIBUTORS
 
 _TILE = re.compile(r"(entries|\d{1,2})(/x\d{3})*/\d{3}(\.p/\d{1,3})?")
 _DIGEST = re.compile(r"[0-9a-f]{64}")

@@ -14,7 +14,7 @@ from aggregator.routes.devices import model_file
 from aggregator.service import Service
 from aggregator.store import reads
 from dp.contracts import TaskSpec, warnings
-from dp.planning import planned_costs
+from dp.planning.task import planned_costs
 
 _SMALL_CAP = 4_096
 _SPEC_CAP = 2 << 20  # a spec lists the adapter's tensors

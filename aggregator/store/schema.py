@@ -38,7 +38,7 @@ tasks = sa.Table(
     sa.Column("state", sa.String(16), nullable=False),  # open | paused | finished
     sa.Column("version", sa.Integer, nullable=False),
     sa.Column("charges", sa.Integer, nullable=False),  # releases and charged aborts
-    sa.Column("account", sa.Text, nullable=False),  # dp.budget.Account as JSON
+    sa.Column("account", sa.Text, nullable=False),  # dp.accounting.budget.Account as JSON
     sa.Column("cohort", _Hex),  # the one open cohort: null when there is none
     sa.Column("created_at", sa.Float(53), nullable=False),
 )

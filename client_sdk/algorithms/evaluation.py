@@ -14,7 +14,7 @@ from client_sdk.algorithms.work import Work
 from client_sdk.coins import without_coins
 from client_sdk.examples import Row
 from client_sdk.gradients import scores
-from dp.contracts.averaging import LOSS_CLIP
+from dp.contracts.algorithms.averaging import LOSS_CLIP
 from secagg.manifest import Manifest, training_of
 
 

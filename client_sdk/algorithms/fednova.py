@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from client_sdk.algorithms.steps import local_steps, proximal
 from client_sdk.algorithms.work import Work, weighted
-from dp.contracts.fednova import NORMALISER
-from dp.contracts.local import normaliser, steps_of
+from dp.contracts.algorithms.fednova import NORMALISER
+from dp.contracts.algorithms.local_steps import normaliser, steps_of
 from secagg.manifest import Manifest, training_of
 
 

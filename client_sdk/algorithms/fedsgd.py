@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from client_sdk.algorithms.work import Work
 from client_sdk.errors import TaskRefusal
-from dp.mechanisms import ExampleSum
-from dp.sampling import examples_held_max, poisson_batch
+from dp.encoding import ExampleSum
+from dp.noise.sampling import examples_held_max, poisson_batch
 from secagg.manifest import ExamplePrivacy, Manifest
 
 

@@ -21,11 +21,11 @@ from client_sdk.algorithms.optimisers import LocalOptimiser
 from client_sdk.algorithms.work import Work
 from client_sdk.errors import ContributionError, TaskRefusal
 from client_sdk.gradients import ExampleGradients
-from dp.contracts.local import steps_of
-from dp.contracts.registry import algorithm_of
-from dp.mechanisms import ExampleSum, noisy_total
-from dp.sampling import poisson_batch
-from dp.stream import BitStream
+from dp.contracts.algorithms.local_steps import steps_of
+from dp.contracts.algorithms.registry import algorithm_of
+from dp.encoding import ExampleSum, noisy_total
+from dp.noise.sampling import poisson_batch
+from dp.noise.stream import BitStream
 from secagg.manifest import ExamplePrivacy, Manifest, Training, training_of
 
 

@@ -22,9 +22,9 @@ from client_sdk.coins import without_coins
 from client_sdk.errors import ContributionError
 from client_sdk.examples import Row
 from client_sdk.gradients import not_finite, sequence_losses
-from dp.contracts.registry import algorithm_of
-from dp.mechanisms import ExampleSum
-from dp.stream import BitStream
+from dp.contracts.algorithms.registry import algorithm_of
+from dp.encoding import ExampleSum
+from dp.noise.stream import BitStream
 from secagg.directions import direction
 from secagg.manifest import Manifest, adapter_of, training_of
 

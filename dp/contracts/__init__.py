@@ -1,9 +1,9 @@
 """One declaration per algorithm, and the validator that task creation and devices share."""
 
 from dp.contracts.advice import local_noise_norm, noise_over_clip, overshoot, warnings
+from dp.contracts.algorithms.registry import ALGORITHMS, algorithm_of, suggested
 from dp.contracts.build import build_manifest
 from dp.contracts.check import check_manifest, check_recorded
-from dp.contracts.registry import ALGORITHMS, algorithm_of, suggested
 from dp.contracts.spec import (
     AdaptiveClipSpec,
     BudgetSpec,

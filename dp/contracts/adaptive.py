@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 
-from dp.adaptive import BELOW, BELOW_SHARE, first_clip
-from dp.contracts.registry import algorithm_of, names_where
+from dp.contracts.algorithms.registry import algorithm_of, names_where
 from dp.contracts.rules import in_range, refuse
 from dp.contracts.spec import AdaptiveClipSpec
-from dp.grid import clip_units, has_ring_noise
+from dp.noise.adaptive_clip import BELOW, BELOW_SHARE, first_clip
+from dp.noise.grid import clip_units, has_ring_noise
 from secagg.manifest import AdaptiveClip, Manifest, Segment
 
 RANGE = 100.0  # how far the clip may go, up and down, where a spec does not say

@@ -6,16 +6,16 @@ import math
 
 import numpy as np
 
-from dp.adaptive import below_deviation
-from dp.budget import cost_of
+from dp.accounting.budget import cost_of
+from dp.accounting.figures import limit_shown, shown_up
+from dp.contracts.algorithms.local_steps import step_weights
+from dp.contracts.algorithms.registry import algorithm_of
 from dp.contracts.known_noise import mean_deviation
-from dp.contracts.local import step_weights
-from dp.contracts.registry import algorithm_of
 from dp.contracts.spec import BudgetSpec
 from dp.contracts.units import delta_warnings
-from dp.figures import limit_shown, shown_up
-from dp.grid import examples_factor
-from dp.removable import most_variance
+from dp.noise.adaptive_clip import below_deviation
+from dp.noise.grid import examples_factor
+from dp.noise.removable import most_variance
 from secagg.manifest import Manifest
 from secagg.parameters import corrupt_floor
 

@@ -10,17 +10,17 @@ import msgspec
 from msgspec.structs import replace
 
 from dp.contracts.adaptive import below_segment, terms_of
-from dp.contracts.algorithm import Algorithm
+from dp.contracts.algorithms.declaration import Algorithm
+from dp.contracts.algorithms.fedbuff import versions_of
+from dp.contracts.algorithms.registry import algorithm_named
 from dp.contracts.check import check_manifest
 from dp.contracts.derive import derive_ring, share_variance
-from dp.contracts.fedbuff import versions_of
 from dp.contracts.known_noise import mean_deviation
 from dp.contracts.optimisers import BETA2, MOMENTUM, TAU, or_default, server_optimiser
-from dp.contracts.registry import algorithm_named
 from dp.contracts.rules import in_range, refuse
 from dp.contracts.spec import SegmentSpec, TaskSpec
-from dp.grid import clip_units, equalised_scales, l2_squared_units, scale_for
-from dp.removable import drop_levels, most_variance
+from dp.noise.grid import clip_units, equalised_scales, l2_squared_units, scale_for
+from dp.noise.removable import drop_levels, most_variance
 from secagg.adapter import sent_length
 from secagg.degrees import plan_rules
 from secagg.limits import PROTOCOL_VERSION, SLICE_LENGTH, SUITE

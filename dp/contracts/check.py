@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import math
 
-from dp.accounting import headline, lines, local_step
+from dp.accounting.figures import limit_shown, upper
+from dp.accounting.statements import headline, lines, local_step
 from dp.contracts.adaptive import check_adaptive
-from dp.contracts.algorithm import Algorithm
+from dp.contracts.algorithms.declaration import Algorithm
+from dp.contracts.algorithms.fedbuff import check_versions
+from dp.contracts.algorithms.local_steps import STEPS_MAX, refuse_local_terms
+from dp.contracts.algorithms.registry import algorithm_of
 from dp.contracts.derive import SHARE_VARIANCE_MAX
-from dp.contracts.fedbuff import check_versions
 from dp.contracts.forms import check_form
-from dp.contracts.local import STEPS_MAX, refuse_local_terms
 from dp.contracts.optimisers import check_server_optimiser
-from dp.contracts.registry import algorithm_of
 from dp.contracts.rules import (
     check_cohort,
     check_encoding,
@@ -28,9 +29,8 @@ from dp.contracts.rules import (
 from dp.contracts.slot import check_overrun, check_slot
 from dp.contracts.units import check_delta
 from dp.errors import AccountingError, LedgerError
-from dp.figures import limit_shown, upper
-from dp.grid import examples_factor
-from dp.notes import parse_verifier
+from dp.noise.grid import examples_factor
+from dp.tlog.notes import parse_verifier
 from secagg.adapter import size
 from secagg.errors import ConfigurationError
 from secagg.limits import (

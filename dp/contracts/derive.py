@@ -1,4 +1,4 @@
-"""Derived integers of a manifest: noise share and ring bits (the grid is :mod:`dp.grid`).
+"""Derived integers of a manifest: noise share and ring bits (the grid is :mod:`dp.noise.grid`).
 
 The same functions serve task creation and the device's veto, in exact arithmetic where privacy
 depends on it (``fractions.Fraction`` of the configured floats).
@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from fractions import Fraction
 
-from dp.sampling import tail_log2
+from dp.noise.sampling import tail_log2
 from secagg.errors import ConfigurationError
 from secagg.limits import RING_BITS_MAX, RING_BITS_MIN
 from secagg.manifest import CohortRules, Segment
@@ -58,7 +58,7 @@ def wrap_log2(
     before anyone looks, masks or parts of noise, may wrap as it likes.
 
     Args:
-        variance: the largest that an opened sum carries (:func:`dp.removable.most_variance`).
+        variance: the largest that an opened sum carries (:func:`dp.noise.removable.most_variance`).
     """
     signal = max(signal_bound(segments, cohort.size_max, factor), cohort.size_max)
     room = (1 << (ring_bits - 1)) - 1 - signal

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dp.contracts.algorithm import PLAIN_FORMS
-from dp.contracts.registry import algorithm_of, names_where
+from dp.contracts.algorithms.declaration import PLAIN_FORMS
+from dp.contracts.algorithms.registry import algorithm_of, names_where
 from dp.contracts.rules import refuse
 from secagg.adapter import pairs
 from secagg.errors import ConfigurationError, LocalProtocolError

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from dp.contracts.fednova import public_steps
-from dp.contracts.registry import algorithm_of
-from dp.removable import kept_share, most_variance
+from dp.contracts.algorithms.fednova import public_steps
+from dp.contracts.algorithms.registry import algorithm_of
+from dp.noise.removable import kept_share, most_variance
 from secagg.errors import LocalProtocolError
 from secagg.manifest import Manifest, training_of
 

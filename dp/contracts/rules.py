@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import NoReturn
 
-from dp.adaptive import BELOW
 from dp.contracts.derive import SHARE_VARIANCE_MAX, WRAP_LOG2_TARGET, wrap_log2
-from dp.discrete_gaussian import SIGMA_SQUARED_MAX
-from dp.grid import SCALE_MAX, clip_units, examples_factor, has_ring_noise, l2_squared_units
-from dp.removable import most_variance
+from dp.noise.adaptive_clip import BELOW
+from dp.noise.discrete_gaussian import SIGMA_SQUARED_MAX
+from dp.noise.grid import SCALE_MAX, clip_units, examples_factor, has_ring_noise, l2_squared_units
+from dp.noise.removable import most_variance
 from secagg import limits, parameters
 from secagg.adapter import sent_length
 from secagg.errors import ConfigurationError

@@ -7,10 +7,10 @@ import math
 import msgspec
 from msgspec.structs import replace
 
-from dp.accounting import lines
+from dp.accounting.figures import delta_shown, limit_shown, shown_up
+from dp.accounting.slot_overrun import taken
+from dp.accounting.statements import lines
 from dp.contracts.rules import in_range, refuse
-from dp.figures import delta_shown, limit_shown, shown_up
-from dp.overrun import taken
 from secagg.manifest import Manifest
 
 SLOT_MIN_S = 1e-3  # slots are counted from times in seconds

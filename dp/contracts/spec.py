@@ -134,7 +134,7 @@ class SegmentSpec(_Table, frozen=True):
 
 
 class AdaptiveClipSpec(_Table, frozen=True):
-    """The clip follows a private estimate of a quantile of the norms (``dp.adaptive``).
+    """The clip follows a private estimate of a quantile of the norms (``dp.noise.adaptive_clip``).
 
     ``quantile``: share of the units (examples with mode C, else devices) whose norm is to be at
     most the clip. ``learning_rate``: the clip moves by a factor of at most exp(this) per release,

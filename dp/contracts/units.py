@@ -13,8 +13,8 @@ from fractions import Fraction
 
 import msgspec
 
+from dp.accounting.figures import delta_shown, limit_shown
 from dp.contracts.rules import refuse
-from dp.figures import delta_shown, limit_shown
 from secagg.manifest import Manifest
 
 WELL_BELOW = Fraction(1, 10)  # delta times the units; more is a warning

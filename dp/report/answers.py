@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections import Counter
 
-from dp.audit import AuditedTask
-from dp.contracts.registry import algorithm_of
+from dp.accounting.figures import delta_shown, shown_up
+from dp.contracts.algorithms.registry import algorithm_of
 from dp.contracts.units import protected_units
-from dp.figures import delta_shown, shown_up
+from dp.ledger.verification import AuditedTask
 from dp.report.data import Answer, AnswerGroup
 from secagg.manifest import Manifest
 

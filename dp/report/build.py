@@ -8,14 +8,14 @@ from typing import Any
 
 import msgspec
 
-from dp.accounting import headline, lines
-from dp.adaptive import first_clip
-from dp.audit import AuditedRelease, AuditedTask, AuditResult
-from dp.budget import Total
+from dp.accounting.budget import Total
+from dp.accounting.statements import headline, lines
 from dp.contracts import warnings
-from dp.forms import parse_policy
-from dp.grid import examples_factor
-from dp.records import Membership
+from dp.ledger.forms import parse_policy
+from dp.ledger.records import Membership
+from dp.ledger.verification import AuditedRelease, AuditedTask, AuditResult
+from dp.noise.adaptive_clip import first_clip
+from dp.noise.grid import examples_factor
 from dp.report.answers import answers
 from dp.report.data import (
     BudgetRow,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
-from dp.accounting import PrivacyLine
-from dp.audit import Finding
-from dp.records import Fault
+from dp.accounting.statements import PrivacyLine
+from dp.ledger.records import Fault
+from dp.ledger.verification import Finding
 
 
 class Parameter(msgspec.Struct, frozen=True, kw_only=True):
@@ -148,8 +148,8 @@ class TaskReport(msgspec.Struct, frozen=True, kw_only=True):
 class Combined(msgspec.Struct, frozen=True, kw_only=True):
     """What all tasks of the ledger cost together one unit whose data served in every one.
 
-    The fields are those of ``dp.budget.Total``; an epsilon that is infinite is null in JSON.
-    ``text``: the same for people.
+    The fields are those of ``dp.accounting.budget.Total``; an epsilon that is infinite is null in
+    JSON. ``text``: the same for people.
     """
 
     unit: str

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
+from dp.accounting.figures import limit_shown
 from dp.contracts import overshoot
-from dp.figures import limit_shown
 from dp.report.data import Parameter
 from secagg.manifest import Manifest
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dp.budget import Total
-from dp.figures import delta_shown, shown_up
+from dp.accounting.budget import Total
+from dp.accounting.figures import delta_shown, shown_up
 
 _NAMED_MAX = 8  # tasks that a sentence names
 _DERIVED = {

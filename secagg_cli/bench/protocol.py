@@ -259,7 +259,7 @@ def _encoding(length: int, repeat: int) -> list[_Row]:
     tables are made before."""
     import numpy as np
 
-    from dp.mechanisms import encode
+    from dp.encoding import encode
     from secagg.secret import Secret
 
     values = np.frombuffer(secrets.token_bytes(length), np.int8).astype(np.float64)
@@ -296,7 +296,7 @@ def _device_private(length: int) -> Manifest:
     import nacl.signing
 
     from dp.contracts import BudgetSpec, CohortSpec, SegmentSpec, TaskSpec, build_manifest
-    from dp.notes import verifier_key
+    from dp.tlog.notes import verifier_key
 
     key = bytes(nacl.signing.SigningKey.generate().verify_key)
     spec = TaskSpec(

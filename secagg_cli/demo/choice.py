@@ -36,7 +36,7 @@ class Choice:
 
 
 def algorithm_names() -> tuple[str, ...]:
-    from dp.contracts.registry import names_where
+    from dp.contracts.algorithms.registry import names_where
 
     return tuple(names_where(lambda algorithm: algorithm.moves_model))
 

@@ -31,8 +31,8 @@ from secagg_cli.output import CommandError, Output
 from secagg_cli.processes import Children
 
 if TYPE_CHECKING:
-    from dp.audit import AuditResult
     from dp.contracts import TaskSpec
+    from dp.ledger.verification import AuditResult
     from secagg.manifest import CohortRules, Manifest
     from secagg_cli.corpus import ClientData
 
@@ -203,7 +203,7 @@ def _result(
     after: Measured,
     prompt: str,
 ) -> dict[str, Any]:
-    from dp.accounting import headline
+    from dp.accounting.statements import headline
 
     task = next(task for task in audit.tasks if task.manifest.task == TASK)
     return {

@@ -57,7 +57,7 @@ def task_spec(options: DemoOptions, plan: KillPlan, model: Any) -> TaskSpec:
         ConfigurationError: the combination is refused by ``dp.contracts``.
     """
     from dp.contracts import AdaptiveClipSpec, BudgetSpec, CohortSpec, DeadlineSpec, TaskSpec
-    from dp.contracts.registry import algorithm_named
+    from dp.contracts.algorithms.registry import algorithm_named
 
     buffered = algorithm_named(options.algorithm).weighs_staleness
     base_model, adapter = describe(
@@ -96,7 +96,7 @@ def task_spec(options: DemoOptions, plan: KillPlan, model: Any) -> TaskSpec:
 def device_limit(spec: TaskSpec, promised: float) -> float:
     """What a device must admit: the promised epsilon, and what one example costs where the task
     protects whole devices alone."""
-    from dp.budget import cost_of
+    from dp.accounting.budget import cost_of
 
     cost = cost_of("example", _draft(spec), spec.budget.releases_max)
     return cost if math.isinf(cost) else max(promised, _tenth_up(cost))
@@ -104,7 +104,7 @@ def device_limit(spec: TaskSpec, promised: float) -> float:
 
 def _budget(spec: TaskSpec) -> float | None:
     """``MAX_EPSILON``, or what these settings cost where that is more; None without privacy."""
-    from dp.accounting import headline, lines
+    from dp.accounting.statements import headline, lines
 
     cost = headline(lines(_draft(spec), spec.budget.releases_max))
     return None if cost is None else max(MAX_EPSILON, _tenth_up(cost))
@@ -119,7 +119,7 @@ def _draft(spec: TaskSpec) -> Manifest:
     import nacl.signing
 
     from dp.contracts import build_manifest
-    from dp.notes import verifier_key
+    from dp.tlog.notes import verifier_key
 
     key = bytes(nacl.signing.SigningKey(bytes(32)).verify_key)
     return build_manifest(

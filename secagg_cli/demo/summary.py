@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from dp.figures import delta_shown, shown_up
+from dp.accounting.figures import delta_shown, shown_up
 from secagg_cli.output import Output
 
 if TYPE_CHECKING:
-    from dp.accounting import PrivacyLine
+    from dp.accounting.statements import PrivacyLine
     from secagg_cli.demo.conductor import RoundRecord
 
 # Mode of a privacy line -> its name on the command line.

@@ -24,9 +24,9 @@ import rfc8785
 from aggregator.cohorts import charging
 from client_sdk.errors import LedgerRefusal
 from client_sdk.ledger import LedgerWatch
-from dp.contributors import members_of
-from dp.ledger import LedgerBuilder
-from dp.records import ReleaseEntry, identity_digest
+from dp.ledger.contributors import members_of
+from dp.ledger.receipts import LedgerBuilder
+from dp.ledger.records import ReleaseEntry, identity_digest
 from secagg import server
 from secagg.client import machine
 from secagg.context import pseudonym

@@ -17,10 +17,10 @@ from typer.testing import CliRunner
 from client_sdk.errors import LedgerRefusal
 from client_sdk.ledger import LedgerWatch
 from client_sdk.policy import PrivacyPolicy
-from dp.ledger import LedgerBuilder
-from dp.merkle import Tree, consistency_proof, leaf_hash
-from dp.records import policy_record
-from dp.witness import (
+from dp.ledger.receipts import LedgerBuilder
+from dp.ledger.records import policy_record
+from dp.tlog.merkle import Tree, consistency_proof, leaf_hash
+from dp.tlog.witness import (
     AddCheckpoint,
     WitnessRefusal,
     add_cosignatures,

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from dp.contracts import warnings
-from dp.contracts.fednova import public_steps
+from dp.contracts.algorithms.fednova import public_steps
 from dp.contracts.known_noise import mean_deviation, mean_variance
 from dp.contracts.optimisers import NAMED_AFTER
-from dp.removable import kept_share
+from dp.noise.removable import kept_share
 from secagg.simulation import Drop
 from tests.kits.chi_square import within
 from tests.kits.conformance_noise import DEVICE, FEDSGD, SHORT, TASKS

@@ -12,10 +12,10 @@ import msgspec
 import pytest
 import safetensors.numpy
 
-from dp.adaptive import with_below
-from dp.audit import verify_ledger
 from dp.contracts import AdaptiveClipSpec
-from dp.mechanisms import encode
+from dp.encoding import encode
+from dp.ledger.verification import verify_ledger
+from dp.noise.adaptive_clip import with_below
 from secagg import api, client
 from secagg.manifest import BaseModel
 from tests.kits.quadratics import ADAPTER, LENGTH

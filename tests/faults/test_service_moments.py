@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from aggregator import models
 from aggregator.store.schema import versions
 from dp.contracts import BudgetSpec, TrainingSpec
-from dp.mechanisms import encode
+from dp.encoding import encode
 from secagg import client
 from tests.kits.service import TASK, Device, current_sum, finished, run, served, spec
 from tests.kits.tasks import adapter

@@ -27,7 +27,7 @@ from client_sdk.journal import Journal
 from client_sdk.keystore import open_storage_key
 from client_sdk.recovery import Recovered, SecondLook
 from dp.contracts import BudgetSpec, DeadlineSpec, TaskSpec
-from dp.records import identity_digest
+from dp.ledger.records import identity_digest
 from secagg.api import Offer
 from secagg.context import pseudonym
 from secagg.secret import Secret
@@ -304,7 +304,7 @@ async def test_a_record_that_names_devices_by_their_identity_is_refused(
 async def test_a_list_beside_the_ledger_serves_device_auditor_and_recovery(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dp.records.INLINE_MAX", DEVICES - 1)
+    monkeypatch.setattr("dp.ledger.records.INLINE_MAX", DEVICES - 1)
     async with World(tmp_path, noised(TASK)) as world:
         await a_release(world, TASK, "d0", "d1", "d2", "d3")
         audit = world.audit()

@@ -16,10 +16,10 @@ from typer.testing import CliRunner
 from aggregator.cohorts import releasing
 from aggregator.standing import strike
 from aggregator.store.schema import bans, cohort_events, sessions, strikes
-from dp.audit import verify_ledger
 from dp.contracts import BudgetSpec
 from dp.errors import MechanismError
-from dp.records import identity_digest
+from dp.ledger.records import identity_digest
+from dp.ledger.verification import verify_ledger
 from secagg import client
 from secagg.evidence import verify_evidence
 from secagg.keys import issue_certificate

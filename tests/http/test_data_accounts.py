@@ -15,7 +15,7 @@ from client_sdk.account import DeviceAccount
 from client_sdk.data_account import DataChoice
 from client_sdk.journal import Journal
 from client_sdk.keystore import open_storage_key
-from dp.accounting import headline, lines
+from dp.accounting.statements import headline, lines
 from dp.contracts import BudgetSpec, DeadlineSpec, TaskSpec
 from tests.kits.world import POLICY, TASK, Killed, OneHot, World, plain_spec
 

@@ -17,9 +17,9 @@ from aiohttp import web
 
 from client_sdk import LedgerRefusal, RunResult
 from client_sdk.contribution import TrainingJob
-from dp.adaptive import next_clip
 from dp.contracts import AdaptiveClipSpec, TaskSpec
-from dp.mechanisms import ExampleSum
+from dp.encoding import ExampleSum
+from dp.noise.adaptive_clip import next_clip
 from secagg.api import Offer
 from secagg.errors import RemoteProtocolError
 from tests.kits.quadratics import LENGTH, quadratic_spec

@@ -12,7 +12,7 @@ import pytest
 
 from client_sdk import Event, PrivacyPolicy, RunResult
 from client_sdk.contribution import TrainingJob, zero_contribution
-from dp.accounting import headline, lines
+from dp.accounting.statements import headline, lines
 from dp.contracts import BudgetSpec, CohortSpec, DeadlineSpec, TaskSpec
 from tests.kits.device import fedsgd_spec
 from tests.kits.world import TASK, Killed, World, kill_at, plain_spec

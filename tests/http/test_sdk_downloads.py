@@ -16,7 +16,7 @@ from aiohttp import web
 from client_sdk import LedgerRefusal, StateError, TransportError
 from client_sdk.checkin import DISK_MARGIN_BYTES
 from client_sdk.policy import MODEL_HEADER_BYTES, download_size
-from dp.tiles import resource_bytes_max
+from dp.tlog.tiles import resource_bytes_max
 from secagg.api import Offer, Problem
 from tests.kits.world import POLICY, QUICK, TASK, OneHot, World, plain_spec
 

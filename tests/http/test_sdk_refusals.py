@@ -21,7 +21,7 @@ from aggregator.app import SERVICE
 from aggregator.store.schema import versions
 from client_sdk import Event, LedgerRefusal, PrivacyPolicy, StateError, TransportError
 from dp.contracts import BudgetSpec, TaskSpec
-from dp.notes import Checkpoint, sign_checkpoint
+from dp.tlog.notes import Checkpoint, sign_checkpoint
 from secagg.api import Mail, Offer
 from secagg.errors import RemoteProtocolError
 from secagg.hashing import encode_parts

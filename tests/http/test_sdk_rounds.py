@@ -13,7 +13,7 @@ from aggregator.cohorts import releasing
 from client_sdk import RunResult
 from client_sdk.rows import LeftOut
 from dp.contracts import DeadlineSpec
-from dp.records import ReleaseEntry
+from dp.ledger.records import ReleaseEntry
 from tests.kits.world import TASK, Killed, NoContributor, OneHot, World, kill_at, plain_spec
 
 DEVICES = 4

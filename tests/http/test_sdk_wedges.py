@@ -25,9 +25,9 @@ from client_sdk.folder import StateFolder
 from client_sdk.journal import Journal
 from client_sdk.keystore import open_storage_key
 from client_sdk.session import Session
-from dp import records
-from dp.notes import Checkpoint, sign_checkpoint
-from dp.records import ReleaseEntry
+from dp.ledger import records
+from dp.ledger.records import ReleaseEntry
+from dp.tlog.notes import Checkpoint, sign_checkpoint
 from secagg import messages
 from secagg.server import machine
 from secagg_cli.main import app

@@ -9,8 +9,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from dp.audit import verify_ledger
 from dp.contracts import BudgetSpec
+from dp.ledger.verification import verify_ledger
 from secagg import client, messages, ring
 from secagg.keys import signing_key
 from tests.kits.service import (

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dp.audit import verify_ledger
-from dp.records import policy_record
-from dp.tiles import TILE_WIDTH
+from dp.ledger.records import policy_record
+from dp.ledger.verification import verify_ledger
+from dp.tlog.tiles import TILE_WIDTH
 from tests.kits.service import TASK, served, spec
 
 

@@ -6,9 +6,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from dp.audit import verify_ledger
 from dp.contracts import BudgetSpec, SegmentSpec
-from dp.mechanisms import encode
+from dp.encoding import encode
+from dp.ledger.verification import verify_ledger
 from secagg import client
 from tests.kits.service import Device, run, served, spec
 

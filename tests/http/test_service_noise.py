@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dp.accounting import ReleaseFacts, guaranteed_variance
-from dp.audit import verify_ledger
+from dp.accounting.statements import ReleaseFacts, guaranteed_variance
 from dp.contracts import BudgetSpec, CohortSpec, SegmentSpec
-from dp.removable import kept_share, removable_part, remove_parts, share_levels
+from dp.ledger.verification import verify_ledger
+from dp.noise.removable import kept_share, removable_part, remove_parts, share_levels
 from secagg import client
 from secagg.context import opened_levels
 from secagg.ring import add_into

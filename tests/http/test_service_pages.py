@@ -17,7 +17,7 @@ from aggregator.app import build_admin_app
 from aggregator.dashboard.charts import steps
 from aggregator.routes.openapi import document
 from aggregator.store.schema import metadata
-from dp.audit import verify_ledger
+from dp.ledger.verification import verify_ledger
 from secagg import api
 from tests.kits.service import (
     TASK,

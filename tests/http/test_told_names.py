@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from dp.budget import cost_of
+from dp.accounting.budget import cost_of
 from dp.contracts import BudgetSpec
 from tests.kits.service import served, spec
 

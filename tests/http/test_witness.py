@@ -17,8 +17,8 @@ from aggregator.service import Service
 from aggregator.settings import Settings
 from aggregator.witnesses import Witnesses
 from client_sdk.errors import LedgerRefusal
-from dp.notes import verifier_key
-from dp.witness import WitnessPolicy, encode_request
+from dp.tlog.notes import verifier_key
+from dp.tlog.witness import WitnessPolicy, encode_request
 from secagg.keys import identity_public_key
 from secagg_cli.witness_service import Witness, build_witness_app
 from tests.kits.witnesses import LOG_SEED, ORIGIN, SEEDS, note, request, tree

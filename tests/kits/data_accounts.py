@@ -13,7 +13,7 @@ from client_sdk.errors import StateError
 from client_sdk.journal import Journal
 from client_sdk.keystore import open_storage_key
 from dp.contracts import BudgetSpec
-from dp.notes import verifier_key
+from dp.tlog.notes import verifier_key
 from secagg.api import EnrolmentBundle
 from tests.kits.device import PARTNER, TASK_KEY, make_manifest, sum_spec
 

@@ -21,7 +21,7 @@ from aggregator.models import vector_length
 from client_sdk.algorithms import ALGORITHMS
 from client_sdk.algorithms.work import Work
 from dp.contracts import BudgetSpec, CohortSpec, TaskSpec, TrainingSpec, build_manifest
-from dp.mechanisms import decode, encode
+from dp.encoding import decode, encode
 from secagg.client.states import Session
 from secagg.manifest import Manifest, encode_manifest, manifest_digest
 from secagg.ring import Lanes, add_into

@@ -22,7 +22,7 @@ from aggregator import connections
 from aggregator.app import SERVICE, build_app
 from aggregator.settings import Settings
 from dp.contracts import BudgetSpec, CohortSpec, DeadlineSpec, SegmentSpec, TaskSpec
-from dp.mechanisms import encode
+from dp.encoding import encode
 from secagg import api, client
 from secagg import server as machine
 from secagg.access import issue_access_token

@@ -9,11 +9,11 @@ from typing import Any
 import msgspec
 import nacl.signing
 
-from dp.accounting import ReleaseFacts
+from dp.accounting.statements import ReleaseFacts
 from dp.contracts import CohortSpec, SegmentSpec, TaskSpec, build_manifest
-from dp.ledger import LedgerBuilder
-from dp.notes import sign_checkpoint, verifier_key
-from dp.records import ReleaseEntry, identity_digest, release_record, task_record
+from dp.ledger.receipts import LedgerBuilder
+from dp.ledger.records import ReleaseEntry, identity_digest, release_record, task_record
+from dp.tlog.notes import sign_checkpoint, verifier_key
 from secagg.context import context
 from secagg.hashing import encode_parts
 from secagg.manifest import Adapter, Manifest, TensorShape, encode_manifest, manifest_digest

@@ -15,7 +15,7 @@ from client_sdk.contribution import TrainingJob
 from client_sdk.lora import adapter_spec, base_fingerprint, vector_length
 from client_sdk.trainer import LoraTrainer
 from dp.contracts import BudgetSpec, TaskSpec
-from dp.mechanisms import decode, encode
+from dp.encoding import decode, encode
 from secagg.manifest import Adapter, AdapterKind, BaseModel, Manifest
 from secagg.ring import add_into
 from secagg_cli.models import ensure_model, load_model

@@ -13,7 +13,7 @@ import alembic.config
 import sqlalchemy as sa
 
 from aggregator.store import migrations
-from dp.audit import verify_ledger
+from dp.ledger.verification import verify_ledger
 from secagg.secret import Secret
 from tests.kits.service import Served, devices, finished, run
 

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from dp import merkle
-from dp.notes import (
-    Checkpoint,
-    sign_checkpoint,
-)
-from dp.witness import (
-    AddCheckpoint,
-)
+from dp.tlog import merkle
+from dp.tlog.notes import Checkpoint, sign_checkpoint
+from dp.tlog.witness import AddCheckpoint
 from secagg.secret import Secret
 
 LOG_SEED = Secret(bytes(range(32)))

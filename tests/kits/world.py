@@ -28,8 +28,8 @@ from client_sdk import Client, Event, ParticipantSettings, PrivacyPolicy, Transp
 from client_sdk.contribution import TrainingJob
 from client_sdk.enrolment import create_bundle, new_partner_key
 from client_sdk.keystore import open_storage_key
-from dp.audit import AuditResult, verify_ledger
 from dp.contracts import CohortSpec, DeadlineSpec, SegmentSpec, TaskSpec
+from dp.ledger.verification import AuditResult, verify_ledger
 from secagg.access import issue_access_token
 from secagg.api import EnrolmentBundle, Offer
 from secagg.manifest import Manifest

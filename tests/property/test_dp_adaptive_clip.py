@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from dp.adaptive import BELOW, with_below
 from dp.contracts import AdaptiveClipSpec, BudgetSpec
-from dp.grid import l2_squared_units
-from dp.mechanisms import ExampleSum, _encode_segment
+from dp.encoding import ExampleSum, _encode_segment
+from dp.noise.adaptive_clip import BELOW, with_below
+from dp.noise.grid import l2_squared_units
 from secagg.manifest import Manifest
 from tests.kits.tasks import adapter, built, seeded
 

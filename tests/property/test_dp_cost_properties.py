@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dp.accounting import epsilon_of
-from dp.events import Composed, PoissonSampled, SkellamRelease
+from dp.accounting.events import Composed, PoissonSampled, SkellamRelease
+from dp.accounting.statements import epsilon_of
 
 events = st.builds(
     lambda units, ratio: SkellamRelease(units**2, units**2, max(1, int(units * units * ratio))),

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from dp.quantisation import round_stochastically, squared_norm, to_units
-from dp.stream import BitStream
+from dp.noise.quantisation import round_stochastically, squared_norm, to_units
+from dp.noise.stream import BitStream
 from secagg.errors import LocalProtocolError
 from tests.kits.tasks import seeded
 

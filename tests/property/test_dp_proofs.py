@@ -8,8 +8,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from dp import merkle, tiles
 from dp.errors import LedgerError
+from dp.tlog import merkle, tiles
 
 MAX = 1200
 HASHES = [hashlib.sha256(i.to_bytes(4, "big")).digest() for i in range(MAX)]

@@ -8,7 +8,7 @@ from itertools import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dp.removable import drop_levels, kept_share, most_variance, share_levels
+from dp.noise.removable import drop_levels, kept_share, most_variance, share_levels
 from secagg.context import opened_levels
 from secagg.manifest import CohortRules, Noise
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from dp.contracts import BudgetSpec
-from dp.mechanisms import ExampleSum, decode, encode
-from dp.sampling import tail_bound
+from dp.encoding import ExampleSum, decode, encode
+from dp.noise.sampling import tail_bound
 from secagg.manifest import Manifest
 from secagg.ring import add_into
 from tests.kits.tasks import adapter, built, seeded, statistics

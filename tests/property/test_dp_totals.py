@@ -17,12 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import optimize, stats
 
-from dp.accounting import ReleaseFacts
-from dp.audit import verify_ledger
-from dp.budget import UNITS, Account, Unit
+from dp.accounting.budget import UNITS, Account, Unit
+from dp.accounting.statements import ReleaseFacts
 from dp.contracts import BudgetSpec, TrainingSpec
-from dp.ledger import LedgerBuilder
-from dp.records import release_record
+from dp.ledger.receipts import LedgerBuilder
+from dp.ledger.records import release_record
+from dp.ledger.verification import verify_ledger
 from dp.report import report_data
 from secagg.manifest import Manifest, encode_manifest, manifest_digest
 from tests.kits.tasks import ORIGIN, VERIFIER, built, entry, listed, served, signed_task, statistics

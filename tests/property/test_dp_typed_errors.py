@@ -11,18 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dp.accounting import (
-    ReleaseFacts,
-    epsilon_of,
-    guaranteed_variance,
-    lines,
-    local_step,
-    slack_log2,
-)
-from dp.attack import epsilon_lower_bound, guess_probability
-from dp.budget import Account, charges_of
-from dp.contracts import BudgetSpec
-from dp.events import (
+from dp.accounting.budget import Account, charges_of
+from dp.accounting.events import (
     Composed,
     DiscreteGaussianRelease,
     DiscreteGaussianSum,
@@ -32,10 +22,20 @@ from dp.events import (
     SkellamRelease,
     replace_one,
 )
-from dp.gaussian import exact_epsilon, gaussian_epsilon, pld_epsilon, rdp_epsilon
-from dp.grid import clip_units, equalised_scales, scale_for
-from dp.plans import plan_epsilon
-from dp.rdp import epsilon_from_rdp, rdp_curve
+from dp.accounting.rdp import epsilon_from_rdp, rdp_curve
+from dp.accounting.statements import (
+    ReleaseFacts,
+    epsilon_of,
+    guaranteed_variance,
+    lines,
+    local_step,
+    slack_log2,
+)
+from dp.contracts import BudgetSpec
+from dp.empirical_audit import epsilon_lower_bound, guess_probability
+from dp.noise.grid import clip_units, equalised_scales, scale_for
+from dp.planning.epsilon import plan_epsilon
+from dp.planning.gaussian import exact_epsilon, gaussian_epsilon, pld_epsilon, rdp_epsilon
 from secagg.errors import SecaggError
 from tests.kits.tasks import built
 

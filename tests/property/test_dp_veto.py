@@ -9,7 +9,7 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dp.accounting import headline, lines
+from dp.accounting.statements import headline, lines
 from dp.contracts import (
     AdaptiveClipSpec,
     BudgetSpec,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from dp.figures import delta_shown, lower, shown_down, shown_up, upper
+from dp.accounting.figures import delta_shown, lower, shown_down, shown_up, upper
 
 figures = st.floats(0, 1e300) | st.floats(0, 20) | st.floats(0, 1e-3)
 places = st.integers(0, 8)

@@ -30,7 +30,7 @@ from client_sdk.enrolment import (
 )
 from client_sdk.errors import EnrolmentError, OutputError
 from client_sdk.lora import vector_length, write_peft_folder
-from dp.notes import verifier_key
+from dp.tlog.notes import verifier_key
 from secagg.api import ServerInfo
 from secagg.evidence import decode_evidence
 from secagg_cli import enroll

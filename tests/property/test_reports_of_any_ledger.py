@@ -13,12 +13,12 @@ import rfc8785
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dp.audit import AuditResult, verify_ledger
 from dp.contracts import BudgetSpec
-from dp.ledger import LedgerBuilder
-from dp.records import key_rotation_record, membership_record, policy_record, release_record
+from dp.ledger.receipts import LedgerBuilder
+from dp.ledger.records import key_rotation_record, membership_record, policy_record, release_record
+from dp.ledger.verification import AuditResult, verify_ledger
 from dp.report import report_data
-from dp.witness import WitnessPolicy, cosign, witness_key
+from dp.tlog.witness import WitnessPolicy, cosign, witness_key
 from secagg.manifest import encode_manifest, manifest_digest
 from secagg.secret import Secret
 from secagg_cli.report import render

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from dp import merkle, notes
+from dp.tlog import merkle, notes
 from secagg import (
     access,
     adverts,

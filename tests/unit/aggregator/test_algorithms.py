@@ -6,7 +6,7 @@ import pytest
 
 from aggregator.algorithms import DIRECTIONS, StepInput, server_step
 from dp.contracts import ALGORITHMS, build_manifest
-from dp.notes import verifier_key
+from dp.tlog.notes import verifier_key
 from secagg.errors import ConfigurationError, LocalProtocolError, SecaggError
 from secagg.manifest import Manifest, Noise, Segment, Training
 from tests.kits.service import spec

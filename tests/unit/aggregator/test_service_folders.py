@@ -8,7 +8,7 @@ import pytest
 from aggregator.cohorts.janitor import Janitor
 from aggregator.settings import Settings
 from aggregator.store.database import Database
-from dp import notes
+from dp.tlog import notes
 from secagg.errors import ConfigurationError
 from secagg.secret import Secret
 from tests.kits.service import served

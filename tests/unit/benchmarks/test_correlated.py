@@ -20,9 +20,7 @@ from benchmarks.correlated import (
     squared_sensitivity,
     whole_release,
 )
-from dp.accounting import epsilon_of
-from dp.errors import AccountingError
-from dp.events import (
+from dp.accounting.events import (
     Composed,
     DiscreteGaussianRelease,
     DiscreteGaussianSum,
@@ -33,8 +31,10 @@ from dp.events import (
     adjacency_of,
     replace_one,
 )
-from dp.gaussian import exact_epsilon
-from dp.rdp import rdp_curve
+from dp.accounting.rdp import rdp_curve
+from dp.accounting.statements import epsilon_of
+from dp.errors import AccountingError
+from dp.planning.gaussian import exact_epsilon
 
 
 def matrix(coefficients: tuple[int, ...], rounds: int) -> np.ndarray:

@@ -19,7 +19,7 @@ from client_sdk.adapted import AdaptedModel
 from client_sdk.examples import encode_example
 from client_sdk.gradients import ExampleGradients
 from client_sdk.lora import adapter_spec, base_fingerprint
-from dp.accounting import headline, lines
+from dp.accounting.statements import headline, lines
 from secagg.errors import ConfigurationError
 
 FFA = next(row for row in ROWS if row.name == "FFA-LoRA")

@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 import client_sdk
 from client_sdk.enrolment import save_bundle
 from client_sdk.events import Event
-from dp.accounting import headline, lines
+from dp.accounting.figures import shown_up
+from dp.accounting.statements import headline, lines
 from dp.contracts import BudgetSpec
-from dp.figures import shown_up
 from secagg_cli.account import _charged
 from secagg_cli.join import _sentence
 from secagg_cli.main import app

@@ -10,9 +10,9 @@ import msgspec
 import pytest
 from typer.testing import CliRunner
 
-from dp.audit import verify_ledger
 from dp.contracts import BudgetSpec, TrainingSpec
-from dp.ledger import LedgerBuilder
+from dp.ledger.receipts import LedgerBuilder
+from dp.ledger.verification import verify_ledger
 from dp.report import report_data
 from secagg_cli.main import app
 from secagg_cli.report import render

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from dp.contracts import ALGORITHMS
-from dp.contracts.fedavg import FedAvg
+from dp.contracts.algorithms.fedavg import FedAvg
 from secagg.manifest import AdapterKind
 from secagg_cli.demo.choice import algorithm_names, form_names, names, resolve
 from secagg_cli.demo.kills import plan_kills

@@ -7,7 +7,7 @@ import pytest
 from msgspec.structs import replace
 
 from client_sdk.errors import OutputError
-from dp.accounting import PrivacyLine
+from dp.accounting.statements import PrivacyLine
 from secagg_cli.background import Background
 from secagg_cli.demo.folder import check_folder, claim_folder
 from secagg_cli.demo.memory import MemoryMeter, pss_bytes

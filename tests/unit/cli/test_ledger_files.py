@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from dp.audit import verify_ledger
 from dp.errors import LedgerError, ReadError
-from dp.ledger import LedgerBuilder
-from dp.notes import verifier_key
-from dp.tiles import TILE_WIDTH, resource_bytes_max
+from dp.ledger.receipts import LedgerBuilder
+from dp.ledger.verification import verify_ledger
+from dp.tlog.notes import verifier_key
+from dp.tlog.tiles import TILE_WIDTH, resource_bytes_max
 from secagg_cli import ledger_files
 from secagg_cli.ledger_files import ledger_reader, read_key
 from secagg_cli.main import app
@@ -395,7 +395,7 @@ def test_a_file_that_stops_coming_is_unreachable_even_late_in_an_audit(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A list of devices is read while the records are: its failure is no finding."""
-    monkeypatch.setattr("dp.records.INLINE_MAX", 2)
+    monkeypatch.setattr("dp.ledger.records.INLINE_MAX", 2)
     manifest = built()
     files = served(listing(manifest, [listed(manifest, entry(1))]))
 
@@ -464,9 +464,9 @@ def test_what_cannot_be_read_is_no_finding() -> None:
 
 
 def test_an_audit_holds_no_more_than_so_many_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dp.audit._ENTRIES_BYTES_MAX", len(FILES[BUNDLE]) - 1)
+    monkeypatch.setattr("dp.ledger.verification._ENTRIES_BYTES_MAX", len(FILES[BUNDLE]) - 1)
     assert [p.reason for p in verify_ledger(FILES.get, VERIFIER).problems] == ["ledger-too-large"]
-    monkeypatch.setattr("dp.audit._ENTRIES_BYTES_MAX", len(FILES[BUNDLE]))
+    monkeypatch.setattr("dp.ledger.verification._ENTRIES_BYTES_MAX", len(FILES[BUNDLE]))
     assert verify_ledger(FILES.get, VERIFIER).verified
 
 

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from dp.errors import AccountingError
-from dp.planning import plan_task
+from dp.planning.task import plan_task
 from secagg.errors import ConfigurationError
 from secagg_cli.main import app
 from tests.kits.commands import invoke

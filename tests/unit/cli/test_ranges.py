@@ -16,10 +16,10 @@ from typer.testing import CliRunner
 
 from client_sdk.lora import adapter_spec
 from client_sdk.policy import PrivacyPolicy
-from dp.accounting import checked_multiplier
+from dp.accounting.statements import checked_multiplier
 from dp.contracts.check import check_manifest
-from dp.planning import plan_task
-from dp.plans import plan_epsilon
+from dp.planning.epsilon import plan_epsilon
+from dp.planning.task import plan_task
 from secagg import limits
 from secagg.degrees import ThreatModel, _check
 from secagg.errors import SecaggError

@@ -14,7 +14,7 @@ import client_sdk
 from client_sdk.errors import PolicyRefusal, TransportError
 from client_sdk.http import Http, TransportSettings
 from client_sdk.participant import Outcome
-from dp.notes import COSIGNATURE_V1, verifier_key
+from dp.tlog.notes import COSIGNATURE_V1, verifier_key
 from secagg_cli.audit import audit_ledger
 from secagg_cli.join import _sentence
 from secagg_cli.ledger_files import witness_keys

@@ -10,7 +10,7 @@ import pytest
 import client_sdk
 from client_sdk import Client, EnrolmentError, PrivacyPolicy, StateError
 from client_sdk.enrolment import create_bundle, new_partner_key, save_bundle
-from dp.notes import verifier_key
+from dp.tlog.notes import verifier_key
 
 KEY = bytes(nacl.signing.SigningKey(bytes(range(32))).verify_key)
 VERIFIER = verifier_key("ledger.test", KEY)

@@ -24,8 +24,8 @@ from client_sdk.policy import SLOTS_WAITED_MAX
 from client_sdk.rows import LeftOut
 from client_sdk.trainer import LoraTrainer
 from client_sdk.training import Training, report_at
-from dp.accounting import lines
-from dp.mechanisms import encode
+from dp.accounting.statements import lines
+from dp.encoding import encode
 from secagg.errors import ConfigurationError
 from secagg.manifest import Manifest
 from secagg.secret import Secret

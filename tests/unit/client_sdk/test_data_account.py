@@ -19,8 +19,8 @@ from client_sdk.journal import Journal
 from client_sdk.keystore import open_storage_key
 from client_sdk.policy import PrivacyPolicy
 from client_sdk.registry import DataRecord, Member, Registry
-from dp.accounting import epsilon_of, headline, lines, slack_log2
-from dp.budget import charges_of
+from dp.accounting.budget import charges_of
+from dp.accounting.statements import epsilon_of, headline, lines, slack_log2
 from secagg.api import EnrolmentBundle
 from secagg.manifest import Manifest
 from tests.kits.data_accounts import NOW_S, ONE, TWO, VERIFIER, A, B, Folder, new_bundle

@@ -14,10 +14,10 @@ from client_sdk.checkin import _no_finite_total
 from client_sdk.device import Device
 from client_sdk.errors import StateError
 from client_sdk.policy import PrivacyPolicy
-from dp.accounting import headline, lines
-from dp.budget import UNITS, cost_of
+from dp.accounting.budget import UNITS, cost_of
+from dp.accounting.figures import upper
+from dp.accounting.statements import headline, lines
 from dp.errors import BudgetError
-from dp.figures import upper
 from tests.kits.device import account_in, journal_in, make_manifest, sum_spec
 from tests.kits.tasks import built
 

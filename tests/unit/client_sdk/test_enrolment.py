@@ -20,7 +20,7 @@ from client_sdk.enrolment import (
     save_partner_key,
 )
 from client_sdk.errors import EnrolmentError
-from dp.notes import verifier_key
+from dp.tlog.notes import verifier_key
 from secagg.api import EnrolmentBundle
 from secagg.secret import Secret
 

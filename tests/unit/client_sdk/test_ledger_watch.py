@@ -12,9 +12,9 @@ import rfc8785
 
 from client_sdk.errors import LedgerRefusal
 from client_sdk.ledger import GROWTH_MAX, LEAVES_MAX, SEARCHED_MAX, LedgerWatch
-from dp import merkle, tiles
-from dp.notes import Checkpoint, sign_checkpoint, verifier_key
-from dp.records import identity_digest
+from dp.ledger.records import identity_digest
+from dp.tlog import merkle, tiles
+from dp.tlog.notes import Checkpoint, sign_checkpoint, verifier_key
 from secagg.keys import identity_public_key
 from secagg.secret import Secret
 from tests.kits.device import journal_in

@@ -16,7 +16,7 @@ from client_sdk.account import DeviceAccount
 from client_sdk.enrolment import create_bundle, new_partner_key
 from client_sdk.journal import Journal
 from client_sdk.keystore import open_storage_key
-from dp.notes import verifier_key
+from dp.tlog.notes import verifier_key
 from secagg.api import EnrolmentBundle
 
 KEY = bytes(nacl.signing.SigningKey(bytes(range(32))).verify_key)

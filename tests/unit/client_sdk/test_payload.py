@@ -14,8 +14,8 @@ import client_sdk
 from client_sdk import payload
 from client_sdk.errors import ContributionError
 from dp.contracts import AdaptiveClipSpec, BudgetSpec
+from dp.encoding import decode
 from dp.errors import MechanismError
-from dp.mechanisms import decode
 from secagg.manifest import Manifest
 from tests.kits.quadratics import LENGTH, quadratic_spec
 from tests.kits.tasks import built, statistics

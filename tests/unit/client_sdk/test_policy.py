@@ -12,8 +12,8 @@ import pytest
 from client_sdk.enrolment import new_partner_key
 from client_sdk.errors import PolicyRefusal
 from client_sdk.policy import PrivacyPolicy, privacy_modes, upload_size
-from dp.accounting import headline, lines
-from dp.budget import UNITS, cost_of
+from dp.accounting.budget import UNITS, cost_of
+from dp.accounting.statements import headline, lines
 from dp.contracts import BudgetSpec, TaskSpec
 from secagg.manifest import BaseModel, Manifest
 from tests.kits.device import (

@@ -16,7 +16,7 @@ import pytest
 
 from client_sdk.errors import PolicyRefusal
 from client_sdk.policy import PrivacyPolicy
-from dp.accounting import headline, lines
+from dp.accounting.statements import headline, lines
 from dp.contracts import (
     BudgetSpec,
     CohortSpec,

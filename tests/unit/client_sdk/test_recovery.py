@@ -16,10 +16,10 @@ from client_sdk.journal import Journal
 from client_sdk.keystore import open_storage_key
 from client_sdk.ledger import LedgerWatch
 from client_sdk.recovery import Recovered, recover
-from dp.accounting import headline, lines
-from dp.contributors import contributors_path, members_file
-from dp.ledger import LedgerBuilder
-from dp.records import ReleaseEntry, list_file, parse_record, policy_record, release_record
+from dp.accounting.statements import headline, lines
+from dp.ledger.contributors import contributors_path, members_file
+from dp.ledger.receipts import LedgerBuilder
+from dp.ledger.records import ReleaseEntry, list_file, parse_record, policy_record, release_record
 from secagg.api import EnrolmentBundle
 from secagg.context import pseudonym
 from secagg.keys import identity_public_key
@@ -122,7 +122,7 @@ async def test_a_new_device_in_an_old_ledger_pays_for_nothing(tmp_path: Path) ->
 async def test_a_list_beside_the_ledger_is_read_and_must_be_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dp.records.INLINE_MAX", 5)
+    monkeypatch.setattr("dp.ledger.records.INLINE_MAX", 5)
     files = served(listing(MANIFEST, [MINE]))
     data = list_file(MINE)
     assert data == members_file(MINE.contributors, MINE.not_in_sum)

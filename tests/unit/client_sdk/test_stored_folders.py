@@ -18,7 +18,7 @@ from client_sdk.ledger import LedgerWatch
 from client_sdk.participant import note_given
 from client_sdk.policy import PrivacyPolicy
 from client_sdk.session import Session
-from dp.audit import verify_ledger
+from dp.ledger.verification import verify_ledger
 from secagg.api import EnrolmentBundle
 from secagg.client import Send, Upload
 from secagg.messages import KINDS, Confirmation, MaskedInput, peek

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 from typer.testing import CliRunner
 
-from dp.attack import (
+from dp.empirical_audit import (
     AttackResult,
     epsilon_lower_bound,
     guess_probability,

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dp.accounting import headline, lines
-from dp.mechanisms import ExampleSum, decode, encode
+from dp.accounting.statements import headline, lines
+from dp.encoding import ExampleSum, decode, encode
 from secagg.manifest import Manifest
 from secagg.ring import add_into
 from tests.kits.tasks import adapter, built, seeded

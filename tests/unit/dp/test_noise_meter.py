@@ -6,11 +6,11 @@ import msgspec
 import numpy as np
 import pytest
 
-from dp.accounting import ReleaseFacts
+from dp.accounting.statements import ReleaseFacts
 from dp.contracts import BudgetSpec, CohortSpec
-from dp.mechanisms import ExampleSum, encode
-from dp.meter import noise_interval
-from dp.sampling import skellam
+from dp.encoding import ExampleSum, encode
+from dp.noise.sampling import skellam
+from dp.noise_meter import noise_interval
 from secagg.manifest import Manifest
 from secagg.ring import add_into, with_checks
 from tests.kits.tasks import adapter, built, seeded, statistics

@@ -13,10 +13,10 @@ import pytest
 from client_sdk.algorithms import steps
 from client_sdk.contribution import check_values
 from client_sdk.errors import ContributionError
-from dp.accounting import ADJACENCY, fewest, lines, local_step, ring_release
+from dp.accounting.statements import ADJACENCY, fewest, lines, local_step, ring_release
 from dp.contracts import AdaptiveClipSpec, BudgetSpec, TrainingSpec
-from dp.mechanisms import ExampleSum, encode
-from dp.sampling import poisson_batch
+from dp.encoding import ExampleSum, encode
+from dp.noise.sampling import poisson_batch
 from secagg.manifest import Manifest
 from secagg_cli.corpus import load_clients
 from tests.kits.tasks import adapter, built

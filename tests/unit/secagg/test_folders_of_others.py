@@ -15,7 +15,7 @@ from client_sdk.client import Client
 from client_sdk.enrolment import create_bundle, new_partner_key, save_bundle
 from client_sdk.keystore import open_storage_key
 from client_sdk.registry import Registry
-from dp.notes import verifier_key
+from dp.tlog.notes import verifier_key
 from secagg.errors import SecaggError
 from secagg_cli.main import app
 

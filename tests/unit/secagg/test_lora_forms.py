@@ -8,7 +8,7 @@ import pytest
 
 from aggregator.algorithms import StepInput, server_step
 from dp.contracts import TrainingSpec, check_manifest
-from dp.mechanisms import decode, encode
+from dp.encoding import decode, encode
 from secagg.adapter import (
     initial_tensor,
     pairs,

@@ -17,10 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from client_sdk.checkin import verify_offer
-from dp.audit import verify_ledger
-from dp.ledger import LedgerBuilder
-from dp.records import parse_record, parse_task, task_record
-from dp.tiles import parse_bundle
+from dp.ledger.receipts import LedgerBuilder
+from dp.ledger.records import parse_record, parse_task, task_record
+from dp.ledger.verification import verify_ledger
+from dp.tlog.tiles import parse_bundle
 from secagg.api import ModelVersion, Offer
 from secagg.errors import RemoteProtocolError
 from secagg.hashing import encode_parts

@@ -22,7 +22,7 @@ from client_sdk.enrolment import (
     load_partner_key,
     new_partner_key,
 )
-from dp.notes import verifier_key
+from dp.tlog.notes import verifier_key
 from secagg import text_files
 from secagg.errors import ConfigurationError, SecaggError
 from secagg.secret import Secret

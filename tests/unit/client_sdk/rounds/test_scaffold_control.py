@@ -16,7 +16,7 @@ from client_sdk.control import DeviceControl
 from client_sdk.errors import StateError
 from client_sdk.journal import Contribution
 from dp.contracts import BudgetSpec
-from dp.mechanisms import encode
+from dp.encoding import encode
 from secagg.errors import ConfigurationError, SecaggError
 from secagg.manifest import Adapter, AdapterKind, TensorShape
 from tests.kits.device import digest_of, journal_in
@@ -82,7 +82,7 @@ def test_forms_that_change_their_factors_are_refused(kind: AdapterKind) -> None:
 
 
 def test_privacy_on_the_device_is_admitted_and_costs_what_fedavg_costs() -> None:
-    from dp.accounting import headline, lines
+    from dp.accounting.statements import headline, lines
 
     limit = BudgetSpec(max_epsilon=None, releases_max=3)
     terms = {"privacy": "local", "noise_multiplier": 4.0, "budget": limit}

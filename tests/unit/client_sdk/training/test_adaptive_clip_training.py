@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from client_sdk.algorithms import ALGORITHMS
-from dp.adaptive import BELOW, below_units, first_clip, with_below
 from dp.contracts import AdaptiveClipSpec, BudgetSpec
-from dp.mechanisms import ExampleSum
+from dp.encoding import ExampleSum
+from dp.noise.adaptive_clip import BELOW, below_units, first_clip, with_below
 from secagg.simulation import Drop
 from secagg_cli.corpus import load_clients
 from tests.kits.federations import Federation, Values

@@ -8,7 +8,7 @@ import pytest
 
 from aggregator.algorithms import StepInput, server_step
 from client_sdk.evaluation import evaluate
-from dp.accounting import headline, lines
+from dp.accounting.statements import headline, lines
 from dp.contracts import TrainingSpec, check_manifest
 from secagg.errors import ConfigurationError
 from secagg_cli.corpus import load_clients

@@ -35,10 +35,10 @@ from client_sdk.examples import Row, encode_example
 from client_sdk.gradients import ExampleGradients
 from client_sdk.lora import vector_length
 from client_sdk.trainer import LoraTrainer
-from dp.budget import Account
+from dp.accounting.budget import Account
 from dp.contracts import BudgetSpec
-from dp.mechanisms import ExampleSum, noisy_total
-from dp.sampling import poisson_batch
+from dp.encoding import ExampleSum, noisy_total
+from dp.noise.sampling import poisson_batch
 from secagg.errors import RemoteProtocolError
 from secagg.manifest import decode_manifest, encode_manifest
 from secagg_cli.corpus import load_clients

@@ -18,8 +18,8 @@ from client_sdk.lora import vector_length
 from client_sdk.trainer import THREADS_VARIABLE, LoraTrainer
 from dp.contracts import ALGORITHMS as CONTRACTS
 from dp.contracts import BudgetSpec
-from dp.mechanisms import ExampleSum
-from dp.sampling import examples_held_max
+from dp.encoding import ExampleSum
+from dp.noise.sampling import examples_held_max
 from secagg_cli.corpus import load_clients
 from tests.kits.tasks import seeded
 from tests.kits.tiny_training import (

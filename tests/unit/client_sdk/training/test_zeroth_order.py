@@ -9,9 +9,9 @@ import torch
 
 from aggregator.algorithms import StepInput, server_step
 from client_sdk.evaluation import evaluate
-from dp.accounting import headline, lines
+from dp.accounting.statements import headline, lines
 from dp.contracts import TrainingSpec
-from dp.mechanisms import ExampleSum
+from dp.encoding import ExampleSum
 from secagg.directions import direction
 from secagg.errors import ConfigurationError
 from secagg_cli.corpus import load_clients

@@ -11,12 +11,8 @@ import pytest
 from dp_accounting.rdp import RdpAccountant
 from typer.testing import CliRunner
 
-from dp.accounting import ADJACENCY, epsilon_of, lines
-from dp.audit import verify_ledger
-from dp.budget import charges_of
-from dp.contracts import BudgetSpec
-from dp.errors import AccountingError
-from dp.events import (
+from dp.accounting.budget import charges_of
+from dp.accounting.events import (
     Adjacency,
     Composed,
     DiscreteGaussianRelease,
@@ -29,9 +25,13 @@ from dp.events import (
     adjacency_of,
     replace_one,
 )
-from dp.figures import shown_up
-from dp.gaussian import exact_epsilon, gaussian_epsilon, pld_epsilon, rdp_epsilon
-from dp.plans import plan_epsilon
+from dp.accounting.figures import shown_up
+from dp.accounting.statements import ADJACENCY, epsilon_of, lines
+from dp.contracts import BudgetSpec
+from dp.errors import AccountingError
+from dp.ledger.verification import verify_ledger
+from dp.planning.epsilon import plan_epsilon
+from dp.planning.gaussian import exact_epsilon, gaussian_epsilon, pld_epsilon, rdp_epsilon
 from dp.report import report_data
 from secagg_cli.main import app
 from secagg_cli.report import render

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from dp.accounting import PrivacyLine, lines
+from dp.accounting.statements import PrivacyLine, lines
 from dp.contracts import BudgetSpec, CohortSpec
-from dp.records import line_record, same_terms
+from dp.ledger.records import line_record, same_terms
 from dp.report.words import assumptions, exposure
 from secagg.manifest import Manifest
 from tests.kits.tasks import built, statistics

@@ -7,11 +7,11 @@ import math
 import msgspec
 import pytest
 
-from dp.accounting import ReleaseFacts, epsilon_of, headline, lines
-from dp.budget import UNITS, Account, Entry, charges_of
+from dp.accounting.budget import UNITS, Account, Entry, charges_of
+from dp.accounting.events import Composed
+from dp.accounting.statements import ReleaseFacts, epsilon_of, headline, lines
 from dp.contracts import BudgetSpec
 from dp.errors import BudgetError
-from dp.events import Composed
 from tests.kits.tasks import built
 
 NO_LIMIT = BudgetSpec(max_epsilon=None)

@@ -12,10 +12,10 @@ from dp_accounting.pld import privacy_loss_distribution
 from opacus.accountants import GaussianAccountant, PRVAccountant, RDPAccountant
 from scipy import special
 
-from dp.accounting import epsilon_of
+from dp.accounting.events import Composed, GaussianRelease, PoissonSampled, SkellamRelease
+from dp.accounting.statements import epsilon_of
 from dp.errors import AccountingError
-from dp.events import Composed, GaussianRelease, PoissonSampled, SkellamRelease
-from dp.gaussian import exact_epsilon, gaussian_epsilon, pld_epsilon, rdp_epsilon
+from dp.planning.gaussian import exact_epsilon, gaussian_epsilon, pld_epsilon, rdp_epsilon
 
 ROOT = Path(__file__).resolve().parents[4]
 UNSAMPLED = [(1.0, 1, 1e-5), (0.5, 1, 1e-8), (5.0, 100, 1e-6), (20.0, 10, 1e-3), (3.0, 40, 1e-11)]
@@ -149,7 +149,7 @@ def test_an_accountant_that_finds_no_number_is_a_typed_error(
             raise outcome
         return outcome
 
-    monkeypatch.setattr("dp.gaussian.RdpAccountant.get_epsilon", get_epsilon)
+    monkeypatch.setattr("dp.planning.gaussian.RdpAccountant.get_epsilon", get_epsilon)
     with pytest.raises(AccountingError) as caught:
         rdp_epsilon(1.0, 1, 1e-5)
     assert caught.value.reason == "accountant-failed"

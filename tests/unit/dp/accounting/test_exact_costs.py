@@ -1,7 +1,8 @@
 """Costs are their formulas, to the last digits that rounding outwards leaves.
 
 Each value is computed again here from the formula as the paper prints it, in fractions or in
-decimals of 60 digits; what :mod:`dp.rdp` returns is never below it and at most 1e-9 above.
+decimals of 60 digits; what :mod:`dp.accounting.rdp` returns is never below it and at most 1e-9
+above.
 """
 
 from __future__ import annotations
@@ -12,10 +13,8 @@ from fractions import Fraction
 
 import pytest
 
-from dp import rdp
-from dp.accounting import epsilon_of, slack_log2
-from dp.errors import AccountingError
-from dp.events import (
+from dp.accounting import rdp
+from dp.accounting.events import (
     Adjacency,
     Composed,
     DiscreteGaussianRelease,
@@ -27,7 +26,9 @@ from dp.events import (
     adjacency_of,
     replace_one,
 )
-from dp.rdp import ORDERS, epsilon_from_rdp, rdp_curve
+from dp.accounting.rdp import ORDERS, epsilon_from_rdp, rdp_curve
+from dp.accounting.statements import epsilon_of, slack_log2
+from dp.errors import AccountingError
 
 OUTWARD = 4e-12
 SOME_ORDERS = (2, 3, 17, 256, 320, 1 << 20)

@@ -9,8 +9,17 @@ from typing import Any
 import msgspec
 import pytest
 
-from dp import accounting
-from dp.accounting import (
+from dp.accounting import statements
+from dp.accounting.budget import UNITS, Account, Charge, charges_of, without_noise
+from dp.accounting.events import (
+    Composed,
+    DiscreteGaussianSum,
+    Event,
+    PoissonSampled,
+    SkellamRelease,
+    replace_one,
+)
+from dp.accounting.statements import (
     ACCOUNTANT_DISCRETE_GAUSSIAN,
     ACCOUNTANT_SKELLAM,
     OVERRUN_DRAWS,
@@ -27,19 +36,10 @@ from dp.accounting import (
     ring_release,
     slack_log2,
 )
-from dp.budget import UNITS, Account, Charge, charges_of, without_noise
 from dp.contracts import BudgetSpec, CohortSpec, TrainingSpec
 from dp.errors import AccountingError
-from dp.events import (
-    Composed,
-    DiscreteGaussianSum,
-    Event,
-    PoissonSampled,
-    SkellamRelease,
-    replace_one,
-)
-from dp.gaussian import gaussian_epsilon
-from dp.plans import PLAN_SHARES, plan_epsilon
+from dp.planning.epsilon import PLAN_SHARES, plan_epsilon
+from dp.planning.gaussian import gaussian_epsilon
 from secagg.manifest import Manifest
 from tests.kits.tasks import built, statistics
 
@@ -174,7 +174,7 @@ def test_every_line_pays_for_a_sampler_that_is_not_perfect(
     event = ring_release(manifest, fewest(manifest), 1) if manifest.noise else local_step(manifest)
     if manifest.device_privacy is not None:
         event = ring_release(manifest, fewest(manifest), 1, "zero-out")
-    monkeypatch.setattr(accounting, "SAMPLER_LOG2", -44.0)
+    monkeypatch.setattr(statements, "SAMPLER_LOG2", -44.0)
     slack, delta = -44 + math.log2(2 * draws), manifest.budget.delta
     plain, amplified = lines(manifest, 2)
     assert plain.epsilon == epsilon_of(Composed(((event, 2),)), delta, slack)
@@ -231,7 +231,7 @@ def test_a_local_step_has_the_multiplier_s_noise_rounded_up() -> None:
 
 
 def test_noise_multipliers_have_their_limits() -> None:
-    assert checked_multiplier(1e6) == 1e6 == accounting.MULTIPLIER_MAX
+    assert checked_multiplier(1e6) == 1e6 == statements.MULTIPLIER_MAX
     assert checked_multiplier(1e-9) == 1e-9
     for wrong in (0.0, -1.0, 1.000001e6, math.inf, math.nan):
         with pytest.raises(AccountingError, match="parameter-out-of-range"):

@@ -14,13 +14,13 @@ from typer.testing import CliRunner
 
 from aggregator.dashboard.charts import steps
 from aggregator.dashboard.pages import environment
-from dp.accounting import lines
-from dp.attack import Influence, Judgement
-from dp.audit import verify_ledger
-from dp.budget import Account
+from dp.accounting.budget import Account
+from dp.accounting.figures import shown_down, shown_up
+from dp.accounting.statements import lines
 from dp.contracts import BudgetSpec, check_manifest
+from dp.empirical_audit import Influence, Judgement
 from dp.errors import BudgetError
-from dp.figures import shown_down, shown_up
+from dp.ledger.verification import verify_ledger
 from dp.report import ReportData, report_data
 from dp.report.parameters import parameters
 from secagg.errors import ConfigurationError
@@ -103,7 +103,8 @@ FORMATS = (
 
 
 def test_no_place_formats_a_cost_by_itself() -> None:
-    """Each way of it goes to the nearest number; dp/figures.py is the one room for it."""
+    """Each way of it goes to the nearest number; dp/accounting/figures.py is the one room for
+    it."""
     files = [
         path
         for folder in ("secagg", "dp", "client_sdk", "aggregator", "secagg_cli")
@@ -205,7 +206,7 @@ def test_the_dashboard_shows_no_less(cost: float) -> None:
 def test_an_attack_prints_its_lower_bound_rounded_down_and_the_upper_one_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from dp.attack import AttackResult
+    from dp.empirical_audit import AttackResult
     from secagg_cli import attack
 
     judgement = Judgement(canaries=9, guesses=8, correct=7, confidence=0.95, epsilon_lower=1.2349)

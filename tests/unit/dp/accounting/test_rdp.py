@@ -10,9 +10,7 @@ import pytest
 from dp_accounting.rdp import RdpAccountant
 from scipy import optimize, special, stats
 
-from dp.accounting import epsilon_of
-from dp.errors import AccountingError
-from dp.events import (
+from dp.accounting.events import (
     Composed,
     DiscreteGaussianRelease,
     Event,
@@ -20,9 +18,11 @@ from dp.events import (
     PoissonSampled,
     SkellamRelease,
 )
-from dp.gaussian import pld_epsilon, rdp_epsilon
-from dp.plans import plan_epsilon
-from dp.rdp import ORDERS, epsilon_from_rdp, rdp_curve
+from dp.accounting.rdp import ORDERS, epsilon_from_rdp, rdp_curve
+from dp.accounting.statements import epsilon_of
+from dp.errors import AccountingError
+from dp.planning.epsilon import plan_epsilon
+from dp.planning.gaussian import pld_epsilon, rdp_epsilon
 
 
 def exact_gaussian_epsilon(noise_multiplier: float, rounds: int, delta: float) -> float:

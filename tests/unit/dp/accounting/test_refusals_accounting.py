@@ -8,19 +8,9 @@ from collections.abc import Callable
 import pytest
 
 from benchmarks import correlated
-from dp import (
-    accounting,
-    events,
-    gaussian,
-    plans,
-    rdp,
-    removable,
-)
-from dp.accounting import ReleaseFacts
-from dp.budget import Account
-from dp.contracts import BudgetSpec
-from dp.errors import AccountingError, BudgetError
-from dp.events import (
+from dp.accounting import events, rdp, statements
+from dp.accounting.budget import Account
+from dp.accounting.events import (
     Composed,
     DiscreteGaussianSum,
     Event,
@@ -29,6 +19,12 @@ from dp.events import (
     SkellamRelease,
     replace_one,
 )
+from dp.accounting.statements import ReleaseFacts
+from dp.contracts import BudgetSpec
+from dp.errors import AccountingError, BudgetError
+from dp.noise import removable
+from dp.planning import epsilon as plans
+from dp.planning import gaussian
 from secagg.errors import ConfigurationError, LocalProtocolError, SecaggError
 from tests.kits.refusals import NO_LIMIT, Case, device_level, in_parts
 from tests.kits.tasks import built
@@ -40,7 +36,7 @@ CONFIG, LOCAL = ConfigurationError, LocalProtocolError
 
 def guaranteed(survivors: int, masking_set: int = 0) -> Callable[[], int]:
     facts = ReleaseFacts(survivors=survivors, masking_set_size=masking_set)
-    return lambda: accounting.guaranteed_variance(in_parts(), facts)
+    return lambda: statements.guaranteed_variance(in_parts(), facts)
 
 
 def spent(epsilon: float | None, releases_max: int = 4) -> Callable[[], object]:
@@ -60,7 +56,7 @@ def another_task() -> object:
 
 CASES = {
     "no noise in the ring": Case(
-        lambda: accounting.guaranteed_variance(
+        lambda: statements.guaranteed_variance(
             built(algorithm="fedavg", budget=NO_LIMIT), ReleaseFacts(survivors=4)
         ),
         "noise-missing",
@@ -75,11 +71,11 @@ CASES = {
         (5, 10),
         4,
     ),
-    "no local noise": Case(lambda: accounting.local_step(device_level()), "privacy-missing"),
-    "no noise": Case(lambda: accounting.checked_multiplier(0.0), RANGE, "> 0, at most 1e+06", 0.0),
-    "a negative count of releases": Case(lambda: accounting.lines(built(), -1), RANGE),
+    "no local noise": Case(lambda: statements.local_step(device_level()), "privacy-missing"),
+    "no noise": Case(lambda: statements.checked_multiplier(0.0), RANGE, "> 0, at most 1e+06", 0.0),
+    "a negative count of releases": Case(lambda: statements.lines(built(), -1), RANGE),
     "a distance beyond 1": Case(
-        lambda: accounting.epsilon_of(RELEASE, 1e-5, 0.1), RANGE, "log2 at most 0", 0.1
+        lambda: statements.epsilon_of(RELEASE, 1e-5, 0.1), RANGE, "log2 at most 0", 0.1
     ),
     "two adjacencies": Case(
         lambda: rdp.rdp_curve(Composed(((RELEASE, 1), (replace_one(RELEASE), 1)))),

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from scipy import special
 
-from dp.accounting import epsilon_of
-from dp.events import (
+from dp.accounting.events import (
     Composed,
     DiscreteGaussianSum,
     Event,
@@ -20,9 +19,10 @@ from dp.events import (
     adjacency_of,
     replace_one,
 )
-from dp.gaussian import gaussian_epsilon, pld_epsilon
-from dp.plans import plan_epsilon
-from dp.rdp import rdp_curve
+from dp.accounting.rdp import rdp_curve
+from dp.accounting.statements import epsilon_of
+from dp.planning.epsilon import plan_epsilon
+from dp.planning.gaussian import gaussian_epsilon, pld_epsilon
 from tests.kits.divergences import discrete_gaussian_sum, log_moment, skellam
 
 RATES = [1e-6, 0.01, 0.25, 0.7, 0.999]

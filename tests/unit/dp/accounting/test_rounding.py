@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dp.accounting import epsilon_of
-from dp.events import (
+from dp.accounting.events import (
     Composed,
     DiscreteGaussianRelease,
     DiscreteGaussianSum,
@@ -18,7 +17,8 @@ from dp.events import (
     PoissonSampled,
     SkellamRelease,
 )
-from dp.rdp import ORDERS, epsilon_from_rdp, rdp_curve
+from dp.accounting.rdp import ORDERS, epsilon_from_rdp, rdp_curve
+from dp.accounting.statements import epsilon_of
 
 CHECKED = (2, 3, 7, 40, 129, 256, 320, 1 << 20)
 DENSE = tuple(order for order in CHECKED if order <= 256)

@@ -11,13 +11,13 @@ import pytest
 import rfc8785
 from typer.testing import CliRunner
 
-from dp.accounting import OVERRUN_DRAWS, PrivacyLine, lines
-from dp.audit import AuditResult, verify_ledger
+from dp.accounting.slot_overrun import overrun_log2, taken
+from dp.accounting.statements import OVERRUN_DRAWS, PrivacyLine, lines
 from dp.contracts import BudgetSpec, TrainingSpec, check_manifest, parse_spec
 from dp.errors import AccountingError
-from dp.ledger import LedgerBuilder
-from dp.overrun import overrun_log2, taken
-from dp.plans import plan_epsilon
+from dp.ledger.receipts import LedgerBuilder
+from dp.ledger.verification import AuditResult, verify_ledger
+from dp.planning.epsilon import plan_epsilon
 from dp.report import report_data
 from secagg.errors import ConfigurationError
 from secagg.manifest import Manifest, decode_manifest, encode_manifest, manifest_digest

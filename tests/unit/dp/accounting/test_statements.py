@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from dp.accounting import (
+from dp.accounting.statements import (
     POISSON,
     PrivacyLine,
     ReleaseFacts,

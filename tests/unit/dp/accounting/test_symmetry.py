@@ -10,9 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dp.accounting import epsilon_of
-from dp.errors import AccountingError
-from dp.events import (
+from dp.accounting.events import (
     Composed,
     DiscreteGaussianSum,
     Event,
@@ -20,8 +18,10 @@ from dp.events import (
     PoissonSampled,
     SkellamRelease,
 )
-from dp.gaussian import pld_epsilon, rdp_epsilon
-from dp.rdp import rdp_curve
+from dp.accounting.rdp import rdp_curve
+from dp.accounting.statements import epsilon_of
+from dp.errors import AccountingError
+from dp.planning.gaussian import pld_epsilon, rdp_epsilon
 from tests.kits.divergences import discrete_gaussian_sum, log_moment, skellam
 
 RATES = [0.001, 0.05, 0.25, 0.7, 0.999]

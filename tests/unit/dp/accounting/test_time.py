@@ -13,7 +13,7 @@ import pytest
 from client_sdk.contribution import TrainingJob, zero_contribution
 from client_sdk.errors import ContributionError
 from client_sdk.training import Training
-from dp.accounting import lines
+from dp.accounting.statements import lines
 from dp.contracts import BudgetSpec
 from secagg.manifest import Manifest
 from tests.kits.contributing import OPENED, Runs, Setting, checkin_of

@@ -11,12 +11,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from dp.accounting import epsilon_of, fewest, guaranteed_variance
-from dp.audit import verify_ledger
-from dp.budget import UNITS, Account, Charge, charges_of, completed, without_noise
-from dp.contracts import BudgetSpec, TrainingSpec
-from dp.errors import BudgetError
-from dp.events import (
+from dp.accounting.budget import UNITS, Account, Charge, charges_of, completed, without_noise
+from dp.accounting.events import (
     Composed,
     DiscreteGaussianSum,
     NonPrivateRelease,
@@ -24,7 +20,11 @@ from dp.events import (
     SkellamRelease,
     replace_one,
 )
-from dp.ledger import LedgerBuilder
+from dp.accounting.statements import epsilon_of, fewest, guaranteed_variance
+from dp.contracts import BudgetSpec, TrainingSpec
+from dp.errors import BudgetError
+from dp.ledger.receipts import LedgerBuilder
+from dp.ledger.verification import verify_ledger
 from dp.report.totals import together
 from secagg.manifest import Manifest
 from tests.kits.tasks import VERIFIER, built, ledger, served, statistics

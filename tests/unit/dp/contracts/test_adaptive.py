@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from dp.accounting import fewest, ring_release
+from dp.accounting.statements import fewest, ring_release
 from dp.contracts import (
     AdaptiveClipSpec,
     TrainingSpec,

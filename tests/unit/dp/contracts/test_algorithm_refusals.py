@@ -15,9 +15,9 @@ import msgspec
 import pytest
 
 from dp.contracts import BudgetSpec, TrainingSpec, check, check_manifest, local_noise_norm, warnings
-from dp.contracts.fednova import public_steps
+from dp.contracts.algorithms.fednova import public_steps
+from dp.contracts.algorithms.local_steps import normaliser, step_weights, steps_of
 from dp.contracts.known_noise import mean_deviation, mean_variance
-from dp.contracts.local import normaliser, step_weights, steps_of
 from dp.errors import AccountingError
 from secagg.errors import ConfigurationError
 from secagg.manifest import BaseModel, Manifest

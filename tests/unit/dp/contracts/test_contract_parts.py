@@ -8,16 +8,16 @@ from typing import Any
 import msgspec
 import pytest
 
-from dp import planning
-from dp.accounting import local_step
-from dp.budget import UNITS, Account, charges_of
+from dp.accounting.budget import UNITS, Account, charges_of
+from dp.accounting.events import NonPrivateRelease
+from dp.accounting.statements import local_step
 from dp.contracts import BudgetSpec, CohortSpec, TrainingSpec, check_manifest, warnings
+from dp.contracts.algorithms.registry import suggested
 from dp.contracts.derive import derive_ring
 from dp.contracts.known_noise import mean_deviation, mean_variance
-from dp.contracts.registry import suggested
 from dp.contracts.rules import adapter_length
 from dp.errors import AccountingError
-from dp.events import NonPrivateRelease
+from dp.planning import task as planning
 from secagg.errors import ConfigurationError, LocalProtocolError
 from secagg.manifest import Manifest
 from tests.kits.tasks import built, spec, statistics

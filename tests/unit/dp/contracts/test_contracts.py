@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from dp.accounting import headline, lines
+from dp.accounting.statements import headline, lines
 from dp.contracts import (
     BudgetSpec,
     CohortSpec,

@@ -13,12 +13,12 @@ import dp
 from aggregator.models import vector_length
 from client_sdk.policy import repeats
 from dp.contracts import ALGORITHMS, algorithm_of, check_manifest
-from dp.contracts.evaluation import Evaluation
-from dp.contracts.fedavg import FedAvg
-from dp.contracts.fedbuff import FedBuff
-from dp.contracts.federated_sum import FederatedSum
-from dp.contracts.registry import has_control
-from dp.contracts.scaffold import Scaffold
+from dp.contracts.algorithms.evaluation import Evaluation
+from dp.contracts.algorithms.fedavg import FedAvg
+from dp.contracts.algorithms.fedbuff import FedBuff
+from dp.contracts.algorithms.federated_sum import FederatedSum
+from dp.contracts.algorithms.registry import has_control
+from dp.contracts.algorithms.scaffold import Scaffold
 from secagg.errors import ConfigurationError
 from secagg.manifest import Manifest, adapter_of, training_of
 from tests.kits.quadratics import quadratic_spec

@@ -9,7 +9,6 @@ import msgspec
 import pytest
 from typer.testing import CliRunner
 
-from dp.audit import verify_ledger
 from dp.contracts import (
     BudgetSpec,
     TrainingSpec,
@@ -18,6 +17,7 @@ from dp.contracts import (
     warnings,
 )
 from dp.contracts.units import protected_units
+from dp.ledger.verification import verify_ledger
 from dp.report import report_data
 from secagg.errors import ConfigurationError
 from secagg.manifest import Manifest

@@ -14,11 +14,11 @@ from aggregator.cohorts.choosing import Ready, choose
 from client_sdk.errors import PolicyRefusal
 from client_sdk.payload import weighed
 from client_sdk.policy import PrivacyPolicy
-from dp.audit import verify_ledger
 from dp.contracts import BudgetSpec, CohortSpec, build_manifest, warnings
-from dp.ledger import LedgerBuilder
-from dp.mechanisms import decode, encode
-from dp.records import ReleaseEntry, release_record, task_record
+from dp.encoding import decode, encode
+from dp.ledger.receipts import LedgerBuilder
+from dp.ledger.records import ReleaseEntry, release_record, task_record
+from dp.ledger.verification import verify_ledger
 from secagg.errors import ConfigurationError, LocalProtocolError
 from secagg.manifest import CohortRules, Manifest, encode_manifest, manifest_digest
 from tests.kits.device import PARTNER, TASK_KEY, account_in

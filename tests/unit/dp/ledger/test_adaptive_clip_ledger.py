@@ -8,19 +8,16 @@ from typing import Any
 import msgspec
 import pytest
 
-from dp.accounting import ReleaseFacts
-from dp.adaptive import (
-    first_clip,
-    next_clip,
-)
-from dp.audit import AuditResult, verify_ledger
+from dp.accounting.statements import ReleaseFacts
 from dp.contracts import (
     CohortSpec,
 )
 from dp.contracts import warnings as warnings_of
 from dp.errors import LedgerError
-from dp.ledger import LedgerBuilder
-from dp.records import ClipMove, clip_of, parse_record, parse_release, release_record
+from dp.ledger.receipts import LedgerBuilder
+from dp.ledger.records import ClipMove, clip_of, parse_record, parse_release, release_record
+from dp.ledger.verification import AuditResult, verify_ledger
+from dp.noise.adaptive_clip import first_clip, next_clip
 from dp.report import report_data
 from secagg.manifest import (
     Manifest,

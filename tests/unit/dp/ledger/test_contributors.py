@@ -16,12 +16,12 @@ from aggregator.app import SERVICE, build_app
 from aggregator.settings import Settings
 from client_sdk.errors import LedgerRefusal
 from client_sdk.ledger import LedgerWatch
-from dp.audit import AuditResult, verify_ledger
 from dp.contracts import BudgetSpec, CohortSpec
-from dp.contributors import by_identity, contributors_file, contributors_path
-from dp.ledger import LedgerBuilder, check_receipt
-from dp.records import ReleaseEntry, identity_digest, parse_record, release_record
-from dp.tiles import ENTRY_BYTES_MAX
+from dp.ledger.contributors import by_identity, contributors_file, contributors_path
+from dp.ledger.receipts import LedgerBuilder, check_receipt
+from dp.ledger.records import ReleaseEntry, identity_digest, parse_record, release_record
+from dp.ledger.verification import AuditResult, verify_ledger
+from dp.tlog.tiles import ENTRY_BYTES_MAX
 from secagg.manifest import encode_manifest, manifest_digest
 from tests.kits.device import journal_in
 from tests.kits.tasks import ORIGIN, VERIFIER, built, entry, served, signed_task
@@ -42,7 +42,7 @@ PATH = contributors_path(hashlib.sha256(DATA).digest())
 
 @pytest.fixture(autouse=True)
 def _short_lists_are_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dp.records.INLINE_MAX", INLINE)
+    monkeypatch.setattr("dp.ledger.records.INLINE_MAX", INLINE)
 
 
 def large(contributors: list[bytes], survivors: int = COUNT) -> ReleaseEntry:

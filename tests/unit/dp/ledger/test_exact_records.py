@@ -13,14 +13,11 @@ import msgspec
 import pytest
 import rfc8785
 
-from dp import contributors, records, tiles
-from dp.accounting import ReleaseFacts, fewest, guaranteed_variance, lines
+from dp.accounting.statements import ReleaseFacts, fewest, guaranteed_variance, lines
 from dp.errors import LedgerError
-from dp.ledger import LedgerBuilder, check_growth, included_entry, receipt_paths
-from dp.notes import (
-    Checkpoint,
-)
-from dp.records import (
+from dp.ledger import contributors, records
+from dp.ledger.receipts import LedgerBuilder, check_growth, included_entry, receipt_paths
+from dp.ledger.records import (
     ReleaseEntry,
     epsilon_micro,
     identity_digest,
@@ -34,7 +31,9 @@ from dp.records import (
     release_record,
     task_record,
 )
-from dp.tiles import Tile, TileTree, fetch, parse_bundle, proof_paths
+from dp.tlog import tiles
+from dp.tlog.notes import Checkpoint
+from dp.tlog.tiles import Tile, TileTree, fetch, parse_bundle, proof_paths
 from secagg.hashing import digest
 from secagg.manifest import encode_manifest, manifest_digest
 from tests.kits.tasks import ORIGIN, VERIFIER, built, entry, ledger, served

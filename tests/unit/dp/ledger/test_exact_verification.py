@@ -12,7 +12,8 @@ import nacl.signing
 import pytest
 import rfc8785
 
-from dp.accounting import (
+from dp.accounting.events import Composed
+from dp.accounting.statements import (
     OVERRUN_DRAWS,
     ReleaseFacts,
     draws_per_release,
@@ -22,20 +23,19 @@ from dp.accounting import (
     ring_release,
     slack_log2,
 )
-from dp.audit import AuditResult, verify_ledger
 from dp.contracts import BudgetSpec
-from dp.events import Composed
-from dp.ledger import LedgerBuilder
-from dp.notes import sign_checkpoint, split_note
-from dp.records import (
+from dp.ledger.receipts import LedgerBuilder
+from dp.ledger.records import (
     epsilon_micro,
     key_rotation_record,
     policy_record,
     release_record,
     task_record,
 )
-from dp.tiles import parse_bundle, tiles_of
-from dp.witness import WitnessPolicy, add_cosignatures, cosign, parse_witness, witness_key
+from dp.ledger.verification import AuditResult, verify_ledger
+from dp.tlog.notes import sign_checkpoint, split_note
+from dp.tlog.tiles import parse_bundle, tiles_of
+from dp.tlog.witness import WitnessPolicy, add_cosignatures, cosign, parse_witness, witness_key
 from secagg.hashing import encode_parts
 from secagg.keys import identity_public_key
 from secagg.manifest import encode_manifest, manifest_digest

@@ -12,9 +12,9 @@ import msgspec
 import pytest
 import rfc8785
 
-from dp.audit import AuditResult, verify_ledger
 from dp.contracts import BudgetSpec, CohortSpec
-from dp.contributors import (
+from dp.errors import LedgerError
+from dp.ledger.contributors import (
     contributors_path,
     inline_members,
     listed,
@@ -22,14 +22,9 @@ from dp.contributors import (
     members_of,
     parse_members,
 )
-from dp.errors import LedgerError
-from dp.ledger import LedgerBuilder
-from dp.records import (
-    list_file,
-    parse_record,
-    parse_release,
-    release_record,
-)
+from dp.ledger.receipts import LedgerBuilder
+from dp.ledger.records import list_file, parse_record, parse_release, release_record
+from dp.ledger.verification import AuditResult, verify_ledger
 from dp.report import report_data
 from secagg.manifest import encode_manifest, manifest_digest
 from tests.kits import tasks

@@ -9,16 +9,16 @@ import msgspec
 import pytest
 import rfc8785
 
-from dp.audit import AuditResult, verify_ledger
 from dp.errors import LedgerError
-from dp.ledger import LedgerBuilder
-from dp.records import (
+from dp.ledger.receipts import LedgerBuilder
+from dp.ledger.records import (
     membership_record,
     parse_membership,
     parse_record,
     parse_release,
     release_record,
 )
+from dp.ledger.verification import AuditResult, verify_ledger
 from dp.report import report_data
 from secagg_cli.report import render
 from tests.kits.tasks import VERIFIER, built, entry, ledger, listed, listing, served

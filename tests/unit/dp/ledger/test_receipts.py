@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from dp.errors import LedgerError
-from dp.ledger import LedgerBuilder, check_growth, check_receipt, receipt_paths
-from dp.notes import Checkpoint, open_checkpoint, parse_verifier
-from dp.records import identity_digest, policy_record
+from dp.ledger.receipts import LedgerBuilder, check_growth, check_receipt, receipt_paths
+from dp.ledger.records import identity_digest, policy_record
+from dp.tlog.notes import Checkpoint, open_checkpoint, parse_verifier
 from tests.kits.tasks import ORIGIN, VERIFIER, built, entry, ledger, served
 
 ME = identity_digest(b"\x02" * 32)

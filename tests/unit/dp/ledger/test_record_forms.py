@@ -13,13 +13,13 @@ import nacl.signing
 import pytest
 import rfc8785
 
-from dp.audit import AuditResult, verify_ledger
-from dp.forms import TEXT_MAX, TIME_MAX_S
-from dp.ledger import LedgerBuilder
-from dp.notes import checkpoint_body, key_id, signature_line, verifier_key
-from dp.records import key_rotation_record, membership_record, release_record
+from dp.ledger.forms import TEXT_MAX, TIME_MAX_S
+from dp.ledger.receipts import LedgerBuilder
+from dp.ledger.records import key_rotation_record, membership_record, release_record
+from dp.ledger.verification import AuditResult, verify_ledger
 from dp.report import report_data
-from dp.tiles import TILE_WIDTH
+from dp.tlog.notes import checkpoint_body, key_id, signature_line, verifier_key
+from dp.tlog.tiles import TILE_WIDTH
 from secagg.manifest import encode_manifest, manifest_digest
 from tests.kits.tasks import (
     ORIGIN,

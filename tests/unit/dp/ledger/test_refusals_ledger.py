@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from dp import contributors, ledger, merkle, notes, records, tiles, witness
 from dp.errors import LedgerError
-from dp.notes import Checkpoint, parse_verifier, sign_checkpoint, sign_note
-from dp.tiles import Tile, TileTree
-from dp.witness import AddCheckpoint, WitnessPolicy, WitnessRefusal
+from dp.ledger import contributors, receipts, records
+from dp.tlog import merkle, notes, tiles, witness
+from dp.tlog.notes import Checkpoint, parse_verifier, sign_checkpoint, sign_note
+from dp.tlog.tiles import Tile, TileTree
+from dp.tlog.witness import AddCheckpoint, WitnessPolicy, WitnessRefusal
 from secagg.keys import identity_public_key
 from secagg.manifest import encode_manifest, manifest_digest
 from secagg.secret import Secret
@@ -57,7 +58,7 @@ def record_of(**changes: Any) -> Callable[[], object]:
 
 
 def receipt(ctx: bytes, contributor: bytes = b"c" * 32) -> Callable[[], object]:
-    return lambda: ledger.check_receipt(
+    return lambda: receipts.check_receipt(
         FILES.get,
         FILES["checkpoint"],
         VERIFIER,
@@ -174,7 +175,7 @@ CASES = {
     ),
     "an entry that is not there": Case(lambda: tiles.read_entry({}.get, 3, 3), "proof-range", 3, 3),
     "a log that became shorter": Case(
-        lambda: ledger.check_growth({}.get, HEAD, HEAD._replace(size=4)),
+        lambda: receipts.check_growth({}.get, HEAD, HEAD._replace(size=4)),
         "consistency-proof",
         ">= 9",
         4,

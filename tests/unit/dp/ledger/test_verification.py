@@ -11,19 +11,19 @@ import msgspec
 import pytest
 import rfc8785
 
-from dp.accounting import ReleaseFacts, guaranteed_variance, headline, lines
-from dp.audit import AuditResult, verify_ledger
+from dp.accounting.statements import ReleaseFacts, guaranteed_variance, headline, lines
 from dp.contracts import BudgetSpec, TrainingSpec
 from dp.errors import AccountingError, LedgerError
-from dp.ledger import LedgerBuilder
-from dp.notes import Checkpoint, sign_checkpoint
-from dp.records import (
+from dp.ledger.receipts import LedgerBuilder
+from dp.ledger.records import (
     key_rotation_record,
     parse_record,
     policy_record,
     release_record,
     task_record,
 )
+from dp.ledger.verification import AuditResult, verify_ledger
+from dp.tlog.notes import Checkpoint, sign_checkpoint
 from secagg.manifest import Manifest, encode_manifest, manifest_digest
 from secagg.secret import Secret
 from tests.kits.tasks import (

@@ -9,8 +9,16 @@ import numpy as np
 import pytest
 
 from aggregator.algorithms import StepInput, server_step
-from dp.accounting import fewest, guaranteed_variance, headline, lines, ring_release
-from dp.adaptive import (
+from dp.accounting.statements import fewest, guaranteed_variance, headline, lines, ring_release
+from dp.contracts import (
+    AdaptiveClipSpec,
+    CohortSpec,
+    TrainingSpec,
+)
+from dp.contracts.adaptive import noise_growth
+from dp.encoding import ExampleSum, decode, encode
+from dp.errors import MechanismError
+from dp.noise.adaptive_clip import (
     BELOW,
     below_units,
     checked_clip,
@@ -19,15 +27,7 @@ from dp.adaptive import (
     scaled,
     with_below,
 )
-from dp.contracts import (
-    AdaptiveClipSpec,
-    CohortSpec,
-    TrainingSpec,
-)
-from dp.contracts.adaptive import noise_growth
-from dp.errors import MechanismError
-from dp.mechanisms import ExampleSum, decode, encode
-from dp.sampling import skellam
+from dp.noise.sampling import skellam
 from secagg.errors import LocalProtocolError
 from secagg.manifest import (
     Manifest,

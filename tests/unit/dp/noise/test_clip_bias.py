@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from dp.grid import clip_units, scale_for
-from dp.quantisation import clip_bias
+from dp.noise.grid import clip_units, scale_for
+from dp.noise.quantisation import clip_bias
 from tests.kits.tasks import seeded
 
 LENGTHS = (1_000, 4_096, 10_000, 100_000, 1_000_000)

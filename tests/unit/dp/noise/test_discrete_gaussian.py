@@ -10,20 +10,20 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dp.accounting import (
+from dp.accounting.budget import Account, charges_of
+from dp.accounting.events import DiscreteGaussianSum
+from dp.accounting.rdp import epsilon_from_rdp, rdp_curve
+from dp.accounting.statements import (
     ACCOUNTANT_DISCRETE_GAUSSIAN,
     ACCOUNTANT_SKELLAM,
     ReleaseFacts,
     lines,
 )
-from dp.budget import Account, charges_of
 from dp.contracts import BudgetSpec, CohortSpec, check_manifest
-from dp.discrete_gaussian import add_discrete_gaussian, gaussian_table, gaussian_weights
+from dp.encoding import decode, encode
 from dp.errors import AccountingError
-from dp.events import DiscreteGaussianSum
-from dp.mechanisms import decode, encode
-from dp.plans import plan_epsilon
-from dp.rdp import epsilon_from_rdp, rdp_curve
+from dp.noise.discrete_gaussian import add_discrete_gaussian, gaussian_table, gaussian_weights
+from dp.planning.epsilon import plan_epsilon
 from secagg.errors import ConfigurationError, LocalProtocolError
 from secagg.ring import add_into
 from tests.kits.tasks import built, seeded, statistics

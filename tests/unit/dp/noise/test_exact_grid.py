@@ -9,11 +9,11 @@ import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from scipy.linalg import hadamard
 
-from dp import grid, quantisation
 from dp.contracts import BudgetSpec
-from dp.quantisation import round_stochastically, squared_norm, to_units
-from dp.rotation import blocks, rotate, rotate_back
-from dp.stream import BitStream
+from dp.noise import grid, quantisation
+from dp.noise.quantisation import round_stochastically, squared_norm, to_units
+from dp.noise.rotation import blocks, rotate, rotate_back
+from dp.noise.stream import BitStream
 from secagg.errors import LocalProtocolError
 from secagg.hashing import digest
 from tests.kits.tasks import built, seeded, statistics

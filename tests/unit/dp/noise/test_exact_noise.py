@@ -11,11 +11,10 @@ import msgspec
 import numpy as np
 import pytest
 
-from dp import sampling
 from dp.contracts import BudgetSpec, CohortSpec
-from dp.discrete_gaussian import exp_minus, gaussian_weights
-from dp.meter import _ends
-from dp.removable import (
+from dp.noise import sampling
+from dp.noise.discrete_gaussian import exp_minus, gaussian_weights
+from dp.noise.removable import (
     RemovablePart,
     Removed,
     drop_levels,
@@ -24,7 +23,7 @@ from dp.removable import (
     remove_parts,
     share_levels,
 )
-from dp.sampling import (
+from dp.noise.sampling import (
     binomial_tail_log2,
     examples_held_max,
     poisson_batch,
@@ -32,7 +31,8 @@ from dp.sampling import (
     tail_bound,
     tail_log2,
 )
-from dp.stream import BitStream
+from dp.noise.stream import BitStream
+from dp.noise_meter import _ends
 from secagg.limits import SLICE_LENGTH
 from secagg.manifest import CohortRules, Noise
 from secagg.secret import Secret

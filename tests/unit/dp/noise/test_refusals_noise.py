@@ -10,16 +10,10 @@ import msgspec
 import numpy as np
 import pytest
 
-from dp import (
-    discrete_gaussian,
-    grid,
-    mechanisms,
-    quantisation,
-    removable,
-    sampling,
-)
+from dp import encoding
 from dp.errors import MechanismError
-from dp.stream import BitStream
+from dp.noise import discrete_gaussian, grid, quantisation, removable, sampling
+from dp.noise.stream import BitStream
 from secagg.errors import ConfigurationError, LocalProtocolError, SecaggError
 from secagg.manifest import Manifest
 from secagg.secret import Secret
@@ -34,7 +28,7 @@ CONFIG, LOCAL = ConfigurationError, LocalProtocolError
 def encoded(
     values: dict[str, np.ndarray], manifest: Manifest | None = None, **changes: Any
 ) -> Callable[[], object]:
-    return lambda: mechanisms.encode(
+    return lambda: encoding.encode(
         device_level() if manifest is None else manifest,
         values,
         rotation_seed=b"c",
@@ -113,19 +107,19 @@ CASES = {
         lambda: BitStream(lambda _: bytes(31)), "random-bytes", 32, 31, LOCAL
     ),
     "an example without privacy": Case(
-        lambda: mechanisms.ExampleSum(device_level(), seeded()),
+        lambda: encoding.ExampleSum(device_level(), seeded()),
         "privacy-missing",
         error=MechanismError,
     ),
     "a gradient of another shape": Case(
-        lambda: mechanisms.ExampleSum(built(), seeded()).add(np.zeros(63)),
+        lambda: encoding.ExampleSum(built(), seeded()).add(np.zeros(63)),
         "segment-shape",
         (64,),
         (63,),
         MechanismError,
     ),
     "local noise elsewhere": Case(
-        lambda: mechanisms.noisy_total(built(), np.zeros(64, np.int64), seeded()),
+        lambda: encoding.noisy_total(built(), np.zeros(64, np.int64), seeded()),
         "privacy-mode",
         error=MechanismError,
     ),
@@ -161,14 +155,14 @@ CASES = {
         error=MechanismError,
     ),
     "a payload of another length": Case(
-        lambda: mechanisms.decode(built(), np.ones(60, "<u4"), survivors=4, rotation_seed=b"c"),
+        lambda: encoding.decode(built(), np.ones(60, "<u4"), survivors=4, rotation_seed=b"c"),
         "segment-shape",
         64,
         59,
         MechanismError,
     ),
     "a payload of another count": Case(
-        lambda: mechanisms.decode(built(), np.ones(65, "<u4"), survivors=4, rotation_seed=b"c"),
+        lambda: encoding.decode(built(), np.ones(65, "<u4"), survivors=4, rotation_seed=b"c"),
         "check-coordinates",
         4,
         [1],

@@ -10,14 +10,19 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dp.accounting import ReleaseFacts, draws_per_release, guaranteed_variance, headline, lines
-from dp.budget import Account, charges_of, example_of
+from dp.accounting.budget import Account, charges_of, example_of
+from dp.accounting.events import SkellamRelease
+from dp.accounting.statements import (
+    ReleaseFacts,
+    draws_per_release,
+    guaranteed_variance,
+    headline,
+    lines,
+)
 from dp.contracts import BudgetSpec, CohortSpec, check_manifest, overshoot
+from dp.encoding import decode, encode
 from dp.errors import AccountingError, MechanismError
-from dp.events import SkellamRelease
-from dp.mechanisms import decode, encode
-from dp.meter import noise_interval
-from dp.removable import (
+from dp.noise.removable import (
     RemovablePart,
     Removed,
     add_parts,
@@ -28,7 +33,8 @@ from dp.removable import (
     remove_parts,
     share_levels,
 )
-from dp.sampling import skellam
+from dp.noise.sampling import skellam
+from dp.noise_meter import noise_interval
 from secagg.errors import ConfigurationError
 from secagg.limits import SLICE_LENGTH
 from secagg.manifest import Manifest

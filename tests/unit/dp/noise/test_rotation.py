@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.linalg import hadamard
 
-from dp.rotation import blocks, rotate, rotate_back
+from dp.noise.rotation import blocks, rotate, rotate_back
 
 
 def test_blocks_are_powers_of_two_without_padding() -> None:

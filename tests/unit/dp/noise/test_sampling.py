@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dp import sampling
-from dp.accounting import SAMPLER_LOG2
-from dp.sampling import (
+from dp.accounting.statements import SAMPLER_LOG2
+from dp.noise import sampling
+from dp.noise.sampling import (
     NoiseTable,
     add_skellam,
     binomial_tail_log2,
@@ -25,7 +25,7 @@ from dp.sampling import (
     tail_bound,
     tail_log2,
 )
-from dp.stream import BitStream
+from dp.noise.stream import BitStream
 from secagg.errors import LocalProtocolError
 from tests.kits.tasks import seeded
 

@@ -7,9 +7,9 @@ from decimal import Decimal, localcontext
 
 import pytest
 
-from dp.discrete_gaussian import gaussian_weights, tail_log2
-from dp.sampling import skellam_weights
-from dp.sampling import tail_log2 as skellam_tail_log2
+from dp.noise.discrete_gaussian import gaussian_weights, tail_log2
+from dp.noise.sampling import skellam_weights
+from dp.noise.sampling import tail_log2 as skellam_tail_log2
 
 SIGMAS_SQUARED = (1, 2, 3, 7, 17, 100, 999, 40_000)
 DIGITS = 60

@@ -7,7 +7,7 @@ from typing import Literal
 
 import pytest
 
-from dp.planning import plan_task
+from dp.planning.task import plan_task
 
 ROUNDS, DELTA = 20, 1e-6
 

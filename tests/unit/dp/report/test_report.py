@@ -11,9 +11,9 @@ import pytest
 import rfc8785
 from typer.testing import CliRunner
 
-from dp.audit import verify_ledger
 from dp.contracts import BudgetSpec, CohortSpec
-from dp.ledger import LedgerBuilder
+from dp.ledger.receipts import LedgerBuilder
+from dp.ledger.verification import verify_ledger
 from dp.report import ReportData, report_data
 from secagg_cli.main import app
 from secagg_cli.report import render

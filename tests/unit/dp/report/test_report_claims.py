@@ -10,11 +10,11 @@ import nacl.signing
 import pytest
 from typer.testing import CliRunner
 
-from dp.audit import AuditResult, verify_ledger
 from dp.contracts import BudgetSpec
-from dp.ledger import LedgerBuilder
+from dp.ledger.receipts import LedgerBuilder
+from dp.ledger.verification import AuditResult, verify_ledger
 from dp.report import report_data
-from dp.witness import WitnessPolicy, cosign, witness_key
+from dp.tlog.witness import WitnessPolicy, cosign, witness_key
 from secagg.secret import Secret
 from secagg_cli.main import app
 from secagg_cli.report import render

@@ -11,12 +11,12 @@ import msgspec
 import pytest
 from typer.testing import CliRunner
 
-from dp.accounting import ReleaseFacts
-from dp.audit import verify_ledger
+from dp.accounting.figures import shown_up
+from dp.accounting.statements import ReleaseFacts
 from dp.contracts import BudgetSpec
-from dp.figures import shown_up
-from dp.ledger import LedgerBuilder
-from dp.records import policy_record, release_record
+from dp.ledger.receipts import LedgerBuilder
+from dp.ledger.records import policy_record, release_record
+from dp.ledger.verification import verify_ledger
 from dp.report import ReportData, report_data
 from secagg.manifest import Manifest, encode_manifest, manifest_digest
 from secagg_cli.main import app

@@ -11,11 +11,11 @@ import msgspec
 import pytest
 from typer.testing import CliRunner
 
-from dp.audit import AuditResult, verify_ledger
 from dp.contracts import BudgetSpec
 from dp.contracts.spec import TrainingSpec
-from dp.ledger import LedgerBuilder
-from dp.records import key_rotation_record, membership_record, policy_record
+from dp.ledger.receipts import LedgerBuilder
+from dp.ledger.records import key_rotation_record, membership_record, policy_record
+from dp.ledger.verification import AuditResult, verify_ledger
 from dp.report import ReportData, report_data
 from secagg_cli.main import app
 from secagg_cli.report import render

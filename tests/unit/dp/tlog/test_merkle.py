@@ -7,7 +7,7 @@ import hashlib
 import pytest
 
 from dp.errors import LedgerError
-from dp.merkle import (
+from dp.tlog.merkle import (
     EMPTY_ROOT,
     Tree,
     consistency_proof,

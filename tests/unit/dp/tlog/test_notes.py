@@ -8,7 +8,7 @@ import hashlib
 import pytest
 
 from dp.errors import LedgerError
-from dp.notes import (
+from dp.tlog.notes import (
     Checkpoint,
     checkpoint_body,
     key_id,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from dp import merkle, tiles
 from dp.errors import LedgerError
-from dp.tiles import Tile, TileTree, bundles_of, changed, parse_bundle, tiles_of
+from dp.tlog import merkle, tiles
+from dp.tlog.tiles import Tile, TileTree, bundles_of, changed, parse_bundle, tiles_of
 
 
 def test_paths_of_the_specification() -> None:

@@ -7,7 +7,7 @@ import base64
 import pytest
 
 from dp.errors import LedgerError
-from dp.notes import (
+from dp.tlog.notes import (
     Checkpoint,
     parse_checkpoint,
     parse_verifier,
@@ -15,7 +15,7 @@ from dp.notes import (
     split_note,
     verifier_key,
 )
-from dp.witness import (
+from dp.tlog.witness import (
     AddCheckpoint,
     WitnessPolicy,
     WitnessRefusal,

@@ -1,0 +1,397 @@
+"""The privacy account: charged before anything can be seen, never refunded.
+
+An aggregator keeps one for each task, a device one over all its tasks (its data is the same in
+all of them, so costs compose). Charges are kept as events per unit of protection, and epsilon is
+computed from their composition, not by adding epsilons.
+
+Every release charges every unit, whatever its task protects:
+
+* an example by the noise that protects it; where only devices are protected, by what it may move
+  of a clipped vector, twice its bound; without noise, without bound;
+* a device by the noise in the ring, as far as a contribution can move the sum: one clipped vector,
+  or ``examples_max`` of them where examples are clipped. A local step has no such cap.
+
+    reserved  ->  spent          before the first byte of step 3 (device), before opening (service)
+    reserved  ->  cancelled      only while no device of the cohort has sent anything of step 3
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+import msgspec
+
+from dp.accounting.events import (
+    Composed,
+    DiscreteGaussianSum,
+    Event,
+    NonPrivateRelease,
+    SkellamRelease,
+)
+from dp.accounting.figures import limit_shown, upper
+from dp.accounting.statements import (
+    ADJACENCY,
+    OVERRUN_DRAWS,
+    ReleaseFacts,
+    draws_per_release,
+    epsilon_of,
+    fewest,
+    local_step,
+    ring_release,
+    slack_log2,
+)
+from dp.errors import BudgetError
+from dp.noise.grid import examples_factor
+from secagg.manifest import Manifest
+
+Unit = Literal["example", "device"]
+UNITS: tuple[Unit, ...] = ("example", "device")
+
+
+class Charge(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What one release costs one unit: ``count`` releases with these integers.
+
+    ``variance``: 0 where no noise protects the unit. ``shares`` and ``length``: 0 for Skellam noise
+    of total ``variance``; for discrete Gaussian shares their number and the coordinates,
+    ``variance`` then being that of one share. ``stated``: the task itself makes a statement about
+    this unit; else the cost follows from what protects the other unit, if anything does.
+
+    Integers are decimal strings: JSON readers keep no 64-bit integers.
+    """
+
+    unit: Unit
+    l2_squared: str
+    l1: str
+    variance: str
+    count: int
+    draws: int  # coordinates of noise, for what imperfect randomness takes from delta
+    shares: int = 0
+    length: int = 0
+    stated: bool = True
+
+    def event(self) -> SkellamRelease | DiscreteGaussianSum | NonPrivateRelease:
+        l2, l1, variance = int(self.l2_squared), int(self.l1), int(self.variance)
+        if variance == 0:
+            return NonPrivateRelease(ADJACENCY[self.unit])
+        if self.shares:
+            return DiscreteGaussianSum(
+                l2, l1, variance, self.shares, self.length, ADJACENCY[self.unit]
+            )
+        return SkellamRelease(l2, l1, variance, ADJACENCY[self.unit])
+
+
+class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One cohort's charges. ``state``: ``reserved`` or ``spent``."""
+
+    cohort: str  # hex
+    task: str
+    state: Literal["reserved", "spent"]
+    charges: tuple[Charge, ...]
+
+
+class Total(msgspec.Struct, frozen=True, kw_only=True):
+    """What releases of several tasks cost one unit whose data served in all of them, unamplified.
+
+    Attributes:
+        epsilon: of all of them; infinite if a task adds no noise that protects the unit.
+        unbounded: names of those tasks.
+        bounded: epsilon of the other tasks.
+        stated: epsilon of the tasks that make a statement about the unit themselves; None without
+            one.
+        derived: names of the tasks that make none, and whose cost follows from the noise that
+            protects the other unit.
+        stored_before: names of the tasks of which an earlier version stored no charge for the unit.
+    """
+
+    unit: Unit
+    delta: float
+    epsilon: float
+    unbounded: tuple[str, ...]
+    bounded: float
+    stated: float | None
+    derived: tuple[str, ...]
+    stored_before: tuple[str, ...] = ()
+
+
+def _charge(unit: Unit, event: Event, draws: int, count: int = 1, *, stated: bool) -> Charge:
+    match event:
+        case SkellamRelease(l2, l1, variance):
+            shares = length = 0
+        case DiscreteGaussianSum(l2, l1, variance, shares, length):
+            pass
+        case NonPrivateRelease():
+            l2 = l1 = variance = shares = length = 0
+        case _:
+            raise BudgetError(
+                "charge-unknown", "No charge for this event.", found=type(event).__name__
+            )
+    return Charge(
+        unit=unit,
+        l2_squared=str(l2),
+        l1=str(l1),
+        variance=str(variance),
+        count=count,
+        draws=draws,
+        shares=shares,
+        length=length,
+        stated=stated,
+    )
+
+
+def charges_of(manifest: Manifest, facts: ReleaseFacts | None = None) -> tuple[Charge, ...]:
+    """What one release costs each unit, unamplified; without ``facts``, at the fewest survivors.
+
+    One charge for each of ``UNITS``, in their order.
+    """
+    if facts is None:
+        facts = fewest(manifest)
+    draws = draws_per_release(manifest)
+    privacy, protected = manifest.example_privacy, manifest.device_privacy is not None
+    if manifest.noise is None:
+        device = without_noise("device")
+    else:
+        event = ring_release(manifest, facts, examples_factor(manifest), ADJACENCY["device"])
+        device = _charge("device", event, draws, stated=protected)
+    if privacy is None:
+        return example_of(device), device
+    if privacy.mode == "distributed":
+        event = ring_release(manifest, facts, 1, ADJACENCY["example"])
+        return _charge("example", event, draws + OVERRUN_DRAWS, stated=True), device
+    steps = manifest.training.local_steps if manifest.training is not None else 1
+    step = local_step(manifest)
+    return _charge("example", step, steps * manifest.data_length, steps, stated=True), device
+
+
+def without_noise(unit: Unit) -> Charge:
+    """The charge of a release that nothing here bounds for this unit."""
+    return _charge(unit, NonPrivateRelease(), 0, stated=False)
+
+
+def example_of(device: Charge) -> Charge:
+    """What an example of a clipped contribution costs: adding, removing or changing it moves the
+    vector from one within the bound to another, by at most twice the bound."""
+    return msgspec.structs.replace(
+        device,
+        unit="example",
+        l2_squared=str(4 * int(device.l2_squared)),
+        l1=str(2 * int(device.l1)),
+        stated=False,
+    )
+
+
+def completed(charges: Sequence[Charge]) -> tuple[Charge, ...]:
+    """The charges with those of units that earlier versions left out.
+
+    They charged only what a task states. An example beside a device is derived from its charge.
+    The rest is without bound: nothing tells what a device sent where examples were clipped.
+    """
+    found = {charge.unit: charge for charge in charges}
+    missing = []
+    if "example" not in found:
+        device = found.get("device")
+        missing.append(without_noise("example") if device is None else example_of(device))
+    if "device" not in found:
+        missing.append(without_noise("device"))
+    return (*charges, *missing)
+
+
+def repeated(charges: Iterable[Charge], times: int) -> tuple[Charge, ...]:
+    """The charges of ``times`` equal releases."""
+    return tuple(
+        msgspec.structs.replace(charge, count=charge.count * times, draws=charge.draws * times)
+        for charge in charges
+    )
+
+
+def compose(charges: Iterable[Charge], delta: float) -> float:
+    """Epsilon of charges to one unit, composed as events."""
+    counts: Counter[Event] = Counter()
+    draws = 0
+    for charge in charges:
+        counts[charge.event()] += charge.count
+        draws += charge.draws
+    if not counts:
+        return 0.0
+    event = Composed(tuple(sorted(counts.items(), key=lambda item: repr(item[0]))))
+    return epsilon_of(event, delta, slack_log2(draws))
+
+
+def cost_of(unit: Unit, manifest: Manifest, releases: int) -> float:
+    """Epsilon of ``releases`` of one task at the fewest survivors for a unit, unamplified and
+    whatever the task protects."""
+    each = [charge for charge in charges_of(manifest) if charge.unit == unit]
+    return compose(repeated(each, releases), manifest.budget.delta)
+
+
+def total(unit: Unit, spent: Iterable[tuple[str, Sequence[Charge]]], delta: float) -> Total:
+    """What (task, charges) of releases cost one unit together."""
+    bounded: list[Charge] = []
+    unbounded: dict[str, None] = {}
+    derived: dict[str, None] = {}
+    before: dict[str, None] = {}
+    for task, charges in spent:
+        if all(charge.unit != unit for charge in charges):
+            before[task] = None
+        for charge in completed(charges):
+            if charge.unit != unit:
+                continue
+            if isinstance(charge.event(), NonPrivateRelease):
+                unbounded[task] = None
+                continue
+            bounded.append(charge)
+            if not charge.stated:
+                derived[task] = None
+    stated = [charge for charge in bounded if charge.stated]
+    epsilon = compose(bounded, delta)
+    return Total(
+        unit=unit,
+        delta=delta,
+        epsilon=math.inf if unbounded else epsilon,
+        unbounded=tuple(unbounded),
+        bounded=epsilon,
+        stated=compose(stated, delta) if stated else None,
+        derived=tuple(derived),
+        stored_before=tuple(before),
+    )
+
+
+class Account(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """An immutable account; every change returns a new one.
+
+    ``max_epsilon``: at ``delta``, for each unit that one of its tasks makes a statement about, in
+    all releases with noise that protects the unit; None: no limit.
+    """
+
+    delta: float
+    max_epsilon: float | None = None
+    entries: tuple[Entry, ...] = ()
+
+    def epsilon(self, unit: Unit, extra: tuple[Charge, ...] = ()) -> float:
+        """Unamplified epsilon of everything reserved and spent (and ``extra``) for one unit.
+
+        Infinite if a release adds no noise that protects the unit; see :meth:`total`.
+        """
+        return self.total(unit, extra).epsilon
+
+    def total(self, unit: Unit, extra: tuple[Charge, ...] = (), task: str = "") -> Total:
+        """All that is reserved and spent, and ``extra`` charges of ``task``, for one unit."""
+        spent = [(entry.task, entry.charges) for entry in self.entries]
+        return total(unit, [*spent, (task, extra)] if extra else spent, self.delta)
+
+    def entry(self, cohort: str) -> Entry | None:
+        return next((entry for entry in self.entries if entry.cohort == cohort), None)
+
+    def reserve(self, cohort: str, manifest: Manifest) -> Account:
+        """Set aside what a release of this cohort may cost; doing it twice changes nothing.
+
+        Raises:
+            BudgetError: ``budget-exhausted``, ``delta-mismatch``, ``cohort-mismatch``.
+        """
+        known = self.entry(cohort)
+        if known is not None:
+            self._same_task(known, manifest)
+            return self
+        self._afford(manifest, charges_of(manifest))
+        return self._with(
+            Entry(cohort=cohort, task=manifest.task, state="reserved", charges=charges_of(manifest))
+        )
+
+    def spend(self, cohort: str, manifest: Manifest, facts: ReleaseFacts | None = None) -> Account:
+        """Charge for good; idempotent. Without a reservation the cost must still be affordable.
+
+        ``facts``: the confirmed numbers, known to the aggregator before it opens; a device that
+        does not know what may be opened charges the fewest survivors.
+
+        Raises:
+            BudgetError: as :meth:`reserve`.
+        """
+        known = self.entry(cohort)
+        if known is not None:
+            self._same_task(known, manifest)
+            if known.state == "spent":
+                return self
+        charges = charges_of(manifest, facts)
+        if known is None:
+            self._afford(manifest, charges)
+        return self._with(Entry(cohort=cohort, task=manifest.task, state="spent", charges=charges))
+
+    def including(self, entry: Entry) -> Account:
+        """With a charge that was found again, whatever is left; a known cohort changes nothing."""
+        return self if self.entry(entry.cohort) is not None else self._with(entry)
+
+    def cancel(self, cohort: str) -> Account:
+        """Drop a reservation. Only for a cohort in which step 3 has not begun.
+
+        Raises:
+            BudgetError: ``charge-final`` if the cohort's cost is spent.
+        """
+        known = self.entry(cohort)
+        if known is None:
+            return self
+        if known.state == "spent":
+            raise BudgetError("charge-final", "What is spent is never refunded.", found=cohort)
+        return msgspec.structs.replace(
+            self, entries=tuple(entry for entry in self.entries if entry.cohort != cohort)
+        )
+
+    def _afford(self, manifest: Manifest, charges: tuple[Charge, ...]) -> None:
+        budget = manifest.budget
+        charged = sum(1 for entry in self.entries if entry.task == manifest.task)
+        if charged >= budget.releases_max:
+            raise BudgetError(
+                "releases-exhausted",
+                "The task has charged all its releases.",
+                expected=f"at most {budget.releases_max}",
+                found=charged + 1,
+            )
+        if self.max_epsilon is None:
+            return
+        every = (charges, *(entry.charges for entry in self.entries))
+        for unit in {charge.unit for each in every for charge in each if charge.stated}:
+            cost = self.total(unit, charges, manifest.task).bounded
+            if cost > self.max_epsilon:
+                raise BudgetError(
+                    "budget-exhausted",
+                    f"The next release would exceed the budget per {unit}.",
+                    expected=f"epsilon <= {limit_shown(self.max_epsilon)}",
+                    found=upper(cost),
+                    remedy="The task ends here; a larger budget needs a new task.",
+                )
+
+    def _same_task(self, known: Entry, manifest: Manifest) -> None:
+        if known.task != manifest.task:
+            raise BudgetError(
+                "cohort-mismatch",
+                "The cohort was charged to another task.",
+                expected=known.task,
+                found=manifest.task,
+            )
+
+    def _with(self, entry: Entry) -> Account:
+        kept = tuple(known for known in self.entries if known.cohort != entry.cohort)
+        return msgspec.structs.replace(self, entries=(*kept, entry))
+
+    def to_json(self) -> bytes:
+        return msgspec.json.encode(self)
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Account:
+        """Parse strictly.
+
+        Raises:
+            BudgetError: ``account-malformed``: an account that does not parse is never an empty
+                one.
+        """
+        try:
+            account = msgspec.json.decode(data, type=cls, strict=True)
+            for entry in account.entries:
+                for charge in entry.charges:
+                    charge.event()
+        except (msgspec.MsgspecError, ValueError) as error:
+            raise BudgetError(
+                "account-malformed", f"The privacy account does not parse: {error}."
+            ) from error
+        return account

@@ -1,0 +1,1 @@
+"""One declaration a file for each algorithm, and what several of them share."""

@@ -1,0 +1,1 @@
+"""What releases and whole tasks will cost, before they exist."""

@@ -1,0 +1,1 @@
+"""A C2SP transparency log: trees, notes, tiles and witnesses, without any I/O."""
