@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from aggregator.errors import Kind, Refusal
 from aggregator.partners import Partners, partner_removed
-from secagg.access import verify_access_token
+from secagg.access_token import verify_access_token
 from secagg.errors import RemoteProtocolError
 
 _BUCKETS_MAX = 100_000  # identities whose request rate is remembered

@@ -21,8 +21,8 @@ from aggregator.logs import get_logger
 from aggregator.metrics import Metrics
 from aggregator.problems import encode, problem
 from aggregator.settings import Settings
-from secagg.api import PROBLEM_TYPE
 from secagg.errors import ConfigurationError, SecaggError
+from secagg.http_api import PROBLEM_TYPE
 
 try:
     import resource

@@ -15,9 +15,9 @@ from pathlib import Path
 from nacl.signing import SigningKey
 
 from secagg.errors import ConfigurationError
+from secagg.files.text import TextFile
 from secagg.limits import SEED_BYTES
 from secagg.secret import Secret
-from secagg.text_files import TextFile
 
 _SECRET = TextFile(
     "secret file", ConfigurationError, "key-unreadable", "key-malformed", 4_096, "key-permissions"

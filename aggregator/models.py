@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from aggregator.blobs import BlobStore
 from dp.contracts.algorithms.registry import algorithm_of, has_control
 from dp.noise.adaptive_clip import first_clip
-from secagg import adapter
+from secagg.lora import forms
 from secagg.manifest import Manifest
 
 MODELS, OPTIMISERS = "models", "optimisers"
@@ -38,7 +38,7 @@ def vector_length(manifest: Manifest) -> int:
     if not algorithm_of(manifest).has_adapter:
         return manifest.data_length
     if manifest.adapter is not None:
-        return adapter.vector_length(manifest.adapter)
+        return forms.vector_length(manifest.adapter)
     return manifest.segments[0].length
 
 

@@ -23,7 +23,7 @@ from aggregator.store.schema import (
 )
 from aggregator.views import PartnerView, RevocationsTaken
 from dp.ledger.records import membership_record
-from secagg.api import Revocations
+from secagg.http_api import Revocations
 from secagg.limits import IDENTITY_KEY_BYTES
 from secagg.manifest import decode_manifest
 from secagg.revocation import revocations_digest, verify_revocations

@@ -12,8 +12,8 @@ from aggregator.errors import Kind, Refusal
 from aggregator.logs import get_logger
 from aggregator.metrics import Metrics
 from aggregator.store.database import Conflict
-from secagg.api import PROBLEM_TYPE, Problem
 from secagg.errors import ConfigurationError, RemoteProtocolError, SecaggError
+from secagg.http_api import PROBLEM_TYPE, Problem
 
 _log = get_logger("http")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]

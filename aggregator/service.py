@@ -29,7 +29,7 @@ from aggregator.standing import Membership
 from aggregator.store.database import Database
 from aggregator.tasks import Tasks
 from secagg.errors import ConfigurationError
-from secagg.folders import demand_own_folder
+from secagg.files.folders import demand_own_folder
 
 _MARKS = ("replica.id", "secagg.db")
 _KEPT = ("blobs", "keys", "ledger", "uploads", "operator.token*", "replica.id.*", "secagg.db-*")

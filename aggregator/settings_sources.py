@@ -21,7 +21,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, TomlConfigSetting
 
 from aggregator.logs import get_logger
 from secagg.errors import ConfigurationError
-from secagg.text_files import TextFile
+from secagg.files.text import TextFile
 
 _OTHERS = frozenset({"server", "ca_file", "parent_pid", "torch_threads"})
 _SECRETS = frozenset({"database_url", "operator_token"})

@@ -158,7 +158,7 @@ class Ours:
     def __init__(self, graph: Graph) -> None:
         from secagg import keys, sharing
         from secagg.context import KIND_PAIR_SEED, MASK_KEY, pair_seed, seal_info
-        from secagg.graph import sealer
+        from secagg.graph.harary import sealer
         from secagg.secret import Secret
 
         self.graph = graph

@@ -52,8 +52,8 @@ from dp.accounting.statements import headline, lines
 from dp.contracts.algorithms.registry import has_control
 from dp.contracts.algorithms.scaffold import control_step
 from dp.encoding import decode, encode
-from secagg.adapter import pairs, vector_length, vector_to_tensors
 from secagg.errors import ConfigurationError, SecaggError
+from secagg.lora.forms import pairs, vector_length, vector_to_tensors
 from secagg.manifest import Manifest
 from secagg.ring import add_into, packed_size, payload_length
 from secagg_cli.corpus import Pair, load_clients

@@ -60,7 +60,7 @@ def devices(
 ) -> None:
     """A process full of devices; waits for the word, then runs them all to their ends."""
     from client_sdk import Client, ParticipantSettings, PrivacyPolicy, TransportSettings
-    from secagg.api import EnrolmentBundle
+    from secagg.http_api import EnrolmentBundle
 
     policy = PrivacyPolicy(
         min_cohort=2,

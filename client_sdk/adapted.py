@@ -21,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 from client_sdk.coins import torch_states_kept
 from client_sdk.errors import ContributionError, TaskRefusal
 from client_sdk.lora import base_fingerprint, tied_targets, vector_to_tensors
-from secagg.adapter import sent_length, size, trained, vector_length
+from secagg.lora.forms import sent_length, size, trained, vector_length
 from secagg.manifest import Adapter, Manifest
 
 if TYPE_CHECKING:

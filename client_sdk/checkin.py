@@ -30,9 +30,9 @@ from dp.accounting.budget import UNITS
 from dp.accounting.figures import upper
 from dp.errors import MechanismError
 from dp.noise.adaptive_clip import checked_clip, first_clip
-from secagg.api import Offer
 from secagg.errors import RemoteProtocolError
 from secagg.hashing import encode_parts
+from secagg.http_api import Offer
 from secagg.limits import DIGEST_BYTES
 from secagg.manifest import Manifest, decode_manifest, manifest_digest
 

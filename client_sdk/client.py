@@ -48,8 +48,8 @@ from client_sdk.session import Session
 from client_sdk.threads import finish_in_thread
 from client_sdk.training import Training, left_out_of, version_of
 from client_sdk.transport import Transport
-from secagg.access import issue_access_token
-from secagg.api import EnrolmentBundle
+from secagg.access_token import issue_access_token
+from secagg.http_api import EnrolmentBundle
 from secagg.secret import Secret
 
 _FAILURES_MAX = 3  # of a contributor in a row, where a failure is no secret

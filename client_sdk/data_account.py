@@ -34,7 +34,7 @@ from client_sdk.registry import (
     set_key_aside,
 )
 from dp.accounting.budget import Account, Entry
-from secagg.api import EnrolmentBundle
+from secagg.http_api import EnrolmentBundle
 from secagg.manifest import Manifest
 
 MARK = "data"  # of a state folder: which data set it serves

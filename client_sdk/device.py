@@ -13,7 +13,7 @@ from client_sdk.ledger import LedgerWatch
 from client_sdk.policy import PrivacyPolicy
 from client_sdk.server_time import ServerTime
 from client_sdk.transport import Transport
-from secagg.api import EnrolmentBundle
+from secagg.http_api import EnrolmentBundle
 from secagg.manifest import Manifest
 
 

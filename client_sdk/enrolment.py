@@ -18,12 +18,12 @@ import nacl.signing
 from client_sdk import outputs
 from client_sdk.errors import EnrolmentError
 from dp.tlog.notes import parse_verifier
-from secagg.api import EnrolmentBundle
 from secagg.errors import SecaggError
+from secagg.files.text import TextFile
+from secagg.http_api import EnrolmentBundle
 from secagg.keys import issue_certificate, verify_certificate
 from secagg.limits import IDENTITY_KEY_BYTES, SEED_BYTES
 from secagg.secret import Secret
-from secagg.text_files import TextFile
 
 _BUNDLE = TextFile(
     "enrolment bundle",

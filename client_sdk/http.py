@@ -25,7 +25,7 @@ import tenacity
 from client_sdk.errors import TransportError, Unreached
 from client_sdk.network import Network, foreign, is_page
 from client_sdk.server_time import ServerTime
-from secagg.api import ACCESS_TOKEN_MAX_S, Problem
+from secagg.http_api import ACCESS_TOKEN_MAX_S, Problem
 
 _T = TypeVar("_T")
 _OCTETS = {"Content-Type": "application/octet-stream"}

@@ -20,10 +20,10 @@ import nacl.pwhash.argon2id as argon2id
 
 from client_sdk._files import make_private_folder, read_state, write_durably
 from client_sdk.errors import StateError
-from secagg.folders import demand_own_folder
+from secagg.files.folders import demand_own_folder
+from secagg.files.text import TextFile
 from secagg.hashing import derive, encode_parts
 from secagg.secret import Secret
-from secagg.text_files import TextFile
 
 FILE = "storage.key"
 KEY_BYTES = 32

@@ -21,9 +21,9 @@ from safetensors import safe_open
 from safetensors.numpy import save
 
 from client_sdk import outputs
-from secagg.adapter import initial_tensor, tensors_to_vector, vector_length, vector_to_tensors
 from secagg.errors import ConfigurationError, LocalProtocolError
 from secagg.hashing import encode_parts
+from secagg.lora.forms import initial_tensor, tensors_to_vector, vector_length, vector_to_tensors
 from secagg.manifest import Adapter, AdapterKind, Manifest, TensorShape
 
 if TYPE_CHECKING:

@@ -20,10 +20,10 @@ from dp.accounting.figures import limit_shown, upper
 from dp.contracts import check_manifest
 from dp.contracts.algorithms.registry import algorithm_of, has_control
 from dp.tlog.witness import WitnessPolicy
-from secagg.adapter import vector_length
 from secagg.errors import SecaggError
+from secagg.graph.parameters import corrupt_floor
+from secagg.lora.forms import vector_length
 from secagg.manifest import Manifest
-from secagg.parameters import corrupt_floor
 from secagg.ring import packed_size, payload_length
 
 MODEL_HEADER_BYTES = 65_536  # most that names and shapes take in a model file

@@ -19,7 +19,7 @@ from client_sdk.journal import lock_file
 from client_sdk.keystore import FILE as _KEY
 from client_sdk.keystore import StorageKey, open_storage_key
 from dp.accounting.budget import Entry
-from secagg.folders import demand_own_folder
+from secagg.files.folders import demand_own_folder
 
 _RECORD = "[0-9a-f]" * 32
 _KEPT = ("lock", _RECORD, f"{_RECORD}.new", f"{_RECORD}.damaged", f"{_KEY}.new", f"{_KEY}.damaged")

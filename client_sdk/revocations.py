@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from client_sdk.device import Device
 from client_sdk.errors import TransportError
 from client_sdk.journal import Journal
-from secagg.api import Offer
 from secagg.errors import RemoteProtocolError
+from secagg.http_api import Offer
 from secagg.limits import REVOCATION_BYTES_MAX
 from secagg.manifest import Manifest
 from secagg.revocation import revocations_digest, verify_revocations

@@ -14,7 +14,6 @@ from client_sdk.errors import StateError
 from client_sdk.journal import Journal, SessionRecord, load_effect, store_effects
 from client_sdk.revocations import revoked_by
 from client_sdk.threads import finish_in_thread
-from secagg.api import EnrolmentBundle
 from secagg.client import (
     Advertised,
     AwaitingVector,
@@ -37,6 +36,7 @@ from secagg.client import (
 )
 from secagg.context import advert_digest
 from secagg.errors import LocalProtocolError, RemoteProtocolError, SecaggError
+from secagg.http_api import EnrolmentBundle
 from secagg.keys import hpke_seal
 from secagg.manifest import Manifest, decode_manifest, manifest_digest
 from secagg.secret import Secret

@@ -24,7 +24,7 @@ from client_sdk.http import (
 from client_sdk.network import foreign
 from client_sdk.server_time import ServerTime
 from dp.tlog.tiles import resource_bytes_max
-from secagg.api import AdvertAccepted, Mail, Offer, ServerInfo, UploadState
+from secagg.http_api import AdvertAccepted, Mail, Offer, ServerInfo, UploadState
 from secagg.limits import MANIFEST_BYTES_MAX, REVOCATION_BYTES_MAX
 from secagg.messages import FRAME_BYTES_MAX
 

@@ -32,7 +32,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from secagg import keys, parameters, sharing
+from secagg import keys, sharing
 from secagg.context import (
     KIND_PAIR_SEED,
     MASK_KEY,
@@ -48,7 +48,8 @@ from secagg.context import (
     share_hash,
 )
 from secagg.errors import RemoteProtocolError, SecaggError
-from secagg.graph import Graph
+from secagg.graph import parameters
+from secagg.graph.harary import Graph
 from secagg.limits import COHORT_MAX, EVIDENCE_BYTES_MAX, NOISE_LEVELS_MAX
 from secagg.manifest import Manifest, decode_manifest, manifest_digest
 from secagg.messages import (

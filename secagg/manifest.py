@@ -171,13 +171,13 @@ AdapterKind = Literal["lora", "ffa-lora", "rolora", "fedsvd", "product"]
 
 
 class Adapter(_Part, frozen=True):
-    """The LoRA adapter; its forms are in :mod:`secagg.adapter`.
+    """The LoRA adapter; its forms are in :mod:`secagg.lora.forms`.
 
     The global vector is the change of the trainable tensors from their initialisation, flattened
     row-major in the order of ``trainable``. ``frozen`` tensors are not trained by devices:
     FFA-LoRA's every A comes from ``seed`` alone, FedSVD's is part of the global vector, after B.
-    All tensors are initialised from ``seed`` by ``secagg.adapter.initial_tensor``; every B starts
-    at zero. ``sketch``: columns of each layer's sketch (``product``; else 0).
+    All tensors are initialised from ``seed`` by ``secagg.lora.forms.initial_tensor``; every B
+    starts at zero. ``sketch``: columns of each layer's sketch (``product``; else 0).
     """
 
     kind: AdapterKind

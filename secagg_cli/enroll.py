@@ -161,7 +161,7 @@ def revoke(
 
 def _send_list(server: str, partner: PartnerKey, signed: bytes, now: int) -> None:
     """Under a token of the partner's own key, which certifies itself for that."""
-    from secagg.access import issue_access_token
+    from secagg.access_token import issue_access_token
     from secagg.keys import issue_certificate
 
     own = issue_certificate(partner.seed, partner.key, now + _DAY_S)

@@ -21,7 +21,7 @@ from dp.ledger.forms import unbase64
 from dp.tlog.notes import ED25519, parse_verifier
 from dp.tlog.tiles import resource_bytes_max
 from dp.tlog.witness import parse_witness
-from secagg.text_files import TextFile
+from secagg.files.text import TextFile
 from secagg_cli.network import transport_settings
 from secagg_cli.output import UnusableArgument
 

@@ -11,8 +11,8 @@ from urllib.parse import quote
 import msgspec
 import typer
 
-from secagg.api import ServerInfo
-from secagg.text_files import TextFile
+from secagg.files.text import TextFile
+from secagg.http_api import ServerInfo
 from secagg_cli.network import base_url, request
 from secagg_cli.output import CommandError
 

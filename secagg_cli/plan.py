@@ -131,7 +131,7 @@ def cohort(
 ) -> None:
     """Degree and threshold of a cohort's graph, and how likely each promise is to fail."""
     with Output(format) as out:
-        from secagg.degrees import ThreatModel, plan_cohort
+        from secagg.graph.degrees import ThreatModel, plan_cohort
 
         corrupt_max = int(corrupt * clients + 0.5)
         lost = int(dropout * clients + 0.5)

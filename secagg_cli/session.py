@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
-from secagg.text_files import TextFile
+from secagg.files.text import TextFile
 from secagg_cli.output import CommandError, Format, FormatOption, Output
 
 if TYPE_CHECKING:

@@ -55,9 +55,9 @@ def simulate(
     Exit code 1 if any released sum was wrong or no cohort could be released at all.
     """
     with Output(format) as out:
+        from secagg.graph.tails import either_log2
         from secagg.limits import COMPLETE_GRAPH_MAX
         from secagg.simulation import simulate as run
-        from secagg.tails import either_log2
 
         out.say(f"Simulating {rounds} round(s) of {clients} devices with {length} coordinates ...")
         if processes == 0:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from secagg.text_files import TextFile
+from secagg.files.text import TextFile
 from secagg_cli.network import networked
 from secagg_cli.operator import (
     DEFAULT_SERVER,

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from secagg.folders import demand_own_folder
-from secagg.text_files import TextFile
+from secagg.files.folders import demand_own_folder
+from secagg.files.text import TextFile
 from secagg_cli.ledger_files import read_key
 from secagg_cli.output import CommandError, Format, FormatOption, Output
 from secagg_cli.ranges import number

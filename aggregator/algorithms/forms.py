@@ -15,7 +15,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from secagg.adapter import (
+from secagg.lora.forms import (
     START_LENGTH,
     pairs,
     place,
@@ -25,8 +25,8 @@ from secagg.adapter import (
     trained,
     vector_to_tensors,
 )
+from secagg.lora.sketches import recover, truncated
 from secagg.manifest import Adapter, Manifest, adapter_of, training_of
-from secagg.sketches import recover, truncated
 
 Float64 = NDArray[np.float64]
 Moved = tuple[Float64, dict[str, float]]

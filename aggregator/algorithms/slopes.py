@@ -7,7 +7,7 @@ import numpy as np
 from aggregator.algorithms.averaging import mean_of
 from aggregator.algorithms.optimisers import OptimiserState
 from aggregator.algorithms.step import Direction, StepInput
-from secagg.directions import direction
+from secagg.lora.directions import direction
 from secagg.manifest import adapter_of
 
 

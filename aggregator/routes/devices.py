@@ -13,7 +13,7 @@ from aggregator.models import MODELS
 from aggregator.service import Service
 from aggregator.standing import refuse_barred
 from aggregator.store import reads
-from secagg import api, limits
+from secagg import http_api, limits
 
 _ADVERT_CAP = limits.ADVERT_BYTES_MAX + 512  # the frame and its signature
 
@@ -23,7 +23,9 @@ def routes(service: Service) -> list[web.RouteDef]:
 
     async def server(_: web.Request) -> web.Response:
         return bodies.json_response(
-            api.ServerInfo(task_key=core.keys.task_public, ledger_verifier=service.ledger.verifier)
+            http_api.ServerInfo(
+                task_key=core.keys.task_public, ledger_verifier=service.ledger.verifier
+            )
         )
 
     async def offer(request: web.Request) -> web.Response:
@@ -43,12 +45,12 @@ def routes(service: Service) -> list[web.RouteDef]:
                     break
                 await wait(changed, left)
         return bodies.json_response(
-            api.Offer(
+            http_api.Offer(
                 manifest=task.encoded,
                 manifest_signature=task.signature,
                 state=now.state,
                 releases=now.charges,
-                model=api.ModelVersion(
+                model=http_api.ModelVersion(
                     version=now.version,
                     digest=bytes.fromhex(now.digest),
                     size_bytes=now.size_bytes,
@@ -71,7 +73,7 @@ def routes(service: Service) -> list[web.RouteDef]:
             task = await service.tasks.get(name)
             session = await formation.report_in(core, task, identity, signed)
         service.wakeups.consider(task.name)
-        return bodies.json_response(api.AdvertAccepted(session=session))
+        return bodies.json_response(http_api.AdvertAccepted(session=session))
 
     async def revoke(request: web.Request) -> web.Response:
         """A partner comes under a token of its own key, as a device that it certified."""

@@ -11,15 +11,15 @@ from aggregator import bodies
 from aggregator import views as v
 from aggregator.service import Service
 from dp.contracts import TaskSpec
-from secagg import api
+from secagg import http_api
 
 _OCTETS = "application/octet-stream"
 _DEVICE, _OPERATOR = "device", "operator"
 
 # (method, path) -> (summary, who, request body, response body); a string body is a media type
 _TABLE: dict[tuple[str, str], tuple[str, str | None, Any, Any]] = {
-    ("get", "/v1/server"): ("The keys for enrolment bundles", None, None, api.ServerInfo),
-    ("get", "/v1/tasks/{task}/offer"): ("What a device may do now", _DEVICE, None, api.Offer),
+    ("get", "/v1/server"): ("The keys for enrolment bundles", None, None, http_api.ServerInfo),
+    ("get", "/v1/tasks/{task}/offer"): ("What a device may do now", _DEVICE, None, http_api.Offer),
     ("get", "/v1/models/{digest}"): ("A model version, with Range", _DEVICE, None, _OCTETS),
     ("post", "/v1/revocations"): (
         "A partner's signed revocation list",
@@ -28,15 +28,15 @@ _TABLE: dict[tuple[str, str], tuple[str, str | None, Any, Any]] = {
         v.RevocationsTaken,
     ),
     ("get", "/v1/revocations/{digest}"): ("A revocation list", _DEVICE, None, _OCTETS),
-    ("post", "/v1/adverts"): ("Report in", _DEVICE, _OCTETS, api.AdvertAccepted),
-    ("get", "/v1/sessions/{session}/messages"): ("Mail", _DEVICE, None, api.Mail),
+    ("post", "/v1/adverts"): ("Report in", _DEVICE, _OCTETS, http_api.AdvertAccepted),
+    ("get", "/v1/sessions/{session}/messages"): ("Mail", _DEVICE, None, http_api.Mail),
     ("post", "/v1/sessions/{session}/messages"): ("Send a message", _DEVICE, _OCTETS, None),
-    ("get", "/v1/sessions/{session}/vector"): ("Upload state", _DEVICE, None, api.UploadState),
+    ("get", "/v1/sessions/{session}/vector"): ("Upload state", _DEVICE, None, http_api.UploadState),
     ("put", "/v1/sessions/{session}/vector"): (
         "Send a chunk of the masked vector",
         _DEVICE,
         _OCTETS,
-        api.UploadState,
+        http_api.UploadState,
     ),
     ("get", "/ledger/checkpoint"): ("The signed checkpoint", None, None, "text/plain"),
     ("get", "/ledger/tile/{path}"): ("A tile or entry bundle", None, None, _OCTETS),
@@ -96,7 +96,7 @@ def routes(service: Service) -> list[web.RouteDef]:
 
 def document() -> dict[str, Any]:
     """OpenAPI 3.1 of the public port."""
-    kinds = [api.Problem, *{b for row in _TABLE.values() for b in row[2:] if _is_struct(b)}]
+    kinds = [http_api.Problem, *{b for row in _TABLE.values() for b in row[2:] if _is_struct(b)}]
     kinds.sort(key=lambda kind: kind.__name__)
     _, schemas = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
     paths: dict[str, dict[str, Any]] = {}
@@ -112,7 +112,7 @@ def document() -> dict[str, Any]:
                 _DEVICE: {
                     "type": "http",
                     "scheme": "bearer",
-                    "description": "secagg.api.AccessToken",
+                    "description": "secagg.http_api.AccessToken",
                 },
                 _OPERATOR: {"type": "http", "scheme": "bearer"},
             },
@@ -156,7 +156,7 @@ def _operation(
             "200" if response else "204": done,
             "default": {
                 "description": "Refused",
-                "content": {api.PROBLEM_TYPE: {"schema": _reference(api.Problem)}},
+                "content": {http_api.PROBLEM_TYPE: {"schema": _reference(http_api.Problem)}},
             },
         },
     }

@@ -15,7 +15,7 @@ from aggregator.routes.devices import wait
 from aggregator.service import Service
 from aggregator.standing import refuse_barred
 from aggregator.store import reads
-from secagg import api, limits, transitions
+from secagg import http_api, limits, transitions
 from secagg.messages import KINDS, Complaint, Deals, MaskedInput, Unmask
 from secagg.ranges import EXACT_MAX
 from secagg.server import Received, State
@@ -92,7 +92,7 @@ def routes(service: Service) -> list[web.RouteDef]:
                 session = await find(request)
         if not found and session.stale:
             raise stale()
-        return bodies.json_response(api.Mail(messages=found))
+        return bodies.json_response(http_api.Mail(messages=found))
 
     async def post_message(request: web.Request) -> web.Response:
         session = await find(request)
@@ -131,7 +131,9 @@ def routes(service: Service) -> list[web.RouteDef]:
         received = await asyncio.to_thread(uploads.received, session.index)
         complete = uploads.added(session.index)
         assert received <= ticket.size_bytes  # noqa: S101  append refuses more
-        return bodies.json_response(api.UploadState(received_bytes=received, complete=complete))
+        return bodies.json_response(
+            http_api.UploadState(received_bytes=received, complete=complete)
+        )
 
     async def put_vector(request: web.Request) -> web.Response:
         offset = bodies.query_int(request, "offset", 0, EXACT_MAX)
@@ -148,7 +150,7 @@ def routes(service: Service) -> list[web.RouteDef]:
         except CohortOver:
             raise ended() from None
         return bodies.json_response(
-            api.UploadState(received_bytes=received, complete=uploads.added(index))
+            http_api.UploadState(received_bytes=received, complete=uploads.added(index))
         )
 
     base = "/v1/sessions/{session:[0-9a-f]{64}}"

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client_sdk.algorithms.work import Work
-from secagg.adapter import pairs
+from secagg.lora.forms import pairs
+from secagg.lora.sketches import sketch
 from secagg.manifest import Manifest
-from secagg.sketches import sketch
 
 
 def sketched(

@@ -25,7 +25,7 @@ from client_sdk.gradients import not_finite, sequence_losses
 from dp.contracts.algorithms.registry import algorithm_of
 from dp.encoding import ExampleSum
 from dp.noise.stream import BitStream
-from secagg.directions import direction
+from secagg.lora.directions import direction
 from secagg.manifest import Manifest, adapter_of, training_of
 
 

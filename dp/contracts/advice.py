@@ -16,8 +16,8 @@ from dp.contracts.units import delta_warnings
 from dp.noise.adaptive_clip import below_deviation
 from dp.noise.grid import examples_factor
 from dp.noise.removable import most_variance
+from secagg.graph.parameters import corrupt_floor
 from secagg.manifest import Manifest
-from secagg.parameters import corrupt_floor
 
 USELESS_RATIO = 10.0
 QUANTILE_NOISE = 0.25  # a release then moves a clip at rest by a factor of about exp(0.25 eta)

@@ -21,9 +21,9 @@ from dp.contracts.rules import in_range, refuse
 from dp.contracts.spec import SegmentSpec, TaskSpec
 from dp.noise.grid import clip_units, equalised_scales, l2_squared_units, scale_for
 from dp.noise.removable import drop_levels, most_variance
-from secagg.adapter import sent_length
-from secagg.degrees import plan_rules
+from secagg.graph.degrees import plan_rules
 from secagg.limits import PROTOCOL_VERSION, SLICE_LENGTH, SUITE
+from secagg.lora.forms import sent_length
 from secagg.manifest import (
     Budget,
     CohortRules,

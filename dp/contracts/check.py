@@ -31,7 +31,6 @@ from dp.contracts.units import check_delta
 from dp.errors import AccountingError, LedgerError
 from dp.noise.grid import examples_factor
 from dp.tlog.notes import parse_verifier
-from secagg.adapter import size
 from secagg.errors import ConfigurationError
 from secagg.limits import (
     IDENTITY_KEY_BYTES,
@@ -42,6 +41,7 @@ from secagg.limits import (
     SUITE,
     VECTOR_LENGTH_MAX,
 )
+from secagg.lora.forms import size
 from secagg.manifest import Manifest, encode_manifest
 
 _MODEL_NAME_MAX = 256  # characters; a path or a hub id

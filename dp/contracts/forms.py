@@ -1,12 +1,12 @@
-"""What each form of LoRA can be combined with; ``secagg.adapter`` says what the forms are."""
+"""What each form of LoRA can be combined with; ``secagg.lora.forms`` says what the forms are."""
 
 from __future__ import annotations
 
 from dp.contracts.algorithms.declaration import PLAIN_FORMS
 from dp.contracts.algorithms.registry import algorithm_of, names_where
 from dp.contracts.rules import refuse
-from secagg.adapter import pairs
 from secagg.errors import ConfigurationError, LocalProtocolError
+from secagg.lora.forms import pairs
 from secagg.manifest import Adapter, Manifest
 
 

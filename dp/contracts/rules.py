@@ -12,9 +12,10 @@ from dp.noise.adaptive_clip import BELOW
 from dp.noise.discrete_gaussian import SIGMA_SQUARED_MAX
 from dp.noise.grid import SCALE_MAX, clip_units, examples_factor, has_ring_noise, l2_squared_units
 from dp.noise.removable import most_variance
-from secagg import limits, parameters
-from secagg.adapter import sent_length
+from secagg import limits
 from secagg.errors import ConfigurationError
+from secagg.graph import parameters
+from secagg.lora.forms import sent_length
 from secagg.manifest import CohortRules, Manifest, Noise, Segment, adapter_of
 
 
@@ -59,7 +60,8 @@ def adapter_length(manifest: Manifest) -> int:
 
 
 def check_cohort(manifest: Manifest) -> None:
-    """Sizes, degree and threshold as :mod:`secagg.parameters` admits them, and silent devices."""
+    """Sizes, degree and threshold as :mod:`secagg.graph.parameters` admits them, and silent
+    devices."""
     rules = manifest.cohort
     parameters.check_cohort(
         rules.size_min,

@@ -17,8 +17,8 @@ from typing import Literal
 import msgspec
 
 from secagg.errors import ConfigurationError
+from secagg.graph.parameters import corrupt_floor, corrupt_room
 from secagg.manifest import Adapter, BaseModel, LocalOptimiser, ServerOptimiser
-from secagg.parameters import corrupt_floor, corrupt_room
 
 
 class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise
 
-from secagg import keys, parameters
+from secagg import keys
 from secagg.adverts import check_advert
 from secagg.client.events import ClientConfig
 from secagg.client.states import Advertised, Session
@@ -22,7 +22,8 @@ from secagg.context import (
     survivor_set_digest,
 )
 from secagg.errors import RemoteProtocolError
-from secagg.graph import Graph
+from secagg.graph import parameters
+from secagg.graph.harary import Graph
 from secagg.limits import CLOCK_SKEW_S, COHORT_MAX, DIGEST_BYTES, IDENTITY_KEY_BYTES
 from secagg.messages import (
     Abort,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 
-from secagg import keys, masks, parameters, ring, transitions
+from secagg import keys, masks, ring, transitions
 from secagg.client import checks, deals
 from secagg.client.events import (
     Cancel,
@@ -59,7 +59,8 @@ from secagg.errors import (
     RemoteProtocolError,
     SecaggError,
 )
-from secagg.graph import Graph
+from secagg.graph import parameters
+from secagg.graph.harary import Graph
 from secagg.hashing import digest
 from secagg.limits import DIGEST_BYTES, SEED_BYTES
 from secagg.messages import (

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, TypeVar
 
 from secagg.client.events import Failed, Finished
-from secagg.graph import Graph
+from secagg.graph.harary import Graph
 from secagg.messages import AdmittedModel
 from secagg.secret import Secret
 

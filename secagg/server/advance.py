@@ -11,9 +11,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import partial
 
-from secagg import keys, parameters
+from secagg import keys
 from secagg.context import LEFT_OUT
 from secagg.evidence import DEAL_SIGNATURE
+from secagg.graph import parameters
 from secagg.messages import Abort, Confirmations, Inbox, MaskingSet, Message, SurvivorSet, sign
 from secagg.server import collect, unmask
 from secagg.server.events import Deliver, Effect, Ended, ServerConfig, Wake

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from functools import partial
 
 from secagg import adverts as advert_rules
-from secagg import keys, parameters
+from secagg import keys
 from secagg.context import advert_digest, context, roster_digest
 from secagg.errors import LocalProtocolError, RemoteProtocolError
-from secagg.graph import Graph
+from secagg.graph import parameters
+from secagg.graph.harary import Graph
 from secagg.limits import ADVERT_LIFETIME_MAX_S, CLOCK_SKEW_S
 from secagg.messages import AdmittedModel, Advert, Roster, RosterEntry, sign
 from secagg.server.advance import Outcome

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import ClassVar, TypedDict, TypeVar
 
-from secagg.graph import Graph
+from secagg.graph.harary import Graph
 from secagg.messages import AdmittedModel, Advert, RosterEntry
 from secagg.opening import OpeningPlan
 from secagg.secret import Secret

@@ -11,9 +11,9 @@ from functools import partial
 import numpy as np
 
 from secagg import ring
-from secagg.degrees import CohortPlan, ThreatModel, assess, plan_rules, safest_threshold
 from secagg.errors import ConfigurationError
-from secagg.graph import is_complete
+from secagg.graph.degrees import CohortPlan, ThreatModel, assess, plan_rules, safest_threshold
+from secagg.graph.harary import is_complete
 from secagg.limits import COMPLETE_GRAPH_MAX
 from secagg.simulation.cohort import Aggregator, CohortResult, Hooks, drive
 from secagg.simulation.plan import LocalRounds, Plan, lost
@@ -66,7 +66,7 @@ def simulate(
         bits: ring width.
         processes: worker processes for the devices; 1 keeps everything in this one.
         corrupt: fraction of the devices that the threshold assumes to be corrupt.
-        degree: of the graph of more than 128 devices; 0: what ``secagg.degrees`` derives.
+        degree: of the graph of more than 128 devices; 0: what ``secagg.graph.degrees`` derives.
         threshold: on that graph; 0: with a degree of one's own the largest that random drop-outs
             leave 2^-20, else the derived one.
         on_phase: is told round number and phase as each phase begins.

@@ -41,7 +41,7 @@ def plan_kills(clients: int, fraction: float) -> tuple[KillPlan, str | None]:
     floor(fraction * clients + 0.5) devices drop in every round, or as many as the threshold of the
     complete graph permits with nobody corrupt.
     """
-    from secagg.parameters import dropouts_tolerated
+    from secagg.graph.parameters import dropouts_tolerated
 
     wanted = int(fraction * clients + 0.5)
     most = dropouts_tolerated(clients, 0)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from secagg import graph, parameters
+from secagg.graph import harary, parameters
 from secagg.simulation import make_task
 from tests.kits.adversary import Adversary, failed_reason, plain_vector
 
@@ -32,7 +32,7 @@ class Arcs(Adversary):
             threshold=THRESHOLD,
         )
         super().__init__(task)
-        order, positions = graph._circle(self.graph.order_seed, SIZE)
+        order, positions = harary._circle(self.graph.order_seed, SIZE)
         arc = SIZE // ARCS
         middles = [
             [order[number * arc + arc // 2 + at] for at in range(-1, DROPPED_EACH - 1)]

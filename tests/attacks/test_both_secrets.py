@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from secagg import client, messages, parameters, ring
+from secagg import client, messages, ring
 from secagg.client import checks
+from secagg.graph import parameters
 from secagg.keys import signing_key
 from secagg.simulation import Task, make_task
 from tests.kits.adversary import Adversary, failed_reason, plain_vector

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from secagg import client, parameters, sharing
+from secagg import client, sharing
 from secagg.context import pair_sign
+from secagg.graph import parameters
 from secagg.secret import Secret
 from secagg.simulation import Task, make_devices, make_task
 from tests.kits.adversary import Adversary

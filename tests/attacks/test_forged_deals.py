@@ -6,9 +6,10 @@ import msgspec
 import numpy as np
 import pytest
 
-from secagg import graph, messages
+from secagg import messages
 from secagg.client import deals
 from secagg.context import seal_info, share_hash
+from secagg.graph import harary
 from secagg.keys import signing_key
 from secagg.secret import Secret
 from secagg.simulation import Task, make_task
@@ -28,14 +29,14 @@ def read_with_forged_seeds(adversary: Adversary) -> tuple[int, np.ndarray | None
     """One round that looks honest to everyone; the neighbours for whom the victim itself sealed
     are declared dropped, so that their mask secrets, hence those seeds, are opened."""
     sealed_by = {
-        v: [o for o in adversary.everyone if o != v and graph.sealer(v, o) == v]
+        v: [o for o in adversary.everyone if o != v and harary.sealer(v, o) == v]
         for v in adversary.everyone
     }
     victim = next(v for v, others in sealed_by.items() if len(others) == 2)
     forged_seed = Secret(b"f" * 32)
     adversary.share()
     adversary.check(only=[i for i in adversary.everyone if i != victim])
-    others = graph.neighbours(victim, adversary.size)
+    others = harary.neighbours(victim, adversary.size)
     forged = tuple(forge_deal(adversary, dealer, victim, forged_seed) for dealer in others)
     adversary.say(victim, messages.Inbox(adversary.ctx, forged))
     adversary.mask()

@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from secagg import adverts, client, graph, keys, messages
+from secagg import adverts, client, keys, messages
 from secagg.client import deals
 from secagg.context import (
     CHANNEL_KEY,
@@ -18,6 +18,7 @@ from secagg.context import (
     SHARE_OF_SELF_SEED,
     seal_info,
 )
+from secagg.graph import harary
 from secagg.keys import hpke_open, signing_key
 from secagg.secret import Secret
 from secagg.simulation import EPOCH_S, Device, Task, make_devices, make_task, seeded_tools
@@ -136,7 +137,7 @@ def replace_all_keys(adversary: Adversary, victim: int) -> np.ndarray | None:
     confirms and receives shares in their names."""
     mask_secret, channel_secret = Secret(b"m" * 32), Secret(b"h" * 32)
     task_key = signing_key(adversary.task.server.task_key)
-    others = graph.neighbours(victim, adversary.size)
+    others = harary.neighbours(victim, adversary.size)
     for other in others:
         genuine, _ = messages.peek(adversary.adverts[other], messages.Advert)
         changed = msgspec.structs.replace(

@@ -7,8 +7,8 @@ from math import comb, log2
 
 import pytest
 
-from secagg import graph
-from secagg.graph import Graph
+from secagg.graph import harary
+from secagg.graph.harary import Graph
 
 SIZE, DEGREE = 200, 8  # far below what the parameters allow: small enough to be ground here
 CORRUPT = 20
@@ -44,7 +44,7 @@ def worst_of(tries: int, size: int, degree: int, corrupt: int) -> int:
     """The most corrupt neighbours that any honest device has in any of the rosters tried."""
     worst = 0
     for nonce in range(tries):
-        order, _ = graph._circle(digest("ground", nonce), size)
+        order, _ = harary._circle(digest("ground", nonce), size)
         bad = [index < corrupt for index in order]
         half = degree // 2
         ring = bad[-half:] + bad + bad[:half]
@@ -87,7 +87,7 @@ def test_a_degree_with_64_bits_of_slack_is_not() -> None:
 def test_windows_of_the_circle_are_the_neighbourhoods(size: int) -> None:
     """The count above is over the same neighbours that devices use."""
     seed = digest("windows", size)
-    order, positions = graph._circle(seed, size)
+    order, positions = harary._circle(seed, size)
     shown = Graph(size, DEGREE, seed)
     for index in range(0, size, 17):
         around = {order[(positions[index] + s) % size] for s in range(-4, 5)} - {index}

@@ -9,9 +9,10 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 
-from secagg import client, graph, messages, server, sharing
+from secagg import client, messages, server, sharing
 from secagg.client import deals
 from secagg.context import KIND_SHARES, seal_info
+from secagg.graph import harary
 from secagg.keys import signing_key
 from secagg.messages import Message
 from secagg.secret import Secret
@@ -191,14 +192,14 @@ def test_a_seed_that_only_a_colluder_accepts_is_pinned_on_its_sealer() -> None:
     shown = task()
     order = sorted(range(CLIENTS), key=lambda number: identity(shown, number))
     liar = order.index(LIAR)
-    colluder = next(i for i in range(CLIENTS) if i != liar and graph.sealer(liar, i) == liar)
+    colluder = next(i for i in range(CLIENTS) if i != liar and harary.sealer(liar, i) == liar)
     key = signing_key(shown.devices[LIAR].identity)
     colluder_key = signing_key(shown.devices[order[colluder]].identity)
 
     def upward(number: int, signed: bytes) -> list[bytes]:
         message, _ = messages.peek(signed, *messages.KINDS)
         if number == LIAR and isinstance(message, messages.Deals):
-            place = graph.neighbours(liar, CLIENTS).index(colluder)
+            place = harary.neighbours(liar, CLIENTS).index(colluder)
             deal, _ = messages.peek(message.deals[place], messages.Deal)
             rubbish = msgspec.structs.replace(
                 deal, sealed_pair_seed=bytes(len(deal.sealed_pair_seed))

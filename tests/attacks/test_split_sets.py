@@ -12,9 +12,10 @@ import msgspec
 import numpy as np
 import pytest
 
-from secagg import client, messages, parameters
+from secagg import client, messages
 from secagg.client import checks
 from secagg.context import masking_set_digest, pair_sign, survivor_set_digest
+from secagg.graph import parameters
 from secagg.keys import signing_key
 from secagg.secret import Secret
 from secagg.simulation import make_task

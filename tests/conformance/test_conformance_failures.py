@@ -13,8 +13,8 @@ from aggregator.algorithms import StepInput, server_step
 from client_sdk.adapted import AdaptedModel
 from client_sdk.examples import encode_example
 from client_sdk.gradients import sequence_losses
-from secagg.adapter import pairs, tensors_to_vector, vector_to_tensors
-from secagg.sketches import sketch
+from secagg.lora.forms import pairs, tensors_to_vector, vector_to_tensors
+from secagg.lora.sketches import sketch
 from secagg_cli.corpus import load_clients
 from tests.kits.federations import Federation
 from tests.kits.lora_forms import adapter as lora

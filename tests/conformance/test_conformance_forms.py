@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from secagg.adapter import initial_tensor
+from secagg.lora.forms import initial_tensor
 from secagg.manifest import AdapterKind
 from secagg.simulation import Drop
 from tests.kits.factors import RANK, A, B, LayerFederation, layer_adapter, layers

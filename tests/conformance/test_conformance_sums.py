@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from secagg.directions import direction
+from secagg.lora.directions import direction
 from secagg.simulation import Drop
 from tests.kits.conformance_sums import CASES, CLIP, DIRECTIONS, PERTURBATION, UNIT, Case
 from tests.kits.federations import Federation, Values

@@ -16,7 +16,7 @@ from dp.contracts import AdaptiveClipSpec
 from dp.encoding import encode
 from dp.ledger.verification import verify_ledger
 from dp.noise.adaptive_clip import with_below
-from secagg import api, client
+from secagg import client, http_api
 from secagg.manifest import BaseModel
 from tests.kits.quadratics import ADAPTER, LENGTH
 from tests.kits.service import TASK, TOKEN, Device, Served, one_hot, spec
@@ -52,19 +52,19 @@ class Remote(Device):
     """Asks the service for its task key, as an enrolment bundle would tell it."""
 
     async def token(self) -> str:
-        from secagg.access import issue_access_token
+        from secagg.access_token import issue_access_token
 
         info = await key_of(self.server)
         return issue_access_token(self.seed, self.certificate, info.task_key, time.time())
 
 
-_keys: dict[str, api.ServerInfo] = {}
+_keys: dict[str, http_api.ServerInfo] = {}
 
 
-async def key_of(server: Process) -> api.ServerInfo:
+async def key_of(server: Process) -> http_api.ServerInfo:
     if server.url not in _keys:
         async with aiohttp.ClientSession() as http, http.get(f"{server.url}/v1/server") as answer:
-            _keys[server.url] = msgspec.json.decode(await answer.read(), type=api.ServerInfo)
+            _keys[server.url] = msgspec.json.decode(await answer.read(), type=http_api.ServerInfo)
     return _keys[server.url]
 
 

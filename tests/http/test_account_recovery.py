@@ -28,8 +28,8 @@ from client_sdk.keystore import open_storage_key
 from client_sdk.recovery import Recovered, SecondLook
 from dp.contracts import BudgetSpec, DeadlineSpec, TaskSpec
 from dp.ledger.records import identity_digest
-from secagg.api import Offer
 from secagg.context import pseudonym
+from secagg.http_api import Offer
 from secagg.secret import Secret
 from secagg.server import State, survivors_of
 from secagg_cli.main import app

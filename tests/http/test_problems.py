@@ -17,8 +17,8 @@ from aggregator.problems import STATUS, encode, respond
 from aggregator.store.database import Conflict
 from client_sdk.errors import TransportError
 from client_sdk.http import Http, TransportSettings
-from secagg.api import PROBLEM_TYPE, Offer, Problem
 from secagg.errors import SecaggError
+from secagg.http_api import PROBLEM_TYPE, Offer, Problem
 from tests.kits.service import TOKEN, Served, served, spec
 
 OPERATOR = {"Authorization": f"Bearer {TOKEN}"}

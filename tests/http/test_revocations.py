@@ -19,7 +19,7 @@ from client_sdk.journal import Journal
 from client_sdk.keystore import open_storage_key
 from client_sdk.revocations import revoked_by
 from dp.contracts import BudgetSpec
-from secagg.access import issue_access_token
+from secagg.access_token import issue_access_token
 from secagg.keys import issue_certificate
 from secagg.revocation import sign_revocations
 from secagg_cli.main import app

@@ -20,8 +20,8 @@ from client_sdk.contribution import TrainingJob
 from dp.contracts import AdaptiveClipSpec, TaskSpec
 from dp.encoding import ExampleSum
 from dp.noise.adaptive_clip import next_clip
-from secagg.api import Offer
 from secagg.errors import RemoteProtocolError
+from secagg.http_api import Offer
 from tests.kits.quadratics import LENGTH, quadratic_spec
 from tests.kits.world import TASK, Killed, World, kill_at
 

@@ -16,7 +16,7 @@ from client_sdk import Client, ClockError, Event
 from client_sdk.journal import Journal
 from client_sdk.server_time import CLOCK_WRONG_S
 from dp.contracts import DeadlineSpec
-from secagg.api import Mail, Offer
+from secagg.http_api import Mail, Offer
 from tests.kits.world import TASK, Killed, OneHot, World, kill_at, plain_spec
 
 HOUR, DAY, YEAR = 3_600.0, 86_400.0, 31_557_600.0

@@ -17,7 +17,7 @@ from client_sdk import LedgerRefusal, StateError, TransportError
 from client_sdk.checkin import DISK_MARGIN_BYTES
 from client_sdk.policy import MODEL_HEADER_BYTES, download_size
 from dp.tlog.tiles import resource_bytes_max
-from secagg.api import Offer, Problem
+from secagg.http_api import Offer, Problem
 from tests.kits.world import POLICY, QUICK, TASK, OneHot, World, plain_spec
 
 IMPATIENT = replace(QUICK, patience_s=0.2, poll_s=0.2)

@@ -18,7 +18,7 @@ from client_sdk.errors import TransportError, Unreached
 from client_sdk.http import Http, TransportSettings, is_transient
 from client_sdk.network import NetworkError
 from client_sdk.transport import Transport
-from secagg.api import Mail, Problem
+from secagg.http_api import Mail, Problem
 from tests.kits.boxes import ENCODED, LOGIN_PAGE, PASSWORD, Authority, proxy
 
 QUICK = TransportSettings(

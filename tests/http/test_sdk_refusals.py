@@ -22,9 +22,9 @@ from aggregator.store.schema import versions
 from client_sdk import Event, LedgerRefusal, PrivacyPolicy, StateError, TransportError
 from dp.contracts import BudgetSpec, TaskSpec
 from dp.tlog.notes import Checkpoint, sign_checkpoint
-from secagg.api import Mail, Offer
 from secagg.errors import RemoteProtocolError
 from secagg.hashing import encode_parts
+from secagg.http_api import Mail, Offer
 from secagg.manifest import Manifest, decode_manifest, encode_manifest
 from secagg.secret import Secret
 from secagg_cli.join import LazyTrainer

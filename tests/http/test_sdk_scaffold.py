@@ -19,7 +19,7 @@ from client_sdk.control import DeviceControl
 from client_sdk.journal import Journal
 from client_sdk.keystore import open_storage_key
 from dp.contracts import DeadlineSpec
-from secagg.api import Offer
+from secagg.http_api import Offer
 from secagg.manifest import encode_manifest, manifest_digest
 from tests.kits.quadratics import LENGTH, OPTIMUM, Quadratic, fixed_point_of_fedavg, quadratic_spec
 from tests.kits.world import QUICK, TASK, TOKEN, Killed, NoContributor, World, kill_at

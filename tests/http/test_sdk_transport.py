@@ -20,7 +20,7 @@ from client_sdk.errors import ClockError, TransportError
 from client_sdk.http import TransportSettings
 from client_sdk.server_time import ServerTime
 from client_sdk.transport import Transport
-from secagg.api import AdvertAccepted, Mail, Problem, UploadState
+from secagg.http_api import AdvertAccepted, Mail, Problem, UploadState
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 QUICK = TransportSettings(

@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 import msgspec
 import pytest
 
-from secagg import api, limits
-from secagg.access import issue_access_token
+from secagg import http_api, limits
+from secagg.access_token import issue_access_token
 from tests.kits.service import (
     TASK,
     Device,
@@ -33,7 +33,7 @@ SMALL = {  # a body has a deadline of its own, longer than that of its request's
 
 def reason(answer):
     status, body = answer
-    return status, msgspec.json.decode(body, type=api.Problem).reason
+    return status, msgspec.json.decode(body, type=http_api.Problem).reason
 
 
 class Prober(Device):
@@ -134,7 +134,7 @@ async def test_whatever_bytes_come_the_answer_is_a_problem_with_a_reason(prober)
             if bytes(damaged) == advert:
                 continue
             status, body = await prober.request("POST", "/v1/adverts", data=bytes(damaged))
-            problem = msgspec.json.decode(body, type=api.Problem)
+            problem = msgspec.json.decode(body, type=http_api.Problem)
             assert status in (400, 403, 404), (status, problem)
             assert problem.reason
 
@@ -353,7 +353,7 @@ async def test_a_vector_that_stalls_costs_only_its_sender_and_can_be_resumed(str
             )
             assert b"body-stalled" in await raw(strict, head, payload[:20])
             _, body = await device.request("GET", f"{device.session}/vector")
-            state = msgspec.json.decode(body, type=api.UploadState)
+            state = msgspec.json.decode(body, type=http_api.UploadState)
             assert (state.received_bytes, state.complete) == (20, False)  # what came is kept
             await then(payload)
 

@@ -18,7 +18,7 @@ from aggregator.dashboard.charts import steps
 from aggregator.routes.openapi import document
 from aggregator.store.schema import metadata
 from dp.ledger.verification import verify_ledger
-from secagg import api
+from secagg import http_api
 from tests.kits.service import (
     TASK,
     Device,
@@ -130,7 +130,7 @@ async def test_the_ledger_is_public_and_verifies_over_http(server):
             async with http.get(f"{server.url}/ledger/{path}") as answer:
                 assert answer.status == 404
     _, info, _ = await fetch(f"{server.url}/v1/server")
-    verifier = msgspec.json.decode(info, type=api.ServerInfo).ledger_verifier
+    verifier = msgspec.json.decode(info, type=http_api.ServerInfo).ledger_verifier
     result = verify_ledger(read, verifier)
     assert result.verified, result.problems
     assert result.releases == 1
@@ -139,7 +139,7 @@ async def test_the_ledger_is_public_and_verifies_over_http(server):
 async def test_a_model_download_resumes_where_it_broke(server):
     device = Device(server, 0, one_hot(0))
     async with aiohttp.ClientSession() as device.http:
-        offer = await device.json("GET", f"/v1/tasks/{TASK}/offer", api.Offer)
+        offer = await device.json("GET", f"/v1/tasks/{TASK}/offer", http_api.Offer)
         path = f"/v1/models/{offer.model.digest.hex()}"
         status, whole = await device.request("GET", path)
         assert (status, len(whole)) == (200, offer.model.size_bytes)
@@ -152,9 +152,9 @@ async def test_an_offer_waits_for_the_next_version_and_no_longer(server):
     device = Device(server, 9, one_hot(9))
     async with aiohttp.ClientSession() as device.http:
         path = f"/v1/tasks/{TASK}/offer?after_version=0"
-        same = await device.json("GET", f"{path}&wait_s=0.05", api.Offer)
+        same = await device.json("GET", f"{path}&wait_s=0.05", http_api.Offer)
         assert same.model.version == 0
-        waiting = asyncio.create_task(device.json("GET", f"{path}&wait_s=30", api.Offer))
+        waiting = asyncio.create_task(device.json("GET", f"{path}&wait_s=30", http_api.Offer))
         assert finished(await run(devices(server, 4))) == 4
         offer = await waiting
         assert (offer.model.version, offer.releases, offer.state) == (1, 1, "open")

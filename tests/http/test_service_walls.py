@@ -22,7 +22,7 @@ from aggregator.app import build_admin_app
 from aggregator.routes.sessions import _MESSAGE_CAP
 from aggregator.settings import Settings
 from dp.contracts import SegmentSpec
-from secagg import api
+from secagg import http_api
 from tests.kits.service import (
     QUIET_S,
     TASK,
@@ -353,7 +353,7 @@ async def test_a_long_poll_outlives_every_deadline_of_its_connection(tmp_path):
 async def test_an_answer_that_nobody_takes_ends_with_its_connection(tmp_path):
     large = spec(segments=(SegmentSpec(name="count", length=4_000_000, clip=100.0),))
     async with served(tmp_path, large) as server, device_of(server, 0) as device:
-        offer = await device.json("GET", f"/v1/tasks/{TASK}/offer", api.Offer)
+        offer = await device.json("GET", f"/v1/tasks/{TASK}/offer", http_api.Offer)
         token = await device.token()
         set_deadlines(server, answer_s=0.3)
         with socket.socket() as idle:

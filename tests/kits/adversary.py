@@ -29,7 +29,7 @@ from secagg.context import (
     share_hash,
     survivor_set_digest,
 )
-from secagg.graph import Graph
+from secagg.graph.harary import Graph
 from secagg.keys import hpke_seal, signing_key
 from secagg.messages import Message
 from secagg.secret import Secret

@@ -15,7 +15,7 @@ from client_sdk.device import Device, ParticipantSettings
 from client_sdk.events import Event
 from client_sdk.policy import PrivacyPolicy
 from client_sdk.server_time import ServerTime
-from secagg.api import ModelVersion, Offer
+from secagg.http_api import ModelVersion, Offer
 from secagg.manifest import Manifest, encode_manifest
 from tests.kits.device import digest_of, journal_in
 

@@ -14,7 +14,7 @@ from client_sdk.journal import Journal
 from client_sdk.keystore import open_storage_key
 from dp.contracts import BudgetSpec
 from dp.tlog.notes import verifier_key
-from secagg.api import EnrolmentBundle
+from secagg.http_api import EnrolmentBundle
 from tests.kits.device import PARTNER, TASK_KEY, make_manifest, sum_spec
 
 VERIFIER = verifier_key("ledger.test", TASK_KEY)

@@ -5,11 +5,7 @@ from __future__ import annotations
 import msgspec
 import numpy as np
 
-from secagg.adapter import (
-    pairs,
-    vector_length,
-    vector_to_tensors,
-)
+from secagg.lora.forms import pairs, vector_length, vector_to_tensors
 from secagg.manifest import Adapter, TensorShape
 from tests.kits.tasks import built, spec
 

@@ -23,9 +23,9 @@ from aggregator.app import SERVICE, build_app
 from aggregator.settings import Settings
 from dp.contracts import BudgetSpec, CohortSpec, DeadlineSpec, SegmentSpec, TaskSpec
 from dp.encoding import encode
-from secagg import api, client
+from secagg import client, http_api
 from secagg import server as machine
-from secagg.access import issue_access_token
+from secagg.access_token import issue_access_token
 from secagg.keys import issue_certificate
 from secagg.manifest import decode_manifest, manifest_digest
 from secagg.messages import KINDS, Unmask
@@ -226,7 +226,7 @@ class Device:
         return self.outcome
 
     async def report_in(self) -> None:
-        offer = await self.json("GET", f"/v1/tasks/{self.task}/offer", api.Offer)
+        offer = await self.json("GET", f"/v1/tasks/{self.task}/offer", http_api.Offer)
         manifest = decode_manifest(offer.manifest)
         self.config = client.ClientConfig(
             self.seed,
@@ -246,14 +246,16 @@ class Device:
         )
         self.advert = sent.message
         await self.point("advert")
-        accepted = await self.json("POST", "/v1/adverts", api.AdvertAccepted, data=sent.message)
+        accepted = await self.json(
+            "POST", "/v1/adverts", http_api.AdvertAccepted, data=sent.message
+        )
         self.session = f"/v1/sessions/{accepted.session}"
 
     async def listen(self) -> None:
         path = f"{self.session}/messages?after={self.after}&wait_s=5"
         status, body = await self.request("GET", path)
         assert status == 200, body
-        for message in msgspec.json.decode(body, type=api.Mail).messages:
+        for message in msgspec.json.decode(body, type=http_api.Mail).messages:
             self.after += 1
             await self.feed(client.Received(message, time.time()))
 
@@ -298,7 +300,7 @@ class Device:
             status, body = await self.request("GET", f"{self.session}/vector")
             if status == 409:
                 return
-            done = msgspec.json.decode(body, type=api.UploadState)
+            done = msgspec.json.decode(body, type=http_api.UploadState)
             if done.complete:
                 return
             offset = done.received_bytes

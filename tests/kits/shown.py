@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from secagg import client, messages
-from secagg.graph import Graph
+from secagg.graph.harary import Graph
 from secagg.manifest import Noise
 from secagg.messages import AdmittedModel, Inbox, Roster
 from secagg.secret import Secret

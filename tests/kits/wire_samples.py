@@ -11,7 +11,7 @@ from functools import cache
 import msgspec
 import numpy as np
 
-from secagg import access, client, messages, ring, server
+from secagg import access_token, client, messages, ring, server
 from secagg.keys import signing_key
 from secagg.manifest import encode_manifest
 from secagg.messages import KINDS, Message
@@ -84,7 +84,9 @@ class Wire:
 
     def token(self) -> str:
         config = self.device.config
-        return access.issue_access_token(config.identity, config.certificate, AUDIENCE, EPOCH_S)
+        return access_token.issue_access_token(
+            config.identity, config.certificate, AUDIENCE, EPOCH_S
+        )
 
 
 @cache

@@ -30,8 +30,8 @@ from client_sdk.enrolment import create_bundle, new_partner_key
 from client_sdk.keystore import open_storage_key
 from dp.contracts import CohortSpec, DeadlineSpec, SegmentSpec, TaskSpec
 from dp.ledger.verification import AuditResult, verify_ledger
-from secagg.access import issue_access_token
-from secagg.api import EnrolmentBundle, Offer
+from secagg.access_token import issue_access_token
+from secagg.http_api import EnrolmentBundle, Offer
 from secagg.manifest import Manifest
 from secagg.secret import Secret
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import msgspec
 import pytest
 
-from secagg import access, adverts, client, keys, messages, ring, server
+from secagg import access_token, adverts, client, keys, messages, ring, server
 from secagg.errors import LocalProtocolError, RemoteProtocolError, SecaggError
 from secagg.manifest import decode_manifest
 from secagg.messages import KINDS, Certificate, Message
@@ -85,7 +85,7 @@ def targets(wire: Wire) -> list[Target]:
     bits, length = wire.task.manifest.encoding.ring_bits, wire.payload_length
 
     def token(data: bytes) -> bytes:
-        return access.verify_access_token(data.decode("latin-1"), AUDIENCE, partners, EPOCH_S)
+        return access_token.verify_access_token(data.decode("latin-1"), AUDIENCE, partners, EPOCH_S)
 
     def advert(data: bytes) -> object:
         config = wire.task.server

@@ -16,7 +16,17 @@ import aiohttp
 import msgspec
 import pytest
 
-from secagg import access, api, client, evidence, manifest, messages, ranges, revocation, server
+from secagg import (
+    access_token,
+    client,
+    evidence,
+    http_api,
+    manifest,
+    messages,
+    ranges,
+    revocation,
+    server,
+)
 from secagg.errors import RemoteProtocolError
 from secagg.keys import signing_key
 from secagg.messages import KINDS, Message
@@ -45,7 +55,7 @@ def structs_of(module: Any) -> list[type]:
 
 FROM_PEERS = [
     kind
-    for module in (messages, api, manifest, evidence, revocation, access)
+    for module in (messages, http_api, manifest, evidence, revocation, access_token)
     for kind in structs_of(module)
 ]
 

@@ -31,8 +31,8 @@ from client_sdk.enrolment import (
 from client_sdk.errors import EnrolmentError, OutputError
 from client_sdk.lora import vector_length, write_peft_folder
 from dp.tlog.notes import verifier_key
-from secagg.api import ServerInfo
 from secagg.evidence import decode_evidence
+from secagg.http_api import ServerInfo
 from secagg_cli import enroll
 from secagg_cli.demo.folder import claim_folder
 from secagg_cli.exported import is_model_file

@@ -7,8 +7,8 @@ import math
 import pytest
 
 from secagg import server
-from secagg.degrees import ThreatModel, assess
 from secagg.errors import ConfigurationError
+from secagg.graph.degrees import ThreatModel, assess
 from secagg.simulation import Aggregator, Drop, Hooks, SeededBytes, drive, simulate, workers
 from secagg.simulation.plan import LocalRounds, Plan
 

@@ -7,7 +7,7 @@ import pytest
 
 from secagg import client, server
 from secagg.context import opened_levels
-from secagg.graph import _circle
+from secagg.graph.harary import _circle
 from secagg.keys import signing_key
 from secagg.messages import KINDS, Deals, peek, sign
 from secagg.simulation import (

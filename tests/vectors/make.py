@@ -15,20 +15,10 @@ import msgspec
 import numpy as np
 
 from dp.tlog import merkle, notes
-from secagg import (
-    access,
-    adverts,
-    context,
-    graph,
-    hashing,
-    keys,
-    masks,
-    messages,
-    parameters,
-    ring,
-    sharing,
-)
+from secagg import access_token as access
+from secagg import adverts, context, hashing, keys, masks, messages, ring, sharing
 from secagg.errors import SecaggError
+from secagg.graph import harary, parameters
 from secagg.secret import Secret
 from secagg.simulation import EPOCH_S, SeededBytes, make_devices
 from tests.vectors import refusals, transcript
@@ -398,8 +388,8 @@ def contexts() -> Case:
             "noise share 0": context.share_hash(2, ctx, dealer, holder, share).hex(),
             "noise share 7": context.share_hash(9, ctx, dealer, holder, share).hex(),
         },
-        "sealers": [[i, j, graph.sealer(i, j)] for i in range(5) for j in range(5) if i != j],
-        "complete_graph": [list(graph.neighbours(i, 5)) for i in range(5)],
+        "sealers": [[i, j, harary.sealer(i, j)] for i in range(5) for j in range(5) if i != j],
+        "complete_graph": [list(harary.neighbours(i, 5)) for i in range(5)],
         "thresholds": [
             [k, c, parameters.threshold(k, c)]
             for k in (2, 3, 5, 9, 99)
@@ -414,7 +404,7 @@ def graphs() -> Case:
     positive = []
     for size, degree in [(129, 4), (200, 30), (1_000, 96)]:
         seed = drawn("graph", size, degree)
-        shown = graph.Graph(size, degree, seed)
+        shown = harary.Graph(size, degree, seed)
         positive.append(
             {
                 "cohort_size": size,
@@ -434,11 +424,11 @@ def graphs() -> Case:
                 ],
             }
         )
-    sound = graph.Graph(200, 4, drawn("graph"))
+    sound = harary.Graph(200, 4, drawn("graph"))
     stranger = next(other for other in range(1, 200) if not sound.adjacent(0, other))
     cases = {
-        "odd-degree": lambda: graph.Graph(200, 5, bytes(32)),
-        "negative-degree": lambda: graph.Graph(200, -2, bytes(32)),
+        "odd-degree": lambda: harary.Graph(200, 5, bytes(32)),
+        "negative-degree": lambda: harary.Graph(200, -2, bytes(32)),
         "index-beyond-the-roster": lambda: sound.neighbours(200),
         "negative-index": lambda: sound.neighbours(-1),
         "sealer-of-no-edge": lambda: sound.sealer(0, stranger),

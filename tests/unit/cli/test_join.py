@@ -22,8 +22,8 @@ from client_sdk.contribution import TrainingJob
 from client_sdk.enrolment import create_bundle, new_partner_key, save_bundle
 from client_sdk.lora import write_peft_folder
 from client_sdk.rows import LeftOut
-from secagg.adapter import vector_length
 from secagg.errors import ConfigurationError
+from secagg.lora.forms import vector_length
 from secagg_cli.join import LazyTrainer, _in_options, _sentence
 from secagg_cli.main import app
 from secagg_cli.models import ensure_model

@@ -21,8 +21,8 @@ from dp.contracts.check import check_manifest
 from dp.planning.epsilon import plan_epsilon
 from dp.planning.task import plan_task
 from secagg import limits
-from secagg.degrees import ThreatModel, _check
 from secagg.errors import SecaggError
+from secagg.graph.degrees import ThreatModel, _check
 from secagg.ring import RING_BITS_MAX, RING_BITS_MIN
 from secagg_cli.corpus import load_clients
 from secagg_cli.main import app

@@ -21,7 +21,7 @@ from client_sdk.policy import PrivacyPolicy
 from client_sdk.registry import DataRecord, Member, Registry
 from dp.accounting.budget import charges_of
 from dp.accounting.statements import epsilon_of, headline, lines, slack_log2
-from secagg.api import EnrolmentBundle
+from secagg.http_api import EnrolmentBundle
 from secagg.manifest import Manifest
 from tests.kits.data_accounts import NOW_S, ONE, TWO, VERIFIER, A, B, Folder, new_bundle
 from tests.kits.device import PARTNER, make_manifest, sum_spec

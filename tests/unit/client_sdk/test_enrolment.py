@@ -21,7 +21,7 @@ from client_sdk.enrolment import (
 )
 from client_sdk.errors import EnrolmentError
 from dp.tlog.notes import verifier_key
-from secagg.api import EnrolmentBundle
+from secagg.http_api import EnrolmentBundle
 from secagg.secret import Secret
 
 KEY = bytes(nacl.signing.SigningKey(bytes(range(32))).verify_key)

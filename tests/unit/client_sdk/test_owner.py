@@ -17,7 +17,7 @@ from client_sdk.enrolment import create_bundle, new_partner_key
 from client_sdk.journal import Journal
 from client_sdk.keystore import open_storage_key
 from dp.tlog.notes import verifier_key
-from secagg.api import EnrolmentBundle
+from secagg.http_api import EnrolmentBundle
 
 KEY = bytes(nacl.signing.SigningKey(bytes(range(32))).verify_key)
 STORED = Path(__file__).parents[2] / "vectors" / "stored-0453a63"

@@ -20,8 +20,8 @@ from dp.accounting.statements import headline, lines
 from dp.ledger.contributors import contributors_path, members_file
 from dp.ledger.receipts import LedgerBuilder
 from dp.ledger.records import ReleaseEntry, list_file, parse_record, policy_record, release_record
-from secagg.api import EnrolmentBundle
 from secagg.context import pseudonym
+from secagg.http_api import EnrolmentBundle
 from secagg.keys import identity_public_key
 from secagg.manifest import encode_manifest, manifest_digest
 from secagg.secret import Secret

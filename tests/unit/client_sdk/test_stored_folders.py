@@ -19,8 +19,8 @@ from client_sdk.participant import note_given
 from client_sdk.policy import PrivacyPolicy
 from client_sdk.session import Session
 from dp.ledger.verification import verify_ledger
-from secagg.api import EnrolmentBundle
 from secagg.client import Send, Upload
+from secagg.http_api import EnrolmentBundle
 from secagg.messages import KINDS, Confirmation, MaskedInput, peek
 
 STORED = Path(__file__).parents[2] / "vectors" / "stored-0453a63"

@@ -11,8 +11,8 @@ import pytest
 
 from client_sdk.policy import PrivacyPolicy
 from dp.contracts import CohortSpec, TaskSpec, parse_spec, warnings
+from secagg.graph.parameters import dropouts_tolerated
 from secagg.manifest import Manifest
-from secagg.parameters import dropouts_tolerated
 from tests.kits.device import PARTNER, account_in, fedsgd_spec, make_manifest
 from tests.kits.readme import blocks, readme_policy, readme_spec
 

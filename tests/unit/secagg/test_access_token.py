@@ -8,10 +8,10 @@ import msgspec
 import pytest
 
 from secagg import keys
-from secagg.access import issue_access_token, verify_access_token
-from secagg.api import ACCESS_TOKEN_MAX_S, AccessToken
+from secagg.access_token import issue_access_token, verify_access_token
 from secagg.errors import RemoteProtocolError
 from secagg.hashing import encode_parts
+from secagg.http_api import ACCESS_TOKEN_MAX_S, AccessToken
 from secagg.limits import CLOCK_SKEW_S
 from secagg.messages import Certificate
 from secagg.secret import Secret

@@ -9,8 +9,9 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from secagg import bounds
-from secagg.degrees import (
+from secagg.errors import ConfigurationError
+from secagg.graph import bounds
+from secagg.graph.degrees import (
     ThreatModel,
     assess,
     evaluate,
@@ -18,11 +19,10 @@ from secagg.degrees import (
     plan_rules,
     safest_threshold,
 )
-from secagg.errors import ConfigurationError
-from secagg.graph import Graph
+from secagg.graph.harary import Graph
+from secagg.graph.parameters import check_cohort
+from secagg.graph.tails import either_log2, tail_log2
 from secagg.limits import DEGREE_MAX, GRINDING_BITS
-from secagg.parameters import check_cohort
-from secagg.tails import either_log2, tail_log2
 
 
 @pytest.mark.parametrize(("population", "marked", "drawn"), [(9, 3, 4), (8, 6, 5), (7, 0, 3)])

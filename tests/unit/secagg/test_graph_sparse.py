@@ -11,9 +11,9 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from secagg import graph
 from secagg.errors import ConfigurationError, LocalProtocolError
-from secagg.graph import Graph
+from secagg.graph import harary
+from secagg.graph.harary import Graph
 
 
 def seed(number: int) -> bytes:
@@ -52,7 +52,7 @@ def test_a_harary_graph_stays_connected_without_any_k_minus_one_devices_in_a_row
     """k-regular and k-connected: cutting it takes k/2 devices on each side of an arc."""
     size, half = 150, 5
     drawn = Graph(size, 2 * half, seed(3))
-    order, _ = graph._circle(seed(3), size)
+    order, _ = harary._circle(seed(3), size)
 
     def reached(without: set[int]) -> int:
         start = next(index for index in range(size) if index not in without)
@@ -91,7 +91,7 @@ def test_the_circle_is_the_one_of_the_specification() -> None:
 
 
 def test_the_circle_is_frozen() -> None:
-    order, _ = graph._circle(bytes(32), 1000)
+    order, _ = harary._circle(bytes(32), 1000)
     assert order[:8] == (822, 452, 133, 163, 627, 717, 438, 368)
     assert hashlib.sha256(repr(order).encode()).hexdigest()[:16] == "c131cae112be40b0"
 
@@ -99,7 +99,7 @@ def test_the_circle_is_frozen() -> None:
 def test_every_order_is_equally_likely() -> None:
     """Chi-squared over all orders of four, 23 degrees of freedom; fixed seeds, so never flaky."""
     draws = 4800
-    counts = Counter(graph._circle(seed(number), 4)[0] for number in range(draws))
+    counts = Counter(harary._circle(seed(number), 4)[0] for number in range(draws))
     assert set(counts) == set(permutations(range(4)))
     expected = draws / 24
     statistic = sum((count - expected) ** 2 / expected for count in counts.values())
@@ -109,8 +109,8 @@ def test_every_order_is_equally_likely() -> None:
 def test_words_that_would_favour_some_places_are_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     """2^32 mod 3 = 1: the largest word has no two equals, so it is passed over."""
     drawn = iter([2**32 - 1, 2**32 - 3, 2**32 - 2])
-    monkeypatch.setattr(graph, "_words", lambda seed, size: drawn)
-    order, positions = graph._circle.__wrapped__(bytes(32), 3)
+    monkeypatch.setattr(harary, "_words", lambda seed, size: drawn)
+    order, positions = harary._circle.__wrapped__(bytes(32), 3)
     assert next(drawn, None) is None, "one skipped, one for each place but the first"
     assert order == (2, 0, 1)
     assert positions == (1, 2, 0)
@@ -134,12 +134,12 @@ def test_another_roster_draws_another_circle() -> None:
 )
 def test_where_the_graph_is_complete(size: int, degree: int, complete: bool) -> None:
     assert Graph(size, degree, seed(0)).is_complete is complete
-    assert graph.neighbour_count(size, degree) == (size - 1 if complete else degree)
-    assert len(graph.neighbours(3, size, degree, seed(0))) == graph.neighbour_count(size, degree)
+    assert harary.neighbour_count(size, degree) == (size - 1 if complete else degree)
+    assert len(harary.neighbours(3, size, degree, seed(0))) == harary.neighbour_count(size, degree)
 
 
 def test_the_complete_graph_keeps_its_orientation() -> None:
-    assert Graph(128, 10, seed(0)).sealer(3, 7) == graph.sealer(3, 7)
+    assert Graph(128, 10, seed(0)).sealer(3, 7) == harary.sealer(3, 7)
 
 
 @pytest.mark.parametrize("degree", [-2, 3, 101])
@@ -151,7 +151,7 @@ def test_odd_degrees_are_refused(degree: int) -> None:
 
 def test_a_sparse_graph_without_a_roster_digest_is_refused() -> None:
     with pytest.raises(LocalProtocolError) as caught:
-        graph.neighbours(0, 1000, 100)
+        harary.neighbours(0, 1000, 100)
     assert caught.value.reason == "graph-seed"
 
 

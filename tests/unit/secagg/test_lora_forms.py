@@ -9,7 +9,8 @@ import pytest
 from aggregator.algorithms import StepInput, server_step
 from dp.contracts import TrainingSpec, check_manifest
 from dp.encoding import decode, encode
-from secagg.adapter import (
+from secagg.errors import ConfigurationError, LocalProtocolError
+from secagg.lora.forms import (
     initial_tensor,
     pairs,
     place,
@@ -19,9 +20,8 @@ from secagg.adapter import (
     vector_length,
     vector_to_tensors,
 )
-from secagg.errors import ConfigurationError, LocalProtocolError
+from secagg.lora.sketches import recover, sketch, truncated
 from secagg.ring import add_into
-from secagg.sketches import recover, sketch, truncated
 from tests.kits.lora_forms import RANK, SKETCH, adapter, product, random_vector, task
 from tests.kits.tasks import seeded
 

@@ -21,9 +21,9 @@ from dp.ledger.receipts import LedgerBuilder
 from dp.ledger.records import parse_record, parse_task, task_record
 from dp.ledger.verification import verify_ledger
 from dp.tlog.tiles import parse_bundle
-from secagg.api import ModelVersion, Offer
 from secagg.errors import RemoteProtocolError
 from secagg.hashing import encode_parts
+from secagg.http_api import ModelVersion, Offer
 from secagg.manifest import decode_manifest, encode_manifest, manifest_digest
 from tests.kits.tasks import ORIGIN, TASK_SEED, VERIFIER, built, served
 

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from secagg.errors import ConfigurationError
-from secagg.parameters import check_cohort, dropouts_tolerated, threshold
+from secagg.graph.parameters import check_cohort, dropouts_tolerated, threshold
 
 
 @pytest.mark.parametrize("neighbours", range(1, 128))

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from secagg import graph, keys, masks, messages, ring, sharing
+from secagg import keys, masks, messages, ring, sharing
 from secagg.errors import ConfigurationError, LocalProtocolError, RemoteProtocolError, SecaggError
+from secagg.graph import harary
 from secagg.messages import Abort, Ready, Receipt
 from secagg.opening import OpeningPlan, check_sum, open_slice
 from secagg.secret import Secret
@@ -111,21 +112,21 @@ CASES = {
         "shares-inconsistent",
     ),
     "an odd degree": Case(
-        lambda: graph.Graph(1000, 3),
+        lambda: harary.Graph(1000, 3),
         CONFIGURATION,
         "graph-degree",
         "an even degree, or 0 for the complete graph",
         3,
     ),
     "an index beyond the roster": Case(
-        lambda: graph.neighbours(9, 5), LOCAL, "roster-index", "below 5", 9
+        lambda: harary.neighbours(9, 5), LOCAL, "roster-index", "below 5", 9
     ),
-    "an edge to oneself": Case(lambda: graph.sealer(3, 3), LOCAL, "roster-index", None, 3),
+    "an edge to oneself": Case(lambda: harary.sealer(3, 3), LOCAL, "roster-index", None, 3),
     "an edge that is none": Case(
-        lambda: graph.Graph(5).sealer(3, 3), LOCAL, "graph-edge", None, (3, 3)
+        lambda: harary.Graph(5).sealer(3, 3), LOCAL, "graph-edge", None, (3, 3)
     ),
     "no roster digest": Case(
-        lambda: graph.neighbours(0, 1000, 100), LOCAL, "graph-seed", "32 bytes", 0
+        lambda: harary.neighbours(0, 1000, 100), LOCAL, "graph-seed", "32 bytes", 0
     ),
     "a signing seed": Case(lambda: keys.signing_key(SHORT), LOCAL, "seed-size", 32, 5),
     "a hybrid seed": Case(lambda: keys.kem_public_key(SHORT, "x"), LOCAL, "seed-size", 32, 5),

@@ -65,7 +65,7 @@ def confirm(*signed: bytes, config: client.ClientConfig = CONFIG, session: Any =
 @pytest.fixture
 def ring(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The same session on a ring: two neighbours each."""
-    monkeypatch.setattr("secagg.graph.COMPLETE_GRAPH_MAX", 3)
+    monkeypatch.setattr("secagg.graph.harary.COMPLETE_GRAPH_MAX", 3)
     session = replace(SESSION, degree=2, order_seed=bytes(32), threshold=2)
     return replace(session, neighbours=session.graph.neighbours(INDEX))
 

@@ -8,9 +8,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from secagg import parameters
 from secagg.errors import ConfigurationError
-from secagg.graph import Graph
+from secagg.graph import parameters
+from secagg.graph.harary import Graph
 from secagg.simulation import make_task
 from tests.kits.said import said
 

@@ -12,8 +12,8 @@ import pytest
 from client_sdk import revocations
 from client_sdk.enrolment import new_partner_key
 from client_sdk.revocations import revoked_by
-from secagg.api import ModelVersion, Offer, Revocations
 from secagg.errors import ConfigurationError, RemoteProtocolError
+from secagg.http_api import ModelVersion, Offer, Revocations
 from secagg.limits import REVOKED_MAX
 from secagg.revocation import (
     RevocationList,

@@ -23,10 +23,10 @@ from client_sdk.enrolment import (
     new_partner_key,
 )
 from dp.tlog.notes import verifier_key
-from secagg import text_files
 from secagg.errors import ConfigurationError, SecaggError
+from secagg.files import text as text_files
+from secagg.files.text import TextFile
 from secagg.secret import Secret
-from secagg.text_files import TextFile
 from secagg_cli.ledger_files import read_key
 from secagg_cli.operator import read_token
 from secagg_cli.session import read_passphrase

@@ -12,8 +12,8 @@ from client_sdk.evaluation import evaluate
 from dp.accounting.statements import headline, lines
 from dp.contracts import TrainingSpec
 from dp.encoding import ExampleSum
-from secagg.directions import direction
 from secagg.errors import ConfigurationError
+from secagg.lora.directions import direction
 from secagg_cli.corpus import load_clients
 from tests.kits.tasks import built, seeded, spec
 from tests.kits.tiny_training import job, summed, tiny, tiny_task, trainer

@@ -11,9 +11,9 @@ from collections.abc import Collection
 
 import msgspec
 
-from secagg.api import ACCESS_TOKEN_MAX_S, AccessToken
 from secagg.errors import RemoteProtocolError
 from secagg.hashing import encode_parts
+from secagg.http_api import ACCESS_TOKEN_MAX_S, AccessToken
 from secagg.keys import signing_key, verify_certificate, verify_signature
 from secagg.limits import CLOCK_SKEW_S
 from secagg.messages import Certificate

@@ -13,8 +13,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from secagg.graph.tails import tail_log2
 from secagg.limits import COMPLETE_GRAPH_MAX
-from secagg.tails import tail_log2
 
 _BLOCKS = 64  # parts of a range of sizes; more make the bound on random drop-outs tighter
 

@@ -3,15 +3,16 @@
 On the complete graph t = floor((k + c) / 2) + 1 for k neighbours of which at most c collude with
 the aggregator: then 2t > k + c, so honest neighbours never reveal both secrets of one device
 (Bonawitz et al., CCS 2017, section 6; corrupt ones may answer twice and count twice).
-Sparse graphs have degree and threshold in the manifest; ``secagg.degrees`` chooses them, and here
-they are checked by the bounds of docs/parameters.md against constants of our own.
+Sparse graphs have degree and threshold in the manifest; ``secagg.graph.degrees`` chooses them, and
+here they are checked by the bounds of docs/parameters.md against constants of our own.
 """
 
 from __future__ import annotations
 
-from secagg import bounds
 from secagg.errors import ConfigurationError
-from secagg.graph import Graph
+from secagg.graph import bounds
+from secagg.graph.harary import Graph
+from secagg.graph.tails import either_log2
 from secagg.limits import (
     COHORT_MAX,
     COHORT_MIN,
@@ -22,7 +23,6 @@ from secagg.limits import (
     SECURITY_BITS,
 )
 from secagg.manifest import CohortRules
-from secagg.tails import either_log2
 
 
 def threshold(neighbour_count: int, corrupt: int) -> int:

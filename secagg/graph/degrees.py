@@ -1,10 +1,10 @@
 """Degree and threshold of a cohort, from what is assumed about it; docs/parameters.md proves them.
 
 Of n devices c collude with the aggregator. An *active* aggregator picks them, the drop-outs and the
-roster, but not the circle that ``secagg.graph`` draws from the roster's digest: 64 bits stand
-against one that tries rosters until it likes the circle. A *semi-honest* one follows the protocol,
-and drop-outs are random; this weaker class is the one of Bell et al. (CCS 2020), for comparison.
-Tasks are made for the active class only.
+roster, but not the circle that ``secagg.graph.harary`` draws from the roster's digest: 64 bits
+stand against one that tries rosters until it likes the circle. A *semi-honest* one follows the
+protocol, and drop-outs are random; this weaker class is the one of Bell et al. (CCS 2020), for
+comparison. Tasks are made for the active class only.
 
 A complete graph needs no luck: its bounds are certain.
 """
@@ -15,9 +15,11 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from secagg import bounds
 from secagg.errors import ConfigurationError
-from secagg.graph import is_complete
+from secagg.graph import bounds
+from secagg.graph.harary import is_complete
+from secagg.graph.parameters import check_confirmations, check_sizes, dropouts_tolerated, threshold
+from secagg.graph.tails import either_log2
 from secagg.limits import (
     COHORT_MAX,
     COHORT_MIN,
@@ -27,13 +29,6 @@ from secagg.limits import (
     GRINDING_BITS,
     SECURITY_BITS,
 )
-from secagg.parameters import (
-    check_confirmations,
-    check_sizes,
-    dropouts_tolerated,
-    threshold,
-)
-from secagg.tails import either_log2
 
 Adversary = Literal["active", "semi-honest"]
 

@@ -20,8 +20,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from secagg.adapter import Pair, sketch_length
 from secagg.hashing import encode_parts
+from secagg.lora.forms import Pair, sketch_length
 from secagg.manifest import Adapter
 
 Float64 = NDArray[np.float64]

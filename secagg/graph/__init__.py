@@ -1,0 +1,1 @@
+"""Who shares masks with whom, and which degrees and thresholds are safe."""

@@ -1,0 +1,1 @@
+"""The LoRA adapter as flat vectors: its forms, sketches, and public directions."""
