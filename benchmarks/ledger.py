@@ -24,11 +24,11 @@ import nacl.signing
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from client_sdk.account import DeviceAccount
-from client_sdk.journal import Journal
-from client_sdk.keystore import open_storage_key
-from client_sdk.ledger import LedgerWatch
-from client_sdk.recovery import recover
+from client_sdk.accounts.device_account import DeviceAccount
+from client_sdk.accounts.recovery import recover
+from client_sdk.ledger.watch import LedgerWatch
+from client_sdk.state.journal import Journal
+from client_sdk.state.keystore import open_storage_key
 from dp.accounting.statements import ReleaseFacts
 from dp.contracts import BudgetSpec, CohortSpec, SegmentSpec, TaskSpec, build_manifest
 from dp.ledger.contributors import contributors_path

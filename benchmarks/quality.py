@@ -40,13 +40,13 @@ from benchmarks.quality_chart import curve, is_chart
 from benchmarks.quality_plan import PLANS, Key, Plan, Results, missing
 from benchmarks.quality_report import differences, write_report
 from benchmarks.quality_rows import MAX_TOKENS, ROWS, model_of, seeded, task_of
-from client_sdk.adapted import AdaptedModel
 from client_sdk.contribution import TrainingJob, check_values
-from client_sdk.evaluation import evaluate
-from client_sdk.examples import encode_example
 from client_sdk.outputs import write_file
 from client_sdk.payload import weighed
-from client_sdk.trainer import LoraTrainer
+from client_sdk.training.adapted import AdaptedModel
+from client_sdk.training.evaluation import evaluate
+from client_sdk.training.examples import encode_example
+from client_sdk.training.trainer import LoraTrainer
 from dp.accounting.figures import lower, upper
 from dp.accounting.statements import headline, lines
 from dp.contracts.algorithms.registry import has_control

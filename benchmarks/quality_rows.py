@@ -24,8 +24,8 @@ from typing import Any, Literal
 import nacl.signing
 
 from benchmarks.frozen import freeze_below
-from client_sdk.algorithms import ALGORITHMS as DEVICE_HALVES
-from client_sdk.lora import adapter_spec, base_fingerprint
+from client_sdk.training.algorithms import ALGORITHMS as DEVICE_HALVES
+from client_sdk.training.lora import adapter_spec, base_fingerprint
 from dp.accounting.statements import headline, lines
 from dp.contracts import (
     ALGORITHMS,

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from client_sdk.client import Client
 from client_sdk.contribution import Contributor, TrainingJob
-from client_sdk.device import ParticipantSettings
 from client_sdk.errors import (
     ClientError,
     ClockError,
@@ -24,13 +23,14 @@ from client_sdk.errors import (
     Unreached,
 )
 from client_sdk.events import Event
-from client_sdk.http import TransportSettings
-from client_sdk.network import NetworkError
+from client_sdk.network.connections import NetworkError
+from client_sdk.network.http import TransportSettings
 from client_sdk.policy import PrivacyPolicy
-from client_sdk.result import RunResult
+from client_sdk.rounds.device import ParticipantSettings
+from client_sdk.rounds.result import RunResult
 
 if TYPE_CHECKING:
-    from client_sdk.trainer import LoraTrainer
+    from client_sdk.training.trainer import LoraTrainer
 
 __all__ = [
     "Client",
@@ -59,7 +59,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "LoraTrainer":
-        from client_sdk.trainer import LoraTrainer
+        from client_sdk.training.trainer import LoraTrainer
 
         return LoraTrainer
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

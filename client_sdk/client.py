@@ -10,11 +10,16 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from client_sdk.account import DeviceAccount
-from client_sdk.checkin import check_in, forget_models, next_offer
+from client_sdk.accounts.data_account import DataChoice, DataDoor, default_root
+from client_sdk.accounts.device_account import DeviceAccount
+from client_sdk.accounts.recovery import (
+    LEAVES_MAX,
+    Recovered,
+    plan_second_look,
+    recover,
+    second_look_due,
+)
 from client_sdk.contribution import Contributor
-from client_sdk.data_account import DataChoice, DataDoor, default_root
-from client_sdk.device import Device, ParticipantSettings
 from client_sdk.enrolment import check_bundle, load_bundle
 from client_sdk.errors import (
     ContributionError,
@@ -24,30 +29,25 @@ from client_sdk.errors import (
     TransportError,
 )
 from client_sdk.events import Event, OnEvent
-from client_sdk.evidence import Quarantine, Quarantined, keep_evidence
-from client_sdk.folder import StateFolder
-from client_sdk.http import TransportSettings, is_transient
-from client_sdk.journal import Contribution, Journal, Lock
-from client_sdk.keystore import StorageKey, open_storage_key
-from client_sdk.ledger import LedgerWatch
-from client_sdk.owner import own_journal
-from client_sdk.pace import Pace
-from client_sdk.participant import Outcome, Participant, note_given
-from client_sdk.pending import check_pending
+from client_sdk.ledger.evidence import Quarantine, Quarantined, keep_evidence
+from client_sdk.ledger.watch import LedgerWatch
+from client_sdk.network.http import TransportSettings, is_transient
+from client_sdk.network.server_time import ServerTime, steady_clock
+from client_sdk.network.transport import Transport
 from client_sdk.policy import PrivacyPolicy
-from client_sdk.recovery import (
-    LEAVES_MAX,
-    Recovered,
-    plan_second_look,
-    recover,
-    second_look_due,
-)
-from client_sdk.result import RunResult, Tally
-from client_sdk.server_time import ServerTime, steady_clock
-from client_sdk.session import Session
+from client_sdk.rounds.checkin import check_in, forget_models, next_offer
+from client_sdk.rounds.contributing import Training, left_out_of, version_of
+from client_sdk.rounds.device import Device, ParticipantSettings
+from client_sdk.rounds.pace import Pace
+from client_sdk.rounds.participant import Outcome, Participant, note_given
+from client_sdk.rounds.pending import check_pending
+from client_sdk.rounds.result import RunResult, Tally
+from client_sdk.rounds.session import Session
+from client_sdk.state.journal import Contribution, Journal, Lock
+from client_sdk.state.keystore import StorageKey, open_storage_key
+from client_sdk.state.owner import own_journal
+from client_sdk.state_folder import StateFolder
 from client_sdk.threads import finish_in_thread
-from client_sdk.training import Training, left_out_of, version_of
-from client_sdk.transport import Transport
 from secagg.access_token import issue_access_token
 from secagg.http_api import EnrolmentBundle
 from secagg.secret import Secret
@@ -185,7 +185,7 @@ class Client:
         """End the unfinished session and touch nothing else; whether there was one.
 
         For a session that cannot go on and does not end by itself. Account, checkpoints and the
-        record of what was given stay (:mod:`client_sdk.folder`).
+        record of what was given stay (:mod:`client_sdk.state_folder`).
 
         Raises:
             StateError: ``state-in-use``.
@@ -227,7 +227,7 @@ class Client:
             ContributionError: the contributor failed three times where no noise hides failures.
             StateError: the state folder is in use, damaged, or another device's; or
                 ``data-account-missing``, ``data-of-another``
-                (:meth:`client_sdk.data_account.DataDoor.open`).
+                (:meth:`client_sdk.accounts.data_account.DataDoor.open`).
         """
         return asyncio.run(self.run_async(contributor, task=task, rounds=rounds))
 
@@ -307,7 +307,7 @@ class Client:
         ledger that is longer than it reads then, and for cohorts that ended since.
 
         Raises:
-            LedgerRefusal, BudgetError: as :func:`client_sdk.recovery.recover`.
+            LedgerRefusal, BudgetError: as :func:`client_sdk.accounts.recovery.recover`.
             TransportError, StateError: as :meth:`run`.
         """
         return asyncio.run(self.recover_account_async(leaves_max))
@@ -592,7 +592,7 @@ async def _hear_time(device: Device, task: str) -> None:
     """Where no word of the aggregator's was heard: the steady clock of an earlier one is gone.
 
     Raises:
-        ClockError: as :meth:`client_sdk.server_time.ServerTime.hear`.
+        ClockError: as :meth:`client_sdk.network.server_time.ServerTime.hear`.
         TransportError: the aggregator is out of reach, or does not offer the task.
     """
     device.time.hear((await device.transport.offer(task, None, 0.0)).now)

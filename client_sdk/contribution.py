@@ -57,8 +57,8 @@ class Contributor(Protocol):
     that says so is let into such a task: with the attribute ``adds_local_noise = True``, which is
     its word that in such a task every step of ``contribute`` adds the manifest's noise.
 
-    A contributor may have ``left_out``, :class:`client_sdk.rows.LeftOut` of the last job: the
-    examples that counted as zero, for the device's user. What one example raises must not leave
+    A contributor may have ``left_out``, :class:`client_sdk.training.rows.LeftOut` of the last job:
+    the examples that counted as zero, for the device's user. What one example raises must not leave
     ``contribute`` in mode C: the whole batch would count as zero, and no clip bounds that.
     """
 

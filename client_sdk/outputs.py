@@ -19,8 +19,8 @@ import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from client_sdk._files import sync_folder
 from client_sdk.errors import OutputError
+from client_sdk.state.durable_files import sync_folder
 
 Ours = Callable[[Path], bool]
 """Whether an earlier call wrote the file, or the folder, at this path."""

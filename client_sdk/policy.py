@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from client_sdk.account import DeviceAccount
+from client_sdk.accounts.device_account import DeviceAccount
 from client_sdk.errors import PolicyRefusal
 from dp.accounting.budget import UNITS, Unit, charges_of, cost_of
 from dp.accounting.figures import limit_shown, upper

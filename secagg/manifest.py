@@ -153,7 +153,7 @@ class Deadlines(_Part, frozen=True):
 
 
 class BaseModel(_Part, frozen=True):
-    """The frozen model under the adapter; ``fingerprint`` as in ``client_sdk.lora``."""
+    """The frozen model under the adapter; ``fingerprint`` as in ``client_sdk.training.lora``."""
 
     name: str
     fingerprint: bytes

@@ -43,7 +43,7 @@ def show(
 ) -> None:
     """What was spent of a state folder's data, and which folders count together."""
     with Output(format) as out:
-        from client_sdk.folder import StateFolder
+        from client_sdk.state_folder import StateFolder
 
         account = StateFolder.open(folder, read_passphrase(passphrase_file)).account(_DELTA)
         data = account.data
@@ -127,7 +127,7 @@ def recover(
     """
     with Output(format) as out:
         from client_sdk import Client
-        from client_sdk.recovery import LEAVES_MAX
+        from client_sdk.accounts.recovery import LEAVES_MAX
 
         passphrase = read_passphrase(passphrase_file)
         client = Client.from_bundle(

@@ -31,7 +31,7 @@ def describe(model: Any, name: str, adapter: AdapterPreset) -> tuple[BaseModel, 
     Raises:
         ConfigurationError: ``adapter-targets`` or ``adapter-rank``.
     """
-    from client_sdk.lora import adapter_spec, base_fingerprint
+    from client_sdk.training.lora import adapter_spec, base_fingerprint
     from secagg.manifest import BaseModel
 
     return (

@@ -47,7 +47,7 @@ def write_adapter(
         CommandError: ``ledger-incomplete``, ``task-without-model``, ``base-model``.
         ConfigurationError: the base model cannot be had.
     """
-    from client_sdk.lora import base_fingerprint, write_peft_folder
+    from client_sdk.training.lora import base_fingerprint, write_peft_folder
     from secagg_cli.models import ensure_model, hub_id, load_model
 
     manifest = _manifest(server, task)

@@ -28,7 +28,7 @@ from secagg_cli.output import UnusableArgument
 if TYPE_CHECKING:
     import aiohttp
 
-    from client_sdk.network import Network
+    from client_sdk.network.connections import Network
 
 _NAMES = ("checkpoint", "tile")  # of which a ledger has at least one
 Reader = Callable[[str], bytes | None]
@@ -242,7 +242,7 @@ class HttpReader:
 
     async def _get(self, path: str) -> bytes | None:
         """Within the deadline; what may pass is asked for again."""
-        from client_sdk.http import network_of
+        from client_sdk.network.http import network_of
 
         limit_s = min(FILE_S, self._left_s)
         try:
@@ -298,7 +298,7 @@ class HttpReader:
                 f"{response.url} answered with status {response.status}.",
                 remedy="The ledger's files are public and come with status 200. Try again later.",
             )
-        from client_sdk.network import foreign, is_page
+        from client_sdk.network.connections import foreign, is_page
 
         if is_page(response):
             raise foreign(response, await response.content.read(_QUOTED_BYTES))

@@ -22,7 +22,7 @@ from secagg_cli.output import CommandError, UnusableArgument
 
 if TYPE_CHECKING:
     from client_sdk.errors import TransportError
-    from client_sdk.http import TransportSettings
+    from client_sdk.network.http import TransportSettings
 
 CA_FILE_ENV = "SECAGG_CA_FILE"
 _REQUEST_S = 60.0
@@ -71,8 +71,8 @@ def transport_settings(**changed: Any) -> TransportSettings:
     Raises:
         UnusableArgument: ``ca-file``.
     """
-    from client_sdk.http import TransportSettings
-    from client_sdk.network import NetworkError, trusted_by
+    from client_sdk.network.connections import NetworkError, trusted_by
+    from client_sdk.network.http import TransportSettings
 
     if _ca_file is not None:
         try:
@@ -148,8 +148,8 @@ async def _request(
     settings: TransportSettings,
 ) -> bytes:
     from client_sdk.errors import TransportError
-    from client_sdk.http import QUOTED_BYTES, Http, read_capped
-    from client_sdk.network import foreign
+    from client_sdk.network.connections import foreign
+    from client_sdk.network.http import QUOTED_BYTES, Http, read_capped
 
     headers: dict[str, str] = {}
     data = body if isinstance(body, bytes) else None

@@ -25,7 +25,7 @@ BATCH_SIZE = 24  # expected examples of a device in a step
 
 @dataclass(frozen=True)
 class AdapterPreset:
-    """Arguments of ``client_sdk.lora.adapter_spec``."""
+    """Arguments of ``client_sdk.training.lora.adapter_spec``."""
 
     kind: AdapterKind
     rank: int

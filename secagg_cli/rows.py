@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from client_sdk.row_files import RowFile
-    from client_sdk.rows import LeftOut
+    from client_sdk.training.row_files import RowFile
+    from client_sdk.training.rows import LeftOut
 
 _TOLD_MAX = 3
 
@@ -18,17 +18,17 @@ def read_rows(path: Path) -> RowFile:
     A line that cannot be read keeps its place: it may not keep the others from being used.
 
     Raises:
-        ContributionError: as :func:`client_sdk.row_files.read_file`.
+        ContributionError: as :func:`client_sdk.training.row_files.read_file`.
     """
-    from client_sdk.row_files import read_file
+    from client_sdk.training.row_files import read_file
 
     return read_file(path)
 
 
 def left_out(rows: RowFile) -> str | None:
     """What to tell of examples of no known form; None if there are none, and some that are."""
-    from client_sdk.conversations import FORMS
-    from client_sdk.rows import unread
+    from client_sdk.training.conversations import FORMS
+    from client_sdk.training.rows import unread
 
     found = unread(rows)
     if rows and not found:

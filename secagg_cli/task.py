@@ -225,8 +225,8 @@ def export(
 ) -> None:
     """Write the task's current global vector to a file, or its adapter to a folder."""
     with Output(format) as out:
-        from client_sdk.lora import check_peft_folder
         from client_sdk.outputs import check_file, write_file
+        from client_sdk.training.lora import check_peft_folder
         from secagg_cli.exported import is_model_file, write_adapter
         from secagg_cli.models import hub_id
 

@@ -64,7 +64,7 @@ class Evaluator:
         return self._measure(model, prompt)
 
     def _measure(self, model: Any, prompt: str) -> Measured:
-        from client_sdk.evaluation import evaluate, generate_answer
+        from client_sdk.training.evaluation import evaluate, generate_answer
         from secagg_cli.presets import MAX_TOKENS
 
         loss = evaluate(model, self.tokenizer, self._heldout, max_tokens=MAX_TOKENS)

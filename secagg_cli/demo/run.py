@@ -188,7 +188,7 @@ def _manifest(audit: AuditResult) -> Manifest:
 
 
 def _write_adapter(folder: Path, audit: AuditResult, model_file: bytes, base: Path) -> Path:
-    from client_sdk.lora import write_peft_folder
+    from client_sdk.training.lora import write_peft_folder
     from secagg_cli.exported import read_vector
 
     vector = read_vector(model_file)

@@ -15,7 +15,7 @@ import rfc8785
 from typer.testing import CliRunner
 
 from client_sdk.errors import LedgerRefusal
-from client_sdk.ledger import LedgerWatch
+from client_sdk.ledger.watch import LedgerWatch
 from client_sdk.policy import PrivacyPolicy
 from dp.ledger.receipts import LedgerBuilder
 from dp.ledger.records import policy_record

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from aggregator.algorithms import DIRECTIONS
-from client_sdk.algorithms import ALGORITHMS as DEVICE_HALVES
+from client_sdk.training.algorithms import ALGORITHMS as DEVICE_HALVES
 from dp.contracts import ALGORITHMS
 from secagg.errors import ConfigurationError
 from tests.kits.federations import Federation

@@ -10,9 +10,9 @@ import torch
 from opacus.grad_sample import GradSampleHooks
 
 from aggregator.algorithms import StepInput, server_step
-from client_sdk.adapted import AdaptedModel
-from client_sdk.examples import encode_example
-from client_sdk.gradients import sequence_losses
+from client_sdk.training.adapted import AdaptedModel
+from client_sdk.training.examples import encode_example
+from client_sdk.training.gradients import sequence_losses
 from secagg.lora.forms import pairs, tensors_to_vector, vector_to_tensors
 from secagg.lora.sketches import sketch
 from secagg_cli.corpus import load_clients

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from client_sdk import account, journal
-from client_sdk._files import remove_durably, write_durably
-from client_sdk.transport import Transport
+from client_sdk.accounts import device_account
+from client_sdk.network.transport import Transport
+from client_sdk.state import journal
+from client_sdk.state.durable_files import remove_durably, write_durably
 from dp.contracts import BudgetSpec, TaskSpec
 from secagg.messages import KINDS, peek
 from tests.kits.world import TASK, Killed, OneHot, World, plain_spec
@@ -127,4 +128,4 @@ async def test_a_device_that_dies_at_any_write_repeats_itself_and_is_counted_onc
 
 def test_the_account_is_written_by_the_journal() -> None:
     """The crash test watches the journal's writes; nothing may go round it."""
-    assert not hasattr(account, "write_durably")
+    assert not hasattr(device_account, "write_durably")

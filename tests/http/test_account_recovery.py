@@ -20,12 +20,12 @@ from typer.testing import CliRunner
 from aggregator.app import SERVICE
 from aggregator.cohorts import charging
 from client_sdk import Event
-from client_sdk.account import DeviceAccount
+from client_sdk.accounts.device_account import DeviceAccount
+from client_sdk.accounts.recovery import Recovered, SecondLook
 from client_sdk.enrolment import save_bundle
 from client_sdk.errors import ClockError, LedgerRefusal
-from client_sdk.journal import Journal
-from client_sdk.keystore import open_storage_key
-from client_sdk.recovery import Recovered, SecondLook
+from client_sdk.state.journal import Journal
+from client_sdk.state.keystore import open_storage_key
 from dp.contracts import BudgetSpec, DeadlineSpec, TaskSpec
 from dp.ledger.records import identity_digest
 from secagg.context import pseudonym

@@ -10,10 +10,10 @@ import msgspec
 import numpy as np
 import pytest
 
-from client_sdk.adapted import AdaptedModel
-from client_sdk.evaluation import evaluate
-from client_sdk.lora import base_fingerprint
-from client_sdk.trainer import LoraTrainer
+from client_sdk.training.adapted import AdaptedModel
+from client_sdk.training.evaluation import evaluate
+from client_sdk.training.lora import base_fingerprint
+from client_sdk.training.trainer import LoraTrainer
 from secagg_cli.corpus import load_clients
 from secagg_cli.demo.choice import names, resolve
 from secagg_cli.demo.kills import plan_kills

@@ -11,10 +11,10 @@ import msgspec
 import pytest
 
 from client_sdk import Event, RunResult
-from client_sdk.account import DeviceAccount
-from client_sdk.data_account import DataChoice
-from client_sdk.journal import Journal
-from client_sdk.keystore import open_storage_key
+from client_sdk.accounts.data_account import DataChoice
+from client_sdk.accounts.device_account import DeviceAccount
+from client_sdk.state.journal import Journal
+from client_sdk.state.keystore import open_storage_key
 from dp.accounting.statements import headline, lines
 from dp.contracts import BudgetSpec, DeadlineSpec, TaskSpec
 from tests.kits.world import POLICY, TASK, Killed, OneHot, World, plain_spec

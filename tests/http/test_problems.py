@@ -16,7 +16,7 @@ from aggregator.errors import Kind, Refusal, conflict
 from aggregator.problems import STATUS, encode, respond
 from aggregator.store.database import Conflict
 from client_sdk.errors import TransportError
-from client_sdk.http import Http, TransportSettings
+from client_sdk.network.http import Http, TransportSettings
 from secagg.errors import SecaggError
 from secagg.http_api import PROBLEM_TYPE, Offer, Problem
 from tests.kits.service import TOKEN, Served, served, spec

@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 
 from client_sdk import TransportError
 from client_sdk.enrolment import new_partner_key, save_bundle, save_partner_key
-from client_sdk.journal import Journal
-from client_sdk.keystore import open_storage_key
-from client_sdk.revocations import revoked_by
+from client_sdk.rounds.revocations import revoked_by
+from client_sdk.state.journal import Journal
+from client_sdk.state.keystore import open_storage_key
 from dp.contracts import BudgetSpec
 from secagg.access_token import issue_access_token
 from secagg.keys import issue_certificate

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from client_sdk import Event, PrivacyPolicy
-from client_sdk.account import DeviceAccount
-from client_sdk.journal import Journal
-from client_sdk.keystore import open_storage_key
+from client_sdk.accounts.device_account import DeviceAccount
+from client_sdk.state.journal import Journal
+from client_sdk.state.keystore import open_storage_key
 from secagg.client import AwaitingVector, restore
 from tests.kits.world import POLICY, TASK, Killed, NoContributor, OneHot, World, kill_at, plain_spec
 

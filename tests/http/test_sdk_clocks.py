@@ -13,8 +13,8 @@ from aiohttp import web
 
 from aggregator.app import SERVICE
 from client_sdk import Client, ClockError, Event
-from client_sdk.journal import Journal
-from client_sdk.server_time import CLOCK_WRONG_S
+from client_sdk.network.server_time import CLOCK_WRONG_S
+from client_sdk.state.journal import Journal
 from dp.contracts import DeadlineSpec
 from secagg.http_api import Mail, Offer
 from tests.kits.world import TASK, Killed, OneHot, World, kill_at, plain_spec

@@ -14,8 +14,8 @@ import pytest
 from aiohttp import web
 
 from client_sdk import LedgerRefusal, StateError, TransportError
-from client_sdk.checkin import DISK_MARGIN_BYTES
 from client_sdk.policy import MODEL_HEADER_BYTES, download_size
+from client_sdk.rounds.checkin import DISK_MARGIN_BYTES
 from dp.tlog.tiles import resource_bytes_max
 from secagg.http_api import Offer, Problem
 from tests.kits.world import POLICY, QUICK, TASK, OneHot, World, plain_spec
@@ -144,7 +144,7 @@ async def test_a_disk_without_room_is_said_before_the_first_byte(
         world.gate = gate
         free = DISK_MARGIN_BYTES + 50
         usage = _Usage(1 << 40, 0, free)
-        monkeypatch.setattr("client_sdk.checkin.shutil.disk_usage", lambda _path: usage)
+        monkeypatch.setattr("client_sdk.rounds.checkin.shutil.disk_usage", lambda _path: usage)
         with pytest.raises(StateError) as caught:
             await run(world)
         error = caught.value

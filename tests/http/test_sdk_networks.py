@@ -15,9 +15,9 @@ import pytest
 from aiohttp import web
 
 from client_sdk.errors import TransportError, Unreached
-from client_sdk.http import Http, TransportSettings, is_transient
-from client_sdk.network import NetworkError
-from client_sdk.transport import Transport
+from client_sdk.network.connections import NetworkError
+from client_sdk.network.http import Http, TransportSettings, is_transient
+from client_sdk.network.transport import Transport
 from secagg.http_api import Mail, Problem
 from tests.kits.boxes import ENCODED, LOGIN_PAGE, PASSWORD, Authority, proxy
 

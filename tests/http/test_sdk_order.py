@@ -11,10 +11,10 @@ import pytest
 
 from client_sdk import Event as Told
 from client_sdk import LedgerRefusal
-from client_sdk.account import DeviceAccount
-from client_sdk.journal import Journal
-from client_sdk.keystore import open_storage_key
-from client_sdk.session import Session
+from client_sdk.accounts.device_account import DeviceAccount
+from client_sdk.rounds.session import Session
+from client_sdk.state.journal import Journal
+from client_sdk.state.keystore import open_storage_key
 from secagg.client import Event, VectorReady
 from tests.kits.quadratics import Quadratic, quadratic_spec
 from tests.kits.world import POLICY, TASK, Killed, OneHot, World, kill_at, plain_spec
@@ -64,9 +64,17 @@ async def no(*_: object, **__: object) -> None:
 @pytest.mark.parametrize(
     ("patched", "answer", "reason"),
     [
-        ("client_sdk.account.DeviceAccount.served", lambda *_: b"o" * 32, "contribution-spent"),
-        ("client_sdk.account.DeviceAccount.given", lambda *_: b"o" * 32, "model-given"),
-        ("client_sdk.ledger.LedgerWatch.verify_models", no, "model-not-in-ledger"),
+        (
+            "client_sdk.accounts.device_account.DeviceAccount.served",
+            lambda *_: b"o" * 32,
+            "contribution-spent",
+        ),
+        (
+            "client_sdk.accounts.device_account.DeviceAccount.given",
+            lambda *_: b"o" * 32,
+            "model-given",
+        ),
+        ("client_sdk.ledger.watch.LedgerWatch.verify_models", no, "model-not-in-ledger"),
     ],
 )
 async def test_what_may_not_be_given_is_refused_at_the_mask_too(

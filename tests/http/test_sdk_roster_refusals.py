@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from client_sdk.transport import Transport
+from client_sdk.network.transport import Transport
 from dp.contracts import CohortSpec, DeadlineSpec
 from secagg import messages
 from secagg.client import ClientConfig, checks

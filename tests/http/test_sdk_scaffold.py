@@ -13,11 +13,12 @@ import pytest
 import safetensors.numpy
 from aiohttp import web
 
-from client_sdk import RunResult, TransportError, journal
-from client_sdk._files import write_durably
-from client_sdk.control import DeviceControl
-from client_sdk.journal import Journal
-from client_sdk.keystore import open_storage_key
+from client_sdk import RunResult, TransportError
+from client_sdk.rounds.scaffold_control import DeviceControl
+from client_sdk.state import journal
+from client_sdk.state.durable_files import write_durably
+from client_sdk.state.journal import Journal
+from client_sdk.state.keystore import open_storage_key
 from dp.contracts import DeadlineSpec
 from secagg.http_api import Offer
 from secagg.manifest import encode_manifest, manifest_digest

@@ -17,9 +17,9 @@ import pytest
 from aiohttp import web
 
 from client_sdk.errors import ClockError, TransportError
-from client_sdk.http import TransportSettings
-from client_sdk.server_time import ServerTime
-from client_sdk.transport import Transport
+from client_sdk.network.http import TransportSettings
+from client_sdk.network.server_time import ServerTime
+from client_sdk.network.transport import Transport
 from secagg.http_api import AdvertAccepted, Mail, Problem, UploadState
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]

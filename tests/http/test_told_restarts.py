@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from client_sdk.client import plan_second_look
-from client_sdk.journal import Journal
-from client_sdk.keystore import open_storage_key
-from client_sdk.rows import LeftOut
+from client_sdk.state.journal import Journal
+from client_sdk.state.keystore import open_storage_key
+from client_sdk.training.rows import LeftOut
 from tests.kits.world import TASK, Killed, OneHot, World, kill_at, plain_spec
 
 DEVICES = 4

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from client_sdk.account import DeviceAccount
-from client_sdk.checkin import CheckIn
+from client_sdk.accounts.device_account import DeviceAccount
 from client_sdk.contribution import TrainingJob
-from client_sdk.device import Device, ParticipantSettings
 from client_sdk.events import Event
+from client_sdk.network.server_time import ServerTime
 from client_sdk.policy import PrivacyPolicy
-from client_sdk.server_time import ServerTime
+from client_sdk.rounds.checkin import CheckIn
+from client_sdk.rounds.device import Device, ParticipantSettings
 from secagg.http_api import ModelVersion, Offer
 from secagg.manifest import Manifest, encode_manifest
 from tests.kits.device import digest_of, journal_in

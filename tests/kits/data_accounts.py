@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from client_sdk.account import DeviceAccount
-from client_sdk.data_account import DataChoice, DataDoor
+from client_sdk.accounts.data_account import DataChoice, DataDoor
+from client_sdk.accounts.device_account import DeviceAccount
 from client_sdk.enrolment import create_bundle
 from client_sdk.errors import StateError
-from client_sdk.journal import Journal
-from client_sdk.keystore import open_storage_key
+from client_sdk.state.journal import Journal
+from client_sdk.state.keystore import open_storage_key
 from dp.contracts import BudgetSpec
 from dp.tlog.notes import verifier_key
 from secagg.http_api import EnrolmentBundle

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import nacl.signing
 
-from client_sdk.account import DeviceAccount
+from client_sdk.accounts.device_account import DeviceAccount
 from client_sdk.enrolment import PartnerKey, new_partner_key
-from client_sdk.journal import Journal
-from client_sdk.keystore import StorageKey
+from client_sdk.state.journal import Journal
+from client_sdk.state.keystore import StorageKey
 from dp.contracts import BudgetSpec, CohortSpec, SegmentSpec, TaskSpec, TrainingSpec, build_manifest
 from secagg.manifest import (
     Adapter,

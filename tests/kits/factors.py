@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from client_sdk.algorithms import ALGORITHMS
-from client_sdk.algorithms.products import sketched
-from client_sdk.examples import Row
+from client_sdk.training.algorithms import ALGORITHMS
+from client_sdk.training.algorithms.products import sketched
+from client_sdk.training.examples import Row
 from secagg.lora.forms import sent_length, size, trained, vector_to_tensors
 from secagg.manifest import Adapter, AdapterKind, TensorShape
 from tests.kits.federations import Federation, Values

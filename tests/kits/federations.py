@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from aggregator.algorithms import Step, StepInput, server_step
 from aggregator.models import vector_length
-from client_sdk.algorithms import ALGORITHMS
-from client_sdk.algorithms.work import Work
+from client_sdk.training.algorithms import ALGORITHMS
+from client_sdk.training.algorithms.work import Work
 from dp.contracts import BudgetSpec, CohortSpec, TaskSpec, TrainingSpec, build_manifest
 from dp.encoding import decode, encode
 from secagg.client.states import Session

@@ -14,8 +14,8 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from client_sdk.examples import Example
-from client_sdk.lora import adapter_spec, base_fingerprint
+from client_sdk.training.examples import Example
+from client_sdk.training.lora import adapter_spec, base_fingerprint
 from dp.contracts import BudgetSpec, TaskSpec, TrainingSpec
 from secagg.manifest import AdapterKind, BaseModel, Manifest
 from tests.kits.tasks import built, six

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from client_sdk.examples import Row
+from client_sdk.training.examples import Row
 
 Vector = NDArray[np.float64]
 

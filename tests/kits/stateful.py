@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aggregator.algorithms import Step
-from client_sdk.control import DeviceControl
-from client_sdk.journal import Contribution
 from client_sdk.payload import weighed
+from client_sdk.rounds.scaffold_control import DeviceControl
+from client_sdk.state.journal import Contribution
 from secagg.client.states import Session
 from secagg.ring import Lanes
 from tests.kits.device import digest_of, journal_in

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from client_sdk.contribution import TrainingJob
-from client_sdk.lora import adapter_spec, base_fingerprint, vector_length
-from client_sdk.trainer import LoraTrainer
+from client_sdk.training.lora import adapter_spec, base_fingerprint, vector_length
+from client_sdk.training.trainer import LoraTrainer
 from dp.contracts import BudgetSpec, TaskSpec
 from dp.encoding import decode, encode
 from secagg.manifest import Adapter, AdapterKind, BaseModel, Manifest

@@ -27,7 +27,7 @@ from aggregator.settings import Settings
 from client_sdk import Client, Event, ParticipantSettings, PrivacyPolicy, TransportSettings
 from client_sdk.contribution import TrainingJob
 from client_sdk.enrolment import create_bundle, new_partner_key
-from client_sdk.keystore import open_storage_key
+from client_sdk.state.keystore import open_storage_key
 from dp.contracts import CohortSpec, DeadlineSpec, SegmentSpec, TaskSpec
 from dp.ledger.verification import AuditResult, verify_ledger
 from secagg.access_token import issue_access_token

@@ -29,7 +29,7 @@ from client_sdk.enrolment import (
     save_partner_key,
 )
 from client_sdk.errors import EnrolmentError, OutputError
-from client_sdk.lora import vector_length, write_peft_folder
+from client_sdk.training.lora import vector_length, write_peft_folder
 from dp.tlog.notes import verifier_key
 from secagg.evidence import decode_evidence
 from secagg.http_api import ServerInfo

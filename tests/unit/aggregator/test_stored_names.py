@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from aggregator.store.schema import releases
-from client_sdk.journal import SessionRecord
+from client_sdk.state.journal import SessionRecord
 from dp.report import ReleaseRow
 
 

@@ -15,10 +15,10 @@ from benchmarks import foldoc, quality, quality_chart, quality_report
 from benchmarks.frozen import freeze_below
 from benchmarks.quality_plan import Cell, Key, Plan, Results, missing
 from benchmarks.quality_rows import ROWS, model_of, noise_for, task_of
-from client_sdk.adapted import AdaptedModel
-from client_sdk.examples import encode_example
-from client_sdk.gradients import ExampleGradients
-from client_sdk.lora import adapter_spec, base_fingerprint
+from client_sdk.training.adapted import AdaptedModel
+from client_sdk.training.examples import encode_example
+from client_sdk.training.gradients import ExampleGradients
+from client_sdk.training.lora import adapter_spec, base_fingerprint
 from dp.accounting.statements import headline, lines
 from secagg.errors import ConfigurationError
 

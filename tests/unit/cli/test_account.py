@@ -97,7 +97,7 @@ def test_a_task_s_figure_names_its_own_delta(
 
 
 def test_a_look_is_for_a_running_device_too(tmp_path: Path) -> None:
-    from client_sdk.journal import Lock
+    from client_sdk.state.journal import Lock
 
     alone = Folder(tmp_path / "alone", None)
     alone.open().debit(ONE, A, "c")

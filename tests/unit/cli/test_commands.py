@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from client_sdk.rows import unread
+from client_sdk.training.rows import unread
 from secagg_cli.main import app
 from secagg_cli.rows import left_out, read_rows
 from tests.kits.commands import invoke

@@ -14,9 +14,14 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Llam
 from transformers import LlamaForCausalLM as Llama
 
 from aggregator.tasks import _demand_name
-from client_sdk.adapted import AdaptedModel
 from client_sdk.errors import TaskRefusal
-from client_sdk.lora import adapter_spec, base_fingerprint, vector_length, write_peft_folder
+from client_sdk.training.adapted import AdaptedModel
+from client_sdk.training.lora import (
+    adapter_spec,
+    base_fingerprint,
+    vector_length,
+    write_peft_folder,
+)
 from secagg.errors import ConfigurationError
 from secagg.manifest import Manifest
 from secagg_cli import exported

@@ -20,8 +20,8 @@ import client_sdk
 import secagg_cli.models
 from client_sdk.contribution import TrainingJob
 from client_sdk.enrolment import create_bundle, new_partner_key, save_bundle
-from client_sdk.lora import write_peft_folder
-from client_sdk.rows import LeftOut
+from client_sdk.training.lora import write_peft_folder
+from client_sdk.training.rows import LeftOut
 from secagg.errors import ConfigurationError
 from secagg.lora.forms import vector_length
 from secagg_cli.join import LazyTrainer, _in_options, _sentence

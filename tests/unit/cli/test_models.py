@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from client_sdk.errors import ContributionError
-from client_sdk.evaluation import evaluate, generate_answer
+from client_sdk.training.evaluation import evaluate, generate_answer
 from secagg.errors import ConfigurationError
 from secagg_cli.base_model import public_name
 from secagg_cli.corpus import load_clients, public_pairs

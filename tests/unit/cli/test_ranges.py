@@ -14,8 +14,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from client_sdk.lora import adapter_spec
 from client_sdk.policy import PrivacyPolicy
+from client_sdk.training.lora import adapter_spec
 from dp.accounting.statements import checked_multiplier
 from dp.contracts.check import check_manifest
 from dp.planning.epsilon import plan_epsilon

@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 import client_sdk
 from client_sdk.errors import PolicyRefusal, TransportError
-from client_sdk.http import Http, TransportSettings
-from client_sdk.participant import Outcome
+from client_sdk.network.http import Http, TransportSettings
+from client_sdk.rounds.participant import Outcome
 from dp.tlog.notes import COSIGNATURE_V1, verifier_key
 from secagg_cli.audit import audit_ledger
 from secagg_cli.join import _sentence

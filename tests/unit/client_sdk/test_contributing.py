@@ -17,13 +17,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from client_sdk.account import Found
+from client_sdk.accounts.device_account import Found
 from client_sdk.contribution import TrainingJob, check_values, zero_contribution
 from client_sdk.errors import ContributionError, PolicyRefusal, TaskRefusal
 from client_sdk.policy import SLOTS_WAITED_MAX
-from client_sdk.rows import LeftOut
-from client_sdk.trainer import LoraTrainer
-from client_sdk.training import Training, report_at
+from client_sdk.rounds.contributing import Training, report_at
+from client_sdk.training.rows import LeftOut
+from client_sdk.training.trainer import LoraTrainer
 from dp.accounting.statements import lines
 from dp.encoding import encode
 from secagg.errors import ConfigurationError
@@ -386,7 +386,7 @@ async def test_a_stored_contribution_of_an_undeclared_contributor_is_not_sent(
 
 def test_lora_trainer_gives_its_word_for_every_algorithm_that_admits_mode_a() -> None:
     """The algorithms that a task can combine with mode A are those of the one private step."""
-    from client_sdk.algorithms import ALGORITHMS
+    from client_sdk.training.algorithms import ALGORITHMS
     from dp.contracts import BudgetSpec, TrainingSpec
 
     spec = fedsgd_spec(privacy="local", budget=BudgetSpec(max_epsilon=None))

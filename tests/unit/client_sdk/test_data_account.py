@@ -11,14 +11,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from client_sdk.account import DeviceAccount, Found
+from client_sdk.accounts.data_account import MARK, DataChoice, DataDoor, Mark
+from client_sdk.accounts.device_account import DeviceAccount, Found
+from client_sdk.accounts.registry import DataRecord, Member, Registry
 from client_sdk.client import Client
-from client_sdk.data_account import MARK, DataChoice, DataDoor, Mark
 from client_sdk.errors import PolicyRefusal, StateError
-from client_sdk.journal import Journal
-from client_sdk.keystore import open_storage_key
 from client_sdk.policy import PrivacyPolicy
-from client_sdk.registry import DataRecord, Member, Registry
+from client_sdk.state.journal import Journal
+from client_sdk.state.keystore import open_storage_key
 from dp.accounting.budget import charges_of
 from dp.accounting.statements import epsilon_of, headline, lines, slack_log2
 from secagg.http_api import EnrolmentBundle
@@ -112,7 +112,7 @@ def test_who_looked_before_another_one_paid_is_refused_at_the_debit(
 def test_nobody_else_writes_between_the_look_and_the_charge(
     pair: tuple[Folder, Folder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("client_sdk.registry._LOCK_WAIT_S", 0.0)
+    monkeypatch.setattr("client_sdk.accounts.registry._LOCK_WAIT_S", 0.0)
     first, second = (folder.open() for folder in pair)
     with first.locked():
         admits(first, ONE)

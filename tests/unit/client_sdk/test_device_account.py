@@ -9,11 +9,11 @@ from typing import cast
 
 import pytest
 
-from client_sdk.account import DeviceAccount, Found
-from client_sdk.checkin import _no_finite_total
-from client_sdk.device import Device
+from client_sdk.accounts.device_account import DeviceAccount, Found
 from client_sdk.errors import StateError
 from client_sdk.policy import PrivacyPolicy
+from client_sdk.rounds.checkin import _no_finite_total
+from client_sdk.rounds.device import Device
 from dp.accounting.budget import UNITS, cost_of
 from dp.accounting.figures import upper
 from dp.accounting.statements import headline, lines

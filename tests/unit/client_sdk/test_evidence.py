@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from client_sdk.errors import LedgerRefusal
-from client_sdk.evidence import Quarantine, Quarantined, keep_evidence
-from client_sdk.journal import SessionRecord
+from client_sdk.ledger.evidence import Quarantine, Quarantined, keep_evidence
+from client_sdk.state.journal import SessionRecord
 from tests.kits.device import journal_in
 
 LEDGER, OTHER = "a.test+00000000+AA==", "b.test+00000000+AA=="

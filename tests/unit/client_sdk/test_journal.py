@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client_sdk import _files
 from client_sdk.errors import StateError
-from client_sdk.folder import StateFolder
-from client_sdk.journal import (
+from client_sdk.state import durable_files
+from client_sdk.state.journal import (
     Contribution,
     Journal,
     Lock,
@@ -21,7 +20,8 @@ from client_sdk.journal import (
     load_effect,
     store_effects,
 )
-from client_sdk.keystore import StorageKey, open_storage_key
+from client_sdk.state.keystore import StorageKey, open_storage_key
+from client_sdk.state_folder import StateFolder
 from secagg.client import Effect, Failed, Finished, ProvideVector, Send, Upload
 from secagg.secret import Secret
 
@@ -151,7 +151,7 @@ def test_a_kill_while_writing_leaves_the_old_record(
 
     for step in ("fsync", "replace"):
         with monkeypatch.context() as patch:
-            patch.setattr(_files.os, step, die)
+            patch.setattr(durable_files.os, step, die)
             with pytest.raises(Killed):
                 journal.save_session(record(cursor=2))
         loaded = journal.load_session()
@@ -170,7 +170,7 @@ def test_file_and_folder_are_synced_before_a_write_returns(
         synced.append((name, (tmp_path / "state" / "session").exists()))
         fsync(descriptor)
 
-    monkeypatch.setattr(_files.os, "fsync", watch)
+    monkeypatch.setattr(durable_files.os, "fsync", watch)
     journal.save_session(record())
     folder = str(tmp_path / "state")
     assert synced == [(f"{folder}/session.new", False), (folder, True)]
@@ -191,7 +191,7 @@ def test_a_full_disk_is_a_typed_error_and_keeps_the_old_record(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(_files.os, "fsync", full)
+        patch.setattr(durable_files.os, "fsync", full)
         with pytest.raises(StateError, match="state-unwritable"):
             journal.save_session(record(cursor=2))
     loaded = journal.load_session()

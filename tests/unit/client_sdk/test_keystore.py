@@ -9,7 +9,7 @@ import nacl.pwhash.argon2id as argon2id
 import pytest
 
 from client_sdk.errors import StateError
-from client_sdk.keystore import StorageKey, open_storage_key
+from client_sdk.state.keystore import StorageKey, open_storage_key
 from secagg.secret import Secret
 
 CHEAP = {"operations": argon2id.OPSLIMIT_MIN, "memory_bytes": argon2id.MEMLIMIT_MIN}

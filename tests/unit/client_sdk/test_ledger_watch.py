@@ -11,7 +11,7 @@ import pytest
 import rfc8785
 
 from client_sdk.errors import LedgerRefusal
-from client_sdk.ledger import GROWTH_MAX, LEAVES_MAX, SEARCHED_MAX, LedgerWatch
+from client_sdk.ledger.watch import GROWTH_MAX, LEAVES_MAX, SEARCHED_MAX, LedgerWatch
 from dp.ledger.records import identity_digest
 from dp.tlog import merkle, tiles
 from dp.tlog.notes import Checkpoint, sign_checkpoint, verifier_key

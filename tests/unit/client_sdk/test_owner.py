@@ -12,10 +12,10 @@ import nacl.signing
 import pytest
 
 from client_sdk import Client, StateError
-from client_sdk.account import DeviceAccount
+from client_sdk.accounts.device_account import DeviceAccount
 from client_sdk.enrolment import create_bundle, new_partner_key
-from client_sdk.journal import Journal
-from client_sdk.keystore import open_storage_key
+from client_sdk.state.journal import Journal
+from client_sdk.state.keystore import open_storage_key
 from dp.tlog.notes import verifier_key
 from secagg.http_api import EnrolmentBundle
 

@@ -10,12 +10,12 @@ import msgspec
 import pytest
 import rfc8785
 
-from client_sdk.account import DeviceAccount
+from client_sdk.accounts.device_account import DeviceAccount
+from client_sdk.accounts.recovery import Recovered, recover
 from client_sdk.errors import LedgerRefusal
-from client_sdk.journal import Journal
-from client_sdk.keystore import open_storage_key
-from client_sdk.ledger import LedgerWatch
-from client_sdk.recovery import Recovered, recover
+from client_sdk.ledger.watch import LedgerWatch
+from client_sdk.state.journal import Journal
+from client_sdk.state.keystore import open_storage_key
 from dp.accounting.statements import headline, lines
 from dp.ledger.contributors import contributors_path, members_file
 from dp.ledger.receipts import LedgerBuilder

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from client_sdk.errors import ClockError
-from client_sdk.server_time import CLOCK_WRONG_S, DRIFT_S, ServerTime, steady_clock
+from client_sdk.network.server_time import CLOCK_WRONG_S, DRIFT_S, ServerTime, steady_clock
 from tests.kits.device import journal_in
 
 NOW = 1_800_000_000.0

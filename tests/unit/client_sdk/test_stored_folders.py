@@ -9,15 +9,15 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from client_sdk.account import DeviceAccount
+from client_sdk.accounts.device_account import DeviceAccount
 from client_sdk.client import Client
 from client_sdk.errors import StateError
-from client_sdk.journal import Journal
-from client_sdk.keystore import open_storage_key
-from client_sdk.ledger import LedgerWatch
-from client_sdk.participant import note_given
+from client_sdk.ledger.watch import LedgerWatch
 from client_sdk.policy import PrivacyPolicy
-from client_sdk.session import Session
+from client_sdk.rounds.participant import note_given
+from client_sdk.rounds.session import Session
+from client_sdk.state.journal import Journal
+from client_sdk.state.keystore import open_storage_key
 from dp.ledger.verification import verify_ledger
 from secagg.client import Send, Upload
 from secagg.http_api import EnrolmentBundle

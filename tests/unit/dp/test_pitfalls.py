@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from client_sdk.algorithms import steps
 from client_sdk.contribution import check_values
 from client_sdk.errors import ContributionError
+from client_sdk.training.algorithms import steps
 from dp.accounting.statements import ADJACENCY, fewest, lines, local_step, ring_release
 from dp.contracts import AdaptiveClipSpec, BudgetSpec, TrainingSpec
 from dp.encoding import ExampleSum, encode

@@ -11,10 +11,10 @@ from typer.testing import CliRunner
 
 from aggregator.service import Service
 from aggregator.settings import Settings
+from client_sdk.accounts.registry import Registry
 from client_sdk.client import Client
 from client_sdk.enrolment import create_bundle, new_partner_key, save_bundle
-from client_sdk.keystore import open_storage_key
-from client_sdk.registry import Registry
+from client_sdk.state.keystore import open_storage_key
 from dp.tlog.notes import verifier_key
 from secagg.errors import SecaggError
 from secagg_cli.main import app

@@ -16,7 +16,7 @@ import rfc8785
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from client_sdk.checkin import verify_offer
+from client_sdk.rounds.checkin import verify_offer
 from dp.ledger.receipts import LedgerBuilder
 from dp.ledger.records import parse_record, parse_task, task_record
 from dp.ledger.verification import verify_ledger

@@ -9,9 +9,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from client_sdk import revocations
 from client_sdk.enrolment import new_partner_key
-from client_sdk.revocations import revoked_by
+from client_sdk.rounds import revocations
+from client_sdk.rounds.revocations import revoked_by
 from secagg.errors import ConfigurationError, RemoteProtocolError
 from secagg.http_api import ModelVersion, Offer, Revocations
 from secagg.limits import REVOKED_MAX
@@ -94,7 +94,8 @@ def refused(data: bytes, reason: str) -> None:
 
 
 class Offered:
-    """A device's parts that :func:`client_sdk.revocations.refresh` uses; a server with one list."""
+    """A device's parts that :func:`client_sdk.rounds.revocations.refresh` uses; a server with one
+    list."""
 
     def __init__(self, folder: Path) -> None:
         self.journal = journal_in(folder)

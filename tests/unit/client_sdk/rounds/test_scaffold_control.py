@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from aggregator.algorithms import StepInput, server_step
-from client_sdk.control import DeviceControl
 from client_sdk.errors import StateError
-from client_sdk.journal import Contribution
+from client_sdk.rounds.scaffold_control import DeviceControl
+from client_sdk.state.journal import Contribution
 from dp.contracts import BudgetSpec
 from dp.encoding import encode
 from secagg.errors import ConfigurationError, SecaggError

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from client_sdk.algorithms import ALGORITHMS
+from client_sdk.training.algorithms import ALGORITHMS
 from dp.contracts import AdaptiveClipSpec, BudgetSpec
 from dp.encoding import ExampleSum
 from dp.noise.adaptive_clip import BELOW, below_units, first_clip, with_below

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from aggregator.algorithms import StepInput, server_step
-from client_sdk.evaluation import evaluate
+from client_sdk.training.evaluation import evaluate
 from dp.accounting.statements import headline, lines
 from dp.contracts import TrainingSpec, check_manifest
 from secagg.errors import ConfigurationError
@@ -54,8 +54,8 @@ def test_a_device_with_more_examples_than_the_bound_says_no_more_than_the_bound(
 
 
 def test_accuracy_counts_answer_tokens_that_are_predicted_right():
-    from client_sdk.examples import encode_example
-    from client_sdk.gradients import scores, sequence_losses
+    from client_sdk.training.examples import encode_example
+    from client_sdk.training.gradients import scores, sequence_losses
 
     model, tokenizer = tiny()
     row = encode_example(tokenizer, ("hello", "good day to you"), 64)

@@ -30,17 +30,17 @@ from transformers import (
     OPTForCausalLM,
 )
 
-from client_sdk import self_test
-from client_sdk.adapted import AdaptedModel
-from client_sdk.algorithms import work as work_module
-from client_sdk.algorithms import zeroth_order
-from client_sdk.algorithms.work import Work
-from client_sdk.coins import generator_states, torch_states_kept, without_coins
 from client_sdk.errors import TaskRefusal
-from client_sdk.examples import Row
-from client_sdk.gradients import ExampleGradients, Method
-from client_sdk.lora import adapter_spec, base_fingerprint, vector_length
-from client_sdk.trainer import LoraTrainer
+from client_sdk.training import self_test
+from client_sdk.training.adapted import AdaptedModel
+from client_sdk.training.algorithms import work as work_module
+from client_sdk.training.algorithms import zeroth_order
+from client_sdk.training.algorithms.work import Work
+from client_sdk.training.coins import generator_states, torch_states_kept, without_coins
+from client_sdk.training.examples import Row
+from client_sdk.training.gradients import ExampleGradients, Method
+from client_sdk.training.lora import adapter_spec, base_fingerprint, vector_length
+from client_sdk.training.trainer import LoraTrainer
 from dp.contracts import BudgetSpec, TaskSpec, TrainingSpec
 from secagg.manifest import BaseModel, Manifest
 from tests.kits.tasks import built, seeded, six
@@ -206,7 +206,7 @@ def test_in_training_mode_the_same_gradients_are_coins(
             return found.flat()
 
     assert torch.equal(gradients(1), gradients(2))
-    monkeypatch.setattr("client_sdk.gradients.without_coins", training_mode)
+    monkeypatch.setattr("client_sdk.training.gradients.without_coins", training_mode)
     assert not torch.equal(gradients(1), gradients(2))
 
 

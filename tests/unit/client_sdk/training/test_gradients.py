@@ -7,12 +7,12 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from client_sdk.adapted import AdaptedModel, fingerprint_of
 from client_sdk.errors import ContributionError
-from client_sdk.examples import Row, encode_example, encode_prompt
-from client_sdk.gradients import ExampleGradients, sequence_losses
-from client_sdk.lora import vector_length
-from client_sdk.self_test import check_rows_apart
+from client_sdk.training.adapted import AdaptedModel, fingerprint_of
+from client_sdk.training.examples import Row, encode_example, encode_prompt
+from client_sdk.training.gradients import ExampleGradients, sequence_losses
+from client_sdk.training.lora import vector_length
+from client_sdk.training.self_test import check_rows_apart
 from secagg_cli.corpus import load_clients
 from tests.kits.tiny_training import job, tiny, tiny_fingerprint, tiny_task, trainer
 
@@ -94,7 +94,7 @@ def test_a_bad_example_counts_as_zero_and_spoils_nothing(adapted, rows, monkeypa
         factors[1] = torch.inf
         return real(model, batch, pad_token) * factors
 
-    monkeypatch.setattr("client_sdk.gradients.sequence_losses", one_overflows)
+    monkeypatch.setattr("client_sdk.training.gradients.sequence_losses", one_overflows)
     _, found = _gradients(adapted, rows, "hooks")
     assert not found[1].any()
     others = [0, *range(2, len(rows))]

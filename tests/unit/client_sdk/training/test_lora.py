@@ -12,9 +12,9 @@ import torch
 from peft import PeftModel
 from safetensors.numpy import load_file, save_file
 
-from client_sdk.adapted import AdaptedModel
 from client_sdk.errors import ContributionError
-from client_sdk.lora import (
+from client_sdk.training.adapted import AdaptedModel
+from client_sdk.training.lora import (
     adapter_spec,
     base_fingerprint,
     initial_tensor,
@@ -187,5 +187,5 @@ def test_fingerprint_does_not_depend_on_the_loaded_precision():
 
 
 def test_vectors_and_folders_need_no_torch(tmp_path):
-    code = "import sys, client_sdk.lora; assert 'torch' not in sys.modules"
+    code = "import sys, client_sdk.training.lora; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

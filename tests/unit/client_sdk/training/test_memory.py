@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from transformers import GPT2Config, LlamaConfig
 
-from client_sdk.planner import plan_memory
+from client_sdk.training.memory import plan_memory
 from secagg.errors import ConfigurationError
 
 SMOLLM2 = LlamaConfig(

@@ -22,14 +22,14 @@ from transformers import (
     AutoModelForSequenceClassification,
 )
 
-from client_sdk.adapted import AdaptedModel
 from client_sdk.errors import ContributionError
-from client_sdk.evaluation import evaluate
-from client_sdk.examples import Example, Row, encode_example
-from client_sdk.gradients import ExampleGradients
-from client_sdk.lora import base_fingerprint, vector_length, write_peft_folder
-from client_sdk.self_test import check_rows_apart
-from client_sdk.trainer import LoraTrainer
+from client_sdk.training.adapted import AdaptedModel
+from client_sdk.training.evaluation import evaluate
+from client_sdk.training.examples import Example, Row, encode_example
+from client_sdk.training.gradients import ExampleGradients
+from client_sdk.training.lora import base_fingerprint, vector_length, write_peft_folder
+from client_sdk.training.self_test import check_rows_apart
+from client_sdk.training.trainer import LoraTrainer
 from dp.contracts import TrainingSpec
 from secagg.errors import LocalProtocolError
 from secagg.manifest import AdapterKind

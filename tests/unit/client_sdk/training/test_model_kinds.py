@@ -11,7 +11,7 @@ from transformers import (
 )
 
 import client_sdk
-from client_sdk.adapted import fingerprint_of
+from client_sdk.training.adapted import fingerprint_of
 from tests.kits.tiny_training import job, tiny, tiny_task
 
 

@@ -29,12 +29,12 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from client_sdk.adapted import AdaptedModel
 from client_sdk.errors import ContributionError
-from client_sdk.examples import Row, encode_example
-from client_sdk.gradients import ExampleGradients
-from client_sdk.lora import vector_length
-from client_sdk.trainer import LoraTrainer
+from client_sdk.training.adapted import AdaptedModel
+from client_sdk.training.examples import Row, encode_example
+from client_sdk.training.gradients import ExampleGradients
+from client_sdk.training.lora import vector_length
+from client_sdk.training.trainer import LoraTrainer
 from dp.accounting.budget import Account
 from dp.contracts import BudgetSpec
 from dp.encoding import ExampleSum, noisy_total

@@ -11,8 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from client_sdk.conversations import CHARACTERS_MAX, Conversation, LabelledText, read_example
 from client_sdk.errors import ContributionError
+from client_sdk.training.conversations import (
+    CHARACTERS_MAX,
+    Conversation,
+    LabelledText,
+    read_example,
+)
 
 PAIR = [("user", "q", False), ("assistant", "a", True)]
 USER, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}

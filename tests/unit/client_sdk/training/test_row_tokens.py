@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from client_sdk.errors import ContributionError
-from client_sdk.examples import encode_example, encode_prompt
+from client_sdk.training.examples import encode_example, encode_prompt
 from tests.kits.word_tokenizers import ADDED, CHATML, TOOLS, of_words, shown
 
 USER = {"role": "user", "content": "what is it"}

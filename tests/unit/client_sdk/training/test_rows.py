@@ -16,12 +16,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from client_sdk.contribution import check_values
-from client_sdk.conversations import CHARACTERS_MAX
 from client_sdk.errors import ContributionError, TaskRefusal
-from client_sdk.examples import encode_example
-from client_sdk.gradients import ExampleGradients
-from client_sdk.rows import Input, encode_rows, told
-from client_sdk.trainer import LoraTrainer
+from client_sdk.training.conversations import CHARACTERS_MAX
+from client_sdk.training.examples import encode_example
+from client_sdk.training.gradients import ExampleGradients
+from client_sdk.training.rows import Input, encode_rows, told
+from client_sdk.training.trainer import LoraTrainer
 from secagg.manifest import Manifest
 from secagg_cli.corpus import load_clients
 from tests.kits.model_families import examples_for, manifest_of, model_of

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from client_sdk.adapted import AdaptedModel
-from client_sdk.algorithms import ALGORITHMS, steps
 from client_sdk.errors import ContributionError, TaskRefusal
-from client_sdk.lora import vector_length
-from client_sdk.trainer import THREADS_VARIABLE, LoraTrainer
+from client_sdk.training.adapted import AdaptedModel
+from client_sdk.training.algorithms import ALGORITHMS, steps
+from client_sdk.training.lora import vector_length
+from client_sdk.training.trainer import THREADS_VARIABLE, LoraTrainer
 from dp.contracts import ALGORITHMS as CONTRACTS
 from dp.contracts import BudgetSpec
 from dp.encoding import ExampleSum
@@ -218,7 +218,7 @@ class TestDistributed:
         assert np.abs(start - back).max() <= units
 
     def test_held_out_loss_falls_in_four_noisy_rounds_with_two_of_six_lost(self):
-        from client_sdk.evaluation import evaluate
+        from client_sdk.training.evaluation import evaluate
 
         manifest = tiny_task()
         assert manifest.noise is not None
@@ -258,8 +258,8 @@ class ExampleSumLog:
 
 def _clipped_sum(manifest, pairs):
     """The reference: one backward pass per example, clip in float64."""
-    from client_sdk.examples import encode_example
-    from client_sdk.gradients import sequence_losses
+    from client_sdk.training.examples import encode_example
+    from client_sdk.training.gradients import sequence_losses
 
     model, tokenizer = tiny()
     adapted = AdaptedModel(model, manifest, tiny_fingerprint())
@@ -485,7 +485,7 @@ class TestWhatAnAppGives:
         def refuse(*_, **__):
             raise TaskRefusal("gradient-self-test", "It does not pass.")
 
-        monkeypatch.setattr("client_sdk.trainer.check_rows_apart", refuse)
+        monkeypatch.setattr("client_sdk.training.trainer.check_rows_apart", refuse)
         with pytest.raises(TaskRefusal, match="gradient-self-test"):
             it.contribute(job(tiny_task()))
         assert {name: p.requires_grad for name, p in it.model.named_parameters()} == before

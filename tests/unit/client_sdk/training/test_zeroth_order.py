@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from aggregator.algorithms import StepInput, server_step
-from client_sdk.evaluation import evaluate
+from client_sdk.training.evaluation import evaluate
 from dp.accounting.statements import headline, lines
 from dp.contracts import TrainingSpec
 from dp.encoding import ExampleSum

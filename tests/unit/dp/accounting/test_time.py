@@ -12,7 +12,7 @@ import pytest
 
 from client_sdk.contribution import TrainingJob, zero_contribution
 from client_sdk.errors import ContributionError
-from client_sdk.training import Training
+from client_sdk.rounds.contributing import Training
 from dp.accounting.statements import lines
 from dp.contracts import BudgetSpec
 from secagg.manifest import Manifest

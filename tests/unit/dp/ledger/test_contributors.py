@@ -15,7 +15,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from aggregator.app import SERVICE, build_app
 from aggregator.settings import Settings
 from client_sdk.errors import LedgerRefusal
-from client_sdk.ledger import LedgerWatch
+from client_sdk.ledger.watch import LedgerWatch
 from dp.contracts import BudgetSpec, CohortSpec
 from dp.ledger.contributors import by_identity, contributors_file, contributors_path
 from dp.ledger.receipts import LedgerBuilder, check_receipt

@@ -1,0 +1,225 @@
+"""The device's account after its state folder is lost: found again in the ledger.
+
+Every charge lists the whole masking set of its cohort, this device by a pseudonym that only it can
+make. A device that has its enrolment bundle walks the verified log once, makes its name for each
+record's context, and writes down every charge that lists it. An account that exists is never
+lowered: what it lacks is added.
+
+What no ledger shows is not found: a cohort that has not ended yet (a client looks once more when
+it has), and one that the aggregator opened without a record. A device may find a cohort that it
+never paid for, because it stopped between the masking set and its debit; it counts too.
+
+Records of version 1 list the devices in a sum alone, by their identity. A cohort that was charged
+without a sum then lists nobody; it counts if the device was in a sum of that task.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import msgspec
+
+from client_sdk.accounts.device_account import DeviceAccount, Found
+from client_sdk.errors import LedgerRefusal
+from client_sdk.ledger.watch import LedgerWatch
+from client_sdk.state.journal import Journal
+from client_sdk.threads import finish_in_thread
+from dp.accounting.budget import Total
+from dp.accounting.statements import lines
+from dp.ledger.contributors import by_identity
+from dp.ledger.records import ReleaseEntry, parse_release, parse_task
+from secagg.context import context
+from secagg.errors import SecaggError
+from secagg.manifest import Manifest, manifest_digest
+from secagg.messages import AdmittedModel
+
+LEAVES_MAX = 1 << 16
+"""Records that a device reads on its own; about a minute and a gigabyte at most."""
+_SECOND_LOOK = "second-look"
+_BYTES_PER_LEAF = 1 << 14  # on average; 256 pseudonyms and a few lines of cost
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """What the ledger says of this device.
+
+    Attributes:
+        charges: cohorts that list it, by task.
+        added: of those, how many its account lacked.
+        unlisted: charges of its account (ctx, hex) that no record lists: of cohorts that have not
+            ended, that the service failed before anybody had sent, or that it does not show.
+        leaves: records of the ledger that were read.
+        cohort_max_s: by then a cohort that is open now has taken all its steps, in seconds.
+        epsilons: what each of these tasks has cost by the account, unamplified, at its own delta;
+            None for a task without differential privacy.
+        deltas: of these tasks.
+        totals: what the whole account has cost one example and one device.
+    """
+
+    charges: Mapping[str, int]
+    added: int
+    unlisted: tuple[str, ...]
+    leaves: int
+    cohort_max_s: float
+    epsilons: Mapping[str, float | None]
+    totals: tuple[Total, ...] = ()
+    deltas: Mapping[str, float] = field(default_factory=dict)
+
+
+async def recover(
+    ledger: LedgerWatch,
+    account: DeviceAccount,
+    identity_key: bytes,
+    leaves_max: int = LEAVES_MAX,
+) -> Recovered:
+    """Add every charge that the ledger shows to the account; on disk when it returns.
+
+    Raises:
+        LedgerRefusal: the ledger does not verify, is too long (``ledger-too-long``) or too slow
+            (``ledger-deadline``), or has a
+            record that lists this device and cannot be right (``release-mismatch``).
+        BudgetError: it lists this device in more cohorts of a task than its manifest allows.
+    """
+    walk = _Walk(ledger, identity_key, leaves_max * _BYTES_PER_LEAF)
+    leaves = 0
+    async with ledger.in_time():
+        async for size, record in ledger.records(leaves_max):
+            leaves += 1
+            await walk.take(size, record)
+    found = walk.found()
+    added = await finish_in_thread(account.restore, found)
+    shown = {charge.ctx.hex() for charge in found} | walk.lists_nobody
+    return Recovered(
+        charges=Counter(charge.manifest.task for charge in found),
+        added=added,
+        unlisted=tuple(ctx for ctx in account.cohorts() if ctx not in shown),
+        leaves=leaves,
+        cohort_max_s=walk.cohort_max_s,
+        epsilons={
+            charge.manifest.task: account.epsilon(charge.manifest.task)
+            if lines(charge.manifest, 1)
+            else None
+            for charge in found
+        },
+        totals=account.totals(),
+        deltas={charge.manifest.task: account.delta(charge.manifest.task) for charge in found},
+    )
+
+
+class SecondLook(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """When to recover once more: a cohort that was open at the time of a loss has ended by then.
+
+    ``due_s``: Unix seconds; 0: never again.
+    """
+
+    due_s: float
+
+
+def second_look_due(journal: Journal, now_s: float) -> bool:
+    look = journal.load_record(_SECOND_LOOK, SecondLook)
+    return look is not None and 0 < look.due_s <= now_s
+
+
+def plan_second_look(journal: Journal, due_s: float) -> None:
+    """On disk when it returns. ``due_s``: Unix seconds; 0: it is done."""
+    journal.save_blob(_SECOND_LOOK, msgspec.msgpack.encode(SecondLook(due_s=due_s)))
+
+
+class _Walk:
+    """What was seen of the log so far."""
+
+    def __init__(self, ledger: LedgerWatch, identity_key: bytes, bytes_left: int) -> None:
+        self._ledger = ledger
+        self._identity_key = identity_key
+        self._bytes_left = bytes_left
+        self._manifests: dict[str, Manifest] = {}  # by digest, hex
+        self._found: list[Found] = []
+        self._nobody_listed: list[dict[str, object]] = []  # charged without a sum, version 1
+
+    async def take(self, size: int, record: dict[str, object]) -> None:
+        self._spend(size)
+        if record.get("type") == "task":
+            self._task(record)
+        elif record.get("type") == "release":
+            held, list_bytes = await self._ledger.lists(record, self._identity_key)
+            self._spend(list_bytes)
+            if held:
+                self._found.append(self._charge(record))
+            elif by_identity(record) and record.get("outcome") == "charged":
+                self._nobody_listed.append(record)
+
+    @property
+    def lists_nobody(self) -> set[str]:
+        """Contexts of cohorts whose records list nobody."""
+        return {str(record.get("ctx")) for record in self._nobody_listed}
+
+    @property
+    def cohort_max_s(self) -> float:
+        deadlines = [manifest.deadlines for manifest in self._manifests.values()]
+        return max(
+            (
+                d.share_s + d.check_s + d.masked_input_s + d.confirm_s + d.unmask_s
+                for d in deadlines
+            ),
+            default=0.0,
+        )
+
+    def found(self) -> list[Found]:
+        """In the order of the log, but for cohorts that list nobody."""
+        tasks = {charge.manifest.task for charge in self._found if charge.by_identity}
+        own = [record for record in self._nobody_listed if record.get("task") in tasks]
+        return [*self._found, *map(self._charge, own)]
+
+    def _task(self, record: dict[str, object]) -> None:
+        try:
+            encoded, manifest, _ = parse_task(record)
+        except SecaggError:
+            return  # no charge can be under it: a device demands the manifest's signature
+        self._manifests[manifest_digest(encoded).hex()] = manifest
+
+    def _charge(self, record: dict[str, object]) -> Found:
+        manifest = self._manifests.get(str(record.get("manifest_digest")))
+        if manifest is None:
+            raise _mismatch("names a manifest that the ledger does not hold")
+        try:
+            entry = parse_release(record)
+        except SecaggError as error:
+            raise _mismatch(f"does not parse: {error}") from error
+        if entry.attempt is not None and entry.ctx != _context(entry, manifest, record):
+            raise _mismatch("has another context than follows from it")
+        return Found(
+            ctx=entry.ctx,
+            manifest=manifest,
+            models=entry.model_digests,
+            by_identity=entry.attempt is None,
+        )
+
+    def _spend(self, size: int) -> None:
+        self._bytes_left -= size
+        if self._bytes_left < 0:
+            raise LedgerRefusal(
+                "ledger-too-long",
+                "The ledger's records and lists are larger than this device reads at once.",
+                remedy="To read them all: secagg account recover BUNDLE --leaves-max N.",
+            )
+
+
+def _context(entry: ReleaseEntry, manifest: Manifest, record: Mapping[str, object]) -> bytes:
+    return context(
+        task=manifest.task,
+        cohort=entry.cohort,
+        attempt=entry.attempt or 0,
+        manifest_digest=bytes.fromhex(str(record["manifest_digest"])),
+        models=tuple(map(AdmittedModel, entry.model_versions, entry.model_digests)),
+        roster=entry.roster_digest,
+    )
+
+
+def _mismatch(what: str) -> LedgerRefusal:
+    return LedgerRefusal(
+        "release-mismatch",
+        f"A record that lists this device {what}.",
+        remedy="Run secagg audit verify on the ledger, and ask the operator.",
+    )

@@ -1,0 +1,1 @@
+"""Requests to the aggregator, and what time it says that it is."""

@@ -1,0 +1,248 @@
+"""What a device asks of the aggregator: offers, models, mail, and resumable transfers.
+
+Nothing here decides what is true; :mod:`client_sdk.network.http` says how requests fail and are
+repeated.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from urllib.parse import quote
+
+from client_sdk.errors import StateError, TransportError, Unreached
+from client_sdk.network.connections import foreign
+from client_sdk.network.http import (
+    PROBLEM_BYTES_MAX,
+    QUOTED_BYTES,
+    Http,
+    TransportSettings,
+    is_transient,
+    read_capped,
+    read_json,
+)
+from client_sdk.network.server_time import ServerTime
+from dp.tlog.tiles import resource_bytes_max
+from secagg.http_api import AdvertAccepted, Mail, Offer, ServerInfo, UploadState
+from secagg.limits import MANIFEST_BYTES_MAX, REVOCATION_BYTES_MAX
+from secagg.messages import FRAME_BYTES_MAX
+
+_OFFER_BYTES_MAX = 2 * MANIFEST_BYTES_MAX  # base64
+_MAIL_BYTES_MAX = 2 * FRAME_BYTES_MAX + 65_536
+_CHUNK_BYTES_MIN = 1 << 14
+_STUCK_MAX = 8  # transfers in a row that bring nothing new
+
+
+class Transport:
+    """One aggregator, as one device sees it. Use as an async context manager."""
+
+    def __init__(
+        self,
+        server: str,
+        issue_token: Callable[[int], str],
+        settings: TransportSettings | None = None,
+        time: ServerTime | None = None,
+    ) -> None:
+        """As :class:`client_sdk.network.http.Http`."""
+        self.settings = settings or TransportSettings()
+        self._http = Http(server, issue_token, self.settings, time)
+        self._chunk_bytes = self.settings.chunk_bytes
+
+    async def __aenter__(self) -> Transport:
+        await self._http.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._http.__aexit__(kind, error, trace)
+
+    async def server_info(self) -> ServerInfo:
+        return await self._http.json("GET", "/v1/server", ServerInfo, PROBLEM_BYTES_MAX, auth=False)
+
+    async def offer(self, task: str, after_version: int | None, wait_s: float) -> Offer:
+        """The current offer; with ``after_version`` the server waits for a newer model."""
+        query = {} if after_version is None else {"after_version": str(after_version)}
+        try:
+            return await self._http.json(
+                "GET",
+                f"/v1/tasks/{quote(task, safe='')}/offer",
+                Offer,
+                _OFFER_BYTES_MAX,
+                query={**query, "wait_s": f"{wait_s:g}"},
+                wait_s=wait_s,
+            )
+        except TransportError as error:
+            if error.own_status == 404:
+                error.remedy = f"Check the name {task!r}, and that the bundle is of its aggregator."
+            raise
+
+    async def revocations(self, digest: bytes) -> bytes:
+        """A partner's revocation list; the caller verifies it."""
+
+        async def get() -> bytes:
+            async with self._http.request("GET", f"/v1/revocations/{digest.hex()}") as response:
+                return await read_capped(response, REVOCATION_BYTES_MAX)
+
+        return await self._http.retry(get)
+
+    async def post_advert(self, advert: bytes) -> AdvertAccepted:
+        return await self._http.json(
+            "POST", "/v1/adverts", AdvertAccepted, PROBLEM_BYTES_MAX, advert
+        )
+
+    async def messages(self, session: str, after: int, wait_s: float) -> tuple[bytes, ...]:
+        """Messages with sequence numbers from ``after`` + 1; empty if none came in time."""
+        mail = await self._http.json(
+            "GET",
+            f"/v1/sessions/{session}/messages",
+            Mail,
+            _MAIL_BYTES_MAX,
+            query={"after": str(after), "wait_s": f"{wait_s:g}"},
+            wait_s=wait_s,
+        )
+        return mail.messages
+
+    async def post_message(self, session: str, message: bytes) -> None:
+        async def post() -> None:
+            path = f"/v1/sessions/{session}/messages"
+            async with self._http.request("POST", path, message) as response:
+                if body := await response.content.read(QUOTED_BYTES):
+                    raise foreign(response, body)  # the aggregator takes it without a word
+
+        await self._http.retry(post)
+
+    async def upload(self, session: str, payload: bytes) -> None:
+        """Upload a vector from where the server has it, until its last byte is acknowledged.
+
+        Raises:
+            TransportError: also ``upload-conflict`` if the server's offsets make no sense.
+        """
+        path = f"/v1/sessions/{session}/vector"
+        self._chunk_bytes = self.settings.chunk_bytes
+        state = await self._http.json("GET", path, UploadState, PROBLEM_BYTES_MAX)
+        stuck = 0
+        while not state.complete:
+            offset = state.received_bytes
+            if not 0 <= offset <= len(payload) or stuck > _STUCK_MAX:
+                raise TransportError(
+                    "upload-conflict",
+                    "The server's upload offset does not fit the vector.",
+                    expected=f"0..{len(payload)}, rising",
+                    found=offset,
+                )
+            state = await self._http.retry(lambda: self._put_chunk(path, offset, payload))  # noqa: B023
+            stuck = 0 if state.received_bytes > offset else stuck + 1
+
+    async def download_model(self, digest: bytes, size_bytes: int, part: Path) -> None:
+        """Append to ``part`` until it has ``size_bytes``; resumes a broken transfer by range.
+
+        The caller checks the digest.
+        """
+        most, stuck = 0, 0
+        while (have := _size(part)) < size_bytes:
+            most, stuck = max(most, have), 0 if have > most else stuck + 1
+            if stuck > _STUCK_MAX:
+                raise TransportError(
+                    "model-size",
+                    "The model's transfer does not advance.",
+                    expected=size_bytes,
+                    found=most,
+                )
+            await self._http.retry(lambda: self._fetch_range(digest, have, size_bytes, part))
+        if have > size_bytes:
+            os.unlink(part)
+            raise TransportError(
+                "model-size", "The model is larger than offered.", expected=size_bytes, found=have
+            )
+
+    async def ledger(self, path: str) -> bytes | None:
+        """A file of the public ledger (``checkpoint`` or ``tile/...``); None if it is not there."""
+
+        async def get() -> bytes | None:
+            try:
+                async with self._http.request("GET", f"/ledger/{path}", auth=False) as response:
+                    return await read_capped(response, resource_bytes_max(path))
+            except TransportError as error:
+                gone = error.status if path != "checkpoint" else error.own_status
+                if gone == 404:  # tiles may be a web server's, with a page of its own
+                    return None
+                raise
+
+        return await self._http.retry(get)
+
+    async def _put_chunk(self, path: str, offset: int, payload: bytes) -> UploadState:
+        """One chunk; if it broke or the offset was stale, the server's own offset instead.
+
+        After a broken chunk the next ones are smaller: a slow network should still get one across.
+        """
+        chunk = payload[offset : offset + self._chunk_bytes]
+        try:
+            async with self._http.request(
+                "PUT", path, chunk, query={"offset": str(offset)}, total_s=self.settings.transfer_s
+            ) as response:
+                return await read_json(response, UploadState, PROBLEM_BYTES_MAX)
+        except TransportError as error:
+            if error.own_status != 409 and not is_transient(error):
+                raise
+            self._chunk_bytes = max(_CHUNK_BYTES_MIN, self._chunk_bytes // 2)
+            async with self._http.request("GET", path) as response:
+                state = await read_json(response, UploadState, PROBLEM_BYTES_MAX)
+            if state.received_bytes <= offset and not state.complete and error.own_status != 409:
+                raise
+            return state
+
+    async def _fetch_range(self, digest: bytes, have: int, size_bytes: int, part: Path) -> None:
+        """Append what comes; an error is raised only if nothing came."""
+        headers = {"Range": f"bytes={have}-"} if have else {}
+        grown = 0
+        try:
+            async with self._http.request(
+                "GET",
+                f"/v1/models/{digest.hex()}",
+                headers=headers,
+                total_s=self.settings.transfer_s,
+            ) as response:
+                resumed = response.status == 206
+                if not resumed:
+                    _truncate(part)
+                async for piece in response.content.iter_chunked(1 << 18):
+                    _append(part, piece)
+                    grown += len(piece)
+                    if grown > size_bytes:
+                        return
+        except TransportError as error:
+            if error.own_status == 416:
+                _truncate(part)
+            if not grown:
+                raise
+            return
+        if not grown:
+            raise Unreached("unreachable", "The model's transfer was empty.")
+
+
+def _size(part: Path) -> int:
+    return os.path.getsize(part) if os.path.exists(part) else 0
+
+
+def _truncate(part: Path) -> None:
+    _write(part, b"", "wb")
+
+
+def _append(part: Path, piece: bytes) -> None:
+    _write(part, piece, "ab")
+
+
+def _write(part: Path, piece: bytes, mode: str) -> None:
+    try:
+        with open(part, mode) as file:
+            file.write(piece)
+    except OSError as error:
+        raise StateError(
+            "disk", f"The model cannot be written: {error}.", remedy="Make room on the disk."
+        ) from error

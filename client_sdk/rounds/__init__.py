@@ -1,0 +1,1 @@
+"""A device's rounds: check-in, contribution, the exchange, and coming back for more."""

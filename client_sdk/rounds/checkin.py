@@ -1,0 +1,364 @@
+"""Check-in: is this offer genuine, is the ledger what it was, does the policy admit it?
+
+In this order, before anything is trained or sent; the model comes last and by its digest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import math
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import nacl.exceptions
+import nacl.signing
+import numpy as np
+import safetensors.numpy
+
+from client_sdk.errors import PolicyRefusal, StateError, TransportError
+from client_sdk.events import Event
+from client_sdk.ledger.watch import LEAVES_MAX
+from client_sdk.network.http import is_transient
+from client_sdk.policy import download_size, model_tensors
+from client_sdk.policy import model_length as model_length
+from client_sdk.rounds.device import Device
+from client_sdk.rounds.revocations import refresh
+from dp.accounting.budget import UNITS
+from dp.accounting.figures import upper
+from dp.errors import MechanismError
+from dp.noise.adaptive_clip import checked_clip, first_clip
+from secagg.errors import RemoteProtocolError
+from secagg.hashing import encode_parts
+from secagg.http_api import Offer
+from secagg.limits import DIGEST_BYTES
+from secagg.manifest import Manifest, decode_manifest, manifest_digest
+
+DISK_MARGIN_BYTES = 64 << 20  # left free beside a download, for the journal and for others
+_PAUSED_WAIT_S = 5.0
+_TIME_MAX_S = 1e11  # Unix seconds; the year 5138
+
+
+@dataclass(frozen=True)
+class CheckIn:
+    """An admitted offer.
+
+    ``control``: SCAFFOLD's c of this version, float32[d]; None for other algorithms.
+    ``clip``: of this version, where the clip adapts; None: the manifest's, for good.
+    """
+
+    offer: Offer
+    manifest: Manifest
+    digest: bytes
+    vector: np.ndarray = field(repr=False)
+    control: np.ndarray | None = field(default=None, repr=False)
+    clip: float | None = None
+
+
+def verify_offer(offer: Offer, task: str, task_key: bytes) -> Manifest:
+    """The manifest of an offer, signed by the key that this device was enrolled with.
+
+    Raises:
+        RemoteProtocolError: ``manifest-signature``, ``manifest-task``, ``manifest-key``, or as
+            ``decode_manifest``.
+    """
+    try:
+        nacl.signing.VerifyKey(task_key).verify(
+            encode_parts("manifest", offer.manifest), offer.manifest_signature
+        )
+    except (nacl.exceptions.CryptoError, ValueError, TypeError) as error:
+        raise RemoteProtocolError(
+            "manifest-signature", "The manifest is not signed by this device's aggregator."
+        ) from error
+    manifest = decode_manifest(offer.manifest)
+    if manifest.task != task:
+        raise RemoteProtocolError(
+            "manifest-task",
+            "The manifest is for another task.",
+            expected=task,
+            found=manifest.task,
+        )
+    if manifest.task_key != task_key:
+        raise RemoteProtocolError(
+            "manifest-key",
+            "The manifest names another task key.",
+            expected=task_key.hex(),
+            found=manifest.task_key.hex(),
+        )
+    return manifest
+
+
+async def next_offer(
+    device: Device, task: str, after_version: int | None, until_s: float = math.inf
+) -> Offer | None:
+    """Wait for an open offer with a newer model than ``after_version``; None: the task is over.
+
+    From ``until_s`` on (the server's time) the same version will do.
+    """
+    transport, paused = device.transport, False
+    while True:
+        now_s = device.time.now()
+        wait_s = min(transport.settings.poll_s, max(0.0, until_s - now_s))
+        if now_s >= until_s:
+            after_version = None
+        offer = await transport.offer(task, after_version, wait_s)
+        if offer.state == "finished":
+            return None
+        if offer.state != "open":
+            if not paused:
+                await device.emit("waiting", task, reason=f"task-{offer.state}"[:64])
+            paused = True
+            await device.sleep(_PAUSED_WAIT_S)
+        elif after_version is None or offer.model.version > after_version:
+            return offer
+
+
+async def check_in(device: Device, task: str, offer: Offer) -> CheckIn:
+    """Verify and admit an offer, and bring its model to this device.
+
+    Raises:
+        RemoteProtocolError: as :func:`verify_offer`, or ``manifest-ledger``, ``offer-malformed``,
+            or as :func:`proven_clip` or :func:`client_sdk.rounds.revocations.refresh`.
+        ClockError: as :meth:`client_sdk.network.server_time.ServerTime.hear`.
+        LedgerRefusal: the ledger forked or was rolled back, or does not name the model.
+        PolicyRefusal: the policy's reason.
+        TransportError, StateError: also as :func:`fetch_model`.
+    """
+    manifest = verify_offer(offer, task, device.bundle.task_key)
+    digest = manifest_digest(offer.manifest)
+    if manifest.ledger_verifier != device.bundle.ledger_verifier:
+        raise RemoteProtocolError(
+            "manifest-ledger",
+            "The manifest names another ledger.",
+            expected=device.bundle.ledger_verifier,
+            found=manifest.ledger_verifier,
+        )
+    _check_numbers(offer)
+    device.time.hear(offer.now)
+    await device.ledger.advance()
+    await refresh(device, manifest, offer)
+    device.account.refresh()
+    try:
+        device.policy.admit(
+            manifest,
+            own_partner=device.bundle.certificate.partner_key,
+            account=device.account,
+        )
+    except PolicyRefusal as refusal:
+        if refusal.reason != "not-now":
+            forget_models(device.journal.models)
+        raise
+    model = await fetch_model(device, manifest, offer)
+    clip = await proven_clip(device, manifest, digest, offer, model)
+    await device.ledger.verify_models(
+        frozenset((offer.model.digest,)),
+        task=manifest.task,
+        manifest_digest=digest,
+        leaf_index=offer.model.leaf_index,
+    )
+    terms = {
+        "version": offer.model.version,
+        "releases": offer.releases,
+        "manifest_digest": digest.hex(),
+    }
+    detail = terms | _no_finite_total(device, manifest)
+    await device.deliver(Event("checked-in", task, detail=detail))
+    return CheckIn(offer, manifest, digest, model["vector"], model.get("control"), clip)
+
+
+def _no_finite_total(device: Device, manifest: Manifest) -> dict[str, object]:
+    """Which tasks leave no finite total once this one is charged; empty without.
+
+    Of an example, and of each unit that counts: its noise may be missing in a task that protects
+    the other one. What the other tasks cost is limited as ever, in a total of their own.
+    """
+    counted = [unit for unit in UNITS if unit == "example" or unit in device.policy.units]
+    totals = [device.account.after(manifest, unit)[1] for unit in counted]
+    tasks = dict.fromkeys(task for total in totals for task in total.unbounded)
+    if not tasks:
+        return {}
+    others = max(total.bounded for total in totals)
+    return {"no_finite_total": ", ".join(tasks), "others": upper(others)}
+
+
+async def proven_clip(
+    device: Device,
+    manifest: Manifest,
+    digest: bytes,
+    offer: Offer,
+    model: Mapping[str, np.ndarray],
+) -> float | None:
+    """The clip in the model file, if it is what the ledger says of this version.
+
+    Version 0 has the manifest's clip; every other the one in the record of the release that made
+    it. None where the clip is fixed. A wrong one could only hurt learning
+    (:mod:`dp.noise.adaptive_clip`).
+
+    Raises:
+        RemoteProtocolError: ``clip-out-of-range`` (or not finite) or ``clip-mismatch``.
+        LedgerRefusal: ``model-not-in-ledger``; or the ledger itself does not verify.
+    """
+    if manifest.clip_adaptation is None:
+        return None
+    clip = float(model["clip"][0])
+    try:
+        checked_clip(manifest, clip)
+    except MechanismError as error:
+        raise RemoteProtocolError(error.reason, str(error)) from error
+    if offer.model.version == 0:
+        expected: float | None = first_clip(manifest)
+    else:
+        expected = await device.ledger.released_clip(
+            offer.model.digest, task=manifest.task, manifest_digest=digest
+        )
+    if clip != expected:
+        raise RemoteProtocolError(
+            "clip-mismatch",
+            "The clip of the offered model is not the one that the ledger names.",
+            expected=expected,
+            found=clip,
+            remedy="Ask the operator; the model's file and the ledger disagree.",
+        )
+    return clip
+
+
+def _check_numbers(offer: Offer) -> None:
+    """What the parser cannot know: sizes, signs, and times that are times."""
+    times = (offer.now, offer.model.opened_at)
+    if (
+        len(offer.model.digest) != DIGEST_BYTES
+        or offer.model.version < 0
+        or not -1 <= offer.model.leaf_index <= LEAVES_MAX
+        or offer.releases < 0
+        or not all(0 <= time_s <= _TIME_MAX_S for time_s in times)
+    ):
+        raise RemoteProtocolError(
+            "offer-malformed",
+            "The offer's numbers are impossible.",
+            found=(offer.model.version, offer.releases, *times),
+        )
+
+
+async def fetch_model(device: Device, manifest: Manifest, offer: Offer) -> dict[str, np.ndarray]:
+    """``vector`` and, with SCAFFOLD, ``control``; from disk or by a resumable download.
+
+    Both are float32[d], read-only. Where the clip adapts also ``clip``, float64[1]. One file is
+    left on the disk: this model, or what has come of it so far.
+
+    Raises:
+        TransportError: ``model-size``, ``model-digest``, ``model-late`` or ``model-malformed``.
+        StateError: ``disk-space`` or ``disk``.
+    """
+    model, size_max = offer.model, download_size(manifest)
+    path = device.journal.models / model.digest.hex()
+    if not 0 < model.size_bytes <= size_max:
+        forget_models(device.journal.models)
+        raise TransportError(
+            "model-size",
+            "The offered model is larger than the adapter can be.",
+            expected=size_max,
+            found=model.size_bytes,
+        )
+    forget_models(device.journal.models, keep=path)
+    if not await asyncio.to_thread(_holds, path, model.digest):
+        path.unlink(missing_ok=True)
+        await _download(device, model.digest, model.size_bytes, path)
+    try:
+        return _read_model(path, model_tensors(manifest))
+    except TransportError:
+        path.unlink()
+        raise
+
+
+def forget_models(folder: Path, *, keep: Path | None = None) -> None:
+    """Remove every model and part of one from ``folder`` but ``keep`` and its part."""
+    kept = () if keep is None else (keep, _part(keep))
+    for other in folder.iterdir():
+        if other not in kept:
+            other.unlink()
+
+
+def _part(path: Path) -> Path:
+    return path.with_suffix(".part")
+
+
+async def _download(device: Device, digest: bytes, size_bytes: int, path: Path) -> None:
+    """Bring a model to ``path``. Its part stays only where the same transfer may go on later."""
+    part, most_s = _part(path), device.policy.max_hold_s
+    try:
+        _demand_room(part, size_bytes)
+        async with asyncio.timeout(most_s):
+            await device.transport.download_model(digest, size_bytes, part)
+        if not await asyncio.to_thread(_holds, part, digest):
+            raise TransportError(
+                "model-digest",
+                "The downloaded model is not the one that was offered.",
+                expected=digest.hex(),
+                remedy="Try again; if it persists, the aggregator's store is damaged.",
+            )
+    except TimeoutError as error:
+        part.unlink(missing_ok=True)
+        raise TransportError(
+            "model-late",
+            "The model did not come in the time that the policy gives a task.",
+            expected=f"{size_bytes} bytes within {most_s:g} s",
+            remedy="Use a faster network, or raise max_hold_s in this app's policy.",
+        ) from error
+    except (TransportError, StateError) as error:
+        if not is_transient(error):
+            part.unlink(missing_ok=True)
+        raise
+    part.replace(path)
+
+
+def _demand_room(part: Path, size_bytes: int) -> None:
+    """Whether what is still to come fits on the disk, with a margin.
+
+    Raises:
+        StateError: ``disk-space``.
+    """
+    have = part.stat().st_size if part.exists() else 0
+    needed = max(0, size_bytes - have) + DISK_MARGIN_BYTES
+    free = shutil.disk_usage(part.parent).free
+    if free < needed:
+        raise StateError(
+            "disk-space",
+            "The disk has no room for the task's model.",
+            expected=f"{needed} bytes free, {DISK_MARGIN_BYTES} of them to spare",
+            found=free,
+            remedy="Make room on the disk that holds the state folder, or move the folder.",
+        )
+
+
+def _holds(path: Path, digest: bytes) -> bool:
+    if not path.exists():
+        return False
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest() == digest
+
+
+def _read_model(
+    path: Path, expected: Mapping[str, tuple[str, tuple[int, ...]]]
+) -> dict[str, np.ndarray]:
+    """The tensors, of exactly these names, types and shapes."""
+    try:
+        tensors = safetensors.numpy.load_file(path)
+    except Exception as error:  # the format's own error type is not public
+        raise TransportError(
+            "model-malformed", f"The model does not parse: {type(error).__name__}."
+        ) from error
+    found = {name: (str(t.dtype), t.shape) for name, t in tensors.items()}
+    if found != expected:
+        raise TransportError(
+            "model-malformed",
+            "The model does not hold the vectors of the task's adapter and algorithm.",
+            expected=dict(expected),
+            found=found,
+        )
+    if not all(np.isfinite(tensors[name]).all() for name in tensors.keys() - {"clip"}):
+        raise TransportError("model-malformed", "The model has values that are not finite.")
+    for tensor in tensors.values():
+        tensor.flags.writeable = False
+    return tensors

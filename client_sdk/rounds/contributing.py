@@ -1,0 +1,261 @@
+"""From an admitted offer to a journalled contribution, and when the device may report in.
+
+Where a public slot is set, nothing that the aggregator can see depends on the secret batch: the
+report-in time is computed from public times before the contributor starts, is a whole slot away by
+the device's own steady clock whatever the aggregator's says, and a contributor that fails or is
+late is replaced by zeros, to which the noise is added.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from client_sdk.contribution import (
+    Contributor,
+    TrainingJob,
+    check_contributor,
+)
+from client_sdk.errors import ContributionError, TaskRefusal
+from client_sdk.payload import hides_failures, prepared, zero_contribution
+from client_sdk.rounds.checkin import CheckIn
+from client_sdk.rounds.device import Device
+from client_sdk.rounds.scaffold_control import DeviceControl, settle
+from client_sdk.state.journal import Contribution, StoredLeftOut
+from client_sdk.threads import finish_in_thread, start_in_thread
+from client_sdk.training.rows import LeftOut, reasons_of
+from dp.contracts.algorithms.registry import has_control
+
+
+def report_at(checkin: CheckIn, now_s: float | None = None) -> float | None:
+    """Server's time at which this device reports in; None: when it is ready.
+
+    The first whole multiple of ``report_slot_s`` after the version opened that is at least a whole
+    slot away, so two slots away at most: a function of public times alone, the same for a device
+    that is ready. An aggregator that moves ``opened_at`` chooses among those; it shortens no slot.
+
+    Args:
+        now_s: the server's time at which training may start; None: that of the offer.
+    """
+    slot_s = checkin.manifest.report_slot_s
+    if slot_s <= 0:
+        return None
+    now_s = checkin.offer.now if now_s is None else now_s
+    opened_at = min(checkin.offer.model.opened_at, now_s)
+    return opened_at + math.ceil((now_s - opened_at) / slot_s + 1) * slot_s
+
+
+def version_of(contribution: Contribution, checkin: CheckIn) -> int:
+    """The model version that a contribution was trained from."""
+    if contribution.model_digest == checkin.offer.model.digest:
+        return checkin.offer.model.version
+    return contribution.model_version
+
+
+def left_out_of(contribution: Contribution) -> tuple[LeftOut, ...]:
+    """The examples that counted as zero in a journalled contribution."""
+    return tuple(LeftOut(one.index, one.reason, one.sentence) for one in contribution.left_out)
+
+
+class Training:
+    """Runs one contributor, one call at a time, and journals what it returns."""
+
+    def __init__(self, device: Device, contributor: Contributor) -> None:
+        self._device = device
+        self._contributor = contributor
+        self.left_out: dict[int, LeftOut] = {}  # of all jobs so far, by place
+        self._running: asyncio.Future[Mapping[str, np.ndarray]] | None = None
+        self._stop = threading.Event()
+
+    async def contribution(self, checkin: CheckIn) -> Contribution:
+        """The journalled contribution for this offer, computed now unless it is there already.
+
+        Raises:
+            PolicyRefusal: ``local-noise-undeclared``, or the contributor's ``TaskRefusal``.
+            ContributionError: the contributor failed where its failure is no secret.
+            LedgerRefusal: SCAFFOLD: the ledger's word on an earlier release does not verify.
+        """
+        device, task = self._device, checkin.manifest.task
+        check_contributor(checkin.manifest, self._contributor)
+        if has_control(checkin.manifest):
+            await self._settle(checkin)
+        report_s = self._report_at(checkin)
+        contribution = self.reusable(checkin)
+        if contribution is not None:
+            self.recall(contribution)
+            version = version_of(contribution, checkin)
+            failed = {} if contribution.failed is None else {"failed": contribution.failed}
+            await device.emit("trained", task, version=version, reused=True, **failed)
+        else:
+            started = device.time.steady()
+            await device.emit("training", task, version=checkin.offer.model.version)
+            contribution = await self._compute(checkin, report_s)
+            left_out = await self._tell_left_out(task)
+            contribution = msgspec.structs.replace(contribution, left_out=left_out)
+            await finish_in_thread(device.journal.save_contribution, contribution)
+            await device.emit(
+                "trained",
+                task,
+                version=checkin.offer.model.version,
+                reused=False,
+                failed=contribution.failed,
+                seconds=round(device.time.steady() - started, 3),
+            )
+        if report_s is not None:
+            await device.sleep(max(0.0, report_s - device.time.steady()))
+        return contribution
+
+    def _report_at(self, checkin: CheckIn) -> float | None:
+        """When to report in, by the steady clock: no later word of the aggregator moves it."""
+        time = self._device.time
+        now_s = time.now()
+        report_s = report_at(checkin, now_s)
+        return None if report_s is None else time.steady() + (report_s - now_s)
+
+    def recall(self, contribution: Contribution) -> None:
+        """Count the examples that were left out of a contribution of an earlier process."""
+        self.left_out |= {one.index: one for one in left_out_of(contribution)}
+
+    async def _tell_left_out(self, task: str) -> tuple[StoredLeftOut, ...]:
+        """Tell the device's user, and nobody else, of examples that counted as zero; which."""
+        told = getattr(self._contributor, "left_out", ())
+        found = [one for one in told if type(one) is LeftOut] if isinstance(told, Sequence) else []
+        new = [one for one in found if one.index not in self.left_out]
+        self.left_out |= {one.index: one for one in found}
+        if new:
+            await self._device.emit(
+                "examples-left-out",
+                task,
+                examples=len(self.left_out),
+                reasons=reasons_of(self.left_out.values()),
+                first=str(new[0]),
+            )
+        return tuple(
+            StoredLeftOut(index=one.index, reason=one.reason, sentence=one.sentence)
+            for one in found
+        )
+
+    def reusable(self, checkin: CheckIn) -> Contribution | None:
+        """The journalled contribution, if it is for this offer and reached no masking yet.
+
+        One that has may be in a sum already, whatever the aggregator says of that cohort's end: in
+        a second sum, over other devices, the difference of both would show it. A buffer (FedBuff)
+        also takes one of an older version within its bound.
+        """
+        journal = self._device.journal
+        contribution = journal.load_contribution()
+        if contribution is None:
+            return None
+        served = (
+            self._device.account.served(contribution.name) is not None
+            or self._device.gave(checkin.manifest, contribution.model_digest) is not None
+        )
+        oldest = checkin.offer.model.version - checkin.manifest.cohort.versions_back
+        present = contribution.model_digest == checkin.offer.model.digest
+        admitted = oldest <= contribution.model_version < checkin.offer.model.version
+        fits = contribution.manifest_digest == checkin.digest and (present or admitted)
+        if fits and not served:
+            return contribution
+        journal.drop_contribution()
+        return None
+
+    async def _compute(self, checkin: CheckIn, report_s: float | None) -> Contribution:
+        manifest, failed = checkin.manifest, None
+        try:
+            values = prepared(manifest, await self._call(checkin, report_s), checkin.clip)
+        except TaskRefusal:
+            raise  # says nothing about the data
+        except ContributionError as error:
+            if not hides_failures(manifest):
+                raise
+            values, failed = zero_contribution(manifest), str(error)
+        digest = checkin.offer.model.digest
+        version = checkin.offer.model.version
+        return Contribution.of(checkin.digest, digest, values, failed, checkin.control, version)
+
+    async def _call(self, checkin: CheckIn, report_s: float | None) -> Mapping[str, np.ndarray]:
+        """Call the contributor in its thread, within the time that slot and policy leave."""
+        device = self._device
+        limits = [math.inf if (most := device.policy.max_training_s) is None else most]
+        if report_s is not None:
+            left_s = report_s - device.time.steady()
+            limits.append(left_s - device.settings.slot_reserve_s)
+        limit_s = max(0.0, min(limits))
+        deadline_s = None if math.isinf(limit_s) else limit_s
+        try:
+            async with asyncio.timeout(deadline_s):
+                await self._previous()
+                return await self._start(checkin, deadline_s)
+        except TimeoutError as error:
+            self._stop.set()
+            raise ContributionError(
+                "contribution-late",
+                "The contributor did not finish in time.",
+                expected=f"{limit_s:.1f} s",
+                remedy="Fewer examples or steps, or a longer report slot.",
+            ) from error
+
+    async def _previous(self) -> None:
+        """Wait for a call that ran late in an earlier round: a trainer is used by one at a time."""
+        if self._running is not None and not self._running.done():
+            self._stop.set()
+            await asyncio.wait({self._running})
+
+    async def _start(self, checkin: CheckIn, deadline_s: float | None) -> Mapping[str, np.ndarray]:
+        self._stop = threading.Event()
+        job = TrainingJob(
+            manifest=checkin.manifest,
+            version=checkin.offer.model.version,
+            vector=checkin.vector,
+            releases=checkin.offer.releases,
+            deadline_s=deadline_s,
+            correction=self._correction(checkin),
+            clip=checkin.clip,
+            stop=self._stop,
+        )
+
+        def work() -> Mapping[str, np.ndarray]:
+            try:
+                return self._contributor.contribute(job)
+            except TaskRefusal:
+                raise
+            except BaseException as error:  # a panic of a compiled library is no Exception
+                raise ContributionError(
+                    "contribution-failed",
+                    f"The contributor failed: {type(error).__name__}: {error}.",
+                ) from error
+
+        self._running = start_in_thread(work)
+        self._running.add_done_callback(_look)
+        try:
+            return await asyncio.shield(self._running)
+        finally:
+            self._stop.set()
+
+    async def _settle(self, checkin: CheckIn) -> None:
+        device = self._device
+        await settle(
+            DeviceControl(device.journal, checkin.manifest, checkin.digest),
+            device.ledger,
+            task=checkin.manifest.task,
+            manifest_digest=checkin.digest,
+            identity_key=device.bundle.certificate.identity_key,
+        )
+
+    def _correction(self, checkin: CheckIn) -> np.ndarray | None:
+        if checkin.control is None:
+            return None
+        state = DeviceControl(self._device.journal, checkin.manifest, checkin.digest)
+        return state.correction(checkin.control)
+
+
+def _look(future: asyncio.Future[Any]) -> None:
+    """Take note of a late call's error, so that asyncio does not report it as lost."""
+    if not future.cancelled():
+        future.exception()

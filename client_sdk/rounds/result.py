@@ -1,0 +1,91 @@
+"""What a participation came to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from client_sdk.accounts.device_account import DeviceAccount
+from client_sdk.errors import PolicyRefusal
+from client_sdk.rounds.participant import Outcome
+from client_sdk.training.rows import LeftOut
+from dp.accounting.budget import Total
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a participation came to.
+
+    Attributes:
+        releases: the releases that this device is in, verified in the ledger, in order.
+        epsilon: what this task has cost so far by this device's own account, unamplified; over
+            the life of the data, or of the state folder where it counts alone, whatever was
+            released. The largest of the task's statements; infinite for a task without noise that
+            was charged.
+        refusals: why this device refused; the run ended there, or the session that was resumed.
+        aborted: sessions that ended without a release.
+        finished: whether the task is over.
+        evidence: files about a ledger that did not bear out what the aggregator said, of sessions
+            that ended in this run; to be shown to the operator.
+        counted: state folders whose charges the account counts as of the same data. One alone: what
+            others spend of the data is not known here; name it with ``data_id`` to change that.
+        renewed: how often the app had the data's account begun anew after it was lost.
+        totals: what all tasks of this account have cost one example and one device, with the tasks
+            without noise, which leave no finite total; empty before the first charge.
+        left_out: the examples that counted as zero in this run, by place: for this device's user.
+        failed: why the contributor failed, for each session of this run that sent zeros and noise
+            in place of its contribution (``failed`` of its outcome): for this device's user.
+    """
+
+    releases: tuple[Outcome, ...] = ()
+    epsilon: float = 0.0
+    refusals: tuple[PolicyRefusal, ...] = ()
+    aborted: int = 0
+    finished: bool = False
+    evidence: tuple[Path, ...] = ()
+    counted: tuple[Path, ...] = ()
+    renewed: int = 0
+    totals: tuple[Total, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
+    failed: tuple[str, ...] = ()
+
+
+@dataclass
+class Tally:
+    """What has come of a participation so far."""
+
+    releases: list[Outcome] = field(default_factory=list)
+    refusals: list[PolicyRefusal] = field(default_factory=list)
+    aborted: int = 0
+    finished: bool = False
+    evidence: list[Path] = field(default_factory=list)
+    left_out: dict[int, LeftOut] = field(default_factory=dict)
+    failed: list[str] = field(default_factory=list)
+
+    def add(self, outcome: Outcome) -> None:
+        if outcome.evidence is not None:
+            self.evidence.append(outcome.evidence)
+        self.left_out |= {one.index: one for one in outcome.left_out}
+        if outcome.failed is not None:
+            self.failed.append(outcome.failed)
+        if outcome.reason is None:
+            self.releases.append(outcome)
+        else:
+            self.aborted += 1
+
+    def result(self, account: DeviceAccount, task: str, folder: Path) -> RunResult:
+        """``folder``: this device's."""
+        data = account.data
+        return RunResult(
+            tuple(self.releases),
+            account.epsilon(task),
+            tuple(self.refusals),
+            self.aborted,
+            self.finished,
+            tuple(self.evidence),
+            (folder,) if data is None else data.folders,
+            0 if data is None else data.renewed,
+            account.totals(),
+            tuple(self.left_out[index] for index in sorted(self.left_out)),
+            tuple(self.failed),
+        )

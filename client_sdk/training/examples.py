@@ -1,0 +1,226 @@
+"""From an app's examples to token rows: one conversation, one row, one unit of privacy.
+
+``client_sdk.training.conversations`` has the forms of an example. A row is what the model is
+prompted with (:func:`encode_prompt`, or the chat template), then the answer's own tokens, then one
+end token. Rows that were packed or tokenised elsewhere are refused: in a packed row the pack, not
+the conversation, would be what the noise protects.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from client_sdk.errors import ContributionError
+from client_sdk.training.conversations import Conversation, LabelledText, Turn, read_example
+from client_sdk.training.row_files import Unread
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Example = Mapping[str, Any] | Sequence[str] | Unread
+
+
+@dataclass(frozen=True)
+class Row:
+    """Tokens of one conversation and, for each, whether it counts in the loss.
+
+    Attributes:
+        label: the class of a text for a classifier, where no token counts.
+        index: the example's place in its data set, from 0; -1: in none.
+    """
+
+    tokens: tuple[int, ...]
+    counts: tuple[bool, ...]
+    label: int | None = None
+    index: int = -1
+
+
+def encode_example(tokenizer: PreTrainedTokenizerBase, example: Any, max_tokens: int) -> Row:
+    """Tokenise one conversation; every assistant turn up to its end token counts in the loss.
+
+    Not so turns of weight 0, of a prompt that is given as messages, without any text, before every
+    prompt, or with calls of tools that the template does not write. Rows are cut after
+    ``max_tokens``; a row of which nothing counts has no loss and contributes zero.
+
+    Args:
+        example: in a form of :mod:`client_sdk.training.conversations`.
+
+    Raises:
+        ContributionError: ``example-unread``, ``example-template``, ``example-tools``, or as
+            :func:`client_sdk.training.conversations.read_example`; what a tokenizer raises comes as
+            it is.
+    """
+    read = check_form(example)
+    if isinstance(read, LabelledText):
+        tokens = list(tokenizer(read.text)["input_ids"])[:max_tokens]
+        return Row(tuple(tokens), (False,) * len(tokens), read.label)
+    if tokenizer.chat_template:
+        tokens, counts = _templated(tokenizer, read, max_tokens)
+    else:
+        tokens, counts = _plain(tokenizer, read)
+    return Row(tuple(tokens[:max_tokens]), tuple(counts[:max_tokens]))
+
+
+def check_form(example: Any) -> Conversation | LabelledText:
+    """What can be said of an example without a tokenizer.
+
+    Raises:
+        ContributionError: ``example-unread``, or as
+            :func:`client_sdk.training.conversations.read_example`.
+    """
+    if isinstance(example, Unread):
+        raise ContributionError("example-unread", example.sentence)
+    return read_example(example)
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+    """The tokens after which the model is to answer ``prompt``.
+
+    Without a chat template: what the tokenizer puts first, and the prompt on a line of its own;
+    nothing that the tokenizer puts last, for the answer stands there.
+    """
+    if tokenizer.chat_template:
+        return _apply(tokenizer, [{"role": "user", "content": prompt}], prompts=True)
+    first = _first_tokens(tokenizer)
+    return first + _own_tokens(tokenizer, prompt + "\n", first)
+
+
+def _plain(
+    tokenizer: PreTrainedTokenizerBase, conversation: Conversation
+) -> tuple[list[int], list[bool]]:
+    """For tokenizers without a chat template: turns on lines of their own."""
+    if conversation.tools:
+        raise ContributionError(
+            "example-tools",
+            "An example has tools, and the tokenizer no chat template that could write them.",
+            remedy="Use a model with a chat template, or take the tools away.",
+        )
+    first = _first_tokens(tokenizer)
+    tokens, counts = list(first), [False] * len(first)
+    for place, turn in enumerate(conversation.turns):
+        text = turn.text if turn.is_answer else turn.text + "\n"
+        part = _own_tokens(tokenizer, text, [] if place else first)
+        if turn.is_answer and tokenizer.eos_token_id is not None:
+            part.append(tokenizer.eos_token_id)
+        tokens += part
+        counts += [place > 0 and _teaches(turn) and not turn.calls_tools] * len(part)
+    return tokens, counts
+
+
+def _first_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The special tokens that a tokenizer puts before a text, such as BOS."""
+    marked = list(tokenizer("a")["input_ids"])
+    own = list(tokenizer("a", add_special_tokens=False)["input_ids"])
+    for start in range(len(marked) - len(own) + 1):
+        if own and marked[start : start + len(own)] == own:
+            return marked[:start]
+    # A tokenizer that has no token for the letter.
+    last = (tokenizer.eos_token_id, tokenizer.sep_token_id)
+    return list(itertools.takewhile(lambda token: token not in last, marked))
+
+
+def _own_tokens(tokenizer: PreTrainedTokenizerBase, text: str, first: list[int]) -> list[int]:
+    """A text's tokens, without special ones at its ends that are written in the text already."""
+    tokens = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    if first and tokens[: len(first)] == first:
+        tokens = tokens[len(first) :]
+    while tokens and tokens[-1] == tokenizer.eos_token_id:
+        tokens.pop()
+    return tokens
+
+
+def _teaches(turn: Turn) -> bool:
+    """An empty answer would teach the end token alone."""
+    return turn.counts and (turn.calls_tools or bool(turn.text.strip()))
+
+
+def _templated(
+    tokenizer: PreTrainedTokenizerBase, conversation: Conversation, max_tokens: int
+) -> tuple[list[int], list[bool]]:
+    turns, tools = conversation.turns, conversation.tools
+    messages = [dict(turn.message) for turn in turns]
+    tokens = _apply(tokenizer, messages, tools)
+    if tools and _apply(tokenizer, messages) == tokens:
+        raise ContributionError(
+            "example-tools",
+            "An example has tools, and the chat template does not write them.",
+            remedy="Use a model whose chat template does, or take the tools away.",
+        )
+    writes_calls = _writes_calls(tokenizer, conversation, messages, tokens)
+    counts = [False] * len(tokens)
+    for i, turn in enumerate(turns):
+        if i == 0 or not _teaches(turn) or (turn.calls_tools and not writes_calls):
+            continue
+        prompt = _apply(tokenizer, messages[:i], tools, prompts=True)
+        start = _common(prompt, tokens)
+        if start >= max_tokens:
+            break  # cut off; else thousands of turns would each be encoded with all before
+        upto = _apply(tokenizer, messages[: i + 1], tools)
+        rewritten = tokens[: len(upto)] != upto
+        if not rewritten and start < len(prompt):
+            # The answer's first token may be another where texts meet, or the prompt ends in words
+            # for the model alone; but what stands before the turn stays as it is.
+            rewritten = start < len(_apply(tokenizer, messages[:i], tools))
+        if rewritten:
+            raise ContributionError(
+                "example-template",
+                "The chat template changes earlier turns when later ones follow.",
+                remedy="Give one (prompt, answer) pair per example.",
+            )
+        end = len(upto)
+        while end > start and upto[end - 1] != tokenizer.eos_token_id:
+            end -= 1  # what a template writes after the end token is not the answer's
+        for t in range(start, end if end > start else len(upto)):
+            counts[t] = True
+    return tokens, counts
+
+
+def _writes_calls(
+    tokenizer: PreTrainedTokenizerBase,
+    conversation: Conversation,
+    messages: list[dict[str, Any]],
+    tokens: list[int],
+) -> bool:
+    """Whether the template shows calls of tools; a turn of which it does not would be cut short."""
+    if not any(turn.calls_tools for turn in conversation.turns):
+        return True
+    without = [{n: part for n, part in m.items() if n != "tool_calls"} for m in messages]
+    try:
+        return _apply(tokenizer, without, conversation.tools) != tokens
+    except ContributionError:
+        return True  # it refuses the turns that are empty then
+
+
+def _common(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens are the same from the start."""
+    pairs = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False))
+    return sum(1 for _ in pairs)
+
+
+def _apply(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: list[dict[str, Any]],
+    tools: Sequence[dict[str, Any]] = (),
+    *,
+    prompts: bool = False,
+) -> list[int]:
+    try:
+        encoded: Any = tokenizer.apply_chat_template(
+            messages,
+            tools=list(tools) or None,
+            add_generation_prompt=prompts,
+            tokenize=True,
+            return_dict=True,
+        )
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] != "jinja2":
+            raise
+        own = str(error) in str(tokenizer.chat_template)  # else it may quote the conversation
+        raise ContributionError(
+            "example-template",
+            f"The chat template refuses the conversation{f': {error}' if own else ''}.",
+        ) from error
+    return list(encoded["input_ids"])

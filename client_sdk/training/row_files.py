@@ -1,0 +1,199 @@
+"""Files of examples: JSON lines, or one JSON array, in UTF-8 with or without a mark.
+
+Lines end at LF or CRLF and nowhere else: what Unicode calls a line separator may stand in a text.
+A line that is no JSON object keeps its place, since no example may keep the others from being
+used. What is refused is the file: it is not there, or is of another encoding or format, which is
+seen from its first bytes and from no example.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+from client_sdk.errors import ContributionError
+from client_sdk.training.conversations import CHARACTERS_MAX
+
+# An escape such as \\u00e9 is six bytes, and a character may need two: a line of so many bytes
+# can be an example that is just short enough.
+LINE_BYTES_MAX = 12 * CHARACTERS_MAX
+_UTF8 = "Save it as UTF-8."
+_ENCODINGS = (  # the longer marks first: UTF-32's begins with UTF-16's
+    (codecs.BOM_UTF32_LE, "UTF-32"),
+    (codecs.BOM_UTF32_BE, "UTF-32"),
+    (codecs.BOM_UTF16_LE, "UTF-16"),
+    (codecs.BOM_UTF16_BE, "UTF-16"),
+)
+_FORMATS = (
+    (b"\x1f\x8b", "gzip"),
+    (b"\x28\xb5\x2f\xfd", "Zstandard"),
+    (b"\xfd7zXZ\x00", "xz"),
+    (b"BZh", "bzip2"),
+    (b"PK\x03\x04", "ZIP (or a spreadsheet)"),
+    (b"PAR1", "Parquet"),
+    (b"ARROW1", "Arrow"),
+    (b"\xff\xff\xff\xff", "Arrow"),
+    (b"Obj\x01", "Avro"),
+    (b"SQLite format 3\x00", "SQLite"),
+)
+
+
+@dataclass(frozen=True)
+class Unread:
+    """What stands in the place of an example that a reader of files could not read, and why."""
+
+    sentence: str
+
+
+@dataclass(frozen=True)
+class RowFile(Sequence[Any]):
+    """The examples of one file, in order.
+
+    Attributes:
+        rows: JSON values, and ``Unread`` in the place of what is none.
+        lines: of each row, from 1; None: the file is one JSON array.
+    """
+
+    path: Path
+    rows: tuple[Any, ...]
+    lines: tuple[int, ...] | None
+
+    @overload
+    def __getitem__(self, index: int) -> Any: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Any]: ...
+    def __getitem__(self, index: int | slice) -> Any:
+        return self.rows[index]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def place(self, index: int) -> str:
+        """For people: where in the file the example at ``index`` (from 0) stands."""
+        if self.lines is None:
+            return f"example {index} of {self.path.name}"
+        return f"line {self.lines[index]} of {self.path.name}"
+
+
+def read_file(path: str | os.PathLike[str]) -> RowFile:
+    """The rows of a file; blank lines are none.
+
+    Raises:
+        ContributionError: ``data-missing``, ``data-unreadable``, ``data-encoding``,
+            ``data-format``.
+    """
+    path = Path(path)
+    data = _bytes_of(path).removeprefix(codecs.BOM_UTF8)
+    _check_format(path, data)
+    lines = [(n, line) for n, line in enumerate(data.split(b"\n"), 1) if line.strip()]
+    numbers = tuple(number for number, _ in lines)
+    rows = [_read_line(line) for _, line in lines]
+    begins = lines[0][1].lstrip()[:1] if lines else b""
+    alone = len(rows) == 1 and not _is_pair(rows[0])
+    if begins == b"[" and (alone or isinstance(rows[0], Unread)):
+        # What is not UTF-8 then fails in its own item, as half of a surrogate pair.
+        whole = _read(data, errors="surrogateescape")
+        if isinstance(whole, list):
+            return RowFile(path, tuple(whole), None)
+        rows[0] = Unread(f"The file begins with a JSON array and is none. {whole.sentence}")
+    if begins == b"{" and isinstance(rows[0], Unread) and isinstance(whole := _read(data), dict):
+        return RowFile(path, (whole,), numbers[:1])  # one object over several lines
+    return RowFile(path, tuple(rows), numbers)
+
+
+def _bytes_of(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise ContributionError(
+            "data-missing", f"{path} is not there.", remedy="Name a file of rows that is there."
+        ) from error
+    except IsADirectoryError as error:
+        raise ContributionError(
+            "data-unreadable",
+            f"{path} is a folder.",
+            remedy="Name one file. What datasets.save_to_disk wrote is loaded by "
+            "datasets.load_from_disk and given to LoraTrainer.",
+        ) from error
+    except (OSError, ValueError) as error:  # ValueError: a path with a null character
+        raise ContributionError("data-unreadable", f"{path} cannot be read: {error}") from error
+
+
+def _check_format(path: Path, data: bytes) -> None:
+    """By the first bytes, with which no JSON text in UTF-8 begins."""
+    for mark, encoding in _ENCODINGS:
+        if data.startswith(mark):
+            raise _encoding(path, encoding)
+    first = data[:4]
+    if first.count(0) == 3:
+        raise _encoding(path, "UTF-32")
+    if len(first) > 1 and 0 in (first[0], first[1]) and first[0] != first[1]:
+        raise _encoding(path, "UTF-16")
+    for mark, name in _FORMATS:
+        if data.startswith(mark):
+            raise ContributionError(
+                "data-format",
+                f"{path} is a file of another format.",
+                expected="JSON lines or a JSON array, as text",
+                found=name,
+                remedy="Unpack it, or write it as JSON lines.",
+            )
+
+
+def _encoding(path: Path, found: str) -> ContributionError:
+    return ContributionError(
+        "data-encoding",
+        f"{path} is text of another encoding.",
+        expected="UTF-8",
+        found=found,
+        remedy=f"{_UTF8} PowerShell does so with -Encoding utf8.",
+    )
+
+
+def _read_line(line: bytes) -> Any:
+    if len(line) > LINE_BYTES_MAX:
+        return Unread(f"It has {len(line)} bytes, and a line at most {LINE_BYTES_MAX}.")
+    return _read(line)
+
+
+def _read(data: bytes, errors: str = "strict") -> Any:
+    """A JSON object or list, or why it is none."""
+    try:
+        # Raw tabs in texts, which many programs write, are read too.
+        text = data.decode(errors=errors)
+        value = json.loads(text, strict=False, object_pairs_hook=_object, parse_int=_number)
+    except UnicodeDecodeError as error:
+        return Unread(
+            f"It is not UTF-8 (byte {error.start + 1}) and may be Latin-1 (Windows-1252). {_UTF8}"
+        )
+    except json.JSONDecodeError as error:
+        said = error.msg.partition(":")[0]  # what follows may quote
+        line = "" if error.lineno == 1 else f"line {error.lineno}, "
+        return Unread(f"It is not JSON: {said} ({line}character {error.colno}).")
+    except RecursionError:
+        return Unread("It is JSON that is nested too deeply.")
+    if not isinstance(value, dict | list | Unread):
+        return Unread("It is JSON, but not an object.")
+    return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> Any:
+    """Which of two values counts would be a guess."""
+    found = dict(pairs)
+    return found if len(found) == len(pairs) else Unread("A key stands in one object twice.")
+
+
+def _number(digits: str) -> Any:
+    try:
+        return int(digits)
+    except ValueError:  # thousands of digits
+        return Unread("It is a number that is too long.")
+
+
+def _is_pair(row: Any) -> bool:
+    return isinstance(row, list) and len(row) == 2 and all(isinstance(p, str) for p in row)

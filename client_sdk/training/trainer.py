@@ -1,0 +1,311 @@
+"""``LoraTrainer``: the app's own model, tokenizer and data as a contributor.
+
+    trainer = LoraTrainer(model, tokenizer, dataset)
+    client.run(trainer, task="support-bot")
+
+What a round asks for is in the signed manifest; the algorithms' device halves are in
+``client_sdk.training.algorithms``. Needs the ``train`` extra.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from client_sdk.errors import ContributionError, TaskRefusal
+from client_sdk.training.adapted import AdaptedModel, fingerprint_of
+from client_sdk.training.algorithms import ALGORITHMS
+from client_sdk.training.algorithms.products import sketched
+from client_sdk.training.algorithms.work import Work, rows_per_pass
+from client_sdk.training.algorithms.zeroth_order import passes_alone
+from client_sdk.training.examples import Example, Row
+from client_sdk.training.gradients import Method, check_method
+from client_sdk.training.rows import Input, LeftOut, encode_rows, in_file, open_dataset, reasons_of
+from client_sdk.training.self_test import Way, check_rows_apart
+from dp.contracts.algorithms.averaging import has_privacy
+from dp.contracts.algorithms.registry import algorithm_of
+from secagg.errors import SecaggError
+from secagg.manifest import Manifest, training_of
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from client_sdk.contribution import TrainingJob
+
+THREADS_VARIABLE = "SECAGG_TORCH_THREADS"
+_SELF_TEST_SCALE = 0.02
+
+
+class LoraTrainer:
+    """Trains the task's LoRA adapter on local examples (a ``client_sdk.Contributor``).
+
+    Args:
+        model: a transformers causal language model or sequence classifier. The trainer freezes it
+            (a classifier's head too) and injects the task's adapter; ``trainer.model`` is then the
+            peft model.
+        tokenizer: the model's tokenizer.
+        dataset: the path of a file (JSON lines or a JSON array), or a sequence: a list, a
+            ``Dataset`` of Hugging Face's ``datasets``, or anything with a length and an item at
+            each place. An item has one of the forms of :mod:`client_sdk.training.conversations`:
+            prompt and answer or completion, messages, ShareGPT, Alpaca; for a classifier text and
+            label. A file is read at once, else items when the first job comes: what is added later
+            needs a new trainer. One item is one unit of example-level privacy. Its place counts, so
+            items are not taken away between rounds. An item that cannot be used or teaches nothing
+            counts as zero (:attr:`left_out`); in a task with noise a device without any that can
+            gives noise alone.
+        micro_batch: most examples in one pass; the manifest may ask for fewer.
+        method: ``hooks`` (Opacus) or ``loop``: one example at a time, least memory, and right for
+            models in half precision and models that mix the rows of a pass. Holds for zeroth order
+            and evaluation too.
+        threads: torch threads of this process; default from ``SECAGG_TORCH_THREADS``, else torch's.
+        rank: for tasks whose adapter's form is ``product``: this device's own rank, at most the
+            task's. It stays hidden in the sum.
+        random_bytes: source of every coin (sampling, rounding, noise): the operating system's.
+            Seeding torch, numpy or Python changes none of them, and the model draws none.
+        clock: monotonic seconds.
+
+    Raises:
+        ContributionError: ``gradient-method``; ``threads``; ``dataset-form``; of a file
+            ``data-missing``, ``data-unreadable``, ``data-encoding``, ``data-format``.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        dataset: Sequence[Example] | str | os.PathLike[str],
+        *,
+        micro_batch: int = 4,
+        method: Method = "hooks",
+        threads: int | None = None,
+        rank: int | None = None,
+        random_bytes: Callable[[int], bytes] = os.urandom,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        check_method(method)
+        self._base = model
+        self._tokenizer = tokenizer
+        self._dataset = open_dataset(dataset)
+        self._micro_batch = micro_batch
+        self._method: Method = method
+        self._rank = rank
+        self._threads = threads if threads is not None else _threads_from_environment()
+        self._random_bytes = random_bytes
+        self._clock = clock
+        self._fingerprint: bytes | None = None
+        self._adapted: AdaptedModel | None = None
+        # With rows in a pass and tokens in a row; of the present adapter.
+        self._tested: set[tuple[Way, int, int]] = set()
+        self._rows: tuple[int, tuple[Row, ...], tuple[LeftOut, ...]] | None = None  # by max_tokens
+        self._left_out: dict[int, LeftOut] = {}
+
+    # Every local step of every algorithm that admits mode A (client_sdk.training.algorithms.steps).
+    adds_local_noise = True
+
+    @property
+    def model(self) -> PeftModel | PreTrainedModel:
+        """The model with the adapter as the last job left it; the base model before any job."""
+        return self._base if self._adapted is None else self._adapted.model
+
+    @property
+    def left_out(self) -> tuple[LeftOut, ...]:
+        """The examples that counted as zero in the last job, by place, each with its reason.
+
+        For this device's user alone: what of a secret batch failed is as secret as the batch.
+        """
+        found = self._left_out
+        return tuple(in_file(self._dataset, found[index]) for index in sorted(found))
+
+    def contribute(self, job: TrainingJob) -> Mapping[str, NDArray[Any]]:
+        """Train one round; values by segment name, as the manifest's algorithm defines them.
+
+        Raises:
+            TaskRefusal: the manifest does not fit trainer or model; ``model-failed``: model or
+                tokenizer raise before any data was used; ``dataset-empty``: no example can be
+                used, and the task has no noise that would hide it.
+            ContributionError: ``training-deadline``, ``training-stopped``, and without noise
+                ``examples-failed``. In modes B and C the device then sends zero plus noise.
+        """
+        deadline_s = None if job.deadline_s is None else self._clock() + job.deadline_s
+        if self._threads is not None:
+            torch.set_num_threads(self._threads)
+        manifest = job.manifest
+        algorithm = ALGORITHMS.get(manifest.algorithm)
+        if algorithm is None:
+            raise TaskRefusal(
+                "algorithm-unknown",
+                "This trainer does not know the task's algorithm.",
+                expected=sorted(ALGORITHMS),
+                found=manifest.algorithm,
+            )
+        asked = manifest.training.micro_batch if manifest.training is not None else 1
+        micro_batch = max(1, min(self._micro_batch, asked))
+        try:
+            adapted = self._prepare(manifest, micro_batch)
+            adapted.choose(job.version)
+            adapted.load(job.vector)
+            start = self._start_products(adapted)
+            pad_token = _pad_token(self._tokenizer, adapted.model)
+        except SecaggError:
+            raise
+        except Exception as error:
+            if self._rows is not None:  # what is left of an earlier job may have made it fail
+                raise
+            raise TaskRefusal(
+                "model-failed",
+                "Model or tokenizer cannot be prepared for the task.",
+                expected="a language model or sequence classifier of transformers, loaded, and its "
+                "tokenizer",
+                found=f"{type(error).__name__}: {error}",
+            ) from error
+        rows, empty = self._encode(training_of(manifest).max_tokens)
+        self._left_out = {one.index: one for one in empty}
+        self._demand_examples(manifest, len(rows))
+        work = Work(
+            adapted=adapted,
+            rows=rows,
+            pad_token=pad_token,
+            micro_batch=micro_batch,
+            method=self._method,
+            random_bytes=self._random_bytes,
+            clock=self._clock,
+            deadline_s=deadline_s,
+            stopped=job.stop.is_set,
+            version=job.version,
+            correction=job.correction,
+            clip=job.clip,
+            left_out=self._left_out,
+        )
+        values = algorithm(manifest, work)
+        if not has_privacy(manifest) and len(self._left_out) == len(rows):
+            raise ContributionError(
+                "examples-failed",
+                "Every example failed in training.",
+                found=reasons_of(self.left_out),
+            )
+        return values if start is None else sketched(manifest, work, start, values)
+
+    def _start_products(self, adapted: AdaptedModel) -> Mapping[str, NDArray[np.float32]] | None:
+        """For ``product``: cut the start to this device's rank, and remember it."""
+        if adapted.adapter.kind != "product":
+            return None
+        if self._rank is not None:
+            adapted.cut(self._rank)
+        return adapted.tensors()
+
+    def _prepare(self, manifest: Manifest, micro_batch: int) -> AdaptedModel:
+        """The model with the task's adapter, tested for what this task does with it."""
+        if self._fingerprint is None:
+            self._fingerprint = fingerprint_of(self._base)
+        if self._adapted is not None:
+            same_base = manifest.base_model is not None and (
+                manifest.base_model.fingerprint == self._fingerprint
+            )
+            if not (same_base and manifest.adapter == self._adapted.adapter):
+                self._unload()
+        if self._adapted is None:
+            self._adapted = AdaptedModel(self._base, manifest, self._fingerprint)
+        try:
+            self._self_test(self._adapted, manifest, micro_batch)
+        except BaseException:
+            self._unload()  # with the test's values in its adapter it would answer otherwise
+            raise
+        return self._adapted
+
+    def _unload(self) -> None:
+        if self._adapted is not None:
+            self._base = self._adapted.unload()
+        self._adapted = None
+        self._tested.clear()
+
+    def _self_test(self, adapted: AdaptedModel, manifest: Manifest, micro_batch: int) -> None:
+        """Each way once, on made-up tokens, with every factor away from zero.
+
+        At B = 0 the gradient of A vanishes and would be compared with nothing.
+        """
+        way: Way = "predictions" if algorithm_of(manifest).forward_only else "gradients"
+        size = rows_per_pass(adapted, self._method, micro_batch, alone=passes_alone(manifest))
+        max_tokens = training_of(manifest).max_tokens
+        if (way, size, max_tokens) in self._tested:
+            return
+        adapted.load(_spread(adapted.vector_length))
+        turns = (1, 0) if adapted.adapter.kind == "rolora" and way == "gradients" else (0,)
+        for version in turns:  # each factor once
+            adapted.choose(version)
+            check_rows_apart(
+                adapted,
+                way,
+                method=self._method,
+                rows_per_pass=size,
+                pad_token=_pad_token(self._tokenizer, adapted.model),
+                max_tokens=max_tokens,
+            )
+        self._tested.add((way, size, max_tokens))
+
+    def _encode(self, max_tokens: int) -> tuple[tuple[Row, ...], tuple[LeftOut, ...]]:
+        if self._rows is None or self._rows[0] != max_tokens:
+            takes = Input.of(self._base)
+            self._rows = (
+                max_tokens,
+                *encode_rows(self._tokenizer, self._dataset, max_tokens, takes),
+            )
+        return self._rows[1:]
+
+    def _demand_examples(self, manifest: Manifest, count: int) -> None:
+        """Where no example can be used: refuse without noise; with noise, that alone is given.
+
+        With noise a refusal, which all see, would tell neighbours apart: no example from one.
+
+        Raises:
+            TaskRefusal: ``dataset-empty``.
+        """
+        if len(self._left_out) < count:
+            return
+        found = reasons_of(self.left_out) or "no example"
+        if not has_privacy(manifest):
+            raise TaskRefusal(
+                "dataset-empty",
+                "No example of this data set can be used.",
+                found=found,
+                remedy=next(map(str, self.left_out), "Give a data set that holds an example."),
+            )
+        with contextlib.suppress(UserWarning):  # where warnings are errors: it must not fail here
+            warnings.warn(
+                f"No example of this data set can be used ({found}): the device gives noise alone.",
+                stacklevel=2,
+            )
+
+
+def _spread(length: int) -> NDArray[np.float32]:
+    """Small values of both signs without any generator: the fractional parts of n times phi."""
+    fractions = (np.arange(1, length + 1) * 0.6180339887498949) % 1.0
+    return ((fractions - 0.5) * _SELF_TEST_SCALE).astype(np.float32)
+
+
+def _pad_token(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | PeftModel) -> int:
+    """One that the model has: a padding token may be new to the tokenizer alone."""
+    table: Any = model.get_input_embeddings()
+    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token is not None and 0 <= token < table.weight.shape[0]:
+            return int(token)
+    return 0  # masked and without loss, so any token serves
+
+
+def _threads_from_environment() -> int | None:
+    value = os.environ.get(THREADS_VARIABLE)
+    if value is None:
+        return None
+    if not value.isdecimal() or int(value) < 1:
+        raise ContributionError(
+            "threads", f"{THREADS_VARIABLE} is no number of threads.", expected=">= 1", found=value
+        )
+    return int(value)
