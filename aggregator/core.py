@@ -7,11 +7,11 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from aggregator.blobs import BlobStore
 from aggregator.keys import Keys
 from aggregator.metrics import Metrics
-from aggregator.settings import Settings
+from aggregator.settings.options import Settings
 from aggregator.signals import Signals
+from aggregator.store.blobs import BlobStore
 from aggregator.store.database import Database
 
 

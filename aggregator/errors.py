@@ -1,4 +1,5 @@
-"""What the service refuses, without HTTP: :mod:`aggregator.problems` has each kind's status."""
+"""What the service refuses, without HTTP: :mod:`aggregator.http.problems` has each kind's
+status."""
 
 from __future__ import annotations
 

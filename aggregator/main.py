@@ -11,9 +11,10 @@ from pathlib import Path
 
 from aiohttp import web
 
-from aggregator import connections, logs
-from aggregator.app import SERVICE, build_admin_app, build_app
-from aggregator.settings import Settings
+from aggregator import logs
+from aggregator.http import connections
+from aggregator.http.app import SERVICE, build_admin_app, build_app
+from aggregator.settings.options import Settings
 
 _SHUTDOWN_S = 10.0
 

@@ -9,9 +9,9 @@ import msgspec
 from aggregator.cohorts import refusals
 from aggregator.cohorts.choosing import Clash, Ready, choose
 from aggregator.cohorts.formation import ready_of
+from aggregator.cohorts.standing import standing_of
 from aggregator.cohorts.strikes import Standing, eligible
 from aggregator.core import Core
-from aggregator.standing import standing_of
 from aggregator.store import reads
 from aggregator.store.schema import bans, strikes
 from aggregator.tasks import Task

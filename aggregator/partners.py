@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from aggregator.core import Core
 from aggregator.errors import Kind, Refusal, conflict, not_found
-from aggregator.ledger import Ledger
+from aggregator.ledger.log import Ledger
 from aggregator.store.database import Conflict
 from aggregator.store.schema import (
     cohorts,

@@ -10,22 +10,22 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from aggregator.access import DeviceAccess, OperatorAccess
-from aggregator.blobs import BlobStore
-from aggregator.callers import Callers
 from aggregator.cohorts.charging import Charging
 from aggregator.cohorts.driver import Driver
 from aggregator.cohorts.ending import Ending
 from aggregator.cohorts.janitor import Janitor
 from aggregator.cohorts.releasing import Releaser
+from aggregator.cohorts.standing import Membership
 from aggregator.cohorts.wakeups import Wakeups
 from aggregator.cohorts.watch import Watch
 from aggregator.core import Core
-from aggregator.intake import Intake
+from aggregator.intake.callers import Callers
+from aggregator.intake.open_requests import Intake
 from aggregator.keys import load_keys, private_text
-from aggregator.ledger import Ledger
+from aggregator.ledger.log import Ledger
 from aggregator.partners import Partners
-from aggregator.settings import Settings
-from aggregator.standing import Membership
+from aggregator.settings.options import Settings
+from aggregator.store.blobs import BlobStore
 from aggregator.store.database import Database
 from aggregator.tasks import Tasks
 from secagg.errors import ConfigurationError

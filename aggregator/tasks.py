@@ -10,12 +10,11 @@ import sqlalchemy as sa
 from nacl.signing import SigningKey
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from aggregator import models
 from aggregator.core import Core
 from aggregator.errors import conflict, not_found
-from aggregator.ledger import Ledger
+from aggregator.ledger.log import Ledger
 from aggregator.partners import keys_of
-from aggregator.store import reads
+from aggregator.store import models, reads
 from aggregator.store.database import Conflict
 from aggregator.store.schema import partners, tasks, versions
 from dp.accounting.budget import Account

@@ -220,7 +220,7 @@ def main() -> None:
         import sampling
 
         from aggregator.main import serve
-        from aggregator.settings import Settings
+        from aggregator.settings.options import Settings
 
         sampling.start(arguments.serve_sampled)
         serve(Settings.load())

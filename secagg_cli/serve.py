@@ -33,7 +33,7 @@ def serve(
     with Output(format):
         die_with_parent()
         from aggregator.main import serve as run
-        from aggregator.settings import Settings
+        from aggregator.settings.options import Settings
 
         given: dict[str, Any] = {
             "host": host,

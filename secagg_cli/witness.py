@@ -84,7 +84,7 @@ def _seed(path: Path) -> Secret:
 async def _serve(service: Witness, host: str, port: int) -> None:
     from aiohttp import web
 
-    from aggregator.connections import Connections, Site
+    from aggregator.http.connections import Connections, Site
     from secagg_cli.witness_service import build_witness_app
 
     stop = asyncio.Event()

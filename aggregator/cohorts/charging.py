@@ -14,14 +14,14 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from aggregator import models
 from aggregator.algorithms import Step
 from aggregator.cohorts.actor import Cohort
 from aggregator.cohorts.faults import (
     Fault,
 )
 from aggregator.core import Core
-from aggregator.ledger import Ledger
+from aggregator.ledger.log import Ledger
+from aggregator.store import models
 from aggregator.store.database import Conflict, expect_one
 from aggregator.store.schema import (
     cohorts,

@@ -9,7 +9,7 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from aggregator import standing
+from aggregator.cohorts import standing
 from aggregator.cohorts.abandoning import UNREADABLE, may_have_sent, tell_abandoned, told_in
 from aggregator.cohorts.actor import Cohort
 from aggregator.cohorts.charging import Charging, entry_of
@@ -22,7 +22,7 @@ from aggregator.cohorts.faults import (
 )
 from aggregator.cohorts.log import OPENED, RECEIVED, Opened, decode_event
 from aggregator.core import Core
-from aggregator.ledger import Ledger
+from aggregator.ledger.log import Ledger
 from aggregator.logs import get_logger
 from aggregator.store.database import expect_one
 from aggregator.store.schema import (

@@ -24,11 +24,11 @@ from aggregator.cohorts.charging import affordable
 from aggregator.cohorts.choosing import Clash, Ready, choose
 from aggregator.cohorts.log import OPENED, Opened, Replay, begin, encode_opened
 from aggregator.cohorts.refusals import clashes_of
+from aggregator.cohorts.standing import barred, refuse_barred, standing_of
 from aggregator.cohorts.strikes import eligible, is_struck, tiers
 from aggregator.core import Core
 from aggregator.errors import Kind, Refusal, conflict
 from aggregator.logs import get_logger
-from aggregator.standing import barred, refuse_barred, standing_of
 from aggregator.store.database import Conflict, expect_one
 from aggregator.store.schema import cohort_events, cohorts, sessions, tasks, versions
 from aggregator.tasks import Task

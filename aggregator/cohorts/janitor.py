@@ -14,9 +14,9 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
+from aggregator.cohorts.standing import forget_old
 from aggregator.core import Core
 from aggregator.logs import get_logger
-from aggregator.standing import forget_old
 from aggregator.store.schema import cohorts, mail, refusals, sessions
 
 _log = get_logger("janitor")

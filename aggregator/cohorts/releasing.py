@@ -13,13 +13,13 @@ import sqlalchemy as sa
 from numpy.typing import NDArray
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from aggregator import models
 from aggregator.algorithms import StepInput, server_step
 from aggregator.algorithms.clipping import real_sums
 from aggregator.cohorts.actor import Cohort
 from aggregator.cohorts.charging import Charging, Computed, entry_of, facts_of
 from aggregator.core import Core
-from aggregator.ledger import Ledger
+from aggregator.ledger.log import Ledger
+from aggregator.store import models
 from aggregator.store.database import Conflict, expect_one
 from aggregator.store.schema import (
     cohorts,

@@ -16,11 +16,11 @@ import sqlalchemy as sa
 from aggregator.cohorts import formation
 from aggregator.cohorts.actor import CohortOver
 from aggregator.cohorts.driver import Driver, Live
+from aggregator.cohorts.standing import barred_members
 from aggregator.cohorts.wakeups import Wakeups
 from aggregator.core import Core
 from aggregator.logs import get_logger
 from aggregator.partners import Partners
-from aggregator.standing import barred_members
 from aggregator.store.schema import cohorts, tasks
 from aggregator.tasks import Tasks
 from secagg.errors import SecaggError

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 
-from aggregator import models
+from aggregator.store import models
 from aggregator.store.schema import versions
 from dp.contracts import BudgetSpec, TrainingSpec
 from dp.encoding import encode

@@ -17,8 +17,8 @@ import rfc8785
 from aiohttp import web
 from typer.testing import CliRunner
 
-from aggregator.app import SERVICE
 from aggregator.cohorts import charging
+from aggregator.http.app import SERVICE
 from client_sdk import Event
 from client_sdk.accounts.device_account import DeviceAccount
 from client_sdk.accounts.recovery import Recovered, SecondLook

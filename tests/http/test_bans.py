@@ -14,7 +14,7 @@ from nacl.signing import SigningKey
 from typer.testing import CliRunner
 
 from aggregator.cohorts import releasing
-from aggregator.standing import strike
+from aggregator.cohorts.standing import strike
 from aggregator.store.schema import bans, cohort_events, sessions, strikes
 from dp.contracts import BudgetSpec
 from dp.errors import MechanismError

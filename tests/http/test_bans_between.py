@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 from nacl.signing import SigningKey
 
-from aggregator import standing
+from aggregator.cohorts import standing
 from aggregator.cohorts.formation import NotYet, try_form
 from aggregator.store.database import Conflict
 from aggregator.store.schema import sessions, strikes

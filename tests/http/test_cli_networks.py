@@ -15,7 +15,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from typer.testing import CliRunner
 
-from aggregator.witnesses import Witnesses
+from aggregator.ledger.witnesses import Witnesses
 from client_sdk.enrolment import (
     create_bundle,
     new_partner_key,

@@ -11,9 +11,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from aggregator.app import SERVICE
 from aggregator.errors import Kind, Refusal, conflict
-from aggregator.problems import STATUS, encode, respond
+from aggregator.http.app import SERVICE
+from aggregator.http.problems import STATUS, encode, respond
 from aggregator.store.database import Conflict
 from client_sdk.errors import TransportError
 from client_sdk.network.http import Http, TransportSettings

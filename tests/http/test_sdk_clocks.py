@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from aiohttp import web
 
-from aggregator.app import SERVICE
+from aggregator.http.app import SERVICE
 from client_sdk import Client, ClockError, Event
 from client_sdk.network.server_time import CLOCK_WRONG_S
 from client_sdk.state.journal import Journal

@@ -142,7 +142,7 @@ async def test_a_model_that_was_never_released_is_refused_by_those_who_are_shown
     import safetensors.numpy
     import sqlalchemy as sa
 
-    from aggregator.app import SERVICE
+    from aggregator.http.app import SERVICE
     from aggregator.store.schema import versions
 
     crafted = safetensors.numpy.save({"vector": np.ones(LENGTH, np.float32)})

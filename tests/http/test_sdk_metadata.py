@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from aiohttp import web
 
-from aggregator.app import SERVICE, build_admin_app
+from aggregator.http.app import SERVICE, build_admin_app
 from client_sdk import PrivacyPolicy
 from client_sdk.contribution import TrainingJob, zero_contribution
 from dp.contracts import BudgetSpec, CohortSpec, TaskSpec

@@ -17,7 +17,7 @@ import safetensors.numpy
 import sqlalchemy as sa
 from aiohttp import web
 
-from aggregator.app import SERVICE
+from aggregator.http.app import SERVICE
 from aggregator.store.schema import versions
 from client_sdk import Event, LedgerRefusal, PrivacyPolicy, StateError, TransportError
 from dp.contracts import BudgetSpec, TaskSpec

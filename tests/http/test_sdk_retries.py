@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from aiohttp import web
 
-from aggregator import models
+from aggregator.store import models
 from client_sdk import Event, RunResult
 from client_sdk.contribution import TrainingJob
 from dp.contracts import BudgetSpec, DeadlineSpec, TaskSpec

@@ -17,8 +17,8 @@ import pytest
 from aiohttp import web
 from typer.testing import CliRunner
 
-from aggregator.app import SERVICE
 from aggregator.cohorts import charging
+from aggregator.http.app import SERVICE
 from client_sdk import Event, LedgerRefusal, RunResult, StateError
 from client_sdk.accounts.device_account import DeviceAccount
 from client_sdk.rounds.session import Session

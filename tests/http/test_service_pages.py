@@ -13,9 +13,9 @@ import pytest
 import sqlalchemy as sa
 from aiohttp import web
 
-from aggregator.app import build_admin_app
-from aggregator.dashboard.charts import steps
-from aggregator.routes.openapi import document
+from aggregator.http.app import build_admin_app
+from aggregator.http.dashboard.charts import steps
+from aggregator.http.routes.openapi import document
 from aggregator.store.schema import metadata
 from dp.ledger.verification import verify_ledger
 from secagg import http_api

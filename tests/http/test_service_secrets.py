@@ -10,7 +10,7 @@ import numpy as np
 from aiohttp import web
 
 from aggregator import logs
-from aggregator.app import build_admin_app
+from aggregator.http.app import build_admin_app
 from secagg import messages
 from secagg.secret import Secret
 from tests.kits.service import TOKEN, Device, devices, finished, run, served, spec

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 
-from aggregator import models
+from aggregator.store import models
 from aggregator.store.schema import tasks, versions
 from aggregator.tasks import insert_version
 from dp.contracts import BudgetSpec, TaskSpec, TrainingSpec

@@ -17,10 +17,10 @@ from pathlib import Path
 import aiohttp
 from aiohttp import web
 
-from aggregator import connections
-from aggregator.app import build_admin_app
-from aggregator.routes.sessions import _MESSAGE_CAP
-from aggregator.settings import Settings
+from aggregator.http import connections
+from aggregator.http.app import build_admin_app
+from aggregator.http.routes.sessions import _MESSAGE_CAP
+from aggregator.settings.options import Settings
 from dp.contracts import SegmentSpec
 from secagg import http_api
 from tests.kits.service import (

@@ -17,7 +17,7 @@ from aiohttp import web
 from nacl.signing import SigningKey
 
 from aggregator import views
-from aggregator.routes.openapi import document
+from aggregator.http.routes.openapi import document
 from secagg_cli.operator import Operator
 from secagg_cli.output import CommandError
 from tests.kits.service import PARTNER, TASK, TOKEN, Served, devices, run, served, spec

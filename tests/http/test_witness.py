@@ -11,11 +11,11 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
-from aggregator.app import SERVICE
+from aggregator.http.app import SERVICE
 from aggregator.keys import load_keys
+from aggregator.ledger.witnesses import Witnesses
 from aggregator.service import Service
-from aggregator.settings import Settings
-from aggregator.witnesses import Witnesses
+from aggregator.settings.options import Settings
 from client_sdk.errors import LedgerRefusal
 from dp.tlog.notes import verifier_key
 from dp.tlog.witness import WitnessPolicy, encode_request

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aggregator.algorithms import Step, StepInput, server_step
-from aggregator.models import vector_length
+from aggregator.store.models import vector_length
 from client_sdk.training.algorithms import ALGORITHMS
 from client_sdk.training.algorithms.work import Work
 from dp.contracts import BudgetSpec, CohortSpec, TaskSpec, TrainingSpec, build_manifest

@@ -18,9 +18,9 @@ import numpy as np
 from aiohttp import web
 from nacl.signing import SigningKey
 
-from aggregator import connections
-from aggregator.app import SERVICE, build_app
-from aggregator.settings import Settings
+from aggregator.http import connections
+from aggregator.http.app import SERVICE, build_app
+from aggregator.settings.options import Settings
 from dp.contracts import BudgetSpec, CohortSpec, DeadlineSpec, SegmentSpec, TaskSpec
 from dp.encoding import encode
 from secagg import client, http_api
@@ -337,7 +337,7 @@ def devices(server: Served, count: int, **changes: Any) -> list[Device]:
 
 async def current_sum(server: Served, task: str = TASK) -> np.ndarray:
     """The published vector of the task's current version."""
-    from aggregator import models
+    from aggregator.store import models
 
     view = await server.view(task)
     return models.load(server.service.core.blobs, bytes.fromhex(view["model_digest"]))

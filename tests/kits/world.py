@@ -21,9 +21,9 @@ import numpy as np
 import safetensors.numpy
 from aiohttp import web
 
-from aggregator import connections
-from aggregator.app import SERVICE, build_app
-from aggregator.settings import Settings
+from aggregator.http import connections
+from aggregator.http.app import SERVICE, build_app
+from aggregator.settings.options import Settings
 from client_sdk import Client, Event, ParticipantSettings, PrivacyPolicy, TransportSettings
 from client_sdk.contribution import TrainingJob
 from client_sdk.enrolment import create_bundle, new_partner_key

@@ -7,7 +7,7 @@ import socket
 import pytest
 from aiohttp import web
 
-from aggregator.connections import Connections, Site
+from aggregator.http.connections import Connections, Site
 from secagg.errors import ConfigurationError
 
 

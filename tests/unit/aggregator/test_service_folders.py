@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from aggregator.cohorts.janitor import Janitor
-from aggregator.settings import Settings
+from aggregator.settings.options import Settings
 from aggregator.store.database import Database
 from dp.tlog import notes
 from secagg.errors import ConfigurationError

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
-from aggregator.settings import Settings
+from aggregator.settings.options import Settings
 from aggregator.store.database import Database
 from aggregator.store.urls import parsed_url, postgres_arguments
 from secagg.errors import ConfigurationError

@@ -8,11 +8,11 @@ import pytest
 import safetensors.numpy
 import sqlalchemy as sa
 
-from aggregator import models
-from aggregator.blobs import BlobMissing, BlobStore
 from aggregator.keys import load_keys, private_text
-from aggregator.settings import Settings
+from aggregator.settings.options import Settings
 from aggregator.signals import Signals
+from aggregator.store import models
+from aggregator.store.blobs import BlobMissing, BlobStore
 from aggregator.store.database import Database
 from aggregator.store.schema import partners
 from secagg.errors import ConfigurationError

@@ -10,7 +10,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from aggregator.problems import respond
+from aggregator.http.problems import respond
 from secagg.errors import ConfigurationError
 from secagg_cli.main import app
 from secagg_cli.output import CommandError, Format, Output, print_json

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from aggregator.service import Service
-from aggregator.settings import Settings
+from aggregator.settings.options import Settings
 from client_sdk.accounts.registry import Registry
 from client_sdk.client import Client
 from client_sdk.enrolment import create_bundle, new_partner_key, save_bundle

@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from aggregator.keys import load_keys, private_text
-from aggregator.settings import Settings
+from aggregator.settings.options import Settings
 from client_sdk.enrolment import (
     create_bundle,
     load_bundle,

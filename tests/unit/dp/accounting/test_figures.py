@@ -12,8 +12,8 @@ import msgspec
 import pytest
 from typer.testing import CliRunner
 
-from aggregator.dashboard.charts import steps
-from aggregator.dashboard.pages import environment
+from aggregator.http.dashboard.charts import steps
+from aggregator.http.dashboard.pages import environment
 from dp.accounting.budget import Account
 from dp.accounting.figures import shown_down, shown_up
 from dp.accounting.statements import lines

@@ -10,7 +10,7 @@ import pytest
 from msgspec.structs import replace
 
 import dp
-from aggregator.models import vector_length
+from aggregator.store.models import vector_length
 from client_sdk.policy import repeats
 from dp.contracts import ALGORITHMS, algorithm_of, check_manifest
 from dp.contracts.algorithms.evaluation import Evaluation

@@ -12,8 +12,8 @@ import pytest
 import rfc8785
 from aiohttp.test_utils import TestClient, TestServer
 
-from aggregator.app import SERVICE, build_app
-from aggregator.settings import Settings
+from aggregator.http.app import SERVICE, build_app
+from aggregator.settings.options import Settings
 from client_sdk.errors import LedgerRefusal
 from client_sdk.ledger.watch import LedgerWatch
 from dp.contracts import BudgetSpec, CohortSpec

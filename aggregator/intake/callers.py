@@ -6,7 +6,7 @@ from aiohttp import web
 
 from aggregator.access import DeviceAccess, OperatorAccess
 from aggregator.errors import Kind, Refusal
-from aggregator.intake import Intake
+from aggregator.intake.open_requests import Intake
 
 
 class Callers:

@@ -16,7 +16,7 @@ import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from aggregator.blobs import BlobStore
+from aggregator.store.blobs import BlobStore
 from dp.contracts.algorithms.registry import algorithm_of, has_control
 from dp.noise.adaptive_clip import first_clip
 from secagg.lora import forms

@@ -17,10 +17,10 @@ from aiohttp import web
 from aiohttp.http import HttpProcessingError
 from aiohttp.http_exceptions import LineTooLong
 
+from aggregator.http.problems import encode, problem
 from aggregator.logs import get_logger
 from aggregator.metrics import Metrics
-from aggregator.problems import encode, problem
-from aggregator.settings import Settings
+from aggregator.settings.options import Settings
 from secagg.errors import ConfigurationError, SecaggError
 from secagg.http_api import PROBLEM_TYPE
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-from aggregator import bodies
 from aggregator.cohorts.actor import Cohort, CohortOver
 from aggregator.cohorts.driver import Live
+from aggregator.cohorts.standing import refuse_barred
 from aggregator.errors import Kind, Refusal, conflict, not_found
-from aggregator.routes.devices import wait
+from aggregator.http.routes.devices import wait
+from aggregator.intake import bodies
 from aggregator.service import Service
-from aggregator.standing import refuse_barred
 from aggregator.store import reads
 from secagg import http_api, limits, transitions
 from secagg.messages import KINDS, Complaint, Deals, MaskedInput, Unmask

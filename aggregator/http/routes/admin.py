@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from aggregator.dashboard import pages
+from aggregator.http.dashboard import pages
 from aggregator.service import Service
 
 

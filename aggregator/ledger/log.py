@@ -18,9 +18,9 @@ from nacl.signing import SigningKey
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from aggregator.core import Core
+from aggregator.ledger.witnesses import Witnesses
 from aggregator.store.database import expect_one
 from aggregator.store.schema import ledger_head, ledger_leaves
-from aggregator.witnesses import Witnesses
 from dp.ledger.contributors import contributors_path, listed
 from dp.ledger.records import parse_record
 from dp.tlog import merkle, notes, tiles

@@ -1,7 +1,7 @@
 """Every setting of the service: arguments, environment ``SECAGG_*``, a TOML file; the first counts.
 
 Sizes are in bytes and times in seconds; the names say so. pydantic-settings reads them;
-``aggregator.settings_sources`` says what is wrong with them.
+``aggregator.settings.sources`` says what is wrong with them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy.engine import URL
 
-from aggregator.settings_sources import File, Variables, refusal
+from aggregator.settings.sources import File, Variables, refusal
 from aggregator.store.urls import parsed_url, sqlite_url
 from secagg.errors import ConfigurationError
 

@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator, Callable
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
-from aggregator.problems import Handler, problems
-from aggregator.routes import admin, devices, ledger, openapi, operator, sessions
+from aggregator.http.problems import Handler, problems
+from aggregator.http.routes import admin, devices, ledger, openapi, operator, sessions
 from aggregator.service import Service
-from aggregator.settings import Settings
+from aggregator.settings.options import Settings
 
 SERVICE = web.AppKey("service", Service)
 

@@ -6,13 +6,13 @@ import asyncio
 
 from aiohttp import web
 
-from aggregator import bodies
 from aggregator.cohorts import formation
+from aggregator.cohorts.standing import refuse_barred
 from aggregator.errors import Kind, Refusal, not_found
-from aggregator.models import MODELS
+from aggregator.intake import bodies
 from aggregator.service import Service
-from aggregator.standing import refuse_barred
 from aggregator.store import reads
+from aggregator.store.models import MODELS
 from secagg import http_api, limits
 
 _ADVERT_CAP = limits.ADVERT_BYTES_MAX + 512  # the frame and its signature

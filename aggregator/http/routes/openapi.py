@@ -7,8 +7,8 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from aggregator import bodies
 from aggregator import views as v
+from aggregator.intake import bodies
 from aggregator.service import Service
 from dp.contracts import TaskSpec
 from secagg import http_api

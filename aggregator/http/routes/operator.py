@@ -7,10 +7,11 @@ import asyncio
 import msgspec
 from aiohttp import web
 
-from aggregator import bodies, views
-from aggregator.intake import OPERATOR
+from aggregator import views
+from aggregator.http.routes.devices import model_file
+from aggregator.intake import bodies
+from aggregator.intake.open_requests import OPERATOR
 from aggregator.overview import task_view
-from aggregator.routes.devices import model_file
 from aggregator.service import Service
 from aggregator.store import reads
 from dp.contracts import TaskSpec, warnings

@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from aggregator.cohorts.strikes import FORGOTTEN_S, Standing, Strike, forgiven, score
 from aggregator.core import Core
 from aggregator.errors import Kind, Refusal, conflict, not_found
-from aggregator.ledger import Ledger
+from aggregator.ledger.log import Ledger
 from aggregator.logs import get_logger
 from aggregator.partners import partner_removed
 from aggregator.store.schema import (

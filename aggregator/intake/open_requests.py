@@ -2,8 +2,8 @@
 
 Each device has caps of its own, so that one which fills them costs nobody else; the bytes of all
 together have one too. Requests of all together are capped by the connections
-(:mod:`aggregator.connections`): each works on one request at a time. Masked vectors do not count as
-bytes, they go to disk as they come.
+(:mod:`aggregator.http.connections`): each works on one request at a time. Masked vectors do not
+count as bytes, they go to disk as they come.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
-from aggregator import bodies
 from aggregator.errors import Kind, Refusal
-from aggregator.problems import Handler
-from aggregator.settings import Settings
+from aggregator.intake import bodies
+from aggregator.settings.options import Settings
 
 OPERATOR = b"operator"
 _CALLER = web.RequestKey("caller", bytes)

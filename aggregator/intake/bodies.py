@@ -15,7 +15,7 @@ import msgspec
 from aiohttp import web
 
 from aggregator.errors import Kind, Refusal
-from aggregator.settings import Settings
+from aggregator.settings.options import Settings
 from secagg.ranges import INT32_MAX
 
 _T = TypeVar("_T")

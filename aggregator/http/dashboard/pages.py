@@ -9,7 +9,7 @@ import jinja2
 from aiohttp import web
 from markupsafe import Markup
 
-from aggregator.dashboard.charts import steps
+from aggregator.http.dashboard.charts import steps
 from aggregator.overview import task_view
 from aggregator.service import Service
 from aggregator.store import reads
@@ -27,7 +27,7 @@ def _when(seconds: float | None) -> str:
 
 def environment() -> jinja2.Environment:
     made = jinja2.Environment(
-        loader=jinja2.PackageLoader("aggregator.dashboard"),
+        loader=jinja2.PackageLoader("aggregator.http.dashboard"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -1,0 +1,1 @@
+"""The service over HTTP: connections, routes, refusals as problems, the dashboard."""

@@ -1,0 +1,1 @@
+"""What is taken in from callers: bodies, and how much may be under way at once."""

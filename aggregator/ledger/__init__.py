@@ -1,0 +1,1 @@
+"""The ledger of one service: its log, and the witnesses that are asked."""
