@@ -15,7 +15,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from secagg.errors import ConfigurationError
-from secagg_cli.corpus import ClientData, Pair
+from secagg_cli.models.corpus import ClientData, Pair
 
 _DICTIONARY = Path("/usr/share/dictd/foldoc.dict.dz")  # gzip with an index of its own
 _TRAIN_MAX, _HELD_OUT = 100, 10  # pairs of a device

@@ -56,7 +56,7 @@ from secagg.errors import ConfigurationError, SecaggError
 from secagg.lora.forms import pairs, vector_length, vector_to_tensors
 from secagg.manifest import Manifest
 from secagg.ring import add_into, packed_size, payload_length
-from secagg_cli.corpus import Pair, load_clients
+from secagg_cli.models.corpus import Pair, load_clients
 
 RESULTS = Path(__file__).resolve().parent / "quality-results"
 _VALIDATION_SHARE, _VALIDATION_MIN = 0.12, 4

@@ -38,8 +38,8 @@ from dp.contracts import (
 from dp.tlog.notes import verifier_key
 from secagg.errors import ConfigurationError
 from secagg.manifest import AdapterKind, BaseModel, Manifest
-from secagg_cli.models import ensure_model, load_model
-from secagg_cli.presets import preset_for
+from secagg_cli.models.cache import ensure_model, load_model
+from secagg_cli.models.presets import preset_for
 
 DELTA = 1e-5
 BATCH, SAMPLING_RATE, CLIP, MAX_TOKENS = 24, 0.25, 1.0, 64

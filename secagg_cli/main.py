@@ -12,23 +12,12 @@ from typing import Annotated
 
 import typer
 
-from secagg_cli import (
-    account,
-    audit,
-    bench,
-    device,
-    doctor,
-    enroll,
-    join,
-    plan,
-    serve,
-    session,
-    simulate,
-    task,
-    witness,
-)
+from secagg_cli import bench, doctor, simulate
+from secagg_cli.audit import command as audit
 from secagg_cli.demo import command as demo
+from secagg_cli.join import command as join
 from secagg_cli.network import networked
+from secagg_cli.operator import devices, enroll, serve, task
 from secagg_cli.output import (
     EXIT_REFUSED,
     EXIT_USAGE,
@@ -37,6 +26,9 @@ from secagg_cli.output import (
     open_streams,
     print_json,
 )
+from secagg_cli.plan import command as plan
+from secagg_cli.state import account, session
+from secagg_cli.witness import command as witness
 
 app = typer.Typer(
     name="secagg",
@@ -47,7 +39,7 @@ app = typer.Typer(
 
 def _version(asked: bool) -> None:
     if asked:
-        from secagg_cli.software import version
+        from secagg_cli.audit.software import version
 
         typer.echo(f"secagg {version()}")
         raise typer.Exit
@@ -67,7 +59,7 @@ app.command("demo", cls=demo.DemoCommand)(demo.demo)
 app.command("serve")(serve.serve)
 app.add_typer(task.app, name="task")
 app.add_typer(enroll.partner_app, name="partner")
-app.add_typer(device.app, name="device")
+app.add_typer(devices.app, name="device")
 app.command("enroll")(networked(enroll.enroll))
 app.command("join")(networked(join.join))
 app.add_typer(account.app, name="account")

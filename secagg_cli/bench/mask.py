@@ -190,7 +190,7 @@ def _measure(workload: _Workload, threads: int, repeat: int) -> dict[str, Any]:
 
     from secagg import ring
     from secagg.masks import apply_masks
-    from secagg_cli.upload import upload_bytes
+    from secagg_cli.bench.upload import upload_bytes
 
     lanes = ring.lane_dtype(workload.bits)
     vector = np.zeros(workload.payload_length, lanes)

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, get_args
 from secagg.errors import ConfigurationError
 from secagg_cli.demo.kills import plan_kills
 from secagg_cli.demo.spec import DemoOptions, task_spec
+from secagg_cli.models.presets import Privacy, preset_for
 from secagg_cli.output import CommandError
-from secagg_cli.presets import Privacy, preset_for
 
 if TYPE_CHECKING:
     from secagg.manifest import AdapterKind

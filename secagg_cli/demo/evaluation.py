@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from secagg_cli.libraries import collector_paused
+from secagg_cli.models.libraries import collector_paused
 from secagg_cli.output import CommandError
 
 if TYPE_CHECKING:
-    from secagg_cli.corpus import Pair
+    from secagg_cli.models.corpus import Pair
 
 _NEW_TOKENS = 32
 
@@ -32,7 +32,7 @@ class Evaluator:
 
     def __init__(self, folder: Path, heldout: Sequence[Pair]) -> None:
         """Raises: CommandError ``demo-model`` for a model that writes no text."""
-        from secagg_cli.models import load_model
+        from secagg_cli.models.cache import load_model
 
         self.model, self.tokenizer = load_model(folder)
         if not self.model.can_generate():
@@ -65,7 +65,7 @@ class Evaluator:
 
     def _measure(self, model: Any, prompt: str) -> Measured:
         from client_sdk.training.evaluation import evaluate, generate_answer
-        from secagg_cli.presets import MAX_TOKENS
+        from secagg_cli.models.presets import MAX_TOKENS
 
         loss = evaluate(model, self.tokenizer, self._heldout, max_tokens=MAX_TOKENS)
         answer = generate_answer(model, self.tokenizer, prompt, max_new_tokens=_NEW_TOKENS)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from secagg_cli.audit import audit_ledger
+from secagg_cli.audit.command import audit_ledger
 from secagg_cli.background import Background
 from secagg_cli.demo.board import Board
 from secagg_cli.demo.conductor import Conductor, RoundRecord
@@ -25,8 +25,8 @@ from secagg_cli.demo.memory import MemoryMeter
 from secagg_cli.demo.service import Service
 from secagg_cli.demo.spec import TASK, DemoOptions, device_limit, task_spec
 from secagg_cli.demo.summary import print_round, print_summary, round_json
-from secagg_cli.enroll import enrol, partner_key
 from secagg_cli.network import go_straight_to
+from secagg_cli.operator.enroll import enrol, partner_key
 from secagg_cli.output import CommandError, Output
 from secagg_cli.processes import Children
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from dp.contracts import TaskSpec
     from dp.ledger.verification import AuditResult
     from secagg.manifest import CohortRules, Manifest
-    from secagg_cli.corpus import ClientData
+    from secagg_cli.models.corpus import ClientData
 
 
 def run_demo(options: DemoOptions, out: Output) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def run_demo(options: DemoOptions, out: Output) -> dict[str, Any]:
 
     No process outlives this call, however it ends.
     """
-    from secagg_cli.corpus import load_clients
+    from secagg_cli.models.corpus import load_clients
 
     start = time.monotonic()
     plan, message = plan_kills(options.clients, options.drop)
@@ -106,7 +106,7 @@ def run_demo(options: DemoOptions, out: Output) -> dict[str, Any]:
 
 def prepare_model(name: str, out: Output) -> Path:
     """The model's folder; fetching or making it shows its progress."""
-    from secagg_cli.models import ensure_model
+    from secagg_cli.models.cache import ensure_model
 
     with out.progress() as progress:
         bars: dict[str, Any] = {}
@@ -189,7 +189,7 @@ def _manifest(audit: AuditResult) -> Manifest:
 
 def _write_adapter(folder: Path, audit: AuditResult, model_file: bytes, base: Path) -> Path:
     from client_sdk.training.lora import write_peft_folder
-    from secagg_cli.exported import read_vector
+    from secagg_cli.operator.export import read_vector
 
     vector = read_vector(model_file)
     return write_peft_folder(folder, _manifest(audit), vector, base_name=str(base))
@@ -239,8 +239,8 @@ def _notes(rules: CohortRules) -> list[str]:
 
 def _report(path: Path, audit: AuditResult, result: dict[str, Any]) -> Path:
     from dp.report import report_data
-    from secagg_cli.report import write_report
-    from secagg_cli.software import software
+    from secagg_cli.audit.report import write_report
+    from secagg_cli.audit.software import software
 
     write_report(path, report_data(audit, software()), run=result)
     return path

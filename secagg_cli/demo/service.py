@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from secagg_cli.operator import Operator, read_token, server_info
+from secagg_cli.operator.client import Operator, read_token, server_info
 from secagg_cli.output import CommandError
 from secagg_cli.processes import Children
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
-from secagg_cli.base_model import describe
 from secagg_cli.demo.kills import KillPlan
-from secagg_cli.presets import Privacy, adapter_for, task_terms
+from secagg_cli.models.describe import describe
+from secagg_cli.models.presets import Privacy, adapter_for, task_terms
 
 if TYPE_CHECKING:
     from dp.contracts import TaskSpec

@@ -29,7 +29,7 @@ from dp.tlog.witness import (
 )
 from secagg.secret import Secret
 from secagg_cli.main import app
-from secagg_cli.witness_service import Witness
+from secagg_cli.witness.service import Witness
 from tests.kits.device import journal_in
 from tests.kits.tasks import ORIGIN, VERIFIER, built, ledger, served
 

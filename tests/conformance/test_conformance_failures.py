@@ -15,7 +15,7 @@ from client_sdk.training.examples import encode_example
 from client_sdk.training.gradients import sequence_losses
 from secagg.lora.forms import pairs, tensors_to_vector, vector_to_tensors
 from secagg.lora.sketches import sketch
-from secagg_cli.corpus import load_clients
+from secagg_cli.models.corpus import load_clients
 from tests.kits.federations import Federation
 from tests.kits.lora_forms import adapter as lora
 from tests.kits.lora_forms import product, random_vector, task

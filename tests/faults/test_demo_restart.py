@@ -14,10 +14,10 @@ import pytest
 
 from client_sdk import Client, Event, PrivacyPolicy, RunResult
 from secagg.limits import SLICE_LENGTH
-from secagg_cli.audit import audit_ledger
+from secagg_cli.audit.command import audit_ledger
 from secagg_cli.demo.service import Service
-from secagg_cli.enroll import enrol, partner_key
-from secagg_cli.exported import read_vector
+from secagg_cli.operator.enroll import enrol, partner_key
+from secagg_cli.operator.export import read_vector
 from secagg_cli.processes import Children
 
 DEVICES = 4

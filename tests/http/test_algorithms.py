@@ -14,10 +14,10 @@ from client_sdk.training.adapted import AdaptedModel
 from client_sdk.training.evaluation import evaluate
 from client_sdk.training.lora import base_fingerprint
 from client_sdk.training.trainer import LoraTrainer
-from secagg_cli.corpus import load_clients
 from secagg_cli.demo.choice import names, resolve
 from secagg_cli.demo.kills import plan_kills
 from secagg_cli.demo.spec import DemoOptions, task_spec
+from secagg_cli.models.corpus import load_clients
 from tests.kits.tasks import seeded
 from tests.kits.tiny_training import tiny
 from tests.kits.world import TASK, World

@@ -27,7 +27,7 @@ from secagg.messages import KINDS, Complaint, Deal, Inbox, Ready, Unmask, peek, 
 from secagg.secret import Secret
 from secagg.tools import system_tools
 from secagg_cli.main import app
-from secagg_cli.operator import TOKEN_ENV
+from secagg_cli.operator.client import TOKEN_ENV
 from tests.kits.service import (
     TOKEN,
     Device,

@@ -22,9 +22,10 @@ from client_sdk.enrolment import (
     save_bundle,
     save_partner_key,
 )
-from secagg_cli import ledger_files, network
+from secagg_cli import network
+from secagg_cli.audit import ledger_files
 from secagg_cli.main import app
-from secagg_cli.witness_service import build_witness_app
+from secagg_cli.witness.service import build_witness_app
 from tests.http.test_sdk_networks import FOREIGN, page, serving
 from tests.http.test_witness import note, tree, witness
 from tests.kits.boxes import ENCODED, PASSWORD, Authority, proxy

@@ -12,10 +12,10 @@ from transformers import AutoModelForSequenceClassification
 from typer.testing import CliRunner
 
 from client_sdk.enrolment import load_bundle
-from secagg_cli.audit import audit_ledger
+from secagg_cli.audit.command import audit_ledger
 from secagg_cli.demo.service import Service
 from secagg_cli.main import app
-from secagg_cli.operator import server_info
+from secagg_cli.operator.client import server_info
 from secagg_cli.processes import Children
 from tests.kits.cli_service import enrolled, invoke
 from tests.kits.model_families import model_of

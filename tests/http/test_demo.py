@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
-from secagg_cli.audit import audit_ledger
+from secagg_cli.audit.command import audit_ledger
 
 DEMO = [sys.executable, "-m", "secagg_cli.main", "demo"]
 

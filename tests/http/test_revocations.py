@@ -23,7 +23,7 @@ from secagg.access_token import issue_access_token
 from secagg.keys import issue_certificate
 from secagg.revocation import sign_revocations
 from secagg_cli.main import app
-from secagg_cli.operator import TOKEN_ENV
+from secagg_cli.operator.client import TOKEN_ENV
 from tests.kits.world import TASK, TOKEN, OneHot, World, plain_spec
 
 

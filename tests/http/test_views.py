@@ -18,7 +18,7 @@ from nacl.signing import SigningKey
 
 from aggregator import views
 from aggregator.http.routes.openapi import document
-from secagg_cli.operator import Operator
+from secagg_cli.operator.client import Operator
 from secagg_cli.output import CommandError
 from tests.kits.service import PARTNER, TASK, TOKEN, Served, devices, run, served, spec
 

@@ -20,7 +20,7 @@ from client_sdk.errors import LedgerRefusal
 from dp.tlog.notes import verifier_key
 from dp.tlog.witness import WitnessPolicy, encode_request
 from secagg.keys import identity_public_key
-from secagg_cli.witness_service import Witness, build_witness_app
+from secagg_cli.witness.service import Witness, build_witness_app
 from tests.kits.witnesses import LOG_SEED, ORIGIN, SEEDS, note, request, tree
 from tests.kits.world import POLICY, TASK, OneHot, World, plain_spec
 

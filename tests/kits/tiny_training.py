@@ -18,8 +18,8 @@ from dp.contracts import BudgetSpec, TaskSpec
 from dp.encoding import decode, encode
 from secagg.manifest import Adapter, AdapterKind, BaseModel, Manifest
 from secagg.ring import add_into
-from secagg_cli.models import ensure_model, load_model
-from secagg_cli.presets import Privacy, preset_for, task_terms
+from secagg_cli.models.cache import ensure_model, load_model
+from secagg_cli.models.presets import Privacy, preset_for, task_terms
 from tests.kits.tasks import built, seeded, six
 
 torch.set_num_threads(1)  # threads cost more than such small layers take

@@ -33,10 +33,10 @@ from client_sdk.training.lora import vector_length, write_peft_folder
 from dp.tlog.notes import verifier_key
 from secagg.evidence import decode_evidence
 from secagg.http_api import ServerInfo
-from secagg_cli import enroll
+from secagg_cli.audit.report import is_report
 from secagg_cli.demo.folder import claim_folder
-from secagg_cli.exported import is_model_file
-from secagg_cli.report import is_report
+from secagg_cli.operator import enroll
+from secagg_cli.operator.export import is_model_file
 from tests.kits.tiny_training import tiny_task
 
 PARTNER = new_partner_key()

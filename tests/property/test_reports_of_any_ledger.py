@@ -21,7 +21,7 @@ from dp.report import report_data
 from dp.tlog.witness import WitnessPolicy, cosign, witness_key
 from secagg.manifest import encode_manifest, manifest_digest
 from secagg.secret import Secret
-from secagg_cli.report import render
+from secagg_cli.audit.report import render
 from tests.kits.tasks import (
     ORIGIN,
     VERIFIER,

@@ -14,10 +14,10 @@ from client_sdk.events import Event
 from dp.accounting.figures import shown_up
 from dp.accounting.statements import headline, lines
 from dp.contracts import BudgetSpec
-from secagg_cli.account import _charged
-from secagg_cli.join import _sentence
+from secagg_cli.join.command import _sentence
 from secagg_cli.main import app
 from secagg_cli.output import CommandError
+from secagg_cli.state.account import _charged
 from tests.kits.commands import invoke
 from tests.kits.data_accounts import ONE, TWO, VERIFIER, A, B, Folder, new_bundle
 from tests.kits.device import make_manifest, sum_spec

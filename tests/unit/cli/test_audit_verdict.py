@@ -14,8 +14,8 @@ from dp.contracts import BudgetSpec, TrainingSpec
 from dp.ledger.receipts import LedgerBuilder
 from dp.ledger.verification import verify_ledger
 from dp.report import report_data
+from secagg_cli.audit.report import render
 from secagg_cli.main import app
-from secagg_cli.report import render
 from tests.kits.report_words import words
 from tests.kits.tasks import ORIGIN, VERIFIER, built, entry, ledger, listed, listing, served
 

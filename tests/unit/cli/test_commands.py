@@ -7,8 +7,8 @@ import pytest
 from typer.testing import CliRunner
 
 from client_sdk.training.rows import unread
+from secagg_cli.join.training_data import left_out, read_rows
 from secagg_cli.main import app
-from secagg_cli.rows import left_out, read_rows
 from tests.kits.commands import invoke
 
 

@@ -11,8 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from secagg.errors import ConfigurationError
-from secagg_cli import models
 from secagg_cli.main import app
+from secagg_cli.models import cache
 
 PLAN = ("plan", "cohort", "--clients", "10")
 PYTHON = (sys.executable, "-m", "secagg_cli.main")
@@ -111,13 +111,13 @@ def test_without_a_home_folder_commands_say_what_to_name() -> None:
 @pytest.mark.usefixtures("_nobody")
 def test_a_model_folder_needs_no_home(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    assert models.ensure_model(str(tmp_path)) == tmp_path.resolve()
+    assert cache.ensure_model(str(tmp_path)) == tmp_path.resolve()
 
 
 @pytest.mark.parametrize("config", ["not json", "[]", '{"model_type": "nobody-s"}', "{}"])
 def test_a_model_folder_that_holds_no_model_is_a_typed_error(config: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(config)
-    for load in (models.load_model, models.load_config):
+    for load in (cache.load_model, cache.load_config):
         with pytest.raises(ConfigurationError, match="model-unreadable"):
             load(tmp_path)
 
@@ -125,7 +125,7 @@ def test_a_model_folder_that_holds_no_model_is_a_typed_error(config: str, tmp_pa
 @pytest.mark.parametrize("name", ["no-such-folder", "./no/such", "/no/such/folder", "", "~"])
 def test_a_model_that_is_not_there_is_a_typed_error(name: str) -> None:
     with pytest.raises(ConfigurationError, match="model-unknown"):
-        models.ensure_model(name)
+        cache.ensure_model(name)
 
 
 @pytest.mark.parametrize("name", ["owner/a--b", "owner/a..b", "owner/name.git"])
@@ -134,4 +134,4 @@ def test_a_name_that_the_hub_does_not_admit_is_a_typed_error(
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ConfigurationError, match="model-download"):
-        models.ensure_model(name)
+        cache.ensure_model(name)

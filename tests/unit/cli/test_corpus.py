@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from secagg.errors import ConfigurationError
-from secagg_cli.corpus import CLIENTS_MAX, load_clients, public_pairs
+from secagg_cli.models.corpus import CLIENTS_MAX, load_clients, public_pairs
 
 
 def _questions(pairs):

@@ -14,8 +14,8 @@ from secagg_cli.demo.choice import algorithm_names, form_names, names, resolve
 from secagg_cli.demo.kills import plan_kills
 from secagg_cli.demo.spec import DemoOptions, task_spec
 from secagg_cli.main import app
+from secagg_cli.models.presets import task_terms
 from secagg_cli.output import CommandError
-from secagg_cli.presets import task_terms
 from tests.kits.tiny_training import tiny
 
 OPTIONS = DemoOptions("tiny", clients=6, rounds=4, drop=0.3, device_noise=0.0, folder=None)

@@ -24,9 +24,9 @@ from client_sdk.training.lora import (
 )
 from secagg.errors import ConfigurationError
 from secagg.manifest import Manifest
-from secagg_cli import exported
-from secagg_cli.base_model import public_name
-from secagg_cli.models import hub_id
+from secagg_cli.models.cache import hub_id
+from secagg_cli.models.describe import public_name
+from secagg_cli.operator import export
 from tests.kits.tiny_training import tiny_task
 
 TOKENS = torch.arange(20)[None] % 97
@@ -106,13 +106,13 @@ def exported_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str |
     llama(tied=True).save_pretrained(tmp_path / "my base")
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "my base")
     manifest = manifest_of(base, ("q_proj", "v_proj"))
-    monkeypatch.setattr(exported, "_manifest", lambda *_: manifest)
-    monkeypatch.setattr(exported, "read_vector", lambda _: vector_of(manifest))
-    monkeypatch.setattr("secagg_cli.models.load_model", lambda folder: (base, None))
+    monkeypatch.setattr(export, "_manifest", lambda *_: manifest)
+    monkeypatch.setattr(export, "read_vector", lambda _: vector_of(manifest))
+    monkeypatch.setattr("secagg_cli.models.cache.load_model", lambda folder: (base, None))
     where = tmp_path / "my base"
     if name is not None:
-        monkeypatch.setattr("secagg_cli.models.ensure_model", lambda _: where)
-    exported.write_adapter(tmp_path / "adapter", "http://x", "t", b"", name or str(where))
+        monkeypatch.setattr("secagg_cli.models.cache.ensure_model", lambda _: where)
+    export.write_adapter(tmp_path / "adapter", "http://x", "t", b"", name or str(where))
     return tmp_path / "adapter"
 
 

@@ -17,16 +17,16 @@ from huggingface_hub.errors import HfHubHTTPError
 from typer.testing import CliRunner
 
 import client_sdk
-import secagg_cli.models
+import secagg_cli.models.cache
 from client_sdk.contribution import TrainingJob
 from client_sdk.enrolment import create_bundle, new_partner_key, save_bundle
 from client_sdk.training.lora import write_peft_folder
 from client_sdk.training.rows import LeftOut
 from secagg.errors import ConfigurationError
 from secagg.lora.forms import vector_length
-from secagg_cli.join import LazyTrainer, _in_options, _sentence
+from secagg_cli.join.command import LazyTrainer, _in_options, _sentence
 from secagg_cli.main import app
-from secagg_cli.models import ensure_model
+from secagg_cli.models.cache import ensure_model
 from secagg_cli.output import EXIT_INCOMPLETE, CommandError
 from tests.kits.commands import invoke
 from tests.kits.device import PARTNER, TASK_KEY, account_in, fedsgd_spec, make_manifest, sum_spec
@@ -101,7 +101,9 @@ def test_a_name_that_nobody_allowed_is_not_even_looked_up(
     named: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(secagg_cli.models, "ensure_model", lambda name, **_: asked.append(name))
+    monkeypatch.setattr(
+        secagg_cli.models.cache, "ensure_model", lambda name, **_: asked.append(name)
+    )
     manifest = make_manifest(fedsgd_spec(), VERIFIER)
     base = msgspec.structs.replace(manifest.base_model, name=named)
     work: TrainingJob = job(msgspec.structs.replace(manifest, base_model=base))
@@ -116,7 +118,7 @@ def test_a_model_that_cannot_be_had_is_told(monkeypatch: pytest.MonkeyPatch) -> 
     def missing(*_: object, **__: object) -> Path:
         raise ConfigurationError("model-missing", "There is no such model.", remedy="Look again.")
 
-    monkeypatch.setattr(secagg_cli.models, "ensure_model", missing)
+    monkeypatch.setattr(secagg_cli.models.cache, "ensure_model", missing)
     work: TrainingJob = job(make_manifest(fedsgd_spec(), VERIFIER))
     with pytest.raises(client_sdk.TaskRefusal, match="model-missing") as caught:
         LazyTrainer([("a", "b")], "x").contribute(work)
@@ -212,7 +214,7 @@ class Hub:
 
 def room(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
     usage = _Usage(1 << 50, 0, free)
-    monkeypatch.setattr("secagg_cli.models.shutil.disk_usage", lambda _path: usage)
+    monkeypatch.setattr("secagg_cli.models.cache.shutil.disk_usage", lambda _path: usage)
 
 
 def test_the_size_is_said_before_a_model_is_fetched_and_that_revision_is(

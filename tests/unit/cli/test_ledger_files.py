@@ -20,8 +20,8 @@ from dp.ledger.receipts import LedgerBuilder
 from dp.ledger.verification import verify_ledger
 from dp.tlog.notes import verifier_key
 from dp.tlog.tiles import TILE_WIDTH, resource_bytes_max
-from secagg_cli import ledger_files
-from secagg_cli.ledger_files import ledger_reader, read_key
+from secagg_cli.audit import ledger_files
+from secagg_cli.audit.ledger_files import ledger_reader, read_key
 from secagg_cli.main import app
 from secagg_cli.output import UnusableArgument
 from tests.kits.tasks import ORIGIN, VERIFIER, built, entry, ledger, listed, listing, served

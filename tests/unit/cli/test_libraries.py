@@ -6,7 +6,7 @@ import gc
 
 import pytest
 
-from secagg_cli.libraries import collector_paused
+from secagg_cli.models.libraries import collector_paused
 
 
 def test_the_collector_pauses_and_comes_back_whatever_happens() -> None:

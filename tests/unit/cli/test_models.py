@@ -11,10 +11,10 @@ import torch
 from client_sdk.errors import ContributionError
 from client_sdk.training.evaluation import evaluate, generate_answer
 from secagg.errors import ConfigurationError
-from secagg_cli.base_model import public_name
-from secagg_cli.corpus import load_clients, public_pairs
-from secagg_cli.models import ensure_model
-from secagg_cli.presets import preset_for, task_terms
+from secagg_cli.models.cache import ensure_model
+from secagg_cli.models.corpus import load_clients, public_pairs
+from secagg_cli.models.describe import public_name
+from secagg_cli.models.presets import preset_for, task_terms
 from tests.kits.tiny_training import tiny, tiny_folder
 
 
@@ -37,7 +37,7 @@ def test_tiny_is_a_plain_transformers_folder_with_a_chat_template():
 
 
 def test_making_tiny_leaves_the_global_generator_alone(tmp_path):
-    from secagg_cli.tiny import _model, _tokenizer
+    from secagg_cli.models.tiny import _model, _tokenizer
 
     state = torch.random.get_rng_state()
     weights = []

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from secagg_cli.device import device_key
-from secagg_cli.enroll import parse_partner_key
 from secagg_cli.main import app
+from secagg_cli.operator.devices import device_key
+from secagg_cli.operator.enroll import parse_partner_key
 from secagg_cli.output import CommandError
 
 KEY = "ab" * 32

@@ -24,8 +24,8 @@ from secagg import limits
 from secagg.errors import SecaggError
 from secagg.graph.degrees import ThreatModel, _check
 from secagg.ring import RING_BITS_MAX, RING_BITS_MIN
-from secagg_cli.corpus import load_clients
 from secagg_cli.main import app
+from secagg_cli.models.corpus import load_clients
 from secagg_cli.ranges import number
 from tests.kits.tiny_training import tiny, tiny_task
 

@@ -15,9 +15,9 @@ from client_sdk.errors import PolicyRefusal, TransportError
 from client_sdk.network.http import Http, TransportSettings
 from client_sdk.rounds.participant import Outcome
 from dp.tlog.notes import COSIGNATURE_V1, verifier_key
-from secagg_cli.audit import audit_ledger
-from secagg_cli.join import _sentence
-from secagg_cli.ledger_files import witness_keys
+from secagg_cli.audit.command import audit_ledger
+from secagg_cli.audit.ledger_files import witness_keys
+from secagg_cli.join.command import _sentence
 from secagg_cli.main import app
 from secagg_cli.output import UnusableArgument
 from tests.kits.commands import invoke

@@ -12,7 +12,7 @@ from client_sdk import outputs
 from client_sdk.enrolment import load_partner_key
 from client_sdk.errors import OutputError
 from client_sdk.training.lora import vector_length, write_peft_folder
-from secagg_cli import enroll
+from secagg_cli.operator import enroll
 from tests.kits.tiny_training import tiny_task
 
 MANIFEST = tiny_task("none")

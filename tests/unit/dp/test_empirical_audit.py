@@ -19,7 +19,7 @@ from dp.empirical_audit import (
     run_attack,
 )
 from dp.errors import AccountingError
-from secagg_cli.attack import Sabotage, run
+from secagg_cli.audit.attack import Sabotage, run
 from secagg_cli.main import app
 from tests.kits.tasks import adapter, built, seeded
 

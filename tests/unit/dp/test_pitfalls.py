@@ -18,7 +18,7 @@ from dp.contracts import AdaptiveClipSpec, BudgetSpec, TrainingSpec
 from dp.encoding import ExampleSum, encode
 from dp.noise.sampling import poisson_batch
 from secagg.manifest import Manifest
-from secagg_cli.corpus import load_clients
+from secagg_cli.models.corpus import load_clients
 from tests.kits.tasks import adapter, built
 from tests.kits.tiny_training import NEVER, job, tiny_task, trainer
 

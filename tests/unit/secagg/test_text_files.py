@@ -27,11 +27,11 @@ from secagg.errors import ConfigurationError, SecaggError
 from secagg.files import text as text_files
 from secagg.files.text import TextFile
 from secagg.secret import Secret
-from secagg_cli.ledger_files import read_key
-from secagg_cli.operator import read_token
-from secagg_cli.session import read_passphrase
-from secagg_cli.task import read_spec
-from secagg_cli.witness import _seed
+from secagg_cli.audit.ledger_files import read_key
+from secagg_cli.operator.client import read_token
+from secagg_cli.operator.task import read_spec
+from secagg_cli.state.session import read_passphrase
+from secagg_cli.witness.command import _seed
 
 PARTNER = new_partner_key()
 VERIFIER = verifier_key("ledger.test", PARTNER.key)

@@ -13,7 +13,7 @@ from dp.contracts import AdaptiveClipSpec, BudgetSpec
 from dp.encoding import ExampleSum
 from dp.noise.adaptive_clip import BELOW, below_units, first_clip, with_below
 from secagg.simulation import Drop
-from secagg_cli.corpus import load_clients
+from secagg_cli.models.corpus import load_clients
 from tests.kits.federations import Federation, Values
 from tests.kits.problems import problem
 from tests.kits.tiny_training import job, tiny_task, trainer

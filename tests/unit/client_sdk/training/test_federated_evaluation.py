@@ -11,7 +11,7 @@ from client_sdk.training.evaluation import evaluate
 from dp.accounting.statements import headline, lines
 from dp.contracts import TrainingSpec, check_manifest
 from secagg.errors import ConfigurationError
-from secagg_cli.corpus import load_clients
+from secagg_cli.models.corpus import load_clients
 from tests.kits.tasks import built, spec
 from tests.kits.tiny_training import job, summed, tiny, tiny_task, trainer
 

@@ -13,7 +13,7 @@ from client_sdk.training.examples import Row, encode_example, encode_prompt
 from client_sdk.training.gradients import ExampleGradients, sequence_losses
 from client_sdk.training.lora import vector_length
 from client_sdk.training.self_test import check_rows_apart
-from secagg_cli.corpus import load_clients
+from secagg_cli.models.corpus import load_clients
 from tests.kits.tiny_training import job, tiny, tiny_fingerprint, tiny_task, trainer
 
 PAIRS = load_clients(6)[1].train[:6]

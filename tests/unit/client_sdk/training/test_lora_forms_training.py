@@ -10,7 +10,7 @@ from peft import PeftModel
 from aggregator.algorithms import StepInput, server_step
 from client_sdk.training.evaluation import evaluate
 from client_sdk.training.lora import vector_to_tensors, write_peft_folder
-from secagg_cli.corpus import load_clients
+from secagg_cli.models.corpus import load_clients
 from tests.kits.tiny_training import job, summed, tiny, tiny_task, trainer
 
 

@@ -41,7 +41,7 @@ from dp.encoding import ExampleSum, noisy_total
 from dp.noise.sampling import poisson_batch
 from secagg.errors import RemoteProtocolError
 from secagg.manifest import decode_manifest, encode_manifest
-from secagg_cli.corpus import load_clients
+from secagg_cli.models.corpus import load_clients
 from tests.kits.tasks import built, seeded
 from tests.kits.tiny_training import NEVER, job, tiny, tiny_fingerprint, tiny_task, trainer
 

@@ -14,8 +14,8 @@ from client_sdk.training.evaluation import evaluate
 from client_sdk.training.row_files import LINE_BYTES_MAX, read_file
 from client_sdk.training.rows import Input, encode_rows, unread
 from client_sdk.training.trainer import LoraTrainer
-from secagg_cli.corpus import load_clients
-from secagg_cli.rows import left_out, read_rows
+from secagg_cli.join.training_data import left_out, read_rows
+from secagg_cli.models.corpus import load_clients
 from tests.kits.tiny_training import job, tiny, tiny_task, trainer
 
 PAIRS = load_clients(6)[4].train[:4]

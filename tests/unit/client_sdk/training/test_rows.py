@@ -23,7 +23,7 @@ from client_sdk.training.gradients import ExampleGradients
 from client_sdk.training.rows import Input, encode_rows, told
 from client_sdk.training.trainer import LoraTrainer
 from secagg.manifest import Manifest
-from secagg_cli.corpus import load_clients
+from secagg_cli.models.corpus import load_clients
 from tests.kits.model_families import examples_for, manifest_of, model_of
 from tests.kits.tasks import seeded
 from tests.kits.tiny_training import job, tiny, tiny_task, trainer

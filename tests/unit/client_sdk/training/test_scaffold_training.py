@@ -7,8 +7,8 @@ import pytest
 
 from client_sdk.errors import ContributionError
 from dp.contracts import BudgetSpec
-from secagg_cli.corpus import load_clients
-from secagg_cli.presets import Privacy
+from secagg_cli.models.corpus import load_clients
+from secagg_cli.models.presets import Privacy
 from tests.kits.tiny_training import job, tiny_task, trainer
 
 PAIRS = load_clients(1)[0].train[:12]

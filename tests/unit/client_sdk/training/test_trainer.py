@@ -20,7 +20,7 @@ from dp.contracts import ALGORITHMS as CONTRACTS
 from dp.contracts import BudgetSpec
 from dp.encoding import ExampleSum
 from dp.noise.sampling import examples_held_max
-from secagg_cli.corpus import load_clients
+from secagg_cli.models.corpus import load_clients
 from tests.kits.tasks import seeded
 from tests.kits.tiny_training import (
     NEVER,

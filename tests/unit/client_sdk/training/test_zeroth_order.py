@@ -14,7 +14,7 @@ from dp.contracts import TrainingSpec
 from dp.encoding import ExampleSum
 from secagg.errors import ConfigurationError
 from secagg.lora.directions import direction
-from secagg_cli.corpus import load_clients
+from secagg_cli.models.corpus import load_clients
 from tests.kits.tasks import built, seeded, spec
 from tests.kits.tiny_training import job, summed, tiny, tiny_task, trainer
 

@@ -33,8 +33,8 @@ from dp.ledger.verification import verify_ledger
 from dp.planning.epsilon import plan_epsilon
 from dp.planning.gaussian import exact_epsilon, gaussian_epsilon, pld_epsilon, rdp_epsilon
 from dp.report import report_data
+from secagg_cli.audit.report import render
 from secagg_cli.main import app
-from secagg_cli.report import render
 from tests.kits.tasks import VERIFIER, built, ledger, served
 
 RELEASES: tuple[Event, ...] = (

@@ -25,10 +25,10 @@ from dp.report import ReportData, report_data
 from dp.report.parameters import parameters
 from secagg.errors import ConfigurationError
 from secagg.manifest import Manifest
+from secagg_cli.audit.report import render
 from secagg_cli.demo.summary import print_summary
 from secagg_cli.main import app
 from secagg_cli.output import Format, Output, power, power_log2
-from secagg_cli.report import render
 from tests.kits.tasks import VERIFIER, built, ledger, served, statistics
 
 ROOT = Path(__file__).parents[4]
@@ -207,7 +207,7 @@ def test_an_attack_prints_its_lower_bound_rounded_down_and_the_upper_one_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from dp.empirical_audit import AttackResult
-    from secagg_cli import attack
+    from secagg_cli.audit import attack
 
     judgement = Judgement(canaries=9, guesses=8, correct=7, confidence=0.95, epsilon_lower=1.2349)
     result = AttackResult(

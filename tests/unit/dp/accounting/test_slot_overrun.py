@@ -21,8 +21,8 @@ from dp.planning.epsilon import plan_epsilon
 from dp.report import report_data
 from secagg.errors import ConfigurationError
 from secagg.manifest import Manifest, decode_manifest, encode_manifest, manifest_digest
+from secagg_cli.audit.report import render
 from secagg_cli.main import app
-from secagg_cli.report import render
 from tests.kits.tasks import ORIGIN, VERIFIER, built, ledger, served, statistics
 
 NO_LIMIT = BudgetSpec(max_epsilon=None)

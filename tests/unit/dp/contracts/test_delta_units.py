@@ -21,8 +21,8 @@ from dp.ledger.verification import verify_ledger
 from dp.report import report_data
 from secagg.errors import ConfigurationError
 from secagg.manifest import Manifest
+from secagg_cli.audit.report import render
 from secagg_cli.main import app
-from secagg_cli.report import render
 from tests.kits.tasks import VERIFIER, built, ledger, served, six, statistics
 
 

@@ -24,7 +24,7 @@ from secagg.manifest import (
     encode_manifest,
     manifest_digest,
 )
-from secagg_cli.report import write_report
+from secagg_cli.audit.report import write_report
 from tests.kits.adaptive import NO_LIMIT, device_level, example_level
 from tests.kits.tasks import ORIGIN, VERIFIER, built, entry, served, signed_task
 

@@ -20,7 +20,7 @@ from dp.ledger.records import (
 )
 from dp.ledger.verification import AuditResult, verify_ledger
 from dp.report import report_data
-from secagg_cli.report import render
+from secagg_cli.audit.report import render
 from tests.kits.tasks import VERIFIER, built, entry, ledger, listed, listing, served
 
 DEVICE, PARTNER, COHORT = b"\xdd" * 32, b"p" * 32, b"c" * 32

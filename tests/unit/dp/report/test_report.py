@@ -15,8 +15,8 @@ from dp.contracts import BudgetSpec, CohortSpec
 from dp.ledger.receipts import LedgerBuilder
 from dp.ledger.verification import verify_ledger
 from dp.report import ReportData, report_data
+from secagg_cli.audit.report import render
 from secagg_cli.main import app
-from secagg_cli.report import render
 from tests.kits.tasks import ORIGIN, VERIFIER, built, ledger, served, statistics
 
 

@@ -16,8 +16,8 @@ from dp.ledger.verification import AuditResult, verify_ledger
 from dp.report import report_data
 from dp.tlog.witness import WitnessPolicy, cosign, witness_key
 from secagg.secret import Secret
+from secagg_cli.audit.report import render
 from secagg_cli.main import app
-from secagg_cli.report import render
 from tests.kits.report_words import words
 from tests.kits.tasks import ORIGIN, VERIFIER, built, ledger, served
 

@@ -19,9 +19,9 @@ from dp.ledger.records import policy_record, release_record
 from dp.ledger.verification import verify_ledger
 from dp.report import ReportData, report_data
 from secagg.manifest import Manifest, encode_manifest, manifest_digest
+from secagg_cli.audit.report import render
+from secagg_cli.audit.software import code_digest, software
 from secagg_cli.main import app
-from secagg_cli.report import render
-from secagg_cli.software import code_digest, software
 from tests.kits.tasks import (
     ORIGIN,
     VERIFIER,

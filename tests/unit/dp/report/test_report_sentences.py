@@ -17,8 +17,8 @@ from dp.ledger.receipts import LedgerBuilder
 from dp.ledger.records import key_rotation_record, membership_record, policy_record
 from dp.ledger.verification import AuditResult, verify_ledger
 from dp.report import ReportData, report_data
+from secagg_cli.audit.report import render
 from secagg_cli.main import app
-from secagg_cli.report import render
 from tests.kits.report_words import words
 from tests.kits.tasks import ORIGIN, VERIFIER, built, entry, ledger, listed, listing, served
 from tests.unit.cli.test_audit_verdict import put

@@ -48,7 +48,7 @@ def write_adapter(
         ConfigurationError: the base model cannot be had.
     """
     from client_sdk.training.lora import base_fingerprint, write_peft_folder
-    from secagg_cli.models import ensure_model, hub_id, load_model
+    from secagg_cli.models.cache import ensure_model, hub_id, load_model
 
     manifest = _manifest(server, task)
     if manifest.base_model is None:
@@ -85,8 +85,8 @@ def write_adapter(
 
 
 def _manifest(server: str, task: str) -> Manifest:
-    from secagg_cli.audit import audit_ledger
-    from secagg_cli.operator import server_info
+    from secagg_cli.audit.command import audit_ledger
+    from secagg_cli.operator.client import server_info
 
     audit = audit_ledger(server.rstrip("/") + "/ledger", server_info(server).ledger_verifier)
     for audited in audit.tasks:

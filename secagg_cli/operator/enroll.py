@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
-from secagg_cli.hex_keys import hex_key
 from secagg_cli.network import base_url, networked, request
-from secagg_cli.operator import (
+from secagg_cli.operator.client import (
     DEFAULT_SERVER,
     Operator,
     ServerOption,
@@ -26,6 +25,7 @@ from secagg_cli.operator import (
     read_token,
     server_info,
 )
+from secagg_cli.operator.hex_keys import hex_key
 from secagg_cli.output import CommandError, Format, FormatOption, Output
 from secagg_cli.ranges import number
 

@@ -18,16 +18,16 @@ import typer
 from rich.markup import escape
 
 from secagg.errors import SecaggError
-from secagg_cli.account import DataIdOption, say_totals, totals_json
+from secagg_cli.audit.ledger_files import witness_keys
 from secagg_cli.background import Background
-from secagg_cli.enroll import parse_partner_key
-from secagg_cli.ledger_files import witness_keys
-from secagg_cli.libraries import collector_paused
+from secagg_cli.join.training_data import left_out, read_rows, some
+from secagg_cli.models.libraries import collector_paused
 from secagg_cli.network import transport_settings
+from secagg_cli.operator.enroll import parse_partner_key
 from secagg_cli.output import EXIT_INCOMPLETE, CommandError, Format, FormatOption, Output
 from secagg_cli.processes import die_with_parent
 from secagg_cli.ranges import number
-from secagg_cli.rows import left_out, read_rows, some
+from secagg_cli.state.account import DataIdOption, say_totals, totals_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -313,7 +313,7 @@ class LazyTrainer:
     def _load(self, name: str) -> Any:
         with collector_paused():
             from client_sdk import LoraTrainer
-            from secagg_cli.models import ensure_model, load_model
+            from secagg_cli.models.cache import ensure_model, load_model
 
             model, tokenizer = load_model(ensure_model(name, progress=self._progress))
             return LoraTrainer(model, tokenizer, self._rows)

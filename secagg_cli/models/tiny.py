@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from secagg_cli.corpus import public_pairs
-from secagg_cli.libraries import collector_paused, quiet_transformers
+from secagg_cli.models.corpus import public_pairs
+from secagg_cli.models.libraries import collector_paused, quiet_transformers
 
 if TYPE_CHECKING:
     import torch

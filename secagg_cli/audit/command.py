@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from secagg_cli.account import totals_json
-from secagg_cli.attack import attack
-from secagg_cli.ledger_files import (
+from secagg_cli.audit.attack import attack
+from secagg_cli.audit.ledger_files import (
     FolderReader,
     has_form_of_key,
     key_refused,
@@ -23,6 +22,7 @@ from secagg_cli.ledger_files import (
 from secagg_cli.network import networked
 from secagg_cli.output import EXIT_REFUSED, Format, FormatOption, Output, UnusableArgument, visible
 from secagg_cli.ranges import number
+from secagg_cli.state.account import totals_json
 
 if TYPE_CHECKING:
     from dp.ledger.verification import AuditedTask, AuditResult
@@ -110,8 +110,8 @@ def report(
     with Output(format) as out:
         from client_sdk.outputs import check_file
         from dp.report import report_data
-        from secagg_cli.report import demand_form, is_report, write_report
-        from secagg_cli.software import software
+        from secagg_cli.audit.report import demand_form, is_report, write_report
+        from secagg_cli.audit.software import software
 
         demand_form(out_file)
         check_file(out_file, is_report)

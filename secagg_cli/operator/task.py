@@ -13,7 +13,7 @@ import typer
 
 from secagg.files.text import TextFile
 from secagg_cli.network import networked
-from secagg_cli.operator import (
+from secagg_cli.operator.client import (
     DEFAULT_SERVER,
     Operator,
     ServerOption,
@@ -42,9 +42,9 @@ class AdapterKind(enum.StrEnum):
 def _describe(
     model: str, kind: AdapterKind, rank: int, alpha: int, targets: str, sketch: int
 ) -> dict[str, Any]:
-    from secagg_cli.base_model import describe
-    from secagg_cli.models import ensure_model, load_model
-    from secagg_cli.presets import AdapterPreset
+    from secagg_cli.models.cache import ensure_model, load_model
+    from secagg_cli.models.describe import describe
+    from secagg_cli.models.presets import AdapterPreset
 
     loaded, _ = load_model(ensure_model(model))
     preset = AdapterPreset(kind.value, rank, alpha, tuple(targets.split(",")), sketch)
@@ -227,8 +227,8 @@ def export(
     with Output(format) as out:
         from client_sdk.outputs import check_file, write_file
         from client_sdk.training.lora import check_peft_folder
-        from secagg_cli.exported import is_model_file, write_adapter
-        from secagg_cli.models import hub_id
+        from secagg_cli.models.cache import hub_id
+        from secagg_cli.operator.export import is_model_file, write_adapter
 
         if peft:
             check_peft_folder(out_file)

@@ -132,7 +132,7 @@ def memory(
     """Peak memory of training on a device, and the way of training that fits."""
     with Output(format) as out:
         from client_sdk.training.memory import plan_memory
-        from secagg_cli.models import ensure_model, load_config
+        from secagg_cli.models.cache import ensure_model, load_config
 
         config = load_config(ensure_model(model))
         plan = plan_memory(

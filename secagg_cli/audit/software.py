@@ -29,7 +29,7 @@ def code_digest(root: Path | None = None) -> str:
     Args:
         root: folder that holds the packages; that of this installation by default.
     """
-    root = root or Path(__file__).parent.parent
+    root = root or Path(__file__).parent.parent.parent
     digest = hashlib.sha256()
     files = [file for name in _PACKAGES for file in (root / name).rglob("*.py")]
     for path, file in sorted((file.relative_to(root).as_posix(), file) for file in files):

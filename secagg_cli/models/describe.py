@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from secagg.manifest import Adapter, BaseModel
-    from secagg_cli.presets import AdapterPreset
+    from secagg_cli.models.presets import AdapterPreset
 
 
 def public_name(model: str) -> str:
     """A model's name, never a path of this machine: the hub's id, or a folder's own name."""
-    from secagg_cli.models import hub_id
+    from secagg_cli.models.cache import hub_id
 
     folder = Path(model)
     if known := hub_id(model):

@@ -1,0 +1,1 @@
+"""``secagg audit``: a ledger's files, their verification, attacks, and the report."""

@@ -1,0 +1,1 @@
+"""``secagg join``: one device from the command line, and its training data."""

@@ -1,0 +1,1 @@
+"""Base models on disk: fetched, made, described, and the defaults measured on them."""

@@ -1,0 +1,1 @@
+"""What an operator does: serve, tasks, partners, devices, exported models."""

@@ -1,0 +1,1 @@
+"""``secagg plan``: what a task will cost, before it exists."""

@@ -1,0 +1,1 @@
+"""``secagg witness``: watch other people's ledgers."""
