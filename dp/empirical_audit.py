@@ -27,8 +27,9 @@ import msgspec
 import numpy as np
 
 from dp.accounting.statements import headline, lines
-from dp.encoding import ExampleSum, decode, encode
+from dp.encoding import decode, encode
 from dp.errors import AccountingError
+from dp.example_sum import ExampleSum
 from secagg.ring import add_into
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from aggregator.ledger.witnesses import Witnesses
 from aggregator.store.database import expect_one
 from aggregator.store.schema import ledger_head, ledger_leaves
 from dp.ledger.contributors import contributors_path, listed
-from dp.ledger.records import parse_record
+from dp.ledger.parsing import parse_record
 from dp.tlog import merkle, notes, tiles
 from dp.tlog.merkle import Tree, leaf_hash, node_hash
 from secagg.errors import ConfigurationError, SecaggError

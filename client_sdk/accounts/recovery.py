@@ -29,7 +29,8 @@ from client_sdk.threads import finish_in_thread
 from dp.accounting.budget import Total
 from dp.accounting.statements import lines
 from dp.ledger.contributors import by_identity
-from dp.ledger.records import ReleaseEntry, parse_release, parse_task
+from dp.ledger.parsing import parse_release, parse_task
+from dp.ledger.records import ReleaseEntry
 from secagg.context import context
 from secagg.errors import SecaggError
 from secagg.manifest import Manifest, manifest_digest

@@ -16,7 +16,8 @@ from client_sdk.ledger.watch import Proven, demand
 from client_sdk.state.journal import SessionRecord
 from dp.accounting.statements import PrivacyLine, ReleaseFacts, guaranteed_variance, lines
 from dp.errors import LedgerError
-from dp.ledger.records import RELEASE_VERSION, line_record, parse_release, same_terms
+from dp.ledger.parsing import parse_release
+from dp.ledger.records import RELEASE_VERSION, line_record, same_terms
 from secagg.context import context
 from secagg.errors import SecaggError
 from secagg.manifest import Manifest, manifest_digest

@@ -43,7 +43,8 @@ from dp.ledger.contributors import (
     listed,
     members_of,
 )
-from dp.ledger.records import canonical_object, clip_of, identity_digest
+from dp.ledger.parsing import canonical_object, clip_of
+from dp.ledger.records import identity_digest
 from dp.tlog import merkle, tiles
 from dp.tlog.notes import Checkpoint, open_checkpoint, parse_verifier
 from dp.tlog.witness import WitnessPolicy

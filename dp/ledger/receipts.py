@@ -11,7 +11,7 @@ from typing import Any
 
 from dp.errors import LedgerError
 from dp.ledger.contributors import members_of
-from dp.ledger.records import parse_record
+from dp.ledger.parsing import parse_record
 from dp.tlog import merkle, tiles
 from dp.tlog.notes import Checkpoint, checkpoint_body, open_checkpoint, parse_verifier
 

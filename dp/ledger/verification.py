@@ -21,7 +21,6 @@ import msgspec
 import nacl.exceptions
 import nacl.signing
 
-from dp.accounting.budget import Total
 from dp.accounting.figures import limit_shown, shown_up
 from dp.accounting.statements import PrivacyLine, ReleaseFacts, guaranteed_variance, headline, lines
 from dp.accounting.totals import Spent, ledger_totals
@@ -29,18 +28,10 @@ from dp.contracts import check_recorded
 from dp.errors import LedgerError, ReadError
 from dp.ledger.conduct import Conduct
 from dp.ledger.contributors import members_of
+from dp.ledger.findings import AuditedRelease, AuditedTask, AuditResult, Finding
 from dp.ledger.forms import Rotation, check_fields, parse_policy, parse_rotation
-from dp.ledger.records import (
-    Membership,
-    ReleaseEntry,
-    epsilon_micro,
-    parse_first_model,
-    parse_membership,
-    parse_record,
-    parse_release,
-    parse_task,
-    same_terms,
-)
+from dp.ledger.parsing import parse_first_model, parse_record, parse_release, parse_task
+from dp.ledger.records import Membership, ReleaseEntry, epsilon_micro, parse_membership, same_terms
 from dp.noise.adaptive_clip import first_clip, next_clip
 from dp.tlog import merkle, tiles
 from dp.tlog.notes import Checkpoint, Verifier, open_checkpoint, parse_verifier, verify_note
@@ -54,78 +45,6 @@ from secagg.messages import AdmittedModel
 _MICRO_TOLERANCE = 1  # libm differs between platforms in the last bit
 _ENTRIES_BYTES_MAX = 1 << 31  # of all entries; a record of the demo has 1.4 kB
 _ENTRIES_MAX = 1 << 22  # an audit holds all entries in memory, a signed size is no reason to
-
-
-class Finding(msgspec.Struct, frozen=True, kw_only=True):
-    """Something that is wrong. ``leaf``: index of the record, where there is one."""
-
-    reason: str
-    message: str
-    leaf: int | None = None
-
-
-class AuditedRelease(msgspec.Struct, frozen=True, kw_only=True):
-    """One charged cohort. ``lines``: recomputed cost of the task up to here.
-
-    ``clip``: in force in this cohort, where the clip adapts and the ledger tells it.
-    """
-
-    leaf: int
-    entry: ReleaseEntry
-    guaranteed_variance: int
-    lines: tuple[PrivacyLine, ...]
-    clip: float | None = None
-
-
-class AuditedTask(msgspec.Struct, frozen=True, kw_only=True):
-    leaf: int
-    manifest: Manifest
-    manifest_digest: bytes
-    admissible: bool
-    releases: tuple[AuditedRelease, ...]
-    policies: tuple[dict[str, Any], ...]
-
-    @property
-    def facts(self) -> tuple[ReleaseFacts, ...]:
-        return tuple(release.entry.facts(self.manifest) for release in self.releases)
-
-    @property
-    def lines(self) -> tuple[PrivacyLine, ...]:
-        """What the task cost in all; empty for a task that was refused."""
-        if not self.admissible:
-            return ()
-        return self.releases[-1].lines if self.releases else lines(self.manifest, 0)
-
-
-class AuditResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What a ledger holds, and what is wrong with it.
-
-    ``epsilon``: the largest total of a unit that a task makes a statement about, unamplified, over
-    all tasks: infinite if one of them adds no noise that protects it; None if no task makes one.
-    ``totals``: of each unit, at the smallest delta of these tasks; empty before a charge.
-    ``witnesses``: asked-for witnesses that cosigned the checkpoint, and when (Unix seconds).
-    ``releases``: sums that were released; ``charged``: all cohorts that cost privacy.
-    ``records_read``: ``tree_size``, or 0 where a problem ended the audit before the records, of
-    which it then says nothing.
-    ``memberships``, ``rotations``: (leaf, record) of bans and of what partners did, and of keys
-    that sign beside the first. ``unchecked``: what ``verified`` does not say, each with its reason.
-    """
-
-    verified: bool
-    tree_size: int
-    root: str
-    origin: str
-    releases: int
-    charged: int
-    epsilon: float | None
-    problems: tuple[Finding, ...]
-    tasks: tuple[AuditedTask, ...]
-    witnesses: dict[str, int] = {}
-    memberships: tuple[tuple[int, Membership], ...] = ()
-    rotations: tuple[tuple[int, Rotation], ...] = ()
-    unchecked: tuple[Finding, ...] = ()
-    totals: tuple[Total, ...] = ()
-    records_read: int = 0
 
 
 @dataclass

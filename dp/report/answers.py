@@ -13,7 +13,7 @@ from collections import Counter
 from dp.accounting.figures import delta_shown, shown_up
 from dp.contracts.algorithms.registry import algorithm_of
 from dp.contracts.units import protected_units
-from dp.ledger.verification import AuditedTask
+from dp.ledger.findings import AuditedTask
 from dp.report.data import Answer, AnswerGroup
 from secagg.manifest import Manifest
 

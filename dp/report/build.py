@@ -11,9 +11,9 @@ import msgspec
 from dp.accounting.budget import Total
 from dp.accounting.statements import headline, lines
 from dp.contracts import warnings
+from dp.ledger.findings import AuditedRelease, AuditedTask, AuditResult
 from dp.ledger.forms import parse_policy
 from dp.ledger.records import Membership
-from dp.ledger.verification import AuditedRelease, AuditedTask, AuditResult
 from dp.noise.adaptive_clip import first_clip
 from dp.noise.grid import examples_factor
 from dp.report.answers import answers

@@ -5,8 +5,8 @@ from __future__ import annotations
 import msgspec
 
 from dp.accounting.statements import PrivacyLine
+from dp.ledger.findings import Finding
 from dp.ledger.records import Fault
-from dp.ledger.verification import Finding
 
 
 class Parameter(msgspec.Struct, frozen=True, kw_only=True):

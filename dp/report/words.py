@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dp.ledger.verification import AuditedTask
+from dp.ledger.findings import AuditedTask
 from dp.report.data import Exposure
 from secagg.limits import COMPLETE_GRAPH_MAX, GRINDING_BITS, SECURITY_BITS
 from secagg.manifest import Manifest

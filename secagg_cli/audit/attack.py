@@ -224,7 +224,7 @@ def _share(sabotage: Sabotage) -> Share:
 def _batch_sum(sabotage: Sabotage) -> BatchSum:
     import msgspec
 
-    from dp.encoding import ExampleSum
+    from dp.example_sum import ExampleSum
 
     def two_clips(manifest, random_bytes):  # type: ignore[no-untyped-def]
         segment = manifest.segments[0]

@@ -25,7 +25,7 @@ from secagg_cli.ranges import number
 from secagg_cli.state.account import totals_json
 
 if TYPE_CHECKING:
-    from dp.ledger.verification import AuditedTask, AuditResult
+    from dp.ledger.findings import AuditedTask, AuditResult
 
 app = typer.Typer(no_args_is_help=True, help="Verify what an aggregator released.")
 app.command("attack")(attack)
@@ -265,7 +265,8 @@ def audit_ledger(
         ReadError: a file cannot be had. What is wrong *in* the ledger is in the result.
     """
     from dp.errors import LedgerError
-    from dp.ledger.verification import Finding, verify_ledger
+    from dp.ledger.findings import Finding
+    from dp.ledger.verification import verify_ledger
     from dp.tlog.notes import parse_verifier
     from dp.tlog.witness import WitnessPolicy
 

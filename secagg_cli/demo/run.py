@@ -32,7 +32,7 @@ from secagg_cli.processes import Children
 
 if TYPE_CHECKING:
     from dp.contracts import TaskSpec
-    from dp.ledger.verification import AuditResult
+    from dp.ledger.findings import AuditResult
     from secagg.manifest import CohortRules, Manifest
     from secagg_cli.models.corpus import ClientData
 

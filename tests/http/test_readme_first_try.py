@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from client_sdk import Client, PrivacyPolicy, RunResult, TrainingJob
-from dp.encoding import ExampleSum
+from dp.example_sum import ExampleSum
 from secagg_cli.demo.service import Service
 from secagg_cli.processes import Children
 from tests.kits.cli_service import enrolled, invoke

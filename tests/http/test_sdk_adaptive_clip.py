@@ -18,7 +18,7 @@ from aiohttp import web
 from client_sdk import LedgerRefusal, RunResult
 from client_sdk.contribution import TrainingJob
 from dp.contracts import AdaptiveClipSpec, TaskSpec
-from dp.encoding import ExampleSum
+from dp.example_sum import ExampleSum
 from dp.noise.adaptive_clip import next_clip
 from secagg.errors import RemoteProtocolError
 from secagg.http_api import Offer

@@ -17,7 +17,7 @@ from aggregator.http.app import SERVICE, build_admin_app
 from client_sdk import PrivacyPolicy
 from client_sdk.contribution import TrainingJob, zero_contribution
 from dp.contracts import BudgetSpec, CohortSpec, TaskSpec
-from dp.encoding import ExampleSum
+from dp.example_sum import ExampleSum
 from tests.kits.device import fedsgd_spec
 from tests.kits.world import TASK, World
 

@@ -29,7 +29,8 @@ from client_sdk.contribution import TrainingJob
 from client_sdk.enrolment import create_bundle, new_partner_key
 from client_sdk.state.keystore import open_storage_key
 from dp.contracts import CohortSpec, DeadlineSpec, SegmentSpec, TaskSpec
-from dp.ledger.verification import AuditResult, verify_ledger
+from dp.ledger.findings import AuditResult
+from dp.ledger.verification import verify_ledger
 from secagg.access_token import issue_access_token
 from secagg.http_api import EnrolmentBundle, Offer
 from secagg.manifest import Manifest

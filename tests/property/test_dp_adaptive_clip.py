@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from dp.contracts import AdaptiveClipSpec, BudgetSpec
-from dp.encoding import ExampleSum, _encode_segment
+from dp.encoding import _encode_segment
+from dp.example_sum import ExampleSum
 from dp.noise.adaptive_clip import BELOW, with_below
 from dp.noise.grid import l2_squared_units
 from secagg.manifest import Manifest

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from dp.contracts import BudgetSpec
-from dp.encoding import ExampleSum, decode, encode
+from dp.encoding import decode, encode
+from dp.example_sum import ExampleSum
 from dp.noise.sampling import tail_bound
 from secagg.manifest import Manifest
 from secagg.ring import add_into

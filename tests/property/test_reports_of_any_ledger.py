@@ -14,9 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dp.contracts import BudgetSpec
+from dp.ledger.findings import AuditResult
 from dp.ledger.receipts import LedgerBuilder
 from dp.ledger.records import key_rotation_record, membership_record, policy_record, release_record
-from dp.ledger.verification import AuditResult, verify_ledger
+from dp.ledger.verification import verify_ledger
 from dp.report import report_data
 from dp.tlog.witness import WitnessPolicy, cosign, witness_key
 from secagg.manifest import encode_manifest, manifest_digest

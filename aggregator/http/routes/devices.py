@@ -8,11 +8,11 @@ from aiohttp import web
 
 from aggregator.cohorts import formation
 from aggregator.cohorts.standing import refuse_barred
-from aggregator.errors import Kind, Refusal, not_found
+from aggregator.errors import Kind, Refusal
+from aggregator.http.responses import model_file, wait
 from aggregator.intake import bodies
 from aggregator.service import Service
 from aggregator.store import reads
-from aggregator.store.models import MODELS
 from secagg import http_api, limits
 
 _ADVERT_CAP = limits.ADVERT_BYTES_MAX + 512  # the frame and its signature
@@ -99,21 +99,3 @@ def routes(service: Service) -> list[web.RouteDef]:
         web.get("/v1/models/{digest:[0-9a-f]{64}}", model),
         web.post("/v1/adverts", advert),
     ]
-
-
-async def model_file(service: Service, digest: str) -> web.StreamResponse:
-    """A model of some version, with Range support; the digest is its entity tag."""
-    known = await reads.has_model(service.core.database, digest)
-    path = service.core.blobs.path(f"{MODELS}/{digest}")
-    if not known or not path.is_file():
-        raise not_found("model")
-    headers = {"Content-Type": "application/octet-stream", "Cache-Control": "max-age=86400"}
-    return web.FileResponse(path, headers=headers)
-
-
-async def wait(event: asyncio.Event, timeout_s: float) -> None:
-    try:
-        async with asyncio.timeout(timeout_s):
-            await event.wait()
-    except TimeoutError:
-        pass

@@ -8,7 +8,7 @@ import msgspec
 from aiohttp import web
 
 from aggregator import views
-from aggregator.http.routes.devices import model_file
+from aggregator.http.responses import model_file
 from aggregator.intake import bodies
 from aggregator.intake.open_requests import OPERATOR
 from aggregator.overview import task_view

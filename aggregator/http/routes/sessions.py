@@ -11,7 +11,7 @@ from aggregator.cohorts.actor import Cohort, CohortOver
 from aggregator.cohorts.driver import Live
 from aggregator.cohorts.standing import refuse_barred
 from aggregator.errors import Kind, Refusal, conflict, not_found
-from aggregator.http.routes.devices import wait
+from aggregator.http.responses import wait
 from aggregator.intake import bodies
 from aggregator.service import Service
 from aggregator.store import reads

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from client_sdk.errors import TaskRefusal
 from client_sdk.training.algorithms.work import Work
-from dp.encoding import ExampleSum
+from dp.example_sum import ExampleSum
 from dp.noise.sampling import examples_held_max, poisson_batch
 from secagg.manifest import ExamplePrivacy, Manifest
 

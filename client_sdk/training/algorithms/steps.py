@@ -23,7 +23,7 @@ from client_sdk.training.algorithms.work import Work
 from client_sdk.training.gradients import ExampleGradients
 from dp.contracts.algorithms.local_steps import steps_of
 from dp.contracts.algorithms.registry import algorithm_of
-from dp.encoding import ExampleSum, noisy_total
+from dp.example_sum import ExampleSum, noisy_total
 from dp.noise.sampling import poisson_batch
 from dp.noise.stream import BitStream
 from secagg.manifest import ExamplePrivacy, Manifest, Training, training_of

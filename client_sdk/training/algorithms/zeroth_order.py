@@ -23,7 +23,7 @@ from client_sdk.training.coins import without_coins
 from client_sdk.training.examples import Row
 from client_sdk.training.gradients import not_finite, sequence_losses
 from dp.contracts.algorithms.registry import algorithm_of
-from dp.encoding import ExampleSum
+from dp.example_sum import ExampleSum
 from dp.noise.stream import BitStream
 from secagg.lora.directions import direction
 from secagg.manifest import Manifest, adapter_of, training_of

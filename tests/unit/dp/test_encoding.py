@@ -8,8 +8,9 @@ import pytest
 from scipy import stats
 
 from dp.contracts import BudgetSpec, CohortSpec
-from dp.encoding import ExampleSum, decode, encode, noisy_total
+from dp.encoding import decode, encode
 from dp.errors import MechanismError
+from dp.example_sum import ExampleSum, noisy_total
 from secagg.manifest import Manifest
 from secagg.ring import add_into, centred, split_checks
 from tests.kits.tasks import adapter, built, seeded, statistics

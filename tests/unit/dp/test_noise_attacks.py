@@ -16,7 +16,8 @@ import pytest
 from scipy import stats
 
 from dp.accounting.statements import headline, lines
-from dp.encoding import ExampleSum, decode, encode
+from dp.encoding import decode, encode
+from dp.example_sum import ExampleSum
 from secagg.manifest import Manifest
 from secagg.ring import add_into
 from tests.kits.tasks import adapter, built, seeded

@@ -8,7 +8,8 @@ import pytest
 
 from dp.accounting.statements import ReleaseFacts
 from dp.contracts import BudgetSpec, CohortSpec
-from dp.encoding import ExampleSum, encode
+from dp.encoding import encode
+from dp.example_sum import ExampleSum
 from dp.noise.sampling import skellam
 from dp.noise_meter import noise_interval
 from secagg.manifest import Manifest

@@ -15,7 +15,8 @@ from client_sdk.errors import ContributionError
 from client_sdk.training.algorithms import steps
 from dp.accounting.statements import ADJACENCY, fewest, lines, local_step, ring_release
 from dp.contracts import AdaptiveClipSpec, BudgetSpec, TrainingSpec
-from dp.encoding import ExampleSum, encode
+from dp.encoding import encode
+from dp.example_sum import ExampleSum
 from dp.noise.sampling import poisson_batch
 from secagg.manifest import Manifest
 from secagg_cli.models.corpus import load_clients

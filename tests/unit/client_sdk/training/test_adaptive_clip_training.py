@@ -10,7 +10,7 @@ import pytest
 
 from client_sdk.training.algorithms import ALGORITHMS
 from dp.contracts import AdaptiveClipSpec, BudgetSpec
-from dp.encoding import ExampleSum
+from dp.example_sum import ExampleSum
 from dp.noise.adaptive_clip import BELOW, below_units, first_clip, with_below
 from secagg.simulation import Drop
 from secagg_cli.models.corpus import load_clients

@@ -37,7 +37,7 @@ from client_sdk.training.lora import vector_length
 from client_sdk.training.trainer import LoraTrainer
 from dp.accounting.budget import Account
 from dp.contracts import BudgetSpec
-from dp.encoding import ExampleSum, noisy_total
+from dp.example_sum import ExampleSum, noisy_total
 from dp.noise.sampling import poisson_batch
 from secagg.errors import RemoteProtocolError
 from secagg.manifest import decode_manifest, encode_manifest

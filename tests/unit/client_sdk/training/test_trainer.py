@@ -18,7 +18,7 @@ from client_sdk.training.lora import vector_length
 from client_sdk.training.trainer import THREADS_VARIABLE, LoraTrainer
 from dp.contracts import ALGORITHMS as CONTRACTS
 from dp.contracts import BudgetSpec
-from dp.encoding import ExampleSum
+from dp.example_sum import ExampleSum
 from dp.noise.sampling import examples_held_max
 from secagg_cli.models.corpus import load_clients
 from tests.kits.tasks import seeded

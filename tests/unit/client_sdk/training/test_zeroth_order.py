@@ -11,7 +11,7 @@ from aggregator.algorithms import StepInput, server_step
 from client_sdk.training.evaluation import evaluate
 from dp.accounting.statements import headline, lines
 from dp.contracts import TrainingSpec
-from dp.encoding import ExampleSum
+from dp.example_sum import ExampleSum
 from secagg.errors import ConfigurationError
 from secagg.lora.directions import direction
 from secagg_cli.models.corpus import load_clients

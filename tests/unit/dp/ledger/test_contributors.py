@@ -18,9 +18,11 @@ from client_sdk.errors import LedgerRefusal
 from client_sdk.ledger.watch import LedgerWatch
 from dp.contracts import BudgetSpec, CohortSpec
 from dp.ledger.contributors import by_identity, contributors_file, contributors_path
+from dp.ledger.findings import AuditResult
+from dp.ledger.parsing import parse_record
 from dp.ledger.receipts import LedgerBuilder, check_receipt
-from dp.ledger.records import ReleaseEntry, identity_digest, parse_record, release_record
-from dp.ledger.verification import AuditResult, verify_ledger
+from dp.ledger.records import ReleaseEntry, identity_digest, release_record
+from dp.ledger.verification import verify_ledger
 from dp.tlog.tiles import ENTRY_BYTES_MAX
 from secagg.manifest import encode_manifest, manifest_digest
 from tests.kits.device import journal_in

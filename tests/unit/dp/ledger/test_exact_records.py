@@ -15,7 +15,8 @@ import rfc8785
 
 from dp.accounting.statements import ReleaseFacts, fewest, guaranteed_variance, lines
 from dp.errors import LedgerError
-from dp.ledger import contributors, records
+from dp.ledger import contributors, parsing
+from dp.ledger.parsing import parse_first_model, parse_record, parse_release, parse_task
 from dp.ledger.receipts import LedgerBuilder, check_growth, included_entry, receipt_paths
 from dp.ledger.records import (
     ReleaseEntry,
@@ -23,10 +24,6 @@ from dp.ledger.records import (
     identity_digest,
     key_rotation_record,
     line_record,
-    parse_first_model,
-    parse_record,
-    parse_release,
-    parse_task,
     policy_record,
     release_record,
     task_record,
@@ -255,9 +252,9 @@ def test_only_canonical_records_without_floats_parse() -> None:
             continue
         with pytest.raises(LedgerError, match="record-malformed"):
             parse_record(broken)
-    assert not records._has_float({"a": [1, {"b": "x"}, True, None]})
-    assert records._has_float([[0.0]])
-    assert records._has_float({"a": {"b": 1.5}})
+    assert not parsing._has_float({"a": [1, {"b": "x"}, True, None]})
+    assert parsing._has_float([[0.0]])
+    assert parsing._has_float({"a": {"b": 1.5}})
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from dp.accounting.statements import (
     slack_log2,
 )
 from dp.contracts import BudgetSpec
+from dp.ledger.findings import AuditResult
 from dp.ledger.receipts import LedgerBuilder
 from dp.ledger.records import (
     epsilon_micro,
@@ -32,7 +33,7 @@ from dp.ledger.records import (
     release_record,
     task_record,
 )
-from dp.ledger.verification import AuditResult, verify_ledger
+from dp.ledger.verification import verify_ledger
 from dp.tlog.notes import sign_checkpoint, split_note
 from dp.tlog.tiles import parse_bundle, tiles_of
 from dp.tlog.witness import WitnessPolicy, add_cosignatures, cosign, parse_witness, witness_key

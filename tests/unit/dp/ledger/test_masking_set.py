@@ -22,9 +22,11 @@ from dp.ledger.contributors import (
     members_of,
     parse_members,
 )
+from dp.ledger.findings import AuditResult
+from dp.ledger.parsing import parse_record, parse_release
 from dp.ledger.receipts import LedgerBuilder
-from dp.ledger.records import list_file, parse_record, parse_release, release_record
-from dp.ledger.verification import AuditResult, verify_ledger
+from dp.ledger.records import list_file, release_record
+from dp.ledger.verification import verify_ledger
 from dp.report import report_data
 from secagg.manifest import encode_manifest, manifest_digest
 from tests.kits import tasks

@@ -10,15 +10,11 @@ import pytest
 import rfc8785
 
 from dp.errors import LedgerError
+from dp.ledger.findings import AuditResult
+from dp.ledger.parsing import parse_record, parse_release
 from dp.ledger.receipts import LedgerBuilder
-from dp.ledger.records import (
-    membership_record,
-    parse_membership,
-    parse_record,
-    parse_release,
-    release_record,
-)
-from dp.ledger.verification import AuditResult, verify_ledger
+from dp.ledger.records import membership_record, parse_membership, release_record
+from dp.ledger.verification import verify_ledger
 from dp.report import report_data
 from secagg_cli.audit.report import render
 from tests.kits.tasks import VERIFIER, built, entry, ledger, listed, listing, served

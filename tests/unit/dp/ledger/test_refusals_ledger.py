@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from dp.errors import LedgerError
-from dp.ledger import contributors, receipts, records
+from dp.ledger import contributors, parsing, receipts, records
 from dp.tlog import merkle, notes, tiles, witness
 from dp.tlog.notes import Checkpoint, parse_verifier, sign_checkpoint, sign_note
 from dp.tlog.tiles import Tile, TileTree
@@ -54,7 +54,7 @@ def consistency(
 
 
 def record_of(**changes: Any) -> Callable[[], object]:
-    return lambda: records.parse_record(records._canonical(RECORD | changes))
+    return lambda: parsing.parse_record(records._canonical(RECORD | changes))
 
 
 def receipt(ctx: bytes, contributor: bytes = b"c" * 32) -> Callable[[], object]:
@@ -211,17 +211,17 @@ CASES = {
     "the release after the next": Case(
         lambda: records.release_record(built(), bytes(32), [], entry(2)), "release-number", 1, 2
     ),
-    "a record of no JSON": Case(lambda: records.parse_record(b"{"), "record-malformed"),
-    "a record that is a list": Case(lambda: records.parse_record(b"[]"), "record-malformed"),
+    "a record of no JSON": Case(lambda: parsing.parse_record(b"{"), "record-malformed"),
+    "a record that is a list": Case(lambda: parsing.parse_record(b"[]"), "record-malformed"),
     "a record with a float": Case(
-        lambda: records.parse_record(b'{"a":[{"b":0.5}]}'), "record-malformed"
+        lambda: parsing.parse_record(b'{"a":[{"b":0.5}]}'), "record-malformed"
     ),
     "a record of another type": Case(record_of(type="rumour"), "record-type", None, "rumour"),
     "a record of another version": Case(record_of(version=2), "record-version", 1, 2),
     "a record of version true": Case(record_of(version=True), "record-version", 1, True),
-    "a task without a manifest": Case(lambda: records.parse_task({}), "record-malformed"),
+    "a task without a manifest": Case(lambda: parsing.parse_task({}), "record-malformed"),
     "a manifest of another digest": Case(
-        lambda: records.parse_task(
+        lambda: parsing.parse_task(
             json.loads(tasks.signed_task(built())) | {"manifest_digest": "00" * 32}
         ),
         "manifest-digest",
@@ -229,9 +229,9 @@ CASES = {
         manifest_digest(encode_manifest(built())).hex(),
     ),
     "a model of no digest": Case(
-        lambda: records.parse_first_model({"model_digest": "xy"}), "record-malformed"
+        lambda: parsing.parse_first_model({"model_digest": "xy"}), "record-malformed"
     ),
-    "a release without facts": Case(lambda: records.parse_release({}), "record-malformed"),
+    "a release without facts": Case(lambda: parsing.parse_release({}), "record-malformed"),
     "a list's digest that is a number": Case(
         lambda: contributors.listed(LISTED | {"contributors_digest": 5}), "record-malformed"
     ),

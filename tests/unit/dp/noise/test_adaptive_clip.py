@@ -16,8 +16,9 @@ from dp.contracts import (
     TrainingSpec,
 )
 from dp.contracts.adaptive import noise_growth
-from dp.encoding import ExampleSum, decode, encode
+from dp.encoding import decode, encode
 from dp.errors import MechanismError
+from dp.example_sum import ExampleSum
 from dp.noise.adaptive_clip import (
     BELOW,
     below_units,

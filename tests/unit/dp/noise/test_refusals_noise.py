@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from dp import encoding
+from dp import encoding, example_sum
 from dp.errors import MechanismError
 from dp.noise import discrete_gaussian, grid, quantisation, removable, sampling
 from dp.noise.stream import BitStream
@@ -107,19 +107,19 @@ CASES = {
         lambda: BitStream(lambda _: bytes(31)), "random-bytes", 32, 31, LOCAL
     ),
     "an example without privacy": Case(
-        lambda: encoding.ExampleSum(device_level(), seeded()),
+        lambda: example_sum.ExampleSum(device_level(), seeded()),
         "privacy-missing",
         error=MechanismError,
     ),
     "a gradient of another shape": Case(
-        lambda: encoding.ExampleSum(built(), seeded()).add(np.zeros(63)),
+        lambda: example_sum.ExampleSum(built(), seeded()).add(np.zeros(63)),
         "segment-shape",
         (64,),
         (63,),
         MechanismError,
     ),
     "local noise elsewhere": Case(
-        lambda: encoding.noisy_total(built(), np.zeros(64, np.int64), seeded()),
+        lambda: example_sum.noisy_total(built(), np.zeros(64, np.int64), seeded()),
         "privacy-mode",
         error=MechanismError,
     ),
