@@ -33,7 +33,10 @@ def _folder(name: str) -> None:
         session.run("pytest", f"tests/{name}", *session.posargs)
 
 
-for _name in ("unit", "property", "attacks", "faults", "http", "simulation", "vectors"):
+for _name in (
+    *("unit", "property", "attacks", "faults"),
+    *("http", "simulation", "conformance", "vectors"),
+):
     _folder(_name)
 
 
