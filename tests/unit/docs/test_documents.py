@@ -17,11 +17,7 @@ from secagg.hashing import digest, encode_parts
 from secagg.secret import Secret
 
 ROOT = Path(__file__).resolve().parents[3]
-PAGES = sorted(
-    page
-    for page in (ROOT / "README.md", ROOT / "threat_model.md", *(ROOT / "docs").rglob("*.md"))
-    if page.exists()
-)
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 PROTOCOL = (ROOT / "docs" / "protocol.md").read_text()
 # ADRs tell of their day and may name what has gone since.
 CURRENT = [page for page in PAGES if page.parent.name != "adr"]
