@@ -230,7 +230,7 @@ async def test_a_rejected_token_is_made_anew_by_the_servers_clock() -> None:
         assert abs(served.issued_at - now_s) <= 2
 
 
-@pytest.mark.parametrize("ahead_s", [4_102_444_800 - time.time(), 7_200, -7_200])
+@pytest.mark.parametrize("ahead_s", [2_300_000_000, 7_200, -7_200])
 async def test_no_token_is_made_for_a_time_that_is_far_from_the_devices_own(ahead_s: float) -> None:
     async with Served(rejecting_at(time.time() + ahead_s)) as (served, transport):
         with pytest.raises(ClockError) as caught:

@@ -39,6 +39,9 @@ class Series:
     def __init__(self, **values: Any) -> None:
         self._values = values
 
+    def __repr__(self) -> str:
+        return f"Series({self._values})"
+
     def keys(self) -> list[str]:
         return list(self._values)
 
