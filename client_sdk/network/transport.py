@@ -25,7 +25,7 @@ from client_sdk.network.http import (
 )
 from client_sdk.network.server_time import ServerTime
 from dp.tlog.tiles import resource_bytes_max
-from secagg.http_api import AdvertAccepted, Mail, Offer, ServerInfo, UploadState
+from secagg.http_api import AdvertAccepted, Mail, Offer, UploadState
 from secagg.limits import MANIFEST_BYTES_MAX, REVOCATION_BYTES_MAX
 from secagg.messages import FRAME_BYTES_MAX
 
@@ -61,9 +61,6 @@ class Transport:
         trace: TracebackType | None,
     ) -> None:
         await self._http.__aexit__(kind, error, trace)
-
-    async def server_info(self) -> ServerInfo:
-        return await self._http.json("GET", "/v1/server", ServerInfo, PROBLEM_BYTES_MAX, auth=False)
 
     async def offer(self, task: str, after_version: int | None, wait_s: float) -> Offer:
         """The current offer; with ``after_version`` the server waits for a newer model."""

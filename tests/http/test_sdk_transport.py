@@ -441,7 +441,7 @@ async def test_an_answer_in_a_coding_that_was_not_asked_for_is_refused(coding: s
             await transport.ledger("checkpoint")
         assert caught.value.found == coding
         with pytest.raises(TransportError, match="response-encoded"):
-            await transport.server_info()
+            await transport.offer("t", None, 0)
         assert len(served.requests) == 2
 
 
