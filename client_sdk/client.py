@@ -35,7 +35,7 @@ from client_sdk.network.http import TransportSettings, is_transient
 from client_sdk.network.server_time import ServerTime, steady_clock
 from client_sdk.network.transport import Transport
 from client_sdk.policy import PrivacyPolicy
-from client_sdk.rounds.checkin import check_in, forget_models, next_offer
+from client_sdk.rounds.checkin import check_in, next_offer
 from client_sdk.rounds.contributing import Training, left_out_of, version_of
 from client_sdk.rounds.device import Device, ParticipantSettings
 from client_sdk.rounds.pace import Pace
@@ -45,6 +45,7 @@ from client_sdk.rounds.result import RunResult, Tally
 from client_sdk.rounds.session import Session
 from client_sdk.state.journal import Contribution, Journal, Lock
 from client_sdk.state.keystore import StorageKey, open_storage_key
+from client_sdk.state.models import forget_models
 from client_sdk.state.owner import own_journal
 from client_sdk.state_folder import StateFolder
 from client_sdk.threads import finish_in_thread

@@ -10,6 +10,7 @@ are added again. So a vector costs O(d), a group one write of O(d), and nobody i
 from __future__ import annotations
 
 import asyncio
+import re
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -30,6 +31,8 @@ from secagg.server import VectorAdded
 
 _log = get_logger("adding")
 _TRIES = 5
+# Shard and generation; the longer form is what a crash leaves of a write.
+SUMS = re.compile(r"[0-9a-f]{16}-[0-9]+|\.[0-9a-f]{16}-[0-9]+\.[0-9a-f]{16}")
 
 
 def blob_name(cohort: str, shard: str, generation: int) -> str:

@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from aggregator.cohorts import refusals
 from aggregator.cohorts.actor import Cohort, CohortOver
-from aggregator.cohorts.adding import Adder
+from aggregator.cohorts.adding import SUMS, Adder
 from aggregator.cohorts.charging import Charging, facts_of
 from aggregator.cohorts.ending import Ending
 from aggregator.cohorts.log import OPENED, Opened, Replay, begin, catch_up
@@ -221,7 +221,7 @@ class Driver:
     ) -> None:
         with contextlib.suppress(Conflict):  # another replica was first
             await self._ending.abandon(task, cohort, log)
-        await asyncio.to_thread(self._core.blobs.delete_folder, f"partial/{cohort}")
+        await asyncio.to_thread(self._core.blobs.delete_files, f"partial/{cohort}", SUMS)
         self._core.signals.notify(*(f"session:{session}" for session in members))
         self._wakeups.consider(task.name)
 
@@ -291,7 +291,7 @@ class Driver:
         self._forget(live)
         self._core.metrics.open_cohorts.set(len(self._live))
         await live.close(ended=True)
-        await asyncio.to_thread(self._core.blobs.delete_folder, f"partial/{cohort.id}")
+        await asyncio.to_thread(self._core.blobs.delete_files, f"partial/{cohort.id}", SUMS)
         await self._ending.published(cohort, mine=not cohort.ended_elsewhere)
         await self._forget_bulk(cohort.id)
         await self._core.database.checkpoint()

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import re
-import shutil
 from pathlib import Path
 
 import sqlalchemy as sa
 
+from aggregator.cohorts.adding import SUMS
 from aggregator.cohorts.standing import forget_old
+from aggregator.cohorts.uploads import UPLOADS
 from aggregator.core import Core
 from aggregator.logs import get_logger
 from aggregator.store.schema import cohorts, mail, refusals, sessions
+from secagg.files.folders import remove_files
 
 _log = get_logger("janitor")
 _PERIOD_S = 60.0
@@ -72,11 +74,18 @@ class Janitor:
                 ).scalars()
             )
         await self._core.database.checkpoint()
-        for folder in folders:
+        for folder, names in folders:
             if folder.name not in open_now:
-                await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+                await asyncio.to_thread(remove_files, folder, names)
 
-    def _folders(self) -> list[Path]:
-        roots = (self._core.settings.data_dir / "uploads", self._core.blobs.path("partial"))
-        found = (folder for root in roots if root.is_dir() for folder in root.iterdir())
-        return [folder for folder in found if _COHORT.fullmatch(folder.name)]
+    def _folders(self) -> list[tuple[Path, re.Pattern[str]]]:
+        """Folders that are named as a cohort's, and the names of the files that are ours there."""
+        uploads = self._core.settings.data_dir / "uploads"
+        roots = ((uploads, UPLOADS), (self._core.blobs.path("partial"), SUMS))
+        return [
+            (folder, names)
+            for root, names in roots
+            if root.is_dir()
+            for folder in root.iterdir()
+            if _COHORT.fullmatch(folder.name)
+        ]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,10 @@ from aggregator.cohorts.actor import Cohort
 from aggregator.core import Core
 from aggregator.errors import Kind, Refusal, conflict
 from secagg.errors import RemoteProtocolError
+from secagg.files.folders import remove_files
 from secagg.server import AcceptUpload, Masking, survivors_of
+
+UPLOADS = re.compile("[0-9]+")  # names of its files: roster indices
 
 
 @dataclass
@@ -172,7 +176,4 @@ class Uploads:
         for slot in self._slots.values():
             if slot.writer is not None:
                 slot.writer.cancel()
-        if self._folder.is_dir():
-            for file in self._folder.iterdir():
-                file.unlink(missing_ok=True)
-            self._folder.rmdir()
+        remove_files(self._folder, UPLOADS)

@@ -8,8 +8,8 @@ auditors read the folder.
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,6 +26,10 @@ from dp.ledger.parsing import parse_record
 from dp.tlog import merkle, notes, tiles
 from dp.tlog.merkle import Tree, leaf_hash, node_hash
 from secagg.errors import ConfigurationError, SecaggError
+from secagg.files.folders import remove_files
+
+# A width; the longer form is what a crash leaves of a write.
+_NARROW = re.compile(r"[0-9]{1,3}|\.[0-9]{1,3}\.[0-9a-f]{16}")
 
 
 class Ledger:
@@ -198,7 +202,7 @@ class Ledger:
         _replace(self._folder / "checkpoint", note)
         for tile in tiles.changed(rendered, size):
             if tile.width == tiles.TILE_WIDTH:  # who asks for a narrower form takes the full one
-                shutil.rmtree(self._folder / f"{tile.path}.p", ignore_errors=True)
+                remove_files(self._folder / f"{tile.path}.p", _NARROW)
 
     def _write_contributors(self, record: bytes) -> None:
         """The list that a record names, from the store: it was there before the record was."""

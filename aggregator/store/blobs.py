@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import secrets
-import shutil
 from pathlib import Path
 
 from secagg.errors import SecaggError
+from secagg.files.folders import remove_files
 
 
 class BlobMissing(SecaggError):
@@ -70,8 +71,9 @@ class BlobStore:
     def delete(self, name: str) -> None:
         self.path(name).unlink(missing_ok=True)
 
-    def delete_folder(self, name: str) -> None:
-        shutil.rmtree(self.path(name), ignore_errors=True)
+    def delete_files(self, folder: str, names: re.Pattern[str]) -> None:
+        """As :func:`secagg.files.folders.remove_files`."""
+        remove_files(self.path(folder), names)
 
 
 def sync_folder(folder: Path) -> None:

@@ -26,6 +26,7 @@ from client_sdk.policy import download_size, model_tensors
 from client_sdk.policy import model_length as model_length
 from client_sdk.rounds.device import Device
 from client_sdk.rounds.revocations import refresh
+from client_sdk.state.models import demand_plain, forget_models, part_of, remove_model
 from dp.accounting.budget import UNITS
 from dp.accounting.figures import upper
 from dp.errors import MechanismError
@@ -249,7 +250,8 @@ async def fetch_model(device: Device, manifest: Manifest, offer: Offer) -> dict[
 
     Raises:
         TransportError: ``model-size``, ``model-digest``, ``model-late`` or ``model-malformed``.
-        StateError: ``disk-space`` or ``disk``.
+        StateError: ``disk-space``, ``disk``, or as :func:`client_sdk.state.models.demand_plain`
+            and :func:`client_sdk.state.models.forget_models`.
     """
     model, size_max = offer.model, download_size(manifest)
     path = device.journal.models / model.digest.hex()
@@ -262,31 +264,20 @@ async def fetch_model(device: Device, manifest: Manifest, offer: Offer) -> dict[
             found=model.size_bytes,
         )
     forget_models(device.journal.models, keep=path)
+    demand_plain(path, part_of(path))
     if not await asyncio.to_thread(_holds, path, model.digest):
-        path.unlink(missing_ok=True)
+        remove_model(path)
         await _download(device, model.digest, model.size_bytes, path)
     try:
         return _read_model(path, model_tensors(manifest))
     except TransportError:
-        path.unlink()
+        remove_model(path)
         raise
-
-
-def forget_models(folder: Path, *, keep: Path | None = None) -> None:
-    """Remove every model and part of one from ``folder`` but ``keep`` and its part."""
-    kept = () if keep is None else (keep, _part(keep))
-    for other in folder.iterdir():
-        if other not in kept:
-            other.unlink()
-
-
-def _part(path: Path) -> Path:
-    return path.with_suffix(".part")
 
 
 async def _download(device: Device, digest: bytes, size_bytes: int, path: Path) -> None:
     """Bring a model to ``path``. Its part stays only where the same transfer may go on later."""
-    part, most_s = _part(path), device.policy.max_hold_s
+    part, most_s = part_of(path), device.policy.max_hold_s
     try:
         _demand_room(part, size_bytes)
         async with asyncio.timeout(most_s):
@@ -299,7 +290,7 @@ async def _download(device: Device, digest: bytes, size_bytes: int, path: Path) 
                 remedy="Try again; if it persists, the aggregator's store is damaged.",
             )
     except TimeoutError as error:
-        part.unlink(missing_ok=True)
+        remove_model(part)
         raise TransportError(
             "model-late",
             "The model did not come in the time that the policy gives a task.",
@@ -308,7 +299,7 @@ async def _download(device: Device, digest: bytes, size_bytes: int, path: Path) 
         ) from error
     except (TransportError, StateError) as error:
         if not is_transient(error):
-            part.unlink(missing_ok=True)
+            remove_model(part)
         raise
     part.replace(path)
 

@@ -7,9 +7,14 @@ from pathlib import Path
 
 from client_sdk.errors import StateError
 
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0)
+
 
 def make_private_folder(path: Path) -> None:
-    """Create the folder and its parents; the folder itself is for its owner alone (0700).
+    """Create the folder and its parents, if it is missing; a new one is for its owner alone (0700).
+
+    One that is there keeps its permissions, and new parents have those that the umask leaves. The
+    files in it are private all the same (0600).
 
     Raises:
         StateError: ``state-unwritable``.
@@ -30,7 +35,7 @@ def write_durably(path: Path, data: bytes) -> None:
     """
     beside = path.with_name(path.name + ".new")
     try:
-        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        descriptor = os.open(beside, _NEW, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -44,11 +45,13 @@ from client_sdk.state.durable_files import (
     write_durably,
 )
 from client_sdk.state.keystore import StorageKey
+from client_sdk.state.models import models_folder
 from secagg.client import Effect, Failed, Finished, ProvideVector, Send, Upload
 from secagg.messages import AdmittedModel
 from secagg.secret import Secret
 
 _VERSION = 1
+_HEX_128 = re.compile("[0-9a-f]{32}")
 _M = TypeVar("_M")
 
 
@@ -278,9 +281,9 @@ class Journal:
     """Sealed records of one state folder. Every write is on disk when it returns."""
 
     def __init__(self, folder: Path, key: StorageKey) -> None:
+        """Raises: StateError: as :func:`client_sdk.state.models.models_folder`."""
         make_private_folder(folder)
-        self.models = folder / "models"
-        make_private_folder(self.models)
+        self.models = models_folder(folder)
         self._folder = folder
         self._key = key
 
@@ -356,9 +359,13 @@ class Journal:
         return self.path(name)
 
     def keep_newest(self, prefix: str, count: int) -> None:
-        """Remove the records named ``prefix...`` that were written before the ``count`` newest."""
-        found = sorted(self._folder.glob(f"{prefix}*"), key=lambda path: path.stat().st_mtime_ns)
-        for path in found[:-count]:
+        """Remove the records named ``prefix`` and 32 hex digits but the ``count`` newest."""
+        found = [
+            path
+            for path in self._folder.glob(f"{prefix}*")
+            if _HEX_128.fullmatch(path.name.removeprefix(prefix))
+        ]
+        for path in sorted(found, key=lambda path: path.stat().st_mtime_ns)[:-count]:
             remove_durably(path)
 
     def load_record(self, name: str, kind: type[_M]) -> _M | None:

@@ -1,9 +1,11 @@
-"""Folders that a user names for what a program keeps: nothing is written among others' files."""
+"""Folders that a user names for what a program keeps: others' files in them stay as they are."""
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import os
+import re
 from collections.abc import Collection
 from pathlib import Path
 
@@ -49,3 +51,17 @@ def demand_own_folder(
             f"{folder} is no {what}, and holds other things: {shown}.",
             remedy="Name a new or an empty folder. Nothing was changed.",
         )
+
+
+def remove_files(folder: Path, names: re.Pattern[str]) -> None:
+    """Remove the plain files in ``folder`` that have such names, then the folder if it is empty.
+
+    Everything else stays, and a link to a folder is not followed. What cannot be removed stays too.
+    """
+    if folder.is_symlink():
+        return
+    with contextlib.suppress(OSError):
+        for path in folder.iterdir():
+            if names.fullmatch(path.name) and path.is_file() and not path.is_symlink():
+                path.unlink(missing_ok=True)
+        folder.rmdir()

@@ -16,6 +16,7 @@ from aiohttp import web
 from client_sdk import LedgerRefusal, StateError, TransportError
 from client_sdk.policy import MODEL_HEADER_BYTES, download_size
 from client_sdk.rounds.checkin import DISK_MARGIN_BYTES
+from client_sdk.state.keystore import open_storage_key
 from dp.tlog.tiles import resource_bytes_max
 from secagg.http_api import Offer, Problem
 from tests.kits.world import POLICY, QUICK, TASK, OneHot, World, plain_spec
@@ -30,8 +31,9 @@ def models(world: World, name: str = "d0") -> list[str]:
 
 def left_behind(world: World, *digests: bytes) -> None:
     """Parts of other models, as earlier runs may have left them."""
+    open_storage_key(world.folder / "d0")
     folder = world.folder / "d0" / "models"
-    folder.mkdir(parents=True)
+    folder.mkdir(exist_ok=True)
     for digest in digests:
         (folder / digest.hex()).with_suffix(".part").write_bytes(b"x" * 10)
 
@@ -91,13 +93,24 @@ async def test_a_part_stays_only_where_the_transfer_may_go_on(
         assert (caught.value.reason, models(world)) == (reason, left)
 
 
+async def test_a_part_that_is_a_link_is_refused_before_the_first_byte(tmp_path: Path) -> None:
+    async with World(tmp_path, plain_spec()) as world:
+        serve(world, b"x" * 90)
+        left_behind(world)
+        thesis = tmp_path / "thesis"
+        thesis.write_text("mine")
+        name = hashlib.sha256(b"x" * 90).hexdigest()
+        (world.folder / "d0" / "models" / f"{name}.part").symlink_to(thesis)
+        with pytest.raises(StateError, match="state-folder-taken"):
+            await run(world)
+        assert thesis.read_text() == "mine"
+
+
 async def test_models_that_never_come_do_not_pile_up(tmp_path: Path) -> None:
     async with World(tmp_path, plain_spec()) as world:
         for number in range(3):
             serve(world, b"", 503, digest=bytes((number,)) * 32, size_bytes=200)
-            left = world.folder / "d0" / "models"
-            left.mkdir(parents=True, exist_ok=True)
-            (left / (bytes((number,)) * 32).hex()).with_suffix(".part").write_bytes(b"x")
+            left_behind(world, bytes((number,)) * 32)
             with pytest.raises(TransportError):
                 await run(world)
             assert len(models(world)) == 1

@@ -16,14 +16,30 @@ from tests.kits.service import served
 
 async def test_the_janitor_removes_nothing_that_is_not_ours(tmp_path: Path) -> None:
     data = tmp_path / "data"
-    for place in ("uploads/holiday", "blobs/partial/thesis", f"uploads/{'ab' * 32}"):
-        (data / place).mkdir(parents=True)
-        (data / place / "file").write_text("x")
+    theirs = [
+        "uploads/holiday/0",
+        "blobs/partial/thesis/file",
+        f"uploads/{'cd' * 32}/photo.jpg",
+        f"uploads/{'cd' * 32}/1/0",
+        f"blobs/partial/{'cd' * 32}/thesis",
+        "elsewhere/0",
+    ]
+    ours = [
+        f"uploads/{'ab' * 32}/0",
+        f"uploads/{'cd' * 32}/0",
+        f"blobs/partial/{'ab' * 32}/{'0' * 16}-3",
+        f"blobs/partial/{'ab' * 32}/.{'0' * 16}-4.{'1' * 16}",
+    ]
     async with served(data) as server:
+        for file in (*theirs, *ours):
+            (data / file).parent.mkdir(parents=True, exist_ok=True)
+            (data / file).write_text("x")
+        (data / "uploads" / ("ef" * 32)).symlink_to(data / "elsewhere")
         await Janitor(server.service.core).sweep()
-    assert (data / "uploads" / "holiday" / "file").exists()
-    assert (data / "blobs" / "partial" / "thesis" / "file").exists()
-    assert not (data / "uploads" / ("ab" * 32)).exists()  # a left-over of a cohort
+    assert all((data / file).exists() for file in theirs)
+    assert not any((data / file).exists() for file in ours)  # left-overs of cohorts
+    for place in ("uploads", "blobs/partial"):
+        assert not (data / place / ("ab" * 32)).exists()
 
 
 async def test_another_service_s_ledger_is_not_written_over(tmp_path: Path) -> None:

@@ -203,11 +203,11 @@ def test_only_the_newest_records_of_a_kind_are_kept(journal: Journal, tmp_path: 
     folder = tmp_path / "state"
     journal.save_blob("other", b"x")
     for number in range(6):
-        journal.save_blob(f"control-{number}", b"x")
-        os.utime(folder / f"control-{number}", ns=(number, number))
+        journal.save_blob(f"control-{number:032x}", b"x")
+        os.utime(folder / f"control-{number:032x}", ns=(number, number))
     journal.keep_newest("control-", 4)
     left = sorted(path.name for path in folder.iterdir() if path.is_file())
-    assert left == ["control-2", "control-3", "control-4", "control-5", "other"]
+    assert left == [*(f"control-{number:032x}" for number in range(2, 6)), "other"]
     journal.keep_newest("none-", 4)
 
 

@@ -83,7 +83,21 @@ def listed(folder: Path) -> dict[str, int]:
 
 @EVERY
 @pytest.mark.parametrize(
-    "held", ["thesis.txt", ".git/config", "photos/1.jpg", "account", "session", "witness.txt"]
+    "held",
+    [
+        "thesis.txt",
+        ".git/config",
+        "photos/1.jpg",
+        "account",
+        "account/a.db",
+        "session",
+        "witness.txt",
+        "models/llama.gguf",
+        f"models/{'ab' * 32}",
+        "data/rows.csv",
+        "data",
+        "owner",
+    ],
 )
 def test_a_folder_of_others_is_refused_before_anything_is_written(
     tmp_path: Path, make: Makes, reason: str, held: str
