@@ -365,7 +365,8 @@ class Journal:
             for path in self._folder.glob(f"{prefix}*")
             if _HEX_128.fullmatch(path.name.removeprefix(prefix))
         ]
-        for path in sorted(found, key=lambda path: path.stat().st_mtime_ns)[:-count]:
+        found.sort(key=lambda path: path.stat().st_mtime_ns)
+        for path in found[:-count]:
             remove_durably(path)
 
     def load_record(self, name: str, kind: type[_M]) -> _M | None:
