@@ -1,8 +1,8 @@
 """The rows of the quality table, and the task that each one is at a given epsilon.
 
 Two families can be compared within themselves: rows of several local steps between releases
-(privacy by noise on every device, mode A), and rows of one step per release (privacy by noise in
-the sum, mode C). All rows take the same number of gradient steps on every device, but for FedNova
+(privacy by noise on every device), and rows of one step per release (privacy by noise in
+the sum). All rows take the same number of gradient steps on every device, but for FedNova
 without privacy, whose devices take two or three a release by the size of their data: 6 to 9 in all
 on tiny (8 elsewhere), 4 to 6 on SmolLM2 (4 elsewhere).
 

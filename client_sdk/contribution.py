@@ -51,21 +51,24 @@ class TrainingJob:
 class Contributor(Protocol):
     """The app's side of a round.
 
-    What each mode rests on: device-level noise and the noise of mode C are the SDK's, whatever the
-    contributor is. In mode C the contributor clips each example (``ExampleSum`` does). In mode A
-    (``local``) the contributor clips and adds the noise, before the SDK sees a value, and only one
-    that says so is let into such a task: with the attribute ``adds_local_noise = True``, which is
-    its word that in such a task every step of ``contribute`` adds the manifest's noise.
+    What each mode rests on: device-level noise and the noise of distributed sums are the SDK's,
+    whatever the contributor is. With distributed noise the contributor clips each example
+    (``ExampleSum`` does). With local noise (``local``) the contributor clips and adds the noise,
+    before the SDK sees a value, and only one that says so is let into such a task: with the
+    attribute ``adds_local_noise = True``, which is its word that in such a task every step of
+    ``contribute`` adds the manifest's noise.
 
     A contributor may have ``left_out``, :class:`client_sdk.training.rows.LeftOut` of the last job:
     the examples that counted as zero, for the device's user. What one example raises must not leave
-    ``contribute`` in mode C: the whole batch would count as zero, and no clip bounds that.
+    ``contribute`` with distributed noise: the whole batch would count as zero, and no clip bounds
+    that.
     """
 
     def contribute(self, job: TrainingJob) -> Mapping[str, np.ndarray]:
         """Values by segment name, each one-dimensional with the segment's length.
 
-        Floats in real units; in mode C ``gradient`` is the int64 total of an ``ExampleSum``, whose
+        Floats in real units; with distributed noise ``gradient`` is the int64 total of an
+        ``ExampleSum``, whose
         ``values()`` have ``below`` too where the clip adapts (with device-level privacy alone the
         SDK adds it). May block. An exception means that the contribution failed: where noise
         protects the sum the device then sends zero plus noise, so that failure tells nothing;

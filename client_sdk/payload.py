@@ -39,7 +39,7 @@ from secagg.secret import Secret
 
 
 def is_batch_secret(manifest: Manifest) -> bool:
-    """Whether the contribution holds a secret Poisson batch (mode C).
+    """Whether the contribution holds a secret Poisson batch (distributed).
 
     Such a contribution serves at most one cohort that reaches masking: the same batch under two
     draws of noise would cost more than two amplified releases.
@@ -48,7 +48,7 @@ def is_batch_secret(manifest: Manifest) -> bool:
 
 
 def hides_failures(manifest: Manifest) -> bool:
-    """Whether a failed contribution is replaced by zero plus noise (modes B and C)."""
+    """Whether a failed contribution is replaced by zero plus noise (device-level, distributed)."""
     return manifest.noise is not None
 
 

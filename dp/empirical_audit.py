@@ -214,14 +214,15 @@ def run_attack(
     batch_sum: BatchSum = ExampleSum,
     only_even: bool = False,
 ) -> AttackResult:
-    """Train in mode C with canaries, release by release, and attack what was released.
+    """Train under distributed noise with canaries, release by release, and attack what was
+    released.
 
     As many devices send as the accounting counts on, the fewest honest ones; the canaries are in
     the first one's batch. A canary's direction has one coordinate in each half of the vector, so
     that a clip of each part alone is seen as well.
 
     Args:
-        manifest: mode C with room for ``canaries`` examples in one batch.
+        manifest: distributed noise, with room for ``canaries`` examples in one batch.
         gradients: per-example gradients of the honest data at a model, float[d] each.
         canaries: at most d / 2; half of them, by fair coins, take part in every release.
         learning_rate: of the step along the mean of the honest examples.

@@ -3,7 +3,7 @@
 ========  ==================================================================================
 mode      what ``encode`` does with a segment
 ========  ==================================================================================
-none, A   clip, scale, stochastic rounding, integer clip (in mode A the noise is already in it)
+none, A   clip, scale, stochastic rounding, integer clip (local noise is in it)
 B         rotation, clip, scale, stochastic rounding, integer clip, noise share
 C         an :class:`ExampleSum`'s int64 total as it is, noise share
 ========  ==================================================================================
@@ -57,10 +57,10 @@ def encode(
     """One device's payload, with check coordinates, not yet masked.
 
     Args:
-        values: one array per segment of the manifest, flat, of its length; floats, and in mode C
-            the int64 total of an :class:`ExampleSum`. With any privacy mode a vector that is not
-            finite counts as zero (a failure must not show). Where the clip adapts, already scaled
-            for the version's clip, and ``below`` in units, int64[1]
+        values: one array per segment of the manifest, flat, of its length; floats, and with
+            distributed noise the int64 total of an :class:`ExampleSum`. With any noise a vector
+            that is not finite counts as zero (a failure must not show). Where the clip adapts,
+            already scaled for the version's clip, and ``below`` in units, int64[1]
             (:mod:`dp.noise.adaptive_clip`).
         rotation_seed: the cohort's ctx; public.
         random_bytes: cryptographically secure.
@@ -171,7 +171,7 @@ def _example_total(segment: Segment, value: NDArray[Any], factor: int) -> NDArra
     if value.dtype != np.int64:
         raise MechanismError(
             "segment-type",
-            "In mode C a device sends the integer total of an ExampleSum; below is in units.",
+            "A device sends the integer total of an ExampleSum, and below in units.",
             expected="int64",
             found=value.dtype.str,
         )

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 class ExampleSum:
     """The sum of integer-clipped example gradients: sensitivity exactly ``clip_units``.
 
-    In mode C its ``total`` is what :func:`dp.encoding.encode` takes as ``values["gradient"]``; in
-    mode A :func:`noisy_total` turns it into a DP-SGD step. Where the clip adapts, ``below`` is the
-    sum of b - gamma over the same examples, in units, each within the ``clip_units`` of its
-    segment.
+    With distributed noise its ``total`` is what :func:`dp.encoding.encode` takes as
+    ``values["gradient"]``; with local noise :func:`noisy_total` makes a DP-SGD step. Where the
+    clip adapts, ``below`` is the sum of b - gamma over the same examples, in units, each within the
+    ``clip_units`` of its segment.
 
     Args:
         manifest: with example-level privacy.
@@ -82,7 +82,8 @@ class ExampleSum:
         self.total += to_units(gradient, self._scale, self._bound, self._random_bytes)
 
     def values(self, name: str = "gradient") -> dict[str, NDArray[np.int64]]:
-        """What a device contributes in mode C: the total as ``name``, and ``below``, if any."""
+        """What a device contributes with distributed noise: the total as ``name``, and ``below``,
+        if any."""
         if self._manifest.clip_adaptation is None:
             return {name: self.total}
         return {name: self.total, BELOW: np.array([self.below], dtype=np.int64)}
@@ -99,7 +100,7 @@ def _example_grid(manifest: Manifest, privacy: ExamplePrivacy) -> tuple[int, int
 def noisy_total(
     manifest: Manifest, total: NDArray[np.int64], random_bytes: RandomBytes
 ) -> NDArray[np.float64]:
-    """Mode A: the sum of one local step's clipped gradients plus exact Skellam noise.
+    """Local noise: the sum of one local step's clipped gradients plus exact Skellam noise.
 
     Args:
         total: an :class:`ExampleSum`'s, int64[d].

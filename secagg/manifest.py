@@ -25,7 +25,8 @@ class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 class Segment(_Part, frozen=True):
     """A named stretch of the payload.
 
-    ``clip`` is the L2 bound in real units of what one device sends (in mode C: of one *example*),
+    ``clip`` is the L2 bound in real units of what one device sends (with distributed noise, of one
+    *example*),
     ``scale`` the number of integer units per real unit, ``clip_units`` = floor(clip * scale) the
     exact integer L2 bound.
     """
@@ -46,7 +47,7 @@ class Encoding(_Part, frozen=True):
 
 
 class Noise(_Part, frozen=True):
-    """The noise that every device adds in the ring before masking (modes B and C).
+    """The noise that every device adds in the ring before masking (device-level, distributed).
 
     ``share_variance``: variance of one device's share, integer units squared, per coordinate
     (for the discrete Gaussian its parameter sigma^2, the variance up to e^(-2 pi^2 sigma^2)).
@@ -63,11 +64,11 @@ class Noise(_Part, frozen=True):
 
 
 class ExamplePrivacy(_Part, frozen=True):
-    """Example-level terms. ``local`` is mode A, ``distributed`` is mode C (one sum per step).
+    """Example-level terms. ``local``: noise in each local step; ``distributed``: in each sum.
 
-    ``noise_multiplier`` is relative to ``clip``: in mode A of each local step, in mode C of the sum
-    with the fewest survivors. ``examples_max`` is the public bound on examples that one device may
-    sum in one step (mode C needs it for the ring).
+    ``noise_multiplier`` is relative to ``clip``: with local noise of each local step, with
+    distributed noise of the sum with the fewest survivors. ``examples_max`` is the public bound on
+    examples that one device may sum in one step (distributed noise needs it for the ring).
     """
 
     mode: Literal["local", "distributed"]
@@ -78,7 +79,7 @@ class ExamplePrivacy(_Part, frozen=True):
 
 
 class DevicePrivacy(_Part, frozen=True):
-    """Device-level terms (mode B): the L2 bound of a device's whole contribution and the noise.
+    """Device-level terms: the L2 bound of a device's whole contribution and the noise.
 
     ``participation_rate``: with this probability, by a secret coin for each cohort, a device puts
     its contribution in; else it sends zero and its noise, and nobody can tell.
@@ -116,7 +117,7 @@ class CohortRules(_Part, frozen=True):
     """Who may form a cohort.
 
     ``corrupt_max``: devices that the threshold assumes to collude with the aggregator.
-    ``silent_max``: survivors whose noise shares are not counted (at least 1 in modes B and C,
+    ``silent_max``: survivors whose noise shares are not counted (at least 1 with noise in the ring,
     since a participant knows its own share).
     ``degree``, ``threshold``: of the graph of a cohort that is too large for the complete one
     (0: every cohort has the complete graph, and its threshold follows from its size).

@@ -108,7 +108,8 @@ class LoraTrainer:
         self._rows: tuple[int, tuple[Row, ...], tuple[LeftOut, ...]] | None = None  # by max_tokens
         self._left_out: dict[int, LeftOut] = {}
 
-    # Every local step of every algorithm that admits mode A (client_sdk.training.algorithms.steps).
+    # Every local step of every algorithm that admits local noise
+    # (client_sdk.training.algorithms.steps).
     adds_local_noise = True
 
     @property
@@ -133,7 +134,7 @@ class LoraTrainer:
                 tokenizer raise before any data was used; ``dataset-empty``: no example can be
                 used, and the task has no noise that would hide it.
             ContributionError: ``training-deadline``, ``training-stopped``, and without noise
-                ``examples-failed``. In modes B and C the device then sends zero plus noise.
+                ``examples-failed``. With noise in the ring the device then sends zero plus noise.
         """
         deadline_s = None if job.deadline_s is None else self._clock() + job.deadline_s
         if self._threads is not None:

@@ -126,7 +126,7 @@ def guaranteed_variance(manifest: Manifest, facts: ReleaseFacts) -> int:
 
 
 def local_step(manifest: Manifest) -> SkellamRelease:
-    """One local step of mode A: Skellam noise on a sum of integer-clipped gradients."""
+    """One local step: Skellam noise on a sum of integer-clipped gradients."""
     privacy = manifest.example_privacy
     if privacy is None:
         raise AccountingError("privacy-missing", "The task has no example-level privacy.")
@@ -366,8 +366,8 @@ def slack_log2(draws: int) -> float:
 def _who(manifest: Manifest, mode: Literal["A", "B", "C"]) -> str:
     """Nobody whom the masks do not stand against: of ``corrupt_max`` devices they hide the rest.
 
-    Other devices' noise may be known to the aggregator; it is not counted. In mode A a device's
-    own noise stands against whoever sees its update.
+    Other devices' noise may be known to the aggregator; it is not counted. With local noise a
+    device's own noise stands against whoever sees its update.
     """
     if mode == "A":
         return "everyone"
@@ -390,8 +390,8 @@ def time_terms(manifest: Manifest, unit: Literal["example", "device"], adjacency
     """What a line assumes of time beyond its coins (docs/privacy.md, "Time").
 
     With every coin known, neighbours still differ in the work of one example, or of one device.
-    Public slots hide it as far as both neighbours' work fits them. A device that is late in mode B
-    sends zeros, which is the neighbour itself; but its vector is encoded after the slot.
+    Public slots hide it as far as both neighbours' work fits them. A device that is late at device
+    level sends zeros, which is the neighbour itself; but its vector is encoded after the slot.
     """
     if unit == "device":
         when = "time after the slot" if manifest.report_slot_s > 0 else "time"

@@ -24,10 +24,10 @@ QUANTILE_NOISE = 0.25  # a release then moves a clip at rest by a factor of abou
 
 
 def noise_over_clip(manifest: Manifest) -> float | None:
-    """L2 norm of the noise in the mean over L2 bound of the mean: z sqrt(d) / n (mode B).
+    """L2 norm of the noise in the mean over L2 bound of the mean: z sqrt(d) / n (device-level).
 
-    Together with mode C the noise is for a device that sends ``examples_max`` examples, while the
-    signal is that of the expected batch.
+    Together with distributed noise the noise is for a device that sends ``examples_max`` examples,
+    while the signal is that of the expected batch.
     """
     device, training = manifest.device_privacy, manifest.training
     if device is None:
@@ -56,7 +56,7 @@ def overshoot(manifest: Manifest) -> float | None:
 
 
 def local_noise_norm(manifest: Manifest) -> float | None:
-    """Expected L2 norm of the noise in one device's update (mode A): lr C z |a|_2 sqrt(d) / batch.
+    """Expected L2 norm of the noise in one device's update (local): lr C z |a|_2 sqrt(d) / batch.
 
     a: what each step counts for (sqrt(T) for T plain steps); per |a|_1 in FedNova. None for Adam.
     """

@@ -15,9 +15,9 @@ def mean_variance(manifest: Manifest, survivors: int, masking_set_size: int = 0)
     """Variance per coordinate of the survivors' noise shares in the mean, real units squared.
 
     The variance in the sum over (scale * public denominator)^2, times FedNova's tau_eff^2; 0
-    without noise in the ring or without such a mean. Mode B's rotation is orthonormal and changes
-    nothing. Stochastic rounding (at most 1/4 unit squared per device) is left out: it is under
-    0.1 % of a noise worth the name.
+    without noise in the ring or without such a mean. The device-level rotation is orthonormal and
+    changes nothing. Stochastic rounding (at most 1/4 unit squared per device) is left out: it is
+    under 0.1 % of a noise worth the name.
 
     Args:
         masking_set_size: devices that owed a vector. Where parts of the noise are removable, what

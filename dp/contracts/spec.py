@@ -136,10 +136,10 @@ class SegmentSpec(_Table, frozen=True):
 class AdaptiveClipSpec(_Table, frozen=True):
     """The clip follows a private estimate of a quantile of the norms (``dp.noise.adaptive_clip``).
 
-    ``quantile``: share of the units (examples with mode C, else devices) whose norm is to be at
-    most the clip. ``learning_rate``: the clip moves by a factor of at most exp(this) per release,
-    but for noise. ``clip_min``, ``clip_max``: its range; None: a hundredth and a hundred times the
-    clip that the task begins with.
+    ``quantile``: share of the units (examples with distributed noise, else devices) whose norm is
+    to be at most the clip. ``learning_rate``: the clip moves by a factor of at most exp(this) per
+    release, but for noise. ``clip_min``, ``clip_max``: its range; None: a hundredth and a hundred
+    times the clip that the task begins with.
     """
 
     quantile: float = 0.5
@@ -155,12 +155,12 @@ class TaskSpec(_Table, frozen=True):
     (``fedavgm``, ``fedadagrad``, ``fedadam``, ``fedyogi``), ``fednova``, ``scaffold``,
     ``fedbuff``, ``zeroth-order``, ``evaluation`` (loss and accuracy, no step), or ``sum``
     (federated statistics).
-    ``privacy``: of one *example*. ``distributed`` (mode C, fedsgd): noise shares in the ring;
-    ``local`` (mode A, fedavg and fedprox): DP-SGD on the device; ``none``.
+    ``privacy``: of one *example*. ``distributed`` (fedsgd): noise shares in the ring;
+    ``local`` (fedavg and fedprox): DP-SGD on the device; ``none``.
     ``clip``: L2 bound, of one example's gradient with example privacy, else of a device's update.
     ``noise_multiplier``: noise over ``clip``, standard deviations.
     ``sampling_rate``: probability with which an example joins a batch.
-    ``examples_max``: most examples that one device may sum in one step (mode C).
+    ``examples_max``: most examples that one device may sum in one step (distributed).
     ``update_clip``: L2 bound of a device's whole update in fedavg and fedprox. None: 1 with
     device-level privacy, which it is the unit of; else 64, since then it protects nothing and
     only keeps the sum inside the ring.
@@ -175,12 +175,12 @@ class TaskSpec(_Table, frozen=True):
     would have needed. Costs one more secret per level and device, and drawing the parts again.
     ``report_slot_s``: devices report in at multiples of this after a version opens, the first that
     leaves a whole one to train in, so that time does not show the batch; 0: when they are ready
-    (no amplified statement of mode C is then made, and each line assumes more of time).
+    (no amplified statement of distributed noise is then made, and each line assumes more of time).
     ``slot_overrun``: chance, stated by the operator, that in one release (all tries at it together)
     a batch makes its device miss its whole slot, or fail, whatever its data; delta pays for it in
     the amplified lines of examples. 0: it is claimed never to happen.
-    ``adaptive_clip``: ``clip`` (mode C) or ``update_clip`` (device level) is where the clip begins,
-    and each release moves it; absent: it stays.
+    ``adaptive_clip``: ``clip`` (distributed) or ``update_clip`` (device level) is where the clip
+    begins, and each release moves it; absent: it stays.
     ``partners``: whose devices may join, by name or by key (hex); empty: all that are registered
     when the task is created.
     ``start_from``: task whose present model is this one's version 0, with the same base model and

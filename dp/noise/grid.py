@@ -102,7 +102,7 @@ def l1_units(segments: Sequence[Segment], factor: int = 1) -> int:
 
 
 def has_ring_noise(manifest: Manifest) -> bool:
-    """Modes B and C: noise shares in the ring."""
+    """Noise shares in the ring."""
     distributed = (
         manifest.example_privacy is not None and manifest.example_privacy.mode == "distributed"
     )
@@ -110,6 +110,7 @@ def has_ring_noise(manifest: Manifest) -> bool:
 
 
 def examples_factor(manifest: Manifest) -> int:
-    """Clipped integer vectors that one device may sum: examples_max in mode C, else 1."""
+    """Clipped integer vectors that one device may sum: examples_max with distributed noise, else
+    1."""
     privacy = manifest.example_privacy
     return privacy.examples_max if privacy is not None and privacy.mode == "distributed" else 1

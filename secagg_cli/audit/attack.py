@@ -51,7 +51,7 @@ def attack(
 ) -> None:
     """Attack our own training and print a lower bound on epsilon beside the accountant's.
 
-    One run of mode C (distributed example-level noise) on a small LoRA-like classifier, with
+    One run with distributed example-level noise on a small LoRA-like classifier, with
     canaries; the attacker sees every released sum. Exit code 1 if the lower bound exceeds the
     accountant's, or if an example moves a sum by more than the clip: then a promise is broken.
     """

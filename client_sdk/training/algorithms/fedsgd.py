@@ -1,4 +1,4 @@
-"""FedSGD under distributed example-level privacy (mode C): one masked sum per global step.
+"""FedSGD under distributed example-level privacy: one masked sum per global step.
 
 The device draws a secret Poisson batch, clips every example's gradient to the manifest's bound in
 exact integers, and adds them up; its noise share is added where the total is encoded. The server
@@ -54,7 +54,7 @@ def contribute(manifest: Manifest, work: Work) -> Mapping[str, NDArray[Any]]:
 
 
 def secret_batch(privacy: ExamplePrivacy, work: Work) -> NDArray[np.int64]:
-    """Places of a secret Poisson batch (mode C).
+    """Places of a secret Poisson batch (distributed).
 
     The ring has room for ``examples_max`` examples. A device that holds so many that a batch could
     plausibly be larger uses only its first ``examples_held_max``; in the improbable larger batch

@@ -1,6 +1,6 @@
 """A device's local steps between two releases, which the averaging algorithms share.
 
-With ``local`` example privacy (mode A) each step is DP-SGD: a secret Poisson batch, per-example
+With ``local`` example privacy each step is DP-SGD: a secret Poisson batch, per-example
 gradients (Opacus hooks), each clipped in exact integers, exact Skellam noise on their sum. Else a
 step is plain SGD on a fresh random batch. What an algorithm adds to the gradient (FedProx's pull,
 SCAFFOLD's control variates) is added *after* clip and noise: it depends on no example of this step,

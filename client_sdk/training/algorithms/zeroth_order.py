@@ -30,7 +30,8 @@ from secagg.manifest import Manifest, adapter_of, training_of
 
 
 def contribute(manifest: Manifest, work: Work) -> Mapping[str, NDArray[Any]]:
-    """``{"gradient": [K]}``: in mode C the int64 sum of examples' clipped slopes, else the mean.
+    """``{"gradient": [K]}``: with distributed noise the int64 sum of examples' clipped slopes, else
+    the mean.
 
     Without any privacy the mean is multiplied by the hidden ``weight``, and ``weight`` and ``loss``
     (at the global model) are sent beside it.

@@ -58,7 +58,7 @@ class Algorithm(ABC):
 
     @abstractmethod
     def segments(self, spec: TaskSpec, length: int, *, noisy: bool) -> tuple[SegmentSpec, ...]:
-        """The segments of a task; ``length`` is the adapter's, ``noisy`` means modes A, B, C."""
+        """The segments of a task; ``length`` is the adapter's, ``noisy``: noise of any kind."""
 
     @abstractmethod
     def denominator(self, spec: TaskSpec, *, noisy: bool) -> float:

@@ -1,4 +1,4 @@
-"""FedSGD: one masked sum of per-example clipped gradients per global step (mode C)."""
+"""FedSGD: one masked sum of per-example clipped gradients per global step (distributed)."""
 
 from __future__ import annotations
 

@@ -14,10 +14,10 @@ Why each exclusion:
   then no mean of gradients, or c no mean of the c_k;
 - noise in the ring (device level): c - mean(c_k) never shrinks, so the noise of every release
   would stay in c for good, while a device cannot take its share into c_k: its next contribution
-  would show the share, which also hides the others. Noise *before* the sum (mode A) is in both;
+  would show the share, which also hides the others. Noise *before* the sum (local) is in both;
 - adapter forms with re-initialised or alternating factors: ``dp.contracts.forms``.
 
-Example-level privacy on the device (mode A) covers c_k too: it is a function of gradients that
+Example-level privacy on the device (local) covers c_k too: it is a function of gradients that
 were clipped and noised, so using it again is post-processing.
 """
 
