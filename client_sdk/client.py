@@ -36,8 +36,9 @@ from client_sdk.network.server_time import ServerTime, steady_clock
 from client_sdk.network.transport import Transport
 from client_sdk.policy import PrivacyPolicy
 from client_sdk.rounds.checkin import check_in, next_offer
-from client_sdk.rounds.contributing import Training, left_out_of, version_of
+from client_sdk.rounds.contributing import Training, version_of
 from client_sdk.rounds.device import Device, ParticipantSettings
+from client_sdk.rounds.examples_told import ExamplesTold
 from client_sdk.rounds.pace import Pace
 from client_sdk.rounds.participant import Outcome, Participant, note_given
 from client_sdk.rounds.pending import check_pending
@@ -418,7 +419,7 @@ class Client:
         self, device: Device, contributor: Contributor, task: str, rounds: int | None
     ) -> Tally:
         training = Training(device, contributor)
-        tally = Tally(left_out=training.left_out)
+        tally = Tally(told=training.told)
         pace = Pace(device)
         failures = 0
         pending = await self._finish_pending(device)
@@ -505,7 +506,7 @@ class Client:
         phase, dropped = session.state.phase, None
         contribution = _contribution_of(device.journal, session)
         failed = None if contribution is None else contribution.failed
-        left_out = () if contribution is None else left_out_of(contribution)
+        told = None if contribution is None else ExamplesTold.of_contribution(contribution)
         shown = {} if failed is None else {"failed": failed}
         await device.emit("resumed", session.record.task, session.id, phase=phase, **shown)
         try:
@@ -514,7 +515,7 @@ class Client:
             await session.cancel(refusal.reason, f"The unfinished session was dropped: {refusal}")
             dropped = refusal
         outcome = await participant.run()
-        return replace(outcome, refusal=dropped, failed=failed, left_out=left_out)
+        return replace(outcome, refusal=dropped, failed=failed, told=told)
 
     def _connect(self, now: ServerTime) -> Transport:
         bundle = self._bundle

@@ -58,10 +58,11 @@ class Contributor(Protocol):
     attribute ``adds_local_noise = True``, which is its word that in such a task every step of
     ``contribute`` adds the manifest's noise.
 
-    A contributor may have ``left_out``, :class:`client_sdk.training.rows.LeftOut` of the last job:
-    the examples that counted as zero, for the device's user. What one example raises must not leave
-    ``contribute`` with distributed noise: the whole batch would count as zero, and no clip bounds
-    that.
+    A contributor may have, of the last job and for the device's user alone: ``left_out``
+    (:class:`client_sdk.training.rows.LeftOut`), the examples that counted as zero; ``cut``
+    (:class:`client_sdk.training.rows.Cut`), those that counted, but not whole; ``examples``, the
+    places of the data set. What one example raises must not leave ``contribute`` with distributed
+    noise: the whole batch would count as zero, and no clip bounds that.
     """
 
     def contribute(self, job: TrainingJob) -> Mapping[str, np.ndarray]:

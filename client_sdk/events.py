@@ -17,6 +17,7 @@ EventKind = Literal[
     "training",  # the contributor starts
     "trained",  # its contribution is journalled (detail: reused, failed, seconds)
     "examples-left-out",  # some counted as zero (detail: examples, reasons, first); stays here
+    "examples-cut",  # some counted, but not whole (detail: examples, first); stays here
     "reported",  # the advert is accepted
     "roster",  # the cohort has closed and this device is in it
     "shared",  # deals are sent

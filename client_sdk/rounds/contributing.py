@@ -11,10 +11,9 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from client_sdk.contribution import (
@@ -26,8 +25,9 @@ from client_sdk.errors import ContributionError, TaskRefusal
 from client_sdk.payload import hides_failures, prepared, zero_contribution
 from client_sdk.rounds.checkin import CheckIn
 from client_sdk.rounds.device import Device
+from client_sdk.rounds.examples_told import ExamplesTold
 from client_sdk.rounds.scaffold_control import DeviceControl, settle
-from client_sdk.state.journal import Contribution, StoredLeftOut
+from client_sdk.state.journal import Contribution
 from client_sdk.threads import finish_in_thread, start_in_thread
 from client_sdk.training.rows import LeftOut, reasons_of
 from dp.contracts.algorithms.registry import has_control
@@ -58,18 +58,13 @@ def version_of(contribution: Contribution, checkin: CheckIn) -> int:
     return contribution.model_version
 
 
-def left_out_of(contribution: Contribution) -> tuple[LeftOut, ...]:
-    """The examples that counted as zero in a journalled contribution."""
-    return tuple(LeftOut(one.index, one.reason, one.sentence) for one in contribution.left_out)
-
-
 class Training:
     """Runs one contributor, one call at a time, and journals what it returns."""
 
     def __init__(self, device: Device, contributor: Contributor) -> None:
         self._device = device
         self._contributor = contributor
-        self.left_out: dict[int, LeftOut] = {}  # of all jobs so far, by place
+        self.told = ExamplesTold()
         self._running: asyncio.Future[Mapping[str, np.ndarray]] | None = None
         self._stop = threading.Event()
 
@@ -96,8 +91,8 @@ class Training:
             started = device.time.steady()
             await device.emit("training", task, version=checkin.offer.model.version)
             contribution = await self._compute(checkin, report_s)
-            left_out = await self._tell_left_out(task)
-            contribution = msgspec.structs.replace(contribution, left_out=left_out)
+            told = await self._tell_examples(task)
+            contribution = told.stored_in(contribution)
             await finish_in_thread(device.journal.save_contribution, contribution)
             await device.emit(
                 "trained",
@@ -120,14 +115,19 @@ class Training:
 
     def recall(self, contribution: Contribution) -> None:
         """Count the examples that were left out of a contribution of an earlier process."""
-        self.left_out |= {one.index: one for one in left_out_of(contribution)}
+        self.told.add(ExamplesTold.of_contribution(contribution))
 
-    async def _tell_left_out(self, task: str) -> tuple[StoredLeftOut, ...]:
-        """Tell the device's user, and nobody else, of examples that counted as zero; which."""
-        told = getattr(self._contributor, "left_out", ())
-        found = [one for one in told if type(one) is LeftOut] if isinstance(told, Sequence) else []
-        new = [one for one in found if one.index not in self.left_out]
-        self.left_out |= {one.index: one for one in found}
+    @property
+    def left_out(self) -> dict[int, LeftOut]:
+        """Of all jobs so far, by place."""
+        return self.told.left_out
+
+    async def _tell_examples(self, task: str) -> ExamplesTold:
+        """Tell the device's user, and nobody else, of examples that counted as zero or were cut."""
+        found = ExamplesTold.of_contributor(self._contributor)
+        new = [one for index, one in found.left_out.items() if index not in self.told.left_out]
+        new_cut = [one for index, one in found.cut.items() if index not in self.told.cut]
+        self.told.add(found)
         if new:
             await self._device.emit(
                 "examples-left-out",
@@ -136,10 +136,11 @@ class Training:
                 reasons=reasons_of(self.left_out.values()),
                 first=str(new[0]),
             )
-        return tuple(
-            StoredLeftOut(index=one.index, reason=one.reason, sentence=one.sentence)
-            for one in found
-        )
+        if new_cut:
+            await self._device.emit(
+                "examples-cut", task, examples=len(self.told.cut), first=str(new_cut[0])
+            )
+        return found
 
     def reusable(self, checkin: CheckIn) -> Contribution | None:
         """The journalled contribution, if it is for this offer and reached no masking yet.

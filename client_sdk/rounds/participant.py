@@ -22,12 +22,12 @@ from client_sdk.ledger.watch import unreadable
 from client_sdk.network.http import is_transient
 from client_sdk.payload import encoded
 from client_sdk.rounds.device import Device
+from client_sdk.rounds.examples_told import ExamplesTold
 from client_sdk.rounds.pending import admit_again
 from client_sdk.rounds.scaffold_control import DeviceControl
 from client_sdk.rounds.session import Session
 from client_sdk.state.journal import Contribution
 from client_sdk.threads import finish_in_thread
-from client_sdk.training.rows import LeftOut
 from dp.contracts.algorithms.registry import has_control
 from secagg.client import (
     Advertised,
@@ -66,7 +66,7 @@ class Outcome:
     ``evidence``: what the ledger showed, where that ended the exchange; ``fault``: the error, where
     the ledger's record contradicts what the device knows. ``refusal``: why the policy dropped it.
     ``failed``: why zeros took the contribution's place; None: it was the contributor's.
-    ``left_out``: examples that counted as zero in the contribution of an earlier process.
+    ``told``: of the examples in the contribution of an earlier process.
     """
 
     task: str
@@ -79,7 +79,7 @@ class Outcome:
     fault: LedgerRefusal | None = None
     refusal: PolicyRefusal | None = None
     failed: str | None = None
-    left_out: tuple[LeftOut, ...] = ()
+    told: ExamplesTold | None = None
 
 
 def note_given(account: DeviceAccount, session: Session) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from client_sdk.accounts.device_account import DeviceAccount
 from client_sdk.errors import PolicyRefusal
+from client_sdk.rounds.examples_told import ExamplesTold
 from client_sdk.rounds.participant import Outcome
-from client_sdk.training.rows import LeftOut
+from client_sdk.training.rows import Cut, LeftOut
 from dp.accounting.budget import Total
 
 
@@ -35,6 +36,10 @@ class RunResult:
         left_out: the examples that counted as zero in this run, by place: for this device's user.
         failed: why the contributor failed, for each session of this run that sent zeros and noise
             in place of its contribution (``failed`` of its outcome): for this device's user.
+        cut: the examples that counted, but not whole, since they are longer than the task's
+            ``max_tokens``: for this device's user.
+        examples: places of the data set; None where nothing was contributed in this run, or the
+            contributor does not say.
     """
 
     releases: tuple[Outcome, ...] = ()
@@ -48,6 +53,15 @@ class RunResult:
     totals: tuple[Total, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
     failed: tuple[str, ...] = ()
+    cut: tuple[Cut, ...] = ()
+    examples: int | None = None
+
+    @property
+    def used(self) -> int | None:
+        """How many of ``examples`` never counted as zero in this run; None as there."""
+        if self.examples is None:
+            return None
+        return self.examples - sum(one.index < self.examples for one in self.left_out)
 
 
 @dataclass
@@ -59,13 +73,14 @@ class Tally:
     aborted: int = 0
     finished: bool = False
     evidence: list[Path] = field(default_factory=list)
-    left_out: dict[int, LeftOut] = field(default_factory=dict)
+    told: ExamplesTold = field(default_factory=ExamplesTold)
     failed: list[str] = field(default_factory=list)
 
     def add(self, outcome: Outcome) -> None:
         if outcome.evidence is not None:
             self.evidence.append(outcome.evidence)
-        self.left_out |= {one.index: one for one in outcome.left_out}
+        if outcome.told is not None:
+            self.told.add(outcome.told)
         if outcome.failed is not None:
             self.failed.append(outcome.failed)
         if outcome.reason is None:
@@ -76,6 +91,7 @@ class Tally:
     def result(self, account: DeviceAccount, task: str, folder: Path) -> RunResult:
         """``folder``: this device's."""
         data = account.data
+        left_out, cut = self.told.left_out, self.told.cut
         return RunResult(
             tuple(self.releases),
             account.epsilon(task),
@@ -86,6 +102,8 @@ class Tally:
             (folder,) if data is None else data.folders,
             0 if data is None else data.renewed,
             account.totals(),
-            tuple(self.left_out[index] for index in sorted(self.left_out)),
+            tuple(left_out[index] for index in sorted(left_out)),
             tuple(self.failed),
+            tuple(cut[index] for index in sorted(cut.keys() - left_out.keys())),
+            self.told.examples,
         )

@@ -119,12 +119,21 @@ class StoredLeftOut(_Record, frozen=True, kw_only=True):
     sentence: str
 
 
+class StoredCut(_Record, frozen=True, kw_only=True):
+    """An example that counted, but not whole, as :class:`client_sdk.training.rows.Cut`."""
+
+    index: int
+    tokens: int
+    limit: int
+
+
 class Contribution(_Record, frozen=True, kw_only=True):
     """A contributor's values for one model version. ``failed``: replaced by zeros.
 
     ``name`` is random; the account remembers which contribution a charge was for. ``control``:
     SCAFFOLD's c of that version, float32, little-endian. ``model_version``: -1 where an older
-    software journalled it. ``left_out``: the examples that counted as zero in it.
+    software journalled it. ``left_out``: the examples that counted as zero in it; ``cut``: those
+    that counted, but not whole; ``examples``: places of the data set, -1 where nobody said.
     """
 
     version: int = _VERSION
@@ -136,6 +145,8 @@ class Contribution(_Record, frozen=True, kw_only=True):
     control: bytes = b""
     model_version: int = -1
     left_out: tuple[StoredLeftOut, ...] = ()
+    cut: tuple[StoredCut, ...] = ()
+    examples: int = -1
 
     @staticmethod
     def of(

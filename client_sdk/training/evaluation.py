@@ -44,7 +44,7 @@ def evaluate(
         tokenizer, open_dataset(examples), max_tokens, Input.of(cast("PreTrainedModel", model))
     )
     for one in left_out:
-        if one.reason != NOTHING_COUNTS:
+        if one.reason not in NOTHING_COUNTS:
             raise ContributionError(one.reason, str(one))
     rows = tuple(sorted((row for row in rows if row.tokens), key=lambda row: len(row.tokens)))
     if not rows:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from client_sdk.errors import ContributionError
@@ -30,12 +30,17 @@ class Row:
     Attributes:
         label: the class of a text for a classifier, where no token counts.
         index: the example's place in its data set, from 0; -1: in none.
+        whole_tokens: how many it had before it was cut, where the cut took something that is
+            learnt; 0: it took nothing.
+        untaught: the reason for which no token counts, where that is not the cut.
     """
 
     tokens: tuple[int, ...]
     counts: tuple[bool, ...]
     label: int | None = None
     index: int = -1
+    whole_tokens: int = 0
+    untaught: str | None = None
 
 
 def encode_example(tokenizer: PreTrainedTokenizerBase, example: Any, max_tokens: int) -> Row:
@@ -43,7 +48,8 @@ def encode_example(tokenizer: PreTrainedTokenizerBase, example: Any, max_tokens:
 
     Not so turns of weight 0, of a prompt that is given as messages, without any text, before every
     prompt, or with calls of tools that the template does not write. Rows are cut after
-    ``max_tokens``; a row of which nothing counts has no loss and contributes zero.
+    ``max_tokens``, and say so where an answer is not whole then; a row of which nothing counts has
+    no loss and contributes zero, and says why.
 
     Args:
         example: in a form of :mod:`client_sdk.training.conversations`.
@@ -55,13 +61,21 @@ def encode_example(tokenizer: PreTrainedTokenizerBase, example: Any, max_tokens:
     """
     read = check_form(example)
     if isinstance(read, LabelledText):
-        tokens = list(tokenizer(read.text)["input_ids"])[:max_tokens]
-        return Row(tuple(tokens), (False,) * len(tokens), read.label)
+        tokens = list(tokenizer(read.text)["input_ids"])
+        whole_tokens = len(tokens) if len(tokens) > max_tokens else 0
+        tokens = tokens[:max_tokens]
+        counts = (False,) * len(tokens)
+        return Row(tuple(tokens), counts, read.label, whole_tokens=whole_tokens)
     if tokenizer.chat_template:
-        tokens, counts = _templated(tokenizer, read, max_tokens)
+        row = _templated(tokenizer, read, max_tokens)
     else:
-        tokens, counts = _plain(tokenizer, read)
-    return Row(tuple(tokens[:max_tokens]), tuple(counts[:max_tokens]))
+        row = _plain(tokenizer, read)
+    return replace(
+        row,
+        tokens=row.tokens[:max_tokens],
+        counts=row.counts[:max_tokens],
+        whole_tokens=len(row.tokens) if any(row.counts[max_tokens:]) else 0,
+    )
 
 
 def check_form(example: Any) -> Conversation | LabelledText:
@@ -88,9 +102,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
     return first + _own_tokens(tokenizer, prompt + "\n", first)
 
 
-def _plain(
-    tokenizer: PreTrainedTokenizerBase, conversation: Conversation
-) -> tuple[list[int], list[bool]]:
+def _plain(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> Row:
     """For tokenizers without a chat template: turns on lines of their own."""
     if conversation.tools:
         raise ContributionError(
@@ -107,7 +119,7 @@ def _plain(
             part.append(tokenizer.eos_token_id)
         tokens += part
         counts += [place > 0 and _teaches(turn) and not turn.calls_tools] * len(part)
-    return tokens, counts
+    return _row(tokens, counts, conversation, writes_calls=False)
 
 
 def _first_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -137,9 +149,29 @@ def _teaches(turn: Turn) -> bool:
     return turn.counts and (turn.calls_tools or bool(turn.text.strip()))
 
 
+def _row(
+    tokens: list[int], counts: list[bool], conversation: Conversation, *, writes_calls: bool
+) -> Row:
+    """With the reason, where nothing counts: that of the last answer."""
+    untaught = None
+    if not any(counts):
+        place, last = [(i, t) for i, t in enumerate(conversation.turns) if t.is_answer][-1]
+        if not last.counts:
+            untaught = "example-weight-zero"
+        elif not _teaches(last):
+            untaught = "example-answer-empty"
+        elif place == 0:
+            untaught = "example-answer-first"
+        elif last.calls_tools and not writes_calls:
+            untaught = "example-calls-unwritten"
+        else:
+            untaught = "example-answer-unwritten"
+    return Row(tuple(tokens), tuple(counts), untaught=untaught)
+
+
 def _templated(
     tokenizer: PreTrainedTokenizerBase, conversation: Conversation, max_tokens: int
-) -> tuple[list[int], list[bool]]:
+) -> Row:
     turns, tools = conversation.turns, conversation.tools
     messages = [dict(turn.message) for turn in turns]
     tokens = _apply(tokenizer, messages, tools)
@@ -157,7 +189,8 @@ def _templated(
         prompt = _apply(tokenizer, messages[:i], tools, prompts=True)
         start = _common(prompt, tokens)
         if start >= max_tokens:
-            break  # cut off; else thousands of turns would each be encoded with all before
+            counts[start:] = [True] * len(counts[start:])  # beyond the cut: told, and not learnt
+            break  # else thousands of turns would each be encoded with all before
         upto = _apply(tokenizer, messages[: i + 1], tools)
         rewritten = tokens[: len(upto)] != upto
         if not rewritten and start < len(prompt):
@@ -175,7 +208,7 @@ def _templated(
             end -= 1  # what a template writes after the end token is not the answer's
         for t in range(start, end if end > start else len(upto)):
             counts[t] = True
-    return tokens, counts
+    return _row(tokens, counts, conversation, writes_calls=writes_calls)
 
 
 def _writes_calls(

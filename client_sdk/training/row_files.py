@@ -73,11 +73,16 @@ class RowFile(Sequence[Any]):
     def __len__(self) -> int:
         return len(self.rows)
 
+    def line(self, index: int) -> int | None:
+        """From 1, of the example at ``index`` (from 0); None: in an array, or the file has none."""
+        return self.lines[index] if self.lines and index < len(self) else None
+
     def place(self, index: int) -> str:
         """For people: where in the file the example at ``index`` (from 0) stands."""
-        if self.lines is None:
+        line = self.line(index)
+        if line is None:
             return f"example {index} of {self.path.name}"
-        return f"line {self.lines[index]} of {self.path.name}"
+        return f"line {line} of {self.path.name}"
 
 
 def read_file(path: str | os.PathLike[str]) -> RowFile:

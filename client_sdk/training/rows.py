@@ -27,10 +27,37 @@ from secagg.errors import SecaggError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-NOTHING_COUNTS = "example-cut"
+_SHORTER = (
+    "Shorten what stands before the answer, split the conversation, or take part in a task with a "
+    "larger max_tokens; a model takes no more than its own context."
+)
+_UNTAUGHT = {  # why no token of an answer counts, and the way out
+    "example-weight-zero": (
+        "No answer is learnt: the last has weight 0.",
+        "Give weight 1 to what is to be learnt.",
+    ),
+    "example-answer-empty": (
+        "No answer is learnt: the last is empty.",
+        "Give answers with text.",
+    ),
+    "example-answer-first": (
+        "No answer is learnt: there is one alone, before every prompt.",
+        "Put the question before it.",
+    ),
+    "example-calls-unwritten": (
+        "No answer is learnt: the last calls tools, and the model's chat template writes no calls.",
+        "Use a model whose chat template does.",
+    ),
+    "example-answer-unwritten": (
+        "No answer is learnt: the model's chat template writes nothing of it.",
+        "Use another model, or mend its chat template.",
+    ),
+}
+NOTHING_COUNTS = frozenset(("example-cut", *_UNTAUGHT))
 
 _T = TypeVar("_T")
 _Item = TypeVar("_Item")
+_Told = TypeVar("_Told", "LeftOut", "Cut")
 
 
 @dataclass(frozen=True)
@@ -49,6 +76,25 @@ class LeftOut:
     def __str__(self) -> str:
         place = self.place or f"example {self.index}"
         return f"{place[0].upper()}{place[1:]}: {self.sentence}"
+
+
+@dataclass(frozen=True)
+class Cut:
+    """An example that counts, but not whole: what is learnt of it stands beyond the limit too.
+
+    ``tokens``: how many it has; the first ``limit`` are used. ``index`` and ``place`` as of
+    :class:`LeftOut`.
+    """
+
+    index: int
+    tokens: int
+    limit: int
+    place: str | None = None
+
+    def __str__(self) -> str:
+        place = self.place or f"example {self.index}"
+        used = f"only the first {self.limit} of {self.tokens} tokens are used"
+        return f"{place[0].upper()}{place[1:]}: {used}."
 
 
 @dataclass(frozen=True)
@@ -84,7 +130,7 @@ class Input:
 
     def check(self, row: Row) -> None:
         """Raises: ContributionError ``example-model``, ``example-label``, ``example-empty``,
-        ``example-tokens``, ``example-cut``."""
+        ``example-tokens``, or one of ``NOTHING_COUNTS``."""
         if (row.label is None) is not (self.classes is None):
             raise ContributionError(
                 "example-model",
@@ -106,11 +152,23 @@ class Input:
                 remedy="Use the model's own tokenizer.",
             )
         if row.label is None and not any(row.counts[1:]):
-            raise ContributionError(
-                NOTHING_COUNTS,
-                "No token of an answer counts: the answers are empty, have weight 0, or begin "
-                "after max_tokens.",
-            )
+            raise _nothing_counts(row)
+
+
+def _nothing_counts(row: Row) -> ContributionError:
+    if row.whole_tokens:
+        limit = len(row.tokens)
+        return ContributionError(
+            "example-cut",
+            f"Its answers begin after {limit} tokens, where rows are cut; it has "
+            f"{row.whole_tokens}.",
+            expected=f"an answer within {limit} tokens",
+            found=row.whole_tokens,
+            remedy=_SHORTER,
+        )
+    reason = row.untaught or "example-answer-unwritten"
+    message, remedy = _UNTAUGHT[reason]
+    return ContributionError(reason, message, remedy=remedy)
 
 
 def open_dataset(dataset: object) -> Sequence[Example]:
@@ -137,11 +195,20 @@ def open_dataset(dataset: object) -> Sequence[Example]:
     return cast("Sequence[Example]", dataset)
 
 
-def in_file(dataset: Sequence[Example], left_out: LeftOut) -> LeftOut:
+def in_file(dataset: Sequence[Example], told: _Told) -> _Told:
     """With its line, where the examples are a file's."""
     if not isinstance(dataset, RowFile):
-        return left_out
-    return replace(left_out, place=dataset.place(left_out.index))
+        return told
+    return replace(told, place=dataset.place(told.index))
+
+
+def cut_of(dataset: Sequence[Example], rows: Iterable[Row]) -> tuple[Cut, ...]:
+    """Which rows count, but not whole."""
+    return tuple(
+        in_file(dataset, Cut(row.index, row.whole_tokens, len(row.tokens)))
+        for row in rows
+        if row.whole_tokens
+    )
 
 
 def encode_rows(

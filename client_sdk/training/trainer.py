@@ -28,7 +28,16 @@ from client_sdk.training.algorithms.work import Work, rows_per_pass
 from client_sdk.training.algorithms.zeroth_order import passes_alone
 from client_sdk.training.examples import Example, Row
 from client_sdk.training.gradients import Method, check_method
-from client_sdk.training.rows import Input, LeftOut, encode_rows, in_file, open_dataset, reasons_of
+from client_sdk.training.rows import (
+    Cut,
+    Input,
+    LeftOut,
+    cut_of,
+    encode_rows,
+    in_file,
+    open_dataset,
+    reasons_of,
+)
 from client_sdk.training.self_test import Way, check_rows_apart
 from dp.contracts.algorithms.averaging import has_privacy
 from dp.contracts.algorithms.registry import algorithm_of
@@ -61,7 +70,8 @@ class LoraTrainer:
             needs a new trainer. One item is one unit of example-level privacy. Its place counts, so
             items are not taken away between rounds. An item that cannot be used or teaches nothing
             counts as zero (:attr:`left_out`); in a task with noise a device without any that can
-            gives noise alone.
+            gives noise alone. One that is longer than the task's ``max_tokens`` is cut there
+            (:attr:`cut`).
         micro_batch: most examples in one pass; the manifest may ask for fewer.
         method: ``hooks`` (Opacus) or ``loop``: one example at a time, least memory, and right for
             models in half precision and models that mix the rows of a pass. Holds for zeroth order
@@ -125,6 +135,17 @@ class LoraTrainer:
         """
         found = self._left_out
         return tuple(in_file(self._dataset, found[index]) for index in sorted(found))
+
+    @property
+    def examples(self) -> int | None:
+        """Places of the data set in the last job; None before any."""
+        return None if self._rows is None else len(self._rows[1])
+
+    @property
+    def cut(self) -> tuple[Cut, ...]:
+        """The examples that counted in the last job, but not whole: for this device's user."""
+        rows = () if self._rows is None else self._rows[1]
+        return cut_of(self._dataset, (row for row in rows if row.index not in self._left_out))
 
     def contribute(self, job: TrainingJob) -> Mapping[str, NDArray[Any]]:
         """Train one round; values by segment name, as the manifest's algorithm defines them.

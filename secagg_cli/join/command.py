@@ -20,7 +20,7 @@ from rich.markup import escape
 from secagg.errors import SecaggError
 from secagg_cli.audit.ledger_files import witness_keys
 from secagg_cli.background import Background
-from secagg_cli.join.training_data import left_out, read_rows, some
+from secagg_cli.join.training_data import left_out, listed, read_rows, some, used_of
 from secagg_cli.models.libraries import collector_paused
 from secagg_cli.network import transport_settings
 from secagg_cli.operator.enroll import parse_partner_key
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from client_sdk import Event, PolicyRefusal, TrainingJob
     from client_sdk.training.examples import Example
-    from client_sdk.training.rows import LeftOut
+    from client_sdk.training.rows import Cut, LeftOut
 
 _OPTIONS = {  # of what a remedy names, where the command line has one
     "min_cohort": "--min-cohort",
@@ -151,7 +151,8 @@ def join(
 ) -> None:
     """Take part in a task with the data in a file; the data never leaves this machine.
 
-    Exit code 4: it took part, but examples counted as zero, or training failed and noise was given.
+    Exit code 4: it took part, but examples counted as zero, none could be used, or training failed
+    and noise was given.
     """
     with Output(format) as out:
         die_with_parent()
@@ -176,7 +177,7 @@ def join(
             trainer.preload()
         from client_sdk import Client, PrivacyPolicy
         from client_sdk.enrolment import load_bundle
-        from client_sdk.training.rows import reasons_of
+        from client_sdk.training.rows import in_file, reasons_of
 
         def on_event(event: Event) -> None:
             if events or held:
@@ -218,9 +219,13 @@ def join(
                 f"{len(result.failed)} times this device gave noise alone, since training failed: "
                 f"{result.failed[-1]}"
             )
-        if result.left_out:
-            count = f"{len(result.left_out)} of {len(rows)} examples"
-            out.warn(f"{count} counted as zero. {some(result.left_out)}")
+        dropped = tuple(in_file(rows, one) for one in result.left_out)
+        cut = tuple(in_file(rows, one) for one in result.cut)
+        if dropped:
+            out.warn(f"{len(dropped)} of {len(rows)} examples counted as zero. {some(dropped)}")
+        if cut:
+            out.warn(f"{len(cut)} of {len(rows)} examples counted, but not whole. {some(cut)}")
+        used = used_of(rows, result)
         done = {
             "task": task,
             "releases": [release.release for release in result.releases],
@@ -228,14 +233,19 @@ def join(
             "epsilon": result.epsilon,
             "finished": result.finished,
             "totals": totals_json(result.totals),
-            "left_out": len(result.left_out),
-            "left_out_reasons": reasons_of(result.left_out),
+            "examples": len(rows),
+            "used": used,
+            "left_out": len(dropped),
+            "left_out_reasons": reasons_of(dropped),
+            "left_out_examples": listed(rows, dropped),
+            "cut": len(cut),
+            "cut_examples": listed(rows, cut),
             "failed": list(result.failed),
         }
         if result.refusals:
             out.refuse(_in_options(result.refusals[-1]), done)
         out.result(done)
-        if result.left_out or result.failed:
+        if result.left_out or result.failed or used == 0:
             raise typer.Exit(EXIT_INCOMPLETE)
 
 
@@ -310,6 +320,16 @@ class LazyTrainer:
         """As :attr:`client_sdk.LoraTrainer.left_out`."""
         return () if self._trainer is None else self._trainer.left_out
 
+    @property
+    def cut(self) -> Sequence[Cut]:
+        """As :attr:`client_sdk.LoraTrainer.cut`."""
+        return () if self._trainer is None else self._trainer.cut
+
+    @property
+    def examples(self) -> int | None:
+        """As :attr:`client_sdk.LoraTrainer.examples`."""
+        return None if self._trainer is None else self._trainer.examples
+
     def _load(self, name: str) -> Any:
         with collector_paused():
             from client_sdk import LoraTrainer
@@ -345,6 +365,8 @@ def _sentence(event: Event, state: Path) -> str:
         return f"account: {_counted(event.detail)}"
     if event.kind == "examples-left-out":
         return f"{event.detail['examples']} examples count as zero: {event.detail['first']}"
+    if event.kind == "examples-cut":
+        return f"{event.detail['examples']} examples count, but not whole: {event.detail['first']}"
     detail = {key: value for key, value in event.detail.items() if value is not None}
     if (tasks := detail.pop("no_finite_total", None)) is not None:
         detail["all tasks together"] = (

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from client_sdk import RunResult
     from client_sdk.training.row_files import RowFile
-    from client_sdk.training.rows import LeftOut
+    from client_sdk.training.rows import Cut, LeftOut
 
 _TOLD_MAX = 3
+LISTED_MAX = 1000
 
 
 def read_rows(path: Path) -> RowFile:
@@ -42,8 +46,22 @@ def left_out(rows: RowFile) -> str | None:
     return f"{told.replace(f' {FORMS}', '')} {FORMS}"  # once
 
 
-def some(left_out: tuple[LeftOut, ...]) -> str:
+def used_of(rows: RowFile, result: RunResult) -> int | None:
+    """How many examples were used; where nothing was trained None, or 0 if none can be."""
+    from client_sdk.training.rows import unread
+
+    if result.used is not None:
+        return result.used
+    return 0 if len(unread(rows)) == len(rows) else None
+
+
+def listed(rows: RowFile, told: Sequence[LeftOut | Cut]) -> list[dict[str, Any]]:
+    """For programs: the first ``LISTED_MAX``, with ``line`` of the file; null in an array."""
+    return [{"line": rows.line(one.index), **asdict(one)} for one in told[:LISTED_MAX]]
+
+
+def some(told_of: Sequence[LeftOut | Cut]) -> str:
     """The first few, each with its place."""
-    told = " ".join(map(str, left_out[:_TOLD_MAX]))
-    more = len(left_out) - _TOLD_MAX
+    told = " ".join(map(str, told_of[:_TOLD_MAX]))
+    more = len(told_of) - _TOLD_MAX
     return f"{told} And {more} more." if more > 0 else told

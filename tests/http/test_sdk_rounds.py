@@ -11,7 +11,7 @@ import pytest
 
 from aggregator.cohorts import releasing
 from client_sdk import RunResult
-from client_sdk.training.rows import LeftOut
+from client_sdk.training.rows import Cut, LeftOut
 from dp.contracts import DeadlineSpec
 from dp.ledger.records import ReleaseEntry
 from tests.kits.world import TASK, Killed, NoContributor, OneHot, World, kill_at, plain_spec
@@ -192,15 +192,18 @@ async def test_examples_that_count_as_zero_are_told_to_the_app_and_to_nobody_els
 ) -> None:
     class Leaves(OneHot):
         left_out = (LeftOut(3, "example-label", "The model has no such class."),)
+        cut = (Cut(2, 987_654_321, 64),)
 
     async with World(tmp_path, plain_spec(DEVICES)) as world:
         others = [asyncio.create_task(run(world, n)) for n in range(1, DEVICES)]
         result = await world.device("d0").run_async(Leaves(0), task=TASK, rounds=1)
-        assert result.left_out == Leaves.left_out
+        assert (result.left_out, result.cut) == (Leaves.left_out, Leaves.cut)
         for other in others:
-            assert (await other).left_out == ()
+            finished = await other
+            assert (finished.left_out, finished.cut, finished.used) == ((), (), None)
     kept = [path.read_bytes() for path in (tmp_path / "service").rglob("*") if path.is_file()]
     logged = capfd.readouterr()
     assert any(TASK.encode() in part for part in kept)
     assert "cohort-ended" in logged.out + logged.err
-    assert not any(b"example-label" in part for part in [*kept, str(logged).encode()])
+    for secret in (b"example-label", b"987654321", (987_654_321).to_bytes(4, "big")):
+        assert not any(secret in part for part in [*kept, str(logged).encode()])

@@ -12,7 +12,7 @@ import pytest
 from client_sdk.client import plan_second_look
 from client_sdk.state.journal import Journal
 from client_sdk.state.keystore import open_storage_key
-from client_sdk.training.rows import LeftOut
+from client_sdk.training.rows import Cut, LeftOut
 from tests.kits.world import TASK, Killed, OneHot, World, kill_at, plain_spec
 
 DEVICES = 4
@@ -20,6 +20,8 @@ DEVICES = 4
 
 class Leaves(OneHot):
     left_out = (LeftOut(3, "example-label", "The model has no such class."),)
+    cut = (Cut(2, 100, 64),)
+    examples = 5
 
 
 @pytest.mark.parametrize("moment", ["trained", "masking", "uploaded"])
@@ -35,7 +37,8 @@ async def test_examples_that_count_as_zero_are_told_over_a_restart(
             await world.device("d0", kill_at(moment)).run_async(Leaves(0), task=TASK, rounds=1)
         result = await world.device("d0").run_async(OneHot(0), task=TASK, rounds=1)
         assert len(result.releases) == 1
-        assert result.left_out == Leaves.left_out
+        assert (result.left_out, result.cut) == (Leaves.left_out, Leaves.cut)
+        assert (result.examples, result.used) == (5, 4)
         await asyncio.gather(*others)
 
 

@@ -21,10 +21,12 @@ import secagg_cli.models.cache
 from client_sdk.contribution import TrainingJob
 from client_sdk.enrolment import create_bundle, new_partner_key, save_bundle
 from client_sdk.training.lora import write_peft_folder
-from client_sdk.training.rows import LeftOut
+from client_sdk.training.row_files import RowFile, read_file
+from client_sdk.training.rows import Cut, LeftOut, unread
 from secagg.errors import ConfigurationError
 from secagg.lora.forms import vector_length
 from secagg_cli.join.command import LazyTrainer, _in_options, _sentence
+from secagg_cli.join.training_data import LISTED_MAX
 from secagg_cli.main import app
 from secagg_cli.models.cache import ensure_model
 from secagg_cli.output import EXIT_INCOMPLETE, CommandError
@@ -33,6 +35,7 @@ from tests.kits.device import PARTNER, TASK_KEY, account_in, fedsgd_spec, make_m
 from tests.kits.tiny_training import job, tiny, tiny_task
 
 VERIFIER = "ledger.test+b311a02c+ATtqJ7zOtqQtYqOo0CpvDXNlMhV3HeJDpjrASKGLWdop"
+PLACE = "line 2 of data.jsonl"
 _Usage = namedtuple("_Usage", "total used free")
 
 
@@ -146,7 +149,7 @@ def test_training_that_failed_is_told_though_the_release_succeeded(
 def test_examples_that_counted_as_zero_are_told_in_text_json_and_exit_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cut = LeftOut(1, "example-cut", "No token counts.", "line 2 of data.jsonl")
+    cut = LeftOut(1, "example-cut", "No token counts.")
     results = [client_sdk.RunResult(left_out=(cut,)), client_sdk.RunResult()]
     client = SimpleNamespace(run=lambda *_, **__: results.pop(0), state_dir=tmp_path)
     monkeypatch.setattr(client_sdk.Client, "from_bundle", lambda *_, **__: client)
@@ -158,7 +161,65 @@ def test_examples_that_counted_as_zero_are_told_in_text_json_and_exit_code(
     told = json.loads(done.stdout)
     assert (told["left_out"], told["left_out_reasons"]) == (1, {"example-cut": 1})
     assert "1 of 2 examples counted as zero. Line 2 of data.jsonl: No token counts." in done.stderr
+    (listed,) = told["left_out_examples"]
+    assert (listed["line"], listed["index"], listed["place"]) == (2, 1, PLACE)
+    assert (listed["reason"], listed["sentence"]) == ("example-cut", "No token counts.")
     assert invoke(*words)["left_out"] == 0
+
+
+def joined(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, data: str, result: client_sdk.RunResult
+) -> Any:
+    """What ``join`` prints, and how it ends, where a run comes to ``result``."""
+    client = SimpleNamespace(run=lambda *_, **__: result, state_dir=folder)
+    monkeypatch.setattr(client_sdk.Client, "from_bundle", lambda *_, **__: client)
+    path = folder / "data.jsonl"
+    path.write_text(data)
+    words = ("join", str(folder / "b.json"), "--data", str(path), "--task", "t")
+    return CliRunner().invoke(app, [*words, "--format", "json"])
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("data", ["", "[]", "\n\n", "nothing\n", '{"prompt": "q"}\n5\n'])
+def test_a_file_of_which_nothing_can_be_used_ends_with_4(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: str, trained: bool
+) -> None:
+    """Also where no job came that would have told."""
+    rows = read_rows_of(tmp_path, data)
+    left_out = unread(rows)
+    result = client_sdk.RunResult(left_out=left_out, examples=len(rows))
+    done = joined(tmp_path, monkeypatch, data, result if trained else client_sdk.RunResult())
+    told = json.loads(done.stdout)
+    assert (told["examples"], told["used"]) == (len(rows), 0)
+    assert done.exit_code == EXIT_INCOMPLETE
+
+
+def read_rows_of(folder: Path, data: str) -> RowFile:
+    path = folder / "rows.jsonl"
+    path.write_text(data)
+    return read_file(path)
+
+
+def test_examples_that_are_cut_are_told_and_are_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut = tuple(Cut(index, 100 + index, 64) for index in range(LISTED_MAX + 2))
+    data = '{"prompt": "a", "answer": "b"}\n' * (LISTED_MAX + 2)
+    result = client_sdk.RunResult(cut=cut, examples=len(cut))
+    done = joined(tmp_path, monkeypatch, data, result)
+    assert done.exit_code == 0
+    told = json.loads(done.stdout)
+    assert (told["examples"], told["used"], told["cut"]) == (1002, 1002, 1002)
+    assert len(told["cut_examples"]) == LISTED_MAX
+    assert told["cut_examples"][1] == {
+        "line": 2,
+        "index": 1,
+        "tokens": 101,
+        "limit": 64,
+        "place": PLACE,
+    }
+    assert "1002 of 1002 examples counted, but not whole. Line 1 of data.jsonl: " in done.stderr
+    assert "only the first 64 of 101 tokens are used" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,8 @@ from client_sdk.contribution import TrainingJob, check_values, zero_contribution
 from client_sdk.errors import ContributionError, PolicyRefusal, TaskRefusal
 from client_sdk.policy import SLOTS_WAITED_MAX
 from client_sdk.rounds.contributing import Training, report_at
-from client_sdk.training.rows import LeftOut
+from client_sdk.rounds.examples_told import ExamplesTold
+from client_sdk.training.rows import Cut, LeftOut
 from client_sdk.training.trainer import LoraTrainer
 from dp.accounting.statements import lines
 from dp.encoding import encode
@@ -447,3 +448,25 @@ async def test_examples_that_counted_as_zero_are_told_to_the_app_once(tmp_path: 
         },
     ]
     assert training.left_out == {3: bad, 1: more}
+
+
+async def test_examples_that_are_cut_are_told_to_the_app_once_and_kept(tmp_path: Path) -> None:
+    setting, runs = Setting(tmp_path), Runs(counts)
+    first, second = Cut(3, 100, 64, "line 4 of data.jsonl"), Cut(1, 70, 64)
+    training = Training(setting.device, runs)
+    for version, found in enumerate(((), (first,), (first,), (second, first), "no such", 7)):
+        runs.cut = found  # type: ignore[attr-defined]
+        runs.examples = 5 if version < 4 else True  # type: ignore[attr-defined]
+        contribution = await training.contribution(checkin_of(NOISY, version=version))
+        if version == 3:
+            again = ExamplesTold.of_contribution(contribution)
+            assert again == ExamplesTold(5, {}, {1: second, 3: Cut(3, 100, 64)})
+    told = [event.detail for event in setting.events if event.kind == "examples-cut"]
+    assert told == [
+        {
+            "examples": 1,
+            "first": "Line 4 of data.jsonl: only the first 64 of 100 tokens are used.",
+        },
+        {"examples": 2, "first": "Example 1: only the first 64 of 70 tokens are used."},
+    ]
+    assert (training.told.cut, training.told.examples) == ({3: first, 1: second}, 5)

@@ -1,0 +1,75 @@
+"""What a device's own user is told of the examples: how many, left out, cut off. None is sent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from client_sdk.state.journal import Contribution, StoredCut, StoredLeftOut
+from client_sdk.training.rows import Cut, LeftOut
+
+
+@dataclass
+class ExamplesTold:
+    """Of all jobs of a run so far.
+
+    Attributes:
+        examples: places of the data set; None: nobody said.
+        left_out: those that counted as zero, by place.
+        cut: those that counted, but not whole, by place.
+    """
+
+    examples: int | None = None
+    left_out: dict[int, LeftOut] = field(default_factory=dict)
+    cut: dict[int, Cut] = field(default_factory=dict)
+
+    @classmethod
+    def of_contributor(cls, contributor: object) -> ExamplesTold:
+        """What a contributor says of its last job; what is not of the right type is nothing."""
+        examples = getattr(contributor, "examples", None)
+        left_out = _of_type(LeftOut, getattr(contributor, "left_out", ()))
+        cut = _of_type(Cut, getattr(contributor, "cut", ()))
+        return cls(
+            examples if type(examples) is int and examples >= 0 else None,
+            {one.index: one for one in left_out},
+            {one.index: one for one in cut},
+        )
+
+    @classmethod
+    def of_contribution(cls, contribution: Contribution) -> ExamplesTold:
+        """What was journalled with it."""
+        return cls(
+            contribution.examples if contribution.examples >= 0 else None,
+            {
+                one.index: LeftOut(one.index, one.reason, one.sentence)
+                for one in contribution.left_out
+            },
+            {one.index: Cut(one.index, one.tokens, one.limit) for one in contribution.cut},
+        )
+
+    def stored_in(self, contribution: Contribution) -> Contribution:
+        return msgspec.structs.replace(
+            contribution,
+            left_out=tuple(
+                StoredLeftOut(index=one.index, reason=one.reason, sentence=one.sentence)
+                for one in self.left_out.values()
+            ),
+            cut=tuple(
+                StoredCut(index=one.index, tokens=one.tokens, limit=one.limit)
+                for one in self.cut.values()
+            ),
+            examples=-1 if self.examples is None else self.examples,
+        )
+
+    def add(self, other: ExamplesTold) -> None:
+        if other.examples is not None:
+            self.examples = other.examples
+        self.left_out |= other.left_out
+        self.cut |= other.cut
+
+
+def _of_type(kind: type[Any], told: object) -> list[Any]:
+    return [one for one in told if type(one) is kind] if isinstance(told, Sequence) else []
