@@ -43,15 +43,18 @@ MULTIPLIER_MAX = 1e6
 OVERRUN_DRAWS = 1 << 10  # a batch exceeds its cap with probability 2^-80: 2^10 such distances
 
 _MODEL_READERS = ", and everyone who sees the model"
+NOISE_KINDS = {"A": "local", "B": "device-level", "C": "distributed"}
+"""The word for the letter of a statement's ``mode``, which stands in records."""
 _ABSTAINING = "nothing but the sum depends on who abstains"
 
 
 class PrivacyLine(msgspec.Struct, frozen=True, kw_only=True):
     """One statement of privacy.
 
-    ``mode``: A, B or C. ``unit``: ``example`` or ``device``. ``adversary``: who is held off, and
-    under which assumption on time and coins. ``adjacency``: what differs between neighbours
-    (:mod:`dp.accounting.events`). ``accountant``: whose theorem. ``epsilon`` is rounded up.
+    ``mode``: A, B or C (:data:`NOISE_KINDS`). ``unit``: ``example`` or ``device``. ``adversary``:
+    who is held off, and under which assumption on time and coins. ``adjacency``: what differs
+    between neighbours (:mod:`dp.accounting.events`). ``accountant``: whose theorem.
+    ``epsilon`` is rounded up.
     """
 
     mode: Literal["A", "B", "C"]

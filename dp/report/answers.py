@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 
 from dp.accounting.figures import delta_shown, shown_up
+from dp.accounting.statements import NOISE_KINDS
 from dp.contracts.algorithms.registry import algorithm_of
 from dp.contracts.units import protected_units
 from dp.ledger.findings import AuditedTask
@@ -158,8 +159,9 @@ def _neighbours(task: AuditedTask) -> str:
 
 def _loss(task: AuditedTask) -> str:
     lines = [
-        f"one {line.unit} (mode {line.mode}{', amplified' if line.amplified else ''}): epsilon "
-        f"{shown_up(line.epsilon)} at delta {delta_shown(line.delta)}"
+        f"one {line.unit} ({NOISE_KINDS[line.mode]} noise"
+        f"{', amplified' if line.amplified else ''}): epsilon {shown_up(line.epsilon)} "
+        f"at delta {delta_shown(line.delta)}"
         for line in task.lines
     ]
     return ("; ".join(lines) or "No statement") + "."

@@ -190,7 +190,7 @@ def test_the_page_says_it_and_shows_infinity_as_a_word() -> None:
     plain = verify_ledger(served(ledger(built(), (4, 5))).get, VERIFIER)
     page = render(report_data(plain))
     cost = report_data(plain).tasks[0].replaced[0].epsilon
-    assert f"one example (mode C): epsilon {shown_up(cost, 3)}." in page
+    assert f"one example (distributed noise): epsilon {shown_up(cost, 3)}." in page
     loud = built(noise_multiplier=0.7, budget=BudgetSpec(max_epsilon=None))
     page = render(report_data(verify_ledger(served(ledger(loud, (4, 4, 4, 4))).get, VERIFIER)))
     assert "epsilon infinite" in page

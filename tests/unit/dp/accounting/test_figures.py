@@ -256,7 +256,7 @@ def test_a_cost_that_is_infinite_is_a_word_on_the_page_and_null_in_json() -> Non
     loud = built(noise_multiplier=0.7, budget=BudgetSpec(max_epsilon=None))
     data = report_data(verify_ledger(served(ledger(loud, (4, 4, 4, 4))).get, VERIFIER))
     assert math.isinf(data.tasks[0].replaced[0].epsilon)
-    assert "one example (mode C): epsilon infinite." in render(data)
+    assert "one example (distributed noise): epsilon infinite." in render(data)
     record = json.loads(msgspec.json.encode(data))
     assert record["tasks"][0]["replaced"][0]["epsilon"] is None
     command = ["plan", "privacy", "--noise-multiplier", "1e-9", "--rounds", "1", "--delta", "1e-5"]
