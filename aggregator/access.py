@@ -95,4 +95,10 @@ class OperatorAccess:
         """
         found = hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
         if not hmac.compare_digest(found, self._digest):
-            raise Refusal(Kind.FORBIDDEN, "operator-token", "This is not the operator's token.")
+            raise Refusal(
+                Kind.FORBIDDEN,
+                "operator-token",
+                "This is not the operator's token.",
+                remedy="Send the text of operator.token in the aggregator's data folder, or of its "
+                "setting operator_token.",
+            )

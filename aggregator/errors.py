@@ -42,8 +42,24 @@ class Refusal(SecaggError):
         super().__init__(reason, message, expected=expected, found=found, remedy=remedy)
 
 
-def not_found(what: str) -> Refusal:
-    return Refusal(Kind.NOT_FOUND, "not-found", f"There is no such {what}.")
+_LISTED = {
+    "task": "Check the name; `secagg task list` shows the operator the tasks.",
+    "partner": "Check the key; `secagg partner list` shows the partners.",
+    "ban": "Check the device's key; `secagg device list` shows who is banned.",
+    "evidence": "`secagg device list` shows the operator which bans have evidence.",
+}
+_NAME_SHOWN = 100
+
+
+def not_found(what: str, name: str = "") -> Refusal:
+    """``name``: as the caller gave it."""
+    named = f" {name[:_NAME_SHOWN]!r}" if name else ""
+    return Refusal(
+        Kind.NOT_FOUND,
+        "not-found",
+        f"There is no {what}{named} here.",
+        remedy=_LISTED.get(what, "Check the name, and that this is the right aggregator."),
+    )
 
 
 def conflict(

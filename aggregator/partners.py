@@ -173,7 +173,7 @@ class Partners:
         async with core.database.write() as connection:
             left = set((await connection.execute(sa.select(partners.c.partner_key))).scalars())
             if key.hex() not in left:
-                raise not_found("partner")
+                raise not_found("partner", key.hex())
             left.discard(key.hex())
             concerned = []
             rows = await connection.execute(

@@ -29,7 +29,7 @@ from aggregator.store.blobs import BlobStore
 from aggregator.store.database import Database
 from aggregator.tasks import Tasks
 from secagg.errors import ConfigurationError
-from secagg.files.folders import demand_own_folder
+from secagg.files.folders import demand_own_folder, file_in_the_way
 
 _MARKS = ("replica.id", "secagg.db")
 _KEPT = ("blobs", "keys", "ledger", "uploads", "operator.token*", "replica.id.*", "secagg.db-*")
@@ -47,19 +47,28 @@ def _demand_own(settings: Settings) -> None:
     )
 
 
+def _make(folder: Path, setting: str, mode: int) -> None:
+    """Raises: ConfigurationError: ``data-dir-unwritable``."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=mode)
+    except (OSError, ValueError) as error:
+        file = file_in_the_way(folder)
+        why = f"{file} is a file" if file else getattr(error, "strerror", None) or str(error)
+        raise ConfigurationError(
+            "data-dir-unwritable",
+            f"The folder {folder} cannot be made: {why}.",
+            remedy=f"Name a folder with {setting} that this user may write.",
+        ) from error
+
+
 class Service:
     """Build, then :meth:`start`; :meth:`close` stops as hard as a crash would, but tidily."""
 
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.time) -> None:
         _demand_own(settings)
-        try:
-            settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        except OSError as error:
-            raise ConfigurationError(
-                "data-dir-unwritable",
-                f"{settings.data_dir} cannot be made: {error.strerror or error}.",
-                remedy="Name a folder with --data-dir or SECAGG_DATA_DIR that this user may write.",
-            ) from error
+        _make(settings.data_dir, "--data-dir or SECAGG_DATA_DIR", 0o700)
+        _make(settings.keys_path, "SECAGG_KEYS_DIR", 0o700)
+        _make(settings.blobs_path, "SECAGG_BLOB_DIR", 0o777)
         self.core = core = Core(
             settings=settings,
             keys=load_keys(settings.keys_path),

@@ -57,7 +57,7 @@ class Tasks:
             Refusal: ``not-found``.
         """
         if not name.isprintable():  # no task's; PostgreSQL refuses a query with a NUL
-            raise not_found("task")
+            raise not_found("task", name)
         if name not in self._cache:
             async with self._core.database.read() as connection:
                 row = (
@@ -68,7 +68,7 @@ class Tasks:
                     )
                 ).first()
             if row is None:
-                raise not_found("task")
+                raise not_found("task", name)
             self._cache[name] = self._task(row.manifest, row.manifest_signature)
         return self._cache[name]
 

@@ -97,13 +97,13 @@ def check_bundle(bundle: EnrolmentBundle, now_s: float | None = None) -> None:
         EnrolmentError: ``bundle-server``, ``bundle-key``, ``bundle-verifier``,
             ``bundle-identity`` or ``bundle-certificate``.
     """
-    url = urlsplit(bundle.server)
-    if url.scheme not in ("http", "https") or not url.hostname:
+    if not _usable(bundle.server):
         raise EnrolmentError(
             "bundle-server",
-            "The aggregator's address is not a web address.",
-            expected="http(s)://host[:port]",
-            found=bundle.server,
+            "The aggregator's address cannot be used.",
+            expected="http(s)://host[:port], without user, query and fragment",
+            found=None if "@" in bundle.server else bundle.server,  # it may hold a password
+            remedy="Enrol the device again, with the aggregator's address.",
         )
     if len(bundle.task_key) != IDENTITY_KEY_BYTES:
         raise EnrolmentError(
@@ -141,6 +141,20 @@ def check_bundle(bundle: EnrolmentBundle, now_s: float | None = None) -> None:
         ) from error
 
 
+def _usable(server: str) -> bool:
+    try:
+        url = urlsplit(server)
+        return (
+            url.scheme in ("http", "https")
+            and bool(url.hostname)
+            and (url.port or 1) > 0
+            and url.username is None  # nor a password
+            and not (url.query or url.fragment)
+        )
+    except ValueError:
+        return False
+
+
 def save_bundle(path: Path, bundle: EnrolmentBundle) -> None:
     """Write a bundle as JSON, mode 0600. Where it lies already, nothing changes.
 
@@ -162,7 +176,9 @@ def load_bundle(path: Path) -> EnrolmentBundle:
         bundle = msgspec.json.decode(_BUNDLE.read(path), type=EnrolmentBundle)
     except (msgspec.MsgspecError, ValueError) as error:
         raise EnrolmentError(
-            "bundle-malformed", f"{path} is not an enrolment bundle: {error}."
+            "bundle-malformed",
+            f"{path} is not an enrolment bundle: {error}.",
+            remedy=_BUNDLE.remedy,
         ) from error
     check_bundle(bundle)
     return bundle
@@ -187,13 +203,16 @@ def load_partner_key(path: Path) -> PartnerKey:
         seed = base64.b64decode(_PARTNER_KEY.read(path).strip(), validate=True)
     except ValueError as error:
         raise EnrolmentError(
-            "partner-key-malformed", f"{path} is not a partner key: {error}."
+            "partner-key-malformed",
+            f"{path} is not a partner key: {error}.",
+            remedy=_PARTNER_KEY.remedy,
         ) from error
     if len(seed) != SEED_BYTES:
         raise EnrolmentError(
             "partner-key-malformed",
             f"{path} is not a partner key.",
-            expected=SEED_BYTES,
-            found=len(seed),
+            expected=f"{SEED_BYTES} bytes in base64",
+            found=f"{len(seed)} bytes",
+            remedy=_PARTNER_KEY.remedy,
         )
     return PartnerKey(Secret(seed), bytes(nacl.signing.SigningKey(seed).verify_key))

@@ -32,13 +32,23 @@ def place_of(path: str | os.PathLike[str]) -> Path:
     """Where a result goes, absolute: ``~`` and links followed.
 
     Raises:
-        OutputError: ``out-unwritable``.
+        OutputError: ``out-unwritable``, also of an empty path and of a link that leads nowhere.
     """
     with _typed(path):
+        if not os.fspath(path):
+            raise ValueError("the path is empty")
         try:
-            return Path(os.path.realpath(Path(path).expanduser()))
+            place = Path(path).expanduser()
         except RuntimeError as error:  # no home folder
             raise ValueError(error) from error
+        for at in (place, *place.parents):
+            if at.is_symlink() and not at.exists():
+                raise OutputError(
+                    "out-unwritable",
+                    f"{at} is a link to {os.readlink(at)}, which is not there.",
+                    remedy="Make what it points at, or name another place. Nothing was changed.",
+                )
+        return Path(os.path.realpath(place))
 
 
 def check_file(path: str | os.PathLike[str], ours: Ours | None = None) -> Path:

@@ -20,6 +20,7 @@ from client_sdk.state.keystore import StorageKey, open_storage_key
 from client_sdk.state.owner import own_journal
 from secagg.client import restore
 from secagg.errors import SecaggError
+from secagg.files.folders import file_in_the_way
 
 UNREADABLE = "unreadable"
 
@@ -57,9 +58,10 @@ class StateFolder:
                 :func:`client_sdk.state.keystore.open_storage_key`.
         """
         if not (folder / "storage.key").is_file():
+            file = file_in_the_way(folder)
             raise StateError(
                 "state-missing",
-                f"{folder} is no device's state folder.",
+                f"{folder} is no device's state folder" + (f": {file} is a file." if file else "."),
                 remedy="Name the folder that the device runs with.",
             )
         return cls(folder, open_storage_key(folder, passphrase))

@@ -100,6 +100,7 @@ def base_url(server: str) -> str:
             "server-url",
             "The server's address cannot be used.",
             expected="http://HOST:PORT or https://HOST, without user, query and fragment",
+            found=None if "@" in server else server,  # it may hold a password
             remedy="Give --server, or set SECAGG_SERVER.",
         )
     return server.rstrip("/")

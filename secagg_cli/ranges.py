@@ -30,13 +30,23 @@ def number(
             and (below is None or value < below)
         )
         if not fits:
-            raise typer.BadParameter(f"{value:g} is not in the range {shown}.")
+            raise typer.BadParameter(f"{value} is not in the range {shown}.")
         return value
 
     check.ends = (low, high, above, below)  # type: ignore[attr-defined]
-    left = f"{low:g}<=" if low is not None else f"{above:g}<" if above is not None else ""
-    right = f"<={high:g}" if high is not None else f"<{below:g}" if below is not None else ""
+    left = (
+        f"{_shown(low)}<=" if low is not None else f"{_shown(above)}<" if above is not None else ""
+    )
+    right = (
+        f"<={_shown(high)}"
+        if high is not None
+        else f"<{_shown(below)}"
+        if below is not None
+        else ""
+    )
     shown = f"{left}x{right}"
-    if above is None and below is None:  # typer states these itself
-        return typer.Option(*names, help=help, min=low, max=high, callback=check)
     return typer.Option(*names, help=f"{help} [{shown}]", callback=check)
+
+
+def _shown(end: float) -> str:
+    return str(end) if isinstance(end, int) else f"{end:g}"

@@ -260,7 +260,7 @@ class Membership:
                 await connection.execute(sa.select(bans).where(bans.c.identity == identity.hex()))
             ).first()
             if row is None:
-                raise not_found("ban")
+                raise not_found("ban", identity.hex())
             await connection.execute(sa.delete(bans).where(bans.c.identity == identity.hex()))
             await connection.execute(sa.delete(strikes).where(strikes.c.identity == identity.hex()))
             record = membership_record(
@@ -282,7 +282,7 @@ class Membership:
         for row in await self.bans():
             if row.device == identity.hex():
                 return row
-        raise not_found("ban")
+        raise not_found("ban", identity.hex())
 
     async def evidence(self, identity: bytes) -> bytes:
         """
@@ -293,7 +293,7 @@ class Membership:
             sa.select(bans.c.evidence).where(bans.c.identity == identity.hex())
         )
         if not rows or not rows[0].evidence:
-            raise not_found("evidence")
+            raise not_found("evidence", identity.hex())
         return bytes(rows[0].evidence)
 
     async def bans(self) -> tuple[BanView, ...]:

@@ -8,7 +8,6 @@ programs; a key of the file can only be meant for this one, and is refused.
 
 from __future__ import annotations
 
-import difflib
 import re
 import tomllib
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, TomlConfigSetting
 from aggregator.logs import get_logger
 from secagg.errors import ConfigurationError
 from secagg.files.text import TextFile
+from secagg.names import nearest
 
 _OTHERS = frozenset({"server", "ca_file", "parent_pid", "torch_threads"})
 _SECRETS = frozenset({"database_url", "operator_token"})
@@ -83,11 +83,11 @@ class File(TomlConfigSettingsSource):
         table = {} if file is None else self._read_file(Path(file))
         for name in table:
             if name == "config" or name not in self.settings_cls.model_fields:
-                nearest = _nearest(name, self.settings_cls)
+                meant = _nearest(name, self.settings_cls)
                 raise ConfigurationError(
                     "settings-unknown",
                     f"There is no setting {name!r}, which {file} gives.",
-                    remedy=f"Is {nearest} meant?" if nearest else "docs/service.md has the names.",
+                    remedy=f"Is {meant} meant?" if meant else "docs/service.md has the names.",
                 )
         return _besides(self.current_state, table)
 
@@ -130,5 +130,4 @@ def _besides(state: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, A
 
 
 def _nearest(name: str, model: type[BaseSettings]) -> str | None:
-    names = model.model_fields.keys() - {"config", name}
-    return next(iter(difflib.get_close_matches(name, sorted(names), 1)), None)
+    return nearest(name, model.model_fields.keys() - {"config", name})

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from client_sdk.errors import StateError
+from secagg.files.folders import file_in_the_way
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0)
 
@@ -22,6 +23,12 @@ def make_private_folder(path: Path) -> None:
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
+        if file := file_in_the_way(path):
+            raise StateError(
+                "state-unwritable",
+                f"{file} is a file, and a folder is needed there.",
+                remedy="Name a new or an empty folder, or move the file away. Nothing was changed.",
+            ) from error
         raise unwritable(path, error) from error
 
 

@@ -65,3 +65,16 @@ def remove_files(folder: Path, names: re.Pattern[str]) -> None:
             if names.fullmatch(path.name) and path.is_file() and not path.is_symlink():
                 path.unlink(missing_ok=True)
         folder.rmdir()
+
+
+def file_in_the_way(folder: Path) -> Path | None:
+    """What is no folder where ``folder`` or a parent of it should be; None without."""
+    for place in (folder, *folder.parents):
+        try:
+            if place.is_dir():
+                return None
+            if os.path.lexists(place):
+                return place
+        except (OSError, ValueError):
+            return None
+    return None

@@ -17,6 +17,8 @@ from pathlib import Path
 from secagg.errors import SecaggError
 
 _UTF_8 = "Save it as UTF-8."
+_IS_THERE = "Name a file that is there, and that this user may read."
+_RIGHT = "Name the right file, or restore it from a copy."
 _MARKS = (  # longest first: the mark of UTF-32 begins with that of UTF-16
     (codecs.BOM_UTF32_LE, "UTF-32"),
     (codecs.BOM_UTF32_BE, "UTF-32"),
@@ -44,7 +46,7 @@ class TextFile:
     malformed: str
     bytes_max: int = 1 << 20
     private: str | None = None
-    remedy: str = "Name a file that is there, and that this user may read."
+    remedy: str = _IS_THERE
 
     def read(self, path: Path) -> str:
         """The text, without its mark.
@@ -88,7 +90,9 @@ class TextFile:
 
     def _bad(self, path: Path, found: str, remedy: str | None = None) -> SecaggError:
         return self.error(
-            self.malformed, f"The {self.what} {path} is not usable: {found}.", remedy=remedy
+            self.malformed,
+            f"The {self.what} {path} is not usable: {found}.",
+            remedy=remedy or (self.remedy if self.remedy != _IS_THERE else _RIGHT),
         )
 
     def _demand_private(self, path: Path, descriptor: int) -> None:

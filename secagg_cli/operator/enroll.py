@@ -209,7 +209,15 @@ def enroll(
     partner_key_file: Annotated[
         Path, typer.Option("--partner-key", help="The partner's secret key file.")
     ],
-    out_dir: Annotated[Path, typer.Option("--out", help="Folder for the bundles.")],
+    out_dir: Annotated[
+        str,
+        typer.Option(
+            "--out",
+            metavar="<path>",
+            help="Folder for the bundles, device-01.json and so on. What lies there stays, and "
+            "numbers that are taken are passed over.",
+        ),
+    ],
     count: Annotated[int, number("Devices to enrol.", low=1, high=100_000)] = 1,
     days: Annotated[int, number("Days that a certificate lasts.", low=1, high=36_500)] = 365,
     server: ServerOption = DEFAULT_SERVER,
@@ -219,15 +227,18 @@ def enroll(
     with Output(format) as out:
         from client_sdk.outputs import check_file
 
-        check_file(next(_free_places(out_dir)))
+        folder = _bundle_folder(out_dir)
+        base_url(server)
+        check_file(next(_free_places(folder)))
         info = server_info(server)
         out.say(f"The aggregator's task key is {info.task_key.hex()}.")
         out.say(f"Its ledger is signed by {info.ledger_verifier}.")
         out.say("Compare both with what the operator told you by another way.")
-        bundles = enrol(server, partner_key_file, out_dir, count, days)
-        out.say(f"{len(bundles)} bundle(s) in {out_dir}.")
+        bundles = enrol(server, partner_key_file, folder, count, days)
+        out.say(f"{len(bundles)} bundle(s) in {folder}.")
         out.result(
             {
+                "count": len(bundles),
                 "bundles": [str(path) for path in bundles],
                 "task_key": info.task_key.hex(),
                 "ledger_verifier": info.ledger_verifier,
@@ -276,6 +287,21 @@ def enrol(
             path.unlink(missing_ok=True)
         raise
     return paths
+
+
+def _bundle_folder(out_dir: str) -> Path:
+    """Raises: OutputError: ``out-unwritable``."""
+    from client_sdk.errors import OutputError
+    from client_sdk.outputs import place_of
+
+    folder = place_of(out_dir)
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(
+            "out-unwritable",
+            f"{folder} is a file, and bundles go into a folder.",
+            remedy="Name a folder; it is made if it is not there.",
+        )
+    return folder
 
 
 def _free_places(folder: Path) -> Iterator[Path]:

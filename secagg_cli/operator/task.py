@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import json
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -73,6 +74,29 @@ def read_spec(path: Path) -> dict[str, Any]:
     return spec
 
 
+def _of_file(error: CommandError, file: Path, spec: Mapping[str, Any]) -> CommandError:
+    """The refusal of a body that does not parse, with the file and the first key that is wrong."""
+    from secagg_cli.operator.spec_keys import unknown_keys
+
+    if error.reason != "body-malformed":
+        return error
+    unknown = next(unknown_keys(spec), None)
+    if unknown is None:
+        return CommandError(
+            "spec-malformed",
+            f"{file} is no task's specification: {error.message}",
+            remedy="Change what the message names; the aggregator's /v1/openapi.json has the types.",
+        )
+    table = f" of [{unknown.where}]" if unknown.where else ""
+    return CommandError(
+        "spec-malformed",
+        f"There is no key {unknown.key!r}{table} in a task's specification, which {file} gives.",
+        remedy=f"Is {unknown.meant} meant?"
+        if unknown.meant
+        else f"The keys there are {', '.join(unknown.known)}.",
+    )
+
+
 @app.command("create")
 @networked
 def create(
@@ -114,7 +138,10 @@ def create(
         spec = read_spec(file)
         if model is not None:
             spec |= _describe(model, adapter, rank, alpha, targets, sketch)
-        answer = Operator(server, read_token(token_file)).create_task(spec)
+        try:
+            answer = Operator(server, read_token(token_file)).create_task(spec)
+        except CommandError as error:
+            raise _of_file(error, file, spec) from error
         for warning in answer.warnings:
             out.warn(warning)
         out.say(f"Task {answer.task} is open.")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from secagg.files.folders import demand_own_folder
+from secagg.files.folders import demand_own_folder, file_in_the_way
 from secagg.files.text import TextFile
 from secagg_cli.audit.ledger_files import read_key
 from secagg_cli.output import CommandError, Format, FormatOption, Output
@@ -54,6 +54,12 @@ def serve(
         demand_own_folder(
             data_dir, "witness's folder", _FILES, (), CommandError, "witness-folder-taken"
         )
+        if file := file_in_the_way(data_dir):
+            raise CommandError(
+                "witness-folder",
+                f"{file} is a file, and a folder is needed there.",
+                remedy="Name a new or an empty folder with --data-dir.",
+            )
         data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         service = Witness(
             data_dir / "witness.db",

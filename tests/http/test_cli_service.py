@@ -88,7 +88,10 @@ def test_a_task_is_listed_paused_resumed_and_exported(
 def test_refusals_keep_the_service_s_own_reason(
     service: Service, task: str, tmp_path: Path
 ) -> None:
-    assert invoke(service, "task", "show", "no-such", code=1)["error"]["reason"] == "not-found"
+    missing = invoke(service, "task", "show", "no-such", code=1)["error"]
+    assert missing["reason"] == "not-found"
+    assert "'no-such'" in missing["message"]
+    assert "secagg task list" in missing["remedy"]
     (tmp_path / "t.toml").write_text(SPEC)
     again = invoke(service, "task", "create", str(tmp_path / "t.toml"), code=1)
     assert again["error"]["reason"] == "task-exists"
@@ -105,7 +108,8 @@ def test_a_wrong_token_and_a_wrong_address_are_named(service: Service, tmp_path:
     arguments = ["task", "list", "--token-file", str(tmp_path / "token"), "--format", "json"]
     wrong = CliRunner().invoke(app, [*arguments, "--server", service.url])
     assert wrong.exit_code == 1
-    assert "token" in json.loads(wrong.stdout)["error"]["reason"]
+    assert json.loads(wrong.stdout)["error"]["reason"] == "operator-token"
+    assert "operator.token" in json.loads(wrong.stdout)["error"]["remedy"]
     nobody = CliRunner().invoke(app, [*arguments, "--server", "http://127.0.0.1:1"])
     assert json.loads(nobody.stdout)["error"]["reason"] == "server-unreachable"
 
@@ -222,3 +226,49 @@ def test_a_device_refuses_what_is_weaker_than_its_policy(
     assert no_noise["reason"] == "privacy-mode"
     bundle.chmod(0o644)
     assert invoke(None, *joining, code=1)["error"]["reason"] == "secret-open"
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "said", "remedy"),
+    [
+        (
+            "survivors_min",
+            "survivors_mini",
+            "'survivors_mini' of [cohort]",
+            "Is survivors_min meant?",
+        ),
+        ("algorithm", "algoritm", "key 'algoritm' in", "Is algorithm meant?"),
+        ("cohort =", "kohort =", "key 'kohort' in", "Is cohort meant?"),
+        ("cohort =", "qqqq = 1\ncohort =", "key 'qqqq' in", "The keys there are task, "),
+        ("survivors_min = 3", "survivors_min = 'three'", "is no task's", "/v1/openapi.json"),
+    ],
+)
+def test_a_misspelt_key_is_told_with_its_file_and_the_nearest(
+    service: Service, tmp_path: Path, right: str, wrong: str, said: str, remedy: str
+) -> None:
+    file = tmp_path / "my-task.toml"
+    assert right in SPEC
+    file.write_text(SPEC.replace(right, wrong, 1))
+    error = invoke(service, "task", "create", str(file), code=1)["error"]
+    assert error["reason"] == "spec-malformed"
+    assert str(file) in error["message"]
+    assert said in error["message"]
+    assert remedy in error["remedy"]
+
+
+def test_bundles_are_counted_in_a_folder_by_its_whole_name(
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "thesis.txt").write_text("mine")
+    (tmp_path / "b" / "device-02.json").symlink_to("nowhere")
+    invoke(None, "partner", "key", "p.key")
+    command = ["enroll", "--partner-key", "p.key", "--out", "b", "--count", "2"]
+    done = invoke(service, *command)
+    assert done["count"] == 2
+    assert done["bundles"] == [str(tmp_path / "b" / f"device-0{n}.json") for n in (1, 3)]
+    assert (tmp_path / "b" / "thesis.txt").read_text() == "mine"
+    assert not (tmp_path / "b" / "nowhere").exists()
+    text = CliRunner().invoke(app, [*command, "--server", service.url])
+    assert f"2 bundle(s) in {tmp_path / 'b'}." in text.output

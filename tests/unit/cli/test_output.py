@@ -177,6 +177,32 @@ def test_a_folder_with_others_things_stays_as_it_is(
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+@pytest.mark.parametrize(
+    ("out", "server", "reason", "code"),
+    [
+        ("", "http://127.0.0.1:9", "out-unwritable", 1),
+        ("dangling", "http://127.0.0.1:9", "out-unwritable", 1),
+        ("dangling/new", "http://127.0.0.1:9", "out-unwritable", 1),
+        ("thesis.txt", "http://127.0.0.1:9", "out-unwritable", 1),
+        ("new", "http://user:secret@127.0.0.1:9", "server-url", 2),
+        ("new", "127.0.0.1:9", "server-url", 2),
+        ("new", "http://127.0.0.1:65536", "server-url", 2),
+    ],
+)
+def test_bundles_go_to_a_place_and_name_a_server_that_can_be_used(
+    out: str, server: str, reason: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "thesis.txt").write_text("years")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    arguments = ["enroll", "--partner-key", "p.key", "--out", out, "--server", server]
+    done = CliRunner().invoke(app, [*arguments, "--format", "json"])
+    assert (done.exit_code, json.loads(done.stdout)["error"]["reason"]) == (code, reason)
+    assert json.loads(done.stdout)["error"]["remedy"]
+    assert "secret" not in done.output
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dangling", "thesis.txt"]
+
+
 def test_what_others_wrote_moves_no_cursor_and_turns_no_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -214,7 +214,7 @@ def test_what_is_beyond_a_range_is_a_usage_error(name: str) -> None:
     for value in beyond:
         done = CliRunner(env={"COLUMNS": "200"}).invoke(app, [*path, option, value])
         assert done.exit_code == 2, value
-        assert f"Invalid value for '{option}'" in done.output
+        assert f"Invalid value for '{option}': {value} is not in the range" in done.output
     check = OPTIONS[name][1].callback
     assert [check(inside) for inside, _ in ends(name)] == [inside for inside, _ in ends(name)]
 
@@ -222,6 +222,7 @@ def test_what_is_beyond_a_range_is_a_usage_error(name: str) -> None:
 def test_open_ends_are_in_the_help() -> None:
     assert number("A rate.", above=0, high=1).help == "A rate. [0<x<=1]"
     assert number("A rate.", low=0, below=1).help == "A rate. [0<=x<1]"
+    assert number("Alpha.", low=1, high=1 << 20).help == "Alpha. [1<=x<=1048576]"
 
 
 def test_nan_is_in_no_range() -> None:

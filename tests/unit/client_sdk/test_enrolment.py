@@ -61,6 +61,11 @@ def test_a_bundle_that_others_can_read_is_refused(tmp_path: Path) -> None:
         ({"server": "ftp://agg.example"}, "bundle-server"),
         ({"server": "agg.example:8080"}, "bundle-server"),
         ({"server": ""}, "bundle-server"),
+        ({"server": "https://user:secret@agg.example"}, "bundle-server"),
+        ({"server": "https://user@agg.example"}, "bundle-server"),
+        ({"server": "https://:secret@agg.example"}, "bundle-server"),
+        ({"server": "https://agg.example:65536"}, "bundle-server"),
+        ({"server": "https://agg.example?a=b"}, "bundle-server"),
         ({"task_key": b"short"}, "bundle-key"),
         ({"ledger_verifier": "nonsense"}, "bundle-verifier"),
         ({"identity_seed": b"short"}, "bundle-identity"),
@@ -71,6 +76,7 @@ def test_parts_that_do_not_fit_are_refused(changes: dict[str, object], reason: s
     with pytest.raises(EnrolmentError) as caught:
         check_bundle(bundle(**changes))
     assert caught.value.reason == reason
+    assert "secret" not in str(caught.value)
 
 
 def test_a_certificate_that_its_partner_did_not_sign_is_refused() -> None:

@@ -80,6 +80,22 @@ def test_a_link_stays_and_what_it_points_at_counts(tmp_path: Path) -> None:
     assert (tmp_path / "real").read_bytes() == b"mine 2"
 
 
+@pytest.mark.parametrize("below", ["", "new", "new/deep"])
+def test_a_link_that_leads_nowhere_is_refused(tmp_path: Path, below: str) -> None:
+    (tmp_path / "link").symlink_to("nowhere")
+    for check in (outputs.check_file, outputs.check_folder):
+        with pytest.raises(OutputError, match="link to nowhere, which is not there"):
+            check(tmp_path / "link" / below)
+    assert os.listdir(tmp_path) == ["link"]
+
+
+def test_an_empty_path_is_no_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for check in (outputs.check_file, outputs.check_folder):
+        with pytest.raises(OutputError, match="the path is empty"):
+            check("")
+
+
 def test_what_is_no_file_is_written_to_and_never_replaced(tmp_path: Path) -> None:
     """A pipe of our own stands for every device: a broken build run by root would replace those."""
     os.mkfifo(tmp_path / "pipe")

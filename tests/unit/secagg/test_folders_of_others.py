@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -160,3 +161,28 @@ def test_a_service_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
         with pytest.raises(SecaggError, match="--data-dir") as caught:
             service(tmp_path / place)
         assert caught.value.reason == "data-dir-unwritable"
+        assert f"{tmp_path / 'file'} is a file" in caught.value.message
+    for name in ("keys", "blobs"):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        (tmp_path / "data" / name).touch()
+        with pytest.raises(SecaggError, match=f"{name} is a file") as caught:
+            service(tmp_path / "data")
+        assert caught.value.reason == "data-dir-unwritable"
+        (tmp_path / "data" / name).unlink()
+
+
+@pytest.mark.parametrize(
+    ("made", "below"),
+    [
+        *itertools.product((client, open_storage_key, Registry, witness), ("", "/x", "/x/y")),
+        *itertools.product((joining, recovery), ("",)),  # their other files lie beside the folder
+    ],
+)
+def test_a_file_where_a_folder_should_be_is_told(tmp_path: Path, made: Makes, below: str) -> None:
+    file = tmp_path / "file"
+    file.write_text("mine")
+    with pytest.raises(SecaggError, match=f"{file} is a file") as caught:
+        made(Path(f"{file}{below}"))
+    assert caught.value.reason in ("state-unwritable", "witness-folder", "state-missing")
+    assert caught.value.remedy
+    assert file.read_text() == "mine"

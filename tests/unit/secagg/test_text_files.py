@@ -133,6 +133,7 @@ def test_what_is_no_text_is_told_with_its_file(
     assert caught.value.reason == kind.malformed
     assert found in caught.value.message
     assert str(tmp_path) in caught.value.message
+    assert caught.value.remedy
 
 
 @EVERY
