@@ -25,12 +25,15 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, TypeVar
 
 from client_sdk.errors import ContributionError
 
+_T = TypeVar("_T")
+
 CHARACTERS_MAX = 1 << 20  # of one example: about a second of a tokenizer's time
 MESSAGES_MAX = 1 << 14  # of one example; a template writes some characters around each
+_SENDER_SHOWN = 40  # characters
 DEPTH_MAX = 64  # of lists and mappings in tools and their calls
 
 FORMS = (
@@ -46,12 +49,24 @@ _CONVERSATIONS = {
     "instruction and output": ("instruction", "output"),
 }
 _LABELLED = ("text", "label")
-# Beside a conversation these change what it says, and a row without them would teach otherwise.
-_CHANGE_IT = ("chat_template_kwargs", "functions", "history", "images", "videos", "audios")
+_CLASSIFIED = "text and label"
+# Beside a form these change what it says, and a row without them would teach otherwise.
+_MEDIA = ("image", "images", "audio", "audios", "video", "videos")
+_CHANGE_IT = (*_MEDIA, "chat_template_kwargs", "functions", "history", "system_prompt")
+_CHANGE = {
+    "messages": _CHANGE_IT,
+    "conversations": _CHANGE_IT,
+    "prompt and answer": (*_CHANGE_IT, "instruction", "input", "context"),
+    "prompt and completion": (*_CHANGE_IT, "instruction", "input", "context"),
+    "instruction and output": (*_CHANGE_IT, "context"),
+    _CLASSIFIED: (*_MEDIA, "text_pair", "context"),
+}
+_PREFERRED = ("chosen", "rejected")
+_JUDGED = ("true", "false", "0", "1", "0.0", "1.0")  # as tables write a judgement
 _NAMED = frozenset(
-    {*itertools.chain(*_CONVERSATIONS.values()), *_LABELLED, *_CHANGE_IT}
-    | {"input", "system", "tools", "input_ids", "labels", "chosen", "rejected", "response"}
-    | {"question", "query", "context", "conversation", "role", "content", "from", "value"}
+    {*itertools.chain(*_CONVERSATIONS.values()), *_LABELLED, *itertools.chain(*_CHANGE.values())}
+    | {"system", "tools", "input_ids", "labels", *_PREFERRED, "response"}
+    | {"question", "query", "conversation", "role", "content", "from", "value"}
 )
 _ROLES = {
     "system": "system",
@@ -60,6 +75,8 @@ _ROLES = {
     "developer": "developer",
     "assistant": "assistant",
     "gpt": "assistant",
+    "ai": "assistant",
+    "chatbot": "assistant",
     "chatgpt": "assistant",
     "bot": "assistant",
     "model": "assistant",
@@ -115,8 +132,8 @@ def read_example(example: Any) -> Conversation | LabelledText:
 
     Raises:
         ContributionError: ``example-form``, ``example-ambiguous``, ``example-packed``,
-            ``example-text``, ``example-weight``, ``example-long``; what a lazy record raises comes
-            as it is.
+            ``example-role``, ``example-text``, ``example-weight``, ``example-long``; what a lazy
+            record raises comes as it is.
     """
     if not isinstance(example, Mapping):
         example = _record(example)
@@ -126,7 +143,8 @@ def read_example(example: Any) -> Conversation | LabelledText:
         present = {name: example[name] for name in _NAMED if name in example}
         present = {name: value for name, value in present.items() if not _absent(value)}
         form = _form(present, example)
-        read = _labelled(present) if form is None else _conversation(form, present)
+        _check_beside(form, present)
+        read = _labelled(present) if form == _CLASSIFIED else _conversation(form, present)
     _check_length(read)
     return read
 
@@ -143,12 +161,12 @@ def _record(example: Any) -> Any:
     return example
 
 
-def _form(present: Mapping[str, Any], example: Mapping[Any, Any]) -> str | None:
-    """The name of a conversation's form; None: a labelled text."""
+def _form(present: Mapping[str, Any], example: Mapping[Any, Any]) -> str:
+    """The name of the example's form."""
     found = [form for form, keys in _CONVERSATIONS.items() if all(key in present for key in keys)]
     labelled = all(key in present for key in _LABELLED)
     if labelled and not {"messages", "conversations"} & present.keys():
-        found.append("text and label")
+        found.append(_CLASSIFIED)
     if len(found) > 1:
         raise ContributionError(
             "example-ambiguous",
@@ -158,7 +176,7 @@ def _form(present: Mapping[str, Any], example: Mapping[Any, Any]) -> str | None:
             remedy="Take the columns of the others away.",
         )
     if found:
-        return None if found[0] == "text and label" else found[0]
+        return found[0]
     if "input_ids" in example:
         raise ContributionError(
             "example-packed",
@@ -168,14 +186,8 @@ def _form(present: Mapping[str, Any], example: Mapping[Any, Any]) -> str | None:
             remedy="Give one conversation per example; rows that are tokenised or packed already "
             "would make the row, not the conversation, the unit of privacy.",
         )
-    if "chosen" in present:
-        raise ContributionError(
-            "example-form",
-            "An example is a choice between answers, which is not learnt here.",
-            expected="one answer",
-            found=sorted(present),
-            remedy="Give the chosen answer alone, as completion.",
-        )
+    if any(name in present for name in _PREFERRED):
+        raise _preference(present)
     named = f" Of the keys that are known it has {', '.join(sorted(present))}." if present else ""
     raise ContributionError(
         "example-form",
@@ -183,6 +195,52 @@ def _form(present: Mapping[str, Any], example: Mapping[Any, Any]) -> str | None:
         found=sorted(map(str, itertools.islice(example, 20))),
         remedy=FORMS,
     )
+
+
+def _preference(present: Mapping[str, Any]) -> ContributionError:
+    return ContributionError(
+        "example-form",
+        "An example is a choice between answers, which is not learnt here.",
+        expected="one answer",
+        found=sorted(present),
+        remedy="Give the chosen answer alone, as completion, without the columns chosen and "
+        "rejected.",
+    )
+
+
+def _check_beside(form: str, present: Mapping[str, Any]) -> None:
+    """Refuse what stands beside a form, is passed over, and would change what is taught."""
+    changing = [name for name in _CHANGE[form] if name in present and not _is_empty(present[name])]
+    if changing:
+        raise ContributionError(
+            "example-form",
+            f"An example has {', '.join(changing)} beside {form}, which would be passed over.",
+            found=changing,
+            remedy="Write it into the text, or take the column away.",
+        )
+    if form == _CLASSIFIED:
+        return
+    if any(name in present and not _is_empty(present[name]) for name in _PREFERRED):
+        raise _preference(present)
+    if _is_judged(form, present.get("label")):
+        raise ContributionError(
+            "example-form",
+            "An example is a judgement of an answer, which is not learnt here.",
+            expected="answers that are to be learnt",
+            found=sorted(present),
+            remedy="Give the good ones alone, without the column label.",
+        )
+
+
+def _is_judged(form: str, label: Any) -> bool:
+    """True or false; beside a prompt also as numbers or words, which tables make of it."""
+    if type(label).__name__ in ("bool", "bool_"):
+        return True
+    if not form.startswith("prompt") or label is None:
+        return False
+    if isinstance(label, str):
+        return label.strip().lower() in _JUDGED
+    return isinstance(label, Real) and label in (0, 1)
 
 
 def _labelled(present: Mapping[str, Any]) -> LabelledText:
@@ -225,31 +283,17 @@ def _is_list(value: Any) -> bool:
 
 
 def _conversation(form: str, present: Mapping[str, Any]) -> Conversation:
-    changing = [name for name in _CHANGE_IT if name in present and not _is_empty(present[name])]
-    if changing:
-        raise ContributionError(
-            "example-form",
-            f"An example has {', '.join(changing)}, which would be passed over.",
-            found=changing,
-            remedy="Write it into the conversation, or take the column away.",
-        )
     if form in ("messages", "conversations"):
-        turns = _messages(present[form])
+        turns = learnt = _messages(present[form])
     elif form == "instruction and output":
-        turns = [*_instruction(present), *_side(present["output"], "assistant")]
+        learnt = _side(present["output"], "assistant")
+        turns = [*_instruction(present), *learnt]
     else:
         answer = "answer" if form == "prompt and answer" else "completion"
-        if type(present.get("label")).__name__ in ("bool", "bool_"):
-            raise ContributionError(
-                "example-form",
-                "An example is a judgement of an answer, which is not learnt here.",
-                expected="answers that are to be learnt",
-                found=sorted(present),
-                remedy="Give the good ones alone, without the column label.",
-            )
         before = [replace(turn, counts=False) for turn in _side(present["prompt"], "user")]
-        turns = [*before, *_side(present[answer], "assistant")]
-    if not any(turn.is_answer for turn in turns):
+        learnt = _side(present[answer], "assistant")
+        turns = [*before, *learnt]
+    if not any(turn.is_answer for turn in learnt):
         raise ContributionError("example-form", "A conversation has no answer of the assistant.")
     return Conversation((*_system(present, turns), *turns), _tools(present.get("tools")))
 
@@ -291,41 +335,61 @@ def _system(present: Mapping[str, Any], turns: Sequence[Turn]) -> list[Turn]:
 
 
 def _messages(value: Any) -> list[Turn]:
-    return [_turn(message) for message in _read_once(value)]
+    return [_turn(message, place) for place, message in enumerate(_read_once(value))]
 
 
-def _read_once(messages: Any) -> list[Any]:
+def _read_once(messages: Any, whose: str = "Messages") -> list[Any]:
     """An iterator would be empty the second time, and one without an end would hold up the rest.
 
     Columns of messages, which older data sets have, are read as records.
     """
     if isinstance(messages, Mapping):
-        return _records(messages)
+        return _records(messages, whose)
     if isinstance(messages, str | bytes) or not isinstance(messages, Iterable):
+        is_json = isinstance(messages, str) and messages.lstrip()[:1] in ("[", "{")
         raise ContributionError(
-            "example-form", "Messages are not a list.", found=type(messages).__name__
+            "example-form",
+            f"{whose} are {'JSON text, ' if is_json else ''}not a list.",
+            found=type(messages).__name__,
+            remedy="Read the text first, with json.loads, and give what it holds."
+            if is_json
+            else None,
         )
-    found = list(itertools.islice(messages, MESSAGES_MAX + 1))
+    return _at_most(messages, whose)
+
+
+def _at_most(items: Iterable[_T], whose: str) -> list[_T]:
+    found = list(itertools.islice(items, MESSAGES_MAX + 1))
     if len(found) > MESSAGES_MAX:
         raise ContributionError(
             "example-long",
-            "A conversation has too many messages to be tokenised beside others.",
-            expected=f"at most {MESSAGES_MAX} messages",
+            f"{whose} are too many to be tokenised beside other examples.",
+            expected=f"at most {MESSAGES_MAX}",
         )
     return found
 
 
-def _records(columns: Mapping[Any, Any]) -> list[dict[Any, Any]]:
-    lists = {name: _read_once(column) for name, column in columns.items()}
+def _records(columns: Mapping[Any, Any], whose: str) -> list[dict[Any, Any]]:
+    if columns and not all(_is_list(column) for column in columns.values()):
+        raise ContributionError(
+            "example-form",
+            f"{whose} are one mapping, not a list.",
+            expected="a list, also of one",
+            found=type(columns).__name__,
+            remedy="Put it into a list.",
+        )
+    lists = {name: _read_once(column, whose) for name, column in columns.items()}
     lengths = {len(column) for column in lists.values()}
     if len(lengths) != 1:
         raise ContributionError(
-            "example-form", "Columns of messages differ in length.", found=sorted(lengths)
+            "example-form",
+            f"Columns of {whose.lower()} differ in length.",
+            found=sorted(lengths),
         )
     return [{name: column[i] for name, column in lists.items()} for i in range(lengths.pop())]
 
 
-def _turn(message: Any) -> Turn:
+def _turn(message: Any, place: int) -> Turn:
     if not isinstance(message, Mapping):
         raise ContributionError(
             "example-form",
@@ -339,6 +403,14 @@ def _turn(message: Any) -> Turn:
             "example-form", "A message's role is not text.", found=type(named).__name__
         )
     known = _text(named, "A role's").strip().lower()
+    if names[0] == "from" and known not in _ROLES:
+        raise ContributionError(
+            "example-role",
+            f"Message {place} (from 0) has a sender that is not known.",
+            expected=sorted(_ROLES),
+            found=named[:_SENDER_SHOWN],
+            remedy=f"Name who sent it by one of {', '.join(sorted(_ROLES))}.",
+        )
     role = _ROLES.get(known, named)
     content = _get(message, names[1])
     written = {name: _get(message, name) for name in _WRITTEN}
@@ -363,7 +435,7 @@ def _content(value: Any) -> str:
             expected="text, text parts, or null beside tool_calls",
             found=type(value).__name__,
         )
-    parts = list(itertools.islice(value, MESSAGES_MAX))
+    parts = _at_most(value, "A message's parts")
     for part in parts:
         kind = _get(part, "type") if isinstance(part, Mapping) else None
         if kind != "text" or not isinstance(_get(part, "text"), str):
@@ -391,7 +463,7 @@ def _weight(message: Mapping[Any, Any]) -> bool:
 
 def _calls(message: Mapping[Any, Any]) -> list[Any]:
     calls, older = _get(message, "tool_calls"), _get(message, "function_call")
-    found = [] if calls is None else [_call(call) for call in _read_once(calls)]
+    found = [] if calls is None else [_call(call) for call in _read_once(calls, "Calls of tools")]
     return found or ([] if older is None else [_call(older)])
 
 
@@ -419,7 +491,7 @@ def _tools(value: Any) -> tuple[dict[str, Any], ...]:
     """A list of schemas, or that list as JSON text, which tables of records hold."""
     if value is None or _is_empty(value):
         return ()
-    tools = [_json_value(tool) for tool in _read_once(_parsed(value))]
+    tools = [_json_value(tool) for tool in _read_once(_parsed(value), "Tools")]
     if not all(isinstance(tool, dict) for tool in tools):
         raise ContributionError(
             "example-form", "Tools are not a list of schemas.", expected="JSON schemas of functions"
@@ -449,14 +521,14 @@ def _json_value(value: Any, depth: int = 0) -> Any:
     if value is None or isinstance(value, bool | int | float):
         return value
     if isinstance(value, Mapping):
-        items = itertools.islice(value.items(), MESSAGES_MAX)
+        items = _at_most(value.items(), "A tool's keys")
         return {
             _text(str(k), "A tool's"): _json_value(v, depth + 1) for k, v in items if not _absent(v)
         }
     if isinstance(value, Real) and callable(getattr(value, "item", None)):
         return _only(value)
     if isinstance(value, Iterable) and not isinstance(value, bytes):
-        return [_json_value(item, depth + 1) for item in itertools.islice(value, MESSAGES_MAX)]
+        return [_json_value(item, depth + 1) for item in _at_most(value, "A tool's items")]
     raise ContributionError(
         "example-form", "A tool or a message holds what is not JSON.", found=type(value).__name__
     )

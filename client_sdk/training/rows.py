@@ -240,8 +240,11 @@ def unread(dataset: Sequence[Example]) -> tuple[LeftOut, ...]:
     for index in range(len(dataset)):
         try:
             check_form(dataset[index])
-        except ContributionError as error:
-            left_out.append(in_file(dataset, told(index, error)))
+        except BaseException as error:  # what a lazy record raises is its own too
+            if _stops(error):
+                raise
+            one = told(index, error)
+            left_out.append(in_file(dataset, one))
     return tuple(left_out)
 
 

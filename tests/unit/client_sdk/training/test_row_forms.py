@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import json
 import math
 from collections import UserDict
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from client_sdk.errors import ContributionError
 from client_sdk.training.conversations import (
     CHARACTERS_MAX,
+    MESSAGES_MAX,
     Conversation,
     LabelledText,
     read_example,
@@ -22,6 +24,8 @@ from client_sdk.training.conversations import (
 PAIR = [("user", "q", False), ("assistant", "a", True)]
 USER, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 SYSTEM = {"role": "system", "content": "s"}
+SCHEMA = {"type": "function", "function": {"name": "f", "parameters": {}}}
+PART = {"type": "text", "text": "q"}
 
 
 def turns(example: Any) -> list[tuple[str, str, bool]]:
@@ -72,6 +76,10 @@ class Series:
         {"messages": np.array([USER, ANSWER])},
         {"messages": {"role": ["user", "assistant"], "content": ["q", "a"]}},
         {"messages": [USER, ANSWER], "label": 1},
+        {"messages": [USER, ANSWER], "input": "q", "context": "c", "response": "a"},
+        {"prompt": "q", "completion": "a", "input": "", "image": None, "label": "maths"},
+        {"prompt": "q", "answer": "a", "label": 7, "chosen": None, "rejected": ""},
+        {"conversations": [{"from": "Human", "value": "q"}, {"from": "chatbot", "value": "a"}]},
         {"messages": [USER, ANSWER], "text": "Q: q A: a", "label": 1},
         {"messages": [USER, ANSWER], "prompt": "q", "prompt_id": "x"},
         {"messages": [USER, ANSWER], "chosen": [], "rejected": [], "images": []},
@@ -152,6 +160,62 @@ def test_a_class_is_a_whole_number_of_any_library(label: Any) -> None:
         ({"prompt": "q", "chosen": "a", "rejected": "b"}, "example-form", "choice"),
         ({"prompt": "q", "completion": "a", "label": False}, "example-form", "judgement"),
         ({"prompt": "q", "completion": "a", "label": np.bool_(True)}, "example-form", "judgement"),
+        *(
+            ({"prompt": "q", key: "a", "label": label}, "example-form", "judgement")
+            for key in ("answer", "completion")
+            for label in (0, 1, 0.0, np.int64(1), "True", "false", "0", True)
+        ),
+        ({"messages": [USER, ANSWER], "label": True}, "example-form", "judgement"),
+        ({"messages": [USER, ANSWER], "chosen": [ANSWER]}, "example-form", "choice"),
+        ({"prompt": "q", "answer": "a", "rejected": "b"}, "example-form", "choice"),
+        ({"instruction": "q", "output": "a", "chosen": "b"}, "example-form", "choice"),
+        *(
+            ({"prompt": "q", "completion": "a", key: "x"}, "example-form", f"has {key} beside")
+            for key in ("input", "context", "instruction", "system_prompt", "image", "audio")
+        ),
+        ({"prompt": "q", "answer": "a", "input": "x"}, "example-form", "has input beside"),
+        ({"instruction": "q", "output": "a", "context": "x"}, "example-form", "has context beside"),
+        ({"messages": [USER, ANSWER], "system_prompt": "s"}, "example-form", "system_prompt"),
+        ({"messages": [USER, ANSWER], "video": "v"}, "example-form", "has video beside"),
+        ({"text": "t", "label": 1, "image": b"i"}, "example-form", "has image beside"),
+        ({"text": "t", "label": 1, "text_pair": "u"}, "example-form", "has text_pair beside"),
+        ({"prompt": [USER, ANSWER], "completion": [USER]}, "example-form", "no answer"),
+        (
+            {"conversations": [{"from": "human", "value": "q"}, {"from": "alice", "value": "a"}]},
+            "example-role",
+            "Message 1 (from 0)",
+        ),
+        ({"messages": '[{"role": "user"}]'}, "example-form", "Messages are JSON text, not a list"),
+        ({"messages": USER}, "example-form", "Messages are one mapping, not a list"),
+        ({"messages": [USER, ANSWER], "tools": SCHEMA}, "example-form", "Tools are one mapping"),
+        (
+            {"messages": [USER, ANSWER], "tools": json.dumps(SCHEMA)},
+            "example-form",
+            "Tools are one mapping",
+        ),
+        (
+            {"messages": [USER, {**ANSWER, "tool_calls": {"name": "f", "arguments": "{}"}}]},
+            "example-form",
+            "Calls of tools are one mapping",
+        ),
+        (
+            {
+                "messages": [USER, ANSWER],
+                "tools": [dict.fromkeys(map(str, range(MESSAGES_MAX + 1)), 1)],
+            },
+            "example-long",
+            "keys are too many",
+        ),
+        (
+            {"messages": [USER, ANSWER], "tools": [{"enum": [0] * (MESSAGES_MAX + 1)}]},
+            "example-long",
+            "items are too many",
+        ),
+        (
+            {"messages": [{**USER, "content": [PART] * (MESSAGES_MAX + 1)}, ANSWER]},
+            "example-long",
+            "parts are too many",
+        ),
         ({"prompt": "q", "answer": "a", "completion": "b"}, "example-ambiguous", "completion"),
         ({"messages": [USER, ANSWER], "prompt": "q", "answer": "b"}, "example-ambiguous", "prompt"),
         ({"messages": [USER, ANSWER], "conversations": [USER]}, "example-ambiguous", "messages"),
@@ -196,6 +260,18 @@ def test_any_other_is_refused_with_what_was_found(example: Any, reason: str, sai
         read_example(example)
     assert refused.value.reason == reason
     assert said in refused.value.message
+
+
+def test_a_way_out_is_named() -> None:
+    for example, remedy in (
+        ({"messages": '[{"role": "user"}]'}, "json.loads"),
+        ({"messages": [USER, ANSWER], "tools": SCHEMA}, "into a list"),
+        ({"conversations": [{"from": "alice", "value": "q"}]}, "human"),
+        ({"prompt": "q", "completion": "a", "label": 0}, "without the column label"),
+    ):
+        with pytest.raises(ContributionError) as refused:
+            read_example(example)
+        assert remedy in str(refused.value.remedy)
 
 
 @pytest.mark.parametrize("kind", ["image", "image_url", "input_audio", None])

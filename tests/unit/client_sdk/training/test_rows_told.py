@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from client_sdk.training.rows import NOTHING_COUNTS, Cut, Input, cut_of, encode_rows
+from client_sdk.training.rows import NOTHING_COUNTS, Cut, Input, cut_of, encode_rows, unread
 from tests.kits.tiny_training import job, tiny_task, trainer
 from tests.kits.word_tokenizers import CHATML, WORDS, of_words
 
@@ -114,6 +114,24 @@ def test_a_trainer_says_how_many_it_has_and_which_are_cut(tmp_path: Path) -> Non
     assert [one.index for one in it.left_out] == [2]
     short = trainer([("What is AI?", "A field. " * 200)] * 16)  # some are drawn
     assert short.contribute(job(manifest))["gradient"].any()
+
+
+class Lazy:
+    """Rows that are read when they are asked for, one of them from a file that is gone."""
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, place: int) -> Any:
+        if place == 1:
+            raise OSError("my secret")
+        return ("q", "a")
+
+
+def test_a_lazy_record_that_raises_is_told_by_its_place() -> None:
+    (one,) = unread(Lazy())  # type: ignore[arg-type]
+    assert (one.index, one.reason) == (1, "example-failed")
+    assert "my secret" not in str(one)
 
 
 def test_a_data_set_without_an_example_says_so() -> None:
