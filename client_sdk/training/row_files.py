@@ -3,14 +3,19 @@
 Lines end at LF or CRLF and nowhere else: what Unicode calls a line separator may stand in a text.
 A line that is no JSON object keeps its place, since no example may keep the others from being
 used. What is refused is the file: it is not there, or is of another encoding or format, which is
-seen from its first bytes and from no example.
+seen from its first bytes and from no example. Where the first bytes are text and could be a bad
+line too, no line of the file is a row.
 """
 
 from __future__ import annotations
 
 import codecs
+import csv
+import io
+import itertools
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +45,25 @@ _FORMATS = (
     (b"\xff\xff\xff\xff", "Arrow"),
     (b"Obj\x01", "Avro"),
     (b"SQLite format 3\x00", "SQLite"),
+    (b"\x89HDF", "HDF5"),
+    (b"\x93NUMPY", "NumPy"),
+    (b"\xd0\xcf\x11\xe0", "Excel, of before 2007"),
+    (b"7z\xbc\xaf", "7-Zip"),
 )
+_AS_LINES = "Write it as JSON lines."
+_FROM_TABLE = (
+    'Write it as JSON lines: pandas.read_csv(...).to_json(..., orient="records", lines=True).'
+)
+_TEXT_FORMATS = (  # by their first bytes in lower case, and the way out
+    (b"version https://git-lfs", "a pointer of Git LFS", "Fetch the file itself: git lfs pull."),
+    (b"<!doctype", "HTML", "Fetch the file itself, not the page about it."),
+    (b"<html", "HTML", "Fetch the file itself, not the page about it."),
+    (b"<?xml", "XML", _AS_LINES),
+    (b"%pdf-", "PDF", "Write its conversations as JSON lines."),
+    (b"{\\rtf", "RTF", "Write its conversations as JSON lines."),
+)
+_SEPARATED = {",": "CSV", "\t": "TSV", ";": "CSV, with semicolons", "|": "CSV, with bars"}
+_COLUMN = re.compile(r"[^\W\d][\w .-]{0,39}")  # prose has a space behind its comma
 
 
 @dataclass(frozen=True)
@@ -108,6 +131,8 @@ def read_file(path: str | os.PathLike[str]) -> RowFile:
         rows[0] = Unread(f"The file begins with a JSON array and is none. {whole.sentence}")
     if begins == b"{" and isinstance(rows[0], Unread) and isinstance(whole := _read(data), dict):
         return RowFile(path, (whole,), numbers[:1])  # one object over several lines
+    if not any(map(_is_row, rows)):
+        _check_text_format(path, data)
     return RowFile(path, tuple(rows), numbers)
 
 
@@ -141,13 +166,44 @@ def _check_format(path: Path, data: bytes) -> None:
         raise _encoding(path, "UTF-16")
     for mark, name in _FORMATS:
         if data.startswith(mark):
-            raise ContributionError(
-                "data-format",
-                f"{path} is a file of another format.",
-                expected="JSON lines or a JSON array, as text",
-                found=name,
-                remedy="Unpack it, or write it as JSON lines.",
-            )
+            raise _format(path, name, "Unpack it, or write it as JSON lines.")
+
+
+def _check_text_format(path: Path, data: bytes) -> None:
+    """Of a file without a row."""
+    begins = data.lstrip()[:64].lower()
+    for mark, name, remedy in _TEXT_FORMATS:
+        if begins.startswith(mark):
+            raise _format(path, name, remedy)
+    if b"\n" not in data and sum(_is_row(_read_line(line)) for line in data.split(b"\r")) > 1:
+        raise _format(
+            path, "JSON lines that end at CR alone", "Save it with lines that end at LF or CRLF."
+        )
+    text = data.decode(errors="replace")
+    for separator, name in _SEPARATED.items():
+        if _is_table(text, separator):
+            raise _format(path, name, _FROM_TABLE)
+
+
+def _is_table(text: str, separator: str) -> bool:
+    """Whether the first record names columns, and the second has as many fields."""
+    records = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+    try:
+        names, fields = itertools.islice(filter(None, records), 2)
+    except (ValueError, csv.Error):
+        return False
+    named = len(set(names)) == len(names) > 1 and all(map(_COLUMN.fullmatch, names))
+    return named and len(fields) == len(names)
+
+
+def _format(path: Path, found: str, remedy: str) -> ContributionError:
+    return ContributionError(
+        "data-format",
+        f"{path} is a file of another format.",
+        expected="JSON lines or a JSON array, as text",
+        found=found,
+        remedy=remedy,
+    )
 
 
 def _encoding(path: Path, found: str) -> ContributionError:
@@ -198,6 +254,10 @@ def _number(digits: str) -> Any:
         return int(digits)
     except ValueError:  # thousands of digits
         return Unread("It is a number that is too long.")
+
+
+def _is_row(row: Any) -> bool:
+    return (isinstance(row, dict) and bool(row)) or _is_pair(row)
 
 
 def _is_pair(row: Any) -> bool:

@@ -133,6 +133,56 @@ def test_another_format_is_named(tmp_path: Path) -> None:
         assert (refused.value.reason, refused.value.found) == ("data-format", name)
 
 
+TEXT_FORMATS = [
+    (b"prompt,completion\nq,a\n", "CSV"),
+    (b'"prompt","completion"\r\n"a, b","two\nlines"\r\n', "CSV"),
+    (b"id,text,label\r1,q,0\r2,r,1\r", "CSV"),
+    (b"question;answer\nq;a\n", "CSV, with semicolons"),
+    (b"text\tlabel\ncaf\xe9\t1\n", "TSV"),
+    (b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 5\n", "LFS"),
+    (b"\n <!DOCTYPE html>\n<html>\n{}\n</html>\n", "HTML"),
+    (b"<html><body>Log in</body></html>", "HTML"),
+    (b"%PDF-1.7\n[]\n%%EOF\n", "PDF"),
+    (LINE + b"\r" + LINE + b"\r", "CR alone"),
+]
+
+
+@pytest.mark.parametrize(("data", "found"), TEXT_FORMATS)
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_another_format_of_text_is_named(
+    tmp_path: Path, data: bytes, found: str, mark: bytes
+) -> None:
+    with pytest.raises(ContributionError) as refused:
+        read_file(written(tmp_path, mark + data))
+    assert refused.value.reason == "data-format"
+    assert found in str(refused.value.found)
+    assert refused.value.remedy
+
+
+@pytest.mark.parametrize(
+    "line", [data.partition(b"\n")[0] for data, _ in TEXT_FORMATS] + [b"", b"a,b", b"nothing"]
+)
+def test_a_bad_line_alone_never_refuses_a_file(tmp_path: Path, line: bytes) -> None:
+    """Whatever it looks like: the absence of the device would be seen by all."""
+    rows = read_file(written(tmp_path, line + b"\n" + LINE + b"\n"))
+    assert rows[-1] == ROW
+    rows = read_file(written(tmp_path, LINE + b"\n" + line))
+    assert rows[0] == ROW
+    for prose in (b"nothing, really\nbad, too", b"a,b", b"q\ra", b"nothing\n" * 3):
+        assert len(unread(read_file(written(tmp_path, prose)))) > 0
+
+
+def test_an_array_with_a_mistake_is_told_with_its_place(tmp_path: Path) -> None:
+    lines = (b"[", LINE + b",", LINE, LINE, b"]")
+    for data, place in (
+        (b"\n".join(lines), "(line 4, character 1)"),
+        (b"[" + LINE + b" " + LINE + b"]", f"(character {len(LINE) + 3})"),
+    ):
+        (first, *_) = unread(read_file(written(tmp_path, data)))
+        assert first.place == "line 1 of data.jsonl"
+        assert place in first.sentence
+
+
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     for path, reason in (
         (tmp_path / "none", "data-missing"),
