@@ -43,13 +43,13 @@ for _name in (
 @nox.session
 def tests(session: nox.Session) -> None:
     """All tests."""
-    session.run("pytest", *session.posargs)
+    session.run("pytest", "-n", "2", "--dist", "loadfile", *session.posargs)
 
 
 @nox.session
 def coverage(session: nox.Session) -> None:
     """All tests, and how much of the code they reach, with its floors."""
-    session.run("pytest", "--cov", *session.posargs)
+    session.run("pytest", "-n", "2", "--dist", "loadfile", "--cov", *session.posargs)
     session.run("coverage", "report", "--include=secagg/*,dp/*", "--fail-under=97")
 
 
