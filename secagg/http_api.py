@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from secagg.messages import Certificate
-from secagg.ranges import Count, LeafOrNone, Seconds, Size
+from secagg.ranges import Count, LeafOrNone, Seconds, Size, Status
 
 
 class _Body(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -103,7 +103,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     remedy: str | None = None
     type: str = "about:blank"
     title: str = ""
-    status: int = 0
+    status: Status = 0
     detail: str = ""
     expected: Any = None
     found: Any = None

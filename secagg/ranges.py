@@ -23,5 +23,6 @@ KindOrNone = Annotated[int, msgspec.Meta(ge=-1, lt=2 + limits.NOISE_LEVELS_MAX)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=INT32_MAX)]  # versions, releases, attempts, devices
 Seconds = Annotated[int, msgspec.Meta(ge=0, le=EXACT_MAX)]  # Unix
 Size = Annotated[int, msgspec.Meta(ge=0, le=EXACT_MAX)]  # bytes, leaves
+Status = Annotated[int, msgspec.Meta(ge=0, lt=1_000)]  # of HTTP; 0: not said
 LeafOrNone = Annotated[int, msgspec.Meta(ge=-1, le=EXACT_MAX)]  # -1: none
 Units = Annotated[int, msgspec.Meta(ge=0, le=INT63_MAX)]  # of the integer grid, and their squares
