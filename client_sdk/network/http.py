@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
-import random
+import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ from secagg.http_api import ACCESS_TOKEN_MAX_S, Problem
 _T = TypeVar("_T")
 _OCTETS = {"Content-Type": "application/octet-stream"}
 _RETRY_AFTER_MAX_S = 30.0
-_coins = random.SystemRandom()  # Python's own generator is watched while a model is tested
+_coins = secrets.SystemRandom()  # Python's own generator is watched while a model is tested
 _TIME_REASONS = ("token-expired", "token-lifetime", "certificate-expired")
 _RETRIED = (
     "unreachable",
