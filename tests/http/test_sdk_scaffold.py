@@ -118,8 +118,9 @@ async def test_a_lost_receipt_is_found_in_the_ledger(tmp_path: Path, kind: str) 
         await asyncio.gather(*others)
 
         async def gate(request: web.Request, body: bytes) -> web.Response | None:
-            path = request.path
-            return web.Response(status=404) if path.startswith("/v1/sessions/") else None
+            if not request.path.startswith("/v1/sessions/"):
+                return None
+            return web.Response(status=404, body=b'{"reason":"not-found","message":"Gone."}')
 
         world.gate = gate
         assert (await world.device("d0").resume_async()).aborted == 1
