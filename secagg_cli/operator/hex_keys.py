@@ -8,7 +8,7 @@ from secagg.limits import IDENTITY_KEY_BYTES
 from secagg_cli.output import CommandError
 
 _DIGITS = 2 * IDENTITY_KEY_BYTES
-_SHOWN = 80
+_SHOWN = 4_096  # the longest path
 
 
 def hex_key(text: str, what: str, reason: str, remedy: str) -> bytes:
