@@ -22,7 +22,7 @@ FILES = 192
 def test_many_connections_at_once_leave_descriptors_for_the_admin_port(tmp_path: Path):
     import resource
 
-    environment = {**os.environ, "SECAGG_DATA_DIR": str(tmp_path)}
+    environment = {**os.environ, "SECAGG_DATA_DIR": str(tmp_path / "data")}
     environment |= {"SECAGG_PORT": "0", "SECAGG_ADMIN_PORT": "0"}
     log = tmp_path / "log"
     with log.open("wb") as errors:
