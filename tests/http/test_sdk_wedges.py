@@ -467,7 +467,9 @@ async def test_a_pending_session_of_a_task_that_is_not_offered_stops_no_other(
         assert world.device("d0").has_pending()
 
         async def gate(request: web.Request, body: bytes) -> web.Response | None:
-            return web.Response(status=403) if request.path == f"/v1/tasks/{TASK}/offer" else None
+            if request.path != f"/v1/tasks/{TASK}/offer":
+                return None
+            return web.Response(status=403, body=b'{"reason": "no", "message": "No."}')
 
         world.gate = gate
         results = await run_all(world, task=OTHER)
