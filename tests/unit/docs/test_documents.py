@@ -64,6 +64,19 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
             assert anchor in anchors(file), f"{named(page)} links to {target}"
 
 
+def test_every_page_is_reached_from_the_readme() -> None:
+    found, waiting = set(), [ROOT / "README.md"]
+    while waiting:
+        page = waiting.pop()
+        if page.is_dir():
+            waiting += page.glob("*.md")
+        elif page.suffix == ".md" and page not in found:
+            found.add(page)
+            links = re.findall(r"\]\(([\w./-]+)", page.read_text())
+            waiting += [(page.parent / link).resolve() for link in links]
+    assert set(PAGES) - found == set()
+
+
 @pytest.mark.parametrize("page", CURRENT, ids=named)
 def test_named_files_and_tests_exist(page: Path) -> None:
     floors = "secagg|dp|client_sdk|aggregator|secagg_cli|tests|docs|benchmarks|examples|deploy"
