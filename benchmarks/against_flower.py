@@ -156,7 +156,7 @@ class Ours:
     bits = 32
 
     def __init__(self, graph: Graph) -> None:
-        from secagg import keys, sharing
+        from secagg import sealing, sharing
         from secagg.context import KIND_PAIR_SEED, MASK_KEY, pair_seed, seal_info
         from secagg.graph.harary import sealer
         from secagg.secret import Secret
@@ -166,8 +166,8 @@ class Ours:
         self.names = [os.urandom(32) for _ in range(graph.clients)]
         self.secrets = [Secret(os.urandom(32)) for _ in range(graph.clients)]
         self.seeds = [Secret(os.urandom(32)) for _ in range(graph.clients)]
-        public = [keys.kem_public_key(secret, MASK_KEY) for secret in self.secrets]
-        self.private = [keys.kem_private_key(secret, MASK_KEY) for secret in self.secrets]
+        public = [sealing.kem_public_key(secret, MASK_KEY) for secret in self.secrets]
+        self.private = [sealing.kem_private_key(secret, MASK_KEY) for secret in self.secrets]
         self.sealed: dict[tuple[int, int], bytes] = {}
         for i in range(graph.clients):
             for j in graph.neighbours(i):
@@ -175,7 +175,7 @@ class Ours:
                     own, peer = self.names[i], self.names[j]
                     seed = pair_seed(self.secrets[i], self.ctx, own, peer).reveal()
                     info = seal_info(self.ctx, own, peer, KIND_PAIR_SEED)
-                    self.sealed[i, j] = keys.hpke_seal(public[j], info, seed)
+                    self.sealed[i, j] = sealing.hpke_seal(public[j], info, seed)
         self.shares = []
         for i in range(graph.clients):
             secret = self.secrets[i] if i in graph.dropped else self.seeds[i]
@@ -184,7 +184,7 @@ class Ours:
             self.shares.append({holder: dealt[holder].reveal() for holder in kept})
 
     def _pair(self, secret: Any, private: Any, index: int, other: int) -> Any:
-        from secagg import keys
+        from secagg import sealing
         from secagg.context import KIND_PAIR_SEED, pair_seed, seal_info
         from secagg.secret import Secret
 
@@ -192,7 +192,7 @@ class Ours:
         if (index, other) in self.sealed:
             return pair_seed(secret, self.ctx, own, peer)
         info = seal_info(self.ctx, peer, own, KIND_PAIR_SEED)
-        return Secret(keys.hpke_open(private, info, self.sealed[other, index]))
+        return Secret(sealing.hpke_open(private, info, self.sealed[other, index]))
 
     def client(self, index: int, values: Any) -> bytes:
         from secagg import ring
@@ -206,7 +206,7 @@ class Ours:
         return ring.pack(values, self.bits)
 
     def server(self, length: int, uploads: Callable[[int], bytes]) -> Any:
-        from secagg import keys, ring, sharing
+        from secagg import ring, sealing, sharing
         from secagg.context import MASK_KEY
         from secagg.masks import MaskTerm, mask_key
         from secagg.opening import OpeningPlan, open_slice
@@ -224,7 +224,7 @@ class Ours:
             if index not in self.graph.dropped:
                 terms.append(MaskTerm(mask_key(secret, self.salt), -1))
                 continue
-            private = keys.kem_private_key(secret, MASK_KEY)
+            private = sealing.kem_private_key(secret, MASK_KEY)
             for other in self.graph.neighbours(index):
                 if other not in self.graph.dropped:
                     key = mask_key(self._pair(secret, private, index, other), self.salt)

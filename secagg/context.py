@@ -21,7 +21,7 @@ KIND_SHARES = b"shares"
 LEFT_OUT = "left-out"  # Abort.reason to one device while the cohort goes on
 SHARE_OF_SELF_SEED, SHARE_OF_MASK_SECRET, SHARE_OF_NOISE_SEED = 0, 1, 2  # + level of the noise
 _SHARE_LABELS = {SHARE_OF_SELF_SEED: "self share", SHARE_OF_MASK_SECRET: "mask share"}
-MASK_KEY, CHANNEL_KEY = "mask-key", "channel-key"  # labels of secagg.keys.kem_private_key
+MASK_KEY, CHANNEL_KEY = "mask-key", "channel-key"  # labels of secagg.sealing.kem_private_key
 
 
 def sealed_shares_bytes(noise_levels: int) -> int:

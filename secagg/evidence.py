@@ -32,7 +32,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from secagg import keys, sharing
+from secagg import sealing, sharing
 from secagg.context import (
     KIND_PAIR_SEED,
     MASK_KEY,
@@ -156,7 +156,7 @@ def is_committed(
     if secret_kind == SHARE_OF_SELF_SEED:
         found, wanted = self_seed_commitment(identity, secret), advert.self_seed_commitment
     elif secret_kind == SHARE_OF_MASK_SECRET:
-        found, wanted = keys.kem_public_key(secret, MASK_KEY), advert.mask_key
+        found, wanted = sealing.kem_public_key(secret, MASK_KEY), advert.mask_key
     else:
         level = secret_kind - SHARE_OF_NOISE_SEED
         found = noise_seed_commitment(identity, level, secret)
@@ -338,14 +338,16 @@ def _check_seal(exchange: _Exchange, mask_secret: Secret | None) -> None:
     if mask_secret is None:
         raise _not_transferable("The seal opens or not under a secret of its recipient.")
     recipient = _advert_of(evidence, other, evidence.other_message)
-    public = keys.kem_public_key(mask_secret, MASK_KEY)
+    public = sealing.kem_public_key(mask_secret, MASK_KEY)
     if not hmac.compare_digest(public, recipient.mask_key):
         raise _not_bound("the mask secret is not the recipient's")
     info = seal_info(
         exchange.ctx, exchange.identity, evidence.entries[other].identity_key, KIND_PAIR_SEED
     )
     try:
-        keys.hpke_open(keys.kem_private_key(mask_secret, MASK_KEY), info, deal.sealed_pair_seed)
+        sealing.hpke_open(
+            sealing.kem_private_key(mask_secret, MASK_KEY), info, deal.sealed_pair_seed
+        )
     except RemoteProtocolError:
         return
     raise _innocent("the seal opens")

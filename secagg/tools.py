@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from secagg import keys
+from secagg import sealing
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class Tools:
 
     ``random_bytes(count)`` returns that many secret, unpredictable bytes.
     ``seal(public_key, info, plaintext)`` is HPKE base mode with the protocol's suite
-    (``secagg.keys.hpke_seal``). It draws its own randomness inside the library, which is why it
+    (``secagg.sealing.hpke_seal``). It draws its own randomness inside the library, which is why it
     is injected as well.
     """
 
@@ -25,4 +25,4 @@ class Tools:
 
 def system_tools() -> Tools:
     """Tools for real use: the operating system's entropy and the real HPKE."""
-    return Tools(random_bytes=os.urandom, seal=keys.hpke_seal)
+    return Tools(random_bytes=os.urandom, seal=sealing.hpke_seal)

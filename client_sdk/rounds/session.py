@@ -37,8 +37,8 @@ from secagg.client import (
 from secagg.context import advert_digest
 from secagg.errors import LocalProtocolError, RemoteProtocolError, SecaggError
 from secagg.http_api import EnrolmentBundle
-from secagg.keys import hpke_seal
 from secagg.manifest import Manifest, decode_manifest, manifest_digest
+from secagg.sealing import hpke_seal
 from secagg.secret import Secret
 from secagg.tools import Tools
 

@@ -6,7 +6,7 @@ import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from secagg import keys, sharing
+from secagg import keys, sealing, sharing
 from secagg.client.events import ClientConfig
 from secagg.client.states import Advertised, HeldShares, Session, Shared
 from secagg.context import (
@@ -108,8 +108,8 @@ def open_inbox(state: Shared, inbox: Inbox) -> Opened:
     """
     session = state.session
     graph, neighbours = session.graph, frozenset(session.neighbours)
-    mask_key = keys.kem_private_key(state.mask_secret, MASK_KEY)
-    channel_key = keys.kem_private_key(state.channel_secret, CHANNEL_KEY)
+    mask_key = sealing.kem_private_key(state.mask_secret, MASK_KEY)
+    channel_key = sealing.kem_private_key(state.channel_secret, CHANNEL_KEY)
     opened = Opened({}, {}, {})
     last = -1
     for signed in inbox.deals:
@@ -157,13 +157,13 @@ def verify_deal(session: Session, dealer: int, signed: bytes) -> Deal:
 
 
 def open_shares(
-    session: Session, deal: Deal, channel_key: keys.KemPrivateKey, noise_levels: int
+    session: Session, deal: Deal, channel_key: sealing.KemPrivateKey, noise_levels: int
 ) -> HeldShares:
     """Unseal the shares and compare them with the hashes that the dealer signed."""
     dealer = session.identity_keys[deal.sender]
     own = session.identity_keys[session.index]
     info = seal_info(session.ctx, dealer, own, KIND_SHARES)
-    together = keys.hpke_open(channel_key, info, deal.sealed_shares)
+    together = sealing.hpke_open(channel_key, info, deal.sealed_shares)
     shares = [
         together[start : start + SHARE_BYTES] for start in range(0, len(together), SHARE_BYTES)
     ]
@@ -180,12 +180,12 @@ def open_shares(
     return HeldShares(of_mask_secret=mask_secret, of_self_seed=self_seed, of_noise=tuple(noise))
 
 
-def open_pair_seed(session: Session, deal: Deal, mask_key: keys.KemPrivateKey) -> Secret:
+def open_pair_seed(session: Session, deal: Deal, mask_key: sealing.KemPrivateKey) -> Secret:
     """Unseal the seed of the mask in common with the dealer."""
     dealer = session.identity_keys[deal.sender]
     own = session.identity_keys[session.index]
     info = seal_info(session.ctx, dealer, own, KIND_PAIR_SEED)
-    seed = keys.hpke_open(mask_key, info, deal.sealed_pair_seed)
+    seed = sealing.hpke_open(mask_key, info, deal.sealed_pair_seed)
     if len(seed) != SEED_BYTES:
         raise RemoteProtocolError(
             "deal-pair-seed",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 
-from secagg import keys, masks, ring, transitions
+from secagg import keys, masks, ring, sealing, transitions
 from secagg.client import checks, deals
 from secagg.client.events import (
     Cancel,
@@ -118,8 +118,8 @@ def advertise(
         model_version=model_version,
         model_digest=model_digest,
         certificate=config.certificate,
-        mask_key=keys.kem_public_key(mask_secret, MASK_KEY),
-        channel_key=keys.kem_public_key(channel_secret, CHANNEL_KEY),
+        mask_key=sealing.kem_public_key(mask_secret, MASK_KEY),
+        channel_key=sealing.kem_public_key(channel_secret, CHANNEL_KEY),
         self_seed_commitment=self_seed_commitment(config.certificate.identity_key, self_seed),
         nonce=tools.random_bytes(DIGEST_BYTES),
         expires_at=expires_at,

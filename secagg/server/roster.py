@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from secagg import adverts as advert_rules
-from secagg import keys
+from secagg import keys, sealing
 from secagg.context import advert_digest, context, roster_digest
 from secagg.errors import LocalProtocolError, RemoteProtocolError
 from secagg.graph import parameters
@@ -41,7 +41,7 @@ def check_advert(config: ServerConfig, signed_advert: bytes, now_s: float) -> Ad
         )
     for public_key in (advert.mask_key, advert.channel_key):
         try:  # a key to which nothing can be sealed would stop every neighbour
-            keys.check_kem_public_key(public_key)
+            sealing.check_kem_public_key(public_key)
         except RemoteProtocolError as error:
             error.culprit = advert.certificate.identity_key
             raise

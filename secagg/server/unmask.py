@@ -12,7 +12,7 @@ import hmac
 from collections.abc import Sequence
 from dataclasses import replace
 
-from secagg import keys, masks, ring, sharing
+from secagg import masks, ring, sealing, sharing
 from secagg.context import (
     KIND_PAIR_SEED,
     MASK_KEY,
@@ -190,7 +190,7 @@ def _pair_seeds(
     whose seal does not open."""
     facts = state.facts
     identity = facts.identity(owner)
-    private = keys.kem_private_key(mask_secret, MASK_KEY)
+    private = sealing.kem_private_key(mask_secret, MASK_KEY)
     survivors = frozenset(state.survivors)
     seeds: dict[int, Secret] = {}
     bad: list[Finding] = []
@@ -204,7 +204,7 @@ def _pair_seeds(
         info = seal_info(facts.ctx, peer, identity, KIND_PAIR_SEED)
         sealed = state.dealt[survivor].to[owner].sealed_pair_seed
         try:
-            seed = keys.hpke_open(private, info, sealed)  # 32 bytes: its sealed size was checked
+            seed = sealing.hpke_open(private, info, sealed)  # 32 bytes: its sealed size was checked
         except RemoteProtocolError:
             bad.append(Finding(survivor, SEAL_INVALID, owner, opening=mask_secret))
         else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
-from secagg import keys
+from secagg import keys, sealing
 from secagg.client import ClientConfig
 from secagg.limits import PROTOCOL_VERSION, SEED_BYTES, SLICE_LENGTH, SUITE
 from secagg.manifest import (
@@ -46,7 +46,7 @@ class SeededBytes:
 
 def seeded_tools(seed: int, *labels: object) -> Tools:
     """Tools of one device: everything from the seed except sealing, which is the real one."""
-    return Tools(random_bytes=SeededBytes(seed, "tools", *labels), seal=keys.hpke_seal)
+    return Tools(random_bytes=SeededBytes(seed, "tools", *labels), seal=sealing.hpke_seal)
 
 
 @dataclass(frozen=True)

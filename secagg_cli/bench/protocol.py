@@ -189,25 +189,25 @@ def _sharing(clients: int, repeat: int) -> list[_Row]:
 def _sealing(repeat: int) -> list[_Row]:
     from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
 
-    from secagg import keys
+    from secagg import sealing
     from secagg.context import CHANNEL_KEY, sealed_shares_bytes
     from secagg.secret import Secret
 
     suite = Suite(KEM.MLKEM768_X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
     secret = Secret(secrets.token_bytes(32))
-    private = keys.kem_private_key(secret, CHANNEL_KEY)
+    private = sealing.kem_private_key(secret, CHANNEL_KEY)
     public = private.public_key()
-    public_bytes = keys.kem_public_key(secret, CHANNEL_KEY)
+    public_bytes = sealing.kem_public_key(secret, CHANNEL_KEY)
     info, plain = secrets.token_bytes(128), secrets.token_bytes(sealed_shares_bytes(0))
-    sealed = keys.hpke_seal(public_bytes, info, plain)
+    sealed = sealing.hpke_seal(public_bytes, info, plain)
 
     def seal() -> None:
         for _ in range(_SEALS):
-            keys.hpke_seal(public_bytes, info, plain)
+            sealing.hpke_seal(public_bytes, info, plain)
 
     def unseal() -> None:
         for _ in range(_SEALS):
-            keys.hpke_open(private, info, sealed)
+            sealing.hpke_open(private, info, sealed)
 
     raw_seal = _repeated(lambda: suite.encrypt(plain, public, info), _SEALS)
     raw_open = _repeated(lambda: suite.decrypt(sealed, private, info), _SEALS)

@@ -7,11 +7,12 @@ import pytest
 from cryptography.exceptions import InvalidSignature, InvalidTag
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from secagg import keys, messages, server
+from secagg import keys, messages, sealing, server
 from secagg.client import deals
 from secagg.errors import RemoteProtocolError
-from secagg.keys import KemPrivateKey, signing_key
+from secagg.keys import signing_key
 from secagg.messages import Advert
+from secagg.sealing import KemPrivateKey
 from secagg.secret import Secret
 from secagg.simulation import EPOCH_S, SeededBytes, Task, make_task
 from tests.kits.adversary import Adversary, failed_reason
@@ -27,7 +28,7 @@ LOW_ORDER = {
     "minus-one": bytes.fromhex("ecffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f"),
     "p": bytes.fromhex("edffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f"),
 }
-_SOUND = keys.kem_public_key(Secret(b"s" * 32), "any")
+_SOUND = sealing.kem_public_key(Secret(b"s" * 32), "any")
 BAD_KEYS = {f"x25519-{name}": _SOUND[:1184] + point for name, point in LOW_ORDER.items()} | {
     "all-zero": bytes(1216),
     "all-ones": b"\xff" * 1216,
@@ -84,10 +85,10 @@ def test_without_that_error_one_bad_key_takes_the_devices_down(
     """The weakened build seals with the library as it is: its own error ends the process."""
 
     def seal_as_the_library_does(public: bytes, info: bytes, plaintext: bytes) -> bytes:
-        mlkem = keys.MLKEM768PublicKey.from_public_bytes(public[:1184])
-        x25519 = keys.X25519PublicKey.from_public_bytes(public[1184:])
-        key = keys.MLKEM768X25519PublicKey(mlkem, x25519)
-        return bytes(keys._SUITE.encrypt(plaintext, key, info))
+        mlkem = sealing.MLKEM768PublicKey.from_public_bytes(public[:1184])
+        x25519 = sealing.X25519PublicKey.from_public_bytes(public[1184:])
+        key = sealing.MLKEM768X25519PublicKey(mlkem, x25519)
+        return bytes(sealing._SUITE.encrypt(plaintext, key, info))
 
     adversary = with_bad_key("channel_key", BAD_KEYS[name])
     device = adversary.devices[0]
@@ -115,9 +116,9 @@ def test_without_catching_the_librarys_error_that_seal_takes_the_device_down(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def open_as_the_library_does(private: KemPrivateKey, info: bytes, sealed: bytes) -> bytes:
-        return bytes(keys._SUITE.decrypt(sealed, private, info))
+        return bytes(sealing._SUITE.decrypt(sealed, private, info))
 
-    monkeypatch.setattr(deals.keys, "hpke_open", open_as_the_library_does)
+    monkeypatch.setattr(deals.sealing, "hpke_open", open_as_the_library_does)
     with pytest.raises((InvalidTag, ValueError)):
         test_an_ephemeral_key_of_low_order_in_a_seal_is_a_complaint_not_a_crash()
 

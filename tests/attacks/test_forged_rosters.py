@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from secagg import adverts, client, keys, messages
+from secagg import adverts, client, keys, messages, sealing
 from secagg.client import deals
 from secagg.context import (
     CHANNEL_KEY,
@@ -19,7 +19,8 @@ from secagg.context import (
     seal_info,
 )
 from secagg.graph import harary
-from secagg.keys import hpke_open, signing_key
+from secagg.keys import signing_key
+from secagg.sealing import hpke_open
 from secagg.secret import Secret
 from secagg.simulation import EPOCH_S, Device, Task, make_devices, make_task, seeded_tools
 from tests.kits.adversary import Adversary, failed_reason, forge_deal, plain_vector, unverified
@@ -142,8 +143,8 @@ def replace_all_keys(adversary: Adversary, victim: int) -> np.ndarray | None:
         genuine, _ = messages.peek(adversary.adverts[other], messages.Advert)
         changed = msgspec.structs.replace(
             genuine,
-            mask_key=keys.kem_public_key(mask_secret, MASK_KEY),
-            channel_key=keys.kem_public_key(channel_secret, CHANNEL_KEY),
+            mask_key=sealing.kem_public_key(mask_secret, MASK_KEY),
+            channel_key=sealing.kem_public_key(channel_secret, CHANNEL_KEY),
         )
         frame = messages.encode(changed)
         signature = task_key.sign(frame).signature
@@ -157,12 +158,12 @@ def replace_all_keys(adversary: Adversary, victim: int) -> np.ndarray | None:
     for other in others:
         deal, _ = messages.peek(adversary.deals[victim][other], messages.Deal)
         peer = adversary.identity(other)
-        channel = keys.kem_private_key(channel_secret, CHANNEL_KEY)
+        channel = sealing.kem_private_key(channel_secret, CHANNEL_KEY)
         both = hpke_open(channel, seal_info(ctx, own, peer, KIND_SHARES), deal.sealed_shares)
         self_shares[other] = both[:33]
         pair_seeds[other] = Secret(b"f" * 32)
         if deal.sealed_pair_seed:
-            mask_key = keys.kem_private_key(mask_secret, MASK_KEY)
+            mask_key = sealing.kem_private_key(mask_secret, MASK_KEY)
             info = seal_info(ctx, own, peer, KIND_PAIR_SEED)
             pair_seeds[other] = Secret(hpke_open(mask_key, info, deal.sealed_pair_seed))
         adversary.deals[other] = {

@@ -168,7 +168,7 @@ def test_without_checking_hashes_a_bad_dealer_is_found_too_late(
             session.identity_keys[session.index],
             KIND_SHARES,
         )
-        both = deals.keys.hpke_open(channel_key, info, deal.sealed_shares)
+        both = deals.sealing.hpke_open(channel_key, info, deal.sealed_shares)
         return client.HeldShares(of_self_seed=Secret(both[:33]), of_mask_secret=Secret(both[33:]))
 
     monkeypatch.setattr(deals, "open_shares", open_shares)

@@ -12,7 +12,7 @@ from functools import cached_property
 import msgspec
 import numpy as np
 
-from secagg import client, keys, masks, messages, ring, sharing
+from secagg import client, masks, messages, ring, sealing, sharing
 from secagg.context import (
     KIND_PAIR_SEED,
     KIND_SHARES,
@@ -30,8 +30,9 @@ from secagg.context import (
     survivor_set_digest,
 )
 from secagg.graph.harary import Graph
-from secagg.keys import hpke_seal, signing_key
+from secagg.keys import signing_key
 from secagg.messages import Message
+from secagg.sealing import hpke_seal
 from secagg.secret import Secret
 from secagg.simulation import EPOCH_S, Device, Task, make_devices
 
@@ -223,8 +224,8 @@ class Adversary:
             return pair_seed(mask_secret, self.ctx, own, peer)
         deal, _ = messages.peek(self.deals[other][owner], messages.Deal)
         info = seal_info(self.ctx, peer, own, KIND_PAIR_SEED)
-        private = keys.kem_private_key(mask_secret, MASK_KEY)
-        return Secret(keys.hpke_open(private, info, deal.sealed_pair_seed))
+        private = sealing.kem_private_key(mask_secret, MASK_KEY)
+        return Secret(sealing.hpke_open(private, info, deal.sealed_pair_seed))
 
     def strip(
         self,

@@ -16,7 +16,7 @@ import numpy as np
 
 from dp.tlog import merkle, notes
 from secagg import access_token as access
-from secagg import adverts, context, hashing, keys, masks, messages, ring, sharing
+from secagg import adverts, context, hashing, keys, masks, messages, ring, sealing, sharing
 from secagg.errors import SecaggError
 from secagg.graph import harary, parameters
 from secagg.secret import Secret
@@ -202,14 +202,14 @@ def certificates() -> Case:
 def hybrid(old: Case) -> Case:
     """Frozen seals: only opening can be checked."""
     secret = drawn("kem")
-    public = keys.kem_public_key(Secret(secret), "mask-key")
+    public = sealing.kem_public_key(Secret(secret), "mask-key")
     seals = []
     for at, plaintext in enumerate([b"", drawn("pair"), drawn("shares", count=66)]):
         info = context.seal_info(drawn("ctx"), drawn("from"), drawn("to"), b"shares")
         kept = old.get("seals", [])
-        sealed = kept[at]["sealed"] if kept else keys.hpke_seal(public, info, plaintext).hex()
+        sealed = kept[at]["sealed"] if kept else sealing.hpke_seal(public, info, plaintext).hex()
         seals.append({"info": info.hex(), "plaintext": plaintext.hex(), "sealed": sealed})
-    private = keys.kem_private_key(Secret(secret), "mask-key")
+    private = sealing.kem_private_key(Secret(secret), "mask-key")
     good, info = bytes.fromhex(seals[1]["sealed"]), bytes.fromhex(seals[1]["info"])
     broken = {
         "other-info": (info + b"x", good),
@@ -238,7 +238,7 @@ def hybrid(old: Case) -> Case:
                 "name": name,
                 "info": info.hex(),
                 "sealed": sealed.hex(),
-                "reason": refused(lambda i=info, s=sealed: keys.hpke_open(private, i, s)),
+                "reason": refused(lambda i=info, s=sealed: sealing.hpke_open(private, i, s)),
             }
             for name, (info, sealed) in broken.items()
         ],
@@ -246,7 +246,7 @@ def hybrid(old: Case) -> Case:
             {
                 "name": name,
                 "public_key": bad.hex(),
-                "reason": refused(lambda bad=bad: keys.check_kem_public_key(bad)),
+                "reason": refused(lambda bad=bad: sealing.check_kem_public_key(bad)),
             }
             for name, bad in bad_keys.items()
         ],

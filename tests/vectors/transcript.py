@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from secagg import client, keys, messages, server
+from secagg import client, messages, sealing, server
 from secagg.manifest import manifest_digest
 from secagg.simulation import (
     EPOCH_S,
@@ -74,7 +74,7 @@ def record(name: str, seals: Mapping[str, str]) -> dict[str, Any]:
     def seal(public_key: bytes, info: bytes, plaintext: bytes) -> bytes:
         named = seal_name(public_key, info, plaintext)
         found = used.get(named)
-        sealed = bytes.fromhex(found) if found else keys.hpke_seal(public_key, info, plaintext)
+        sealed = bytes.fromhex(found) if found else sealing.hpke_seal(public_key, info, plaintext)
         made[named] = sealed.hex()
         return sealed
 

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from secagg import hashing, keys, messages
+from secagg import hashing, keys, messages, sealing
 from secagg.hashing import derive
 from secagg.limits import KEM_PUBLIC_KEY_BYTES
 from secagg.masks import MaskTerm, apply_masks
@@ -163,7 +163,7 @@ def kem_secret_whose_keys_are(
     monkeypatch: pytest.MonkeyPatch, mlkem_seed: bytes, x25519_scalar: bytes
 ) -> Secret:
     """Makes the key derivation return a published key pair, whatever the secret."""
-    monkeypatch.setattr(keys, "derive", lambda *_, **__: mlkem_seed + x25519_scalar)
+    monkeypatch.setattr(sealing, "derive", lambda *_, **__: mlkem_seed + x25519_scalar)
     return Secret(bytes(32))
 
 
@@ -175,7 +175,7 @@ def test_the_post_quantum_half_is_ml_kem_768_of_fips_203(monkeypatch: pytest.Mon
         seed = bytes.fromhex(record["d"] + record["z"])
         public = bytes.fromhex(record["pk"])
         secret = kem_secret_whose_keys_are(monkeypatch, seed, b"x" * 32)
-        assert keys.kem_public_key(secret, "any")[:1184] == public
+        assert sealing.kem_public_key(secret, "any")[:1184] == public
         private = MLKEM768PrivateKey.from_seed_bytes(seed)
         assert private.decapsulate(bytes.fromhex(record["ct"])).hex() == record["ss"].lower()
 
@@ -201,11 +201,11 @@ def test_the_hybrid_key_and_hpke_are_the_published_ones(monkeypatch: pytest.Monk
     (record,) = json_records("HPKE/hpke-pq-test-vectors.json", 0x647A)
     seed = hybrid_seed(bytes.fromhex(str(record["skRm"])))
     secret = kem_secret_whose_keys_are(monkeypatch, seed[:64], seed[64:])
-    assert keys.kem_public_key(secret, "any").hex() == record["pkRm"]
+    assert sealing.kem_public_key(secret, "any").hex() == record["pkRm"]
     first = record["encryptions"][0]  # type: ignore[index]
     opened = opened_with_aad(
         bytes.fromhex(str(record["enc"]) + first["ct"]),
-        keys.kem_private_key(secret, "any"),
+        sealing.kem_private_key(secret, "any"),
         bytes.fromhex(str(record["info"])),
         bytes.fromhex(first["aad"]),
         int(str(record["aead_id"])),
@@ -235,10 +235,10 @@ def test_hpke_with_aes_256_gcm_is_that_of_rfc_9180() -> None:
 def test_the_suites_seal_is_hpke_base_mode_without_associated_data() -> None:
     """Opens under the suite that the vectors above check, with empty associated data."""
     secret = Secret(b"s" * 32)
-    private = keys.kem_private_key(secret, "any")
-    seal = keys.hpke_seal(keys.kem_public_key(secret, "any"), b"info", b"text")
+    private = sealing.kem_private_key(secret, "any")
+    seal = sealing.hpke_seal(sealing.kem_public_key(secret, "any"), b"info", b"text")
     assert opened_with_aad(seal, private, b"info", b"", 2) == b"text"
-    assert len(keys.kem_public_key(secret, "any")) == KEM_PUBLIC_KEY_BYTES
+    assert len(sealing.kem_public_key(secret, "any")) == KEM_PUBLIC_KEY_BYTES
 
 
 # -- canonical JSON --------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from secagg import keys, masks, messages, ring, sharing
+from secagg import keys, masks, messages, ring, sealing, sharing
 from secagg.errors import ConfigurationError, LocalProtocolError, RemoteProtocolError, SecaggError
 from secagg.graph import harary
 from secagg.messages import Abort, Ready, Receipt
@@ -129,7 +129,7 @@ CASES = {
         lambda: harary.neighbours(0, 1000, 100), LOCAL, "graph-seed", "32 bytes", 0
     ),
     "a signing seed": Case(lambda: keys.signing_key(SHORT), LOCAL, "seed-size", 32, 5),
-    "a hybrid seed": Case(lambda: keys.kem_public_key(SHORT, "x"), LOCAL, "seed-size", 32, 5),
+    "a hybrid seed": Case(lambda: sealing.kem_public_key(SHORT, "x"), LOCAL, "seed-size", 32, 5),
     "an identity key to certify": Case(
         lambda: keys.issue_certificate(PARTNER, b"short", 1), LOCAL, "identity-key-size", 32, 5
     ),
@@ -156,16 +156,16 @@ CASES = {
         culprit=DEVICE_KEY,
     ),
     "a short hybrid key": Case(
-        lambda: keys.hpke_seal(b"short", b"", b""), REMOTE, "kem-key-malformed", 1_216, 5
+        lambda: sealing.hpke_seal(b"short", b"", b""), REMOTE, "kem-key-malformed", 1_216, 5
     ),
     "a malformed hybrid key": Case(
-        lambda: keys.hpke_seal(b"\xff" * 1_216, b"", b""), REMOTE, "kem-key-malformed"
+        lambda: sealing.hpke_seal(b"\xff" * 1_216, b"", b""), REMOTE, "kem-key-malformed"
     ),
     "a seal for another": Case(
-        lambda: keys.hpke_open(
-            keys.kem_private_key(SEED, "x"),
+        lambda: sealing.hpke_open(
+            sealing.kem_private_key(SEED, "x"),
             b"",
-            keys.hpke_seal(keys.kem_public_key(KEM_SECRET, "x"), b"", b""),
+            sealing.hpke_seal(sealing.kem_public_key(KEM_SECRET, "x"), b"", b""),
         ),
         REMOTE,
         "seal-invalid",

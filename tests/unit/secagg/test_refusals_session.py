@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from secagg import client, keys, messages
+from secagg import client, messages, sealing
 from secagg.client import checks, deals
 from secagg.context import (
     CHANNEL_KEY,
@@ -72,14 +72,14 @@ def ring(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def private_key(label: str) -> Any:
     secret = SHARED.mask_secret if label == MASK_KEY else SHARED.channel_secret
-    return keys.kem_private_key(secret, label)
+    return sealing.kem_private_key(secret, label)
 
 
 def sealed_by_first(label: str, kind: bytes, contents: bytes) -> Deal:
     """A deal of the device FIRST, with these contents sealed to this device."""
     secret = SHARED.mask_secret if label == MASK_KEY else SHARED.channel_secret
     info = seal_info(CTX, identity(FIRST), OWN, kind)
-    sealed = keys.hpke_seal(keys.kem_public_key(secret, label), info, contents)
+    sealed = sealing.hpke_seal(sealing.kem_public_key(secret, label), info, contents)
     return Deal(CTX, FIRST, INDEX, sealed, sealed, (bytes(32), bytes(32)))
 
 
