@@ -69,6 +69,8 @@ class ExamplePrivacy(_Part, frozen=True):
     ``noise_multiplier`` is relative to ``clip``: with local noise of each local step, with
     distributed noise of the sum with the fewest survivors. ``examples_max`` is the public bound on
     examples that one device may sum in one step (distributed noise needs it for the ring).
+    ``period``: parts that a device divides its examples into, one of them for each charge
+    (``dp.schedule``); not written where every example serves in every release.
     """
 
     mode: Literal["local", "distributed"]
@@ -76,6 +78,12 @@ class ExamplePrivacy(_Part, frozen=True):
     noise_multiplier: float
     sampling_rate: float
     examples_max: Count
+    period: Count | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def scheduled(self) -> int:
+        """Charges from one participation of an example to its next; 1: it is in every release."""
+        return 1 if self.period is msgspec.UNSET else self.period
 
 
 class DevicePrivacy(_Part, frozen=True):
