@@ -26,10 +26,9 @@ from secagg_cli import network
 from secagg_cli.audit import ledger_files
 from secagg_cli.main import app
 from secagg_cli.witness.service import build_witness_app
-from tests.http.test_sdk_networks import FOREIGN, page, serving
-from tests.http.test_witness import note, tree, witness
-from tests.kits.boxes import ENCODED, PASSWORD, Authority, proxy
-from tests.unit.cli.test_ledger_files import VERIFIER
+from tests.kits.boxes import ENCODED, FOREIGN, PASSWORD, Authority, page, proxy, serving
+from tests.kits.tasks import VERIFIER
+from tests.kits.witnesses import note, tree, witness
 
 
 @pytest.fixture(autouse=True)

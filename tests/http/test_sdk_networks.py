@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import email.utils
-import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,35 +16,13 @@ from client_sdk.network.connections import NetworkError
 from client_sdk.network.http import Http, TransportSettings, is_transient
 from client_sdk.network.transport import Transport
 from secagg.http_api import Mail, Problem
-from tests.kits.boxes import ENCODED, LOGIN_PAGE, PASSWORD, Authority, proxy
+from tests.kits.boxes import ENCODED, FOREIGN, PASSWORD, Authority, page, proxy, serving
 
 QUICK = TransportSettings(
     patience_s=0.1, request_s=5.0, backoff_first_s=0.001, backoff_max_s=0.01, jitter_s=0.0
 )
 pytestmark = pytest.mark.usefixtures("no_proxies")
 MAIL = msgspec.json.encode(Mail(messages=(b"m",)))
-Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-@asynccontextmanager
-async def serving(
-    answer: Answer, context: ssl.SSLContext | None = None
-) -> AsyncIterator[tuple[str, list[web.Request]]]:
-    """A server of one answer: its URL, and what it was asked."""
-    asked: list[web.Request] = []
-
-    async def handle(request: web.Request) -> web.StreamResponse:
-        asked.append(request)
-        return await answer(request)
-
-    app = web.Application()
-    app.router.add_route("*", "/{path:.*}", handle)
-    server = aiohttp.test_utils.TestServer(app, scheme="https" if context else "http")
-    await server.start_server(ssl=context)
-    try:
-        yield str(server.make_url("/")).rstrip("/"), asked
-    finally:
-        await server.close()
 
 
 async def mail(_: web.Request) -> web.Response:
@@ -213,31 +188,6 @@ async def test_tls_with_a_server_that_speaks_none_is_told() -> None:
 
 
 # -- boxes that answer in the aggregator's place --------------------------------------------------
-
-
-def page(status: int, kind: str = "text/html", **headers: str) -> Answer:
-    async def answer(_: web.Request) -> web.Response:
-        return web.Response(
-            status=status, body=LOGIN_PAGE, headers={"Content-Type": kind, **headers}
-        )
-
-    return answer
-
-
-FOREIGN = {
-    "captive portal": page(200),
-    "login page elsewhere": page(302, Location="https://login.example/?token=hidden"),
-    "firewall": page(403),
-    "no such page": page(404),
-    "balancer": page(502),
-    "no server": page(503, "text/plain"),
-    "too many": page(429, **{"Retry-After": "0"}),
-    "network authentication": page(511),
-    "unauthorised": page(401),
-    "XHTML": page(200, "application/xhtml+xml; charset=utf-8"),
-    "text": page(200, "text/plain"),
-    "other JSON": page(403, "application/json"),
-}
 
 
 @pytest.mark.parametrize("kind", FOREIGN)

@@ -21,15 +21,8 @@ from dp.tlog.notes import verifier_key
 from dp.tlog.witness import WitnessPolicy, encode_request
 from secagg.keys import identity_public_key
 from secagg_cli.witness.service import Witness, build_witness_app
-from tests.kits.witnesses import LOG_SEED, ORIGIN, SEEDS, note, request, tree
+from tests.kits.witnesses import SEEDS, note, request, tree, witness
 from tests.kits.world import POLICY, TASK, OneHot, World, plain_spec
-
-LOG_KEY = verifier_key(ORIGIN, identity_public_key(LOG_SEED))
-
-
-def witness(folder: Path, number: int = 0) -> Witness:
-    path = folder / f"witness{number}.db"
-    return Witness(path, f"w{number}.example", SEEDS[number], [LOG_KEY], lambda: 1_700_000_000)
 
 
 async def test_the_http_answers_are_those_of_the_specification(tmp_path: Path) -> None:

@@ -8,11 +8,13 @@ import contextlib
 import datetime
 import ipaddress
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import aiohttp.test_utils
+from aiohttp import web
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -21,6 +23,7 @@ from cryptography.x509.oid import NameOID
 LOGIN_PAGE = b"<!DOCTYPE html><html><title>Welcome</title>Please log in" + b" " * 100_000
 PASSWORD = "s3cr@t/#pass"
 ENCODED = "s3cr%40t%2F%23pass"
+Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 @dataclass
@@ -180,3 +183,49 @@ def _general(name: str) -> x509.GeneralName:
         return x509.IPAddress(ipaddress.ip_address(name))
     except ValueError:
         return x509.DNSName(name)
+
+
+@asynccontextmanager
+async def serving(
+    answer: Answer, context: ssl.SSLContext | None = None
+) -> AsyncIterator[tuple[str, list[web.Request]]]:
+    """A server of one answer: its URL, and what it was asked."""
+    asked: list[web.Request] = []
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        asked.append(request)
+        return await answer(request)
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", handle)
+    server = aiohttp.test_utils.TestServer(app, scheme="https" if context else "http")
+    await server.start_server(ssl=context)
+    try:
+        yield str(server.make_url("/")).rstrip("/"), asked
+    finally:
+        await server.close()
+
+
+def page(status: int, kind: str = "text/html", **headers: str) -> Answer:
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(
+            status=status, body=LOGIN_PAGE, headers={"Content-Type": kind, **headers}
+        )
+
+    return answer
+
+
+FOREIGN = {
+    "captive portal": page(200),
+    "login page elsewhere": page(302, Location="https://login.example/?token=hidden"),
+    "firewall": page(403),
+    "no such page": page(404),
+    "balancer": page(502),
+    "no server": page(503, "text/plain"),
+    "too many": page(429, **{"Retry-After": "0"}),
+    "network authentication": page(511),
+    "unauthorised": page(401),
+    "XHTML": page(200, "application/xhtml+xml; charset=utf-8"),
+    "text": page(200, "text/plain"),
+    "other JSON": page(403, "application/json"),
+}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -179,3 +180,11 @@ def served(builder: LedgerBuilder, seed: bytes = LEDGER_SEED) -> dict[str, bytes
     files = dict(builder.files())
     files["checkpoint"] = sign_checkpoint(builder.checkpoint(), Secret(seed))
     return files
+
+
+def put(builder: LedgerBuilder, folder: Path) -> Path:
+    """The ledger's files, as a folder has them."""
+    for path, data in served(builder).items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(data)
+    return folder

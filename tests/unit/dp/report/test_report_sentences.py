@@ -21,8 +21,7 @@ from dp.report import ReportData, report_data
 from secagg_cli.audit.report import render
 from secagg_cli.main import app
 from tests.kits.report_words import words
-from tests.kits.tasks import ORIGIN, VERIFIER, built, entry, ledger, listed, listing, served
-from tests.unit.cli.test_audit_verdict import put
+from tests.kits.tasks import ORIGIN, VERIFIER, built, entry, ledger, listed, listing, put, served
 
 AT = 1_700_000_100
 NO_LIMIT = BudgetSpec(max_epsilon=None)

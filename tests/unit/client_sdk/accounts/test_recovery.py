@@ -31,7 +31,7 @@ from tests.kits.data_accounts import Folder
 from tests.kits.device import journal_in
 from tests.kits.tasks import ORIGIN, VERIFIER, built, entry, ledger, listing, served, signed_task
 
-STORED = Path(__file__).parents[2] / "vectors" / "stored-0453a63"
+STORED = Path(__file__).parents[3] / "vectors" / "stored-0453a63"
 SEED = Secret(b"d" * 32)
 KEY = identity_public_key(SEED)
 MANIFEST = built()

@@ -17,14 +17,7 @@ from dp.report import report_data
 from secagg_cli.audit.report import render
 from secagg_cli.main import app
 from tests.kits.report_words import words
-from tests.kits.tasks import ORIGIN, VERIFIER, built, entry, ledger, listed, listing, served
-
-
-def put(builder: LedgerBuilder, folder: Path) -> Path:
-    for path, data in served(builder).items():
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_bytes(data)
-    return folder
+from tests.kits.tasks import ORIGIN, VERIFIER, built, entry, ledger, listed, listing, put, served
 
 
 def verify(folder: Path, *more: str) -> tuple[int, str, dict[str, Any]]:

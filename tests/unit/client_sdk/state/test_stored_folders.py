@@ -23,7 +23,7 @@ from secagg.client import Send, Upload
 from secagg.http_api import EnrolmentBundle
 from secagg.messages import KINDS, Confirmation, MaskedInput, peek
 
-STORED = Path(__file__).parents[2] / "vectors" / "stored-0453a63"
+STORED = Path(__file__).parents[3] / "vectors" / "stored-0453a63"
 BUNDLE = msgspec.json.decode((STORED / "bundle.json").read_bytes(), type=EnrolmentBundle)
 TASK = "stats"
 

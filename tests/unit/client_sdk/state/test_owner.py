@@ -20,7 +20,7 @@ from dp.tlog.notes import verifier_key
 from secagg.http_api import EnrolmentBundle
 
 KEY = bytes(nacl.signing.SigningKey(bytes(range(32))).verify_key)
-STORED = Path(__file__).parents[2] / "vectors" / "stored-0453a63"
+STORED = Path(__file__).parents[3] / "vectors" / "stored-0453a63"
 OLD = msgspec.json.decode((STORED / "bundle.json").read_bytes(), type=EnrolmentBundle)
 USES: dict[str, Callable[[Client], Any]] = {
     "run": lambda client: client.run(None, task="stats"),  # type: ignore[arg-type]

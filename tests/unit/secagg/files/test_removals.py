@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 PACKAGES = ("secagg", "dp", "client_sdk", "aggregator", "secagg_cli")
 ALWAYS = {"unlink", "rmtree", "rmdir", "removedirs", "renames", "write_text", "write_bytes"}
 OF_MODULES = {"remove", "replace", "rename", "move", "truncate", "copy", "copyfile", "copytree"}

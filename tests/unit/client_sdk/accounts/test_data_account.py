@@ -26,7 +26,7 @@ from secagg.manifest import Manifest
 from tests.kits.data_accounts import NOW_S, ONE, TWO, VERIFIER, A, B, Folder, new_bundle
 from tests.kits.device import PARTNER, make_manifest, sum_spec
 
-STORED = Path(__file__).parents[2] / "vectors" / "stored-0453a63"
+STORED = Path(__file__).parents[3] / "vectors" / "stored-0453a63"
 BARE = make_manifest(sum_spec(task="bare", device_noise_multiplier=0.0), VERIFIER)
 POLICY = PrivacyPolicy(  # limits are for devices, which these tasks protect
     min_cohort=2, min_corrupt=0, max_epsilon=1e6, max_total_epsilon=1e6, units="device"
