@@ -16,12 +16,20 @@ from numpy.typing import NDArray
 
 from dp.errors import AccountingError
 from secagg.hashing import digest
-from secagg.manifest import Manifest
+from secagg.manifest import Manifest, encode_manifest, manifest_digest
 
 
 def period_of(manifest: Manifest) -> int:
     """Parts that a task's devices divide their examples into; 1: it has no schedule."""
     return 1 if manifest.example_privacy is None else manifest.example_privacy.scheduled
+
+
+def schedule_of(manifest: Manifest) -> str:
+    """The name by which charges of one schedule are counted together: hex, of the whole manifest.
+
+    Not the task's name: two services may give it to two tasks, and the parts of each begin anew.
+    """
+    return manifest_digest(encode_manifest(manifest)).hex()
 
 
 def participations(charges: int, period: int) -> int:

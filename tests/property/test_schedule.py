@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dp.errors import AccountingError
-from dp.schedule import part_of, participations, period_of, places_of
+from dp.schedule import part_of, participations, period_of, places_of, schedule_of
 from secagg.manifest import decode_manifest, encode_manifest
 from tests.kits.tasks import built
 
@@ -118,3 +118,10 @@ def test_a_manifest_without_a_schedule_is_written_as_before() -> None:
     )
     assert period_of(scheduled) == 4
     assert decode_manifest(encode_manifest(scheduled)) == scheduled
+
+
+def test_a_schedule_is_named_by_the_whole_manifest() -> None:
+    one = built()
+    other = msgspec.structs.replace(one, task_key=bytes(32))
+    again = decode_manifest(encode_manifest(one))
+    assert schedule_of(one) == schedule_of(again) != schedule_of(other)
