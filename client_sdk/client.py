@@ -4,57 +4,36 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 from client_sdk.accounts.data_account import DataChoice, DataDoor, default_root
 from client_sdk.accounts.device_account import DeviceAccount
-from client_sdk.accounts.recovery import (
-    LEAVES_MAX,
-    Recovered,
-    plan_second_look,
-    recover,
-    second_look_due,
-)
+from client_sdk.accounts.recovery import LEAVES_MAX, Recovered
 from client_sdk.contribution import Contributor
 from client_sdk.enrolment import check_bundle, load_bundle
-from client_sdk.errors import (
-    ContributionError,
-    LedgerRefusal,
-    PolicyRefusal,
-    StateError,
-    TransportError,
-)
+from client_sdk.errors import StateError
 from client_sdk.events import Event, OnEvent
-from client_sdk.ledger.evidence import Quarantine, Quarantined, keep_evidence
+from client_sdk.ledger.evidence import Quarantined
 from client_sdk.ledger.watch import LedgerWatch
-from client_sdk.network.http import TransportSettings, is_transient
+from client_sdk.network.http import TransportSettings
 from client_sdk.network.server_time import ServerTime, steady_clock
 from client_sdk.network.transport import Transport
 from client_sdk.policy import PrivacyPolicy
-from client_sdk.rounds.checkin import check_in, next_offer
-from client_sdk.rounds.contributing import Training, version_of
 from client_sdk.rounds.device import Device, ParticipantSettings
-from client_sdk.rounds.examples_told import ExamplesTold
-from client_sdk.rounds.pace import Pace
-from client_sdk.rounds.participant import Outcome, Participant, note_given
-from client_sdk.rounds.pending import check_pending
+from client_sdk.rounds.pending import finish_pending
+from client_sdk.rounds.recovering import recover_charges, recover_new
 from client_sdk.rounds.result import RunResult, Tally
-from client_sdk.rounds.session import Session
-from client_sdk.state.journal import Contribution, Journal, Lock
+from client_sdk.rounds.taking_part import take_part
+from client_sdk.state.journal import Journal, Lock
 from client_sdk.state.keystore import StorageKey, open_storage_key
-from client_sdk.state.models import forget_models
 from client_sdk.state.owner import own_journal
 from client_sdk.state_folder import StateFolder
-from client_sdk.threads import finish_in_thread
 from secagg.access_token import issue_access_token
 from secagg.http_api import EnrolmentBundle
 from secagg.secret import Secret
 
-_FAILURES_MAX = 3  # of a contributor in a row, where a failure is no secret
 _Deliver = Callable[[Event], Awaitable[None]]
 
 
@@ -291,8 +270,8 @@ class Client:
             async with self._connect(now) as transport:
                 device = self._device(journal, account, transport, now, self._deliver)
                 if account.is_new:
-                    await self._recover(device, LEAVES_MAX)
-                outcome = await self._finish_pending(device)
+                    await recover_charges(device, LEAVES_MAX)
+                outcome = await finish_pending(device)
             if outcome is None:
                 return RunResult()
             tally.add(outcome)
@@ -320,7 +299,7 @@ class Client:
             now = ServerTime(journal, self._clock, self._steady)
             async with self._connect(now) as transport:
                 device = self._device(journal, account, transport, now, self._deliver)
-                return await self._recover(device, leaves_max)
+                return await recover_charges(device, leaves_max)
 
     def renew_data_account(self) -> int:
         """The app's word to begin the data's account anew, where it was lost; how often it was.
@@ -366,43 +345,6 @@ class Client:
             await device.deliver(Event("account", task, detail={"counts": "folder"} | shown))
             door.tell()
 
-    async def _recover_new(self, device: Device, task: str) -> None:
-        """Where there is no account: the state folder is new, or what was in it is lost.
-
-        By the aggregator's time: the second look is planned by it.
-        """
-        if device.account.is_new:
-            try:
-                await _hear_time(device, task)
-            except TransportError as error:
-                if error.own_status is None or is_transient(error):
-                    raise
-            await self._recover(device, LEAVES_MAX)
-
-    async def _recover(self, device: Device, leaves_max: int) -> Recovered:
-        """Look through the ledger, and plan or do the second look.
-
-        A contribution beside no account goes: only the account knew whether it had served.
-        """
-        journal, is_new, now_s = device.journal, device.account.is_new, device.time.now()
-        if is_new:
-            journal.drop_contribution()
-            plan_second_look(journal, now_s + self.policy.max_hold_s)  # until it is known better
-        charged = Counter({task: device.account.charges(task) for task in device.account.tasks()})
-        try:
-            recovered = await recover(device.ledger, device.account, self._identity_key, leaves_max)
-        except LedgerRefusal as error:
-            await _keep_evidence(device, error)
-            raise
-        if is_new and recovered.cohort_max_s:
-            plan_second_look(journal, now_s + recovered.cohort_max_s + self._settings.opening_s)
-        elif is_new or second_look_due(journal, now_s):
-            plan_second_look(journal, 0.0)
-        for task, charges in recovered.charges.items():
-            if device.account.charges(task) > charged[task]:
-                await device.emit("recovered", task, charges=charges)
-        return recovered
-
     async def _take_part(
         self, contributor: Contributor, task: str, rounds: int | None, deliver: _Deliver
     ) -> RunResult:
@@ -411,111 +353,9 @@ class Client:
             async with self._connect(now) as transport:
                 device = self._device(journal, account, transport, now, deliver)
                 await self._tell_account(device, task)
-                await self._recover_new(device, task)
-                tally = await self._rounds(device, contributor, task, rounds)
+                await recover_new(device, task)
+                tally = await take_part(device, contributor, task, rounds)
             return tally.result(account, task, self._folder)
-
-    async def _rounds(
-        self, device: Device, contributor: Contributor, task: str, rounds: int | None
-    ) -> Tally:
-        training = Training(device, contributor)
-        tally = Tally(told=training.told)
-        pace = Pace(device)
-        failures = 0
-        pending = await self._finish_pending(device)
-        if pending is not None and pending.task == task:
-            if pending.fault is not None:
-                raise pending.fault
-            tally.add(pending)
-            await pace.after(pending)
-        elif pending is not None and pending.evidence is not None:
-            tally.evidence.append(pending.evidence)
-        await self._demand_no_quarantine(device, task)
-        while rounds is None or len(tally.releases) < rounds:
-            offer = await next_offer(device, task, pace.after_version, pace.until_s)
-            if offer is None:
-                tally.finished = True
-                forget_models(device.journal.models)
-                await device.emit("finished", task)
-                break
-            device.time.hear(offer.now)
-            try:
-                if second_look_due(device.journal, device.time.now()):
-                    await self._recover(device, LEAVES_MAX)
-                checkin = await check_in(device, task, offer)
-                if device.gave(checkin.manifest, offer.model.digest) is not None:
-                    await device.emit(
-                        "waiting", task, reason="model-given", version=offer.model.version
-                    )
-                    pace.wait_for_newer(offer.model.version)
-                    continue
-                contribution = await training.contribution(checkin)
-            except PolicyRefusal as refusal:
-                tally.refusals.append(refusal)
-                await device.emit("refused", task, reason=refusal.reason, message=str(refusal))
-                break
-            except LedgerRefusal as error:
-                await _tell_fault(device, task, error)
-                raise
-            except ContributionError as error:
-                failures += 1
-                tally.aborted += 1
-                await device.emit("aborted", task, reason=error.reason, message=str(error))
-                if failures >= _FAILURES_MAX:
-                    raise
-                pace.wait_for_newer(offer.model.version)
-                continue
-            failures = 0
-            session = Session.begin(
-                device.journal,
-                device.bundle,
-                offer.manifest,
-                model_version=version_of(contribution, checkin),
-                model_digest=contribution.model_digest,
-                contribution=contribution.name,
-                survivors_min=device.policy.min_cohort,
-                partner_keys=device.partner_keys,
-                lifetime_s=device.settings.advert_lifetime_s,
-                clock=device.time.now,
-            )
-            outcome = replace(await Participant(device, session).run(), failed=contribution.failed)
-            if outcome.fault is not None:
-                raise outcome.fault
-            tally.add(outcome)
-            await pace.after(outcome)
-        return tally
-
-    async def _demand_no_quarantine(self, device: Device, task: str) -> None:
-        try:
-            Quarantine(device.journal).check(device.ledger.verifier, task)
-        except LedgerRefusal as error:
-            await device.emit("refused", task, reason=error.reason, message=str(error))
-            raise
-
-    async def _finish_pending(self, device: Device) -> Outcome | None:
-        session = Session.resume(device.journal, device.bundle, device.time.now)
-        if session is None:
-            return None
-        note_given(device.account, session)
-        participant = Participant(device, session)
-        try:
-            await _hear_time(device, session.record.task)
-        except TransportError as error:
-            if participant.may_come_later(error):
-                raise  # else: of a task that is not offered, the mailbox says what became
-        phase, dropped = session.state.phase, None
-        contribution = _contribution_of(device.journal, session)
-        failed = None if contribution is None else contribution.failed
-        told = None if contribution is None else ExamplesTold.of_contribution(contribution)
-        shown = {} if failed is None else {"failed": failed}
-        await device.emit("resumed", session.record.task, session.id, phase=phase, **shown)
-        try:
-            check_pending(device, session)
-        except PolicyRefusal as refusal:
-            await session.cancel(refusal.reason, f"The unfinished session was dropped: {refusal}")
-            dropped = refusal
-        outcome = await participant.run()
-        return replace(outcome, refusal=dropped, failed=failed, told=told)
 
     def _connect(self, now: ServerTime) -> Transport:
         bundle = self._bundle
@@ -560,41 +400,3 @@ class Client:
     async def _deliver(self, event: Event) -> None:
         if self._on_event is not None:
             self._on_event(event)
-
-
-def _contribution_of(journal: Journal, session: Session) -> Contribution | None:
-    """A session's contribution, as far as it is still there."""
-    try:
-        contribution = journal.load_contribution()
-    except StateError:
-        return None  # masking finds it gone
-    if contribution is None or contribution.name != session.record.contribution:
-        return None
-    return contribution
-
-
-async def _tell_fault(device: Device, task: str, error: LedgerRefusal) -> None:
-    """Say that the ledger is at fault outside of a session, and where the evidence lies."""
-    kept = await _keep_evidence(device, error)
-    shown = {} if kept is None else {"evidence": str(kept)}
-    await device.emit("aborted", task, reason=error.reason, message=str(error), **shown)
-
-
-async def _keep_evidence(device: Device, error: LedgerRefusal) -> Path | None:
-    """Keep what the ledger showed outside of a session, and name the file in the error."""
-    if not error.evidence:
-        return None
-    verifier, now_s = device.ledger.verifier, device.time.now()
-    path = await finish_in_thread(keep_evidence, device.journal, error, None, verifier, now_s)
-    error.remedy = " ".join((*filter(None, (error.remedy,)), f"The evidence is in {path}."))
-    return path
-
-
-async def _hear_time(device: Device, task: str) -> None:
-    """Where no word of the aggregator's was heard: the steady clock of an earlier one is gone.
-
-    Raises:
-        ClockError: as :meth:`client_sdk.network.server_time.ServerTime.hear`.
-        TransportError: the aggregator is out of reach, or does not offer the task.
-    """
-    device.time.hear((await device.transport.offer(task, None, 0.0)).now)

@@ -66,3 +66,22 @@ class Device:
         self, kind: EventKind, task: str, session: str | None = None, **detail: object
     ) -> None:
         await self.deliver(Event(kind, task, session, detail))
+
+    def admit_again(self, manifest: Manifest) -> None:
+        """Return if the policy still admits a session's task.
+
+        Raises:
+            PolicyRefusal: as :meth:`client_sdk.policy.PrivacyPolicy.admit_terms`.
+        """
+        self.policy.admit_terms(
+            manifest, own_partner=self.bundle.certificate.partner_key, account=self.account
+        )
+
+    async def hear_time(self, task: str) -> None:
+        """Where no word of the aggregator's was heard: the steady clock of an earlier one is gone.
+
+        Raises:
+            ClockError: as :meth:`client_sdk.network.server_time.ServerTime.hear`.
+            TransportError: the aggregator is out of reach, or does not offer the task.
+        """
+        self.time.hear((await self.transport.offer(task, None, 0.0)).now)

@@ -16,14 +16,14 @@ from typing import TypeVar
 from client_sdk.accounts.device_account import DeviceAccount
 from client_sdk.errors import LedgerRefusal, PolicyRefusal, StateError, TransportError
 from client_sdk.events import EventKind
-from client_sdk.ledger.evidence import QUARANTINED_FOR, Quarantine, Quarantined, keep_evidence
+from client_sdk.ledger.evidence import QUARANTINED_FOR, Quarantine, Quarantined
 from client_sdk.ledger.receipts import check_release
 from client_sdk.ledger.watch import unreadable
 from client_sdk.network.http import is_transient
 from client_sdk.payload import encoded
+from client_sdk.rounds import faults
 from client_sdk.rounds.device import Device
 from client_sdk.rounds.examples_told import ExamplesTold
-from client_sdk.rounds.pending import admit_again
 from client_sdk.rounds.scaffold_control import DeviceControl
 from client_sdk.rounds.session import Session
 from client_sdk.state.journal import Contribution
@@ -203,7 +203,7 @@ class Participant:
             if error.reason != "model-not-in-ledger":
                 await self._demand_lasting(error)
             if error.evidence:
-                self._evidence = await self._keep(error)
+                self._evidence = await faults.keep(device, error, session.record)
             await session.cancel(error.reason, str(error))
             return
         try:
@@ -231,7 +231,7 @@ class Participant:
         account, model = device.account, session.record.model_digest
         with account.locked():
             if account.data is not None and not account.has_charged(effect.ctx):
-                admit_again(device, session)
+                device.admit_again(session.manifest)
                 if device.gave(session.manifest, model) is not None:
                     raise PolicyRefusal("model-given", "Another cohort has a vector of this model.")
             account.debit(session.manifest, effect.ctx, contribution, model)
@@ -325,17 +325,6 @@ class Participant:
             await self._session.count_ledger_failure()
             raise error
 
-    async def _keep(self, error: LedgerRefusal) -> Path:
-        device = self._device
-        return await finish_in_thread(
-            keep_evidence,
-            device.journal,
-            error,
-            self._session.record,
-            device.ledger.verifier,
-            device.time.now(),
-        )
-
     async def _accuse(self, error: LedgerRefusal) -> Outcome:
         """A release that the ledger does not bear out: evidence first, then the session's end.
 
@@ -343,7 +332,7 @@ class Participant:
         ledger for this task.
         """
         device, record = self._device, self._session.record
-        self._evidence = await self._keep(error)
+        self._evidence = await faults.keep(device, error, record)
         fault = None
         if error.lasting and error.reason in QUARANTINED_FOR:
             fault = error

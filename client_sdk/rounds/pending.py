@@ -1,4 +1,4 @@
-"""A session of an earlier process under the policy of this one.
+"""A session of an earlier process is finished first, under the policy of this one.
 
 A policy may change between two processes. While nothing is charged, nothing that a contribution
 shows has left, so the present policy decides: it admits the task anew, and the session goes on only
@@ -7,18 +7,55 @@ with terms that are no weaker than the present ones.
 
 from __future__ import annotations
 
-from client_sdk.errors import PolicyRefusal
+from dataclasses import replace
+
+from client_sdk.errors import PolicyRefusal, StateError, TransportError
 from client_sdk.rounds.device import Device
+from client_sdk.rounds.examples_told import ExamplesTold
+from client_sdk.rounds.participant import Outcome, Participant, note_given
 from client_sdk.rounds.session import Session
+from client_sdk.state.journal import Contribution, Journal
 from secagg.client import Advertised, AwaitingVector, Checked, Shared
+
+
+async def finish_pending(device: Device) -> Outcome | None:
+    """Drive a session that an earlier process left to its end; None where there is none.
+
+    Raises:
+        TransportError, LedgerRefusal, StateError: as :meth:`Participant.run`.
+    """
+    session = Session.resume(device.journal, device.bundle, device.time.now)
+    if session is None:
+        return None
+    note_given(device.account, session)
+    participant = Participant(device, session)
+    try:
+        await device.hear_time(session.record.task)
+    except TransportError as error:
+        if participant.may_come_later(error):
+            raise  # else: of a task that is not offered, the mailbox says what became
+    phase, dropped = session.state.phase, None
+    contribution = _contribution_of(device.journal, session)
+    failed = None if contribution is None else contribution.failed
+    told = None if contribution is None else ExamplesTold.of_contribution(contribution)
+    shown = {} if failed is None else {"failed": failed}
+    await device.emit("resumed", session.record.task, session.id, phase=phase, **shown)
+    try:
+        check_pending(device, session)
+    except PolicyRefusal as refusal:
+        await session.cancel(refusal.reason, f"The unfinished session was dropped: {refusal}")
+        dropped = refusal
+    outcome = await participant.run()
+    return replace(outcome, refusal=dropped, failed=failed, told=told)
 
 
 def check_pending(device: Device, session: Session) -> None:
     """Return if a session goes on; after its charge it always does, with its own terms.
 
     Raises:
-        PolicyRefusal: as :func:`admit_again`; ``policy-changed``: the session's terms are weaker
-            than the present policy's, or, while it waits for a cohort, others.
+        PolicyRefusal: as :meth:`client_sdk.rounds.device.Device.admit_again`; ``policy-changed``:
+            the session's terms are weaker than the present policy's, or, while it waits for a
+            cohort, others.
         StateError: ``data-account-missing``.
     """
     state, policy = session.state, device.policy
@@ -29,7 +66,7 @@ def check_pending(device: Device, session: Session) -> None:
     elif not waits:
         return
     device.account.refresh()
-    admit_again(device, session)
+    device.admit_again(session.manifest)
     begun = (session.record.survivors_min, frozenset(session.record.partner_keys))
     present = (policy.min_cohort, device.partner_keys)
     weaker = begun[0] < present[0] or not begun[1] <= present[1]
@@ -43,18 +80,16 @@ def check_pending(device: Device, session: Session) -> None:
         )
 
 
-def admit_again(device: Device, session: Session) -> None:
-    """Return if the policy still admits the session's task.
-
-    Raises:
-        PolicyRefusal: as :meth:`client_sdk.policy.PrivacyPolicy.admit_terms`.
-    """
-    device.policy.admit_terms(
-        session.manifest,
-        own_partner=device.bundle.certificate.partner_key,
-        account=device.account,
-    )
-
-
 def _shown(survivors_min: int, partner_keys: frozenset[bytes]) -> dict[str, object]:
     return {"min_cohort": survivors_min, "partner_keys": sorted(key.hex() for key in partner_keys)}
+
+
+def _contribution_of(journal: Journal, session: Session) -> Contribution | None:
+    """A session's contribution, as far as it is still there."""
+    try:
+        contribution = journal.load_contribution()
+    except StateError:
+        return None  # masking finds it gone
+    if contribution is None or contribution.name != session.record.contribution:
+        return None
+    return contribution

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from client_sdk.client import plan_second_look
+from client_sdk.accounts.recovery import plan_second_look
 from client_sdk.state.journal import Journal
 from client_sdk.state.keystore import open_storage_key
 from client_sdk.training.rows import Cut, LeftOut

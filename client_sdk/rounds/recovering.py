@@ -1,0 +1,60 @@
+"""Charges that an account may lack, found in the ledger: by a new device, and once more later.
+
+:mod:`client_sdk.accounts.recovery` says how they are found, this module when they are looked for.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from client_sdk.accounts.recovery import (
+    LEAVES_MAX,
+    Recovered,
+    plan_second_look,
+    recover,
+    second_look_due,
+)
+from client_sdk.errors import LedgerRefusal, TransportError
+from client_sdk.network.http import is_transient
+from client_sdk.rounds.device import Device
+from client_sdk.rounds.faults import name_evidence
+
+
+async def recover_new(device: Device, task: str) -> None:
+    """Where there is no account: the state folder is new, or what was in it is lost.
+
+    By the aggregator's time: the second look is planned by it.
+    """
+    if device.account.is_new:
+        try:
+            await device.hear_time(task)
+        except TransportError as error:
+            if error.own_status is None or is_transient(error):
+                raise
+        await recover_charges(device, LEAVES_MAX)
+
+
+async def recover_charges(device: Device, leaves_max: int) -> Recovered:
+    """Look through the ledger, and plan or do the second look.
+
+    A contribution beside no account goes: only the account knew whether it had served.
+    """
+    journal, is_new, now_s = device.journal, device.account.is_new, device.time.now()
+    identity_key = device.bundle.certificate.identity_key
+    if is_new:
+        journal.drop_contribution()
+        plan_second_look(journal, now_s + device.policy.max_hold_s)  # until it is known better
+    charged = Counter({task: device.account.charges(task) for task in device.account.tasks()})
+    try:
+        recovered = await recover(device.ledger, device.account, identity_key, leaves_max)
+    except LedgerRefusal as error:
+        await name_evidence(device, error)
+        raise
+    if is_new and recovered.cohort_max_s:
+        plan_second_look(journal, now_s + recovered.cohort_max_s + device.settings.opening_s)
+    elif is_new or second_look_due(journal, now_s):
+        plan_second_look(journal, 0.0)
+    for task, charges in recovered.charges.items():
+        if device.account.charges(task) > charged[task]:
+            await device.emit("recovered", task, charges=charges)
+    return recovered
