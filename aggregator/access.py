@@ -58,7 +58,7 @@ class DeviceAccess:
         return Refusal(
             Kind.UNAUTHENTICATED,
             "partner-unknown",
-            f"The device was certified by {partner}, which is no partner of this service.",
+            f"The device was certified by {partner}, which is not a partner of this service.",
             remedy="Use a bundle of this service, or ask its operator to add the partner "
             "(secagg partner add).",
         )

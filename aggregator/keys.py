@@ -48,7 +48,7 @@ def _seed(path: Path) -> Secret:
     if len(seed) != SEED_BYTES:
         raise ConfigurationError(
             "key-malformed",
-            f"{path} is no key: {SEED_BYTES} bytes in hex.",
+            f"{path} is not a key: {SEED_BYTES} bytes in hex.",
             remedy="Restore the file from a backup. A new key is a new service to every device.",
         )
     return Secret(seed)

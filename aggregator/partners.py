@@ -46,7 +46,7 @@ def keys_of(known: Sequence[tuple[str, str]], named: Sequence[str]) -> tuple[byt
             raise Refusal(
                 Kind.INVALID,
                 "partner-unknown",
-                f"The task names {name!r}, which is no partner here.",
+                f"The task names {name!r}, which is not a partner here.",
                 expected=sorted(called for _, called in known)[:16],
                 found=name,
                 remedy="Add the partner first (secagg partner add), or name one of these.",

@@ -30,7 +30,7 @@ class FrozenPart(nn.Module):
     """Layers without gradients, whose outputs are kept by the tokens of a row.
 
     Rows are padded on the right and attention is causal, so a position's output depends on no later
-    token, whatever the batch. Positions after the last token that is no padding are zero: nothing
+    token, whatever the batch. Positions after the last token that is not padding are zero: nothing
     attends to them, and no loss counts there. Copies share layers and memory.
     """
 

@@ -61,7 +61,8 @@ class StateFolder:
             file = file_in_the_way(folder)
             raise StateError(
                 "state-missing",
-                f"{folder} is no device's state folder" + (f": {file} is a file." if file else "."),
+                f"{folder} is not a device's state folder"
+                + (f": {file} is a file." if file else "."),
                 remedy="Name the folder that the device runs with.",
             )
         return cls(folder, open_storage_key(folder, passphrase))

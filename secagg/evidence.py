@@ -19,7 +19,7 @@ kind                      what convicts                                         
                                                                                   the deals
 ========================  ======================================================  ============
 
-The last two are no proof for others. The mask secret is another device's and is not handed on. And
+The last two prove nothing to others. The mask secret is another device's and is not handed on. And
 a dealer that is in league with the aggregator could sign a second list of hashes for a holder to
 fail; only who delivered the first knows which one it was.
 """
@@ -196,7 +196,7 @@ def verify_evidence(
         if error.reason.startswith("evidence-"):
             raise
         raise _not_bound(str(error)) from error
-    except SecaggError as error:  # sizes for which there is no graph, a manifest that is none
+    except SecaggError as error:  # sizes without a graph, a manifest that does not parse
         raise _malformed(str(error)) from error
     return Verdict(
         identity=exchange.identity,
@@ -271,7 +271,7 @@ def _deal(exchange: _Exchange, index: int, signed_deals: bytes, recipient: int) 
     """One deal of a device, as it signed the whole list."""
     deals, recipients = _deals_of(exchange, index, signed_deals)
     if recipient not in recipients:
-        raise _not_bound("the deal's recipient is no neighbour")
+        raise _not_bound("the deal's recipient is not a neighbour")
     deal, _ = peek(deals.deals[recipients.index(recipient)], Deal)
     if (deal.ctx, deal.sender, deal.recipient) != (exchange.ctx, index, recipient):
         raise _not_bound("the deal is not from its dealer to its recipient")
@@ -320,7 +320,7 @@ def _check_signature(exchange: _Exchange) -> None:
     evidence = exchange.evidence
     deals, recipients = _deals_of(exchange, evidence.device, evidence.message)
     if evidence.other not in recipients:
-        raise _not_bound("the deal's recipient is no neighbour")
+        raise _not_bound("the deal's recipient is not a neighbour")
     signed = deals.deals[recipients.index(evidence.other)]
     try:
         verify(signed, exchange.ctx, Deal, signer=exchange.identity)

@@ -112,4 +112,4 @@ def _plausible(number: int, issued_at: int, devices: tuple[bytes, ...]) -> bool:
 
 
 def _malformed(why: str) -> RemoteProtocolError:
-    return RemoteProtocolError("revocations-malformed", f"This is no revocation list. {why}")
+    return RemoteProtocolError("revocations-malformed", f"This is not a revocation list. {why}")

@@ -117,8 +117,8 @@ def join(shares: Mapping[int, bytes], coefficients: Mapping[int, int]) -> Secret
     """Open a secret from exactly the shares that ``coefficients`` were made for.
 
     Raises:
-        RemoteProtocolError: ``share-malformed``, or ``shares-inconsistent`` when the result is no
-            32-byte secret (some dealer or holder lied).
+        RemoteProtocolError: ``share-malformed``, or ``shares-inconsistent`` when the result is
+            not a 32-byte secret (some dealer or holder lied).
     """
     if shares.keys() != coefficients.keys():
         raise LocalProtocolError(

@@ -62,7 +62,7 @@ class Children:
         """Start ``secagg ARGUMENTS``; its standard error goes to the end of ``log``.
 
         The child inherits the environment without this project's own variables (``SECAGG_...``:
-        a database or a token of a real service is none of a demonstration's business), plus
+        a database or a token of a real service does not belong in a demonstration), plus
         ``environment``.
         """
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("SECAGG_")}

@@ -9,7 +9,7 @@ from secagg.manifest import training_of
 def measured(given: StepInput) -> Step:
     """``loss`` (nats per answer token), ``accuracy`` and ``examples``; vector and state stay.
 
-    Under noise the count may be no positive number; then only ``examples`` is stated.
+    Under noise the count may not be positive; then only ``examples`` is stated.
     """
     sums = given.sums
     count = float(sums["count"][0])

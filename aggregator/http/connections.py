@@ -215,7 +215,7 @@ class Connection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Answer a head that is none. Its bytes, perhaps a token, go nowhere."""
+        """Answer a head that is not one of HTTP/1.1. Its bytes, perhaps a token, go nowhere."""
         if not isinstance(exc, HttpProcessingError):
             return super().handle_error(request, status, exc, message)
         status, reason = 400, "head-malformed"

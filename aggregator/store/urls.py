@@ -57,7 +57,7 @@ def parsed_url(text: str) -> URL:
     if url is None or url.drivername not in {*_DRIVERS, *_DRIVERS.values()}:
         raise ConfigurationError(
             "settings-invalid",
-            "The setting database_url is no address of a database of a known kind.",
+            "The setting database_url is not the address of a database of a known kind.",
             expected="sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME",
             found="(not shown)" if url is None else f"{url.drivername}://...",
         )

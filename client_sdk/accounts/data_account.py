@@ -465,7 +465,7 @@ def look_at(journal: Journal) -> DataAccount | None:
 
 
 def _registry(place: Path, *, joined: bool, renew: bool) -> Registry:
-    """A registry whose key is gone, but not its records, or not its folders, is no new one."""
+    """A registry whose key is gone, but not its records, or not its folders, is not a new one."""
     if not renew and not Registry.has_key(place) and (joined or Registry.has_records(place)):
         raise _missing(place)
     try:

@@ -76,7 +76,7 @@ class DataRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         return any(m.id == member for m in self.members) and len(self.charges) >= charges
 
     def with_member(self, member: Member) -> DataRecord:
-        """A folder is in the list once, by its id; where another one lies now, it is no more."""
+        """A folder is in the list once, by its id; where another one lies now, it is gone."""
         others = (
             msgspec.structs.replace(m, path="") if m.path == member.path else m
             for m in self.members

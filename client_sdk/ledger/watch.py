@@ -277,7 +277,7 @@ class LedgerWatch:
         """The clip that the release of a model names, proven; None where it names none.
 
         Raises:
-            LedgerRefusal: as :meth:`verify_models`; ``release-mismatch`` for a record that is none.
+            LedgerRefusal: as :meth:`verify_models`; ``release-mismatch`` for another record.
         """
         (record,) = await self._records_of(frozenset({model_digest}), task, manifest_digest)
         try:
@@ -434,7 +434,7 @@ class LedgerWatch:
         try:
             return pseudonym(self._identity, bytes.fromhex(str(record.get("ctx"))))
         except ValueError as error:
-            raise LedgerRefusal("release-mismatch", "The record's context is no hex.") from error
+            raise LedgerRefusal("release-mismatch", "The record's context is not hex.") from error
 
     async def _members(self, record: Mapping[str, object]) -> Members:
         """From the record, or from the file that it names and that must match."""

@@ -1,5 +1,5 @@
 """Opening connections, in one place for the device and the command line: proxies, roots of trust,
-and what is made of everything that is no answer of the server that was asked.
+and what is made of everything that is not an answer of the server that was asked.
 
 Nothing is logged, no redirect is followed, no content coding is asked for, and a certificate is
 always verified.

@@ -73,7 +73,7 @@ class Training:
 
         Raises:
             PolicyRefusal: ``local-noise-undeclared``, or the contributor's ``TaskRefusal``.
-            ContributionError: the contributor failed where its failure is no secret.
+            ContributionError: the contributor failed where its failure may be known.
             LedgerRefusal: SCAFFOLD: the ledger's word on an earlier release does not verify.
         """
         device, task = self._device, checkin.manifest.task

@@ -52,7 +52,7 @@ def demand_plain(*paths: Path) -> None:
         if kind is not None and not stat.S_ISREG(kind):
             raise StateError(
                 "state-folder-taken",
-                f"{path} is no plain file, and a model is to be kept there.",
+                f"{path} is not a plain file, and a model is to be kept there.",
                 remedy=f"Move {path} away. Nothing was changed.",
             )
 

@@ -203,7 +203,7 @@ def _inject(model: PreTrainedModel, adapter: Adapter) -> PeftModel:
     }:
         raise TaskRefusal(
             "adapter-targets",
-            "Some targets of the adapter are no plain linear layers of this model.",
+            "Some targets of the adapter are not plain linear layers of this model.",
             expected=list(adapter.target_modules),
             remedy="Load the model without quantisation, or ask for another task.",
         )

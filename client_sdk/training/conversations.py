@@ -442,7 +442,7 @@ def _content(value: Any) -> str:
             media = kind if kind in ("image", "image_url", "audio", "video", "file") else "other"
             raise ContributionError(
                 "example-form",
-                f"A message has parts that are no text ({media}).",
+                f"A message has parts that are not text ({media}).",
                 expected='parts {"type": "text", "text": ...}',
                 remedy="Models of text alone are trained here: leave such conversations out.",
             )
@@ -551,7 +551,7 @@ def _is_empty(value: Any) -> bool:
 
 
 def _text(value: str, whose: str) -> str:
-    """Raises: ContributionError ``example-text``: half of a surrogate pair is no character."""
+    """Raises: ContributionError ``example-text``: half of a surrogate pair is not a character."""
     try:
         value.encode()
     except UnicodeEncodeError as error:

@@ -37,7 +37,7 @@ _Pass = tuple[Tensor, list[Tensor]]  # losses, [rows], and per parameter gradien
 
 
 def check_method(method: str) -> None:
-    """Only ways of which every gradient is compared with a loop; ghost clipping is none.
+    """Only ways of which every gradient is compared with a loop; ghost clipping is not one of them.
 
     Raises:
         ContributionError: ``gradient-method``.

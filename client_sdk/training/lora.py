@@ -196,7 +196,7 @@ def adapter_spec(
     if found != set(target_modules):
         raise ConfigurationError(
             "adapter-targets",
-            "Some targets of the adapter are no linear layers of this model.",
+            "Some targets of the adapter are not linear layers of this model.",
             expected=sorted(target_modules),
             found=sorted(found),
             remedy="Name linear layers by the last part of their path, such as q_proj.",

@@ -1,7 +1,7 @@
 """Files of examples: JSON lines, or one JSON array, in UTF-8 with or without a mark.
 
 Lines end at LF or CRLF and nowhere else: what Unicode calls a line separator may stand in a text.
-A line that is no JSON object keeps its place, since no example may keep the others from being
+A line that is not a JSON object keeps its place, since no example may keep the others from being
 used. What is refused is the file: it is not there, or is of another encoding or format, which is
 seen from its first bytes and from no example. Where the first bytes are text and could be a bad
 line too, no line of the file is a row.
@@ -78,7 +78,7 @@ class RowFile(Sequence[Any]):
     """The examples of one file, in order.
 
     Attributes:
-        rows: JSON values, and ``Unread`` in the place of what is none.
+        rows: JSON values, and ``Unread`` in the place of what is not one.
         lines: of each row, from 1; None: the file is one JSON array.
     """
 
@@ -109,7 +109,7 @@ class RowFile(Sequence[Any]):
 
 
 def read_file(path: str | os.PathLike[str]) -> RowFile:
-    """The rows of a file; blank lines are none.
+    """The rows of a file; blank lines do not count.
 
     Raises:
         ContributionError: ``data-missing``, ``data-unreadable``, ``data-encoding``,
@@ -128,7 +128,7 @@ def read_file(path: str | os.PathLike[str]) -> RowFile:
         whole = _read(data, errors="surrogateescape")
         if isinstance(whole, list):
             return RowFile(path, tuple(whole), None)
-        rows[0] = Unread(f"The file begins with a JSON array and is none. {whole.sentence}")
+        rows[0] = Unread(f"The file begins like a JSON array and is not one. {whole.sentence}")
     if begins == b"{" and isinstance(rows[0], Unread) and isinstance(whole := _read(data), dict):
         return RowFile(path, (whole,), numbers[:1])  # one object over several lines
     if not any(map(_is_row, rows)):
@@ -223,7 +223,7 @@ def _read_line(line: bytes) -> Any:
 
 
 def _read(data: bytes, errors: str = "strict") -> Any:
-    """A JSON object or list, or why it is none."""
+    """A JSON object or list, or why it is not one."""
     try:
         # Raw tabs in texts, which many programs write, are read too.
         text = data.decode(errors=errors)

@@ -136,7 +136,7 @@ class Input:
                 "example-model",
                 "The model is a classifier, and the example has no label."
                 if row.label is None
-                else "The example has a label, and the model is no classifier.",
+                else "The example has a label, and the model is not a classifier.",
                 remedy="Give labelled texts to a classifier, conversations to a language model.",
             )
         if row.label is not None and self.classes is not None and row.label >= self.classes:

@@ -328,6 +328,9 @@ def _threads_from_environment() -> int | None:
         return None
     if not value.isdecimal() or int(value) < 1:
         raise ContributionError(
-            "threads", f"{THREADS_VARIABLE} is no number of threads.", expected=">= 1", found=value
+            "threads",
+            f"{THREADS_VARIABLE} is not a number of threads.",
+            expected=">= 1",
+            found=value,
         )
     return int(value)

@@ -81,8 +81,8 @@ def warnings(manifest: Manifest) -> tuple[str, ...]:
     if ratio is not None and ratio > USELESS_RATIO:
         found.append(
             f"Device-level noise is {ratio:.0f} times the signal that this cohort can send: "
-            "the model will learn nothing. Use many more devices, a shorter vector, or example "
-            "level privacy only."
+            "the model will learn nothing. Use many more devices, a shorter vector, or "
+            "example-level privacy alone."
         )
     extra = overshoot(manifest)
     if extra is not None and extra > 3:

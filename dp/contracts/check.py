@@ -253,7 +253,7 @@ def _check_budget(manifest: Manifest) -> None:
         if cost is not None and not math.isfinite(cost):
             refuse(
                 "cost-infinite",
-                "An epsilon beyond about 35 is no promise, and is not vouched for.",
+                "An epsilon beyond about 35 promises nothing, and is refused.",
                 expected="a finite epsilon",
                 found=upper(cost),
                 remedy="More noise or fewer releases, or privacy = 'none' if none is wanted.",

@@ -63,7 +63,7 @@ def _check_tensors(adapter: Adapter) -> None:
     try:
         pairs(adapter)
     except LocalProtocolError as error:
-        raise ConfigurationError("adapter-pairs", f"The tensors are no pairs: {error}") from error
+        raise ConfigurationError("adapter-pairs", f"The tensors are not pairs: {error}") from error
     only_b = all(".lora_B." in shape.name for shape in adapter.trainable)
     if (adapter.kind == "fedsvd") != only_b or (adapter.kind != "fedsvd" and adapter.frozen):
         refuse(

@@ -139,7 +139,7 @@ def inline_members(record: Mapping[str, Any]) -> Members:
     """
     lists = [record.get("contributors"), record.get("not_in_sum", [])]
     if not all(isinstance(names, list) for names in lists):
-        raise LedgerError("record-malformed", "A record's devices are no list.")
+        raise LedgerError("record-malformed", "A record's devices are not a list.")
     return Members(*(tuple(_pseudonym(name) for name in names or ()) for names in lists))
 
 
@@ -151,7 +151,7 @@ def _pseudonym(text: object) -> bytes:
     if len(name) != PSEUDONYM_BYTES or name.hex() != text:
         raise LedgerError(
             "record-malformed",
-            "A device's pseudonym is no lower-case hex of its size.",
+            "A device's pseudonym is not lower-case hex of its size.",
             expected=f"{PSEUDONYM_BYTES} bytes",
             found=text,
         )

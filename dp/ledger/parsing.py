@@ -142,7 +142,7 @@ def parse_first_model(record: Record) -> bytes | None:
     try:
         return unhex(record["model_digest"], DIGEST_BYTES)
     except ValueError as error:
-        raise LedgerError("record-malformed", "A task record's model is no digest.") from error
+        raise LedgerError("record-malformed", "A task record's model is not a digest.") from error
 
 
 def clip_of(record: Record) -> float | None:
@@ -157,9 +157,9 @@ def clip_of(record: Record) -> float | None:
     try:
         clip = float(text)
     except (TypeError, ValueError, OverflowError) as error:
-        raise LedgerError("record-malformed", "A release record's clip is no number.") from error
+        raise LedgerError("record-malformed", "A release record's clip is not a number.") from error
     if not (isinstance(text, str) and math.isfinite(clip) and repr(clip) == text):
-        raise LedgerError("record-malformed", "A release record's clip is no finite number.")
+        raise LedgerError("record-malformed", "A release record's clip is not finite.")
     return clip
 
 
@@ -176,22 +176,22 @@ def parse_release(record: Record) -> ReleaseEntry:
     def count(name: str) -> int:
         value = record[name]
         if type(value) is not int or value < 0:
-            raise ValueError(f"{name} is no count")
+            raise ValueError(f"{name} is not a count")
         return value
 
     def interval() -> tuple[int, int] | None:
         ends = record["measured_variance"]
         if not isinstance(ends, list) or len(ends) not in (0, 2):
-            raise ValueError("measured_variance is no interval")
+            raise ValueError("measured_variance is not an interval")
         if any(type(end) is not str or len(end) > VARIANCE_DIGITS_MAX for end in ends):
-            raise ValueError("measured_variance is no interval")
+            raise ValueError("measured_variance is not an interval")
         values = [int(end) for end in ends]
         if (
             [str(value) for value in values] != ends
             or values != sorted(values)
             or min(values, default=0) < 0
         ):
-            raise ValueError("measured_variance is no interval")
+            raise ValueError("measured_variance is not an interval")
         return (values[0], values[1]) if ends else None
 
     def versions() -> tuple[int, ...]:
@@ -201,7 +201,7 @@ def parse_release(record: Record) -> ReleaseEntry:
         if type(found) is not list or len(found) != len(record["model_digests"]):
             raise ValueError("model_versions are not those of the models")
         if any(type(version) is not int or version < 0 for version in found):
-            raise ValueError("model_versions are no versions")
+            raise ValueError("model_versions are not versions")
         return tuple(found)
 
     def move() -> ClipMove | None:

@@ -44,7 +44,7 @@ from secagg.messages import AdmittedModel
 
 _MICRO_TOLERANCE = 1  # libm differs between platforms in the last bit
 _ENTRIES_BYTES_MAX = 1 << 31  # of all entries; a record of the demo has 1.4 kB
-_ENTRIES_MAX = 1 << 22  # an audit holds all entries in memory, a signed size is no reason to
+_ENTRIES_MAX = 1 << 22  # an audit holds all entries in memory, a signed size is not a reason to
 
 
 @dataclass
@@ -497,7 +497,7 @@ def _check_older(audit: _Audit, tree: merkle.Tree, key: Verifier, older: Sequenc
         elif merkle.root(tree.subtree, before.size) != before.root:
             audit.problem(
                 "forked",
-                f"The log of {before.size} entries that was signed before is no prefix.",
+                f"The log of {before.size} entries that was signed before is not a prefix of it.",
             )
 
 

@@ -110,7 +110,7 @@ def consistency_proof(subtree: SubtreeReader, old_size: int, size: int) -> list[
     if not 0 <= old_size <= size:
         raise LedgerError(
             "proof-range",
-            "A tree is no prefix of a smaller one.",
+            "A tree is not a prefix of a smaller one.",
             expected=f"<= {size}",
             found=old_size,
         )

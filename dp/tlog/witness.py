@@ -48,7 +48,7 @@ def parse_witness(verifier: str) -> Verifier:
     """Parse a witness's verifier key.
 
     Raises:
-        LedgerError: ``verifier-key``; the key of a log is no witness's.
+        LedgerError: ``verifier-key``; the key of a log is not a witness's.
     """
     return parse_verifier(verifier, COSIGNATURE_V1)
 

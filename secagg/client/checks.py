@@ -349,7 +349,7 @@ def _check_behind_each_model(
 ) -> None:
     """What the roster showed is counted again: devices that are called lost are in no sum.
 
-    A model that no member trained on is no model of the sum any more.
+    A model that no member trained on is not a model of the sum any more.
     """
     if len(session.models) < 2:
         return

@@ -91,7 +91,7 @@ def make_deals(
 
 @dataclass(frozen=True)
 class Opened:
-    """What the inbox held. ``refused``: dealers whose deal is no good, with the deal as sent."""
+    """What the inbox held. ``refused``: dealers whose deal is refused, with the deal as sent."""
 
     pair_seeds: dict[int, Secret]
     shares: dict[int, HeldShares]
@@ -104,7 +104,7 @@ def open_inbox(state: Shared, inbox: Inbox) -> Opened:
     A deal that fails its signature, its seals or its hashes is refused and becomes a complaint.
 
     Raises:
-        RemoteProtocolError: the inbox itself is none that an honest aggregator sends.
+        RemoteProtocolError: an honest aggregator does not send this inbox.
     """
     session = state.session
     graph, neighbours = session.graph, frozenset(session.neighbours)

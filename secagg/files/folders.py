@@ -68,7 +68,7 @@ def remove_files(folder: Path, names: re.Pattern[str]) -> None:
 
 
 def file_in_the_way(folder: Path) -> Path | None:
-    """What is no folder where ``folder`` or a parent of it should be; None without."""
+    """What is not a folder where ``folder`` or a parent of it should be; None without."""
     for place in (folder, *folder.parents):
         try:
             if place.is_dir():

@@ -110,7 +110,7 @@ class TextFile:
 def open_to_others(descriptor: int) -> int | None:
     """The permissions of an open file that others may read; None if they may not.
 
-    Of what is no plain file, such as a pipe, nothing is demanded; nor where nobody keeps them.
+    Nothing is demanded of what is not a plain file, such as a pipe, nor where nobody keeps them.
     """
     found = os.fstat(descriptor)
     if os.name == "nt" or not stat.S_ISREG(found.st_mode):

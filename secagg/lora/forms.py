@@ -149,7 +149,7 @@ def sketch_length(adapter: Adapter, pair: Pair) -> int:
 def place(adapter: Adapter, version: int, sent: NDArray[np.float64]) -> NDArray[np.float64]:
     """What a sent change (or a mean of them) is in the global vector; float64[vector_length].
 
-    Not for ``product``, whose segment is no change of factors.
+    Not for ``product``, whose segment is not a change of factors.
     """
     result = np.zeros(vector_length(adapter))
     moved = {shape.name for shape in trained(adapter, version)}

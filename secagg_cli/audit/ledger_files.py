@@ -148,7 +148,7 @@ def ledger_reader(ledger: str) -> Reader:
 def _bad_url(ledger: str) -> UnusableArgument:
     return UnusableArgument(
         "ledger-url",
-        f"{ledger} is no address of a ledger.",
+        f"{ledger} is not the address of a ledger.",
         remedy="Give an http or https URL without query and fragment, or a folder.",
     )
 
@@ -162,7 +162,7 @@ class FolderReader:
         if not folder.is_dir() or not any((folder / name).exists() for name in _NAMES):
             raise UnusableArgument(
                 "ledger-missing",
-                f"{folder} is no folder that holds a ledger.",
+                f"{folder} is not a folder that holds a ledger.",
                 remedy="Give the folder that holds `checkpoint`, or a URL.",
             )
 

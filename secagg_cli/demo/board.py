@@ -28,7 +28,7 @@ _STEPS = (
 
 
 class Board:
-    """Bars that follow the devices' events. Silent where standard error is no terminal."""
+    """Bars that follow the devices' events. Silent where standard error is not a terminal."""
 
     def __init__(self, console: Console, names: Sequence[str], rounds: int) -> None:
         self._progress = Progress(

@@ -38,7 +38,7 @@ class Evaluator:
         if not self.model.can_generate():
             raise CommandError(
                 "demo-model",
-                f"{folder} is no language model, and the demo's data are conversations.",
+                f"{folder} is not a language model, and the demo's data are conversations.",
                 remedy="Train a classifier with secagg serve, task create and join.",
             )
         self._heldout = list(heldout)

@@ -59,7 +59,7 @@ def read_token(file: Path | None) -> str:
     if token and not (token.isascii() and token.isprintable() and " " not in token):
         raise CommandError(
             "operator-token",
-            f"What {file or TOKEN_ENV} holds is no token: a token is one word of ASCII.",
+            f"What {file or TOKEN_ENV} holds is not a token: a token is one word of ASCII.",
             remedy=_WHERE,
         )
     if not token:

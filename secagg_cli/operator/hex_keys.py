@@ -29,5 +29,5 @@ def hex_key(text: str, what: str, reason: str, remedy: str) -> bytes:
     elif wrong is None:
         found = f"{len(digits)} hex digits"
     else:
-        found = f"{shown!r}, in which {wrong!r} is none"
+        found = f"{shown!r}, in which {wrong!r} is not a digit"
     raise CommandError(reason, f"{what} has {_DIGITS} hex digits; this is {found}.", remedy=remedy)

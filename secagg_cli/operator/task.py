@@ -84,7 +84,7 @@ def _of_file(error: CommandError, file: Path, spec: Mapping[str, Any]) -> Comman
     if unknown is None:
         return CommandError(
             "spec-malformed",
-            f"{file} is no task's specification: {error.message}",
+            f"{file} is not a task's specification: {error.message}",
             remedy="Mend what the message names; the aggregator's /v1/openapi.json has the types.",
         )
     table = f" of [{unknown.where}]" if unknown.where else ""

@@ -160,7 +160,7 @@ async def test_two_adverts_of_one_device_that_crossed_stop_no_task(tmp_path: Pat
 async def test_a_request_that_lost_a_race_is_sent_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is no failure of the service: an advert whose repeat crossed it, two bans at once."""
+    """It is not a failure of the service: an advert whose repeat crossed it, two bans at once."""
 
     async def first(*_: object) -> None:
         raise Conflict("another writer was first")

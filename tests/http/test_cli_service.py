@@ -240,7 +240,7 @@ def test_a_device_refuses_what_is_weaker_than_its_policy(
         ("algorithm", "algoritm", "key 'algoritm' in", "Is algorithm meant?"),
         ("cohort =", "kohort =", "key 'kohort' in", "Is cohort meant?"),
         ("cohort =", "qqqq = 1\ncohort =", "key 'qqqq' in", "The keys there are task, "),
-        ("survivors_min = 3", "survivors_min = 'three'", "is no task's", "/v1/openapi.json"),
+        ("survivors_min = 3", "survivors_min = 'three'", "is not a task's", "/v1/openapi.json"),
     ],
 )
 def test_a_misspelt_key_is_told_with_its_file_and_the_nearest(

@@ -237,7 +237,7 @@ async def test_a_service_goes_on_with_the_data_of_the_first_version(tmp_path, ur
 
 
 async def test_writers_that_wait_for_each_other_are_in_conflict(tmp_path, url):
-    """One of them is tried again, as if the other had been first; it is no failure."""
+    """One of them is tried again, as if the other had been first; that is not a failure."""
     async with served(tmp_path, spec(), database_url=url) as server:
         database = server.service.core.database
         await server.set_up(spec(task="other"))

@@ -30,7 +30,7 @@ def test_no_two_mutants_have_one_name() -> None:
 def test_a_pattern_without_a_mutant_runs_nothing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A regular expression, for instance: it is no name as in a shell."""
+    """A regular expression, for instance: it is not a name as in a shell."""
     monkeypatch.setattr("sys.argv", ["mutants", "^time-"])
     with pytest.raises(SystemExit) as refused:
         main()

@@ -1,4 +1,4 @@
-"""Properties run without deadlines: a busy machine is no failure."""
+"""Properties run without deadlines: a busy machine is not a failure."""
 
 from __future__ import annotations
 

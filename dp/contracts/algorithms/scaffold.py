@@ -82,7 +82,7 @@ def _check_terms(training: Training) -> None:
     if training.local_optimiser != "sgd" or training.local_momentum != 0:
         refuse(
             "local-optimiser-with-control",
-            "With an adaptive or momentum optimiser (x - y) / (K eta) is no mean of gradients.",
+            "With an adaptive or momentum optimiser (x - y) / (K eta) is not a mean of gradients.",
             expected=("sgd", 0.0),
             found=(training.local_optimiser, training.local_momentum),
             remedy="Use plain SGD, or fedavg with this optimiser.",
@@ -98,7 +98,7 @@ def _check_terms(training: Training) -> None:
     if training.proximal_mu != 0:
         refuse(
             "proximal-with-control",
-            "With a proximal pull the change of y is no mean of gradients.",
+            "With a proximal pull the change of y is not a mean of gradients.",
             expected="proximal_mu = 0",
             found=training.proximal_mu,
         )

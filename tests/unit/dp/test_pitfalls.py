@@ -142,7 +142,7 @@ def test_a_contributor_that_adds_a_figure_sends_none(privacy: str, extra: str) -
 
 
 GENERATORS = {"random", "numpy.random", "np.random", "torch"}
-STATES = {"getstate", "get_state"}  # looking is no drawing
+STATES = {"getstate", "get_state"}  # looking is not drawing
 DRAWS = {"manual_seed", "rand", "randn", "randint", "randperm", "normal", "bernoulli"}  # of torch
 
 

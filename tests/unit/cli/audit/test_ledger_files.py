@@ -209,7 +209,7 @@ def test_a_long_key_is_not_taken_for_a_path() -> None:
         (("--older", "/nonexistent"), "checkpoint-unreadable"),
         (("--older", "/dev/zero"), "checkpoint-unreadable"),
         (("--witness", "/nonexistent"), "key-missing"),
-        (("--witness", VERIFIER), "verifier-key"),  # a log's key is no witness's
+        (("--witness", VERIFIER), "verifier-key"),  # a log's key is not a witness's
         (("--witnesses-min", "1"), "witness-policy"),
     ],
 )
@@ -394,7 +394,7 @@ def test_other_answers_say_nothing_about_the_ledger(server: Server, status: int)
 def test_a_file_that_stops_coming_is_unreachable_even_late_in_an_audit(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A list of devices is read while the records are: its failure is no finding."""
+    """A list of devices is read while the records are: its failure is not a finding."""
     monkeypatch.setattr("dp.ledger.records.INLINE_MAX", 2)
     manifest = built()
     files = served(listing(manifest, [listed(manifest, entry(1))]))

@@ -113,7 +113,7 @@ def test_an_array_that_is_not_whole_is_told(tmp_path: Path) -> None:
     ):
         told = left_out(read_rows(written(tmp_path, broken)))
         assert told is not None
-        assert "begins with a JSON array and is none" in told
+        assert "begins like a JSON array and is not one" in told
         assert said in told
 
 

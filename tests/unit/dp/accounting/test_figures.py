@@ -271,7 +271,7 @@ def test_rounding_down_is_no_rounding_up() -> None:
 
 
 def test_a_bound_of_a_probability_is_rounded_up() -> None:
-    """Its exponent, that is: 2^-39.96 is no chance of at most 2^-40."""
+    """Its exponent, that is: 2^-39.96 is not a chance of at most 2^-40."""
     assert (power(-39.96), power(-40.04), power(-math.inf)) == ("2^-39.9", "2^-40.0", "0")
     assert power_log2(-39.9996) == -39.999
     assert power_log2(-math.inf) is None

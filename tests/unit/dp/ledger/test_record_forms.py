@@ -1,4 +1,4 @@
-"""Records have forms and an order; what an honest record of before could not meet is no forgery."""
+"""Records have forms and an order; what honest records of before could not meet is not forged."""
 
 from __future__ import annotations
 

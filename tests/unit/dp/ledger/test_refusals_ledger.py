@@ -198,7 +198,7 @@ CASES = {
     ),
     "a request of no form": Case(lambda: witness.parse_request(b""), "request-malformed"),
     "a cost without bound": Case(lambda: records.epsilon_micro(float("inf")), "epsilon-infinite"),
-    "a cost that is no number": Case(
+    "a cost that is not a number": Case(
         lambda: records.epsilon_micro(float("nan")), "epsilon-infinite"
     ),
     "a record with a set": Case(lambda: records._canonical({"type": {1}}), "record-malformed"),

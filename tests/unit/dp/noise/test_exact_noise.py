@@ -123,7 +123,7 @@ def test_overruns_have_chernoff_s_probability_and_the_most_is_held() -> None:
         assert binomial_tail_log2(count, rate, above) == pytest.approx(exact, rel=1e-12)
     assert binomial_tail_log2(10, 0.5, 10) == -math.inf
     assert binomial_tail_log2(10, 0.0, 5) == -math.inf
-    assert binomial_tail_log2(10, 0.5, 4) == 0.0  # the mean is no overrun
+    assert binomial_tail_log2(10, 0.5, 4) == 0.0  # the mean is not an overrun
     assert binomial_tail_log2(10, 0.51, 5) < 0.0
     for most, rate, log2 in ((256, 0.25, -80.0), (30, 0.9, -80.0), (10, 0.01, -20.0)):
         held = examples_held_max(most, rate, log2)

@@ -44,7 +44,7 @@ def test_the_bound_of_the_discrete_gaussian_s_tail_covers_the_exact_tail(
         exact = 2 * exact_tail(sigma_squared, bound) / total
         log2 = float(exact.ln() / Decimal(2).ln())
         assert log2 <= tail_log2(sigma_squared, bound)
-        assert tail_log2(sigma_squared, bound) <= log2 + 8 + math.log2(multiple + 1)  # is no jest
+        assert tail_log2(sigma_squared, bound) <= log2 + 8 + math.log2(multiple + 1)
 
 
 @pytest.mark.parametrize("sigma_squared", SIGMAS_SQUARED)

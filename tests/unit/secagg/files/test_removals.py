@@ -27,7 +27,7 @@ ADMITTED = {
     "client_sdk/accounts/registry.py _set_aside replace": STATE,
     "client_sdk/network/transport.py download_model unlink": "a plain file: its caller saw to it",
     "client_sdk/network/transport.py _write open": "a plain file: its caller saw to it",
-    "client_sdk/outputs.py write_file open": "a device or a pipe, which is no file",
+    "client_sdk/outputs.py write_file open": "a device or a pipe, which is not a file",
     "client_sdk/outputs.py write_folder rename": STAGED,
     "client_sdk/outputs.py _folders rmdir": "a folder that this call made, and that is empty",
     "client_sdk/outputs.py _staged rmtree": STAGED,

@@ -65,7 +65,7 @@ BAD_ADVERTS: dict[str, tuple[str, Callable[[Advert], Advert]]] = {
     "a short mask key": ("advert-malformed", lambda a: _replace(a, mask_key=b"k" * 1215)),
     "one key for both": ("advert-malformed", lambda a: _replace(a, channel_key=a.mask_key)),
     "a low-order key": ("kem-key-malformed", lambda a: _replace(a, mask_key=LOW_ORDER)),
-    "a key that is no key": (
+    "a key that is not a key": (
         "kem-key-malformed",
         lambda a: _replace(a, channel_key=b"\xff" * 1216),
     ),
