@@ -1,4 +1,4 @@
-"""From what a device computed to its payload, and from an opened sum back to numbers.
+"""From what a device computed to its payload, and from an unmasked sum back to numbers.
 
 ========  ==================================================================================
 mode      what ``encode`` does with a segment

@@ -56,7 +56,7 @@ def noise_interval(
     facts: ReleaseFacts,
     removed: Removed | None = None,
 ) -> NoiseInterval | None:
-    """Measure an opened sum; None for a task without noise in the ring, or too short a vector.
+    """Measure an unmasked sum; None for a task without noise in the ring, or too short a vector.
 
     Args:
         opened_payload: lanes with check coordinates, as :func:`dp.encoding.decode` takes them.

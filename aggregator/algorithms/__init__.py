@@ -1,4 +1,4 @@
-"""Server halves of the federated algorithms: from an opened sum to the next global vector.
+"""Server halves of the federated algorithms: from an unmasked sum to the next global vector.
 
 Everything here is post-processing of the sum: it costs no privacy. Vectors are float32 as stored;
 arithmetic is float64.

@@ -18,7 +18,7 @@ Direction = tuple[NDArray[np.float64], dict[str, float]]  # in which the vector 
 
 @dataclass(frozen=True)
 class StepInput:
-    """One opened sum, and the version that its devices trained on.
+    """One unmasked sum, and the version that its devices trained on.
 
     Attributes:
         vector: float32[d], of ``version``; phases and public seeds of an adapter's form follow

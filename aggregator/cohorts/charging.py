@@ -1,7 +1,7 @@
 """The budget of a task: what a cohort reserves, spends or gets back, and the record of the charge.
 
 The budget is reserved in the transaction that fixes S (from then on a device may send), and spent
-in the one that makes the secrets of the sum complete, so before anything is opened; an abort in
+in the one that makes the secrets of the sum complete, so before anything is unmasked; an abort in
 between spends it too. The ledger's leaf, the operator's row and the debit are one commit.
 """
 
@@ -54,7 +54,7 @@ from secagg.server import (
 
 @dataclass(frozen=True)
 class Computed:
-    """What a release adds to its charge: all that follows from the opened sum, blobs stored."""
+    """What a release adds to its charge: all that follows from the unmasked sum, blobs stored."""
 
     step: Step
     model: models.Stored

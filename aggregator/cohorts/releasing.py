@@ -1,4 +1,4 @@
-"""From an opened sum to a release: the server's step, and the commit.
+"""From an unmasked sum to a release: the server's step, and the commit.
 
 Blobs are written before the transaction that names them: model version, optimiser state, ledger
 leaf, checkpoint, receipts and the end of the cohort are one commit.
@@ -174,7 +174,7 @@ def _demand_noise(measured: NoiseInterval | None) -> None:
     if measured is not None and measured.missing:
         raise MechanismError(
             "noise-measured-missing",
-            "The opened sum holds less noise than its survivors guarantee.",
+            "The unmasked sum holds less noise than its survivors guarantee.",
             expected=f"variance >= {measured.guaranteed}",
             found=f"{measured.low} to {measured.high}",
             remedy="Devices left their noise out: raise silent_max, or exclude the partner's app.",

@@ -58,7 +58,7 @@ def wrap_log2(
     before anyone looks, masks or parts of noise, may wrap as it likes.
 
     Args:
-        variance: the largest that an opened sum carries (:func:`dp.noise.removable.most_variance`).
+        variance: the largest of an unmasked sum (:func:`dp.noise.removable.most_variance`).
     """
     signal = max(signal_bound(segments, cohort.size_max, factor), cohort.size_max)
     room = (1 << (ring_bits - 1)) - 1 - signal

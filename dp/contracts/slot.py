@@ -40,7 +40,7 @@ def check_slot(manifest: Manifest) -> None:
     if example is None or example.sampling_rate >= 1:
         refuse(
             "overrun-without-sampling",
-            "Only amplified lines of examples rest on the slot, and this task has none.",
+            "Only amplified statements of examples rest on the slot, and this task has none.",
             expected="slot_overrun = 0",
             found=overrun,
             remedy="Set a sampling_rate below 1, or leave slot_overrun out.",

@@ -178,7 +178,7 @@ class TaskSpec(_Table, frozen=True):
     (no amplified statement of distributed noise is then made, and each line assumes more of time).
     ``slot_overrun``: chance, stated by the operator, that in one release (all tries at it together)
     a batch makes its device miss its whole slot, or fail, whatever its data; delta pays for it in
-    the amplified lines of examples. 0: it is claimed never to happen.
+    the amplified statements of examples. 0: it is claimed never to happen.
     ``adaptive_clip``: ``clip`` (distributed) or ``update_clip`` (device level) is where the clip
     begins, and each release moves it; absent: it stays.
     ``partners``: whose devices may join, by name or by key (hex); empty: all that are registered

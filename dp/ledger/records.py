@@ -47,7 +47,7 @@ Record = Mapping[str, Any]
 
 
 class ClipMove(msgspec.Struct, frozen=True, kw_only=True):
-    """Of a release where the clip adapts: ``clip`` of the model that it made, and the opened sum
+    """Of a release where the clip adapts: ``clip`` of the model that it made, and the unmasked sum
     that it follows from, in integer units (:func:`dp.noise.adaptive_clip.next_clip`). Both are
     post-processing of the release."""
 

@@ -145,7 +145,7 @@ def next_clip(manifest: Manifest, clip: float, below_sum: int) -> float:
 
     Args:
         clip: C of the version that the cohort trained on.
-        below_sum: opened sum of the segment, integer units, noise included.
+        below_sum: unmasked sum of the segment, integer units, noise included.
 
     Raises:
         MechanismError: ``clip-out-of-range``, of ``clip``.
@@ -165,7 +165,7 @@ def next_clip(manifest: Manifest, clip: float, below_sum: int) -> float:
 
 
 def below_sum_of(manifest: Manifest, sums: Mapping[str, NDArray[np.float64]]) -> int:
-    """The segment's opened sum in integer units, from decoded sums (exact below 2^53)."""
+    """The segment's unmasked sum in integer units, from decoded sums (exact below 2^53)."""
     return round(float(sums[BELOW][0]) * _below_segment(manifest).scale)
 
 

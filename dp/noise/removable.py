@@ -3,7 +3,7 @@
 Each device adds its share in parts: a base part that stays, and one part for each level of
 drop-outs t_1 < ... < t_L. Once it is known who survived, the parts that are not needed are taken
 off the sum. The idea is that of Dordis (Jiang, Wang, Chen, EuroSys 2024, "XNoise"); each removable
-part here comes from a 256-bit seed of its own, which is opened only together with the sum.
+part here comes from a 256-bit seed of its own, which is revealed only together with the sum.
 
 With n devices in the masking set, c that do not count, and the target V = ``share_variance`` times
 ``honest_min``, a share that is needed with up to t drop-outs has variance
@@ -82,7 +82,7 @@ def kept_share(noise: Noise, rules: CohortRules, masking_set_size: int, survivor
 
 
 def most_variance(noise: Noise, rules: CohortRules) -> int:
-    """The largest variance that an opened sum can carry, every survivor's share counted."""
+    """The largest variance that an unmasked sum can carry, every survivor's share counted."""
     if not noise.removable_drops:
         return noise.share_variance * rules.size_max
     most = 0

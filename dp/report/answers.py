@@ -80,7 +80,7 @@ def _statement(task: AuditedTask) -> tuple[Answer, ...]:
             "Do the accounting's assumptions hold?",
             "The headline needs none about sampling or about who chose the cohorts; what it "
             "assumes of time stands in its row. What it and "
-            "the other lines rest on is listed under “What this rests on”; amplified lines "
+            "the other statements rest on is listed under “What this rests on”; amplified ones "
             "stand beside the same cost without amplification, never alone."
             if task.lines
             else "No statement.",
@@ -89,7 +89,7 @@ def _statement(task: AuditedTask) -> tuple[Answer, ...]:
         _known(
             "Post-processing",
             "Decoding the sum, dividing it by public numbers and the server's step: functions of "
-            "the opened sum alone.",
+            "the unmasked sum alone.",
             OPENDP,
         ),
     )
@@ -118,7 +118,7 @@ def _setting(manifest: Manifest) -> str:
     if manifest.noise is not None:
         return (
             "Distributed: each device adds a share of noise before its update is masked; only the "
-            "sum of a cohort is opened. The aggregator is not trusted with data or with noise; "
+            "sum of a cohort is unmasked. The aggregator is not trusted with data or with noise; "
             f"{manifest.noise.honest_min} devices of a cohort are trusted to add theirs."
         )
     if manifest.example_privacy is not None:
@@ -282,8 +282,8 @@ def _implementation(manifest: Manifest) -> tuple[Answer, ...]:
         ),
         _known(
             "Side channels",
-            "Times and sizes of messages are seen by whoever watches the network; the sampler's "
-            "table look-ups by a process on the same core. Neither is part of epsilon; each row "
+            "Whoever watches the network sees times and sizes of messages. A process on the same "
+            "core sees the sampler's table look-ups. Neither is part of epsilon; each row "
             "says what it assumes of times.",
             NIST,
             OPENDP,

@@ -120,7 +120,7 @@ class AnswerGroup(msgspec.Struct, frozen=True, kw_only=True):
 class TaskReport(msgspec.Struct, frozen=True, kw_only=True):
     """``planned``: the lines if all releases happen with the fewest survivors. ``replaced``: what
     happened, between neighbours that exchange a record instead. ``amplified``: what must be said
-    beside amplified lines; empty without one. ``given_back``: charges of cohorts that the service
+    beside amplified ones; empty without one. ``given_back``: charges of cohorts that the service
     failed, or may have failed, before anybody had sent."""
 
     task: str

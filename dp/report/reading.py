@@ -120,7 +120,7 @@ FIGURES = (
     Figure(
         name="measured noise",
         value="measured_variance of the release's record over its noise_variance. The service "
-        "measured the opened sum, which is not in the ledger: this is the operator's word",
+        "measured the unmasked sum, which is not in the ledger: this is the operator's word",
     ),
     Figure(
         name="cohort, masking set, in the sum, dropped",

@@ -18,7 +18,7 @@ _ABSTENTION = (
 
 
 def amplified(task: AuditedTask) -> str:
-    """What must be said beside the amplified lines of this task; empty without one."""
+    """What must be said beside the amplified statements of this task; empty without one."""
     units = {line.unit for line in task.lines if line.amplified}
     found = []
     if "example" in units:
@@ -117,8 +117,8 @@ def assumptions(manifest: Manifest) -> tuple[str, ...]:
             found.append(_ABSTENTION)
     if example is not None or manifest.device_privacy is not None:
         found.append(
-            "Survivor counts are what the ledger says. The lines account for what happened; "
-            "whatever an adversary chooses, the planned lines bound it."
+            "Survivor counts are what the ledger says. The statements account for what happened; "
+            "whatever an adversary chooses, the planned ones bound it."
         )
     return tuple(found)
 
@@ -137,7 +137,7 @@ def _helpers(corrupt_max: int) -> str:
 
 
 def _example_time(manifest: Manifest) -> str:
-    """What lines for examples assume of time, even where all coins of a batch are known."""
+    """What statements for examples assume of time, even where all coins of a batch are known."""
     if manifest.report_slot_s == 0:
         return (
             "Time does not show one example more: a device reports in as soon as it has trained, "
@@ -158,7 +158,7 @@ def _example_time(manifest: Manifest) -> str:
 
 
 def _device_time(manifest: Manifest) -> str:
-    """What lines for devices assume of time."""
+    """What statements for devices assume of time."""
     if manifest.report_slot_s == 0:
         return (
             "Time does not show the data: a device reports in as soon as it has trained, "

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from secagg.masks import MaskTerm
 
 _PIECE_MIN = 1 << 16  # coordinates
-_PROBE_COORDINATES = 256  # coordinates whose opened sum is compared with the true one
+_PROBE_COORDINATES = 256  # coordinates whose unmasked sum is compared with the true one
 
 
 def mask(
@@ -274,4 +274,4 @@ def _check(
     _open(workload, terms, partial, pool, threads)
     survivors = workload.clients - len(workload.dropped)
     if not bool((ring.centred(partial[lo:], workload.bits) == survivors).all()):
-        raise CommandError("sum-wrong", "The opened sum differs from the true sum.")
+        raise CommandError("sum-wrong", "The unmasked sum differs from the true sum.")

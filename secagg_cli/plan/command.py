@@ -151,7 +151,7 @@ def cohort(
         else:
             rosters = "the best of 2^64 rosters" if adversary == Adversary.active else "the roster"
             out.say(
-                f"fails with probability at most: one device is opened twice "
+                f"fails with probability at most: both secrets of one device are revealed "
                 f"{power(plan.opened_twice_log2)}, the sum falls apart {power(plan.cut_log2)}; "
                 f"either, for {rosters}, {power(plan.security_log2)}; random drop-outs end the "
                 f"cohort {power(plan.failure_log2)}"

@@ -78,14 +78,14 @@ def test_a_page_without_a_statement_speaks_of_no_noise_and_no_line() -> None:
     plain = built(task="plain", algorithm="fedavg", privacy="none")
     text = page(listing(plain, [listed(plain, entry(1))]))
     assert "its own share of noise" not in text
-    assert "The lines account for what happened" not in text
+    assert "The statements account for what happened" not in text
     assert "No statement covers any of them; a sum that it does not record" in text
     assert "Do the accounting's assumptions hold? How to DP-fy ML No statement." in text
     assert "no float is part of the privacy proof" not in text
     assert "tails cut below" not in text
     text = page(listing(built(), [listed(built(), entry(1))]))
     assert "its own share of noise" in text
-    assert "The lines account for what happened" in text
+    assert "The statements account for what happened" in text
     assert "The statement covers every one of them" in text
     assert "The headline needs none about sampling" in text
     assert "no float is part of the privacy proof" in text
