@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 
-from secagg import keys, masks, ring, sealing, transitions
-from secagg.client import checks, deals
+from secagg import keys, masks, ring, sealing
+from secagg.client import checks, deals, transitions
 from secagg.client.events import (
     Cancel,
     ClientConfig,
@@ -86,6 +86,7 @@ from secagg.messages import (
 )
 from secagg.secret import Secret
 from secagg.tools import Tools
+from secagg.transitions import check_move, due
 
 Outcome = tuple[State, tuple[Effect, ...]]
 _AFTER_ROSTER = (Inbox, MaskingSet, SurvivorSet, Confirmations, Receipt, Abort)
@@ -140,12 +141,13 @@ def step(config: ClientConfig, state: State, event: Event, tools: Tools) -> Outc
     """
     if isinstance(state, (Finished, Failed)):
         return state, ()
+    kind: type[transitions.Due]
     match event:
         case Cancel(reason, text):
+            kind = Cancel
             outcome = _fail(reason, text)
-            name = "Cancel"
         case VectorReady():
-            name = "VectorReady"
+            kind = VectorReady
             if not isinstance(state, AwaitingVector):
                 raise LocalProtocolError(
                     "vector-not-due",
@@ -158,10 +160,9 @@ def step(config: ClientConfig, state: State, event: Event, tools: Tools) -> Outc
             message = _authenticate(config, state, event.message)
             if message is None:
                 return state, ()
-            name = type(message).__name__
+            kind = type(message)
             outcome = _obey(config, state, message, event, tools)
-    if outcome[0].phase not in transitions.CLIENT[state.phase, name]:
-        raise AssertionError(f"{state.phase} may not become {outcome[0].phase} on {name}")
+    check_move(transitions.TABLE, state, kind, outcome[0])
     return outcome
 
 
@@ -198,11 +199,11 @@ def _authenticate(
         raise RemoteProtocolError(
             "message-changed", f"Another {name} was obeyed before; the first one stands."
         )
-    if (state.phase, name) not in transitions.CLIENT:
+    if type(message) not in transitions.TABLE[type(state)]:
         raise RemoteProtocolError(
             "message-not-due",
             f"{name} is not due in this phase.",
-            expected=sorted(event for phase, event in transitions.CLIENT if phase == state.phase),
+            expected=due(transitions.TABLE, state),
             found=name,
         )
     return message

@@ -35,6 +35,7 @@ from secagg.server.states import (
     State,
     Unmasking,
     masking_set_of,
+    senders_of,
     survivors_of,
 )
 
@@ -71,6 +72,7 @@ __all__ = [
     "check_advert",
     "masking_set_of",
     "open_cohort",
+    "senders_of",
     "step",
     "survivors_of",
 ]

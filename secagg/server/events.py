@@ -10,6 +10,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from secagg.manifest import Manifest
+from secagg.messages import (
+    Complaint,
+    Confirmation,
+    Deals,
+    MaskedInput,
+    Ready,
+    Refusal,
+    Unmask,
+)
 from secagg.opening import OpeningPlan
 from secagg.secret import Secret
 
@@ -90,7 +99,9 @@ class Exclude:
     index: int
 
 
-Event = Received | VectorAdded | Tick | SumOpened | SumRefused | ReleaseCommitted | Cancel | Exclude
+DriverEvent = VectorAdded | Tick | SumOpened | SumRefused | ReleaseCommitted | Cancel | Exclude
+Event = Received | DriverEvent
+DeviceMessage = Deals | Refusal | Ready | Complaint | MaskedInput | Confirmation | Unmask
 
 
 # -- effects ----------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from secagg import transitions
 from secagg.errors import LocalProtocolError, RemoteProtocolError
 from secagg.hashing import digest
 from secagg.messages import (
@@ -24,7 +23,7 @@ from secagg.messages import (
     Unmask,
     verify,
 )
-from secagg.server import collect, unmask
+from secagg.server import collect, transitions, unmask
 from secagg.server.advance import (
     Outcome,
     abort,
@@ -39,6 +38,8 @@ from secagg.server.advance import (
 )
 from secagg.server.events import (
     Cancel,
+    DeviceMessage,
+    DriverEvent,
     Ended,
     Event,
     Exclude,
@@ -65,9 +66,9 @@ from secagg.server.states import (
     State,
     Unmasking,
 )
+from secagg.transitions import check_move, due
 
-_DeviceMessage = Deals | Refusal | Ready | Complaint | MaskedInput | Confirmation | Unmask
-_FROM_DEVICES: tuple[type[_DeviceMessage], ...] = (
+_FROM_DEVICES: tuple[type[DeviceMessage], ...] = (
     Deals,
     Refusal,
     Ready,
@@ -76,7 +77,6 @@ _FROM_DEVICES: tuple[type[_DeviceMessage], ...] = (
     Confirmation,
     Unmask,
 )
-_DriverEvent = VectorAdded | Tick | SumOpened | SumRefused | ReleaseCommitted | Cancel | Exclude
 
 
 def step(config: ServerConfig, state: State, event: Event) -> Outcome:
@@ -92,7 +92,7 @@ def step(config: ServerConfig, state: State, event: Event) -> Outcome:
         message = _authenticate(state, event)
         if message is None:
             return state, ()
-        name = type(message).__name__
+        kind: type[DeviceMessage | DriverEvent] = type(message)
         try:
             outcome = _take(config, state, event, message)
         except RemoteProtocolError as error:
@@ -100,21 +100,20 @@ def step(config: ServerConfig, state: State, event: Event) -> Outcome:
                 error.culprit = state.facts.identity(event.index)  # its signature was verified
             raise
     else:
-        name = type(event).__name__
-        if (state.phase, name) not in transitions.SERVER:
+        kind = type(event)
+        if kind not in transitions.TABLE[type(state)]:
             raise LocalProtocolError(
                 "event-not-due",
-                f"{name} is not due in this phase.",
-                expected=sorted(due for phase, due in transitions.SERVER if phase == state.phase),
-                found=name,
+                f"{kind.__name__} is not due in this phase.",
+                expected=due(transitions.TABLE, state),
+                found=kind.__name__,
             )
         outcome = _follow(config, state, event)
-    if outcome[0].phase not in transitions.SERVER[state.phase, name]:
-        raise AssertionError(f"{state.phase} may not become {outcome[0].phase} on {name}")
+    check_move(transitions.TABLE, state, kind, outcome[0])
     return outcome
 
 
-def _authenticate(state: Live, event: Received) -> _DeviceMessage | None:
+def _authenticate(state: Live, event: Received) -> DeviceMessage | None:
     """The verified message of the device at ``event.index``, or None if it was taken before or
     comes too late."""
     facts = state.facts
@@ -143,20 +142,20 @@ def _authenticate(state: Live, event: Received) -> _DeviceMessage | None:
             f"Another {name} was taken before; the first one stands.",
             culprit=sender,
         )
-    if transitions.server_is_late(state.phase, name):
+    if transitions.is_late(state, type(message)):
         return None
-    if (state.phase, name) not in transitions.SERVER:
+    if type(message) not in transitions.TABLE[type(state)]:
         raise RemoteProtocolError(
             "message-not-due",
             f"{name} is not due in this phase.",
             culprit=sender,
-            expected=sorted(due for phase, due in transitions.SERVER if phase == state.phase),
+            expected=due(transitions.TABLE, state),
             found=name,
         )
     return message
 
 
-def _take(config: ServerConfig, state: Live, event: Received, message: _DeviceMessage) -> Outcome:
+def _take(config: ServerConfig, state: Live, event: Received, message: DeviceMessage) -> Outcome:
     """What a device's message does that is due."""
     match state, message:
         case Sharing(), Deals():
@@ -174,7 +173,7 @@ def _take(config: ServerConfig, state: Live, event: Received, message: _DeviceMe
     raise AssertionError(f"{state.phase} has a row for {type(message).__name__} and no handler")
 
 
-def _follow(config: ServerConfig, state: Live, event: _DriverEvent) -> Outcome:
+def _follow(config: ServerConfig, state: Live, event: DriverEvent) -> Outcome:
     """What an event of the driver does that is due."""
     match state, event:
         case _, Tick():
@@ -194,7 +193,7 @@ def _follow(config: ServerConfig, state: Live, event: _DriverEvent) -> Outcome:
     raise AssertionError(f"{state.phase} has a row for {type(event).__name__} and no handler")
 
 
-def _accept(state: PhaseT, event: Received, message: _DeviceMessage) -> PhaseT:
+def _accept(state: PhaseT, event: Received, message: DeviceMessage) -> PhaseT:
     kind = KINDS[type(message)][0]
     of_kind = {**state.accepted.get(kind, {}), event.index: digest("message", event.message)}
     return replace(state, accepted={**state.accepted, kind: of_kind})

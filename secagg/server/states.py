@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import ClassVar, TypedDict, TypeVar
 
@@ -240,6 +241,20 @@ class Aborted(_Phase):
 
 Live = Sharing | Checking | Masking | Confirming | Unmasking | Opening | Releasing
 State = Live | Released | Aborted
+
+
+def senders_of(state: Live) -> Collection[int]:
+    """Roster indices of the devices that have something to say in this phase."""
+    match state:
+        case Sharing():
+            return range(state.facts.size)
+        case Checking():
+            return state.dealers
+        case Masking():
+            return state.masking_set
+        case Confirming() | Unmasking():
+            return state.survivors
+    return ()
 
 
 def masking_set_of(state: State) -> tuple[int, ...]:

@@ -15,19 +15,14 @@ from aggregator.http.responses import wait
 from aggregator.intake import bodies
 from aggregator.service import Service
 from aggregator.store import reads
-from secagg import http_api, limits, transitions
+from secagg import http_api, limits
 from secagg.messages import KINDS, Complaint, Deals, MaskedInput, Unmask
 from secagg.ranges import EXACT_MAX
-from secagg.server import Received, State
+from secagg.server import Received, State, senders_of
+from secagg.server.transitions import TABLE, TERMINAL
 
 _ENVELOPE = 512  # bytes around a message: the frame, the signer and its signature
 _MESSAGE_CAP = max(KINDS[kind][1] for kind in (Deals, Complaint, MaskedInput, Unmask)) + _ENVELOPE
-_SENDERS = {  # by phase: the state's field with those who are to speak; all of the roster before
-    "checking": "dealers",
-    "masking": "masking_set",
-    "confirming": "survivors",
-    "unmasking": "survivors",
-}
 _MAIL_BATCH = 64  # messages in one answer
 
 
@@ -169,14 +164,9 @@ def due_bytes(state: State, index: int) -> int:
     Small ones are always read: a repeat, and one that comes too late, the machine passes over.
     """
     small = limits.SMALL_MESSAGE_BYTES_MAX + _ENVELOPE
-    due = [
-        cap
-        for kind, (_, cap) in KINDS.items()
-        if (state.phase, kind.__name__) in transitions.SERVER
-    ]
-    senders = getattr(state, _SENDERS.get(state.phase, ""), None)
-    if not due or (senders is not None and index not in senders):
+    if isinstance(state, TERMINAL) or index not in senders_of(state):
         return small
+    due = [cap for kind, (_, cap) in KINDS.items() if kind in TABLE[type(state)]]
     neighbours = len(state.facts.graph.neighbours(index))
     return small + max(due) * neighbours // limits.DEGREE_MAX
 

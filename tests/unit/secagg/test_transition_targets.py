@@ -9,16 +9,20 @@ from types import ModuleType
 import msgspec
 import pytest
 
-from secagg import client, messages, server, transitions
+from docs.states import Cells, cells
+from secagg import client, messages, server
+from secagg.client import transitions as of_device
 from secagg.keys import signing_key
+from secagg.server import transitions as of_cohort
 from secagg.simulation import Drop, make_task, run_cohort
 from tests.kits.protocol_run import Run, message_name, one_hot, recorded_run
 
 CLIENTS = 5
+CLIENT, SERVER = cells(of_device.TABLE), cells(of_cohort.TABLE)
 Move = tuple[str, str, str]
 
 
-def moves_of(table: transitions.Table) -> set[Move]:
+def moves_of(table: Cells) -> set[Move]:
     return {(*cell, target) for cell, targets in table.items() for target in targets}
 
 
@@ -97,7 +101,7 @@ def test_every_target_of_the_aggregator_is_reached(monkeypatch: pytest.MonkeyPat
     refuse_one_by_one(run, 2, "aborted")  # three are left, of whom nobody has t neighbours
     dealt = [event for before, event in run.aggregator.trace if before.phase == "sharing"]
     refuse_one_by_one(run, 1, "checking", before=[e for e in dealt if e.index != run.index])
-    for phase in transitions.SERVER_ORDER:
+    for phase in dict.fromkeys(phase for phase, _ in SERVER):
         state = run.server_states[phase]
         server.step(run.task.server, state, server.Tick(0.0))
         server.step(run.task.server, state, server.Cancel("task-paused", 0.0))
@@ -105,7 +109,7 @@ def test_every_target_of_the_aggregator_is_reached(monkeypatch: pytest.MonkeyPat
             server.step(run.task.server, state, server.Exclude(0))
         if phase in ("opening", "releasing"):
             server.step(run.task.server, state, server.SumRefused("release-failed", 0.0))
-    assert moves == moves_of(transitions.SERVER)
+    assert moves == moves_of(SERVER)
 
 
 def broken(run: Run) -> Iterator[tuple[str, client.Event]]:
@@ -120,7 +124,7 @@ def broken(run: Run) -> Iterator[tuple[str, client.Event]]:
         genuine, _ = messages.peek(run.client_events[name].message, getattr(messages, name))
         changed = msgspec.structs.replace(genuine, **changes)
         signed = run.sign(changed, ctx=b"" if name == "Roster" else None)
-        (phase,) = (phase for phase, event in transitions.CLIENT if event == name)
+        (phase,) = (phase for phase, event in CLIENT if event == name)
         yield phase, client.Received(signed, run.aggregator.now_s)
 
 
@@ -133,7 +137,7 @@ def test_every_target_of_a_device_is_reached(monkeypatch: pytest.MonkeyPatch) ->
 
     abort = messages.Abort(run.aggregator.state.facts.cohort, "too-few-vectors")
     received = client.Received(run.sign(abort), run.aggregator.now_s)
-    for phase, event in transitions.CLIENT:
+    for phase, event in CLIENT:
         if event == "Abort":
             step(phase, received)
         elif event == "Cancel":
@@ -142,17 +146,16 @@ def test_every_target_of_a_device_is_reached(monkeypatch: pytest.MonkeyPatch) ->
             step(phase, run.client_events[event])
     for phase, message in broken(run):
         step(phase, message)
-    assert moves == moves_of(transitions.CLIENT)
+    assert moves == moves_of(CLIENT)
 
 
 def test_a_step_that_the_table_does_not_know_is_a_bug_and_gives_no_state(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run = recorded_run()
-    for name, table, machine, config, state, event, tools in (
+    for tables, machine, config, state, event, tools in (
         (
-            "CLIENT",
-            transitions.CLIENT,
+            of_device,
             client,
             run.device.config,
             run.client_states["advertised"],
@@ -160,8 +163,7 @@ def test_a_step_that_the_table_does_not_know_is_a_bug_and_gives_no_state(
             (run.tools(),),
         ),
         (
-            "SERVER",
-            transitions.SERVER,
+            of_cohort,
             server,
             run.task.server,
             run.server_states["opening"],
@@ -169,8 +171,13 @@ def test_a_step_that_the_table_does_not_know_is_a_bug_and_gives_no_state(
             (),
         ),
     ):
-        cell = (state.phase, message_name(event))
-        (target,) = (phase for phase in table[cell] if phase not in ("failed", "aborted"))
-        monkeypatch.setattr(transitions, name, {**table, cell: frozenset({"elsewhere"})})
-        with pytest.raises(AssertionError, match=f"{state.phase} may not become {target} on"):
+        name = message_name(event)
+        (kind,) = (kind for kind in tables.TABLE[type(state)] if kind.__name__ == name)
+        target, *_ = tables.TABLE[type(state)][kind]
+        assert target.phase not in ("failed", "aborted")
+        elsewhere = {**tables.TABLE, type(state): {kind: (type(state),)}}
+        monkeypatch.setattr(tables, "TABLE", elsewhere)
+        with pytest.raises(
+            AssertionError, match=f"{state.phase} may not become {target.phase} on {name}"
+        ):
             machine.step(config, state, event, *tools)

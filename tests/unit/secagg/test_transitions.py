@@ -16,17 +16,25 @@ from typing import Any
 import msgspec
 import pytest
 
-from secagg import client, messages, server, transitions
+from docs.states import Cells, cells
+from secagg import client, messages, server
 from secagg.client import machine as client_machine
+from secagg.client import transitions as of_device
 from secagg.errors import LocalProtocolError, RemoteProtocolError, SecaggError
 from secagg.secret import Secret
 from secagg.server import machine as server_machine
+from secagg.server import transitions as of_cohort
 from tests.kits.protocol_run import Run, recorded_run
 
-CLIENT_PHASES = [*dict.fromkeys(phase for phase, _ in transitions.CLIENT)]
-CLIENT_EVENTS = sorted({event for _, event in transitions.CLIENT})
-SERVER_PHASES = list(transitions.SERVER_ORDER)
-SERVER_EVENTS = sorted({event for _, event in transitions.SERVER})
+CLIENT, SERVER = cells(of_device.TABLE), cells(of_cohort.TABLE)
+CLIENT_PHASES, SERVER_PHASES = (
+    [*dict.fromkeys(phase for phase, _ in table)] for table in (CLIENT, SERVER)
+)
+CLIENT_EVENTS, SERVER_EVENTS = (sorted({event for _, event in table}) for table in (CLIENT, SERVER))
+CLIENT_TERMINAL, SERVER_TERMINAL = (
+    sorted(state.phase for state in terminal)
+    for terminal in (of_device.TERMINAL, of_cohort.TERMINAL)
+)
 # The phase that a message of the recorded run led to: from there on it was obeyed before.
 LED_TO = {
     "Roster": "shared",
@@ -120,17 +128,17 @@ def client_refusal(phase: str, event: str) -> tuple[type[SecaggError], str]:
 
 
 @pytest.mark.parametrize("event", CLIENT_EVENTS)
-@pytest.mark.parametrize("phase", [*CLIENT_PHASES, *sorted(transitions.CLIENT_TERMINAL)])
+@pytest.mark.parametrize("phase", [*CLIENT_PHASES, *CLIENT_TERMINAL])
 def test_client_cell(phase: str, event: str) -> None:
     run = recorded_run()
     config, state, given = run.device.config, client_state(run, phase), client_event(run, event)
     before = laid_open(state)
-    if (phase, event) in transitions.CLIENT:
+    if (phase, event) in CLIENT:
         after, effects = client.step(config, state, given, run.tools())
-        assert after.phase in transitions.CLIENT[phase, event]
+        assert after.phase in CLIENT[phase, event]
         assert effects
         assert (after.phase == "failed") == (event in ("Abort", "Cancel"))
-    elif phase in transitions.CLIENT_TERMINAL or obeyed_before(phase, event):
+    elif phase in CLIENT_TERMINAL or obeyed_before(phase, event):
         after, effects = client.step(config, state, given, run.tools())
         assert after is state
         assert effects == ()
@@ -140,7 +148,7 @@ def test_client_cell(phase: str, event: str) -> None:
             client.step(config, state, given, run.tools())
         assert (type(caught.value), caught.value.reason) == (error, reason)
         if reason == "message-not-due":
-            due = sorted(due for known, due in transitions.CLIENT if known == phase)
+            due = sorted(due for known, due in CLIENT if known == phase)
             assert (caught.value.expected, caught.value.found) == (due, event)
     assert laid_open(state) == before
 
@@ -175,15 +183,15 @@ def is_late(phase: str, event: str) -> bool:
 
 
 @pytest.mark.parametrize("event", SERVER_EVENTS)
-@pytest.mark.parametrize("phase", [*SERVER_PHASES, *sorted(transitions.SERVER_TERMINAL)])
+@pytest.mark.parametrize("phase", [*SERVER_PHASES, *SERVER_TERMINAL])
 def test_server_cell(phase: str, event: str) -> None:
     run = recorded_run()
     state, given = server_state(run, phase, event), server_event(run, event)
     before = laid_open(state)
-    if (phase, event) in transitions.SERVER:
+    if (phase, event) in SERVER:
         after, _ = server.step(run.task.server, state, given)
-        assert after.phase in transitions.SERVER[phase, event]
-    elif phase in transitions.SERVER_TERMINAL or is_late(phase, event):
+        assert after.phase in SERVER[phase, event]
+    elif phase in SERVER_TERMINAL or is_late(phase, event):
         after, effects = server.step(run.task.server, state, given)
         assert after is state
         assert effects == ()
@@ -193,7 +201,7 @@ def test_server_cell(phase: str, event: str) -> None:
         with pytest.raises(error) as caught:
             server.step(run.task.server, state, given)
         assert caught.value.reason == ("message-not-due" if from_device else "event-not-due")
-        due = sorted(due for known, due in transitions.SERVER if known == phase)
+        due = sorted(due for known, due in SERVER if known == phase)
         assert (caught.value.expected, caught.value.found) == (due, event)
         if isinstance(caught.value, RemoteProtocolError):
             assert caught.value.culprit == state.facts.identity(run.index)
@@ -230,7 +238,7 @@ def test_what_a_device_said_before_stands(phase: str, event: str) -> None:
 # -- the tables ------------------------------------------------------------------------------------
 
 
-def handled(machine: Callable[..., object], table: transitions.Table) -> set[tuple[str, str]]:
+def handled(machine: Callable[..., object], table: Cells) -> set[tuple[str, str]]:
     """(phase, event) of every case of the one ``match`` in a function; ``_``: wherever due."""
     tree = ast.parse(inspect.getsource(machine))
     (match,) = (node for node in ast.walk(tree) if isinstance(node, ast.Match))
@@ -248,25 +256,23 @@ def handled(machine: Callable[..., object], table: transitions.Table) -> set[tup
 
 
 def test_every_row_has_a_handler_and_every_handler_a_row() -> None:
-    of_devices = handled(server_machine._take, transitions.SERVER)
-    of_driver = handled(server_machine._follow, transitions.SERVER)
-    assert of_devices | of_driver == set(transitions.SERVER)
+    of_devices = handled(server_machine._take, SERVER)
+    of_driver = handled(server_machine._follow, SERVER)
+    assert of_devices | of_driver == set(SERVER)
     assert not of_devices & of_driver
-    of_messages = handled(client_machine._obey, transitions.CLIENT)
-    rest = {
-        (phase, event) for phase, event in transitions.CLIENT if event in ("VectorReady", "Cancel")
-    }
-    assert of_messages | rest == set(transitions.CLIENT)
+    of_messages = handled(client_machine._obey, CLIENT)
+    rest = {(phase, event) for phase, event in CLIENT if event in ("VectorReady", "Cancel")}
+    assert of_messages | rest == set(CLIENT)
     assert not of_messages & rest
 
 
 def test_every_phase_is_reachable_and_every_target_is_a_phase() -> None:
     for table, start, terminal in (
-        (transitions.CLIENT, "advertised", transitions.CLIENT_TERMINAL),
-        (transitions.SERVER, "sharing", transitions.SERVER_TERMINAL),
+        (CLIENT, "advertised", CLIENT_TERMINAL),
+        (SERVER, "sharing", SERVER_TERMINAL),
     ):
-        phases = {phase for phase, _ in table} | terminal
+        phases = {phase for phase, _ in table}.union(terminal)
         targets = {target for row in table.values() for target in row}
         assert targets | {start} == phases
         assert all(phase not in terminal for phase, _ in table)
-    assert set(SERVER_PHASES) == {phase for phase, _ in transitions.SERVER}
+    assert set(SERVER_PHASES) == {phase for phase, _ in SERVER}

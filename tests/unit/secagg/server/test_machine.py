@@ -9,11 +9,12 @@ from dataclasses import replace
 import msgspec
 import pytest
 
-from secagg import client, messages, server, transitions
+from secagg import client, messages, server
 from secagg.errors import LocalProtocolError, RemoteProtocolError
 from secagg.keys import issue_certificate, signing_key
 from secagg.messages import Advert
 from secagg.secret import Secret
+from secagg.server.transitions import TABLE
 from secagg.simulation import EPOCH_S, Drop, Hooks, LocalDevices, Task, drive, make_task
 from tests.kits.protocol_run import (
     CLIENTS,
@@ -354,7 +355,7 @@ def test_contributors_get_a_receipt_and_the_left_out_do_not() -> None:
     assert finished == {0, 2, 3, 4}
 
 
-@pytest.mark.parametrize("phase", transitions.SERVER_ORDER)
+@pytest.mark.parametrize("phase", [state.phase for state in TABLE])
 def test_no_secret_is_left_when_a_cohort_ends(phase: str) -> None:
     run = recorded_run()
     state, effects = server.step(
