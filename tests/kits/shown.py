@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
@@ -69,14 +68,6 @@ def removable(*drops: int) -> client.ClientConfig:
 
 def identity(index: int) -> bytes:
     return ROSTER.entries[index].identity_key
-
-
-class Case(NamedTuple):
-    call: Callable[[], Any]
-    reason: str
-    expected: object = None
-    found: object = None
-    culprit: bytes | None = None
 
 
 FIRST = OTHERS[0]

@@ -10,6 +10,7 @@ from secagg.hashing import encode_parts
 from secagg.limits import CLOCK_SKEW_S
 from secagg.messages import Certificate
 from secagg.secret import Secret
+from tests.kits.said import Case, refused
 
 PARTNER, OTHER_PARTNER, DEVICE = (Secret(bytes([number]) * 32) for number in (1, 2, 3))
 PARTNER_KEY = keys.identity_public_key(PARTNER)
@@ -193,3 +194,50 @@ def test_certificates_are_for_keys_of_32_bytes() -> None:
     with pytest.raises(LocalProtocolError) as caught:
         keys.issue_certificate(PARTNER, DEVICE_KEY[:31], NOW)
     assert caught.value.reason == "identity-key-size"
+
+
+SHORT = Secret(b"short")
+CERTIFICATE = keys.issue_certificate(PARTNER, DEVICE_KEY, 1_000)
+FORGED = keys.Certificate(DEVICE_KEY, PARTNER_KEY, 1_000, bytes(64))
+REFUSED = {
+    "a signing seed": Case(
+        lambda: keys.signing_key(SHORT), "seed-size", 32, 5, error=LocalProtocolError
+    ),
+    "an identity key to certify": Case(
+        lambda: keys.issue_certificate(PARTNER, b"short", 1),
+        "identity-key-size",
+        32,
+        5,
+        error=LocalProtocolError,
+    ),
+    "a partner that does not count": Case(
+        lambda: keys.verify_certificate(CERTIFICATE, [b"b" * 32, b"a" * 32], 10),
+        "partner-unknown",
+        ["61" * 32, "62" * 32],
+        PARTNER_KEY.hex(),
+        culprit=DEVICE_KEY,
+    ),
+    "an expired certificate": Case(
+        lambda: keys.verify_certificate(CERTIFICATE, [PARTNER_KEY], 1_300.5),
+        "certificate-expired",
+        "valid at 1300",
+        1_000,
+        culprit=DEVICE_KEY,
+    ),
+    "a forged certificate": Case(
+        lambda: keys.verify_certificate(FORGED, [PARTNER_KEY], 10),
+        "certificate-invalid",
+        culprit=DEVICE_KEY,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_refusal_says_what_is_wrong(name: str) -> None:
+    refused(REFUSED[name])
+
+
+def test_a_certificate_is_valid_until_its_last_second() -> None:
+    keys.verify_certificate(CERTIFICATE, [PARTNER_KEY], 1_000)
+    first = keys.issue_certificate(PARTNER, DEVICE_KEY, 0)
+    keys.verify_certificate(first, [PARTNER_KEY], 0)

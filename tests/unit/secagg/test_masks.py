@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from secagg import ring
+from secagg import masks, ring
+from secagg.context import pair_sign
 from secagg.errors import LocalProtocolError
 from secagg.hashing import derive
 from secagg.masks import MaskTerm, apply_masks, mask_key
 from secagg.secret import Secret
+from tests.kits.said import Case, refused
 
 SALT = bytes(range(32))
 FROZEN = [16597549, 62787, 4047261, 2025610]  # zero seed, zero salt, 24 bits
@@ -178,3 +180,43 @@ def test_more_masks_than_are_under_way_at_once_all_go_in(monkeypatch: pytest.Mon
     grouped = np.zeros(50, "<u4")
     apply_masks(grouped, terms, 24)
     assert np.array_equal(whole, grouped)
+
+
+SHORT, SEED = Secret(b"short"), Secret(bytes(32))
+REFUSED = {
+    "a mask's seed": Case(
+        lambda: masks.mask_key(SHORT, b""), "seed-size", 32, 5, error=LocalProtocolError
+    ),
+    "a mask's offset": Case(
+        lambda: masks.apply_masks(np.zeros(4, "<u4"), (), 24, -1),
+        "mask-offset",
+        None,
+        -1,
+        error=LocalProtocolError,
+    ),
+    "lanes for masks": Case(
+        lambda: masks.apply_masks(np.zeros(4, "<u8"), (), 24),
+        "vector-type",
+        "<u4",
+        "<u8",
+        error=LocalProtocolError,
+    ),
+    "lanes with gaps for masks": Case(
+        lambda: masks.apply_masks(np.zeros(4, "<u4")[::2], (), 24),
+        "vector-type",
+        "<u4",
+        "<u4",
+        error=LocalProtocolError,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_refusal_says_what_is_wrong(name: str) -> None:
+    refused(REFUSED[name])
+
+
+def test_signs_are_one_or_minus_one() -> None:
+    assert (pair_sign(0, 1), pair_sign(1, 0)) == (1, -1)
+    term = masks.MaskTerm(SEED, 1)
+    assert (term.negated().sign, term.negated().negated().sign) == (-1, 1)

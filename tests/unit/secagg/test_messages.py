@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import msgspec
 import pytest
 
-from secagg import keys, limits
+from secagg import keys, limits, messages
 from secagg.errors import RemoteProtocolError
 from secagg.messages import (
     KINDS,
@@ -42,6 +42,7 @@ from secagg.messages import (
     verify,
 )
 from secagg.secret import Secret
+from tests.kits.said import Case, refused
 
 CTX, OTHER_CTX = b"\x11" * 32, b"\x12" * 32
 KEY, OTHER_KEY = (keys.signing_key(Secret(bytes([number]) * 32)) for number in (1, 2))
@@ -432,3 +433,57 @@ def test_the_largest_roster_fits_its_cap() -> None:
     adverts = tuple((number, advert) for number in range(limits.DEGREE_MAX))
     roster = Roster("task", HASH, 0, HASH, (AdmittedModel(0, HASH),), entries, 0, adverts, partners)
     assert decode(encode(roster), Roster) == roster
+
+
+DEVICE = Secret(b"d" * 32)
+DEVICE_KEY = keys.identity_public_key(DEVICE)
+PARTNER_KEY = keys.identity_public_key(Secret(b"p" * 32))
+FRAME = messages.encode(Ready(b"c", 1))
+SIGNED = messages.sign(Ready(b"c", 1), b"c", keys.signing_key(DEVICE))
+READY_MAX = messages.KINDS[Ready][1]
+REFUSED = {
+    "half a frame": Case(lambda: messages.decode(b"\x01", Ready), "frame-truncated"),
+    "a frame of another version": Case(
+        lambda: messages.decode(b"\x02\x06", Ready), "frame-version", 1, 2
+    ),
+    "a frame of another kind": Case(
+        lambda: messages.decode(FRAME, Receipt, Abort), "frame-kind", ["Abort", "Receipt"], "Ready"
+    ),
+    "a frame of no kind": Case(
+        lambda: messages.decode(b"\x01\xff", Ready), "frame-kind", ["Ready"], 255
+    ),
+    "a frame too large": Case(
+        lambda: messages.decode(FRAME + bytes(READY_MAX), Ready),
+        "frame-too-large",
+        READY_MAX,
+        len(FRAME) + READY_MAX,
+    ),
+    "a signed message too large": Case(
+        lambda: messages.peek(bytes(READY_MAX + 129), Ready),
+        "frame-too-large",
+        READY_MAX + 128,
+        READY_MAX + 129,
+    ),
+    "a body that does not parse": Case(
+        lambda: messages.decode(FRAME[:-1], Ready), "frame-malformed"
+    ),
+    "a message signed by another": Case(
+        lambda: messages.verify(SIGNED, b"c", Ready, signer=PARTNER_KEY),
+        "signer-unexpected",
+        PARTNER_KEY.hex(),
+        DEVICE_KEY.hex(),
+    ),
+    "a signature for another exchange, of a known signer": Case(
+        lambda: messages.verify(SIGNED, b"d", Ready, signer=DEVICE_KEY),
+        "signature-invalid",
+        culprit=DEVICE_KEY,
+    ),
+    "a signature for another exchange, of whomever": Case(
+        lambda: messages.verify(SIGNED, b"d", Ready), "signature-invalid"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_refusal_says_what_is_wrong(name: str) -> None:
+    refused(REFUSED[name])

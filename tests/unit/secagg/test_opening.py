@@ -12,6 +12,7 @@ from secagg.errors import LocalProtocolError, RemoteProtocolError
 from secagg.opening import OpeningPlan, check_sum, open_slice
 from secagg.secret import Secret
 from secagg.simulation import make_task
+from tests.kits.said import Case, refused
 
 LENGTH = 300
 
@@ -58,3 +59,37 @@ def test_every_slice_has_a_check_coordinate_of_its_own() -> None:
 def test_the_plan_does_not_print_its_keys() -> None:
     plan = OpeningPlan(32, 3, (masks.MaskTerm(Secret(b"k" * 32), 1),))
     assert "kkkk" not in repr(plan)
+
+
+def wrong_sum() -> None:
+    manifest = make_task(3, 10, slice_length=4).manifest
+    total = np.zeros(13, "<u4")
+    total[::5] = 3, 2, 7
+    check_sum(manifest, total, 3)
+
+
+REFUSED = {
+    "a slice beyond the sum": Case(
+        lambda: open_slice(OpeningPlan(32, 3, ()), np.zeros(3, "<u4"), 1, 4),
+        "opening-slice",
+        3,
+        (3, 1, 4),
+        error=LocalProtocolError,
+    ),
+    "wrong check coordinates": Case(wrong_sum, "check-coordinates", 3, 2),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_refusal_says_what_is_wrong(name: str) -> None:
+    refused(REFUSED[name])
+
+
+def test_the_sum_says_how_many_check_coordinates_are_wrong() -> None:
+    with pytest.raises(RemoteProtocolError, match="2 of 3 check coordinates"):
+        wrong_sum()
+
+
+def test_an_empty_slice_opens_to_nothing() -> None:
+    for at in (0, 3):
+        open_slice(OpeningPlan(32, 3, ()), np.zeros(3, "<u4"), at, at)

@@ -9,6 +9,7 @@ import pytest
 
 from secagg import ring
 from secagg.errors import LocalProtocolError, RemoteProtocolError
+from tests.kits.said import Case, refused
 
 WIDTHS = range(8, 63)
 
@@ -166,3 +167,49 @@ def test_packing_walks_in_chunks_and_stays_fast() -> None:
     started = time.process_time()
     assert len(ring.pack(vector, 21)) == 2_625_000
     assert time.process_time() - started < 1.0
+
+
+REFUSED = {
+    "a ring too small": Case(
+        lambda: ring.lane_dtype(7), "ring-bits", "8..62", 7, error=LocalProtocolError
+    ),
+    "no data": Case(
+        lambda: ring.payload_length(0, 4),
+        "vector-length",
+        f"1..{1 << 28}",
+        (0, 4),
+        error=LocalProtocolError,
+    ),
+    "data of another type": Case(
+        lambda: ring.with_checks(np.zeros(3, "<i4"), 24, 2),
+        "vector-type",
+        "int64[d]",
+        "<i4",
+        error=LocalProtocolError,
+    ),
+    "vectors of other shape": Case(
+        lambda: ring.add_into(np.zeros(4, "<u4"), np.zeros(3, "<u2"), 24),
+        "vector-shape",
+        ((4,), "<u4"),
+        ((3,), "<u2"),
+        error=LocalProtocolError,
+    ),
+    "lanes of another ring": Case(
+        lambda: ring.pack(np.zeros(4, "<u8"), 24),
+        "vector-type",
+        "<u4",
+        "<u8",
+        error=LocalProtocolError,
+    ),
+    "a packed vector too short": Case(lambda: ring.unpack(bytes(5), 2, 24), "vector-size", 6, 5),
+    "padding": Case(lambda: ring.unpack(b"\xff\xff", 1, 9), "vector-padding"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_refusal_says_what_is_wrong(name: str) -> None:
+    refused(REFUSED[name])
+
+
+def test_the_longest_vector_is_allowed() -> None:
+    assert ring.payload_length(1 << 28, 1 << 16) == (1 << 28) + (1 << 12)

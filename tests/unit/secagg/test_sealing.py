@@ -10,11 +10,12 @@ from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from secagg import sealing
-from secagg.errors import RemoteProtocolError
+from secagg.errors import LocalProtocolError, RemoteProtocolError
 from secagg.hashing import derive
 from secagg.limits import KEM_PUBLIC_KEY_BYTES, SEAL_OVERHEAD_BYTES
 from secagg.secret import Secret
 from secagg.tools import system_tools
+from tests.kits.said import Case, refused
 
 KEM_SECRET = Secret(bytes(range(32)))
 KEM_PUBLIC = sealing.kem_public_key(KEM_SECRET, "mask-key")
@@ -143,3 +144,30 @@ def test_the_real_tools_draw_from_the_system_and_seal_for_good() -> None:
     assert [len(tools.random_bytes(size)) for size in (0, 1, 48)] == [0, 1, 48]
     sealed = tools.seal(KEM_PUBLIC, b"info", b"text")
     assert sealing.hpke_open(KEM_PRIVATE, b"info", sealed) == b"text"
+
+
+SHORT, SEED = Secret(b"short"), Secret(bytes(32))
+REFUSED = {
+    "a hybrid seed": Case(
+        lambda: sealing.kem_public_key(SHORT, "x"), "seed-size", 32, 5, error=LocalProtocolError
+    ),
+    "a short hybrid key": Case(
+        lambda: sealing.hpke_seal(b"short", b"", b""), "kem-key-malformed", 1_216, 5
+    ),
+    "a malformed hybrid key": Case(
+        lambda: sealing.hpke_seal(b"\xff" * 1_216, b"", b""), "kem-key-malformed"
+    ),
+    "a seal for another": Case(
+        lambda: sealing.hpke_open(
+            sealing.kem_private_key(SEED, "x"),
+            b"",
+            sealing.hpke_seal(sealing.kem_public_key(KEM_SECRET, "x"), b"", b""),
+        ),
+        "seal-invalid",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_refusal_says_what_is_wrong(name: str) -> None:
+    refused(REFUSED[name])

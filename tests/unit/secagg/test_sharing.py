@@ -10,6 +10,7 @@ import pytest
 from secagg import sharing
 from secagg.errors import LocalProtocolError, RemoteProtocolError
 from secagg.secret import Secret
+from tests.kits.said import Case, refused
 
 
 def opened(shares: dict[int, Secret], holders: list[int]) -> bytes:
@@ -175,3 +176,38 @@ def test_what_is_no_32_byte_secret_is_refused(value: int) -> None:
 def test_shares_do_not_show() -> None:
     shares = sharing.split(Secret(b"\x07" * 32), 1, [0], os.urandom)
     assert repr(shares) == "{0: Secret(<33 bytes>)}"
+
+
+SHORT = Secret(b"short")
+REFUSED = {
+    "a short secret": Case(
+        lambda: sharing.split(SHORT, 2, [0, 1], os.urandom),
+        "sharing-parameters",
+        (32, 2),
+        (5, 2),
+        error=LocalProtocolError,
+    ),
+    "a holder twice": Case(
+        lambda: sharing.lagrange_at_zero([1, 1]),
+        "sharing-parameters",
+        None,
+        [1, 1],
+        error=LocalProtocolError,
+    ),
+    "shares of others": Case(
+        lambda: sharing.join({2: bytes(33), 1: bytes(33)}, {3: 1, 1: 1}),
+        "sharing-parameters",
+        [1, 3],
+        [1, 2],
+        error=LocalProtocolError,
+    ),
+    "a short share": Case(lambda: sharing.check_share(bytes(32)), "share-malformed", None, 32),
+    "shares of no secret": Case(
+        lambda: sharing.join({0: (1 << 256).to_bytes(33, "little")}, {0: 1}), "shares-inconsistent"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_refusal_says_what_is_wrong(name: str) -> None:
+    refused(REFUSED[name])

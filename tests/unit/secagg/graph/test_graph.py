@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from secagg.errors import LocalProtocolError
+from secagg.errors import ConfigurationError, LocalProtocolError
 from secagg.graph import harary
+from tests.kits.said import Case, refused
 
 
 @pytest.mark.parametrize("size", [2, 3, 4, 5, 20, 127, 128])
@@ -44,3 +45,35 @@ def test_a_device_has_no_edge_to_itself() -> None:
     with pytest.raises(LocalProtocolError) as caught:
         harary.sealer(3, 3)
     assert caught.value.reason == "roster-index"
+
+
+REFUSED = {
+    "an odd degree": Case(
+        lambda: harary.Graph(1000, 3),
+        "graph-degree",
+        "an even degree, or 0 for the complete graph",
+        3,
+        error=ConfigurationError,
+    ),
+    "an index beyond the roster": Case(
+        lambda: harary.neighbours(9, 5), "roster-index", "below 5", 9, error=LocalProtocolError
+    ),
+    "an edge to oneself": Case(
+        lambda: harary.sealer(3, 3), "roster-index", None, 3, error=LocalProtocolError
+    ),
+    "an edge that is none": Case(
+        lambda: harary.Graph(5).sealer(3, 3), "graph-edge", None, (3, 3), error=LocalProtocolError
+    ),
+    "no roster digest": Case(
+        lambda: harary.neighbours(0, 1000, 100),
+        "graph-seed",
+        "32 bytes",
+        0,
+        error=LocalProtocolError,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_refusal_says_what_is_wrong(name: str) -> None:
+    refused(REFUSED[name])
