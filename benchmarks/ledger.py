@@ -31,8 +31,8 @@ from client_sdk.state.journal import Journal
 from client_sdk.state.keystore import open_storage_key
 from dp.accounting.statements import ReleaseFacts
 from dp.contracts import BudgetSpec, CohortSpec, SegmentSpec, TaskSpec, build_manifest
+from dp.ledger.builder import LedgerBuilder
 from dp.ledger.contributors import contributors_path
-from dp.ledger.receipts import LedgerBuilder
 from dp.ledger.records import ReleaseEntry, is_apart, list_file, release_record, task_record
 from dp.ledger.verification import verify_ledger
 from dp.tlog.notes import sign_checkpoint, verifier_key

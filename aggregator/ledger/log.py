@@ -190,13 +190,8 @@ class Ledger:
         records: Sequence[bytes],
         note: bytes,
     ) -> None:
-        for tile in tiles.changed(rendered, size):
-            if tile.level >= 0:
-                data = tiles.tile_bytes(tree.subtree, tile)
-            else:
-                start = tile.number * tiles.TILE_WIDTH - first
-                data = tiles.bundle_bytes(records[start : start + tile.width])
-            _replace(self._folder / tile.path, data)
+        for path, data in tiles.files(tree.subtree, records, rendered, size, first):
+            _replace(self._folder / path, data)
         for record in records:
             self._write_contributors(record)
         _replace(self._folder / "checkpoint", note)

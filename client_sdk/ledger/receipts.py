@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import msgspec
 
 from client_sdk.errors import LedgerRefusal
-from client_sdk.ledger.watch import Proven, demand
+from client_sdk.ledger.log import Proven
 from client_sdk.state.journal import SessionRecord
 from dp.accounting.statements import PrivacyLine, ReleaseFacts, guaranteed_variance, lines
 from dp.errors import LedgerError
@@ -51,7 +51,7 @@ def check_release(proven: Proven, session: SessionRecord, manifest: Manifest) ->
         }
     if session.survivors:
         expected["noise_variance"] = str(_variance(manifest, facts_of(session)))
-    demand(proven, expected)
+    proven.demand(expected)
     try:
         entry = parse_release(proven.record)
     except LedgerError as error:

@@ -20,7 +20,6 @@ import safetensors.numpy
 
 from client_sdk.errors import PolicyRefusal, StateError, TransportError
 from client_sdk.events import Event
-from client_sdk.ledger.watch import LEAVES_MAX
 from client_sdk.network.http import is_transient
 from client_sdk.policy import download_size, model_tensors
 from client_sdk.policy import model_length as model_length
@@ -30,6 +29,7 @@ from client_sdk.state.models import demand_plain, forget_models, part_of, remove
 from dp.accounting.budget import UNITS
 from dp.accounting.figures import upper
 from dp.errors import MechanismError
+from dp.ledger.trusted_log import LEAVES_MAX
 from dp.noise.adaptive_clip import checked_clip, first_clip
 from secagg.errors import RemoteProtocolError
 from secagg.hashing import encode_parts

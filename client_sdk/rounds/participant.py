@@ -17,8 +17,8 @@ from client_sdk.accounts.device_account import DeviceAccount
 from client_sdk.errors import LedgerRefusal, PolicyRefusal, StateError, TransportError
 from client_sdk.events import EventKind
 from client_sdk.ledger.evidence import QUARANTINED_FOR, Quarantine, Quarantined
+from client_sdk.ledger.files import unreadable
 from client_sdk.ledger.receipts import check_release
-from client_sdk.ledger.watch import unreadable
 from client_sdk.network.http import is_transient
 from client_sdk.payload import encoded
 from client_sdk.rounds import faults

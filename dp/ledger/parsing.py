@@ -56,15 +56,35 @@ def parse_record(data: bytes) -> dict[str, Any]:
     record = canonical_object(data)
     if record.get("type") not in ("task", "release", "policy", "membership", "key-rotation"):
         raise LedgerError("record-type", "A record has an unknown type.", found=record.get("type"))
-    versions = _VERSIONS.get(record["type"], (RECORD_VERSION,))
-    if type(record.get("version")) is not int or record["version"] not in versions:
+    if "version" not in record or not is_known_version(record):
         raise LedgerError(
             "record-version",
             "A record has an unknown version.",
-            expected=versions[-1],
+            expected=_VERSIONS.get(record["type"], (RECORD_VERSION,))[-1],
             found=record.get("version"),
         )
     return record
+
+
+def is_known_version(record: Record) -> bool:
+    """Whether this software reads records of this version; the first ones may lack the number."""
+    version = record.get("version", RECORD_VERSION)
+    known = _VERSIONS.get(str(record.get("type")), (RECORD_VERSION,))
+    return type(version) is int and version in known  # True equals 1 in Python, and not in JSON
+
+
+def model_of(record: Record) -> object:
+    """The digest of the model that a record vouches for, hex; None if it is about none.
+
+    What it says is not parsed.
+    """
+    if not is_known_version(record):
+        return None
+    if record.get("type") == "task":
+        return record.get("model_digest")
+    if record.get("type") == "release" and record.get("outcome") == "released":
+        return record.get("new_model_digest")
+    return None
 
 
 def _check_nesting(record: object) -> None:

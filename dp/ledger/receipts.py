@@ -1,152 +1,97 @@
-"""The append-only ledger: building it as tiles, and checking it as a device does.
+"""What a release's record must say to a device that took part, before it believes its receipt.
 
-A device remembers the last checkpoint that it saw. With each receipt it checks that the log only
-grew since, that its release is in it, and that the record names its cohort and itself.
+The record was proven by steps 1 to 7 of :mod:`dp.ledger.trusted_log`. Then:
+
+9. The record is of a version that this software reads, and every field that the device knows says
+   what it knows (:func:`demand_fields`).
+10. The devices stand in the record, or in the file that it names by its digest
+    (:func:`dp.ledger.contributors.members_of`).
+11. The device is among them once, by the name that it has in this cohort, and is marked as in the
+    sum where it was (:func:`in_sum`). Records of version 1 list those in the sum alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Mapping
 from typing import Any
 
-from dp.errors import LedgerError
-from dp.ledger.contributors import members_of
-from dp.ledger.parsing import parse_record
-from dp.tlog import merkle, tiles
-from dp.tlog.notes import Checkpoint, checkpoint_body, open_checkpoint, parse_verifier
+import msgspec
+
+from dp.errors import NotListed, RecordMismatch
+from dp.ledger.contributors import Members, by_identity
+from dp.ledger.parsing import is_known_version
+from dp.ledger.records import identity_digest
+from secagg.context import pseudonym
+from secagg.secret import Secret
+
+_REMEDY = "Ask the operator; the evidence shows what its ledger says."
 
 
-class LedgerBuilder:
-    """The log in memory: its leaves, its tree, and the files that serve it.
+def demand_fields(record: Mapping[str, Any], known: Mapping[str, object]) -> None:
+    """Step 9: the record is of a known version, and each of these fields is what is known.
+
+    Raises:
+        RecordMismatch: ``release-mismatch``.
+    """
+    if not is_known_version(record):  # 9
+        raise RecordMismatch(
+            "release-mismatch",
+            "The ledger's record is of a version that this software does not read.",
+            found=record.get("version"),
+            remedy="Ask the operator; a newer software may read it.",
+        )
+    found = {key: record.get(key) for key in known}
+    wrong = [key for key in known if not _same(found[key], known[key])]
+    if wrong:
+        raise RecordMismatch(
+            "release-mismatch",
+            "The ledger's record is not that of this device's release.",
+            expected={key: known[key] for key in wrong},
+            found={key: found[key] for key in wrong},
+            remedy=_REMEDY,
+        )
+
+
+def _same(found: object, known: object) -> bool:
+    """As JSON: in Python True equals 1."""
+    return msgspec.json.encode(found) == msgspec.json.encode(known)
+
+
+def own_name(record: Mapping[str, Any], identity_key: bytes, identity: Secret | None) -> bytes:
+    """The name by which a release record lists a device, if it does, 32 bytes.
 
     Args:
-        origin: the log's name, as in its verifier key.
-        entries: leaves so far, in order.
-    """
-
-    def __init__(self, origin: str, entries: Iterable[bytes] = ()) -> None:
-        self.origin = origin
-        self._entries: list[bytes] = []
-        self._tree = merkle.Tree()
-        for entry in entries:
-            self.append(entry)
-
-    @property
-    def size(self) -> int:
-        return len(self._entries)
-
-    def append(self, entry: bytes) -> tuple[int, str]:
-        """Add a record; returns its leaf index and the text of the new checkpoint, to be signed.
-
-        Raises:
-            LedgerError: ``record-too-large``.
-        """
-        tiles.bundle_bytes([entry])
-        self._entries.append(entry)
-        index = self._tree.append(merkle.leaf_hash(entry))
-        return index, checkpoint_body(self.checkpoint())
-
-    def checkpoint(self) -> Checkpoint:
-        return Checkpoint(self.origin, self.size, merkle.root(self._tree.subtree, self.size))
-
-    def files(self, old_size: int = 0) -> Iterator[tuple[str, bytes]]:
-        """(path, contents) of all tiles and bundles that a log of ``old_size`` lacks.
-
-        Write them before the checkpoint that needs them.
-        """
-        for tile in tiles.changed(old_size, self.size):
-            if tile.level < 0:
-                first = tile.number * tiles.TILE_WIDTH
-                yield tile.path, tiles.bundle_bytes(self._entries[first : first + tile.width])
-            else:
-                yield tile.path, tiles.tile_bytes(self._tree.subtree, tile)
-
-
-def check_growth(read: tiles.Read, older: Checkpoint, newer: Checkpoint) -> None:
-    """The newer log extends the older one.
+        identity: seed of the device's identity; None: only records of version 1 are of use.
 
     Raises:
-        LedgerError: ``consistency-proof``, ``tile-missing`` ...
+        RecordMismatch: ``release-mismatch``: the record's context does not parse.
     """
-    if older.size > newer.size:
-        raise LedgerError(
-            "consistency-proof",
-            "The log became shorter.",
-            expected=f">= {older.size}",
-            found=newer.size,
-        )
-    proof = tiles.consistency_proof(read, older.size, newer.size)
-    merkle.verify_consistency(older.size, newer.size, older.root, newer.root, proof)
+    if by_identity(record) or identity is None:
+        return identity_digest(identity_key)
+    try:
+        return pseudonym(identity, bytes.fromhex(str(record.get("ctx"))))
+    except ValueError as error:
+        raise RecordMismatch("release-mismatch", "The record's context is not hex.") from error
 
 
-def included_entry(read: tiles.Read, checkpoint: Checkpoint, leaf_index: int) -> bytes:
-    """The entry at ``leaf_index``, verified against the checkpoint's root.
-
-    Raises:
-        LedgerError: ``inclusion-proof``, ``tile-missing`` ...
-    """
-    entry = tiles.read_entry(read, leaf_index, checkpoint.size)
-    proof = tiles.inclusion_proof(read, leaf_index, checkpoint.size)
-    merkle.verify_inclusion(
-        merkle.leaf_hash(entry), leaf_index, checkpoint.size, proof, checkpoint.root
-    )
-    return entry
-
-
-def receipt_paths(
-    note: bytes, verifier: str, leaf_index: int, remembered: bytes | None
-) -> list[str]:
-    """What :func:`check_receipt` will read besides the checkpoint, so it can be fetched first."""
-    key = parse_verifier(verifier)
-    checkpoint = open_checkpoint(note, key)
-    old = None if remembered is None else open_checkpoint(remembered, key).size
-    if not 0 <= leaf_index < checkpoint.size or (old is not None and old > checkpoint.size):
-        return []
-    return tiles.proof_paths(checkpoint.size, index=leaf_index, old_size=old)
-
-
-def check_receipt(
-    read: tiles.Read,
-    note: bytes,
-    verifier: str,
-    *,
-    leaf_index: int,
-    remembered: bytes | None,
-    ctx: bytes,
-    contributor: bytes,
-) -> dict[str, Any]:
-    """A device's check of its receipt; returns the release's record. Remember ``note`` afterwards.
+def in_sum(record: Mapping[str, Any], members: Members, own: bytes, *, demanded: bool) -> bool:
+    """Step 11: whether a record of a cohort in which a device masked lists it in the released sum.
 
     Args:
-        read: files of the log.
-        note: the current signed checkpoint.
-        verifier: the log's verifier key, from the enrolment bundle.
-        leaf_index: from the receipt.
-        remembered: the last signed checkpoint that this device saw, if any.
-        ctx: the cohort's context, 32 bytes.
-        contributor: this device's pseudonym in this cohort
-            (:func:`secagg.context.pseudonym`); for a record of version 1
-            :func:`dp.ledger.records.identity_digest` of it.
+        members: of the record (step 10).
+        own: the device's name in it (:func:`own_name`).
+        demanded: the device is known to be in the sum.
 
     Raises:
-        LedgerError: of the note, the proofs, or ``receipt-mismatch``.
+        NotListed: ``contributor-missing``: it is not listed once, or not in the sum although that
+            is ``demanded``.
     """
-    key = parse_verifier(verifier)
-    checkpoint = open_checkpoint(note, key)
-    if remembered is not None:
-        check_growth(read, open_checkpoint(remembered, key), checkpoint)
-    record = parse_record(included_entry(read, checkpoint, leaf_index))
-    if record["type"] != "release" or record.get("ctx") != ctx.hex():
-        raise LedgerError(
-            "receipt-mismatch",
-            "The receipt points at another record.",
-            expected=ctx.hex(),
-            found=record.get("ctx"),
-        )
-    if members_of(record, read).contributors.count(contributor) != 1:
-        raise LedgerError(
-            "receipt-mismatch",
-            "The ledger does not list this device among the contributors, once.",
-            expected=contributor.hex(),
-        )
-    return record
+    marked = members.contributors.count(own)
+    lists_all = not by_identity(record)
+    if members.all.count(own) > 1 or (lists_all and own not in members.all):  # 11
+        message = "The ledger does not list this device in the cohort's masking set, once."
+    elif demanded and not marked:
+        message = "The ledger does not list this device among the release's contributors."
+    else:
+        return record.get("outcome") == "released" and marked == 1
+    raise NotListed("contributor-missing", message, expected=own.hex())

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 
-from dp.errors import LedgerError
+from dp.errors import LeafUnproven, LedgerError, LogForked
 
 SubtreeReader = Callable[[int, int], bytes]
 
@@ -138,15 +138,17 @@ def verify_inclusion(
     """Check an audit path; RFC 9162, section 2.1.3.2 (same trees as RFC 6962).
 
     Raises:
-        LedgerError: ``inclusion-proof``.
+        LeafUnproven: ``inclusion-proof``.
     """
     if not 0 <= index < size:
-        raise LedgerError("inclusion-proof", "The leaf lies outside the tree.", found=(index, size))
+        raise LeafUnproven(
+            "inclusion-proof", "The leaf lies outside the tree.", found=(index, size)
+        )
     fn, sn = index, size - 1
     computed = hashed
     for step in proof:
         if sn == 0:
-            raise LedgerError("inclusion-proof", "The inclusion proof is too long.")
+            raise LeafUnproven("inclusion-proof", "The inclusion proof is too long.")
         if fn & 1 or fn == sn:
             computed = node_hash(step, computed)
             while not fn & 1 and fn != 0:
@@ -155,7 +157,7 @@ def verify_inclusion(
             computed = node_hash(computed, step)
         fn, sn = fn >> 1, sn >> 1
     if sn != 0 or computed != root_hash:
-        raise LedgerError(
+        raise LeafUnproven(
             "inclusion-proof",
             "The leaf is not in the tree.",
             expected=root_hash.hex(),
@@ -169,21 +171,23 @@ def verify_consistency(
     """Check a consistency proof; RFC 9162, section 2.1.4.2.
 
     Raises:
-        LedgerError: ``consistency-proof``.
+        LogForked: ``consistency-proof``.
     """
 
-    def fail(message: str) -> LedgerError:
-        return LedgerError("consistency-proof", message, expected=(old_size, old_root.hex()))
+    def fail(message: str) -> LogForked:
+        error = LogForked("consistency-proof", message, expected=(old_size, old_root.hex()))
+        error.proof = tuple(proof)
+        return error
 
     if not 0 <= old_size <= size:
         raise fail("The log became shorter.")
-    if old_size == 0:
-        if proof or old_root != EMPTY_ROOT:
-            raise fail("An empty tree is a prefix of every tree, by an empty proof.")
-        return
+    if old_size == 0 and (proof or old_root != EMPTY_ROOT):
+        raise fail("An empty tree is a prefix of every tree, by an empty proof.")
     if old_size == size:
         if proof or old_root != root_hash:
             raise fail("Two trees of the same size differ.")
+        return
+    if old_size == 0:
         return
     path = list(proof)
     if old_size & (old_size - 1) == 0:

@@ -113,6 +113,30 @@ def bundle_bytes(entries: Sequence[bytes]) -> bytes:
     return bytes(out)
 
 
+def files(
+    subtree: merkle.SubtreeReader,
+    entries: Sequence[bytes],
+    old_size: int,
+    size: int,
+    first: int = 0,
+) -> Iterator[tuple[str, bytes]]:
+    """(path, contents) of all tiles and bundles that a log of ``old_size`` leaves lacks.
+
+    Args:
+        subtree: hashes of a tree of at least ``size`` leaves.
+        entries: leaves from ``first`` on, which is at most where the bundle of ``old_size`` begins.
+
+    Raises:
+        LedgerError: ``record-too-large``.
+    """
+    for tile in changed(old_size, size):
+        if tile.level >= 0:
+            yield tile.path, tile_bytes(subtree, tile)
+        else:
+            start = tile.number * TILE_WIDTH - first
+            yield tile.path, bundle_bytes(entries[start : start + tile.width])
+
+
 def parse_bundle(data: bytes, width: int) -> list[bytes]:
     """The entries of a bundle (the first ``width``, if it holds more).
 

@@ -24,8 +24,8 @@ import rfc8785
 from aggregator.cohorts import charging
 from client_sdk.errors import LedgerRefusal
 from client_sdk.ledger.watch import LedgerWatch
+from dp.ledger.builder import LedgerBuilder
 from dp.ledger.contributors import members_of
-from dp.ledger.receipts import LedgerBuilder
 from dp.ledger.records import ReleaseEntry, identity_digest
 from secagg import server
 from secagg.client import machine

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from client_sdk.errors import LedgerRefusal
 from client_sdk.ledger.watch import LedgerWatch
 from client_sdk.policy import PrivacyPolicy
-from dp.ledger.receipts import LedgerBuilder
+from dp.ledger.builder import LedgerBuilder
 from dp.ledger.records import policy_record
 from dp.tlog.merkle import Tree, consistency_proof, leaf_hash
 from dp.tlog.witness import (

@@ -12,7 +12,7 @@ import nacl.signing
 
 from dp.accounting.statements import ReleaseFacts
 from dp.contracts import CohortSpec, SegmentSpec, TaskSpec, build_manifest
-from dp.ledger.receipts import LedgerBuilder
+from dp.ledger.builder import LedgerBuilder
 from dp.ledger.records import ReleaseEntry, identity_digest, release_record, task_record
 from dp.tlog.notes import sign_checkpoint, verifier_key
 from secagg.context import context

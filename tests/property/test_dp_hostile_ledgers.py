@@ -9,7 +9,7 @@ import rfc8785
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dp.ledger.receipts import LedgerBuilder
+from dp.ledger.builder import LedgerBuilder
 from dp.ledger.verification import verify_ledger
 from dp.report import report_data
 from tests.kits.tasks import ORIGIN, VERIFIER, built, entry, ledger, listed, listing, served

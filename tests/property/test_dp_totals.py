@@ -20,7 +20,7 @@ from scipy import optimize, stats
 from dp.accounting.budget import UNITS, Account, Unit
 from dp.accounting.statements import ReleaseFacts
 from dp.contracts import BudgetSpec, TrainingSpec
-from dp.ledger.receipts import LedgerBuilder
+from dp.ledger.builder import LedgerBuilder
 from dp.ledger.records import release_record
 from dp.ledger.verification import verify_ledger
 from dp.report import report_data

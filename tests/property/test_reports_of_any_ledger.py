@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dp.contracts import BudgetSpec
+from dp.ledger.builder import LedgerBuilder
 from dp.ledger.findings import AuditResult
-from dp.ledger.receipts import LedgerBuilder
 from dp.ledger.records import key_rotation_record, membership_record, policy_record, release_record
 from dp.ledger.verification import verify_ledger
 from dp.report import report_data

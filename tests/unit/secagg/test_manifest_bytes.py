@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from client_sdk.rounds.checkin import verify_offer
+from dp.ledger.builder import LedgerBuilder
 from dp.ledger.parsing import parse_record, parse_task
-from dp.ledger.receipts import LedgerBuilder
 from dp.ledger.records import task_record
 from dp.ledger.verification import verify_ledger
 from dp.tlog.tiles import parse_bundle

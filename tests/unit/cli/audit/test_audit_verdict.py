@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from dp.contracts import BudgetSpec, TrainingSpec
-from dp.ledger.receipts import LedgerBuilder
+from dp.ledger.builder import LedgerBuilder
 from dp.ledger.verification import verify_ledger
 from dp.report import report_data
 from secagg_cli.audit.report import render

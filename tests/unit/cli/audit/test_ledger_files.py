@@ -16,7 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from dp.errors import LedgerError, ReadError
-from dp.ledger.receipts import LedgerBuilder
+from dp.ledger.builder import LedgerBuilder
 from dp.ledger.verification import verify_ledger
 from dp.tlog.notes import verifier_key
 from dp.tlog.tiles import TILE_WIDTH, resource_bytes_max

@@ -17,9 +17,9 @@ from client_sdk.ledger.watch import LedgerWatch
 from client_sdk.state.journal import Journal
 from client_sdk.state.keystore import open_storage_key
 from dp.accounting.statements import headline, lines
+from dp.ledger.builder import LedgerBuilder
 from dp.ledger.contributors import contributors_path, members_file
 from dp.ledger.parsing import parse_record
-from dp.ledger.receipts import LedgerBuilder
 from dp.ledger.records import ReleaseEntry, list_file, policy_record, release_record
 from secagg.context import pseudonym
 from secagg.http_api import EnrolmentBundle

@@ -11,8 +11,10 @@ import pytest
 import rfc8785
 
 from client_sdk.errors import LedgerRefusal
-from client_sdk.ledger.watch import GROWTH_MAX, LEAVES_MAX, SEARCHED_MAX, LedgerWatch
+from client_sdk.ledger.models import SEARCHED_MAX
+from client_sdk.ledger.watch import LedgerWatch
 from dp.ledger.records import identity_digest
+from dp.ledger.trusted_log import GROWTH_MAX, LEAVES_MAX
 from dp.tlog import merkle, tiles
 from dp.tlog.notes import Checkpoint, sign_checkpoint, verifier_key
 from secagg.keys import identity_public_key
@@ -126,6 +128,17 @@ async def test_tiles_of_another_log_do_not_hide_a_fork(tmp_path: Path) -> None:
     assert await reason_of(honest, tmp_path) == "ledger-forked"
 
 
+@pytest.mark.parametrize("seen", [False, True])
+async def test_an_empty_log_of_another_root_is_a_fork(tmp_path: Path, seen: bool) -> None:
+    if seen:
+        await watch(Log([]), tmp_path).advance()
+    forked = Log([])
+    forked.files["checkpoint"] = sign_checkpoint(Checkpoint(ORIGIN, 0, b"r" * 32), SEED)
+    assert await reason_of(forked, tmp_path) == "ledger-forked"
+    remembered = watch(forked, tmp_path).remembered()
+    assert remembered == (Checkpoint(ORIGIN, 0, merkle.EMPTY_ROOT) if seen else None)
+
+
 async def test_a_checkpoint_of_another_key_or_log_is_refused(tmp_path: Path) -> None:
     assert await reason_of(Log(entries(2), Secret(bytes(32))), tmp_path) == "note-unsigned"
     assert await reason_of(Log(entries(2), SEED, "other.test"), tmp_path) == "note-unsigned"
@@ -180,6 +193,8 @@ async def test_a_record_of_other_sets_than_the_device_confirmed_is_refused(
         {"type": "policy"},
         {"outcome": "charged"},
         {"manifest_digest": "00" * 32},
+        {"version": 3},
+        {"version": True},
     ],
 )
 async def test_another_release_at_the_leaf_is_refused(
@@ -286,8 +301,18 @@ async def test_the_models_of_a_buffer_are_those_of_the_ledger(tmp_path: Path) ->
         release(1, new_model_digest=(b"1" * 32).hex(), manifest_digest="00"),
         release(1, new_model_digest=(b"1" * 32).hex(), outcome="charged"),
         task_leaf(b"1" * 32, type="policy"),
+        release(1, new_model_digest=(b"1" * 32).hex(), version=3),
+        task_leaf(b"1" * 32, version=2),
     ],
-    ids=["another model", "another task", "another manifest", "no release", "no task"],
+    ids=[
+        "another model",
+        "another task",
+        "another manifest",
+        "no release",
+        "no task",
+        "a release of an unknown version",
+        "a task of an unknown version",
+    ],
 )
 async def test_a_model_that_was_never_released_is_refused(tmp_path: Path, leaf: bytes) -> None:
     with pytest.raises(LedgerRefusal) as caught:
@@ -327,6 +352,13 @@ async def test_a_lost_receipt_is_answered_by_the_ledger(
 ) -> None:
     log = Log([*entries(since), record, *entries(2)])
     assert await watch(log, tmp_path).holds(CTX, **LOST, since=since) == (held, since + 3)
+
+
+async def test_a_record_of_an_unknown_version_is_no_answer(tmp_path: Path) -> None:
+    """An auditor counts it for nothing, so a device must not take it for its release."""
+    with pytest.raises(LedgerRefusal) as caught:
+        await watch(Log([release(1, version=3)]), tmp_path).holds(CTX, **LOST, since=0)
+    assert caught.value.reason == "release-mismatch"
 
 
 async def test_leaves_before_the_cohort_are_not_looked_at(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from dp.accounting.slot_overrun import overrun_log2, taken
 from dp.accounting.statements import OVERRUN_DRAWS, PrivacyLine, lines
 from dp.contracts import BudgetSpec, TrainingSpec, check_manifest, parse_spec
 from dp.errors import AccountingError
+from dp.ledger.builder import LedgerBuilder
 from dp.ledger.findings import AuditResult
-from dp.ledger.receipts import LedgerBuilder
 from dp.ledger.verification import verify_ledger
 from dp.planning.epsilon import plan_epsilon
 from dp.report import report_data

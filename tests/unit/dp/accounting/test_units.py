@@ -23,7 +23,7 @@ from dp.accounting.events import (
 from dp.accounting.statements import epsilon_of, fewest, guaranteed_variance
 from dp.contracts import BudgetSpec, TrainingSpec
 from dp.errors import BudgetError
-from dp.ledger.receipts import LedgerBuilder
+from dp.ledger.builder import LedgerBuilder
 from dp.ledger.verification import verify_ledger
 from dp.report.totals import together
 from secagg.manifest import Manifest

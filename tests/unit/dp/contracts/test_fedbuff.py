@@ -16,7 +16,7 @@ from client_sdk.payload import weighed
 from client_sdk.policy import PrivacyPolicy
 from dp.contracts import BudgetSpec, CohortSpec, build_manifest, warnings
 from dp.encoding import decode, encode
-from dp.ledger.receipts import LedgerBuilder
+from dp.ledger.builder import LedgerBuilder
 from dp.ledger.records import ReleaseEntry, release_record, task_record
 from dp.ledger.verification import verify_ledger
 from secagg.errors import ConfigurationError, LocalProtocolError

@@ -14,9 +14,9 @@ from dp.contracts import (
 )
 from dp.contracts import warnings as warnings_of
 from dp.errors import LedgerError
+from dp.ledger.builder import LedgerBuilder
 from dp.ledger.findings import AuditResult
 from dp.ledger.parsing import clip_of, parse_record, parse_release
-from dp.ledger.receipts import LedgerBuilder
 from dp.ledger.records import ClipMove, release_record
 from dp.ledger.verification import verify_ledger
 from dp.noise.adaptive_clip import first_clip, next_clip

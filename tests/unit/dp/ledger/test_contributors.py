@@ -17,15 +17,16 @@ from aggregator.settings.options import Settings
 from client_sdk.errors import LedgerRefusal
 from client_sdk.ledger.watch import LedgerWatch
 from dp.contracts import BudgetSpec, CohortSpec
+from dp.ledger.builder import LedgerBuilder
 from dp.ledger.contributors import by_identity, contributors_file, contributors_path
 from dp.ledger.findings import AuditResult
 from dp.ledger.parsing import parse_record
-from dp.ledger.receipts import LedgerBuilder, check_receipt
 from dp.ledger.records import ReleaseEntry, identity_digest, release_record
 from dp.ledger.verification import verify_ledger
 from dp.tlog.tiles import ENTRY_BYTES_MAX
 from secagg.manifest import encode_manifest, manifest_digest
 from tests.kits.device import journal_in
+from tests.kits.receipts import check_receipt
 from tests.kits.tasks import ORIGIN, VERIFIER, built, entry, served, signed_task
 
 COUNT, INLINE = 100, 50  # the real limit would need a cohort of hundreds

@@ -16,8 +16,8 @@ import rfc8785
 from dp.accounting.statements import ReleaseFacts, fewest, guaranteed_variance, lines
 from dp.errors import LedgerError
 from dp.ledger import contributors, parsing
+from dp.ledger.builder import LedgerBuilder
 from dp.ledger.parsing import parse_first_model, parse_record, parse_release, parse_task
-from dp.ledger.receipts import LedgerBuilder, check_growth, included_entry, receipt_paths
 from dp.ledger.records import (
     ReleaseEntry,
     epsilon_micro,
@@ -28,11 +28,13 @@ from dp.ledger.records import (
     release_record,
     task_record,
 )
+from dp.ledger.trusted_log import TrustedLog, verify_growth
 from dp.tlog import tiles
-from dp.tlog.notes import Checkpoint
+from dp.tlog.notes import Checkpoint, parse_verifier
 from dp.tlog.tiles import Tile, TileTree, fetch, parse_bundle, proof_paths
 from secagg.hashing import digest
 from secagg.manifest import encode_manifest, manifest_digest
+from tests.kits.receipts import log_of
 from tests.kits.tasks import ORIGIN, VERIFIER, built, entry, ledger, served
 
 MANIFEST = built()
@@ -316,13 +318,17 @@ def test_what_a_device_reads_beforehand_is_named() -> None:
     assert proof_paths(700) == []
     files = served(ledger(MANIFEST, (4, 5)))
     newest = files["checkpoint"]
-    assert receipt_paths(newest, VERIFIER, 2, None) == ["tile/entries/000.p/3", "tile/0/000.p/3"]
-    assert receipt_paths(newest, VERIFIER, 0, None) == ["tile/entries/000.p/3", "tile/0/000.p/3"]
-    assert receipt_paths(newest, VERIFIER, 3, None) == []
-    assert receipt_paths(newest, VERIFIER, -1, None) == []
-    longer = served(ledger(MANIFEST, (4, 5, 6)))["checkpoint"]
-    assert receipt_paths(newest, VERIFIER, 1, longer) == []
-    assert receipt_paths(newest, VERIFIER, 1, newest) != []
+    log = log_of(VERIFIER, newest)
+    assert log.leaf_paths(2) == ["tile/entries/000.p/3", "tile/0/000.p/3"]
+    assert log.leaf_paths(0) == ["tile/entries/000.p/3", "tile/0/000.p/3"]
+    for index in (3, -1):
+        with pytest.raises(LedgerError, match="proof-range"):
+            log.leaf_paths(index)
+    longer = log_of(VERIFIER, served(ledger(MANIFEST, (4, 5, 6)))["checkpoint"])
+    with pytest.raises(LedgerError, match="consistency-proof"):
+        longer.open(newest)
+    assert log.growth_paths(log.open(newest)) == []
+    assert log_of(VERIFIER).growth_paths(log.open(newest)) == []
 
 
 def test_growth_from_nothing_and_to_the_same() -> None:
@@ -330,7 +336,9 @@ def test_growth_from_nothing_and_to_the_same() -> None:
     files, head = dict(log.files()), log.checkpoint()
     empty = LedgerBuilder(ORIGIN).checkpoint()
     assert empty == Checkpoint(ORIGIN, 0, hashlib.sha256(b"").digest())
-    check_growth(files.get, empty, head)
-    check_growth(files.get, head, head)
-    assert included_entry(files.get, head, 1) == log._entries[1]
+    subtree = TileTree(files.get, head.size).subtree
+    verify_growth(subtree, empty, head)
+    verify_growth(subtree, head, head)
+    trusted = TrustedLog(parse_verifier(VERIFIER), last=head)
+    assert trusted.leaf(files.get, 1).entry == log._entries[1]
     assert log.size == len(log._entries) == head.size == 3

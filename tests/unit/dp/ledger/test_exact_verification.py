@@ -24,8 +24,8 @@ from dp.accounting.statements import (
     slack_log2,
 )
 from dp.contracts import BudgetSpec
+from dp.ledger.builder import LedgerBuilder
 from dp.ledger.findings import AuditResult
-from dp.ledger.receipts import LedgerBuilder
 from dp.ledger.records import (
     epsilon_micro,
     key_rotation_record,

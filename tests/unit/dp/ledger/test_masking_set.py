@@ -14,6 +14,7 @@ import rfc8785
 
 from dp.contracts import BudgetSpec, CohortSpec
 from dp.errors import LedgerError
+from dp.ledger.builder import LedgerBuilder
 from dp.ledger.contributors import (
     contributors_path,
     inline_members,
@@ -24,7 +25,6 @@ from dp.ledger.contributors import (
 )
 from dp.ledger.findings import AuditResult
 from dp.ledger.parsing import parse_record, parse_release
-from dp.ledger.receipts import LedgerBuilder
 from dp.ledger.records import list_file, release_record
 from dp.ledger.verification import verify_ledger
 from dp.report import report_data

@@ -10,9 +10,9 @@ import pytest
 import rfc8785
 
 from dp.errors import LedgerError
+from dp.ledger.builder import LedgerBuilder
 from dp.ledger.findings import AuditResult
 from dp.ledger.parsing import parse_record, parse_release
-from dp.ledger.receipts import LedgerBuilder
 from dp.ledger.records import membership_record, parse_membership, release_record
 from dp.ledger.verification import verify_ledger
 from dp.report import report_data

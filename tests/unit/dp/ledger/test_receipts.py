@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 
 from dp.errors import LedgerError
-from dp.ledger.receipts import LedgerBuilder, check_growth, check_receipt, receipt_paths
+from dp.ledger.builder import LedgerBuilder
 from dp.ledger.records import identity_digest, policy_record
+from dp.ledger.trusted_log import verify_growth
 from dp.tlog.notes import Checkpoint, open_checkpoint, parse_verifier
+from dp.tlog.tiles import TileTree
+from tests.kits.receipts import check_receipt, log_of
 from tests.kits.tasks import ORIGIN, VERIFIER, built, entry, ledger, served
 
 ME = identity_digest(b"\x02" * 32)
@@ -39,11 +42,14 @@ def test_a_device_sees_itself_in_the_release() -> None:
 
 def test_only_the_named_paths_are_fetched() -> None:
     before, after = served(ledger(built(), (4,))), served(ledger(built(), (4, 5, 6)))
-    paths = receipt_paths(after["checkpoint"], VERIFIER, 2, before["checkpoint"])
-    fetched = {path: after[path] for path in paths}
+    log = log_of(VERIFIER, before["checkpoint"])
+    newest = log.open(after["checkpoint"])
+    fetched = {path: after[path] for path in log.growth_paths(newest)}
+    log = log.extend(fetched.get, newest)
+    fetched |= {path: after[path] for path in log.leaf_paths(2)}
     fetched["checkpoint"] = after["checkpoint"]
     assert receipt(fetched, remembered=before["checkpoint"])["release"] == 2
-    assert receipt_paths(after["checkpoint"], VERIFIER, 99, None) == []
+    assert reason(log.leaf_paths, 99) == "proof-range"
 
 
 def test_a_log_that_grew_is_accepted_and_one_that_did_not_is_refused() -> None:
@@ -61,9 +67,9 @@ def test_a_log_that_grew_is_accepted_and_one_that_did_not_is_refused() -> None:
 
 def test_a_receipt_for_another_cohort_device_or_leaf_is_refused() -> None:
     files = served(ledger(built(), (4, 5, 6)))
-    assert reason(receipt, files, ctx=entry(1).ctx) == "receipt-mismatch"
-    assert reason(receipt, files, contributor=identity_digest(b"x" * 32)) == "receipt-mismatch"
-    assert reason(receipt, files, leaf_index=0) == "receipt-mismatch"
+    assert reason(receipt, files, ctx=entry(1).ctx) == "release-mismatch"
+    assert reason(receipt, files, contributor=identity_digest(b"x" * 32)) == "contributor-missing"
+    assert reason(receipt, files, leaf_index=0) == "release-mismatch"
     assert reason(receipt, files, leaf_index=9) == "proof-range"
     assert reason(receipt, files, leaf_index=-1) == "proof-range"
 
@@ -86,10 +92,11 @@ def test_growth_over_tile_borders() -> None:
     files = served(log)
     newest = open_checkpoint(files["checkpoint"], parse_verifier(VERIFIER))
     assert newest == checkpoints[520]
+    subtree = TileTree(files.get, newest.size).subtree
     for size in (1, 255, 256, 257, 511, 512, 513, 519, 520):
-        check_growth(files.get, checkpoints[size], newest)
+        verify_growth(subtree, checkpoints[size], newest)
         wrong = checkpoints[size]._replace(root=bytes(32))
-        assert reason(check_growth, files.get, wrong, newest) == "consistency-proof"
+        assert reason(verify_growth, subtree, wrong, newest) == "consistency-proof"
 
 
 def test_files_are_written_once_and_increments_give_the_same_folder() -> None:

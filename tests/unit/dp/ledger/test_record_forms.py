@@ -13,9 +13,9 @@ import nacl.signing
 import pytest
 import rfc8785
 
+from dp.ledger.builder import LedgerBuilder
 from dp.ledger.findings import AuditResult
 from dp.ledger.forms import TEXT_MAX, TIME_MAX_S
-from dp.ledger.receipts import LedgerBuilder
 from dp.ledger.records import key_rotation_record, membership_record, release_record
 from dp.ledger.verification import verify_ledger
 from dp.report import report_data

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from dp.errors import LedgerError
-from dp.ledger import contributors, parsing, receipts, records
+from dp.ledger import contributors, parsing, records
+from dp.ledger.trusted_log import verify_growth
 from dp.tlog import merkle, notes, tiles, witness
 from dp.tlog.notes import Checkpoint, parse_verifier, sign_checkpoint, sign_note
 from dp.tlog.tiles import Tile, TileTree
@@ -20,6 +21,7 @@ from secagg.keys import identity_public_key
 from secagg.manifest import encode_manifest, manifest_digest
 from secagg.secret import Secret
 from tests.kits import tasks
+from tests.kits.receipts import check_receipt
 from tests.kits.said import said
 from tests.kits.tasks import LEDGER_SEED, ORIGIN, VERIFIER, built, entry, served
 
@@ -58,7 +60,7 @@ def record_of(**changes: Any) -> Callable[[], object]:
 
 
 def receipt(ctx: bytes, contributor: bytes = b"c" * 32) -> Callable[[], object]:
-    return lambda: receipts.check_receipt(
+    return lambda: check_receipt(
         FILES.get,
         FILES["checkpoint"],
         VERIFIER,
@@ -175,15 +177,15 @@ CASES = {
     ),
     "an entry that is not there": Case(lambda: tiles.read_entry({}.get, 3, 3), "proof-range", 3, 3),
     "a log that became shorter": Case(
-        lambda: receipts.check_growth({}.get, HEAD, HEAD._replace(size=4)),
+        lambda: verify_growth(TileTree({}.get, 4).subtree, HEAD, HEAD._replace(size=4)),
         "consistency-proof",
         ">= 9",
         4,
     ),
     "another cohort's receipt": Case(
-        receipt(bytes(32)), "receipt-mismatch", "00" * 32, entry(1).ctx.hex()
+        receipt(bytes(32)), "release-mismatch", {"ctx": "00" * 32}, {"ctx": entry(1).ctx.hex()}
     ),
-    "a receipt without this device": Case(receipt(entry(1).ctx), "receipt-mismatch", "63" * 32),
+    "a receipt without this device": Case(receipt(entry(1).ctx), "contributor-missing", "63" * 32),
     "a witness listed twice": Case(
         lambda: WitnessPolicy.of([WITNESS, WITNESS], 1), "witness-policy"
     ),

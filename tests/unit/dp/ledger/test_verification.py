@@ -14,9 +14,9 @@ import rfc8785
 from dp.accounting.statements import ReleaseFacts, guaranteed_variance, headline, lines
 from dp.contracts import BudgetSpec, TrainingSpec
 from dp.errors import AccountingError, LedgerError
+from dp.ledger.builder import LedgerBuilder
 from dp.ledger.findings import AuditResult
 from dp.ledger.parsing import parse_record
-from dp.ledger.receipts import LedgerBuilder
 from dp.ledger.records import key_rotation_record, policy_record, release_record, task_record
 from dp.ledger.verification import verify_ledger
 from dp.tlog.notes import Checkpoint, sign_checkpoint

@@ -12,7 +12,7 @@ import rfc8785
 from typer.testing import CliRunner
 
 from dp.contracts import BudgetSpec, CohortSpec
-from dp.ledger.receipts import LedgerBuilder
+from dp.ledger.builder import LedgerBuilder
 from dp.ledger.verification import verify_ledger
 from dp.report import ReportData, report_data
 from secagg_cli.audit.report import render

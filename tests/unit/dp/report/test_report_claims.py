@@ -11,8 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from dp.contracts import BudgetSpec
+from dp.ledger.builder import LedgerBuilder
 from dp.ledger.findings import AuditResult
-from dp.ledger.receipts import LedgerBuilder
 from dp.ledger.verification import verify_ledger
 from dp.report import report_data
 from dp.tlog.witness import WitnessPolicy, cosign, witness_key

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from dp.accounting.figures import shown_up
 from dp.accounting.statements import NOISE_KINDS, ReleaseFacts
 from dp.contracts import BudgetSpec
-from dp.ledger.receipts import LedgerBuilder
+from dp.ledger.builder import LedgerBuilder
 from dp.ledger.records import policy_record, release_record
 from dp.ledger.verification import verify_ledger
 from dp.report import ReportData, report_data

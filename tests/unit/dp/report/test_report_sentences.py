@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 from dp.contracts import BudgetSpec
 from dp.contracts.spec import TrainingSpec
+from dp.ledger.builder import LedgerBuilder
 from dp.ledger.findings import AuditResult
-from dp.ledger.receipts import LedgerBuilder
 from dp.ledger.records import key_rotation_record, membership_record, policy_record
 from dp.ledger.verification import verify_ledger
 from dp.report import ReportData, report_data

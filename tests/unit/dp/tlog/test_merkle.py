@@ -114,11 +114,13 @@ def test_no_proof_towards_a_smaller_tree() -> None:
 
 def test_special_consistency_proofs_are_strict() -> None:
     first, second = bytes.fromhex(ROOTS[0]), bytes.fromhex(ROOTS[1])
+    verify_consistency(0, 0, EMPTY_ROOT, EMPTY_ROOT, [])
     verify_consistency(0, 2, EMPTY_ROOT, second, [])
     verify_consistency(2, 2, second, second, [])
     for arguments in (
         (0, 2, first, second, []),
         (0, 2, EMPTY_ROOT, second, [first]),
+        (0, 0, EMPTY_ROOT, second, []),
         (2, 2, first, second, []),
         (2, 2, second, second, [first]),
         (1, 2, first, second, []),
