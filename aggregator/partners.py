@@ -83,7 +83,7 @@ def partner_removed() -> Refusal:
     return Refusal(
         Kind.FORBIDDEN,
         "partner-removed",
-        "The operator removed this device's partner; its devices take part no longer.",
+        "The operator removed this device's partner; its devices do not take part any more.",
         remedy="Ask the partner, or the operator: secagg partner add lets it take part again.",
     )
 

@@ -160,9 +160,9 @@ class PrivacyPolicy:
             raise ValueError(f"units is {self.units!r}, not a set of {sorted(UNITS)}")
         object.__setattr__(self, "units", units)
         if self.min_cohort < 2:
-            raise ValueError(f"min_cohort is {self.min_cohort}; a sum of one is that one")
+            raise ValueError(f"min_cohort is {self.min_cohort}; a sum needs 2 devices")
         if self.min_corrupt is not None and self.min_corrupt < 0:
-            raise ValueError(f"min_corrupt is {self.min_corrupt}; devices are counted from zero")
+            raise ValueError(f"min_corrupt is {self.min_corrupt}; it cannot be negative")
 
         self.witness_policy  # noqa: B018  refuses what no checkpoint could meet
 
@@ -407,14 +407,14 @@ class PrivacyPolicy:
                 "One more round would overdraw this task for one {}.",
                 self.max_epsilon,
                 task,
-                "Take part in this task no more, or raise max_epsilon in this app's policy.",
+                "Leave this task, or raise max_epsilon in this app's policy.",
             ),
             (
                 "own-total-budget",
                 "One more round would overdraw what all tasks may cost one {}.",
                 self.max_total_epsilon,
                 every,
-                "Take part no more (what was spent stays spent), or raise max_total_epsilon in "
+                "Leave the task (what was spent stays spent), or raise max_total_epsilon in "
                 "this app's policy.",
             ),
         ):

@@ -207,7 +207,7 @@ def decode(
     if (checks != survivors).any():
         raise MechanismError(
             "check-coordinates",
-            "The opened payload is not a sum of that many vectors.",
+            "The unmasked payload is not a sum of that many vectors.",
             expected=survivors,
             found=sorted({int(c) for c in checks})[:4],
         )

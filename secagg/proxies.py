@@ -112,7 +112,7 @@ def _parsed(value: str, name: str) -> Proxy:
     if not host or parts.path not in ("", "/") or parts.query or parts.fragment:
         raise ConfigurationError(
             "proxy-malformed",
-            f"The variable {name} holds no URL of a proxy.",
+            f"The variable {name} does not hold the URL of a proxy.",
             expected="http://host:port or http://user:password@host:port",
             remedy="In user and password, write characters such as @, :, /, # and % as %40, %3A, "
             "%2F, %23 and %25.",

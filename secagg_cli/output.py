@@ -3,9 +3,9 @@
 With ``--format json`` standard output carries one JSON object and nothing else; text for people,
 and progress bars, go to standard error. Exit code 0: the command did what was asked. 1: it did
 not, and says why (in JSON: ``{"error": {"reason", "message", "remedy"}}``, beside what was done
-before). 2: the command line was wrong, or names what is of no use. 3: nobody was reached who could
-have answered, so nothing is said about what was asked. 4: it did what was asked, but not with all
-that it was given (``join``).
+before). 2: the command line was wrong, or names what cannot be used. 3: nobody was reached who
+could have answered, so nothing is said about what was asked. 4: it did what was asked, but not
+with all that it was given (``join``).
 """
 
 from __future__ import annotations

@@ -96,7 +96,7 @@ class File(TomlConfigSettingsSource):
             return tomllib.loads(_FILE.read(file_path))
         except (ValueError, RecursionError) as error:
             raise ConfigurationError(
-                "settings-malformed", f"The file of settings {file_path} is no TOML: {error}."
+                "settings-malformed", f"The file of settings {file_path} is not TOML: {error}."
             ) from error
 
 

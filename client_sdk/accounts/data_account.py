@@ -566,6 +566,6 @@ def _in_task(task: str, where: str) -> PolicyRefusal:
         "data-in-task",
         f"Another identity of this user serves the task {task} with the same data, in {where}: "
         "together they would move a sum by two clips.",
-        remedy="Take part with that one. If it is to take part no more, remove its folder; what it "
-        "spent stays counted.",
+        remedy="Take part with that one, or remove its folder if it is not to take part any more; "
+        "what it spent stays counted.",
     )

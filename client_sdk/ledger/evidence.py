@@ -62,8 +62,8 @@ class Quarantine:
             if (entry.ledger, entry.task) == (ledger, task):
                 raise LedgerRefusal(
                     "ledger-quarantined",
-                    f"This device takes part in {task!r} no more: the ledger showed a record that "
-                    "contradicts what the device knows. That is the operator's fault.",
+                    f"This device takes no part in {task!r} any more: the ledger showed a record "
+                    "that contradicts what the device knows. That is the operator's fault.",
                     found=entry.reason,
                     remedy=f"Show {self._journal.path(entry.evidence)} to the operator; "
                     "secagg session release-quarantine lifts this.",

@@ -99,15 +99,15 @@ def _check_lines(proven: Proven, manifest: Manifest, facts: ReleaseFacts) -> Non
     try:
         least, most = lines(manifest, [facts]), lines(manifest, number)
     except SecaggError as error:
-        raise _mismatch(proven, "A release that cannot be accounted.", str(error)) from error
+        raise _mismatch(proven, "The release cannot be accounted for.", str(error)) from error
     found = proven.record.get("lines")
     if not isinstance(found, list) or len(found) != len(least):
-        raise _mismatch(proven, "The lines of cost are not the manifest's.", len(least), found)
+        raise _mismatch(proven, "The privacy statements are not the manifest's.", len(least), found)
     for line, low, high in zip(found, least, most, strict=True):
         if not isinstance(line, Mapping) or not _line_fits(line, manifest, low, high):
             raise _mismatch(
                 proven,
-                "A line of cost is not the manifest's, or its epsilon cannot be.",
+                "A privacy statement is not the manifest's, or its epsilon is impossible.",
                 {**_terms(low), "epsilon_micro": [_micro(low), _micro(high)]},
                 line,
             )
@@ -115,7 +115,7 @@ def _check_lines(proven: Proven, manifest: Manifest, facts: ReleaseFacts) -> Non
     if proven.record.get("epsilon_micro") != headline:
         raise _mismatch(
             proven,
-            "The headline is not the largest unamplified line.",
+            "The headline is not the largest unamplified epsilon.",
             headline,
             proven.record.get("epsilon_micro"),
         )

@@ -35,7 +35,7 @@ _CAPTIVE = (
 
 
 class NetworkError(ClientError):
-    """The app's own choices for the network are of no use: a file of certificates, a variable."""
+    """The app's own choices for the network cannot be used: a file of certificates, a variable."""
 
 
 class Network:
@@ -146,7 +146,7 @@ class Network:
                 "tls-failed",
                 f"{asked}{via} failed: no TLS with {error.host}: {_shown(error)}.",
                 remedy="Check that the address begins with what the server speaks, http:// or "
-                "https://, and that nothing between takes part in the conversation.",
+                "https://, and that nothing in between answers.",
             ) from None
         except (aiohttp.ClientError, OSError) as error:
             raise Unreached(
@@ -169,7 +169,7 @@ class Network:
             ) from error
         except ValueError as error:  # the URL's own
             raise Unreached(
-                "unreachable", f"{url} is no URL: {error}.", remedy=_CHECK_NETWORK
+                "unreachable", f"{url} is not a URL: {error}.", remedy=_CHECK_NETWORK
             ) from error
 
 
@@ -224,7 +224,7 @@ def trusted_by(ca_file: Path) -> ssl.SSLContext:
 def _bad_ca_file(ca_file: Path, why: str) -> NetworkError:
     return NetworkError(
         "ca-file",
-        f"The file of trusted certificates {ca_file} is of no use: {why}.",
+        f"The file of trusted certificates {ca_file} cannot be used: {why}.",
         expected="-----BEGIN CERTIFICATE----- ...",
         remedy="Give a PEM file with the certificate of the authority that signed the server's.",
     )

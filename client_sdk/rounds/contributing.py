@@ -199,7 +199,7 @@ class Training:
                 "contribution-late",
                 "The contributor did not finish in time.",
                 expected=f"{limit_s:.1f} s",
-                remedy="Fewer examples or steps, or a longer report slot.",
+                remedy="Use fewer examples or steps, or a longer report slot.",
             ) from error
 
     async def _previous(self) -> None:
@@ -226,7 +226,7 @@ class Training:
                 return self._contributor.contribute(job)
             except TaskRefusal:
                 raise
-            except BaseException as error:  # a panic of a compiled library is no Exception
+            except BaseException as error:  # a panic of a compiled library is not an Exception
                 raise ContributionError(
                     "contribution-failed",
                     f"The contributor failed: {type(error).__name__}: {error}.",

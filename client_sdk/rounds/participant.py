@@ -155,7 +155,7 @@ class Participant:
                     accepted = await transport.post_advert(message)
                     if accepted.session != session.id:
                         await session.cancel(
-                            "session-mismatch", "The server names the session otherwise."
+                            "session-mismatch", "The server gives the session another name."
                         )
                         return False
                 case Send(message):
@@ -440,9 +440,9 @@ class Participant:
                 return False
             await session.cancel("session-deadline", "The cohort outlived its own deadlines.")
         elif now_s > session.state.expires_at:
-            await session.cancel("advert-expired", "No cohort formed while the advert held.")
+            await session.cancel("advert-expired", "No cohort formed before the advert expired.")
         elif self._superseded:
-            await session.cancel("model-superseded", "The model moved on without this device.")
+            await session.cancel("model-superseded", "A newer version was released.")
         else:
             return False
         return True

@@ -374,7 +374,7 @@ def _records(columns: Mapping[Any, Any], whose: str) -> list[dict[Any, Any]]:
         raise ContributionError(
             "example-form",
             f"{whose} are one mapping, not a list.",
-            expected="a list, also of one",
+            expected="a list, even of one item",
             found=type(columns).__name__,
             remedy="Put it into a list.",
         )

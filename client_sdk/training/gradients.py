@@ -45,7 +45,7 @@ def check_method(method: str) -> None:
     if method not in get_args(Method):
         raise ContributionError(
             "gradient-method",
-            "No such way to per-example gradients.",
+            "There is no such method for per-example gradients.",
             expected=list(get_args(Method)),
             found=method,
         )

@@ -71,7 +71,7 @@ def plan_memory(
         "Training one example at a time would not fit.",
         expected=f"{peak} bytes",
         found=f"{available_bytes} bytes",
-        remedy="Shorter examples, a smaller model, or half precision.",
+        remedy="Use shorter examples, a smaller model, or half precision.",
     )
 
 

@@ -148,7 +148,7 @@ class Input:
         if not all(0 <= token < self.vocabulary for token in row.tokens):
             raise ContributionError(
                 "example-tokens",
-                f"The tokenizer gives tokens of which the model has none ({self.vocabulary}).",
+                f"The tokenizer gives tokens that the model does not have ({self.vocabulary}).",
                 remedy="Use the model's own tokenizer.",
             )
         if row.label is None and not any(row.counts[1:]):

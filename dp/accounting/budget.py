@@ -332,7 +332,9 @@ class Account(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         if known is None:
             return self
         if known.state == "spent":
-            raise BudgetError("charge-final", "What is spent is never refunded.", found=cohort)
+            raise BudgetError(
+                "charge-final", "The cohort's cost is spent; nothing is given back.", found=cohort
+            )
         return msgspec.structs.replace(
             self, entries=tuple(entry for entry in self.entries if entry.cohort != cohort)
         )

@@ -131,7 +131,7 @@ def adjacency_of(event: Event) -> Adjacency | None:
                     "adjacency-mixed",
                     "Costs under different adjacencies do not compose.",
                     found=sorted(map(str, found)),
-                    remedy="Account for each adjacency on a line of its own.",
+                    remedy="Account for each adjacency by itself.",
                 )
             return next(iter(found), None)
         case (

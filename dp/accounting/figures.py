@@ -82,5 +82,5 @@ def _rounded(value: float, digits: int, rounding: str) -> Decimal:
 
 def _without_digits(value: float) -> str:
     if math.isnan(value):
-        raise ValueError("A figure that is shown is a number.")
+        raise ValueError("The figure is not a number.")
     return INFINITE if value > 0 else f"-{INFINITE}"

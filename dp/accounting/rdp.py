@@ -130,7 +130,7 @@ def _check_rate(rate: float) -> None:
     if not (math.isfinite(rate) and 0 < rate <= 1):
         raise AccountingError(
             "parameter-out-of-range",
-            "A sampling rate lies in (0, 1].",
+            "The sampling rate is out of range.",
             expected="0 < rate <= 1",
             found=rate,
         )
@@ -278,7 +278,7 @@ def epsilon_from_rdp(curve: Mapping[int, float], delta: float) -> float:
     if not (math.isfinite(delta) and 0 < delta < 1):
         raise AccountingError(
             "parameter-out-of-range",
-            "Delta lies in (0, 1).",
+            "Delta is out of range.",
             expected="0 < delta < 1",
             found=delta,
         )

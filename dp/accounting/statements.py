@@ -188,7 +188,7 @@ def _counts(manifest: Manifest, releases: Releases) -> Counter[ReleaseFacts]:
     """Facts -> number of charged releases."""
     if isinstance(releases, int):
         if releases < 0:
-            raise AccountingError("parameter-out-of-range", "A count is not negative.")
+            raise AccountingError("parameter-out-of-range", "A count is negative.")
         return Counter({fewest(manifest): releases})
     return Counter(releases)
 
@@ -221,7 +221,7 @@ def epsilon_of(event: Event, delta: float, slack_log2: float = -math.inf) -> flo
     if not slack_log2 <= 0:
         raise AccountingError(
             "parameter-out-of-range",
-            "A statistical distance is at most 1.",
+            "A statistical distance is above 1.",
             expected="log2 at most 0",
             found=slack_log2,
         )

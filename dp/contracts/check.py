@@ -111,7 +111,7 @@ def _check_identity(manifest: Manifest) -> None:
             found=name,
         )
     if len(manifest.task_key) != IDENTITY_KEY_BYTES:
-        refuse("task-key", "The task key is no Ed25519 key.", found=len(manifest.task_key))
+        refuse("task-key", "The task key is not an Ed25519 key.", found=len(manifest.task_key))
     in_range("created_at", manifest.created_at, 0, 1 << 52)
     try:
         parse_verifier(manifest.ledger_verifier)
@@ -201,7 +201,7 @@ def _check_adapter(manifest: Manifest) -> None:
             "All tensors of an adapter, trained and frozen, lie in a device's memory.",
             expected=f"<= {VECTOR_LENGTH_MAX} numbers",
             found=numbers,
-            remedy="A smaller rank, or fewer target modules.",
+            remedy="Use a smaller rank, or fewer target modules.",
         )
     check_form(manifest, adapter)
 
@@ -256,7 +256,7 @@ def _check_budget(manifest: Manifest) -> None:
                 "An epsilon beyond about 35 promises nothing, and is refused.",
                 expected="a finite epsilon",
                 found=upper(cost),
-                remedy="More noise or fewer releases, or privacy = 'none' if none is wanted.",
+                remedy="Use more noise or fewer releases, or privacy = 'none' if none is wanted.",
             )
         return
     if cost is None:
@@ -274,5 +274,5 @@ def _check_budget(manifest: Manifest) -> None:
             f"{budget.releases_max} releases cost more than the task may spend.",
             expected=f"epsilon <= {limit_shown(budget.max_epsilon)}",
             found=upper(cost),
-            remedy="More noise, fewer releases, or a larger max_epsilon.",
+            remedy="Use more noise, fewer releases, or a larger max_epsilon.",
         )

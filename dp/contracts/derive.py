@@ -88,5 +88,5 @@ def derive_ring(
         "The sum does not fit the ring.",
         expected=f"<= {RING_BITS_MAX} bits",
         found=f"signal up to {signal_bound(segments, cohort.size_max, factor)} units",
-        remedy="Fewer devices, a smaller examples_max or a smaller clip.",
+        remedy="Use fewer devices, a smaller examples_max or a smaller clip.",
     )

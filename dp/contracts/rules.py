@@ -235,7 +235,7 @@ def check_encoding(manifest: Manifest) -> None:
     if encoding.slice_length != limits.SLICE_LENGTH:
         refuse(
             "slice-length",
-            "The opening slices have another length.",
+            "The slices have another length.",
             expected=limits.SLICE_LENGTH,
             found=encoding.slice_length,
         )

@@ -77,7 +77,7 @@ def check_delta(manifest: Manifest) -> None:
         if units.times_delta(units.expected) >= 1:
             refuse(
                 "delta-against-units",
-                f"A mechanism that publishes one {units.unit} of a cohort would keep this delta.",
+                f"A mechanism that publishes one {units.unit} of a cohort would have this delta.",
                 expected=f"delta < 1 / {units.expected}, and well below",
                 found=units.delta,
                 remedy=f"Set delta to at most a tenth of one over all {units.unit}s of the task; "

@@ -106,7 +106,7 @@ def unhex(text: object, size_bytes: int | None = None) -> bytes:
     """
     data = bytes.fromhex(text) if type(text) is str else b""
     if data.hex() != text or size_bytes not in (None, len(data)):
-        raise ValueError(f"no lower-case hexadecimal of {size_bytes or 'any number of'} bytes")
+        raise ValueError(f"not lower-case hexadecimal of {size_bytes or 'any number of'} bytes")
     return data
 
 

@@ -50,7 +50,7 @@ def _ratio(units: float, clip: float) -> float:
 def _possible(clip: float) -> float:
     if not 0 < clip < math.inf:
         raise ConfigurationError(
-            "clip-out-of-range", "A clip is positive and finite.", expected="> 0", found=clip
+            "clip-out-of-range", "The clip is not positive and finite.", expected="> 0", found=clip
         )
     return clip
 

@@ -122,7 +122,7 @@ def plan_epsilon(
             expected=f"at most {limit_shown(delta / 2)}, half of delta",
             found=f"(1 + e^{shown_up(first)}) * {rounds} * {limit_shown(slot_overrun)} = "
             f"{delta_shown(cost)}",
-            remedy="A smaller chance, fewer rounds, or more noise.",
+            remedy="Use a smaller chance, fewer rounds, or more noise.",
         )
     return _cost(noise_multiplier, rounds, delta - cost, *terms)
 

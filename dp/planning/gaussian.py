@@ -206,7 +206,7 @@ def _epsilon(
         raise AccountingError(
             "accountant-failed",
             f"The accountant found no number: {type(error).__name__}: {error}.",
-            remedy="Parameters of ordinary size.",
+            remedy="Use parameters of ordinary size.",
         ) from error
     if math.isnan(value):
         raise AccountingError("accountant-failed", "The accountant returned no number.")

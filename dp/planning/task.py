@@ -224,7 +224,7 @@ def plan_task(
                 "No admissible noise keeps so many rounds within the target.",
                 expected=f"epsilon <= {limit_shown(epsilon)}",
                 found=rounds,
-                remedy="Fewer rounds, or a larger epsilon or delta.",
+                remedy="Use fewer rounds, or a larger epsilon or delta.",
             )
     for _ in range(_STEPS):
         if high / low < 1.001:

@@ -48,7 +48,7 @@ def demand_own_folder(
         shown = ", ".join(map(repr, others[:_SHOWN])) + (", ..." if len(others) > _SHOWN else "")
         raise error(
             reason,
-            f"{folder} is no {what}, and holds other things: {shown}.",
+            f"{folder} is not a {what}, and holds other things: {shown}.",
             remedy="Name a new or an empty folder. Nothing was changed.",
         )
 

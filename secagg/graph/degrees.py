@@ -179,7 +179,7 @@ def safest_threshold(model: ThreatModel, degree: int) -> int:
         "device without enough neighbours too often, whatever the threshold.",
         expected=f"2^-{model.correctness_bits} at most",
         found=f"2^{failure:.1f}",
-        remedy="A larger degree, fewer drop-outs, or a threshold of your own.",
+        remedy="Use a larger degree, fewer drop-outs, or a threshold of your own.",
     )
 
 
@@ -266,7 +266,7 @@ def _check(model: ThreatModel) -> None:
     if not (0 <= model.corrupt < model.clients and 0 <= model.dropouts < model.clients):
         raise ConfigurationError(
             "corrupt-range",
-            "Corrupt devices and drop-outs are some of the cohort, not all.",
+            "The numbers of corrupt devices and drop-outs are out of range.",
             expected=f"0 to {model.clients - 1}",
             found=(model.corrupt, model.dropouts),
         )

@@ -115,7 +115,7 @@ def check_sizes(size_min: int, size_max: int, survivors_min: int, corrupt: int) 
     if size_max > COHORT_MAX:
         raise ConfigurationError(
             "cohort-too-large",
-            "A roster holds no larger cohort.",
+            "The cohort is larger than a roster can be.",
             expected=f"at most {COHORT_MAX}",
             found=size_max,
             remedy="Form several smaller cohorts.",
@@ -177,7 +177,7 @@ def check_cohort(
                 "device without enough neighbours too often.",
                 expected=f"2^-{CORRECTNESS_BITS} at most",
                 found=f"2^{failure:.1f}",
-                remedy="A larger degree, or more survivors at least.",
+                remedy="Use a larger degree, or raise survivors_min.",
             )
 
 
@@ -221,14 +221,14 @@ def _check_degree(size_max: int, degree: int, needed: int) -> None:
     if not 2 <= degree <= DEGREE_MAX or degree % 2:
         raise ConfigurationError(
             "degree-range",
-            "Neighbours stand in equal number on both sides of a device, and are not too many.",
+            "The degree is odd, or out of range.",
             expected=f"an even degree from 2 to {DEGREE_MAX}",
             found=degree,
         )
     if not degree // 2 < needed <= degree:
         raise ConfigurationError(
             "threshold-range",
-            "A threshold is more than half of the neighbours, and not more than all.",
+            "The threshold is not between half of the neighbours and all of them.",
             expected=f"{degree // 2 + 1}..{degree}",
             found=needed,
         )
@@ -239,7 +239,7 @@ def _check_sparse(smallest: int, largest: int, corrupt: int, degree: int, needed
     if corrupt >= smallest:
         raise ConfigurationError(
             "threshold-unreachable",
-            "Corrupt devices are some of the cohort, not all.",
+            "All devices of the cohort would be corrupt.",
             expected=f"at most {smallest - 1}",
             found=corrupt,
             remedy="Form larger cohorts or declare fewer corrupt devices.",
@@ -256,12 +256,12 @@ def _check_sparse(smallest: int, largest: int, corrupt: int, degree: int, needed
             expected=f"2^-{SECURITY_BITS + GRINDING_BITS} at most, "
             f"{GRINDING_BITS} bits of it against chosen rosters",
             found=f"2^{found:.1f}",
-            remedy="A larger threshold or degree, or fewer corrupt devices.",
+            remedy="Use a larger threshold or degree, or declare fewer corrupt devices.",
         )
 
 
 def _check_corrupt(corrupt: int) -> None:
     if corrupt < 0:
         raise ConfigurationError(
-            "corrupt-negative", "Corrupt devices are counted from zero.", found=corrupt
+            "corrupt-negative", "The number of corrupt devices is negative.", found=corrupt
         )

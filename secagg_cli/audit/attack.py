@@ -76,7 +76,7 @@ def attack(
         if result.in_vain:
             out.say("The canaries moved next to nothing, so nothing was tested.", style="yellow")
         if not result.holds:
-            out.say("The promise is broken: the mechanism leaks more than it claims.", style="red")
+            out.say("The mechanism leaks more than it claims.", style="red")
         out.result(report(result))
         if not result.holds:
             raise typer.Exit(EXIT_REFUSED)

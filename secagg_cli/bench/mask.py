@@ -37,7 +37,7 @@ def mask(
     ] = None,
     repeat: Annotated[int, number("Measure so often; the best counts.", low=1)] = 3,
     threads: Annotated[
-        int | None, number("Threads of the opening; default: all cores.", low=1)
+        int | None, number("Threads of the unmasking; default: all cores.", low=1)
     ] = None,
     format: FormatOption = Format.text,
 ) -> None:

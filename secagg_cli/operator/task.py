@@ -85,7 +85,7 @@ def _of_file(error: CommandError, file: Path, spec: Mapping[str, Any]) -> Comman
         return CommandError(
             "spec-malformed",
             f"{file} is not a task's specification: {error.message}",
-            remedy="Mend what the message names; the aggregator's /v1/openapi.json has the types.",
+            remedy="Correct what is named; the aggregator's /v1/openapi.json has the types.",
         )
     table = f" of [{unknown.where}]" if unknown.where else ""
     return CommandError(

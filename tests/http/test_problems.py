@@ -65,7 +65,7 @@ ASKED = {
     "no such route": ("GET", "/v1/nowhere", 404, "not-found"),
     "no such method": ("DELETE", "/v1/server", 405, "method-not-allowed"),
     "no tile": ("GET", "/ledger/tile/0/777", 404, "not-found"),
-    "a head that is none": ("GET", "/v1/" + "x" * 9_000, 431, "header-too-large"),
+    "a head that is not HTTP": ("GET", "/v1/" + "x" * 9_000, 431, "header-too-large"),
 }
 
 

@@ -112,7 +112,7 @@ class Work:
             raise ContributionError(
                 "training-deadline",
                 "Training would not end in time.",
-                remedy="Fewer examples, a smaller sampling rate, or a longer deadline.",
+                remedy="Use fewer examples, a smaller sampling rate, or a longer deadline.",
             )
 
 

@@ -90,7 +90,7 @@ def _check_terms(training: Training) -> None:
     if training.local_epochs != 0:
         refuse(
             "epochs-with-control",
-            "One K eta for all devices is what makes one sum enough.",
+            "One sum is enough only if all devices take the same number of steps.",
             expected="local_epochs = 0",
             found=training.local_epochs,
             remedy="Let every device take local_steps, or use fednova.",

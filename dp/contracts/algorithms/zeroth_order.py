@@ -53,7 +53,7 @@ class ZerothOrder(Algorithm):
         if example is not None and example.mode == "local":
             refuse(
                 "privacy-mode",
-                "Slopes are taken once per sum: noise on every device would only be more of it.",
+                "Slopes are taken once per sum: local noise would only add noise.",
                 expected="distributed or none",
                 found="local",
                 remedy="Use privacy = 'distributed'.",

@@ -283,7 +283,7 @@ def test_a_policy_with_unknown_modes_is_a_programming_error(require: object) -> 
 
 
 def test_a_policy_that_admits_a_sum_of_one_is_a_programming_error() -> None:
-    with pytest.raises(ValueError, match="sum of one"):
+    with pytest.raises(ValueError, match="a sum needs 2 devices"):
         PrivacyPolicy(min_cohort=1)
 
 

@@ -1,4 +1,4 @@
-"""Where a service listens: an address that is of no use is named, with the way out."""
+"""Where a service listens: an address that cannot be used is named, with the way out."""
 
 from __future__ import annotations
 

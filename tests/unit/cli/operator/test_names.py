@@ -20,16 +20,16 @@ KEY = "ab" * 32
     ("text", "found"),
     [
         ("", "nothing"),
-        ("g" * 64, "'g' is none"),
-        ("ab" * 31 + "a-", "'-' is none"),
+        ("g" * 64, "'g' is not a digit"),
+        ("ab" * 31 + "a-", "'-' is not a digit"),
         (KEY[:-1], "63 hex digits"),
         (KEY + "00", "66 hex digits"),
         ("bundles/device-01.json", "device-01.json"),
-        ("\xe4" * 64, "is none"),
-        ("ab cd" * 20, "' ' is none"),
+        ("\xe4" * 64, "is not a digit"),
+        ("ab cd" * 20, "' ' is not a digit"),
     ],
 )
-def test_a_key_that_is_none_is_told_by_what_was_found(text: str, found: str) -> None:
+def test_a_key_that_cannot_be_one_is_told_by_what_was_found(text: str, found: str) -> None:
     for read, reason in ((device_key, "device-key"), (parse_partner_key, "partner-key")):
         with pytest.raises(CommandError) as caught:
             read(text)

@@ -190,7 +190,7 @@ def test_a_key_of_another_form_is_told(tmp_path: Path, text: str) -> None:
 @pytest.mark.parametrize("token", ["two words", "gr\xfcn", "two\nlines"])
 def test_a_token_that_no_request_can_carry_is_told(tmp_path: Path, token: str) -> None:
     (tmp_path / "t").write_text(token)
-    with pytest.raises(SecaggError, match="no token"):
+    with pytest.raises(SecaggError, match="not a token"):
         read_token(tmp_path / "t")
 
 
