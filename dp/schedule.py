@@ -9,6 +9,8 @@ else, so an example is in at most :func:`participations` of the task's sums (doc
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from functools import lru_cache
 
 import numpy as np
@@ -28,6 +30,8 @@ def schedule_of(manifest: Manifest) -> str:
     """The name by which charges of one schedule are counted together: hex, of the whole manifest.
 
     Not the task's name: two services may give it to two tasks, and the parts of each begin anew.
+    Its bytes are the seed of the parts, so charges that are counted together divided the list in
+    one way.
     """
     return manifest_digest(encode_manifest(manifest)).hex()
 
@@ -49,12 +53,26 @@ def participations(charges: int, period: int) -> int:
     return -(-charges // period)
 
 
+def most_sums(parts: Iterable[int], others: int, period: int) -> int:
+    """Sums that one example can be in.
+
+    Args:
+        parts: of the charges whose part is known. Wherever they came from, an example is in those
+            of its own part alone.
+        others: charges to one device in a row whose parts are not known.
+
+    Raises:
+        AccountingError: ``parameter-out-of-range``.
+    """
+    return max(Counter(parts).values(), default=0) + participations(others, period)
+
+
 def part_of(place: int, period: int, seed: bytes) -> int:
     """The part, from 0, of the example at ``place``.
 
     Args:
         place: from 0, in the device's whole list; a place stays when its example is taken out.
-        seed: digest of the task's manifest, so that two tasks divide a list differently.
+        seed: of 32 bytes, those of :func:`schedule_of` the task's manifest.
 
     Raises:
         AccountingError: ``parameter-out-of-range``.
@@ -71,7 +89,7 @@ def part_of(place: int, period: int, seed: bytes) -> int:
 
 
 def places_of(
-    part: int, places: int, period: int, examples_max: int, seed: bytes
+    part: int, places: int, period: int, examples_max: int | None, seed: bytes
 ) -> NDArray[np.int64]:
     """The places of ``part`` in a list of ``places``, rising; at most ``examples_max`` of them.
 
@@ -81,6 +99,7 @@ def places_of(
     Args:
         part: from 0 to ``period`` - 1.
         places: length of the device's whole list, with places whose example is taken out.
+        examples_max: of a sum in the ring; None: every place serves.
         seed: as in :func:`part_of`.
 
     Raises:
@@ -94,7 +113,7 @@ def places_of(
             expected=f"0 to {period - 1}",
             found=part,
         )
-    blocks = range(min(-(-places // period), examples_max))
+    blocks = range(min(-(-places // period), places if examples_max is None else examples_max))
     found = (block * period + _order(block, period, seed).index(part) for block in blocks)
     return np.array([place for place in found if place < places], dtype=np.int64)
 

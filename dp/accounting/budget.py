@@ -11,6 +11,10 @@ Every release charges every unit, whatever its task protects:
 * a device by the noise in the ring, as far as a contribution can move the sum: one clipped vector,
   or ``examples_max`` of them where examples are clipped. A local step has no such cap.
 
+Where batches are scheduled, the charges of one schedule are counted together: an example was in
+some of those sums, and the dearest that it can be in are composed (:mod:`dp.schedule`). Of two
+schedules, one after the other.
+
     reserved  ->  spent          before the first byte of step 3 (device), before opening (service)
     reserved  ->  cancelled      only while no device of the cohort has sent anything of step 3
 """
@@ -19,17 +23,18 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import msgspec
 
 from dp.accounting.events import (
-    Composed,
     DiscreteGaussianSum,
     Event,
     NonPrivateRelease,
     SkellamRelease,
+    composed,
+    scheduled,
 )
 from dp.accounting.figures import limit_shown, upper
 from dp.accounting.statements import (
@@ -45,6 +50,7 @@ from dp.accounting.statements import (
 )
 from dp.errors import BudgetError
 from dp.noise.grid import examples_factor
+from dp.schedule import most_sums, period_of, schedule_of
 from secagg.manifest import Manifest
 
 Unit = Literal["example", "device"]
@@ -59,6 +65,10 @@ class Charge(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     ``variance`` then being that of one share. ``stated``: the task itself makes a statement about
     this unit; else the cost follows from what protects the other unit, if anything does.
 
+    ``schedule``: digest of the manifest (hex) by which an example is not in every release, and
+    ``period`` its period; not written where it is in all. ``part``: the examples that were in this
+    one, where its account knows it. Such a charge is one release, with ``count`` events.
+
     Integers are decimal strings: JSON readers keep no 64-bit integers.
     """
 
@@ -71,6 +81,24 @@ class Charge(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     shares: int = 0
     length: int = 0
     stated: bool = True
+    period: int | msgspec.UnsetType = msgspec.UNSET
+    schedule: str | msgspec.UnsetType = msgspec.UNSET
+    part: int | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def counter(self) -> tuple[str, int] | None:
+        """(schedule, period): what it is counted under; None: an example is in every release.
+
+        Raises:
+            ValueError: there is no such schedule, or it has no such part.
+        """
+        if self.schedule is msgspec.UNSET or self.period is msgspec.UNSET:
+            if (self.schedule, self.period, self.part) != (msgspec.UNSET,) * 3:
+                raise ValueError("a charge has a part of a schedule alone")
+            return None
+        if self.period < 1 or not (self.part is msgspec.UNSET or 0 <= self.part < self.period):
+            raise ValueError(f"a schedule of period {self.period} has no part {self.part}")
+        return self.schedule, self.period
 
     def event(self) -> SkellamRelease | DiscreteGaussianSum | NonPrivateRelease:
         l2, l1, variance = int(self.l2_squared), int(self.l1), int(self.variance)
@@ -141,10 +169,13 @@ def _charge(unit: Unit, event: Event, draws: int, count: int = 1, *, stated: boo
     )
 
 
-def charges_of(manifest: Manifest, facts: ReleaseFacts | None = None) -> tuple[Charge, ...]:
+def charges_of(
+    manifest: Manifest, facts: ReleaseFacts | None = None, part: int | None = None
+) -> tuple[Charge, ...]:
     """What one release costs each unit, unamplified; without ``facts``, at the fewest survivors.
 
-    One charge for each of ``UNITS``, in their order.
+    One charge for each of ``UNITS``, in their order. ``part``: of a scheduled batch, if it is
+    known.
     """
     if facts is None:
         facts = fewest(manifest)
@@ -159,10 +190,25 @@ def charges_of(manifest: Manifest, facts: ReleaseFacts | None = None) -> tuple[C
         return example_of(device), device
     if privacy.mode == "distributed":
         event = ring_release(manifest, facts, 1, ADJACENCY["example"])
-        return _charge("example", event, draws + OVERRUN_DRAWS, stated=True), device
+        example = _charge("example", event, draws + OVERRUN_DRAWS, stated=True)
+        return _counted(example, manifest, part), device
     steps = manifest.training.local_steps if manifest.training is not None else 1
     step = local_step(manifest)
-    return _charge("example", step, steps * manifest.data_length, steps, stated=True), device
+    example = _charge("example", step, steps * manifest.data_length, steps, stated=True)
+    return _counted(example, manifest, part), device
+
+
+def _counted(charge: Charge, manifest: Manifest, part: int | None) -> Charge:
+    """An example's charge, under its schedule where the task has one."""
+    period = period_of(manifest)
+    if period == 1:
+        return charge
+    return msgspec.structs.replace(
+        charge,
+        period=period,
+        schedule=schedule_of(manifest),
+        part=msgspec.UNSET if part is None else part,
+    )
 
 
 def without_noise(unit: Unit) -> Charge:
@@ -198,32 +244,57 @@ def completed(charges: Sequence[Charge]) -> tuple[Charge, ...]:
     return (*charges, *missing)
 
 
-def repeated(charges: Iterable[Charge], times: int) -> tuple[Charge, ...]:
-    """The charges of ``times`` equal releases."""
-    return tuple(
-        msgspec.structs.replace(charge, count=charge.count * times, draws=charge.draws * times)
-        for charge in charges
-    )
-
-
 def compose(charges: Iterable[Charge], delta: float) -> float:
-    """Epsilon of charges to one unit, composed as events."""
+    """Epsilon of charges to one unit, composed as events.
+
+    Of charges under one schedule, the dearest that an example can be in; what imperfect randomness
+    takes from delta is that of all.
+    """
+    return _composed(Counter(charges), delta)
+
+
+def _composed(charges: Mapping[Charge, int], delta: float) -> float:
+    """Epsilon of each charge as often as it is counted."""
     counts: Counter[Event] = Counter()
+    under: dict[tuple[str, int], list[tuple[Charge, int]]] = {}
     draws = 0
-    for charge in charges:
-        counts[charge.event()] += charge.count
-        draws += charge.draws
+    for charge, times in charges.items():
+        draws += charge.draws * times
+        counter = charge.counter
+        if counter is None:
+            counts[charge.event()] += charge.count * times
+        else:
+            under.setdefault(counter, []).append((charge, times))
+    for (_, period), group in under.items():
+        counts.update(_dearest(group, period))
     if not counts:
         return 0.0
-    event = Composed(tuple(sorted(counts.items(), key=lambda item: repr(item[0]))))
-    return epsilon_of(event, delta, slack_log2(draws))
+    return epsilon_of(composed(counts), delta, slack_log2(draws))
+
+
+def _dearest(group: Sequence[tuple[Charge, int]], period: int) -> Mapping[Event, int]:
+    """Events of the charges under one schedule that an example can be in."""
+    releases: Counter[tuple[Event, int]] = Counter()
+    known: Counter[int] = Counter()
+    unknown = 0
+    for charge, times in group:
+        releases[charge.event(), charge.count] += times
+        if charge.part is msgspec.UNSET:
+            unknown += times
+        else:
+            known[charge.part] += times
+    most = most_sums(known.elements(), unknown, period)
+    if len(releases) == 1:
+        ((event, count),) = releases
+        return {event: count * min(most, releases[event, count])}
+    return scheduled({composed({event: n}): times for (event, n), times in releases.items()}, most)
 
 
 def cost_of(unit: Unit, manifest: Manifest, releases: int) -> float:
     """Epsilon of ``releases`` of one task at the fewest survivors for a unit, unamplified and
     whatever the task protects."""
-    each = [charge for charge in charges_of(manifest) if charge.unit == unit]
-    return compose(repeated(each, releases), manifest.budget.delta)
+    each = {charge: releases for charge in charges_of(manifest) if charge.unit == unit}
+    return _composed(each, manifest.budget.delta)
 
 
 def total(unit: Unit, spent: Iterable[tuple[str, Sequence[Charge]]], delta: float) -> Total:
@@ -258,6 +329,10 @@ def total(unit: Unit, spent: Iterable[tuple[str, Sequence[Charge]]], delta: floa
     )
 
 
+def _schedules(charges: Iterable[Charge]) -> list[tuple[str, int]]:
+    return sorted({charge.counter for charge in charges if charge.counter is not None})
+
+
 class Account(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """An immutable account; every change returns a new one.
 
@@ -281,6 +356,12 @@ class Account(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         spent = [(entry.task, entry.charges) for entry in self.entries]
         return total(unit, [*spent, (task, extra)] if extra else spent, self.delta)
 
+    def charged(self, schedule: str) -> int:
+        """Cohorts that are reserved or charged under a schedule (hex)."""
+        return sum(
+            any(charge.schedule == schedule for charge in entry.charges) for entry in self.entries
+        )
+
     def entry(self, cohort: str) -> Entry | None:
         return next((entry for entry in self.entries if entry.cohort == cohort), None)
 
@@ -299,11 +380,18 @@ class Account(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
             Entry(cohort=cohort, task=manifest.task, state="reserved", charges=charges_of(manifest))
         )
 
-    def spend(self, cohort: str, manifest: Manifest, facts: ReleaseFacts | None = None) -> Account:
+    def spend(
+        self,
+        cohort: str,
+        manifest: Manifest,
+        facts: ReleaseFacts | None = None,
+        part: int | None = None,
+    ) -> Account:
         """Charge for good; idempotent. Without a reservation the cost must still be affordable.
 
         ``facts``: the confirmed numbers, known to the aggregator before it opens; a device that
-        does not know what may be opened charges the fewest survivors.
+        does not know what may be opened charges the fewest survivors. ``part``: of a scheduled
+        batch; only a device knows its own.
 
         Raises:
             BudgetError: as :meth:`reserve`.
@@ -313,7 +401,7 @@ class Account(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
             self._same_task(known, manifest)
             if known.state == "spent":
                 return self
-        charges = charges_of(manifest, facts)
+        charges = charges_of(manifest, facts, part)
         if known is None:
             self._afford(manifest, charges)
         return self._with(Entry(cohort=cohort, task=manifest.task, state="spent", charges=charges))
@@ -371,6 +459,14 @@ class Account(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
                 expected=known.task,
                 found=manifest.task,
             )
+        here, asked = _schedules(known.charges), _schedules(charges_of(manifest))
+        if here != asked:
+            raise BudgetError(
+                "cohort-mismatch",
+                "The cohort was charged under another schedule.",
+                expected=here,
+                found=asked,
+            )
 
     def _with(self, entry: Entry) -> Account:
         kept = tuple(known for known in self.entries if known.cohort != entry.cohort)
@@ -392,6 +488,7 @@ class Account(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
             for entry in account.entries:
                 for charge in entry.charges:
                     charge.event()
+                    _ = charge.counter
         except (msgspec.MsgspecError, ValueError) as error:
             raise BudgetError(
                 "account-malformed", f"The privacy account does not parse: {error}."

@@ -10,6 +10,7 @@ event: costs under different adjacencies do not add up to a statement under eith
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -113,6 +114,36 @@ class Composed(Event):
     parts: tuple[tuple[Event, int], ...]
 
 
+@dataclass(frozen=True)
+class Scheduled(Event):
+    """Adaptive composition in which one record takes part in at most ``most`` events.
+
+    Which ones is not known, and may follow from the outputs before (docs/privacy.md, "Scheduled
+    batches"). ``parts``: each event with its count.
+    """
+
+    parts: tuple[tuple[Event, int], ...]
+    most: int
+
+
+def composed(counts: Mapping[Event, int]) -> Composed:
+    """The composition of each event as often as it is counted."""
+    return Composed(tuple(sorted(counts.items(), key=lambda item: repr(item[0]))))
+
+
+def scheduled(counts: Mapping[Event, int], most: int) -> Mapping[Event, int]:
+    """What to compose where a record is in at most ``most`` of the counted events.
+
+    Of equal events it is ``most`` of them, and of different ones the dearest: :class:`Scheduled`.
+    """
+    total = sum(counts.values())
+    if most >= total:
+        return counts
+    if len(counts) == 1:
+        return dict.fromkeys(counts, most)
+    return {Scheduled(composed(counts).parts, most): 1}
+
+
 def adjacency_of(event: Event) -> Adjacency | None:
     """What the event's sensitivities are between; None for a composition of nothing.
 
@@ -124,7 +155,7 @@ def adjacency_of(event: Event) -> Adjacency | None:
             return adjacency_of(inner)
         case PoissonReplaced(_, inner):
             return "replace-one" if adjacency_of(inner) else None
-        case Composed(parts):
+        case Composed(parts) | Scheduled(parts):
             found = {adjacency_of(part) for part, count in parts if count} - {None}
             if len(found) > 1:
                 raise AccountingError(
@@ -175,6 +206,8 @@ def replace_one(event: Event) -> Event:
             return PoissonReplaced(rate, inner)
         case Composed(parts):
             return Composed(tuple((replace_one(part), count) for part, count in parts))
+        case Scheduled(parts, most):
+            return Scheduled(tuple((replace_one(part), count) for part, count in parts), most)
         case _:
             raise AccountingError(
                 "adjacency-unaccounted",

@@ -22,6 +22,8 @@ Formulas, checked against the papers:
   Mironov, Talwar, Zhang (arXiv 1908.10530) for any such noise, proved in docs/sampling.md. Zhu and
   Wang (ICML 2019, Theorem 5) have a factor 3 more, for noise without symmetry.
 * The same between neighbours that exchange a record: the least of four bounds, all proved there.
+* Events of which a record is in at most k, whichever: at each order the k largest (docs/privacy.md,
+  "Scheduled batches"; Feldman, Zrnic, NeurIPS 2021, Theorem 3.1).
 * Conversion, Canonne, Kamath, Steinke (NeurIPS 2020), Proposition 12:
   eps = eps(a) + log(1 - 1/a) - log(delta a) / (a - 1).
 """
@@ -29,7 +31,7 @@ Formulas, checked against the papers:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -44,6 +46,7 @@ from dp.accounting.events import (
     NonPrivateRelease,
     PoissonReplaced,
     PoissonSampled,
+    Scheduled,
     SkellamRelease,
     adjacency_of,
     replace_one,
@@ -207,6 +210,20 @@ def _poisson_replaced(
     return curve
 
 
+def _dearest(parts: Sequence[tuple[Event, int]], most: int) -> Mapping[int, float]:
+    """At each order the ``most`` largest of the events' curves, so those of any such choice."""
+    curves = [(rdp_curve(part), int(_real("count", count, zero=True))) for part, count in parts]
+    total = {}
+    for order in ORDERS:
+        left, taken = int(_real("participations", most, zero=True)), []
+        for cost, count in sorted(((c[order], n) for c, n in curves), reverse=True):
+            if now := min(left, count):
+                taken.append(now * cost)
+            left -= now
+        total[order] = math.fsum(taken) * _OUTWARD
+    return total
+
+
 def _check_sampled(rate: float, event: Event) -> None:
     """One sum with symmetric noise, and what one record in the batch, more or less, moves."""
     _check_rate(rate)
@@ -261,6 +278,8 @@ def rdp_curve(event: Event) -> Mapping[int, float]:
                 curve = rdp_curve(part)
                 total = {o: (total[o] + times * curve[o]) * _OUTWARD for o in total if o in curve}
             return total
+        case Scheduled(parts, most):
+            return _dearest(parts, most)
         case _:
             raise AccountingError(
                 "event-unknown",

@@ -5,6 +5,10 @@ protects this unit. The headline is unamplified. What is accounted is what happe
 the survivors of each release guarantee. (Survivor counts are adversary-chosen; the bound that
 holds whatever they are is that of ``lines(manifest, releases_max)``: the filter of Feldman and
 Zrnic, 2021, at the fewest survivors.)
+
+Where batches are scheduled, an example is in at most k = ceil(releases / period) of the sums
+(:mod:`dp.schedule`). Nobody but its device knows which, so the k dearest are composed, and what
+imperfect randomness takes from delta stays that of all releases. Devices are in every sum.
 """
 
 from __future__ import annotations
@@ -25,13 +29,16 @@ from dp.accounting.events import (
     Event,
     PoissonSampled,
     SkellamRelease,
+    composed,
     replace_one,
+    scheduled,
 )
 from dp.accounting.rdp import epsilon_from_rdp, rdp_curve
 from dp.accounting.slot_overrun import overrun_log2, slot_terms
 from dp.errors import AccountingError
 from dp.noise.grid import clip_units, examples_factor, l1_of, l1_units, l2_squared_units, scale_for
 from dp.noise.removable import kept_share
+from dp.schedule import participations
 from secagg.manifest import DevicePrivacy, ExamplePrivacy, Manifest
 
 ACCOUNTANT_SKELLAM = "skellam-rdp/agarwal-kairouz-liu-2021"
@@ -194,12 +201,17 @@ def _counts(manifest: Manifest, releases: Releases) -> Counter[ReleaseFacts]:
 
 
 def _ring_event(
-    manifest: Manifest, counts: Counter[ReleaseFacts], factor: int, adjacency: Adjacency
+    manifest: Manifest,
+    counts: Counter[ReleaseFacts],
+    factor: int,
+    adjacency: Adjacency,
+    period: int = 1,
 ) -> Composed:
+    """The releases; of a unit that is scheduled, as many of the dearest as it may be in."""
     events: Counter[Event] = Counter()
     for facts, count in counts.items():
         events[ring_release(manifest, facts, factor, adjacency)] += count
-    return Composed(tuple(sorted(events.items(), key=lambda item: repr(item[0]))))
+    return composed(scheduled(events, participations(sum(events.values()), period)))
 
 
 def _sampled(event: Composed, rate: float) -> Composed:
@@ -296,7 +308,7 @@ def _mode_c(
     depends on the other examples, so a neighbour may move the sum by more than the clip.
     """
     delta = manifest.budget.delta
-    event = _ring_event(manifest, counts, 1, ADJACENCY["example"])
+    event = _ring_event(manifest, counts, 1, ADJACENCY["example"], privacy.scheduled)
     releases = sum(counts.values())
     slack = slack_log2(releases * (draws_per_release(manifest) + OVERRUN_DRAWS))
     line = _line("C", manifest, accountant(manifest), event, slack, replaced)
@@ -312,9 +324,10 @@ def _mode_a(
     manifest: Manifest, privacy: ExamplePrivacy, releases: int, replaced: bool
 ) -> Iterator[PrivacyLine]:
     """Examples, by the noise of every local step on the device itself."""
-    steps = releases * (manifest.training.local_steps if manifest.training is not None else 1)
+    each = manifest.training.local_steps if manifest.training is not None else 1
+    steps = each * participations(releases, privacy.scheduled)
     event, delta = Composed(((local_step(manifest), steps),)), manifest.budget.delta
-    slack = slack_log2(steps * manifest.data_length)
+    slack = slack_log2(releases * each * manifest.data_length)
     line = _line("A", manifest, ACCOUNTANT_SKELLAM, event, slack, replaced)
     yield line
     if privacy.sampling_rate < 1 and not replaced:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from dp.accounting.budget import UNITS, Total, charges_of, repeated, total, without_noise
+from dp.accounting.budget import UNITS, Total, charges_of, total, without_noise
 from dp.accounting.statements import ReleaseFacts
 from secagg.manifest import Manifest
 
@@ -36,7 +36,7 @@ def ledger_totals(tasks: Iterable[Spent]) -> tuple[Total, ...]:
         return ()
     accounted = [task for task in charged if task.counts]
     spent = [
-        (task.manifest.task, repeated(charges_of(task.manifest, facts), count))
+        (task.manifest.task, charges_of(task.manifest, facts) * count)
         for task in accounted
         for facts, count in task.counts.items()
     ]

@@ -18,6 +18,7 @@ from dp.contracts.derive import derive_ring, share_variance
 from dp.contracts.known_noise import mean_deviation
 from dp.contracts.optimisers import BETA2, MOMENTUM, TAU, or_default, server_optimiser
 from dp.contracts.rules import in_range, refuse
+from dp.contracts.scheduled import PERIOD_MAX
 from dp.contracts.spec import SegmentSpec, TaskSpec
 from dp.noise.grid import clip_units, equalised_scales, l2_squared_units, scale_for
 from dp.noise.removable import drop_levels, most_variance
@@ -175,9 +176,18 @@ def _check_spec(spec: TaskSpec, algorithm: Algorithm, mode: str) -> None:
         )
     if spec.update_clip is not None:
         in_range("update_clip", spec.update_clip, 0, 1e12, open_low=True)
+    in_range("period", spec.period, 1, PERIOD_MAX)
+    if spec.period > 1 and mode == "none":
+        refuse(
+            "schedule-without-examples",
+            "A schedule counts what an example costs, and the task protects none.",
+            expected="period = 1",
+            found=spec.period,
+            remedy="Choose privacy = 'distributed' or 'local', or leave period out.",
+        )
     if mode != "none":
         in_range("noise_multiplier", spec.noise_multiplier, 0, 1e4, open_low=True)
-        in_range("sampling_rate", spec.sampling_rate, 0, 1, open_low=True)
+        in_range("sampling_rate", spec.rate(mode), 0, 1, open_low=True)
         in_range("examples_max", spec.examples_max, 1, 1 << 20)
     in_range("size_max", spec.cohort.size_max, 2, 10_000, reason="cohort-size")
     for segment in spec.segments:
@@ -245,8 +255,9 @@ def _example_privacy(spec: TaskSpec, mode: str) -> ExamplePrivacy | None:
         mode=kind,
         clip=spec.clip,
         noise_multiplier=spec.noise_multiplier,
-        sampling_rate=spec.sampling_rate,
+        sampling_rate=spec.rate(mode),
         examples_max=spec.examples_max,
+        period=spec.period if spec.period > 1 else msgspec.UNSET,
     )
 
 

@@ -26,6 +26,7 @@ from dp.contracts.rules import (
     in_range,
     refuse,
 )
+from dp.contracts.scheduled import check_schedule
 from dp.contracts.slot import check_overrun, check_slot
 from dp.contracts.units import check_delta
 from dp.errors import AccountingError, LedgerError
@@ -76,6 +77,7 @@ def check_recorded(manifest: Manifest) -> None:
     check_grid(manifest.segments)
     check_adaptive(manifest)
     _check_privacy(manifest, algorithm)
+    check_schedule(manifest, algorithm)
     _check_base_model(manifest)
     _check_adapter(manifest)
     algorithm.check(manifest)

@@ -20,6 +20,8 @@ from secagg.errors import ConfigurationError
 from secagg.graph.parameters import corrupt_floor, corrupt_room
 from secagg.manifest import Adapter, BaseModel, LocalOptimiser, ServerOptimiser
 
+SAMPLING_RATE = 0.25  # of a task that does not say otherwise
+
 
 class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     pass
@@ -159,7 +161,11 @@ class TaskSpec(_Table, frozen=True):
     ``local`` (fedavg and fedprox): DP-SGD on the device; ``none``.
     ``clip``: L2 bound, of one example's gradient with example privacy, else of a device's update.
     ``noise_multiplier``: noise over ``clip``, standard deviations.
-    ``sampling_rate``: probability with which an example joins a batch.
+    ``period``: a device divides its examples into so many parts, and the next one is its batch with
+    each charge; so an example is in one sum of ``period``, and costs no more. 1: every example may
+    be in every release.
+    ``sampling_rate``: probability with which an example joins a batch (with a period, one of its
+    part). None: 0.25; 1 with a period and distributed noise, where a batch is the whole part.
     ``examples_max``: most examples that one device may sum in one step (distributed).
     ``update_clip``: L2 bound of a device's whole update in fedavg and fedprox. None: 1 with
     device-level privacy, which it is the unit of; else 64, since then it protects nothing and
@@ -192,8 +198,9 @@ class TaskSpec(_Table, frozen=True):
     privacy: Literal["distributed", "local", "none"] | None = None
     clip: float = 1.0
     noise_multiplier: float = 1.4
-    sampling_rate: float = 0.25
+    sampling_rate: float | None = None
     examples_max: int = 256
+    period: int = 1
     update_clip: float | None = None
     device_noise_multiplier: float = 0.0
     participation_rate: float = 1.0
@@ -211,6 +218,12 @@ class TaskSpec(_Table, frozen=True):
     start_from: str = ""
     base_model: BaseModel | None = None
     adapter: Adapter | None = None
+
+    def rate(self, mode: str) -> float:
+        """``sampling_rate``, or what stands for it in a privacy mode."""
+        if self.sampling_rate is not None:
+            return self.sampling_rate
+        return 1.0 if self.period > 1 and mode == "distributed" else SAMPLING_RATE
 
 
 def parse_spec(text: bytes | str, *, toml: bool = True) -> TaskSpec:

@@ -24,13 +24,15 @@ _HELD_MAX = 1 << 40  # examples of one device; a rate near 0 names more than the
 class ProtectedUnits(msgspec.Struct, frozen=True, kw_only=True):
     """Units of one full cohort. ``expected``: that its devices hold, by the batch and its rate.
 
-    ``most``: that, or what one sum may hold, where that is more. A device may hold more than both.
+    ``most``: that, or what one sum may hold, or with a schedule its whole pass, where that is more.
+    A device may hold more than both.
     """
 
     unit: str
     expected: int
     most: int
     delta: float
+    within: str = "one sum"
 
     def times_delta(self, count: int) -> Fraction:
         """Of the decimal that names delta, so that 0.01 times 100 is 1."""
@@ -42,7 +44,7 @@ class ProtectedUnits(msgspec.Struct, frozen=True, kw_only=True):
         product = delta_shown(float(self.times_delta(self.most)), 3)
         counted = f"{self.most}" if self.unit == "device" else f"{self.expected} expected"
         if self.expected < self.most:
-            counted += f", at most {self.most} in one sum"
+            counted += f", at most {self.most} in {self.within}"
         return (
             f"delta {limit_shown(self.delta)} times the {self.unit}s of one full cohort "
             f"({counted}) is {product}"
@@ -56,14 +58,17 @@ def protected_units(manifest: Manifest) -> tuple[ProtectedUnits, ...]:
     found = []
     if example is not None:
         batch = 1 if training is None else training.batch_size
-        held = min(max(1, math.ceil(batch / Fraction(example.sampling_rate))), _HELD_MAX)
-        most = max(held, example.examples_max if example.mode == "distributed" else 1)
-        found.append(("example", devices * held, devices * most))
+        period = example.scheduled
+        held = math.ceil(period * batch / Fraction(example.sampling_rate))
+        held = min(max(1, held), _HELD_MAX)
+        most = max(held, period * example.examples_max if example.mode == "distributed" else 1)
+        within = "one sum" if period == 1 else f"a pass of {period} sums"
+        found.append(("example", devices * held, devices * most, within))
     if manifest.device_privacy is not None:
-        found.append(("device", devices, devices))
+        found.append(("device", devices, devices, "one sum"))
     return tuple(
-        ProtectedUnits(unit=unit, expected=expected, most=most, delta=delta)
-        for unit, expected, most in found
+        ProtectedUnits(unit=unit, expected=expected, most=most, delta=delta, within=within)
+        for unit, expected, most, within in found
     )
 
 

@@ -10,7 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dp.errors import AccountingError
-from dp.schedule import part_of, participations, period_of, places_of, schedule_of
+from dp.schedule import (
+    most_sums,
+    part_of,
+    participations,
+    period_of,
+    places_of,
+    schedule_of,
+)
 from secagg.manifest import decode_manifest, encode_manifest
 from tests.kits.tasks import built
 
@@ -52,6 +59,24 @@ def test_no_example_is_in_more_sums_than_are_counted(
     assert max(Counter(count % period for count in range(charges)).values(), default=0) == (
         participations(charges, period)
     )
+
+
+@given(places=st.integers(0, 60), period=PERIODS, seed=SEEDS)
+def test_without_a_bound_every_place_serves(places: int, period: int, seed: bytes) -> None:
+    parts = [places_of(part, places, period, None, seed).tolist() for part in range(period)]
+    assert sorted(place for part in parts for place in part) == list(range(places))
+
+
+@given(parts=st.lists(st.integers(0, 4)), others=st.integers(0, 30), mine=st.integers(0, 4))
+def test_no_example_is_in_more_sums_of_known_and_unknown_parts(
+    parts: list[int], others: int, mine: int
+) -> None:
+    """Unknown ones are of one device in a row, wherever it began."""
+    most = most_sums(parts, others, 5)
+    for start in range(5):
+        unknown = [(start + count) % 5 for count in range(others)]
+        assert (parts + unknown).count(mine) <= most
+    assert most_sums([], others, 5) == participations(others, 5)
 
 
 def test_every_order_of_a_block_comes_as_often() -> None:

@@ -39,6 +39,8 @@ class Algorithm(ABC):
         has_directions: slopes along public directions are sent, not the adapter's coordinates.
         clip_adapts: the clip may follow a quantile: one vector per unit, divided by a public
             constant, and no state in units of a clip.
+        schedules: what a device sends is of its batch and of released models alone, so that batches
+            may be scheduled (``dp.schedule``).
         forms: forms of LoRA that it goes with.
     """
 
@@ -54,6 +56,7 @@ class Algorithm(ABC):
     normalises_steps: bool = False
     has_directions: bool = False
     clip_adapts: bool = False
+    schedules: bool = False
     forms: frozenset[AdapterKind] = PLAIN_FORMS
 
     @abstractmethod

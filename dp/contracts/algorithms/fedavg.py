@@ -16,6 +16,7 @@ from secagg.manifest import Manifest, training_of
 class FedAvg(Algorithm):
     default_privacy = "local"
     clip_adapts = True
+    schedules = True
     forms = ALL_FORMS
 
     def segments(self, spec: TaskSpec, length: int, *, noisy: bool) -> tuple[SegmentSpec, ...]:

@@ -73,6 +73,7 @@ def check_versions(manifest: Manifest, algorithm: Algorithm) -> None:
 class FedBuff(Algorithm):
     default_privacy = "local"
     weighs_staleness = True
+    schedules = True
 
     def segments(self, spec: TaskSpec, length: int, *, noisy: bool) -> tuple[SegmentSpec, ...]:
         return uniform_segments(spec, length, noisy)

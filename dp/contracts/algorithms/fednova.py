@@ -32,6 +32,7 @@ class FedNova(Algorithm):
     proximal_term = True
     normalises_steps = True
     clip_adapts = True
+    schedules = True
     forms = AVERAGED_FORMS
 
     def suggested(self, privacy: str, population: int) -> Mapping[str, Any]:

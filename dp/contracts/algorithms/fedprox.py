@@ -23,6 +23,7 @@ class FedProx(Algorithm):
     default_privacy = "local"
     proximal_term = True
     clip_adapts = True
+    schedules = True
     forms = ALL_FORMS
 
     def suggested(self, privacy: str, population: int) -> Mapping[str, Any]:

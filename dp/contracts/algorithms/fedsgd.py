@@ -12,6 +12,7 @@ class FedSGD(Algorithm):
     default_privacy = "distributed"
     local_steps = False
     clip_adapts = True
+    schedules = True
     forms = AVERAGED_FORMS
 
     def segments(self, spec: TaskSpec, length: int, *, noisy: bool) -> tuple[SegmentSpec, ...]:

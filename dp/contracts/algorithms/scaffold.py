@@ -44,6 +44,7 @@ def control_step(training: Training) -> float:
 class Scaffold(Algorithm):
     default_privacy = "local"
     keeps_control = True
+    schedules = True
 
     def suggested(self, privacy: str, population: int) -> Mapping[str, Any]:
         return {"population": population}

@@ -25,6 +25,7 @@ class ZerothOrder(Algorithm):
     local_steps = False
     forward_only = True
     has_directions = True
+    schedules = True
 
     def suggested(self, privacy: str, population: int) -> Mapping[str, Any]:
         return {"directions": 16}
