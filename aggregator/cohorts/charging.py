@@ -43,6 +43,7 @@ from dp.ledger.records import (
     release_record,
 )
 from dp.noise_meter import NoiseInterval
+from dp.schedule import period_of
 from secagg.context import roster_digest
 from secagg.manifest import Manifest
 from secagg.server import (
@@ -235,6 +236,15 @@ def facts_of(state: State) -> ReleaseFacts:
     return ReleaseFacts(
         survivors=len(survivors_of(state)), masking_set_size=len(masking_set_of(state))
     )
+
+
+def refundable(manifest: Manifest) -> bool:
+    """Whether a cohort of which nobody has sent costs its task nothing.
+
+    Not where batches are scheduled: its devices have counted their debits, so their parts come
+    round sooner than a ledger without that charge would say.
+    """
+    return period_of(manifest) == 1
 
 
 def affordable(account: Account, manifest: Manifest) -> bool:

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from aggregator.cohorts import standing
 from aggregator.cohorts.abandoning import UNREADABLE, may_have_sent, tell_abandoned, told_in
 from aggregator.cohorts.actor import Cohort
-from aggregator.cohorts.charging import Charging, entry_of
+from aggregator.cohorts.charging import Charging, entry_of, refundable
 from aggregator.cohorts.faults import (
     any_byte_sent,
     fault_of,
@@ -77,7 +77,8 @@ class Ending:
                 failed=cohort.failed,
                 restarted=row.opened_at < self._core.started_at,
             )
-            if fault != "devices" and not any_byte_sent(state):
+            free = fault != "devices" and not any_byte_sent(state)
+            if free and refundable(cohort.task.manifest):
                 await self._charging.give_back(
                     connection, cohort.task, cohort.id, fault, state.reason, now
                 )
@@ -124,7 +125,8 @@ class Ending:
             charge = await connection.scalar(
                 sa.select(cohorts.c.charge).where(cohorts.c.cohort == cohort)
             )
-            if charge is not None and not may_have_sent(log):
+            free = refundable(task.manifest) and not may_have_sent(log)
+            if charge is not None and free:
                 await self._charging.give_back(connection, task, cohort, "service", UNREADABLE, now)
             elif charge is not None:
                 await self._charging.spend(connection, task, cohort, None)

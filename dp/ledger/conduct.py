@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from dp.ledger.forms import Policy
 from dp.ledger.records import ReleaseEntry
+from dp.schedule import period_of
 from secagg.limits import CLOCK_SKEW_S
 from secagg.manifest import Manifest
 
@@ -47,6 +48,12 @@ class Conduct:
         if self.finished:
             yield "task-finished", "A decision follows the end of its task."
         self.finished |= policy.action == "finished"
+        if policy.action == "charge-given-back" and period_of(self.manifest) > 1:
+            yield (
+                "schedule-given-back",
+                "A charge was given back in a task with a schedule: devices have counted it, so an "
+                "example may be in more sums than the releases show.",
+            )
         yield from self._time(policy.at, CLOCK_SKEW_S)  # perhaps by another replica's clock
 
     def _time(self, at_s: int, skew_s: int) -> Iterator[tuple[str, str]]:
