@@ -74,7 +74,7 @@ def _real(name: str, value: float, *, zero: bool = False) -> float:
     if not (math.isfinite(real) and (real > 0 or (zero and real == 0))):
         raise AccountingError(
             "parameter-out-of-range",
-            f"{name} must be {'at least 0' if zero else 'positive'} and finite.",
+            f"The {name} must be {'at least 0' if zero else 'positive'} and finite.",
             expected=">= 0" if zero else "> 0",
             found=real,
         )

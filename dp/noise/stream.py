@@ -29,7 +29,10 @@ class BitStream:
         key = random_bytes(32)
         if len(key) != 32:
             raise LocalProtocolError(
-                "random-bytes", "random_bytes(n) must return n bytes.", expected=32, found=len(key)
+                "random-bytes",
+                "`random_bytes(n)` must return n bytes.",
+                expected=32,
+                found=len(key),
             )
         self._cipher = Cipher(
             algorithms.AES256(key), modes.CTR((place << 64).to_bytes(16, "big"))

@@ -35,6 +35,7 @@ from dp.accounting.rdp import rdp_curve
 from dp.accounting.statements import epsilon_of
 from dp.errors import AccountingError
 from dp.planning.gaussian import exact_epsilon
+from tests.kits.said import Case, refused
 
 
 def matrix(coefficients: tuple[int, ...], rounds: int) -> np.ndarray:
@@ -325,3 +326,43 @@ def test_as_many_coefficients_as_rounds_between_do_not_overlap() -> None:
     """Whatever they are, and however many sets of rounds there are."""
     assert squared_sensitivity((1, 2), 1000, 100, 2) == 500
     assert squared_sensitivity((1, 2, 3), 1000, 1000, 3) == 333 * 14 + 1
+
+
+RELEASE = SkellamRelease(100, 10, 900)
+REFUSED = {
+    "rows that are sampled": Case(
+        lambda: correlated.whole_release((1,), 4, 1, 1, PoissonSampled(0.5, RELEASE)),
+        "event-unknown",
+        None,
+        "PoissonSampled",
+    ),
+    "a band of none": Case(
+        lambda: correlated.prefix_coefficients(0), "parameter-out-of-range", "1 to 16", 0
+    ),
+    "a band of 17": Case(
+        lambda: correlated.prefix_coefficients(17), "parameter-out-of-range", "1 to 16", 17
+    ),
+    "more coefficients than rounds": Case(
+        lambda: correlated.squared_sensitivity((1,) * 9, 8, 1, 1),
+        "parameter-out-of-range",
+        None,
+        ([1] * 8, 8, True),
+    ),
+    "rounds without end": Case(
+        lambda: correlated.l1_sensitivity((1,), 1 << 30, 0, 1),
+        "parameter-out-of-range",
+        None,
+        ([1], 2**20 + 1, False),
+    ),
+    "coefficients that rise": Case(
+        lambda: correlated.squared_sensitivity((*range(1, 10),), 100, 50, 1),
+        "sensitivity-unknown",
+        "at most 200000 sets of rounds, coefficients that fall, or at most 1 coefficients",
+        [1, 2, 3, 4, 5, 6, 7, 8],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_refusal_says_what_was_expected_and_what_was_found(name: str) -> None:
+    refused(REFUSED[name], AccountingError)

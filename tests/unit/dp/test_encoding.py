@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import msgspec
 import numpy as np
 import pytest
 from scipy import stats
 
+from dp import encoding
 from dp.contracts import BudgetSpec, CohortSpec
 from dp.encoding import decode, encode
 from dp.errors import MechanismError
 from dp.example_sum import ExampleSum, noisy_total
 from secagg.manifest import Manifest
 from secagg.ring import add_into, centred, split_checks
+from secagg.secret import Secret
+from tests.kits.noisy_tasks import device_level
+from tests.kits.said import Case, refused
 from tests.kits.tasks import adapter, built, seeded, statistics
 
 NO_LIMIT = BudgetSpec(max_epsilon=None)
@@ -268,3 +275,56 @@ def test_the_last_example_that_fits_is_added() -> None:
     batch.add(np.ones(64))
     assert batch.total.any()
     assert batch.count == 1
+
+
+def encoded(
+    values: dict[str, np.ndarray], manifest: Manifest | None = None, **changes: Any
+) -> Callable[[], object]:
+    return lambda: encoding.encode(
+        device_level() if manifest is None else manifest,
+        values,
+        rotation_seed=b"c",
+        random_bytes=seeded(),
+        **changes,
+    )
+
+
+GRADIENT = {"gradient": np.zeros(64, np.int64)}
+LARGE = {"gradient": np.full(64, -(2**31), np.int64)}
+BOUND = 256 * 1024
+
+
+REFUSED = {
+    "other segments": Case(encoded({"y": np.zeros(50)}), "segments-wrong", ["x"], ["y"]),
+    "a segment of another shape": Case(encoded({"x": np.zeros(49)}), "segment-shape", (50,), (49,)),
+    "a segment of complex numbers": Case(
+        encoded({"x": np.zeros(50, complex)}), "segment-type", "real numbers", "<c16"
+    ),
+    "seeds that the task has not": Case(
+        encoded({"x": np.zeros(50)}, noise_seeds=(Secret(bytes(32)),)), "noise-seeds", 0, 1
+    ),
+    "a total of floats": Case(
+        encoded({"gradient": np.zeros(64)}, built()), "segment-type", "int64", "<f8"
+    ),
+    "a total too large": Case(encoded(LARGE, built()), "segment-bound", BOUND, 2**31),
+    "noise that the manifest lacks": Case(
+        encoded(GRADIENT, msgspec.structs.replace(built(), noise=None)), "noise-missing"
+    ),
+    "a payload of another length": Case(
+        lambda: encoding.decode(built(), np.ones(60, "<u4"), survivors=4, rotation_seed=b"c"),
+        "segment-shape",
+        64,
+        59,
+    ),
+    "a payload of another count": Case(
+        lambda: encoding.decode(built(), np.ones(65, "<u4"), survivors=4, rotation_seed=b"c"),
+        "check-coordinates",
+        4,
+        [1],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_refusal_says_what_was_expected_and_what_was_found(name: str) -> None:
+    refused(REFUSED[name], MechanismError)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import msgspec
 import pytest
 
 from dp.accounting.budget import UNITS, Account, Entry, charges_of
-from dp.accounting.events import Composed
+from dp.accounting.events import (
+    Composed,
+)
 from dp.accounting.statements import ReleaseFacts, epsilon_of, headline, lines
 from dp.contracts import BudgetSpec
 from dp.errors import BudgetError
+from tests.kits.said import Case, refused
 from tests.kits.tasks import built
 
 NO_LIMIT = BudgetSpec(max_epsilon=None)
@@ -183,3 +187,45 @@ def test_an_account_is_read_strictly() -> None:
         assert loose != data
         with pytest.raises(BudgetError, match="account-malformed"):
             Account.from_json(loose)
+
+
+def spent(epsilon: float | None, releases_max: int = 4) -> Callable[[], object]:
+    """A second release of a task, with a budget for one."""
+    manifest = built(budget=BudgetSpec(max_epsilon=None, releases_max=releases_max))
+
+    def call() -> object:
+        return Account(delta=1e-5, max_epsilon=epsilon).spend("a", manifest).reserve("b", manifest)
+
+    return call
+
+
+def another_task() -> object:
+    account = Account(delta=1e-5).reserve("a", built())
+    return account.spend("a", built(task="other"))
+
+
+REFUSED = {
+    "releases that are used up": Case(spent(None, 1), "releases-exhausted", "at most 1", 2),
+    "a cohort of another task": Case(another_task, "cohort-mismatch", "demo", "other"),
+    "a refund": Case(
+        lambda: Account(delta=1e-5).spend("a", built()).cancel("a"), "charge-final", None, "a"
+    ),
+    "an account of no JSON": Case(lambda: Account.from_json(b"{"), "account-malformed", None, None),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_refusal_says_what_was_expected_and_what_was_found(name: str) -> None:
+    refused(REFUSED[name], BudgetError)
+
+
+def test_a_budget_that_is_used_up_says_what_the_next_release_would_cost() -> None:
+    manifest = built(budget=NO_LIMIT)
+    twice = Account(delta=1e-5).spend("a", manifest).spend("b", manifest).epsilon("example")
+    with pytest.raises(BudgetError) as caught:
+        spent(math.nextafter(twice, 0))()
+    error = caught.value
+    assert (error.reason, error.found) == ("budget-exhausted", 4.8038)
+    assert error.expected == f"epsilon <= {math.nextafter(twice, 0)!r}"
+    assert 4.80375 - 5e-5 < twice < 4.80375  # what is nearer would be lower
+    assert spent(twice)() is not None  # to the last

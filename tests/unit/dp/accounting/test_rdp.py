@@ -10,19 +10,23 @@ import pytest
 from dp_accounting.rdp import RdpAccountant
 from scipy import optimize, special, stats
 
+from dp.accounting import events, rdp
 from dp.accounting.events import (
     Composed,
     DiscreteGaussianRelease,
+    DiscreteGaussianSum,
     Event,
     GaussianRelease,
     PoissonSampled,
     SkellamRelease,
+    replace_one,
 )
 from dp.accounting.rdp import ORDERS, epsilon_from_rdp, rdp_curve
 from dp.accounting.statements import epsilon_of
 from dp.errors import AccountingError
 from dp.planning.epsilon import plan_epsilon
 from dp.planning.gaussian import pld_epsilon, rdp_epsilon
+from tests.kits.said import Case, refused
 
 
 def exact_gaussian_epsilon(noise_multiplier: float, rounds: int, delta: float) -> float:
@@ -242,3 +246,103 @@ def test_plans_name_their_accountant() -> None:
         assert 0 < epsilon < 20
         assert word in accountant
         assert ("symmetric-noise" in accountant) == (mechanism != "gaussian")
+
+
+RELEASE = SkellamRelease(100, 10, 900)
+REFUSED = {
+    "two adjacencies": Case(
+        lambda: rdp.rdp_curve(Composed(((RELEASE, 1), (replace_one(RELEASE), 1)))),
+        "adjacency-mixed",
+        None,
+        ["add-or-remove", "replace-one"],
+    ),
+    "an event of nobody": Case(
+        lambda: events.adjacency_of(Event()), "event-unknown", None, "Event"
+    ),
+    "an exchange in an event of nobody": Case(
+        lambda: replace_one(PoissonSampled(0.5, Event())), "event-unknown", None, "Event"
+    ),
+    "an exchange that is sampled": Case(
+        lambda: rdp.rdp_curve(PoissonSampled(0.5, replace_one(RELEASE))),
+        "adjacency-unaccounted",
+        "add-or-remove or zero-out",
+        "replace-one",
+    ),
+    "a sampled composition": Case(
+        lambda: rdp.rdp_curve(PoissonSampled(0.5, Composed(((RELEASE, 1),)))),
+        "event-unknown",
+        "one sum with additive noise",
+        "Composed",
+    ),
+    "a rate of zero": Case(
+        lambda: rdp.rdp_curve(PoissonSampled(0.0, RELEASE)),
+        "parameter-out-of-range",
+        "0 < rate <= 1",
+        0.0,
+    ),
+    "a rate beyond 1": Case(
+        lambda: rdp.rdp_curve(PoissonSampled(1.5, RELEASE)),
+        "parameter-out-of-range",
+        "0 < rate <= 1",
+        1.5,
+    ),
+    "a variance of zero": Case(
+        lambda: rdp.rdp_curve(SkellamRelease(1, 1, 0)), "parameter-out-of-range", "> 0", 0.0
+    ),
+    "a negative sensitivity": Case(
+        lambda: rdp.rdp_curve(SkellamRelease(-1, 1, 1)), "parameter-out-of-range", ">= 0", -1.0
+    ),
+    "a sensitivity beyond floats": Case(
+        lambda: rdp.rdp_curve(SkellamRelease(1, 10**400, 1)),
+        "parameter-out-of-range",
+        ">= 0",
+        math.inf,
+    ),
+    "no shares": Case(
+        lambda: rdp.rdp_curve(DiscreteGaussianSum(1, 1, 9, 0, 5)),
+        "parameter-out-of-range",
+        None,
+        (1, 1, 9, 0, 5),
+    ),
+    "shares without end": Case(
+        lambda: rdp.rdp_curve(DiscreteGaussianSum(1, 1, 9, 10**6 + 1, 5)),
+        "parameter-out-of-range",
+        None,
+        (1, 1, 9, 10**6 + 1, 5),
+    ),
+    "a count below zero": Case(
+        lambda: rdp.rdp_curve(Composed(((RELEASE, -1),))), "parameter-out-of-range", ">= 0", -1.0
+    ),
+    "a delta of zero": Case(
+        lambda: rdp.epsilon_from_rdp({2: 1.0}, 0.0), "parameter-out-of-range", "0 < delta < 1", 0.0
+    ),
+    "a delta of one": Case(
+        lambda: rdp.epsilon_from_rdp({2: 1.0}, 1.0), "parameter-out-of-range", "0 < delta < 1", 1.0
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_refusal_says_what_was_expected_and_what_was_found(name: str) -> None:
+    refused(REFUSED[name], AccountingError)
+
+
+@pytest.mark.parametrize(
+    ("event", "named"),
+    [
+        (SkellamRelease(1, 1, -1), "noise variance must be positive"),
+        (SkellamRelease(-1, 1, 1), "squared L2 sensitivity must be at least 0"),
+        (SkellamRelease(1, -1, 1), "L1 sensitivity must be at least 0"),
+        (DiscreteGaussianSum(1, 1, 0, 2, 5), "noise variance must be positive"),
+        (DiscreteGaussianSum(-1, 1, 1, 2, 5), "squared L2 sensitivity must be at least 0"),
+        (DiscreteGaussianSum(1, -1, 1, 2, 5), "L1 sensitivity must be at least 0"),
+        (DiscreteGaussianSum(1, 1, 1, 2, 0), "length must be positive"),
+        (GaussianRelease(0.0), "noise multiplier must be positive"),
+        (Composed(((RELEASE, -1),)), "count must be at least 0"),
+    ],
+)
+def test_the_parameter_that_is_out_of_range_is_named(event: Event, named: str) -> None:
+    with pytest.raises(AccountingError) as caught:
+        rdp.rdp_curve(event)
+    assert caught.value.message == f"The {named} and finite."
+    assert caught.value.found in (0.0, -1.0)

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 
+from dp.accounting import statements
+from dp.accounting.events import (
+    SkellamRelease,
+)
 from dp.accounting.statements import (
     POISSON,
     PrivacyLine,
@@ -22,6 +27,8 @@ from dp.accounting.statements import (
 from dp.contracts import BudgetSpec, TrainingSpec
 from dp.errors import AccountingError
 from secagg.errors import ConfigurationError
+from tests.kits.noisy_tasks import device_level, in_parts
+from tests.kits.said import Case, refused
 from tests.kits.tasks import DEMO_ADAPTER, built, spec, statistics
 
 NO_LIMIT = BudgetSpec(max_epsilon=None)
@@ -224,3 +231,44 @@ def test_a_task_without_noise_in_the_ring_guarantees_none() -> None:
         guaranteed_variance(built(algorithm="fedavg", budget=NO_LIMIT), ReleaseFacts(survivors=4))
     assert caught.value.reason == "noise-missing"
     assert spec().budget.max_epsilon == 8.0
+
+
+def guaranteed(survivors: int, masking_set: int = 0) -> Callable[[], int]:
+    facts = ReleaseFacts(survivors=survivors, masking_set_size=masking_set)
+    return lambda: statements.guaranteed_variance(in_parts(), facts)
+
+
+RELEASE = SkellamRelease(100, 10, 900)
+REFUSED = {
+    "no noise in the ring": Case(
+        lambda: statements.guaranteed_variance(
+            built(algorithm="fedavg", budget=NO_LIMIT), ReleaseFacts(survivors=4)
+        ),
+        "noise-missing",
+    ),
+    "too few survivors": Case(guaranteed(4), "survivors-too-few", (5, 10), 4),
+    "too many survivors": Case(guaranteed(11), "survivors-too-many", (5, 10), 11),
+    "more survivors than vectors": Case(guaranteed(7, 6), "masking-set-size", "at least 7", 6),
+    "a masking set too large": Case(guaranteed(7, 11), "masking-set-size", (5, 10), 11),
+    "no local noise": Case(lambda: statements.local_step(device_level()), "privacy-missing"),
+    "no noise": Case(
+        lambda: statements.checked_multiplier(0.0),
+        "parameter-out-of-range",
+        "> 0, at most 1e+06",
+        0.0,
+    ),
+    "a negative count of releases": Case(
+        lambda: statements.lines(built(), -1), "parameter-out-of-range"
+    ),
+    "a distance beyond 1": Case(
+        lambda: statements.epsilon_of(RELEASE, 1e-5, 0.1),
+        "parameter-out-of-range",
+        "log2 at most 0",
+        0.1,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_refusal_says_what_was_expected_and_what_was_found(name: str) -> None:
+    refused(REFUSED[name], AccountingError)

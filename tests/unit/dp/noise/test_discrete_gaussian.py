@@ -22,10 +22,12 @@ from dp.accounting.statements import (
 from dp.contracts import BudgetSpec, CohortSpec, check_manifest
 from dp.encoding import decode, encode
 from dp.errors import AccountingError
+from dp.noise import discrete_gaussian
 from dp.noise.discrete_gaussian import add_discrete_gaussian, gaussian_table, gaussian_weights
 from dp.planning.epsilon import plan_epsilon
 from secagg.errors import ConfigurationError, LocalProtocolError
 from secagg.ring import add_into
+from tests.kits.said import Case, refused
 from tests.kits.tasks import built, seeded, statistics
 
 NO_LIMIT = BudgetSpec(max_epsilon=None)
@@ -215,3 +217,20 @@ def test_a_share_too_large_for_one_table_is_refused() -> None:
     with pytest.raises(ConfigurationError) as caught:
         check_manifest(msgspec.structs.replace(manifest, noise=noise))
     assert caught.value.reason == "noise-too-large"
+
+
+REFUSED = {
+    "a sigma that nobody draws": Case(
+        lambda: discrete_gaussian.add_discrete_gaussian(
+            np.zeros(1, np.int64), (1 << 34) + 1, seeded()
+        ),
+        "variance-out-of-range",
+        f"1 to {1 << 34}",
+        (1 << 34) + 1,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_refusal_says_what_was_expected_and_what_was_found(name: str) -> None:
+    refused(REFUSED[name], LocalProtocolError)

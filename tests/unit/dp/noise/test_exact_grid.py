@@ -14,8 +14,9 @@ from dp.noise import grid, quantisation
 from dp.noise.quantisation import round_stochastically, squared_norm, to_units
 from dp.noise.rotation import blocks, rotate, rotate_back
 from dp.noise.stream import BitStream
-from secagg.errors import LocalProtocolError
+from secagg.errors import ConfigurationError, LocalProtocolError
 from secagg.hashing import digest
+from tests.kits.said import Case, refused
 from tests.kits.tasks import built, seeded, statistics
 
 NO_LIMIT = BudgetSpec(max_epsilon=None)
@@ -258,3 +259,46 @@ def test_a_clipped_vector_is_made_by_the_documented_steps(
     expected, taken = rounded_and_clipped(values, scale, bound)
     assert taken in tries
     assert np.array_equal(to_units(values, scale, bound, lambda _: KEY), expected)
+
+
+REFUSED = {
+    "a clip of zero": Case(lambda: grid.clip_units(0.0, 1), "clip-out-of-range", "> 0", 0.0),
+    "a clip without end": Case(
+        lambda: grid.scale_for(math.inf, 1, noisy=True), "clip-out-of-range", "> 0", math.inf
+    ),
+    "a clip below one unit": Case(
+        lambda: grid.clip_units(0.5, 1), "clip-out-of-range", "1 to 1073741824 units", 0
+    ),
+    "a clip beyond the grid": Case(
+        lambda: grid.clip_units(2.0**30 + 1, 1),
+        "clip-out-of-range",
+        "1 to 1073741824 units",
+        2**30 + 1,
+    ),
+    "a clip that no scale serves": Case(
+        lambda: grid.scale_for(1e-13, 1, noisy=True),
+        "clip-out-of-range",
+        "at least 2.27e-13",
+        1e-13,
+    ),
+    "an integer clip of zero": Case(
+        lambda: quantisation.to_units(np.ones(3), 1, 0, seeded()),
+        "clip-out-of-range",
+        None,
+        0,
+        error=LocalProtocolError,
+    ),
+    "values that are none": Case(
+        lambda: quantisation.to_units(np.array([1, math.nan]), 1, 5, seeded()),
+        "values-not-finite",
+        error=LocalProtocolError,
+    ),
+    "too little randomness": Case(
+        lambda: BitStream(lambda _: bytes(31)), "random-bytes", 32, 31, error=LocalProtocolError
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_refusal_says_what_was_expected_and_what_was_found(name: str) -> None:
+    refused(REFUSED[name], ConfigurationError)

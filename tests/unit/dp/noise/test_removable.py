@@ -11,7 +11,9 @@ import pytest
 from scipy import stats
 
 from dp.accounting.budget import Account, charges_of, example_of
-from dp.accounting.events import SkellamRelease
+from dp.accounting.events import (
+    SkellamRelease,
+)
 from dp.accounting.statements import (
     ReleaseFacts,
     draws_per_release,
@@ -40,6 +42,8 @@ from secagg.limits import SLICE_LENGTH
 from secagg.manifest import Manifest
 from secagg.ring import add_into, centred, split_checks, with_checks
 from secagg.secret import Secret
+from tests.kits.noisy_tasks import in_parts
+from tests.kits.said import Case, refused
 from tests.kits.tasks import built, seeded, statistics
 
 CTX = b"c" * 32
@@ -432,3 +436,37 @@ def test_levels_that_leave_drop_outs_uncovered_are_refused(
     with pytest.raises(ConfigurationError) as caught:
         check_manifest(msgspec.structs.replace(manifest, noise=noise))
     assert caught.value.reason == reason
+
+
+REFUSED = {
+    "a part that is not there": Case(
+        lambda: removable_part(in_parts(), 8, 2, Secret(bytes(32)), b"c"),
+        "noise-level",
+        None,
+        2,
+    ),
+    "a part's seed": Case(
+        lambda: removable_part(in_parts(), 8, 0, Secret(bytes(31)), b"c"),
+        "seed-size",
+        32,
+        31,
+    ),
+    "half a slice": Case(
+        lambda: remove_parts(np.zeros(9, "<u4"), (), 24, 0, 5),
+        "noise-slice",
+        "multiples of 65537, up to 9",
+        (0, 5),
+    ),
+    "a masking set too small": Case(
+        lambda: share_levels(in_parts().noise, in_parts().cohort, 4),
+        "masking-set-size",
+        (5, 10),
+        4,
+        error=AccountingError,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_refusal_says_what_was_expected_and_what_was_found(name: str) -> None:
+    refused(REFUSED[name], MechanismError)

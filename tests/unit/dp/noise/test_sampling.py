@@ -27,6 +27,7 @@ from dp.noise.sampling import (
 )
 from dp.noise.stream import BitStream
 from secagg.errors import LocalProtocolError
+from tests.kits.said import Case, refused
 from tests.kits.tasks import seeded
 
 
@@ -229,3 +230,21 @@ def test_a_device_that_holds_the_maximum_rarely_overruns(examples_max: int, rate
 
 def test_without_sampling_a_device_holds_no_more_than_a_batch() -> None:
     assert examples_held_max(256, 1.0) == 256
+
+
+REFUSED = {
+    "a variance that nobody draws": Case(
+        lambda: sampling.add_skellam(np.zeros(1, np.int64), 0, seeded()),
+        "variance-out-of-range",
+        f"1 to {1 << 46}",
+        0,
+    ),
+    "a batch of fewer than none": Case(
+        lambda: sampling.poisson_batch(-1, 0.5, seeded()), "batch-parameters", None, (-1, 0.5)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_refusal_says_what_was_expected_and_what_was_found(name: str) -> None:
+    refused(REFUSED[name], LocalProtocolError)

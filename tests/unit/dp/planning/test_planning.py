@@ -7,7 +7,10 @@ from typing import Literal
 
 import pytest
 
+from dp.errors import AccountingError
+from dp.planning import epsilon as plans
 from dp.planning.task import plan_task
+from tests.kits.said import Case, refused
 
 ROUNDS, DELTA = 20, 1e-6
 
@@ -63,3 +66,60 @@ def test_a_coarse_statement_costs_more_on_the_grid() -> None:
         unit="example",
     )
     assert plan.grid_epsilon > 1e-3 * plan.epsilon
+
+
+REFUSED = {
+    "a plan without rounds": Case(
+        lambda: plans.plan_epsilon(1.0, 0, 1e-5), "parameter-out-of-range", "1..10^7", 0
+    ),
+    "a plan of ten million and one": Case(
+        lambda: plans.plan_epsilon(1.0, 10**7 + 1, 1e-5),
+        "parameter-out-of-range",
+        "1..10^7",
+        10**7 + 1,
+    ),
+    "a plan at no rate": Case(
+        lambda: plans.plan_epsilon(1.0, 1, 1e-5, 0.0),
+        "parameter-out-of-range",
+        "0 < rate <= 1",
+        0.0,
+    ),
+    "a plan at twice the rate": Case(
+        lambda: plans.plan_epsilon(1.0, 1, 1e-5, 2.0),
+        "parameter-out-of-range",
+        "0 < rate <= 1",
+        2.0,
+    ),
+    "a plan at delta one": Case(
+        lambda: plans.plan_epsilon(1.0, 1, 1.0), "parameter-out-of-range", "0..1", 1.0
+    ),
+    "a plan without coordinates": Case(
+        lambda: plans.plan_epsilon(1.0, 1, 1e-5, length=0),
+        "parameter-out-of-range",
+        f"1 to {1 << 40}",
+        0,
+    ),
+    "a plan too long": Case(
+        lambda: plans.plan_epsilon(1.0, 1, 1e-5, length=(1 << 40) + 1),
+        "parameter-out-of-range",
+        f"1 to {1 << 40}",
+        math.inf,
+    ),
+    "a plan of no mechanism": Case(
+        lambda: plans.plan_epsilon(1.0, 1, 1e-5, 1.0, "laplace"),
+        "mechanism-unknown",
+        ["gaussian", "discrete-gaussian", "skellam"],
+        "laplace",
+    ),
+    "a plan of no adjacency": Case(
+        lambda: plans.plan_epsilon(1.0, 1, 1e-5, adjacency="edit"),
+        "adjacency-unknown",
+        ["add-or-remove", "zero-out", "replace-one"],
+        "edit",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_refusal_says_what_was_expected_and_what_was_found(name: str) -> None:
+    refused(REFUSED[name], AccountingError)

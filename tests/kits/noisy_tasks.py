@@ -1,27 +1,16 @@
-"""Cases of refusals, and tasks with noise that several files of them refuse things of."""
+"""Tasks with noise that tests of refusals share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
 from dp.contracts import BudgetSpec, CohortSpec
-from dp.errors import AccountingError
-from secagg.errors import SecaggError
 from secagg.manifest import Manifest
 from tests.kits.tasks import built, statistics
 
 NO_LIMIT = BudgetSpec(max_epsilon=None)
-
-
-class Case(NamedTuple):
-    call: Callable[[], Any]
-    reason: str
-    expected: object = None
-    found: object = None
-    error: type[SecaggError] = AccountingError
 
 
 def device_level(**changes: Any) -> Manifest:
