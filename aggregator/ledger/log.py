@@ -13,14 +13,12 @@ import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
-import sqlalchemy as sa
 from nacl.signing import SigningKey
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from aggregator.core import Core
 from aggregator.ledger.witnesses import Witnesses
-from aggregator.store.database import expect_one
-from aggregator.store.schema import ledger_head, ledger_leaves
+from aggregator.store import records as stored
+from aggregator.store.database import Connection
 from dp.ledger.contributors import contributors_path, listed
 from dp.ledger.parsing import parse_record
 from dp.tlog import merkle, notes, tiles
@@ -59,11 +57,8 @@ class Ledger:
         """
         await asyncio.to_thread(self._demand_own_folder)
         async with self._core.database.write() as connection:
-            if await connection.scalar(sa.select(ledger_head.c.size)) is None:
-                empty = self._sign(0, merkle.EMPTY_ROOT)
-                await connection.execute(
-                    sa.insert(ledger_head).values(id=1, size=0, checkpoint=empty)
-                )
+            if await stored.head(connection) is None:
+                await stored.begin(connection, self._sign(0, merkle.EMPTY_ROOT))
         await self.publish(everything=True)
 
     def _demand_own_folder(self) -> None:
@@ -86,24 +81,19 @@ class Ledger:
 
     async def size(self) -> int:
         async with self._core.database.read() as connection:
-            return int(await connection.scalar(sa.select(ledger_head.c.size)) or 0)
+            head = await stored.head(connection)
+        return 0 if head is None else head.size
 
     def _sign(self, size: int, root: bytes) -> str:
         checkpoint = notes.Checkpoint(self._name, size, root)
         return notes.sign_checkpoint(checkpoint, self._core.keys.ledger).decode()
 
-    async def append(self, connection: AsyncConnection, records: Sequence[bytes]) -> int:
+    async def append(self, connection: Connection, records: Sequence[bytes]) -> int:
         """Append leaves in the caller's transaction; returns the first one's index."""
-        size = int(
-            (await connection.execute(sa.select(ledger_head.c.size).with_for_update())).scalar_one()
-        )
+        size = await stored.locked_size(connection)
         tree, known = self._tree, self._tree.size
-        rows = await connection.execute(
-            sa.select(ledger_leaves.c.record)
-            .where(ledger_leaves.c.leaf_index >= known, ledger_leaves.c.leaf_index < size)
-            .order_by(ledger_leaves.c.leaf_index)
-        )
-        hashes = [leaf_hash(row.record) for row in rows] + [leaf_hash(data) for data in records]
+        since = await stored.leaves(connection, known, size)
+        hashes = [leaf_hash(record) for record in (*since, *records)]
 
         def subtree(level: int, index: int) -> bytes:
             """Hashes of the tree with the leaves that were appended since, some of which only
@@ -115,27 +105,14 @@ class Ledger:
             return node_hash(subtree(level - 1, 2 * index), subtree(level - 1, 2 * index + 1))
 
         grown = size + len(records)
-        await connection.execute(
-            sa.insert(ledger_leaves),
-            [{"leaf_index": size + n, "record": record} for n, record in enumerate(records)],
-        )
-        await expect_one(
-            connection,
-            sa.update(ledger_head)
-            .where(ledger_head.c.id == 1, ledger_head.c.size == size)
-            .values(size=grown, checkpoint=self._sign(grown, merkle.root(subtree, grown))),
-        )
+        checkpoint = self._sign(grown, merkle.root(subtree, grown))
+        await stored.append(connection, size, records, checkpoint)
         return size
 
-    async def _committed(self, connection: AsyncConnection, size: int) -> Tree:
+    async def _committed(self, connection: Connection, size: int) -> Tree:
         """The tree over at least the first ``size`` leaves, all committed before."""
-        rows = await connection.execute(
-            sa.select(ledger_leaves.c.record)
-            .where(ledger_leaves.c.leaf_index >= self._tree.size, ledger_leaves.c.leaf_index < size)
-            .order_by(ledger_leaves.c.leaf_index)
-        )
-        for row in rows.all():
-            self._tree.append(leaf_hash(row.record))
+        for record in await stored.leaves(connection, self._tree.size, size):
+            self._tree.append(leaf_hash(record))
         return self._tree
 
     async def publish(self, *, everything: bool = False) -> None:
@@ -146,19 +123,13 @@ class Ledger:
         """
         async with self._publishing:
             async with self._core.database.read() as connection:
-                head = (await connection.execute(sa.select(ledger_head))).one()
+                head = await stored.head(connection)
+                assert head is not None  # noqa: S101  from the first start
                 rendered = 0 if everything else self._rendered
                 if head.size == rendered and not everything and not self._may_ask_again():
                     return
                 first = rendered - rendered % tiles.TILE_WIDTH
-                rows = await connection.execute(
-                    sa.select(ledger_leaves.c.record)
-                    .where(
-                        ledger_leaves.c.leaf_index >= first, ledger_leaves.c.leaf_index < head.size
-                    )
-                    .order_by(ledger_leaves.c.leaf_index)
-                )
-                records = [row.record for row in rows]
+                records = await stored.leaves(connection, first, head.size)
                 tree = await self._committed(connection, head.size)
             note = await self._cosigned(head.checkpoint.encode(), head.size, tree)
             await asyncio.to_thread(self._write, tree, rendered, head.size, first, records, note)

@@ -30,6 +30,10 @@ _QUIET_S = 1.0
 _MIGRATION_LOCK = 0x5EC_A66  # PostgreSQL advisory lock: one replica migrates at a time
 
 
+Connection = AsyncConnection
+"""One transaction, or one moment of reads."""
+
+
 class Conflict(Exception):
     """Another writer was first; read again and retry."""
 
