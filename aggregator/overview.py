@@ -12,8 +12,7 @@ from aggregator.cohorts.formation import ready_of
 from aggregator.cohorts.standing import standing_of
 from aggregator.cohorts.strikes import Standing, eligible
 from aggregator.core import Core
-from aggregator.store import reads
-from aggregator.store.schema import bans, strikes
+from aggregator.store import reads, sessions
 from aggregator.tasks import Task
 from aggregator.views import TaskView
 from secagg.manifest import CohortRules
@@ -28,13 +27,15 @@ async def task_view(core: Core, task: Task) -> TaskView:
         now = await reads.current_in(connection, task.name)
         done = await reads.releases_of(connection, task.name)
         aborted, ended = await reads.ended_free(connection, task.name, _ENDED_SHOWN)
-        struck_in = await reads.count_by_cohort(connection, strikes, task.name)
-        banned_in = await reads.count_by_cohort(connection, bans, task.name)
+        struck_in = await reads.struck_by_cohort(connection, task.name)
+        banned_in = await reads.banned_by_cohort(connection, task.name)
         oldest = now.version - manifest.cohort.versions_back
-        wait = reads.waiting(task.name, oldest, core.clock())
-        present = [ready_of(row) for row in await reads.waiting_rows(connection, wait)]
+        waiting = await sessions.waiting(
+            connection, task.name, oldest=oldest, until=core.clock(), with_barred=True
+        )
+        present = [ready_of(row) for row in waiting]
         clashes = await refusals.clashes_of(connection, task.name, core.clock())
-        standing = await standing_of(connection, task.name, reads.devices_of_sessions(wait))
+        standing = await standing_of(connection, task.name, present)
         banned = await reads.bans_of(connection, task.name)
         refused = await refusals.newest(connection, task.name)
         cohort = await reads.cohort_view(connection, now.cohort)

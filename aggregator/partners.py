@@ -5,22 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-import msgspec
-import sqlalchemy as sa
-
 from aggregator.core import Core
 from aggregator.errors import Kind, Refusal, conflict, not_found
 from aggregator.ledger.log import Ledger
+from aggregator.store import partners, sessions, tasks
 from aggregator.store.database import Conflict
-from aggregator.store.schema import (
-    cohorts,
-    partners,
-    removed_partners,
-    revocation_lists,
-    revoked,
-    sessions,
-    tasks,
-)
 from aggregator.views import PartnerView, RevocationsTaken
 from dp.ledger.records import membership_record
 from secagg.http_api import Revocations
@@ -105,22 +94,14 @@ class Partners:
 
     async def load(self) -> None:
         async with self._core.database.read() as connection:
-            found = (await connection.execute(sa.select(partners.c.partner_key))).scalars()
-            keys = frozenset(bytes.fromhex(key) for key in found)
-            inside = await connection.execute(
-                sa.select(sessions.c.partner)
-                .join(cohorts, cohorts.c.cohort == sessions.c.cohort)
-                .where(cohorts.c.state == "open", sessions.c.partner != "")
-                .distinct()
-            )
-            admitted = keys.union(map(bytes.fromhex, inside.scalars()))
-            gone = await connection.execute(sa.select(removed_partners.c.partner_key))
-            removed = frozenset(map(bytes.fromhex, gone.scalars()))
+            keys = frozenset(map(bytes.fromhex, await partners.keys(connection)))
+            inside = await sessions.partners_in_open_cohorts(connection)
+            admitted = keys.union(map(bytes.fromhex, inside))
+            removed = frozenset(map(bytes.fromhex, await partners.removed_keys(connection)))
         self.keys, self.admitted, self.removed = keys, admitted, removed
 
     async def all(self) -> tuple[PartnerView, ...]:
-        rows = await self._core.database.rows(sa.select(partners).order_by(partners.c.added_at))
-        return tuple(msgspec.convert(row, PartnerView, from_attributes=True) for row in rows)
+        return await partners.views(self._core.database)
 
     async def add(self, name: str, key: bytes) -> None:
         """Add a partner; the same name and key again change nothing. That a removed one is back
@@ -140,17 +121,11 @@ class Partners:
             )
         try:
             async with self._core.database.write() as connection:
-                await connection.execute(
-                    sa.insert(partners).values(
-                        partner_key=key.hex(), name=name, added_at=self._core.clock()
-                    )
-                )
-                back = await connection.execute(
-                    sa.delete(removed_partners).where(removed_partners.c.partner_key == key.hex())
-                )
-                if back.rowcount:
+                now = self._core.clock()
+                back = await partners.add(connection, key.hex(), name, now)
+                if back:
                     record = membership_record(
-                        "partner-added", int(self._core.clock()), cause="operator", partner=key
+                        "partner-added", int(now), cause="operator", partner=key
                     )
                     await self._ledger.append(connection, [record])
         except Conflict as error:
@@ -171,37 +146,26 @@ class Partners:
         """
         core = self._core
         async with core.database.write() as connection:
-            left = set((await connection.execute(sa.select(partners.c.partner_key))).scalars())
+            left = set(await partners.keys(connection))
             if key.hex() not in left:
                 raise not_found("partner", key.hex())
             left.discard(key.hex())
             concerned = []
-            rows = await connection.execute(
-                sa.select(tasks.c.task, tasks.c.manifest).where(tasks.c.state != "finished")
-            )
-            for row in rows:
-                listed = {k.hex() for k in decode_manifest(row.manifest).partner_keys}
+            for task, manifest in await tasks.unfinished(connection):
+                listed = {k.hex() for k in decode_manifest(manifest).partner_keys}
                 if key.hex() not in listed:
                     continue
-                concerned.append(str(row.task))
+                concerned.append(task)
                 if not listed & left:
                     raise conflict(
                         "partner-last",
-                        f"Task {row.task!r} has no other partner.",
+                        f"Task {task!r} has no other partner.",
                         remedy="Let the task finish, or create one with other partners first.",
                     )
-            await connection.execute(sa.delete(partners).where(partners.c.partner_key == key.hex()))
-            await connection.execute(
-                sa.insert(removed_partners).values(partner_key=key.hex(), removed_at=core.clock())
-            )
-            await connection.execute(
-                sa.delete(sessions).where(
-                    sessions.c.partner == key.hex(), sessions.c.cohort.is_(None)
-                )
-            )
-            record = membership_record(
-                "partner-removed", int(core.clock()), cause="operator", partner=key
-            )
+            now = core.clock()
+            await partners.remove(connection, key.hex(), now)
+            await sessions.drop_waiting_of_partner(connection, key)
+            record = membership_record("partner-removed", int(now), cause="operator", partner=key)
             await self._ledger.append(connection, [record])
         await self._ledger.publish()
         await self.load()
@@ -228,18 +192,9 @@ class Partners:
             digest=name.hex(),
         )
         async with core.database.write() as connection:
-            known = await connection.scalar(
-                sa.select(partners.c.name).where(partners.c.partner_key == partner)
-            )
-            if known is None:
+            if not await partners.takes_part_in(connection, partner):
                 raise Refusal(Kind.FORBIDDEN, "partner-unknown", "No such partner takes part.")
-            last = (
-                await connection.execute(
-                    sa.select(revocation_lists.c.number, revocation_lists.c.digest).where(
-                        revocation_lists.c.partner == partner
-                    )
-                )
-            ).first()
+            last = await partners.last_list(connection, partner)
             if last is not None and last.digest == name.hex():
                 return view
             if last is not None and found.number <= last.number:
@@ -250,32 +205,20 @@ class Partners:
                     found=found.number,
                     remedy="Sign the list again with a higher number.",
                 )
-            for table in (revocation_lists, revoked):
-                await connection.execute(sa.delete(table).where(table.c.partner == partner))
-            await connection.execute(
-                sa.insert(revocation_lists).values(
-                    partner=partner,
-                    number=found.number,
-                    digest=name.hex(),
-                    signed=signed,
-                    received_at=core.clock(),
-                )
+            now = core.clock()
+            await partners.replace_list(
+                connection,
+                partner,
+                number=found.number,
+                digest=name.hex(),
+                signed=signed,
+                devices=found.devices,
+                now=now,
             )
-            listed = [{"partner": partner, "identity": key.hex()} for key in found.devices]
-            if listed:
-                await connection.execute(sa.insert(revoked), listed)
-            await connection.execute(
-                sa.delete(sessions).where(
-                    sessions.c.cohort.is_(None),
-                    sa.exists().where(
-                        revoked.c.partner == sessions.c.partner,
-                        revoked.c.identity == sessions.c.identity,
-                    ),
-                )
-            )
+            await sessions.drop_waiting_revoked(connection)
             record = membership_record(
                 "revoked",
-                int(core.clock()),
+                int(now),
                 cause="partner",
                 partner=found.partner_key,
                 number=found.number,
@@ -287,32 +230,14 @@ class Partners:
 
     async def revocations(self, keys: Sequence[bytes]) -> tuple[Revocations, ...]:
         """The newest lists of these partners."""
-        rows = await self._core.database.rows(
-            sa.select(
-                revocation_lists.c.partner,
-                revocation_lists.c.number,
-                revocation_lists.c.digest,
-                sa.func.length(revocation_lists.c.signed).label("size"),
-            ).where(revocation_lists.c.partner.in_([key.hex() for key in keys]))
-        )
-        return tuple(
-            Revocations(
-                partner=bytes.fromhex(row.partner),
-                number=row.number,
-                digest=bytes.fromhex(row.digest),
-                size_bytes=row.size,
-            )
-            for row in rows
-        )
+        return await partners.lists_of(self._core.database, keys)
 
     async def revocation_list(self, name: str) -> bytes:
         """
         Raises:
             Refusal: ``not-found``.
         """
-        rows = await self._core.database.rows(
-            sa.select(revocation_lists.c.signed).where(revocation_lists.c.digest == name)
-        )
-        if not rows:
+        signed = await partners.signed_list(self._core.database, name)
+        if signed is None:
             raise not_found("revocation list")
-        return bytes(rows[0].signed)
+        return signed

@@ -6,17 +6,15 @@ import re
 from dataclasses import dataclass
 
 import msgspec
-import sqlalchemy as sa
 from nacl.signing import SigningKey
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from aggregator.core import Core
 from aggregator.errors import conflict, not_found
 from aggregator.ledger.log import Ledger
 from aggregator.partners import keys_of
-from aggregator.store import models, reads
+from aggregator.store import models, partners, reads, tasks
 from aggregator.store.database import Conflict
-from aggregator.store.schema import partners, tasks, versions
+from aggregator.views import TaskState
 from dp.accounting.budget import Account
 from dp.contracts import TaskSpec, build_manifest
 from dp.ledger.records import policy_record, task_record
@@ -59,17 +57,10 @@ class Tasks:
         if not name.isprintable():  # no task's; PostgreSQL refuses a query with a NUL
             raise not_found("task", name)
         if name not in self._cache:
-            async with self._core.database.read() as connection:
-                row = (
-                    await connection.execute(
-                        sa.select(tasks.c.manifest, tasks.c.manifest_signature).where(
-                            tasks.c.task == name
-                        )
-                    )
-                ).first()
-            if row is None:
+            found = await tasks.signed_manifest(self._core.database, name)
+            if found is None:
                 raise not_found("task", name)
-            self._cache[name] = self._task(row.manifest, row.manifest_signature)
+            self._cache[name] = self._task(*found)
         return self._cache[name]
 
     def _task(self, encoded: bytes, signature: bytes) -> Task:
@@ -93,8 +84,7 @@ class Tasks:
             _demand_name(spec.base_model.name)
         now = core.clock()
         async with core.database.read() as connection:
-            known = await connection.execute(sa.select(partners.c.partner_key, partners.c.name))
-            keys = keys_of([(row.partner_key, row.name) for row in known], spec.partners)
+            keys = keys_of(await partners.keys_and_names(connection), spec.partners)
         manifest = build_manifest(
             spec,
             created_at=int(now),
@@ -112,23 +102,19 @@ class Tasks:
         model = models.initial(core.blobs, manifest, vector)
         try:
             async with core.database.write() as connection:
-                await connection.execute(
-                    sa.insert(tasks).values(
-                        task=task.name,
-                        spec=msgspec.json.encode(spec).decode(),
-                        manifest=encoded,
-                        manifest_signature=signature,
-                        manifest_digest=task.digest.hex(),
-                        state="open",
-                        version=0,
-                        charges=0,
-                        account=open_account(manifest).to_json().decode(),
-                        created_at=now,
-                    )
+                await tasks.insert(
+                    connection,
+                    task.name,
+                    spec=msgspec.json.encode(spec).decode(),
+                    manifest=encoded,
+                    signature=signature,
+                    digest=task.digest,
+                    account=open_account(manifest),
+                    created_at=now,
                 )
                 record = task_record(encoded, signature, model.digest)
                 leaf = await self._ledger.append(connection, [record])
-                await insert_version(connection, task.name, 0, model, None, now, leaf)
+                await tasks.insert_version(connection, task.name, 0, model, None, now, leaf)
         except Conflict as error:
             raise conflict("task-exists", f"A task named {task.name!r} exists.") from error
         await self._ledger.publish()
@@ -139,7 +125,7 @@ class Tasks:
         now = await reads.current(self._core.database, task.name)
         return bytes.fromhex(now.digest)
 
-    async def switch(self, task: Task, state: str) -> None:
+    async def switch(self, task: Task, state: TaskState) -> None:
         """Pause (``paused``) or resume (``open``) a task; an open cohort goes on to its end.
 
         Raises:
@@ -147,9 +133,7 @@ class Tasks:
         """
         core = self._core
         async with core.database.write() as connection:
-            before = await connection.scalar(
-                sa.select(tasks.c.state).where(tasks.c.task == task.name).with_for_update()
-            )
+            before = await tasks.locked_state(connection, task.name)
             if before == "finished":
                 raise conflict(
                     "task-finished",
@@ -158,9 +142,7 @@ class Tasks:
                 )
             if before == state:
                 return
-            await connection.execute(
-                sa.update(tasks).where(tasks.c.task == task.name).values(state=state)
-            )
+            await tasks.set_state(connection, task.name, state)
             action = "paused" if state == "paused" else "resumed"
             record = policy_record(task.name, action, int(core.clock()))
             await self._ledger.append(connection, [record])
@@ -200,26 +182,3 @@ def _like(spec: TaskSpec, source: Manifest) -> TaskSpec:
 def open_account(manifest: Manifest) -> Account:
     """An account with nothing spent and the task's limits."""
     return Account(delta=manifest.budget.delta, max_epsilon=manifest.budget.max_epsilon)
-
-
-async def insert_version(
-    connection: AsyncConnection,
-    task: str,
-    version: int,
-    model: models.Stored,
-    optimiser: bytes | None,
-    opened_at: float,
-    leaf_index: int,
-) -> None:
-    """``leaf_index``: of the ledger's record that makes this version."""
-    await connection.execute(
-        sa.insert(versions).values(
-            task=task,
-            version=version,
-            digest=model.digest.hex(),
-            size_bytes=model.size_bytes,
-            optimiser_digest=optimiser.hex() if optimiser else None,
-            opened_at=opened_at,
-            leaf_index=leaf_index,
-        )
-    )

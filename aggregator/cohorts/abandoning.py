@@ -10,11 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
-
 from aggregator.cohorts.log import RECEIVED, decode_event
-from aggregator.store.schema import cohorts, mail, sessions
+from aggregator.store import cohorts, mail
+from aggregator.store.database import Connection
 from dp.ledger.records import ReleaseEntry
 from secagg import keys
 from secagg.context import context, roster_digest
@@ -76,16 +74,10 @@ class Told:
         )
 
 
-async def told_in(connection: AsyncConnection, cohort: str) -> Told:
+async def told_in(connection: Connection, cohort: str) -> Told:
     """What the devices of an open cohort were told."""
-    size = await connection.scalar(sa.select(cohorts.c.size).where(cohorts.c.cohort == cohort))
-    found = await connection.execute(
-        sa.select(sessions.c.session, sa.func.max(mail.c.number).label("last"))
-        .outerjoin(mail, mail.c.session == sessions.c.session)
-        .where(sessions.c.cohort == cohort)
-        .group_by(sessions.c.session)
-    )
-    last = {row.session: row.last or 0 for row in found}
+    size = await cohorts.size(connection, cohort)
+    last = await mail.last_numbers(connection, cohort)
     roster: Roster | None = None
     masking_set: tuple[int, ...] = ()
     for session in last:  # the first that has what is looked for, as a rule
@@ -96,15 +88,11 @@ async def told_in(connection: AsyncConnection, cohort: str) -> Told:
             masking_set = fixed.members if fixed else ()
         if roster is not None and masking_set:
             break
-    return Told(bytes.fromhex(cohort), int(size or 0), roster, masking_set, last)
+    return Told(bytes.fromhex(cohort), size, roster, masking_set, last)
 
 
-async def _message(
-    connection: AsyncConnection, session: str, number: int, kind: type[_M]
-) -> _M | None:
-    signed = await connection.scalar(
-        sa.select(mail.c.message).where(mail.c.session == session, mail.c.number == number)
-    )
+async def _message(connection: Connection, session: str, number: int, kind: type[_M]) -> _M | None:
+    signed = await mail.message(connection, session, number)
     if signed is None:
         return None
     try:
@@ -130,16 +118,12 @@ def may_have_sent(log: Sequence[tuple[str, bytes]]) -> bool:
     return False
 
 
-async def tell_abandoned(connection: AsyncConnection, task_key: Secret, told: Told) -> None:
+async def tell_abandoned(connection: Connection, task_key: Secret, told: Told) -> None:
     """Put the end of the cohort into the mail of its devices."""
     if told.roster is None or not told.last:
         return
     abort = Abort(told.cohort, UNREADABLE)
     signed = sign(abort, told.ctx(told.roster.task), keys.signing_key(task_key))
-    await connection.execute(
-        sa.insert(mail),
-        [
-            {"session": session, "number": number + 1, "message": signed}
-            for session, number in told.last.items()
-        ],
+    await mail.put(
+        connection, ((session, number + 1, signed) for session, number in told.last.items())
     )

@@ -12,16 +12,12 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
-
-import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from aggregator.cohorts.log import Replay, catch_up, encode_event
 from aggregator.core import Core
 from aggregator.logs import get_logger
-from aggregator.store.database import Conflict, expect_one
-from aggregator.store.schema import cohort_events, cohorts, mail
+from aggregator.store import cohorts, mail
+from aggregator.store.database import Conflict, Connection
 from aggregator.tasks import Task
 from dp.noise.removable import Removed
 from dp.noise_meter import NoiseInterval
@@ -29,7 +25,7 @@ from secagg.errors import SecaggError
 from secagg.server import Cancel, Deliver, Effect, Event, State, step
 
 _log = get_logger("cohort")
-Also = Callable[[AsyncConnection], Awaitable[None]]
+Also = Callable[[Connection], Awaitable[None]]
 TERMINAL = ("released", "aborted")
 
 
@@ -79,7 +75,7 @@ class Cohort:
         cohort: str,
         replay: Replay,
         session_ids: Sequence[str],
-        commit_more: Callable[[Cohort, AsyncConnection, State, Sequence[Effect]], Awaitable[None]],
+        commit_more: Callable[[Cohort, Connection, State, Sequence[Effect]], Awaitable[None]],
         committed: Callable[[Cohort, str, Sequence[Effect]], None],
     ) -> None:
         self.core = core
@@ -226,31 +222,14 @@ class Cohort:
     async def _behind(self) -> bool:
         """Whether another replica has committed something that this one has not seen."""
         async with self.core.database.read() as connection:
-            row = (
-                await connection.execute(
-                    sa.select(cohorts.c.seq, cohorts.c.state).where(cohorts.c.cohort == self.id)
-                )
-            ).one()
-        return (row.seq, row.state) != (self.replay.seq, "open")
+            stored = await cohorts.progress(connection, self.id)
+        return stored != cohorts.Progress(self.task.name, self.replay.seq, "open")
 
     async def _commit(self, stepped: _Stepped) -> None:
-        seq = self.replay.seq
+        seq, phase = self.replay.seq, stepped.state.phase
+        events = [encode_event(event) for event in stepped.events]
         async with self.core.database.write() as connection:
-            await expect_one(
-                connection,
-                sa.update(cohorts)
-                .where(cohorts.c.cohort == self.id, cohorts.c.seq == seq)
-                .where(cohorts.c.state == "open")
-                .values(seq=seq + len(stepped.events), phase=stepped.state.phase),
-            )
-            rows = [encode_event(event) for event in stepped.events]
-            await connection.execute(
-                sa.insert(cohort_events),
-                [
-                    {"cohort": self.id, "seq": seq + n, "kind": kind, "payload": payload}
-                    for n, (kind, payload) in enumerate(rows, 1)
-                ],
-            )
+            await cohorts.advance(connection, self.id, seq, phase, events)
             await put_mail(connection, self.sessions, self.replay.mail, stepped.effects)
             for batch in stepped.batches:
                 if batch.also is not None:
@@ -266,17 +245,10 @@ class Cohort:
         """Replay what other replicas committed."""
         replay = self.replay
         async with self.core.database.read() as connection:
-            rows = await connection.execute(
-                sa.select(cohort_events.c.kind, cohort_events.c.payload)
-                .where(cohort_events.c.cohort == self.id, cohort_events.c.seq > replay.seq)
-                .order_by(cohort_events.c.seq)
-            )
-            missed = [(row.kind, row.payload) for row in rows]
-            state = await connection.scalar(
-                sa.select(cohorts.c.state).where(cohorts.c.cohort == self.id)
-            )
+            missed = await cohorts.events_after(connection, self.id, replay.seq)
+            stored = await cohorts.progress(connection, self.id)
         before = replay.state.phase
-        if state != "open":  # another replica ended it and erased the log
+        if stored is None or stored.state != "open":  # another replica ended it and erased the log
             self.ended_elsewhere = True
         else:
             await asyncio.to_thread(catch_up, self.task.config, replay, missed)
@@ -301,26 +273,24 @@ class Cohort:
 
 
 async def put_mail(
-    connection: AsyncConnection,
+    connection: Connection,
     session_ids: Sequence[str],
     delivered: Mapping[int, int],
     effects: Sequence[Effect],
 ) -> None:
     """Insert the messages of ``Deliver`` effects behind those already ``delivered`` per index."""
-    rows = await asyncio.to_thread(_mail_rows, session_ids, delivered, effects)
-    if rows:
-        await connection.execute(sa.insert(mail), rows)
+    letters = await asyncio.to_thread(_letters, session_ids, delivered, effects)
+    await mail.put(connection, letters)
 
 
-def _mail_rows(
+def _letters(
     session_ids: Sequence[str], delivered: Mapping[int, int], effects: Sequence[Effect]
-) -> list[dict[str, Any]]:
+) -> list[tuple[str, int, bytes]]:
     """Signs the messages: in a thread, for a cohort's rosters and inboxes take a while."""
     counts = dict(delivered)
-    rows = []
+    letters = []
     for effect in effects:
         if isinstance(effect, Deliver):
             counts[effect.index] = number = counts.get(effect.index, 0) + 1
-            session = session_ids[effect.index]
-            rows.append({"session": session, "number": number, "message": effect.message})
-    return rows
+            letters.append((session_ids[effect.index], number, effect.message))
+    return letters

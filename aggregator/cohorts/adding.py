@@ -14,17 +14,15 @@ import re
 from dataclasses import dataclass, field
 
 import numpy as np
-import sqlalchemy as sa
 from numpy.typing import NDArray
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from aggregator.cohorts.actor import Cohort, CohortOver, Unchanged
 from aggregator.cohorts.uploads import Uploads
 from aggregator.core import Core
 from aggregator.errors import conflict
 from aggregator.logs import get_logger
-from aggregator.store.database import Conflict, expect_one
-from aggregator.store.schema import contributions, partial_sums
+from aggregator.store import sums
+from aggregator.store.database import Conflict, Connection
 from secagg.errors import SecaggError
 from secagg.ring import add_into, lane_dtype, payload_length, unpack
 from secagg.server import VectorAdded
@@ -164,7 +162,7 @@ class Adder:
         generation = self._generation + 1
         events = [VectorAdded(job.index, now) for job in jobs]
 
-        async def claim(connection: AsyncConnection) -> None:
+        async def claim(connection: Connection) -> None:
             await self._claim(connection, [job.index for job in jobs], generation)
 
         try:
@@ -187,12 +185,7 @@ class Adder:
     async def _is_durable(self, generation: int) -> bool:
         """Whether a commit whose answer was lost has happened all the same."""
         async with self._core.database.read() as connection:
-            found = await connection.scalar(
-                sa.select(partial_sums.c.generation).where(
-                    partial_sums.c.cohort == self._cohort.id,
-                    partial_sums.c.shard == self._core.shard,
-                )
-            )
+            found = await sums.generation_of(connection, self._cohort.id, self._core.shard)
         return found == generation
 
     async def _fail_late(self, jobs: list[_Job], events: list[VectorAdded]) -> None:
@@ -200,31 +193,7 @@ class Adder:
             if not self._uploads.added(job.index) and not await self._cohort.probe(event):
                 job.fail(conflict("upload-late", "The cohort has gone on without this vector."))
 
-    async def _claim(
-        self, connection: AsyncConnection, indices: list[int], generation: int
-    ) -> None:
-        cohort, shard = self._cohort.id, self._core.shard
-        if generation == 1:
-            await connection.execute(
-                sa.insert(partial_sums).values(cohort=cohort, shard=shard, generation=1)
-            )
-        else:
-            await expect_one(
-                connection,
-                sa.update(partial_sums)
-                .where(partial_sums.c.cohort == cohort, partial_sums.c.shard == shard)
-                .where(partial_sums.c.generation == generation - 1)
-                .values(generation=generation),
-            )
-        await connection.execute(
-            sa.insert(contributions),
-            [
-                {
-                    "cohort": cohort,
-                    "identity": self._cohort.state.roster[index].identity_key.hex(),
-                    "shard": shard,
-                    "generation": generation,
-                }
-                for index in indices
-            ],
-        )
+    async def _claim(self, connection: Connection, indices: list[int], generation: int) -> None:
+        roster = self._cohort.state.roster
+        identities = [roster[index].identity_key for index in indices]
+        await sums.add_group(connection, self._cohort.id, self._core.shard, generation, identities)

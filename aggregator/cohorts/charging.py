@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from aggregator.algorithms import Step
 from aggregator.cohorts.actor import Cohort
@@ -21,13 +19,8 @@ from aggregator.cohorts.faults import (
 )
 from aggregator.core import Core
 from aggregator.ledger.log import Ledger
-from aggregator.store import models
-from aggregator.store.database import Conflict, expect_one
-from aggregator.store.schema import (
-    cohorts,
-    releases,
-    tasks,
-)
+from aggregator.store import charges, models, tasks
+from aggregator.store.database import Conflict, Connection
 from aggregator.tasks import Task
 from aggregator.views import ReleaseView
 from dp.accounting.budget import Account
@@ -71,45 +64,23 @@ class Charging:
         self._core = core
         self._ledger = ledger
 
-    async def reserve(self, connection: AsyncConnection, cohort: Cohort) -> None:
+    async def reserve(self, connection: Connection, cohort: Cohort) -> None:
         """Set aside what a release of this cohort costs, and number the charge."""
-        account, charges = await self._account(connection, cohort.task)
-        account = account.reserve(cohort.id, cohort.task.manifest)
-        await expect_one(
-            connection,
-            sa.update(tasks)
-            .where(tasks.c.task == cohort.task.name, tasks.c.charges == charges)
-            .values(charges=charges + 1, account=account.to_json().decode()),
-        )
-        await connection.execute(
-            sa.update(cohorts).where(cohorts.c.cohort == cohort.id).values(charge=charges + 1)
-        )
+        task = cohort.task
+        account, before = await charges.locked_account(connection, task.name)
+        account = account.reserve(cohort.id, task.manifest)
+        await charges.reserve(connection, task.name, cohort.id, before + 1, account)
 
     async def spend(
-        self, connection: AsyncConnection, task: Task, cohort: str, facts: ReleaseFacts | None
+        self, connection: Connection, task: Task, cohort: str, facts: ReleaseFacts | None
     ) -> None:
         """Debit for good; doing it twice changes nothing. None: at the fewest survivors."""
-        account, _ = await self._account(connection, task)
-        account = account.spend(cohort, task.manifest, facts)
-        await connection.execute(
-            sa.update(tasks)
-            .where(tasks.c.task == task.name)
-            .values(account=account.to_json().decode())
-        )
-
-    async def _account(self, connection: AsyncConnection, task: Task) -> tuple[Account, int]:
-        row = (
-            await connection.execute(
-                sa.select(tasks.c.account, tasks.c.charges)
-                .where(tasks.c.task == task.name)
-                .with_for_update()
-            )
-        ).one()
-        return Account.from_json(row.account.encode()), row.charges
+        account, _ = await charges.locked_account(connection, task.name)
+        await charges.spend(connection, task.name, account.spend(cohort, task.manifest, facts))
 
     async def give_back(
         self,
-        connection: AsyncConnection,
+        connection: Connection,
         task: Task,
         cohort: str,
         fault: Fault,
@@ -118,15 +89,9 @@ class Charging:
     ) -> None:
         """Undo the reservation of a cohort that the service failed, or may have failed, before any
         device sent."""
-        account, charges = await self._account(connection, task)
-        await connection.execute(
-            sa.update(tasks)
-            .where(tasks.c.task == task.name)
-            .values(charges=charges - 1, account=account.cancel(cohort).to_json().decode())
-        )
-        await connection.execute(
-            sa.update(cohorts).where(cohorts.c.cohort == cohort).values(charge=None)
-        )
+        account, before = await charges.locked_account(connection, task.name)
+        account = account.cancel(cohort)
+        await charges.give_back(connection, task.name, cohort, before - 1, account)
         whose = "fault of the service" if fault == "service" else "fault unknown"
         detail = f"cohort {cohort}: {whose}, {reason[:64]}; nobody had sent"
         await self._ledger.append(
@@ -135,7 +100,7 @@ class Charging:
 
     async def record(
         self,
-        connection: AsyncConnection,
+        connection: Connection,
         task: Task,
         entry: ReleaseEntry,
         now: float,
@@ -149,8 +114,8 @@ class Charging:
     ) -> None:
         """The ledger's leaf and the operator's row of a release or a charged abort, with the next
         number of the task."""
-        facts = await self.facts(connection, task)
-        now = max(now, await self._recorded_until(connection, task))
+        facts = await charges.facts(connection, task.name)
+        now = max(now, await _recorded_until(connection, task))
         entry = msgspec.structs.replace(entry, release=len(facts) + 1, released_at=int(now))
         cohort = entry.cohort.hex()
         encoded, statements = await asyncio.to_thread(_account_for, task, facts, entry)
@@ -159,13 +124,7 @@ class Charging:
         leaf = await self._ledger.append(connection, [encoded])
         if expected_leaf is not None and leaf != expected_leaf:
             raise Conflict("the ledger grew")
-        row = (
-            await connection.execute(
-                sa.select(cohorts.c.opened_at, tasks.c.version, tasks.c.account)
-                .join(tasks, tasks.c.task == cohorts.c.task)
-                .where(cohorts.c.cohort == cohort)
-            )
-        ).one()
+        charged = await charges.charged(connection, cohort)
         view = ReleaseView(
             release=entry.release,
             cohort=cohort,
@@ -182,53 +141,22 @@ class Charging:
             epsilon=headline(statements),
             privacy=statements,
             noise=measured,
-            version=row.version,
+            version=charged.version,
             leaf_index=leaf,
-            opened_at=row.opened_at,
+            opened_at=charged.opened_at,
             released_at=now,
-            seconds=now - row.opened_at,
+            seconds=now - charged.opened_at,
         )
-        counted = entry.facts(task.manifest)
-        await connection.execute(
-            sa.insert(releases).values(
-                task=task.name,
-                release=entry.release,
-                cohort=cohort,
-                outcome=entry.outcome,
-                survivors=counted.survivors,
-                masking_set_size=counted.masking_set_size,
-                leaf_index=leaf,
-                view=msgspec.json.encode(view).decode(),
-            )
-        )
-        if not affordable(Account.from_json(row.account.encode()), task.manifest):
-            await connection.execute(
-                sa.update(tasks).where(tasks.c.task == task.name).values(state="finished")
-            )
+        await charges.record(connection, task.name, view, entry.facts(task.manifest))
+        if not affordable(charged.account, task.manifest):
+            await tasks.set_state(connection, task.name, "finished")
 
-    async def _recorded_until(self, connection: AsyncConnection, task: Task) -> float:
-        """Time of the task's last record: the next one is not dated before it, even if this
-        replica's clock is behind, or was set back."""
-        view = await connection.scalar(
-            sa.select(releases.c.view)
-            .where(releases.c.task == task.name)
-            .order_by(releases.c.release.desc())
-            .limit(1)
-        )
-        if view is None:
-            return float(task.manifest.created_at)
-        return msgspec.json.decode(view, type=ReleaseView).released_at
 
-    async def facts(self, connection: AsyncConnection, task: Task) -> list[ReleaseFacts]:
-        rows = await connection.execute(
-            sa.select(releases.c.survivors, releases.c.masking_set_size)
-            .where(releases.c.task == task.name)
-            .order_by(releases.c.release)
-        )
-        return [
-            ReleaseFacts(survivors=row.survivors, masking_set_size=row.masking_set_size)
-            for row in rows
-        ]
+async def _recorded_until(connection: Connection, task: Task) -> float:
+    """Time of the task's last record: the next one is not dated before it, even if this replica's
+    clock is behind, or was set back."""
+    last = await charges.newest(connection, task.name)
+    return float(task.manifest.created_at) if last is None else last.released_at
 
 
 def facts_of(state: State) -> ReleaseFacts:

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from aggregator.cohorts import refusals
 from aggregator.cohorts.actor import Cohort, CohortOver
@@ -29,8 +27,8 @@ from aggregator.cohorts.wakeups import Wakeups
 from aggregator.core import Core
 from aggregator.errors import not_found
 from aggregator.logs import get_logger
-from aggregator.store.database import Conflict
-from aggregator.store.schema import cohort_events, cohorts, mail, sessions
+from aggregator.store import cohorts, mail, sessions
+from aggregator.store.database import Conflict, Connection
 from aggregator.tasks import Task, Tasks
 from secagg.errors import SecaggError
 from secagg.server import Effect, Ended, Refused, State, SumRefused, masking_set_of
@@ -156,35 +154,14 @@ class Driver:
             if cohort in self._live:
                 return self._live[cohort]
             async with self._core.database.read() as connection:
-                row = (
-                    await connection.execute(
-                        sa.select(cohorts.c.task, cohorts.c.state).where(cohorts.c.cohort == cohort)
-                    )
-                ).first()
-                if row is None:
+                stored = await cohorts.progress(connection, cohort)
+                if stored is None:
                     raise not_found("cohort")
-                if row.state != "open":
+                if stored.state != "open":
                     return None
-                events = [
-                    (e.kind, e.payload)
-                    for e in await connection.execute(
-                        sa.select(cohort_events.c.kind, cohort_events.c.payload)
-                        .where(cohort_events.c.cohort == cohort)
-                        .order_by(cohort_events.c.seq)
-                    )
-                ]
-                members = (
-                    (
-                        await connection.execute(
-                            sa.select(sessions.c.session)
-                            .where(sessions.c.cohort == cohort)
-                            .order_by(sessions.c.roster_index)
-                        )
-                    )
-                    .scalars()
-                    .all()
-                )
-            task = await self._tasks.get(row.task)
+                events = await cohorts.events_after(connection, cohort, -1)
+                members = await sessions.members(connection, cohort)
+            task = await self._tasks.get(stored.task)
             try:
                 replay = await asyncio.to_thread(_replay, task, events)
             except MemoryError:
@@ -238,7 +215,7 @@ class Driver:
     async def _commit_more(
         self,
         cohort: Cohort,
-        connection: AsyncConnection,
+        connection: Connection,
         state: State,
         effects: Sequence[Effect],
     ) -> None:
@@ -293,36 +270,16 @@ class Driver:
         await live.close(ended=True)
         await asyncio.to_thread(self._core.blobs.delete_files, f"partial/{cohort.id}", SUMS)
         await self._ending.published(cohort, mine=not cohort.ended_elsewhere)
-        await self._forget_bulk(cohort.id)
+        async with self._core.database.write() as connection:
+            await mail.forget_bulk(connection, cohort.id)
         await self._core.database.checkpoint()
         await self.wake_task(cohort.task.name)
-
-    async def _forget_bulk(self, cohort: str) -> None:
-        """Remove rosters and inboxes, nearly all the bytes of a cohort's mail.
-
-        Who has not fetched them was left out; what says so, and every later message, stays for
-        ``mail_retention_s``.
-        """
-        later = mail.alias()
-        members = sa.select(sessions.c.session).where(sessions.c.cohort == cohort)
-        went_on = sa.exists().where(later.c.session == mail.c.session, later.c.number > 2)
-        async with self._core.database.write() as connection:
-            await connection.execute(
-                sa.delete(mail).where(
-                    mail.c.session.in_(members),
-                    sa.or_(mail.c.number == 1, sa.and_(mail.c.number == 2, went_on)),
-                )
-            )
 
     async def wake_task(self, task: str) -> None:
         """Wake offers and waiting sessions of a task, and try to form its next cohort."""
         async with self._core.database.read() as connection:
-            waiting = await connection.execute(
-                sa.select(sessions.c.session).where(
-                    sessions.c.task == task, sessions.c.cohort.is_(None)
-                )
-            )
-            names = [f"session:{row.session}" for row in waiting]
+            waiting = await sessions.waiting_names(connection, task)
+        names = [f"session:{session}" for session in waiting]
         self._core.signals.notify(f"task:{task}", *names)
         self._wakeups.consider(task)
 

@@ -6,8 +6,6 @@ import secrets
 from collections.abc import Iterable, Sequence
 
 import msgspec
-import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from aggregator.cohorts import standing
 from aggregator.cohorts.abandoning import UNREADABLE, may_have_sent, tell_abandoned, told_in
@@ -24,14 +22,9 @@ from aggregator.cohorts.log import OPENED, RECEIVED, Opened, decode_event
 from aggregator.core import Core
 from aggregator.ledger.log import Ledger
 from aggregator.logs import get_logger
-from aggregator.store.database import expect_one
-from aggregator.store.schema import (
-    cohort_events,
-    cohorts,
-    contributions,
-    partial_sums,
-    tasks,
-)
+from aggregator.store import charges, cohorts
+from aggregator.store.database import Connection
+from aggregator.store.standing import Ban
 from aggregator.tasks import Task
 from dp.accounting.statements import ReleaseFacts, headline, lines
 from secagg.errors import RemoteProtocolError
@@ -57,25 +50,18 @@ class Ending:
         self._ledger = ledger
         self._charging = charging
 
-    async def end(
-        self, connection: AsyncConnection, cohort: Cohort, state: State, ended: Ended
-    ) -> None:
+    async def end(self, connection: Connection, cohort: Cohort, state: State, ended: Ended) -> None:
         """Decisions of a terminal transaction: the charge of an abort, whom it convicts or puts
         in question, and erasure."""
         now = self._core.clock()
-        row = (
-            await connection.execute(
-                sa.select(cohorts.c.charge, cohorts.c.opened_at).where(
-                    cohorts.c.cohort == cohort.id
-                )
-            )
-        ).one()
-        if isinstance(state, Aborted) and row.charge is not None:
+        charge = await charges.charge_of(connection, cohort.id)
+        if isinstance(state, Aborted) and charge is not None:
+            opened_at = await cohorts.opened_at(connection, cohort.id)
             fault = fault_of(
                 state.reason,
                 late_s=now - cohort.state.deadline_s,
                 failed=cohort.failed,
-                restarted=row.opened_at < self._core.started_at,
+                restarted=opened_at < self._core.started_at,
             )
             free = fault != "devices" and not any_byte_sent(state)
             if free and refundable(cohort.task.manifest):
@@ -102,7 +88,7 @@ class Ending:
         if ended.reason is None:
             survivors = [state.facts.identity(index) for index in survivors_of(state)]
             await standing.forgive(connection, cohort.task.name, survivors)
-        await _close(connection, cohort.task, cohort.id, ended.reason, now)
+        await cohorts.close(connection, cohort.task.name, cohort.id, ended.reason, now)
 
     async def abandon(self, task: Task, cohort: str, log: Sequence[tuple[str, bytes]]) -> None:
         """End a cohort whose log this software does not replay, such as one of an older version.
@@ -115,16 +101,9 @@ class Ending:
         """
         now = self._core.clock()
         async with self._core.database.write() as connection:
-            await expect_one(
-                connection,
-                sa.update(cohorts)
-                .where(cohorts.c.cohort == cohort, cohorts.c.state == "open")
-                .values(phase=Aborted.phase),
-            )
+            await cohorts.abandon(connection, cohort, Aborted.phase)
             told = await told_in(connection, cohort)
-            charge = await connection.scalar(
-                sa.select(cohorts.c.charge).where(cohorts.c.cohort == cohort)
-            )
+            charge = await charges.charge_of(connection, cohort)
             free = refundable(task.manifest) and not may_have_sent(log)
             if charge is not None and free:
                 await self._charging.give_back(connection, task, cohort, "service", UNREADABLE, now)
@@ -135,12 +114,12 @@ class Ending:
                 )
                 await self._charging.record(connection, task, entry, now, reason=UNREADABLE)
             await tell_abandoned(connection, self._core.keys.task, told)
-            await _close(connection, task, cohort, UNREADABLE, now)
+            await cohorts.close(connection, task.name, cohort, UNREADABLE, now)
         await self._ledger.publish()
 
     async def _strike(
         self,
-        connection: AsyncConnection,
+        connection: Connection,
         state: State,
         indices: Iterable[int],
         kind: str,
@@ -158,7 +137,7 @@ class Ending:
             )
 
     async def _convict(
-        self, connection: AsyncConnection, cohort: Cohort, state: State, now: float
+        self, connection: Connection, cohort: Cohort, state: State, now: float
     ) -> None:
         """Ban whom evidence convicts; who is named without any is struck."""
         if not state.culprits:
@@ -173,7 +152,7 @@ class Ending:
                 _log.error("evidence-refused", cohort=cohort.id, reason=error.reason)
                 continue
             convicted.add(verdict.identity)
-            ban = standing.Ban(
+            ban = Ban(
                 verdict.identity,
                 verdict.partner,
                 verdict.kind,
@@ -193,7 +172,7 @@ class Ending:
         await self._strike(connection, state, named, "named-without-evidence", now)
 
     async def _evidence(
-        self, connection: AsyncConnection, cohort: Cohort, state: State
+        self, connection: Connection, cohort: Cohort, state: State
     ) -> list[tuple[Finding, bytes]]:
         """Evidence from the cohort's log, which is about to be erased."""
         if not state.findings:
@@ -202,23 +181,13 @@ class Ending:
         adverts: Sequence[bytes] = ()
         received: list[tuple[int, bytes]] = []
         seq = -1
-        while True:
-            rows = (
-                await connection.execute(
-                    sa.select(cohort_events.c.seq, cohort_events.c.kind, cohort_events.c.payload)
-                    .where(cohort_events.c.cohort == cohort.id, cohort_events.c.seq > seq)
-                    .order_by(cohort_events.c.seq)
-                    .limit(_LOG_BATCH)
-                )
-            ).all()
-            if not rows:
-                break
-            seq = rows[-1].seq
-            for row in rows:
-                if row.kind == OPENED:
-                    adverts = msgspec.msgpack.decode(row.payload, type=Opened).adverts
-                elif row.kind == RECEIVED:
-                    event = decode_event(row.kind, row.payload)
+        while rows := await cohorts.events_after(connection, cohort.id, seq, _LOG_BATCH):
+            seq += len(rows)
+            for kind, payload in rows:
+                if kind == OPENED:
+                    adverts = msgspec.msgpack.decode(payload, type=Opened).adverts
+                elif kind == RECEIVED:
+                    event = decode_event(kind, payload)
                     if isinstance(event, Received) and event.index in needed:
                         received.append((event.index, event.message))
         return await asyncio.to_thread(
@@ -233,7 +202,7 @@ class Ending:
         await self._ledger.publish()
         state, task, metrics = cohort.state, cohort.task.name, self._core.metrics
         async with self._core.database.read() as connection:
-            facts = await self._charging.facts(connection, cohort.task)
+            facts = await charges.facts(connection, cohort.task.name)
         metrics.releases.labels(task).set(len(facts))
         spent = await asyncio.to_thread(_headline, cohort.task, facts)
         without_noise = math.inf if facts else 0.0
@@ -257,32 +226,6 @@ class Ending:
             survivors=survivors,
             culprits=[culprit.hex()[:16] for culprit in state.culprits],
         )
-
-
-async def _close(
-    connection: AsyncConnection, task: Task, cohort: str, reason: str | None, now: float
-) -> None:
-    """A cohort is over: its task is free, and what its log and sums held is erased."""
-    await connection.execute(
-        sa.update(cohorts)
-        .where(cohorts.c.cohort == cohort)
-        .values(
-            state="released" if reason is None else "aborted",
-            reason=reason,
-            ended_at=now,
-            opener=None,
-        )
-    )
-    await connection.execute(
-        sa.update(tasks)
-        .where(tasks.c.task == task.name, tasks.c.cohort == cohort)
-        .values(cohort=None)
-    )
-    await connection.execute(
-        sa.update(cohort_events).where(cohort_events.c.cohort == cohort).values(payload=b"")
-    )
-    for table in (contributions, partial_sums):
-        await connection.execute(sa.delete(table).where(table.c.cohort == cohort))
 
 
 def _headline(task: Task, facts: Sequence[ReleaseFacts]) -> float | None:

@@ -15,22 +15,20 @@ import asyncio
 import secrets
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
-
-import sqlalchemy as sa
 
 from aggregator.cohorts.actor import put_mail
 from aggregator.cohorts.charging import affordable
 from aggregator.cohorts.choosing import Clash, Ready, choose
 from aggregator.cohorts.log import OPENED, Opened, Replay, begin, encode_opened
 from aggregator.cohorts.refusals import clashes_of
-from aggregator.cohorts.standing import barred, refuse_barred, standing_of
+from aggregator.cohorts.standing import refuse_barred, standing_of
 from aggregator.cohorts.strikes import eligible, is_struck, tiers
 from aggregator.core import Core
 from aggregator.errors import Kind, Refusal, conflict
 from aggregator.logs import get_logger
-from aggregator.store.database import Conflict, expect_one
-from aggregator.store.schema import cohort_events, cohorts, sessions, tasks, versions
+from aggregator.store import cohorts, sessions, tasks
+from aggregator.store.database import Conflict
+from aggregator.store.sessions import Waiting
 from aggregator.tasks import Task
 from dp.accounting.budget import Account
 from secagg.context import advert_digest
@@ -71,17 +69,15 @@ async def report_in(core: Core, task: Task, identity: bytes, signed: bytes) -> s
     """
     session = advert_digest(signed).hex()
     now = core.clock()
-    known = await core.database.rows(
-        sa.select(sessions.c.identity).where(sessions.c.session == session)
-    )
-    if not known:
+    known = await sessions.identity_of(core.database, session)
+    if known is None:
         advert = await asyncio.to_thread(check_advert, task.config, signed, int(now))
         if advert.certificate.identity_key != identity:
             raise Refusal(Kind.FORBIDDEN, "advert-not-yours", "The advert is another device's.")
         await refuse_barred(core, identity, advert.certificate.partner_key)
         await _insert(core, task, session, identity, signed, advert, now)
         core.metrics.adverts.labels(task.name).inc()
-    elif known[0].identity != identity.hex():
+    elif known != identity.hex():
         raise Refusal(Kind.FORBIDDEN, "advert-not-yours", "The advert is another device's.")
     return session
 
@@ -96,17 +92,7 @@ async def _insert(
     now: float,
 ) -> None:
     async with core.database.write() as connection:
-        row = (
-            await connection.execute(
-                sa.select(tasks.c.state, tasks.c.version, versions.c.digest)
-                .outerjoin(
-                    versions,
-                    (versions.c.task == tasks.c.task)
-                    & (versions.c.version == advert.model_version),
-                )
-                .where(tasks.c.task == task.name)
-            )
-        ).one()
+        row = await tasks.trained_on(connection, task.name, advert.model_version)
         if row.state != "open":
             raise conflict(f"task-{row.state}", f"The task is {row.state}.")
         oldest = row.version - task.manifest.cohort.versions_back
@@ -119,28 +105,17 @@ async def _insert(
                 found=advert.model_version,
                 remedy="Check in again and train from the current version.",
             )
-        waiting = (
-            sessions.c.task == task.name,
-            sessions.c.identity == identity.hex(),
-            sessions.c.cohort.is_(None),
-        )
-        since = await connection.scalar(
-            sa.select(sa.func.min(sessions.c.waiting_since)).where(*waiting)
-        )
-        await connection.execute(sa.delete(sessions).where(*waiting))
-        await connection.execute(
-            sa.insert(sessions).values(
-                session=session,
-                task=task.name,
-                identity=identity.hex(),
-                advert=signed,
-                model_version=advert.model_version,
-                expires_at=min(advert.expires_at, advert.certificate.not_after),
-                received_at=now,
-                waiting_since=now if since is None else since,
-                partner=advert.certificate.partner_key.hex(),
-                trusted=" ".join(sorted(key.hex() for key in advert.trusted)),
-            )
+        await sessions.report_in(
+            connection,
+            session,
+            task=task.name,
+            identity=identity,
+            partner=advert.certificate.partner_key,
+            trusted=advert.trusted,
+            advert=signed,
+            version=advert.model_version,
+            expires_at=min(advert.expires_at, advert.certificate.not_after),
+            now=now,
         )
 
 
@@ -149,72 +124,41 @@ async def try_form(core: Core, task: Task) -> Formed | NotYet:
     now = core.clock()
     rules = task.manifest.cohort
     async with core.database.read() as connection:
-        row = (
-            await connection.execute(
-                sa.select(tasks.c.state, tasks.c.version, tasks.c.cohort, tasks.c.account).where(
-                    tasks.c.task == task.name
-                )
-            )
-        ).one()
-        if row.state != "open" or row.cohort is not None:
+        stored = await tasks.forming(connection, task.name)
+        if stored.state != "open" or stored.cohort is not None:
             return NotYet(None)
-        past = (
-            await connection.execute(
-                sa.select(sa.func.count(), sa.func.max(cohorts.c.ended_at)).where(
-                    cohorts.c.task == task.name, cohorts.c.model_version == row.version
-                )
-            )
-        ).one()
-        wait = (
-            sessions.c.task == task.name,
-            sessions.c.cohort.is_(None),
-            sessions.c.model_version >= row.version - rules.versions_back,
-            sessions.c.expires_at > now + _ADVERT_MARGIN_S,
-            sa.not_(barred(sessions.c.identity, sessions.c.partner)),
-        )
-        last_opened_at = await connection.scalar(
-            sa.select(sa.func.max(cohorts.c.opened_at)).where(cohorts.c.task == task.name)
-        )
+        attempts, ended_at = await cohorts.attempts(connection, task.name, stored.version)
+        last_opened_at = await cohorts.last_opened_at(connection, task.name)
         clashes = await clashes_of(connection, task.name, now)
-        found = await connection.execute(
-            sa.select(
-                sessions.c.session,
-                sessions.c.model_version,
-                sessions.c.received_at,
-                sessions.c.waiting_since,
-                sessions.c.identity,
-                sessions.c.partner,
-                sessions.c.trusted,
-            )
-            .where(*wait)
-            .order_by(sessions.c.waiting_since, sessions.c.session)
-        )
-        rows = _newest_of_each(found.all())
-        present = [ready_of(row) for row in rows]
-        standing = await standing_of(
+        found = await sessions.waiting(
             connection,
             task.name,
-            sa.select(sessions.c.session, sessions.c.identity, sessions.c.partner).where(*wait),
+            oldest=stored.version - rules.versions_back,
+            until=now + _ADVERT_MARGIN_S,
+            with_barred=False,
         )
+        rows = _newest_of_each(found)
+        present = [ready_of(row) for row in rows]
+        standing = await standing_of(connection, task.name, present)
     free, again_s = eligible(present, standing, now)
     waiting = await asyncio.to_thread(
-        _first_choice, tiers(free, standing, rules, now), rules, clashes, last_opened_at or 0.0
+        _first_choice, tiers(free, standing, rules, now), rules, clashes, last_opened_at
     )
     if not waiting:
         return NotYet(again_s)
-    if not affordable(Account.from_json(row.account.encode()), task.manifest):
+    if not affordable(Account.from_json(stored.account.encode()), task.manifest):
         await _finish(core, task)
         return NotYet(None)
     doubtful = any(is_struck(standing.strikes.get(w.session, ()), now) for w in waiting)
     if len(waiting) < rules.size_max or doubtful:  # better ones may yet report in
         chosen = {ready.session for ready in waiting}
         arrived = min(row.received_at for row in rows if row.session in chosen)
-        due = max(arrived, past[1] or 0.0) + task.manifest.deadlines.report_s
+        due = max(arrived, ended_at) + task.manifest.deadlines.report_s
         if now < due:
             return NotYet(due)
     try:
         waiting = await _with_adverts(core, waiting)
-        return await _form(core, task, row.version, past[0], waiting, now)
+        return await _form(core, task, stored.version, attempts, waiting, now)
     except Conflict:
         return NotYet(now)  # another replica was first, or a device sent a newer advert
 
@@ -233,10 +177,10 @@ def _first_choice(
     return ()
 
 
-def _newest_of_each(rows: Sequence[Any]) -> list[Any]:
+def _newest_of_each(rows: Sequence[Waiting]) -> list[Waiting]:
     """The rows, in order, with the newest alone of each device: on PostgreSQL adverts that cross
     each other all stay, and a roster with a device twice can never be closed."""
-    newest: dict[str, Any] = {}
+    newest: dict[str, Waiting] = {}
     for row in rows:
         kept = newest.setdefault(row.identity, row)
         if (row.received_at, row.session) > (kept.received_at, kept.session):
@@ -244,8 +188,8 @@ def _newest_of_each(rows: Sequence[Any]) -> list[Any]:
     return [row for row in rows if newest[row.identity] is row]
 
 
-def ready_of(row: Any) -> Ready:
-    """A row of a session that waits, without its advert."""
+def ready_of(row: Waiting) -> Ready:
+    """A stored session that waits, without its advert."""
     return Ready(
         session=row.session,
         advert=b"",
@@ -264,12 +208,7 @@ async def _with_adverts(core: Core, waiting: Sequence[Ready]) -> tuple[Ready, ..
         Conflict: one of them waits no longer.
     """
     names = [ready.session for ready in waiting]
-    rows = await core.database.rows(
-        sa.select(sessions.c.session, sessions.c.advert).where(
-            sessions.c.session.in_(names), sessions.c.cohort.is_(None)
-        )
-    )
-    adverts = {row.session: row.advert for row in rows}
+    adverts = await sessions.adverts(core.database, names)
     if len(adverts) < len(names):
         raise Conflict("a device sent a newer advert")
     return tuple(replace(ready, advert=adverts[ready.session]) for ready in waiting)
@@ -277,9 +216,7 @@ async def _with_adverts(core: Core, waiting: Sequence[Ready]) -> tuple[Ready, ..
 
 async def _finish(core: Core, task: Task) -> None:
     async with core.database.write() as connection:
-        await connection.execute(
-            sa.update(tasks).where(tasks.c.task == task.name).values(state="finished")
-        )
+        await tasks.set_state(connection, task.name, "finished")
     core.signals.notify(f"task:{task.name}")
 
 
@@ -298,38 +235,20 @@ async def _form(
     ordered = tuple(entry.advert_digest.hex() for entry in replay.state.roster)
     assert set(ordered) == set(by_digest)  # noqa: S101  the machine neither adds nor drops
     async with core.database.write() as connection:
-        await expect_one(
+        await tasks.claim(connection, task.name, version, cohort.hex())
+        await cohorts.insert(
             connection,
-            sa.update(tasks)
-            .where(tasks.c.task == task.name, tasks.c.cohort.is_(None))
-            .where(tasks.c.version == version, tasks.c.state == "open")
-            .values(cohort=cohort.hex()),
-        )
-        await connection.execute(
-            sa.insert(cohorts).values(
-                cohort=cohort.hex(),
-                task=task.name,
-                attempt=attempt,
-                model_version=version,
-                state="open",
-                phase=replay.state.phase,
-                seq=0,
-                size=len(ordered),
-                opened_at=now,
-            )
+            cohort.hex(),
+            task=task.name,
+            attempt=attempt,
+            version=version,
+            phase=replay.state.phase,
+            size=len(ordered),
+            opened_at=now,
+            event=(OPENED, encode_opened(opened)),
         )
         for index, session in enumerate(ordered):
-            await expect_one(
-                connection,
-                sa.update(sessions)
-                .where(sessions.c.session == session, sessions.c.cohort.is_(None))
-                .values(cohort=cohort.hex(), roster_index=index, advert=b""),
-            )
-        await connection.execute(
-            sa.insert(cohort_events).values(
-                cohort=cohort.hex(), seq=0, kind=OPENED, payload=encode_opened(opened)
-            )
-        )
+            await sessions.join(connection, session, cohort.hex(), index)
         await put_mail(connection, ordered, {}, effects)
     _log.info("cohort-opened", task=task.name, cohort=cohort.hex(), size=len(ordered))
     core.signals.notify(*(f"session:{session}" for session in ordered))
@@ -343,11 +262,7 @@ async def _drop_bad(core: Core, task: Task, waiting: Sequence[Ready], now: float
             check_advert(task.config, entry.advert, int(now))
         except RemoteProtocolError:
             async with core.database.write() as connection:
-                await connection.execute(
-                    sa.delete(sessions).where(
-                        sessions.c.session == entry.session, sessions.c.cohort.is_(None)
-                    )
-                )
+                await sessions.drop_waiting(connection, entry.session)
             core.signals.notify(f"session:{entry.session}")
 
 

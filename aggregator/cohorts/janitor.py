@@ -11,14 +11,12 @@ import asyncio
 import re
 from pathlib import Path
 
-import sqlalchemy as sa
-
 from aggregator.cohorts.adding import SUMS
 from aggregator.cohorts.standing import forget_old
 from aggregator.cohorts.uploads import UPLOADS
 from aggregator.core import Core
 from aggregator.logs import get_logger
-from aggregator.store.schema import cohorts, mail, refusals, sessions
+from aggregator.store import cohorts, refusals, sessions
 from secagg.files.folders import remove_files
 
 _log = get_logger("janitor")
@@ -49,30 +47,13 @@ class Janitor:
 
     async def sweep(self) -> None:
         now = self._core.clock()
-        old = sa.select(cohorts.c.cohort).where(
-            cohorts.c.ended_at < now - self._core.settings.mail_retention_s
-        )
-        dead = sa.select(sessions.c.session).where(sessions.c.cohort.in_(old))
         # Listed before the query: a cohort that opens meanwhile is not in the list.
         folders = await asyncio.to_thread(self._folders)
         async with self._core.database.write() as connection:
-            await connection.execute(sa.delete(mail).where(mail.c.session.in_(dead)))
-            await connection.execute(sa.delete(sessions).where(sessions.c.cohort.in_(old)))
-            await connection.execute(
-                sa.delete(sessions).where(
-                    sessions.c.cohort.is_(None),
-                    sessions.c.expires_at < now - self._core.settings.mail_retention_s,
-                )
-            )
+            await sessions.forget_old(connection, now - self._core.settings.mail_retention_s)
             await forget_old(connection, now)
-            await connection.execute(sa.delete(refusals).where(refusals.c.expires_at < now))
-            open_now = set(
-                (
-                    await connection.execute(
-                        sa.select(cohorts.c.cohort).where(cohorts.c.state == "open")
-                    )
-                ).scalars()
-            )
+            await refusals.forget_old(connection, now)
+            open_now = await cohorts.open_now(connection)
         await self._core.database.checkpoint()
         for folder, names in folders:
             if folder.name not in open_now:

@@ -12,14 +12,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 import numpy as np
-import sqlalchemy as sa
 from numpy.typing import NDArray
 
 from aggregator.cohorts.actor import Cohort
 from aggregator.cohorts.adding import blob_name
 from aggregator.core import Core
 from aggregator.logs import get_logger
-from aggregator.store.schema import cohorts, partial_sums
+from aggregator.store import cohorts, sums
 from dp.noise.removable import RemovablePart, Removed, removable_part, remove_parts
 from secagg.opening import OpeningPlan, check_sum, open_slice
 from secagg.ring import add_into, lane_dtype
@@ -37,19 +36,8 @@ async def claim_lease(core: Core, cohort: str) -> bool:
     """
     now = core.clock()
     async with core.database.write() as connection:
-        result = await connection.execute(
-            sa.update(cohorts)
-            .where(cohorts.c.cohort == cohort, cohorts.c.state == "open")
-            .where(
-                sa.or_(
-                    cohorts.c.opener.is_(None),
-                    cohorts.c.opener == core.replica,
-                    cohorts.c.opener_until < now,
-                )
-            )
-            .values(opener=core.replica, opener_until=now + core.settings.opening_lease_s)
-        )
-    return result.rowcount == 1
+        until = now + core.settings.opening_lease_s
+        return await cohorts.take_lease(connection, cohort, core.replica, now, until)
 
 
 @asynccontextmanager
@@ -88,12 +76,8 @@ async def opened_sum(core: Core, cohort: Cohort, plan: OpeningPlan) -> NDArray[n
         RemoteProtocolError: ``check-coordinates``.
     """
     async with core.database.read() as connection:
-        rows = await connection.execute(
-            sa.select(partial_sums.c.shard, partial_sums.c.generation).where(
-                partial_sums.c.cohort == cohort.id
-            )
-        )
-        names = [blob_name(cohort.id, row.shard, row.generation) for row in rows]
+        found = await sums.generations(connection, cohort.id)
+    names = [blob_name(cohort.id, shard, generation) for shard, generation in found]
     loop = asyncio.get_running_loop()
     with core.metrics.opening_seconds.time():
         total = await loop.run_in_executor(core.pool, _load, core, names, plan)

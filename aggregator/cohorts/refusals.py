@@ -8,11 +8,9 @@ rosters as such.
 
 from __future__ import annotations
 
-import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
-
 from aggregator.cohorts.choosing import ANYBODY, Clash
-from aggregator.store.schema import refusals
+from aggregator.store import refusals as stored
+from aggregator.store.database import Connection
 from aggregator.views import RosterRefusal
 from secagg.server import Refused, State
 
@@ -38,61 +36,25 @@ REASONS = frozenset(
 
 
 async def keep(
-    connection: AsyncConnection, task: str, state: State, refused: Refused, now: float
+    connection: Connection, task: str, state: State, refused: Refused, now: float
 ) -> None:
     """Store a refusal of the roster of this cohort."""
     identity = state.facts.identity(refused.index).hex()
     target = state.facts.identity(refused.entry).hex() if refused.entry >= 0 else ANYBODY
-    own = (refusals.c.task == task, refusals.c.identity == identity)
-    others = await connection.scalar(
-        sa.select(sa.func.count()).where(
-            *own, refusals.c.target != target, refusals.c.expires_at > now
-        )
-    )
-    if (others or 0) >= _OBJECTIONS_MAX:
+    others = await stored.count_of_others(connection, task, identity, target, now)
+    if others >= _OBJECTIONS_MAX:
         target = ANYBODY
-    times = await connection.scalar(
-        sa.select(refusals.c.times).where(*own, refusals.c.target == target)
-    )
-    await connection.execute(sa.delete(refusals).where(*own, refusals.c.target == target))
-    await connection.execute(
-        sa.insert(refusals).values(
-            task=task,
-            identity=identity,
-            target=target,
-            reason=refused.reason,
-            times=(times or 0) + 1,
-            refused_at=now,
-            expires_at=now + HOLDS_S,
-        )
+    expires_at = now + HOLDS_S
+    await stored.keep(
+        connection, task, identity, target, reason=refused.reason, now=now, expires_at=expires_at
     )
 
 
-async def clashes_of(connection: AsyncConnection, task: str, now: float) -> frozenset[Clash]:
+async def clashes_of(connection: Connection, task: str, now: float) -> frozenset[Clash]:
     """The clashes that hold now."""
-    rows = await connection.execute(
-        sa.select(refusals.c.identity, refusals.c.target).where(
-            refusals.c.task == task, refusals.c.expires_at > now
-        )
-    )
-    return frozenset((row.identity, row.target) for row in rows)
+    return frozenset(await stored.that_hold(connection, task, now))
 
 
-async def newest(connection: AsyncConnection, task: str) -> tuple[RosterRefusal, ...]:
+async def newest(connection: Connection, task: str) -> tuple[RosterRefusal, ...]:
     """The last refusals, for the operator."""
-    rows = await connection.execute(
-        sa.select(
-            refusals.c.identity,
-            refusals.c.target,
-            refusals.c.reason,
-            refusals.c.times,
-            refusals.c.refused_at,
-            refusals.c.expires_at,
-        )
-        .where(refusals.c.task == task)
-        .order_by(refusals.c.refused_at.desc())
-        .limit(_SHOWN_MAX)
-    )
-    return tuple(
-        RosterRefusal(**{**row, "target": row["target"] or None}) for row in rows.mappings()
-    )
+    return await stored.newest(connection, task, _SHOWN_MAX)

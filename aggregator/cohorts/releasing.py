@@ -9,9 +9,7 @@ import hashlib
 from typing import Any
 
 import numpy as np
-import sqlalchemy as sa
 from numpy.typing import NDArray
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from aggregator.algorithms import StepInput, server_step
 from aggregator.algorithms.clipping import real_sums
@@ -19,14 +17,9 @@ from aggregator.cohorts.actor import Cohort
 from aggregator.cohorts.charging import Charging, Computed, entry_of, facts_of
 from aggregator.core import Core
 from aggregator.ledger.log import Ledger
-from aggregator.store import models
-from aggregator.store.database import Conflict, expect_one
-from aggregator.store.schema import (
-    cohorts,
-    tasks,
-    versions,
-)
-from aggregator.tasks import Task, insert_version
+from aggregator.store import charges, models, tasks
+from aggregator.store.database import Conflict, Connection
+from aggregator.store.tasks import Version
 from dp.encoding import decode
 from dp.errors import MechanismError
 from dp.noise_meter import NoiseInterval, noise_interval
@@ -51,18 +44,16 @@ class Releaser:
             SecaggError: the sum cannot be released; the caller ends the cohort with the reason.
             CohortOver: another replica has released it.
         """
-        row = await self._current(cohort.task)
+        before = await tasks.present_version(self._core.database, cohort.task.name)
         computed = await asyncio.get_running_loop().run_in_executor(
-            self._core.pool, self._compute, cohort, opened, row
+            self._core.pool, self._compute, cohort, opened, before
         )
         for _ in range(_TRIES):
             now = self._core.clock()
             leaf = await self._ledger.size()
             charge = await self._charge(cohort)
 
-            async def write(
-                connection: AsyncConnection, now: float = now, leaf: int = leaf
-            ) -> None:
+            async def write(connection: Connection, now: float = now, leaf: int = leaf) -> None:
                 await self._write_release(connection, cohort, computed, leaf, now)
 
             try:
@@ -77,55 +68,38 @@ class Releaser:
                 continue
         raise Conflict("the release never became durable")
 
-    async def _current(self, task: Task) -> Any:
-        async with self._core.database.read() as connection:
-            return (
-                await connection.execute(
-                    sa.select(versions)
-                    .join(
-                        tasks,
-                        (tasks.c.task == versions.c.task) & (tasks.c.version == versions.c.version),
-                    )
-                    .where(tasks.c.task == task.name)
-                )
-            ).one()
-
     async def _charge(self, cohort: Cohort) -> int:
         async with self._core.database.read() as connection:
-            return int(
-                (
-                    await connection.execute(
-                        sa.select(cohorts.c.charge).where(cohorts.c.cohort == cohort.id)
-                    )
-                ).scalar_one()
-            )
+            charge = await charges.charge_of(connection, cohort.id)
+        assert charge is not None  # noqa: S101  reserved before any device sent
+        return charge
 
-    def _compute(self, cohort: Cohort, opened: NDArray[Any], row: Any) -> Computed:
+    def _compute(self, cohort: Cohort, opened: NDArray[Any], before: Version) -> Computed:
         """Decode, step, store. Runs in a thread."""
         manifest, blobs, state = cohort.task.manifest, self._core.blobs, cohort.state
         counted = facts_of(state)
         cohort.measured = noise_interval(manifest, opened, counted, cohort.removed)
         _demand_noise(cohort.measured)
         sums = decode(manifest, opened, survivors=counted.survivors, rotation_seed=state.ctx)
-        model, digest = bytes.fromhex(row.digest), row.optimiser_digest
-        kept = models.load_state(blobs, model, bytes.fromhex(digest) if digest else None)
-        before = models.load(blobs, model)
+        kept = models.load_state(blobs, before.model, before.optimiser)
         step = server_step(
             StepInput(
                 manifest,
-                before,
+                models.load(blobs, before.model),
                 kept,
                 sums,
-                version=row.version,
+                version=before.number,
                 survivors=counted.survivors,
                 masking_set_size=counted.masking_set_size,
-                lag=row.version - state.facts.models[-1].version,
+                lag=before.number - state.facts.models[-1].version,
             )
         )
         in_real_units, _ = real_sums(manifest, sums, kept)
         return Computed(
             step=step,
-            model=models.store(blobs, manifest.task, row.version + 1, step.vector, step.optimiser),
+            model=models.store(
+                blobs, manifest.task, before.number + 1, step.vector, step.optimiser
+            ),
             optimiser=models.store_optimiser(blobs, step.optimiser),
             sum_digest=hashlib.sha256(opened.tobytes()).digest(),
             sum_norm=float(np.sqrt(sum(float(np.dot(v, v)) for v in in_real_units.values()))),
@@ -133,25 +107,16 @@ class Releaser:
 
     async def _write_release(
         self,
-        connection: AsyncConnection,
+        connection: Connection,
         cohort: Cohort,
         computed: Computed,
         leaf: int,
         now: float,
     ) -> None:
         task, state = cohort.task, cohort.state
-        found = await connection.execute(
-            sa.select(tasks.c.version).where(tasks.c.task == task.name)
-        )
-        version = found.scalar_one()
-        await expect_one(
-            connection,
-            sa.update(tasks)
-            .where(tasks.c.task == task.name, tasks.c.cohort == cohort.id)
-            .values(version=version + 1),
-        )
-        await insert_version(
-            connection, task.name, version + 1, computed.model, computed.optimiser, now, leaf
+        version = await tasks.advance(connection, task.name, cohort.id)
+        await tasks.insert_version(
+            connection, task.name, version, computed.model, computed.optimiser, now, leaf
         )
         entry = entry_of(state, 0, now, computed, cohort.measured)
         await self._charging.record(

@@ -11,8 +11,6 @@ import contextlib
 from collections.abc import Awaitable, Callable
 from functools import partial
 
-import sqlalchemy as sa
-
 from aggregator.cohorts import formation
 from aggregator.cohorts.actor import CohortOver
 from aggregator.cohorts.driver import Driver, Live
@@ -21,7 +19,7 @@ from aggregator.cohorts.wakeups import Wakeups
 from aggregator.core import Core
 from aggregator.logs import get_logger
 from aggregator.partners import Partners
-from aggregator.store.schema import cohorts, tasks
+from aggregator.store import cohorts, tasks
 from aggregator.tasks import Tasks
 from secagg.errors import SecaggError
 from secagg.server import Exclude, Tick
@@ -128,12 +126,8 @@ class Watch:
     async def _poll(self) -> None:
         """See what other replicas have committed."""
         async with self._core.database.read() as connection:
-            rows = await connection.execute(
-                sa.select(cohorts.c.cohort, cohorts.c.seq).where(cohorts.c.state == "open")
-            )
-            open_now = {row.cohort: row.seq for row in rows}
-            rows = await connection.execute(sa.select(tasks.c.task, tasks.c.version, tasks.c.state))
-            seen = {row.task: (row.version, row.state) for row in rows}
+            open_now = await cohorts.open_now(connection)
+            seen = await tasks.versions_and_states(connection)
         for cohort, seq in open_now.items():
             try:  # no cohort keeps the others waiting, or the service from starting
                 await self._look_at(cohort, seq)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import msgspec
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
 
-from aggregator.store.database import Database
-from aggregator.store.schema import bans, cohorts, mail, releases, sessions, tasks, versions
+from aggregator.store.database import Connection, Database
+from aggregator.store.schema import (
+    bans,
+    cohorts,
+    mail,
+    releases,
+    sessions,
+    strikes,
+    tasks,
+    versions,
+)
 from aggregator.views import CohortView, EndedCohort, ReleaseView, TaskRow, TaskState
 
 _OF_TASK = (versions.c.task == tasks.c.task) & (versions.c.version == tasks.c.version)
@@ -52,7 +58,7 @@ async def current(database: Database, task: str) -> Current:
     return Current(**row._mapping)
 
 
-async def current_in(connection: AsyncConnection, task: str) -> Current:
+async def current_in(connection: Connection, task: str) -> Current:
     """As :func:`current`, within a transaction."""
     found = await connection.execute(_CURRENT.where(tasks.c.task == task))
     return Current(**found.one()._mapping)
@@ -118,7 +124,7 @@ async def task_rows(database: Database) -> tuple[TaskRow, ...]:
     return tuple(msgspec.convert(row, TaskRow, from_attributes=True) for row in rows)
 
 
-async def releases_of(connection: AsyncConnection, task: str) -> list[ReleaseView]:
+async def releases_of(connection: Connection, task: str) -> list[ReleaseView]:
     """A task's charges, in order, without what they cost in strikes and bans."""
     views = await connection.execute(
         sa.select(releases.c.view).where(releases.c.task == task).order_by(releases.c.release)
@@ -127,7 +133,7 @@ async def releases_of(connection: AsyncConnection, task: str) -> list[ReleaseVie
 
 
 async def ended_free(
-    connection: AsyncConnection, task: str, most: int
+    connection: Connection, task: str, most: int
 ) -> tuple[int, tuple[EndedCohort, ...]]:
     """How many cohorts ended without a charge, and the newest of them."""
     free = (cohorts.c.task == task, cohorts.c.state == "aborted", cohorts.c.charge.is_(None))
@@ -141,10 +147,17 @@ async def ended_free(
     return count, tuple(msgspec.convert(row, EndedCohort, from_attributes=True) for row in rows)
 
 
-async def count_by_cohort(
-    connection: AsyncConnection, table: sa.Table, task: str
-) -> dict[str, int]:
-    """Cohort -> rows of bans or strikes that it caused."""
+async def struck_by_cohort(connection: Connection, task: str) -> dict[str, int]:
+    """Cohort -> strikes that it caused."""
+    return await _count_by_cohort(connection, strikes, task)
+
+
+async def banned_by_cohort(connection: Connection, task: str) -> dict[str, int]:
+    """Cohort -> bans that it caused and that stand."""
+    return await _count_by_cohort(connection, bans, task)
+
+
+async def _count_by_cohort(connection: Connection, table: sa.Table, task: str) -> dict[str, int]:
     rows = await connection.execute(
         sa.select(table.c.cohort, sa.func.count())
         .where(table.c.cohort.in_(sa.select(cohorts.c.cohort).where(cohorts.c.task == task)))
@@ -153,45 +166,13 @@ async def count_by_cohort(
     return {row[0]: row[1] for row in rows}
 
 
-def waiting(task: str, oldest: int, now: float) -> tuple[sa.ColumnElement[bool], ...]:
-    """SQL: sessions of a task that wait, with a model of version ``oldest`` or newer."""
-    return (
-        sessions.c.task == task,
-        sessions.c.cohort.is_(None),
-        sessions.c.model_version >= oldest,
-        sessions.c.expires_at > now,
-    )
-
-
-async def waiting_rows(
-    connection: AsyncConnection, wait: Sequence[sa.ColumnElement[bool]]
-) -> Sequence[Any]:
-    """Sessions that wait, without their adverts."""
-    found = await connection.execute(
-        sa.select(
-            sessions.c.session,
-            sessions.c.model_version,
-            sessions.c.waiting_since,
-            sessions.c.identity,
-            sessions.c.partner,
-            sessions.c.trusted,
-        ).where(*wait)
-    )
-    return found.all()
-
-
-def devices_of_sessions(wait: Sequence[sa.ColumnElement[bool]]) -> sa.Select[Any]:
-    """SQL: session, identity and partner of sessions that wait."""
-    return sa.select(sessions.c.session, sessions.c.identity, sessions.c.partner).where(*wait)
-
-
-async def bans_of(connection: AsyncConnection, task: str) -> int:
+async def bans_of(connection: Connection, task: str) -> int:
     """How many devices are banned for what they did in a task."""
     count = sa.select(sa.func.count()).select_from(bans).where(bans.c.task == task)
     return await connection.scalar(count) or 0
 
 
-async def cohort_view(connection: AsyncConnection, cohort: str | None) -> CohortView | None:
+async def cohort_view(connection: Connection, cohort: str | None) -> CohortView | None:
     found = await connection.execute(
         sa.select(cohorts.c.cohort, cohorts.c.phase, cohorts.c.size, cohorts.c.opened_at).where(
             cohorts.c.cohort == cohort

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from aggregator.store import models
 from aggregator.store.schema import tasks, versions
-from aggregator.tasks import insert_version
+from aggregator.store.tasks import insert_version
 from dp.contracts import BudgetSpec, TaskSpec, TrainingSpec
 from secagg.manifest import BaseModel
 from tests.kits.service import served, spec

@@ -73,7 +73,7 @@ def routes(service: Service) -> list[web.RouteDef]:
     async def resume(request: web.Request) -> web.Response:
         return await switch(request, "open")
 
-    async def switch(request: web.Request, state: str) -> web.Response:
+    async def switch(request: web.Request, state: views.TaskState) -> web.Response:
         service.callers.demand_operator(request)
         task = await service.tasks.get(request.match_info["task"])
         await service.tasks.switch(task, state)

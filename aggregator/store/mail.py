@@ -1,0 +1,54 @@
+"""Messages that wait for devices. Every function works in its caller's transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import sqlalchemy as sa
+
+from aggregator.store.database import Connection
+from aggregator.store.schema import mail, sessions
+
+
+async def put(connection: Connection, letters: Iterable[tuple[str, int, bytes]]) -> None:
+    """Insert (session, number from 1, signed message)."""
+    rows = [
+        {"session": session, "number": number, "message": message}
+        for session, number, message in letters
+    ]
+    if rows:
+        await connection.execute(sa.insert(mail), rows)
+
+
+async def last_numbers(connection: Connection, cohort: str) -> dict[str, int]:
+    """Session -> number of its last message, 0 if it has none, of a cohort's devices."""
+    rows = await connection.execute(
+        sa.select(sessions.c.session, sa.func.max(mail.c.number).label("last"))
+        .outerjoin(mail, mail.c.session == sessions.c.session)
+        .where(sessions.c.cohort == cohort)
+        .group_by(sessions.c.session)
+    )
+    return {row.session: row.last or 0 for row in rows}
+
+
+async def message(connection: Connection, session: str, number: int) -> bytes | None:
+    found: bytes | None = await connection.scalar(
+        sa.select(mail.c.message).where(mail.c.session == session, mail.c.number == number)
+    )
+    return found
+
+
+async def forget_bulk(connection: Connection, cohort: str) -> None:
+    """Remove rosters and inboxes, nearly all the bytes of a cohort's mail.
+
+    Who has not fetched them was left out; what says so, and every later message, stays.
+    """
+    later = mail.alias()
+    members = sa.select(sessions.c.session).where(sessions.c.cohort == cohort)
+    went_on = sa.exists().where(later.c.session == mail.c.session, later.c.number > 2)
+    await connection.execute(
+        sa.delete(mail).where(
+            mail.c.session.in_(members),
+            sa.or_(mail.c.number == 1, sa.and_(mail.c.number == 2, went_on)),
+        )
+    )

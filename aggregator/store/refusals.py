@@ -1,0 +1,94 @@
+"""Refusals of rosters: which device refused, because of whom, and until when that counts.
+
+Every function works in its caller's transaction. Identities are hex, times are Unix seconds; an
+empty target is the roster as such.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+from aggregator.store.database import Connection
+from aggregator.store.schema import refusals
+from aggregator.views import RosterRefusal
+
+
+async def count_of_others(
+    connection: Connection, task: str, identity: str, target: str, now: float
+) -> int:
+    """Refusals of a device that hold now, because of others than ``target``."""
+    count = await connection.scalar(
+        sa.select(sa.func.count()).where(
+            refusals.c.task == task,
+            refusals.c.identity == identity,
+            refusals.c.target != target,
+            refusals.c.expires_at > now,
+        )
+    )
+    return count or 0
+
+
+async def keep(
+    connection: Connection,
+    task: str,
+    identity: str,
+    target: str,
+    *,
+    reason: str,
+    now: float,
+    expires_at: float,
+) -> None:
+    """Store a refusal in the place of an earlier one of the same device because of the same."""
+    same = (
+        refusals.c.task == task,
+        refusals.c.identity == identity,
+        refusals.c.target == target,
+    )
+    times = await connection.scalar(sa.select(refusals.c.times).where(*same))
+    await connection.execute(sa.delete(refusals).where(*same))
+    await connection.execute(
+        sa.insert(refusals).values(
+            task=task,
+            identity=identity,
+            target=target,
+            reason=reason,
+            times=(times or 0) + 1,
+            refused_at=now,
+            expires_at=expires_at,
+        )
+    )
+
+
+async def that_hold(connection: Connection, task: str, now: float) -> list[tuple[str, str]]:
+    """(identity, target) of the refusals that hold now."""
+    rows = await connection.execute(
+        sa.select(refusals.c.identity, refusals.c.target).where(
+            refusals.c.task == task, refusals.c.expires_at > now
+        )
+    )
+    return [(row.identity, row.target) for row in rows]
+
+
+async def newest(connection: Connection, task: str, most: int) -> tuple[RosterRefusal, ...]:
+    """The last refusals, for the operator."""
+    rows = await connection.execute(
+        sa.select(
+            refusals.c.identity,
+            refusals.c.target,
+            refusals.c.reason,
+            refusals.c.times,
+            refusals.c.refused_at,
+            refusals.c.expires_at,
+        )
+        .where(refusals.c.task == task)
+        .order_by(refusals.c.refused_at.desc())
+        .limit(most)
+    )
+    return tuple(
+        RosterRefusal(**{**row, "target": row["target"] or None}) for row in rows.mappings()
+    )
+
+
+async def forget_old(connection: Connection, now: float) -> None:
+    """Remove refusals that hold no longer."""
+    await connection.execute(sa.delete(refusals).where(refusals.c.expires_at < now))

@@ -1,0 +1,226 @@
+"""Bans, strikes and revoked certificates of devices.
+
+A function that takes a connection works in its caller's transaction. Identities and partners are
+hex, times are Unix seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import sqlalchemy as sa
+
+from aggregator.store.database import Connection, Database
+from aggregator.store.schema import bans, cohorts, partners, revoked, strikes
+from aggregator.views import BanView
+
+
+def barred(identity: Any, partner: Any) -> sa.ColumnElement[bool]:
+    """SQL: the device is banned or revoked, or its partner was removed. ``partner`` may be empty
+    where it is not known."""
+    return sa.or_(
+        identity.in_(sa.select(bans.c.identity)),
+        sa.exists().where(revoked.c.identity == identity, revoked.c.partner == partner),
+        sa.and_(partner != "", partner.not_in(sa.select(partners.c.partner_key))),
+    )
+
+
+async def is_revoked(database: Database, identity: str, partner: str) -> bool:
+    """Whether this partner has revoked the device's certificate."""
+    query = sa.select(revoked.c.partner).where(
+        revoked.c.identity == identity, revoked.c.partner == partner
+    )
+    return bool(await database.rows(query))
+
+
+# -- bans ---------------------------------------------------------------------------------------
+
+
+class Ban(NamedTuple):
+    """``handle``: how the ledger names the device in this ban, 32 bytes."""
+
+    identity: bytes
+    partner: bytes
+    kind: str
+    handle: bytes
+    task: str = ""
+    cohort: bytes = b""
+    note: str = ""
+    evidence: bytes = b""
+    transferable: bool = False
+
+
+async def ban(connection: Connection, ban: Ban, now: float) -> None:
+    await connection.execute(
+        sa.insert(bans).values(
+            identity=ban.identity.hex(),
+            partner=ban.partner.hex(),
+            kind=ban.kind,
+            task=ban.task,
+            cohort=ban.cohort.hex(),
+            handle=ban.handle.hex(),
+            note=ban.note,
+            evidence=ban.evidence,
+            transferable=ban.transferable,
+            banned_at=now,
+        )
+    )
+
+
+@dataclass(frozen=True)
+class Banned:
+    """A ban that stands. ``task``, ``cohort`` (hex): empty if none caused it."""
+
+    kind: str
+    handle: str
+    task: str
+    cohort: str
+
+
+_BANNED = sa.select(bans.c.kind, bans.c.handle, bans.c.task, bans.c.cohort)
+
+
+async def banned(database: Database, identity: str) -> Banned | None:
+    rows = await database.rows(_BANNED.where(bans.c.identity == identity))
+    return Banned(**rows[0]._mapping) if rows else None
+
+
+async def banned_in(connection: Connection, identity: str) -> Banned | None:
+    """As :func:`banned`, within a transaction."""
+    row = (await connection.execute(_BANNED.where(bans.c.identity == identity))).first()
+    return None if row is None else Banned(**row._mapping)
+
+
+async def unban(connection: Connection, identity: str) -> None:
+    """Remove a device's ban and its strikes."""
+    await connection.execute(sa.delete(bans).where(bans.c.identity == identity))
+    await connection.execute(sa.delete(strikes).where(strikes.c.identity == identity))
+
+
+async def evidence_of(database: Database, identity: str) -> bytes:
+    """Why a device is banned; empty without evidence or ban."""
+    rows = await database.rows(sa.select(bans.c.evidence).where(bans.c.identity == identity))
+    return bytes(rows[0].evidence) if rows else b""
+
+
+async def ban_views(database: Database) -> tuple[BanView, ...]:
+    """All bans, the oldest first."""
+    rows = await database.rows(sa.select(bans).order_by(bans.c.banned_at))
+    return tuple(
+        BanView(
+            device=row.identity,
+            partner=row.partner,
+            kind=row.kind,
+            task=row.task,
+            cohort=row.cohort,
+            handle=row.handle,
+            note=row.note,
+            evidence_bytes=len(row.evidence),
+            transferable=row.transferable,
+            banned_at=row.banned_at,
+        )
+        for row in rows
+    )
+
+
+# -- strikes ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class StoredStrike:
+    """``here``: whether the cohort is of a task that was asked for."""
+
+    identity: str
+    partner: str
+    cohort: str
+    weight: float
+    struck_at: float
+    here: bool = False
+
+
+def _of_task(task: str) -> sa.ColumnElement[bool]:
+    return strikes.c.cohort.in_(sa.select(cohorts.c.cohort).where(cohorts.c.task == task))
+
+
+_STRIKE = (
+    strikes.c.identity,
+    strikes.c.partner,
+    strikes.c.cohort,
+    strikes.c.weight,
+    strikes.c.struck_at,
+)
+
+
+async def strikes_seen_from(connection: Connection, task: str) -> list[StoredStrike]:
+    """All strikes, with those of a task marked."""
+    rows = await connection.execute(sa.select(*_STRIKE, _of_task(task).label("here")))
+    return [StoredStrike(**row._mapping) for row in rows]
+
+
+async def all_strikes(database: Database) -> list[StoredStrike]:
+    rows = await database.rows(sa.select(*_STRIKE))
+    return [StoredStrike(**row._mapping) for row in rows]
+
+
+async def struck_in(connection: Connection, cohort: str) -> set[str]:
+    """Identities that were struck for a cohort."""
+    known = await connection.execute(
+        sa.select(strikes.c.identity).where(strikes.c.cohort == cohort)
+    )
+    return set(known.scalars())
+
+
+async def is_struck(connection: Connection, identity: str) -> bool:
+    query = sa.select(strikes.c.identity).where(strikes.c.identity == identity).limit(1)
+    return await connection.scalar(query) is not None
+
+
+async def strike(
+    connection: Connection,
+    cohort: str,
+    kind: str,
+    devices: Iterable[tuple[str, str]],
+    now: float,
+) -> None:
+    """Insert a strike of weight 1 for each (identity, partner); none was struck for this cohort."""
+    rows = [
+        {
+            "identity": identity,
+            "partner": partner,
+            "cohort": cohort,
+            "kind": kind,
+            "weight": 1.0,
+            "struck_at": now,
+        }
+        for identity, partner in devices
+    ]
+    if rows:
+        await connection.execute(sa.insert(strikes), rows)
+
+
+async def strikes_by_device(connection: Connection, task: str) -> dict[str, int]:
+    """Identity -> number of its strikes in a task."""
+    counted = await connection.execute(
+        sa.select(strikes.c.identity, sa.func.count())
+        .where(_of_task(task))
+        .group_by(strikes.c.identity)
+    )
+    return {identity: count for identity, count in counted.all()}
+
+
+async def lighten(
+    connection: Connection, task: str, identities: Sequence[str], factor: float
+) -> None:
+    """Multiply the weights of the strikes of these devices in a task."""
+    await connection.execute(
+        sa.update(strikes)
+        .where(strikes.c.identity.in_(identities), _of_task(task))
+        .values(weight=strikes.c.weight * factor)
+    )
+
+
+async def forget_strikes(connection: Connection, before: float) -> None:
+    """Remove strikes that are older."""
+    await connection.execute(sa.delete(strikes).where(strikes.c.struck_at < before))
