@@ -1,4 +1,4 @@
-"""The door for a partner's app: join a task, take part round by round, survive a restart."""
+"""The client of a partner's app: it joins a task, takes part round by round, survives a restart."""
 
 from __future__ import annotations
 

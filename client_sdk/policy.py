@@ -112,8 +112,8 @@ class PrivacyPolicy:
             a single device sent, where no noise is in the ring. It admits statistics and
             evaluations without such noise, and lifts the rule of one vector per model.
         min_corrupt: fewest devices of a cohort that the task must assume to work with the
-            aggregator; None: a tenth of its largest cohort, at least one. 0 is the word for tasks
-            whose masks may fall to two such devices.
+            aggregator; None: a tenth of its largest cohort, at least one. 0 admits tasks whose
+            masks fall to two such devices.
         partner_keys: Ed25519 keys whose devices may be in a cohort with this one; None: the key
             that certified this device.
         allowed_models: names of base models that may be trained; None: any.
@@ -127,7 +127,8 @@ class PrivacyPolicy:
             in the transfer of one model.
         witnesses: verifier keys of ledger witnesses (C2SP, type 0x04) that this device trusts.
         min_witnesses: how many of them must have cosigned every checkpoint; None: all.
-        may_train: the app's say at check-in, such as charging and on an unmetered network.
+        may_train: called at check-in; False ends the run. For instance, whether the device is
+            charging and on an unmetered network.
     """
 
     min_cohort: int = 10
