@@ -68,7 +68,9 @@ class Row:
 
     @property
     def noise(self) -> str:
-        return f"noise {'in the sum (mode C)' if self.distributed else 'on every device (mode A)'}"
+        return (
+            f"noise {'in the sum (distributed)' if self.distributed else 'on every device (local)'}"
+        )
 
     @property
     def exists(self) -> bool:

@@ -181,8 +181,8 @@ def test_the_curve_has_its_rows_and_epsilons_smallest_first(results):
     for epsilon, loss in ((None, 5.0), (3.0, 6.0)):
         tuned(results, epsilon=epsilon)
         add(results, "test", 4.0, 0, loss, epsilon=epsilon)
-    made = quality_chart.curve(PLAN, results, {ROW: "mode A"}, REFERENCES)
-    assert {"mode A", "3", "∞", "base model"} <= texts_of(made)
+    made = quality_chart.curve(PLAN, results, {ROW: "local noise"}, REFERENCES)
+    assert {"local noise", "3", "∞", "base model"} <= texts_of(made)
     assert made.index(">3<") < made.index(">∞<")
 
 
