@@ -59,8 +59,8 @@ class Contributor(Protocol):
     ``contribute`` adds the manifest's noise.
 
     A contributor may have, of the last job and for the device's user alone: ``left_out``
-    (:class:`client_sdk.training.rows.LeftOut`), the examples that counted as zero; ``cut``
-    (:class:`client_sdk.training.rows.Cut`), those that counted, but not whole; ``examples``, the
+    (:class:`client_sdk.training.dataset.LeftOut`), the examples that counted as zero; ``cut``
+    (:class:`client_sdk.training.dataset.Cut`), those that counted, but not whole; ``examples``, the
     places of the data set. What one example raises must not leave ``contribute`` with distributed
     noise: the whole batch would count as zero, and no clip bounds that.
     """

@@ -29,7 +29,7 @@ from client_sdk.rounds.examples_told import ExamplesTold
 from client_sdk.rounds.scaffold_control import DeviceControl, settle
 from client_sdk.state.journal import Contribution
 from client_sdk.threads import finish_in_thread, start_in_thread
-from client_sdk.training.rows import LeftOut, reasons_of
+from client_sdk.training.dataset import LeftOut, reasons_of
 from dp.contracts.algorithms.registry import has_control
 
 

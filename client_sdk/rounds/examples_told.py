@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from client_sdk.state.journal import Contribution, StoredCut, StoredLeftOut
-from client_sdk.training.rows import Cut, LeftOut
+from client_sdk.training.dataset import Cut, LeftOut
 
 
 @dataclass

@@ -9,7 +9,7 @@ from client_sdk.accounts.device_account import DeviceAccount
 from client_sdk.errors import PolicyRefusal
 from client_sdk.rounds.examples_told import ExamplesTold
 from client_sdk.rounds.participant import Outcome
-from client_sdk.training.rows import Cut, LeftOut
+from client_sdk.training.dataset import Cut, LeftOut
 from dp.accounting.budget import Total
 
 

@@ -112,7 +112,7 @@ class _StoredArray(_Record, frozen=True, kw_only=True):
 
 
 class StoredLeftOut(_Record, frozen=True, kw_only=True):
-    """An example that counted as zero, as :class:`client_sdk.training.rows.LeftOut`."""
+    """An example that counted as zero, as :class:`client_sdk.training.dataset.LeftOut`."""
 
     index: int
     reason: str
@@ -120,7 +120,7 @@ class StoredLeftOut(_Record, frozen=True, kw_only=True):
 
 
 class StoredCut(_Record, frozen=True, kw_only=True):
-    """An example that counted, but not whole, as :class:`client_sdk.training.rows.Cut`."""
+    """An example that counted, but not whole, as :class:`client_sdk.training.dataset.Cut`."""
 
     index: int
     tokens: int

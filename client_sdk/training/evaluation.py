@@ -11,9 +11,9 @@ import torch
 
 from client_sdk.errors import ContributionError
 from client_sdk.training.coins import without_coins
+from client_sdk.training.dataset import NOTHING_COUNTS, Input, encode_rows, open_dataset
 from client_sdk.training.examples import Example, encode_prompt
 from client_sdk.training.gradients import sequence_losses
-from client_sdk.training.rows import NOTHING_COUNTS, Input, encode_rows, open_dataset
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -38,7 +38,7 @@ def evaluate(
 
     Raises:
         ContributionError: ``evaluation-empty`` if nothing remains; else why an example cannot be
-            used, with its place; or as :func:`client_sdk.training.rows.open_dataset`.
+            used, with its place; or as :func:`client_sdk.training.dataset.open_dataset`.
     """
     rows, left_out = encode_rows(
         tokenizer, open_dataset(examples), max_tokens, Input.of(cast("PreTrainedModel", model))

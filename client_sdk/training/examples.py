@@ -1,6 +1,6 @@
 """From an app's examples to token rows: one conversation, one row, one unit of privacy.
 
-``client_sdk.training.conversations`` has the forms of an example. A row is what the model is
+``client_sdk.training.row_forms`` has the forms of an example. A row is what the model is
 prompted with (:func:`encode_prompt`, or the chat template), then the answer's own tokens, then one
 end token. Rows that were packed or tokenised elsewhere are refused: in a packed row the pack, not
 the conversation, would be what the noise protects.
@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from client_sdk.errors import ContributionError
-from client_sdk.training.conversations import Conversation, LabelledText, Turn, read_example
 from client_sdk.training.row_files import Unread
+from client_sdk.training.row_forms import Conversation, LabelledText, Turn, read_example
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -52,11 +52,11 @@ def encode_example(tokenizer: PreTrainedTokenizerBase, example: Any, max_tokens:
     no loss and contributes zero, and says why.
 
     Args:
-        example: in a form of :mod:`client_sdk.training.conversations`.
+        example: in a form of :mod:`client_sdk.training.row_forms`.
 
     Raises:
         ContributionError: ``example-unread``, ``example-template``, ``example-tools``, or as
-            :func:`client_sdk.training.conversations.read_example`; what a tokenizer raises comes as
+            :func:`client_sdk.training.row_forms.read_example`; what a tokenizer raises comes as
             it is.
     """
     read = check_form(example)
@@ -83,7 +83,7 @@ def check_form(example: Any) -> Conversation | LabelledText:
 
     Raises:
         ContributionError: ``example-unread``, or as
-            :func:`client_sdk.training.conversations.read_example`.
+            :func:`client_sdk.training.row_forms.read_example`.
     """
     if isinstance(example, Unread):
         raise ContributionError("example-unread", example.sentence)

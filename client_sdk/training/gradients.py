@@ -22,8 +22,8 @@ from torch.nn import functional
 
 from client_sdk.errors import ContributionError
 from client_sdk.training.coins import without_coins
+from client_sdk.training.dataset import together_or_apart
 from client_sdk.training.examples import Row
-from client_sdk.training.rows import together_or_apart
 
 if TYPE_CHECKING:
     from types import TracebackType

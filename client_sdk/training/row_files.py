@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from client_sdk.errors import ContributionError
-from client_sdk.training.conversations import CHARACTERS_MAX
+from client_sdk.training.row_forms import CHARACTERS_MAX
 
 # An escape such as \\u00e9 is six bytes, and a character may need two: a line of so many bytes
 # can be an example that is just short enough.

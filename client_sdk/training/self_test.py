@@ -24,9 +24,9 @@ from torch.nn import functional
 from client_sdk.errors import ContributionError, TaskRefusal
 from client_sdk.training.adapted import AdaptedModel
 from client_sdk.training.coins import GENERATORS, generator_states, torch_states_kept, without_coins
+from client_sdk.training.dataset import Input
 from client_sdk.training.examples import Row
 from client_sdk.training.gradients import ExampleGradients, Method, predictions
-from client_sdk.training.rows import Input
 
 SELF_TEST_ERROR_MAX = 1e-4  # relative; in float32 right ways agree to about 1e-6
 _ROUNDINGS = 8  # so many units in the last place may two runs of half precision differ (GPUs)

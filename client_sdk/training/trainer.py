@@ -26,9 +26,7 @@ from client_sdk.training.algorithms import ALGORITHMS
 from client_sdk.training.algorithms.products import sketched
 from client_sdk.training.algorithms.work import Work, rows_per_pass
 from client_sdk.training.algorithms.zeroth_order import passes_alone
-from client_sdk.training.examples import Example, Row
-from client_sdk.training.gradients import Method, check_method
-from client_sdk.training.rows import (
+from client_sdk.training.dataset import (
     Cut,
     Input,
     LeftOut,
@@ -38,6 +36,8 @@ from client_sdk.training.rows import (
     open_dataset,
     reasons_of,
 )
+from client_sdk.training.examples import Example, Row
+from client_sdk.training.gradients import Method, check_method
 from client_sdk.training.self_test import Way, check_rows_apart
 from dp.contracts.algorithms.averaging import has_privacy
 from dp.contracts.algorithms.registry import algorithm_of
@@ -64,7 +64,7 @@ class LoraTrainer:
         tokenizer: the model's tokenizer.
         dataset: the path of a file (JSON lines or a JSON array), or a sequence: a list, a
             ``Dataset`` of Hugging Face's ``datasets``, or anything with a length and an item at
-            each place. An item has one of the forms of :mod:`client_sdk.training.conversations`:
+            each place. An item has one of the forms of :mod:`client_sdk.training.row_forms`:
             prompt and answer or completion, messages, ShareGPT, Alpaca; for a classifier text and
             label. A file is read at once, else items when the first job comes: what is added later
             needs a new trainer. One item is one unit of example-level privacy. Its place counts, so

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from client_sdk import Event, PolicyRefusal, TrainingJob
+    from client_sdk.training.dataset import Cut, LeftOut
     from client_sdk.training.examples import Example
-    from client_sdk.training.rows import Cut, LeftOut
 
 _OPTIONS = {  # of what a remedy names, where the command line has one
     "min_cohort": "--min-cohort",
@@ -177,7 +177,7 @@ def join(
             trainer.preload()
         from client_sdk import Client, PrivacyPolicy
         from client_sdk.enrolment import load_bundle
-        from client_sdk.training.rows import in_file, reasons_of
+        from client_sdk.training.dataset import in_file, reasons_of
 
         def on_event(event: Event) -> None:
             if events or held:

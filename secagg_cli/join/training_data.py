@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from client_sdk import RunResult
+    from client_sdk.training.dataset import Cut, LeftOut
     from client_sdk.training.row_files import RowFile
-    from client_sdk.training.rows import Cut, LeftOut
 
 _TOLD_MAX = 3
 LISTED_MAX = 1000
@@ -31,8 +31,8 @@ def read_rows(path: Path) -> RowFile:
 
 def left_out(rows: RowFile) -> str | None:
     """What to tell of examples of no known form; None if there are none, and some that are."""
-    from client_sdk.training.conversations import FORMS
-    from client_sdk.training.rows import unread
+    from client_sdk.training.dataset import unread
+    from client_sdk.training.row_forms import FORMS
 
     found = unread(rows)
     if rows and not found:
@@ -48,7 +48,7 @@ def left_out(rows: RowFile) -> str | None:
 
 def used_of(rows: RowFile, result: RunResult) -> int | None:
     """How many examples were used; where nothing was trained None, or 0 if none can be."""
-    from client_sdk.training.rows import unread
+    from client_sdk.training.dataset import unread
 
     if result.used is not None:
         return result.used

@@ -11,7 +11,7 @@ import pytest
 
 from aggregator.cohorts import releasing
 from client_sdk import RunResult
-from client_sdk.training.rows import Cut, LeftOut
+from client_sdk.training.dataset import Cut, LeftOut
 from dp.contracts import DeadlineSpec
 from dp.ledger.records import ReleaseEntry
 from tests.kits.world import TASK, Killed, NoContributor, OneHot, World, kill_at, plain_spec

@@ -12,7 +12,7 @@ import pytest
 from client_sdk.accounts.recovery import plan_second_look
 from client_sdk.state.journal import Journal
 from client_sdk.state.keystore import open_storage_key
-from client_sdk.training.rows import Cut, LeftOut
+from client_sdk.training.dataset import Cut, LeftOut
 from tests.kits.world import TASK, Killed, OneHot, World, kill_at, plain_spec
 
 DEVICES = 4

@@ -12,10 +12,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from client_sdk.errors import ContributionError
-from client_sdk.training.conversations import Conversation, read_example
+from client_sdk.training.dataset import Input, encode_rows, unread
 from client_sdk.training.examples import encode_example, encode_prompt
 from client_sdk.training.row_files import RowFile, read_file
-from client_sdk.training.rows import Input, encode_rows, unread
+from client_sdk.training.row_forms import Conversation, read_example
 from tests.kits.word_tokenizers import ADDED, CHATML, TOOLS, WORDS, of_words
 
 NAMES = (

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from client_sdk.errors import ContributionError
 from client_sdk.training.adapted import AdaptedModel
+from client_sdk.training.dataset import LeftOut, together_or_apart, told
 from client_sdk.training.examples import Row
 from client_sdk.training.gradients import ExampleGradients, Method
-from client_sdk.training.rows import LeftOut, together_or_apart, told
 from client_sdk.training.self_test import TESTED_TOKENS_MAX
 from secagg.manifest import Manifest, training_of
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from client_sdk.training.rows import unread
+from client_sdk.training.dataset import unread
 from secagg_cli.join.training_data import left_out, read_rows
 from secagg_cli.main import app
 from tests.kits.commands import invoke

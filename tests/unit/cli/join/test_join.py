@@ -20,9 +20,9 @@ import client_sdk
 import secagg_cli.models.cache
 from client_sdk.contribution import TrainingJob
 from client_sdk.enrolment import create_bundle, new_partner_key, save_bundle
+from client_sdk.training.dataset import Cut, LeftOut, unread
 from client_sdk.training.lora import write_peft_folder
 from client_sdk.training.row_files import RowFile, read_file
-from client_sdk.training.rows import Cut, LeftOut, unread
 from secagg.errors import ConfigurationError
 from secagg.lora.forms import vector_length
 from secagg_cli.join.command import LazyTrainer, _in_options, _sentence

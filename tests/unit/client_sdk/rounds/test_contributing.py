@@ -23,7 +23,7 @@ from client_sdk.errors import ContributionError, PolicyRefusal, TaskRefusal
 from client_sdk.policy import SLOTS_WAITED_MAX
 from client_sdk.rounds.contributing import Training, report_at
 from client_sdk.rounds.examples_told import ExamplesTold
-from client_sdk.training.rows import Cut, LeftOut
+from client_sdk.training.dataset import Cut, LeftOut
 from client_sdk.training.trainer import LoraTrainer
 from dp.accounting.statements import lines
 from dp.encoding import encode

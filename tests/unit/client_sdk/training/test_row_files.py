@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from client_sdk.errors import ContributionError, TaskRefusal
+from client_sdk.training.dataset import Input, encode_rows, unread
 from client_sdk.training.evaluation import evaluate
 from client_sdk.training.row_files import LINE_BYTES_MAX, read_file
-from client_sdk.training.rows import Input, encode_rows, unread
 from client_sdk.training.trainer import LoraTrainer
 from secagg_cli.join.training_data import left_out, read_rows
 from secagg_cli.models.corpus import load_clients
@@ -253,7 +253,7 @@ def test_a_trainer_names_the_line_of_a_row_that_counts_as_zero(tmp_path: Path) -
         (2, "line 4 of data.jsonl"),
     ]
     work_row = it._encode(64)[0][3]
-    from client_sdk.training.rows import told
+    from client_sdk.training.dataset import told
 
     it._left_out[work_row.index] = told(work_row.index, MemoryError())
     assert str(it.left_out[-1]) == "Line 5 of data.jsonl: The example raised MemoryError."

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from client_sdk.errors import ContributionError
-from client_sdk.training.conversations import (
+from client_sdk.training.row_forms import (
     CHARACTERS_MAX,
     MESSAGES_MAX,
     Conversation,

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from client_sdk.contribution import check_values
 from client_sdk.errors import ContributionError, TaskRefusal
-from client_sdk.training.conversations import CHARACTERS_MAX
+from client_sdk.training.dataset import Input, encode_rows, told
 from client_sdk.training.examples import encode_example
 from client_sdk.training.gradients import ExampleGradients
-from client_sdk.training.rows import Input, encode_rows, told
+from client_sdk.training.row_forms import CHARACTERS_MAX
 from client_sdk.training.trainer import LoraTrainer
 from secagg.manifest import Manifest
 from secagg_cli.models.corpus import load_clients

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from client_sdk.training.rows import NOTHING_COUNTS, Cut, Input, cut_of, encode_rows, unread
+from client_sdk.training.dataset import NOTHING_COUNTS, Cut, Input, cut_of, encode_rows, unread
 from tests.kits.tiny_training import job, tiny_task, trainer
 from tests.kits.word_tokenizers import CHATML, WORDS, of_words
 
