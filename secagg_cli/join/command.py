@@ -10,31 +10,31 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 
-from secagg.errors import SecaggError
 from secagg_cli.audit.ledger_files import witness_keys
-from secagg_cli.background import Background
+from secagg_cli.join.sentences import sentence
+from secagg_cli.join.trainer import LazyTrainer
 from secagg_cli.join.training_data import left_out, listed, read_rows, some, used_of
-from secagg_cli.models.libraries import collector_paused
 from secagg_cli.network import transport_settings
 from secagg_cli.operator.enroll import parse_partner_key
 from secagg_cli.output import EXIT_INCOMPLETE, CommandError, Format, FormatOption, Output
 from secagg_cli.processes import die_with_parent
 from secagg_cli.ranges import number
-from secagg_cli.state.account import DataIdOption, say_totals, totals_json
+from secagg_cli.state.account import (
+    BundleArgument,
+    DataIdOption,
+    StateOption,
+    say_totals,
+    totals_json,
+)
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from client_sdk import Event, PolicyRefusal, TrainingJob
-    from client_sdk.training.dataset import Cut, LeftOut
-    from client_sdk.training.examples import Example
+    from client_sdk import Event, PolicyRefusal
 
 _OPTIONS = {  # of what a remedy names, where the command line has one
     "min_cohort": "--min-cohort",
@@ -48,16 +48,9 @@ _OPTIONS = {  # of what a remedy names, where the command line has one
     "max_download_bytes": "--max-download-mb",
 }
 
-_REASONS = {  # of waiting, in words
-    "model-given": "this device gave a vector for this model; it waits for the next",
-    "task-paused": "the task is paused",
-    "unreachable": "the aggregator is out of reach",
-}
-_SAID = frozenset(("message", "reason"))  # details that say by themselves what they are
-
 
 def join(
-    bundle: Annotated[Path, typer.Argument(help="The device's enrolment bundle.")],
+    bundle: BundleArgument,
     data: Annotated[
         Path,
         typer.Option(
@@ -81,9 +74,7 @@ def join(
             "Repeatable. Without this and --model, tasks that train a model are refused."
         ),
     ] = None,
-    state: Annotated[
-        Path | None, typer.Option(help="This device's own folder: journal and budget.")
-    ] = None,
+    state: StateOption = None,
     data_id: DataIdOption = None,
     rounds: Annotated[int | None, number("Be in so many releases; default: all.", low=1)] = None,
     min_cohort: Annotated[int, number("Refuse sums of fewer devices.", low=2, high=10_000)] = 10,
@@ -184,7 +175,7 @@ def join(
                 sys.stdout.write(event.to_json() + "\n")
                 sys.stdout.flush()
             else:
-                out.say(_sentence(event, client.state_dir))
+                out.say(sentence(event, client.state_dir))
             if event.kind in held and not sys.stdin.readline():
                 os._exit(1)  # end of file: whoever conducted this device is gone
 
@@ -264,140 +255,3 @@ def _in_options(refusal: PolicyRefusal) -> PolicyRefusal | CommandError:
         found=refusal.found,
         remedy="Give your own copy with --model, or allow this name with --allow-model.",
     )
-
-
-class LazyTrainer:
-    """A contributor that loads torch and the model when the first job comes, or beside the rest.
-
-    Args:
-        model: what is loaded, whatever a manifest names; None: what the manifest names.
-        allowed: names that a manifest may use where ``model`` is None.
-    """
-
-    adds_local_noise = True  # LoraTrainer does
-
-    def __init__(
-        self,
-        rows: Sequence[Example],
-        model: str | None,
-        allowed: frozenset[str] = frozenset(),
-        progress: Callable[[str, float | None], None] | None = None,
-    ) -> None:
-        self._rows = rows
-        self._model = model
-        self._allowed = allowed
-        self._progress = progress
-        self._loading: Background[Any] | None = None
-        self._trainer: Any = None
-
-    def preload(self) -> None:
-        """Raises: CommandError ``preload-model`` without a model's name."""
-        if self._model is None:
-            raise CommandError("preload-model", "--preload needs --model.")
-        name = self._model
-        self._loading = Background(lambda: self._load(name))
-
-    def contribute(self, job: TrainingJob) -> Mapping[str, np.ndarray]:
-        from client_sdk import TaskRefusal
-
-        if self._trainer is None:
-            name = self._name(job)
-            try:
-                self._trainer = self._loading.result() if self._loading else self._load(name)
-            except SecaggError as error:  # of the model, not of the data
-                raise TaskRefusal(
-                    error.reason,
-                    error.message,
-                    expected=error.expected,
-                    found=error.found,
-                    remedy=error.remedy,
-                ) from error
-        values: Mapping[str, np.ndarray] = self._trainer.contribute(job)
-        return values
-
-    @property
-    def left_out(self) -> Sequence[LeftOut]:
-        """As :attr:`client_sdk.LoraTrainer.left_out`."""
-        return () if self._trainer is None else self._trainer.left_out
-
-    @property
-    def cut(self) -> Sequence[Cut]:
-        """As :attr:`client_sdk.LoraTrainer.cut`."""
-        return () if self._trainer is None else self._trainer.cut
-
-    @property
-    def examples(self) -> int | None:
-        """As :attr:`client_sdk.LoraTrainer.examples`."""
-        return None if self._trainer is None else self._trainer.examples
-
-    def _load(self, name: str) -> Any:
-        with collector_paused():
-            from client_sdk import LoraTrainer
-            from secagg_cli.models.cache import ensure_model, load_model
-
-            model, tokenizer = load_model(ensure_model(name, progress=self._progress))
-            return LoraTrainer(model, tokenizer, self._rows)
-
-    def _name(self, job: TrainingJob) -> str:
-        from client_sdk import TaskRefusal
-
-        if job.manifest.base_model is None:
-            raise TaskRefusal(
-                "task-without-model",
-                "This task trains no model.",
-                remedy="Contribute its vector with the SDK; see client_sdk.Contributor.",
-            )
-        named = job.manifest.base_model.name
-        if self._model is None and named not in self._allowed:
-            raise TaskRefusal(
-                "model-not-allowed", f"Nobody here has allowed the base model {named!r}."
-            )
-        return self._model or named
-
-
-def _sentence(event: Event, state: Path) -> str:
-    if event.kind == "resumed":
-        return (
-            f"resumed: the unfinished session of task {event.task} is finished first (phase "
-            f"{event.detail['phase']}); to end it instead: secagg session reset {state}"
-        )
-    if event.kind == "account":
-        return f"account: {_counted(event.detail)}"
-    if event.kind == "examples-left-out":
-        return f"{event.detail['examples']} examples count as zero: {event.detail['first']}"
-    if event.kind == "examples-cut":
-        return f"{event.detail['examples']} examples count, but not whole: {event.detail['first']}"
-    detail = {key: value for key, value in event.detail.items() if value is not None}
-    if (tasks := detail.pop("no_finite_total", None)) is not None:
-        detail["all tasks together"] = (
-            f"have no finite epsilon, because of {tasks}; the others cost {detail.pop('others')}"
-        )
-    if "message" in detail:  # it says the reason
-        detail.pop("reason", None)
-    if detail.get("reason") in _REASONS:
-        detail["reason"] = _REASONS[str(detail["reason"])]
-    said = [
-        str(value) if key in _SAID else f"{_word(key)} {value}" for key, value in detail.items()
-    ]
-    return f"{event.kind}: {', '.join(said)}" if said else event.kind
-
-
-def _word(key: str) -> str:
-    return key.replace("_", " ")
-
-
-def _counted(detail: Mapping[str, object]) -> str:
-    """What the account counts, and how to have it count otherwise."""
-    if detail["counts"] == "folder":
-        return (
-            "it counts this state folder alone. Other devices of yours over the same data have "
-            "budgets of their own, unless all name the data with --data-id"
-        )
-    others = f"{detail['folders']} state folders, {detail['charges_of_others']} charges by others"
-    if detail["counts"] == "user":
-        said = f"all of your devices whose data have no --data-id count as one data set: {others}"
-    else:
-        said = f"all of your devices that name this data id count together: {others}"
-    if detail["renewed"]:
-        said += f"; begun anew {detail['renewed']} times after a loss, so there may be more"
-    return said

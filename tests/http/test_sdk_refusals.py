@@ -27,7 +27,7 @@ from secagg.hashing import encode_parts
 from secagg.http_api import Mail, Offer
 from secagg.manifest import Manifest, decode_manifest, encode_manifest
 from secagg.secret import Secret
-from secagg_cli.join.command import LazyTrainer
+from secagg_cli.join.trainer import LazyTrainer
 from tests.kits.quadratics import LENGTH, Quadratic, quadratic_spec
 from tests.kits.world import QUICK, TASK, Killed, OneHot, World, plain_spec
 

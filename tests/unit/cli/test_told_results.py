@@ -17,7 +17,7 @@ from client_sdk.rounds.participant import Outcome
 from dp.tlog.notes import COSIGNATURE_V1, verifier_key
 from secagg_cli.audit.command import audit_ledger
 from secagg_cli.audit.ledger_files import witness_keys
-from secagg_cli.join.command import _sentence
+from secagg_cli.join.sentences import sentence
 from secagg_cli.main import app
 from secagg_cli.output import UnusableArgument
 from tests.kits.commands import invoke
@@ -77,7 +77,7 @@ def test_a_refusal_after_releases_tells_what_was_done(
 def test_events_are_told_in_words(
     kind: str, detail: dict[str, object], said: str, tmp_path: Path
 ) -> None:
-    assert _sentence(client_sdk.Event(kind, "t", None, detail), tmp_path) == said  # type: ignore[arg-type]
+    assert sentence(client_sdk.Event(kind, "t", None, detail), tmp_path) == said  # type: ignore[arg-type]
 
 
 def test_a_key_in_the_wrong_option_is_told_with_its_option(tmp_path: Path) -> None:

@@ -25,7 +25,9 @@ from client_sdk.training.lora import write_peft_folder
 from client_sdk.training.row_files import RowFile, read_file
 from secagg.errors import ConfigurationError
 from secagg.lora.forms import vector_length
-from secagg_cli.join.command import LazyTrainer, _in_options, _sentence
+from secagg_cli.join.command import _in_options
+from secagg_cli.join.sentences import sentence
+from secagg_cli.join.trainer import LazyTrainer
 from secagg_cli.join.training_data import LISTED_MAX
 from secagg_cli.main import app
 from secagg_cli.models.cache import ensure_model
@@ -92,7 +94,7 @@ def test_join_s_options_are_words_for_the_policy(
 
 def test_a_resumed_session_names_its_task_and_how_to_end_it(tmp_path: Path) -> None:
     event = client_sdk.Event("resumed", "stats", "ab", {"phase": "advertised"})
-    said = _sentence(event, tmp_path)
+    said = sentence(event, tmp_path)
     assert "task stats is finished first" in said
     assert f"secagg session reset {tmp_path}" in said
 
@@ -143,7 +145,7 @@ def test_training_that_failed_is_told_though_the_release_succeeded(
     assert told["failed"] == [failed]
     assert (told["left_out"], told["releases"]) == (0, [])
     trained = client_sdk.Event("trained", "t", None, {"version": 0, "failed": None})
-    assert _sentence(trained, tmp_path) == "trained: version 0"
+    assert sentence(trained, tmp_path) == "trained: version 0"
 
 
 def test_examples_that_counted_as_zero_are_told_in_text_json_and_exit_code(

@@ -14,7 +14,7 @@ from client_sdk.events import Event
 from dp.accounting.figures import shown_up
 from dp.accounting.statements import headline, lines
 from dp.contracts import BudgetSpec
-from secagg_cli.join.command import _sentence
+from secagg_cli.join.sentences import sentence
 from secagg_cli.main import app
 from secagg_cli.output import CommandError
 from secagg_cli.state.account import _charged
@@ -148,9 +148,9 @@ def test_join_hands_the_data_s_name_to_its_client(
 def test_join_says_in_words_what_counts(counts: str, words: str) -> None:
     numbers = {"folders": 2, "charges_of_others": 3, "renewed": 1}
     detail = {"counts": counts} | ({} if counts == "folder" else numbers)
-    sentence = _sentence(Event("account", "t", None, detail), Path("state"))
-    assert words in sentence
-    assert "--data-id" in sentence or counts == "data"
+    said = sentence(Event("account", "t", None, detail), Path("state"))
+    assert words in said
+    assert "--data-id" in said or counts == "data"
     if counts != "folder":
-        assert "3 charges by others" in sentence
-        assert "begun anew 1 times" in sentence
+        assert "3 charges by others" in said
+        assert "begun anew 1 times" in said

@@ -30,7 +30,7 @@ from dp.encoding import encode
 from secagg.errors import ConfigurationError
 from secagg.manifest import Manifest
 from secagg.secret import Secret
-from secagg_cli.join.command import LazyTrainer
+from secagg_cli.join.trainer import LazyTrainer
 from tests.kits.contributing import OPENED, Clock, Runs, Setting, checkin_of
 from tests.kits.device import fedsgd_spec, make_manifest, sum_spec
 from tests.kits.quadratics import local_spec

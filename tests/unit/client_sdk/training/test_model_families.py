@@ -33,7 +33,7 @@ from client_sdk.training.trainer import LoraTrainer
 from dp.contracts import TrainingSpec
 from secagg.errors import LocalProtocolError
 from secagg.manifest import AdapterKind
-from secagg_cli.join.command import LazyTrainer
+from secagg_cli.join.trainer import LazyTrainer
 from secagg_cli.join.training_data import read_rows
 from tests.kits.model_families import DROPOUT, TARGETS, examples_for, manifest_of, model_of
 from tests.kits.tasks import seeded

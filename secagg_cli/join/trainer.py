@@ -1,0 +1,107 @@
+"""The trainer of ``secagg join``: it loads torch and the model when the first work comes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from secagg.errors import SecaggError
+from secagg_cli.background import Background
+from secagg_cli.models.libraries import collector_paused
+from secagg_cli.output import CommandError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from client_sdk import TrainingJob
+    from client_sdk.training.dataset import Cut, LeftOut
+    from client_sdk.training.examples import Example
+
+
+class LazyTrainer:
+    """A contributor that loads torch and the model when the first job comes, or beside the rest.
+
+    Args:
+        model: what is loaded, whatever a manifest names; None: what the manifest names.
+        allowed: names that a manifest may use where ``model`` is None.
+    """
+
+    adds_local_noise = True  # LoraTrainer does
+
+    def __init__(
+        self,
+        rows: Sequence[Example],
+        model: str | None,
+        allowed: frozenset[str] = frozenset(),
+        progress: Callable[[str, float | None], None] | None = None,
+    ) -> None:
+        self._rows = rows
+        self._model = model
+        self._allowed = allowed
+        self._progress = progress
+        self._loading: Background[Any] | None = None
+        self._trainer: Any = None
+
+    def preload(self) -> None:
+        """Raises: CommandError ``preload-model`` without a model's name."""
+        if self._model is None:
+            raise CommandError("preload-model", "--preload needs --model.")
+        name = self._model
+        self._loading = Background(lambda: self._load(name))
+
+    def contribute(self, job: TrainingJob) -> Mapping[str, np.ndarray]:
+        from client_sdk import TaskRefusal
+
+        if self._trainer is None:
+            name = self._name(job)
+            try:
+                self._trainer = self._loading.result() if self._loading else self._load(name)
+            except SecaggError as error:  # of the model, not of the data
+                raise TaskRefusal(
+                    error.reason,
+                    error.message,
+                    expected=error.expected,
+                    found=error.found,
+                    remedy=error.remedy,
+                ) from error
+        values: Mapping[str, np.ndarray] = self._trainer.contribute(job)
+        return values
+
+    @property
+    def left_out(self) -> Sequence[LeftOut]:
+        """As :attr:`client_sdk.LoraTrainer.left_out`."""
+        return () if self._trainer is None else self._trainer.left_out
+
+    @property
+    def cut(self) -> Sequence[Cut]:
+        """As :attr:`client_sdk.LoraTrainer.cut`."""
+        return () if self._trainer is None else self._trainer.cut
+
+    @property
+    def examples(self) -> int | None:
+        """As :attr:`client_sdk.LoraTrainer.examples`."""
+        return None if self._trainer is None else self._trainer.examples
+
+    def _load(self, name: str) -> Any:
+        with collector_paused():
+            from client_sdk import LoraTrainer
+            from secagg_cli.models.cache import ensure_model, load_model
+
+            model, tokenizer = load_model(ensure_model(name, progress=self._progress))
+            return LoraTrainer(model, tokenizer, self._rows)
+
+    def _name(self, job: TrainingJob) -> str:
+        from client_sdk import TaskRefusal
+
+        if job.manifest.base_model is None:
+            raise TaskRefusal(
+                "task-without-model",
+                "This task trains no model.",
+                remedy="Contribute its vector with the SDK; see client_sdk.Contributor.",
+            )
+        named = job.manifest.base_model.name
+        if self._model is None and named not in self._allowed:
+            raise TaskRefusal(
+                "model-not-allowed", f"Nobody here has allowed the base model {named!r}."
+            )
+        return self._model or named
