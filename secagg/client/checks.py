@@ -15,7 +15,7 @@ from itertools import pairwise
 from secagg import keys
 from secagg.adverts import check_advert
 from secagg.client.events import ClientConfig
-from secagg.client.states import Advertised, Session
+from secagg.client.states import Advertised, Exchange
 from secagg.context import (
     advert_digest,
     masking_set_digest,
@@ -59,7 +59,7 @@ def check_addressed(config: ClientConfig, state: Advertised, roster: Roster) -> 
         )
 
 
-def check_context(session: Session, message: Message) -> None:
+def check_context(session: Exchange, message: Message) -> None:
     """The message names the exchange that this device is in."""
     if isinstance(message, Abort):
         found, expected = message.cohort, session.cohort
@@ -276,7 +276,7 @@ def _check_indices(name: str, members: Sequence[int], size: int) -> None:
 
 
 def check_masking_set(
-    config: ClientConfig, session: Session, members: Sequence[int], usable: Sequence[int]
+    config: ClientConfig, session: Exchange, members: Sequence[int], usable: Sequence[int]
 ) -> None:
     """S holds this device, enough devices in all and behind each model, at least t neighbours,
     and no neighbour whose deal this device does not have (``usable``: those that it has)."""
@@ -300,7 +300,7 @@ def check_masking_set(
 
 
 def check_survivor_set(
-    config: ClientConfig, session: Session, masking_set: Sequence[int], members: Sequence[int]
+    config: ClientConfig, session: Exchange, masking_set: Sequence[int], members: Sequence[int]
 ) -> None:
     """U lies within S, holds this device, and is large enough for manifest, device and noise, in
     all and behind each model."""
@@ -323,7 +323,7 @@ def check_survivor_set(
         )
 
 
-def _check_alive(name: str, session: Session, members: Sequence[int]) -> None:
+def _check_alive(name: str, session: Exchange, members: Sequence[int]) -> None:
     if session.index not in members:
         raise RemoteProtocolError(
             f"{name}-without-me", f"The {name.replace('-', ' ')} does not hold this device."
@@ -331,7 +331,7 @@ def _check_alive(name: str, session: Session, members: Sequence[int]) -> None:
 
 
 def _check_enough(
-    name: str, config: ClientConfig, session: Session, members: Sequence[int]
+    name: str, config: ClientConfig, session: Exchange, members: Sequence[int]
 ) -> None:
     floor = max(config.manifest.cohort.survivors_min, config.survivors_min)
     if len(members) < floor:
@@ -345,7 +345,7 @@ def _check_enough(
 
 
 def _check_behind_each_model(
-    name: str, config: ClientConfig, session: Session, members: Sequence[int]
+    name: str, config: ClientConfig, session: Exchange, members: Sequence[int]
 ) -> None:
     """What the roster showed is counted again: devices that are called lost are in no sum.
 
@@ -382,7 +382,7 @@ def _verified(signed: bytes, ctx: bytes) -> None:
 
 def check_confirmations(
     config: ClientConfig,
-    session: Session,
+    session: Exchange,
     masking_set: Sequence[int],
     survivors: Sequence[int],
     signed_confirmations: Sequence[bytes],

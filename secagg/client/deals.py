@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from secagg import keys, sealing, sharing
 from secagg.client.events import ClientConfig
-from secagg.client.states import Advertised, HeldShares, Session, Shared
+from secagg.client.states import Advertised, Exchange, HeldShares, Shared
 from secagg.context import (
     CHANNEL_KEY,
     KIND_PAIR_SEED,
@@ -30,7 +30,7 @@ from secagg.tools import Tools
 def make_deals(
     config: ClientConfig,
     state: Advertised,
-    session: Session,
+    session: Exchange,
     adverts: Mapping[int, Advert],
     tools: Tools,
 ) -> tuple[Deals, tuple[Secret, ...]]:
@@ -138,7 +138,7 @@ def open_inbox(state: Shared, inbox: Inbox) -> Opened:
     return opened
 
 
-def verify_deal(session: Session, dealer: int, signed: bytes) -> Deal:
+def verify_deal(session: Exchange, dealer: int, signed: bytes) -> Deal:
     """The deal is signed by its dealer, for this exchange and this device.
 
     Sealing to a public key authenticates nobody: without this signature the aggregator could
@@ -157,7 +157,7 @@ def verify_deal(session: Session, dealer: int, signed: bytes) -> Deal:
 
 
 def open_shares(
-    session: Session, deal: Deal, channel_key: sealing.KemPrivateKey, noise_levels: int
+    session: Exchange, deal: Deal, channel_key: sealing.KemPrivateKey, noise_levels: int
 ) -> HeldShares:
     """Unseal the shares and compare them with the hashes that the dealer signed."""
     dealer = session.identity_keys[deal.sender]
@@ -180,7 +180,7 @@ def open_shares(
     return HeldShares(of_mask_secret=mask_secret, of_self_seed=self_seed, of_noise=tuple(noise))
 
 
-def open_pair_seed(session: Session, deal: Deal, mask_key: sealing.KemPrivateKey) -> Secret:
+def open_pair_seed(session: Exchange, deal: Deal, mask_key: sealing.KemPrivateKey) -> Secret:
     """Unseal the seed of the mask in common with the dealer."""
     dealer = session.identity_keys[deal.sender]
     own = session.identity_keys[session.index]

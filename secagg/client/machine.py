@@ -29,8 +29,8 @@ from secagg.client.states import (
     AwaitingVector,
     Checked,
     Confirmed,
+    Exchange,
     Joined,
-    Session,
     Shared,
     State,
     Unmasked,
@@ -283,7 +283,7 @@ def _share(
     graph = Graph(len(roster.entries), rules.degree, order_seed)
     certificates = checks.check_certificates(config, roster, event.now_s)
     adverts = checks.check_neighbours(config, roster, graph, certificates, event.now_s)
-    session = Session(
+    session = Exchange(
         ctx=_context(roster),
         cohort=roster.cohort,
         index=roster.index,

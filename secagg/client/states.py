@@ -16,8 +16,9 @@ from secagg.secret import Secret
 
 
 @dataclass(frozen=True)
-class Session:
-    """What the accepted roster fixed; nothing in it is secret.
+class Exchange:
+    """What the accepted roster fixed; nothing in it is secret. States hold it as ``session``, its
+    name in snapshots.
 
     ``accepted``: message kind number -> digest of the message of that kind that was obeyed.
     ``degree``, ``order_seed``: of the graph. ``staleness``: versions between this device's model
@@ -72,7 +73,7 @@ class Shared:
 
     phase: ClassVar[str] = "shared"
 
-    session: Session
+    session: Exchange
     mask_secret: Secret
     self_seed: Secret
     channel_secret: Secret
@@ -85,7 +86,7 @@ class Checked:
 
     phase: ClassVar[str] = "checked"
 
-    session: Session
+    session: Exchange
     self_seed: Secret
     pair_seeds: dict[int, Secret]
     shares: dict[int, HeldShares]
@@ -98,7 +99,7 @@ class AwaitingVector:
 
     phase: ClassVar[str] = "awaiting-vector"
 
-    session: Session
+    session: Exchange
     masking_set: tuple[int, ...]
     self_seed: Secret
     pair_seeds: dict[int, Secret]  # of neighbours in S
@@ -111,7 +112,7 @@ class Uploading:
 
     phase: ClassVar[str] = "uploading"
 
-    session: Session
+    session: Exchange
     masking_set: tuple[int, ...]
     shares: dict[int, HeldShares]
 
@@ -122,7 +123,7 @@ class Confirmed:
 
     phase: ClassVar[str] = "confirmed"
 
-    session: Session
+    session: Exchange
     masking_set: tuple[int, ...]
     survivors: tuple[int, ...]
     shares: dict[int, HeldShares]
@@ -134,7 +135,7 @@ class Unmasked:
 
     phase: ClassVar[str] = "unmasked"
 
-    session: Session
+    session: Exchange
 
 
 Joined = Shared | Checked | AwaitingVector | Uploading | Confirmed | Unmasked
@@ -143,6 +144,6 @@ State = Advertised | Joined | Finished | Failed
 _J = TypeVar("_J", Shared, Checked, AwaitingVector, Uploading, Confirmed, Unmasked)
 
 
-def accept(session: Session, kind: int, message_digest: bytes) -> Session:
-    """The session after obeying a message of this kind."""
+def accept(session: Exchange, kind: int, message_digest: bytes) -> Exchange:
+    """The exchange after obeying a message of this kind."""
     return replace(session, accepted={**session.accepted, kind: message_digest})

@@ -22,7 +22,7 @@ from client_sdk.training.algorithms import ALGORITHMS
 from client_sdk.training.algorithms.work import Work
 from dp.contracts import BudgetSpec, CohortSpec, TaskSpec, TrainingSpec, build_manifest
 from dp.encoding import decode, encode
-from secagg.client.states import Session
+from secagg.client.states import Exchange
 from secagg.manifest import Manifest, encode_manifest, manifest_digest
 from secagg.ring import Lanes, add_into
 from secagg.simulation import Aggregator, Device, Drop, Hooks, LocalDevices, drive, make_task
@@ -229,7 +229,7 @@ class Federation:
         version = self.version_of(device)
         return version, hashlib.sha256(b"model %d" % version).digest()
 
-    def answer(self, value: Values, number: int, session: Session) -> Lanes:
+    def answer(self, value: Values, number: int, session: Exchange) -> Lanes:
         """The payload that a device gives when its machine asks for it."""
         return self.encoded(value, number, session.ctx)
 

@@ -15,7 +15,7 @@ from aggregator.algorithms import Step
 from client_sdk.payload import weighed
 from client_sdk.rounds.scaffold_control import DeviceControl
 from client_sdk.state.journal import Contribution
-from secagg.client.states import Session
+from secagg.client.states import Exchange
 from secagg.ring import Lanes
 from tests.kits.device import digest_of, journal_in
 from tests.kits.federations import Federation, Values, Vector
@@ -93,7 +93,7 @@ class Buffered(Federation):
         """Device k trains from ``versions[k]`` on."""
         self.begun = list(versions)
 
-    def answer(self, value: Values, number: int, session: Session) -> Lanes:
+    def answer(self, value: Values, number: int, session: Exchange) -> Lanes:
         """Weighed by what the device's machine says of its model, as ``client_sdk`` does it."""
         return super().answer(weighed(self.manifest, value, session.staleness), number, session)
 

@@ -27,7 +27,9 @@ _MAIL_BATCH = 64  # messages in one answer
 
 
 @dataclass(frozen=True)
-class Session:
+class ServedSession:
+    """What the service knows of a device's session."""
+
     id: str
     task: str
     cohort: str | None
@@ -39,11 +41,11 @@ class Session:
 def routes(service: Service) -> list[web.RouteDef]:
     core, settings, driver = service.core, service.core.settings, service.driver
 
-    async def find(request: web.Request) -> Session:
+    async def find(request: web.Request) -> ServedSession:
         identity, name = service.callers.device(request), request.match_info["session"]
         if (member := driver.member(name)) is not None:
             _demand_own(member.identity, identity)
-            return Session(name, member.task, member.cohort, member.index, False, identity)
+            return ServedSession(name, member.task, member.cohort, member.index, False, identity)
         stored = await reads.session(core.database, name)
         if stored is None:
             await refuse_barred(core, identity)  # a ban removes sessions that wait
@@ -54,9 +56,11 @@ def routes(service: Service) -> list[web.RouteDef]:
             stored.model_version < stored.newest_version - rules.versions_back
             or stored.expires_at <= core.clock()
         )
-        return Session(name, stored.task, stored.cohort, stored.roster_index or 0, stale, identity)
+        return ServedSession(
+            name, stored.task, stored.cohort, stored.roster_index or 0, stale, identity
+        )
 
-    async def live(session: Session) -> Live:
+    async def live(session: ServedSession) -> Live:
         if session.cohort is None:
             raise conflict(
                 "session-waiting",
