@@ -21,7 +21,7 @@ from client_sdk.network.http import TransportSettings
 from client_sdk.network.server_time import ServerTime, steady_clock
 from client_sdk.network.transport import Transport
 from client_sdk.policy import PrivacyPolicy
-from client_sdk.rounds.device import Device, ParticipantSettings
+from client_sdk.rounds.device import ParticipantSettings, RunningDevice
 from client_sdk.rounds.pending import finish_pending
 from client_sdk.rounds.recovering import recover_charges, recover_new
 from client_sdk.rounds.result import RunResult, Tally
@@ -335,7 +335,7 @@ class Client:
             self._clock(),
         )
 
-    async def _tell_account(self, device: Device, task: str) -> None:
+    async def _tell_account(self, device: RunningDevice, task: str) -> None:
         """Say once what the account counts."""
         if self._data is None:
             return
@@ -374,8 +374,8 @@ class Client:
         transport: Transport,
         now: ServerTime,
         deliver: _Deliver,
-    ) -> Device:
-        return Device(
+    ) -> RunningDevice:
+        return RunningDevice(
             bundle=self._bundle,
             policy=self.policy,
             partner_keys=self.policy.trusted_partners(self._bundle.certificate.partner_key),

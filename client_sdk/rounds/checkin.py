@@ -23,7 +23,7 @@ from client_sdk.events import Event
 from client_sdk.network.http import is_transient
 from client_sdk.policy import download_size, model_tensors
 from client_sdk.policy import model_length as model_length
-from client_sdk.rounds.device import Device
+from client_sdk.rounds.device import RunningDevice
 from client_sdk.rounds.revocations import refresh
 from client_sdk.state.models import demand_plain, forget_models, part_of, remove_model
 from dp.accounting.budget import UNITS
@@ -92,7 +92,7 @@ def verify_offer(offer: Offer, task: str, task_key: bytes) -> Manifest:
 
 
 async def next_offer(
-    device: Device, task: str, after_version: int | None, until_s: float = math.inf
+    device: RunningDevice, task: str, after_version: int | None, until_s: float = math.inf
 ) -> Offer | None:
     """Wait for an open offer with a newer model than ``after_version``; None: the task is over.
 
@@ -116,7 +116,7 @@ async def next_offer(
             return offer
 
 
-async def check_in(device: Device, task: str, offer: Offer) -> CheckIn:
+async def check_in(device: RunningDevice, task: str, offer: Offer) -> CheckIn:
     """Verify and admit an offer, and bring its model to this device.
 
     Raises:
@@ -169,7 +169,7 @@ async def check_in(device: Device, task: str, offer: Offer) -> CheckIn:
     return CheckIn(offer, manifest, digest, model["vector"], model.get("control"), clip)
 
 
-def _no_finite_total(device: Device, manifest: Manifest) -> dict[str, object]:
+def _no_finite_total(device: RunningDevice, manifest: Manifest) -> dict[str, object]:
     """Which tasks leave no finite total once this one is charged; empty without.
 
     Of an example, and of each unit that counts: its noise may be missing in a task that protects
@@ -185,7 +185,7 @@ def _no_finite_total(device: Device, manifest: Manifest) -> dict[str, object]:
 
 
 async def proven_clip(
-    device: Device,
+    device: RunningDevice,
     manifest: Manifest,
     digest: bytes,
     offer: Offer,
@@ -242,7 +242,9 @@ def _check_numbers(offer: Offer) -> None:
         )
 
 
-async def fetch_model(device: Device, manifest: Manifest, offer: Offer) -> dict[str, np.ndarray]:
+async def fetch_model(
+    device: RunningDevice, manifest: Manifest, offer: Offer
+) -> dict[str, np.ndarray]:
     """``vector`` and, with SCAFFOLD, ``control``; from disk or by a resumable download.
 
     Both are float32[d], read-only. Where the clip adapts also ``clip``, float64[1]. One file is
@@ -275,7 +277,7 @@ async def fetch_model(device: Device, manifest: Manifest, offer: Offer) -> dict[
         raise
 
 
-async def _download(device: Device, digest: bytes, size_bytes: int, path: Path) -> None:
+async def _download(device: RunningDevice, digest: bytes, size_bytes: int, path: Path) -> None:
     """Bring a model to ``path``. Its part stays only where the same transfer may go on later."""
     part, most_s = part_of(path), device.policy.max_hold_s
     try:

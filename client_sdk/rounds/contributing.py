@@ -24,7 +24,7 @@ from client_sdk.contribution import (
 from client_sdk.errors import ContributionError, TaskRefusal
 from client_sdk.payload import hides_failures, prepared, zero_contribution
 from client_sdk.rounds.checkin import CheckIn
-from client_sdk.rounds.device import Device
+from client_sdk.rounds.device import RunningDevice
 from client_sdk.rounds.examples_told import ExamplesTold
 from client_sdk.rounds.scaffold_control import DeviceControl, settle
 from client_sdk.state.journal import Contribution
@@ -61,7 +61,7 @@ def version_of(contribution: Contribution, checkin: CheckIn) -> int:
 class Training:
     """Runs one contributor, one call at a time, and journals what it returns."""
 
-    def __init__(self, device: Device, contributor: Contributor) -> None:
+    def __init__(self, device: RunningDevice, contributor: Contributor) -> None:
         self._device = device
         self._contributor = contributor
         self.told = ExamplesTold()

@@ -37,7 +37,7 @@ class ParticipantSettings:
 
 
 @dataclass
-class Device:
+class RunningDevice:
     """The parts of one running client. ``time`` is what it judges by; ``sleep`` waits seconds."""
 
     bundle: EnrolmentBundle

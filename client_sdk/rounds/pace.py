@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from client_sdk.rounds.device import Device
+from client_sdk.rounds.device import RunningDevice
 from client_sdk.rounds.participant import Outcome
 
 _TOO_OLD = ("model-superseded", "advert-stale")  # of the model: there is a newer one to train from
@@ -16,7 +16,7 @@ class Pace:
     ``after_version``: wait for a newer model than this; from ``until_s`` on the same will do.
     """
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: RunningDevice) -> None:
         self._device = device
         self._aborts = 0
         self.after_version: int | None = None

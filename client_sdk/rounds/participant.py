@@ -22,7 +22,7 @@ from client_sdk.ledger.receipts import check_release
 from client_sdk.network.http import is_transient
 from client_sdk.payload import encoded
 from client_sdk.rounds import faults
-from client_sdk.rounds.device import Device
+from client_sdk.rounds.device import RunningDevice
 from client_sdk.rounds.examples_told import ExamplesTold
 from client_sdk.rounds.scaffold_control import DeviceControl
 from client_sdk.rounds.session import Session
@@ -92,7 +92,7 @@ def note_given(account: DeviceAccount, session: Session) -> None:
 class Participant:
     """Drives one session to its end."""
 
-    def __init__(self, device: Device, session: Session) -> None:
+    def __init__(self, device: RunningDevice, session: Session) -> None:
         self._device = device
         self._session = session
         self._bad_messages = 0

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from client_sdk.errors import PolicyRefusal, StateError, TransportError
-from client_sdk.rounds.device import Device
+from client_sdk.rounds.device import RunningDevice
 from client_sdk.rounds.examples_told import ExamplesTold
 from client_sdk.rounds.participant import Outcome, Participant, note_given
 from client_sdk.rounds.session import Session
@@ -18,7 +18,7 @@ from client_sdk.state.journal import Contribution, Journal
 from secagg.client import Advertised, AwaitingVector, Checked, Shared
 
 
-async def finish_pending(device: Device) -> Outcome | None:
+async def finish_pending(device: RunningDevice) -> Outcome | None:
     """Drive a session that an earlier process left to its end; None where there is none.
 
     Raises:
@@ -49,13 +49,13 @@ async def finish_pending(device: Device) -> Outcome | None:
     return replace(outcome, refusal=dropped, failed=failed, told=told)
 
 
-def check_pending(device: Device, session: Session) -> None:
+def check_pending(device: RunningDevice, session: Session) -> None:
     """Return if a session goes on; after its charge it always does, with its own terms.
 
     Raises:
-        PolicyRefusal: as :meth:`client_sdk.rounds.device.Device.admit_again`; ``policy-changed``:
-            the session's terms are weaker than the present policy's, or, while it waits for a
-            cohort, others.
+        PolicyRefusal: as :meth:`~client_sdk.rounds.device.RunningDevice.admit_again`;
+            ``policy-changed``: the session's terms are weaker than the present policy's, or, while
+            it waits for a cohort, others.
         StateError: ``data-account-missing``.
     """
     state, policy = session.state, device.policy

@@ -16,11 +16,11 @@ from client_sdk.accounts.recovery import (
 )
 from client_sdk.errors import LedgerRefusal, TransportError
 from client_sdk.network.http import is_transient
-from client_sdk.rounds.device import Device
+from client_sdk.rounds.device import RunningDevice
 from client_sdk.rounds.faults import name_evidence
 
 
-async def recover_new(device: Device, task: str) -> None:
+async def recover_new(device: RunningDevice, task: str) -> None:
     """Where there is no account: the state folder is new, or what was in it is lost.
 
     By the aggregator's time: the second look is planned by it.
@@ -34,7 +34,7 @@ async def recover_new(device: Device, task: str) -> None:
         await recover_charges(device, LEAVES_MAX)
 
 
-async def recover_charges(device: Device, leaves_max: int) -> Recovered:
+async def recover_charges(device: RunningDevice, leaves_max: int) -> Recovered:
     """Look through the ledger, and plan or do the second look.
 
     A contribution beside no account goes: only the account knew whether it had served.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from client_sdk.errors import TransportError
-from client_sdk.rounds.device import Device
+from client_sdk.rounds.device import RunningDevice
 from client_sdk.state.journal import Journal
 from secagg.errors import RemoteProtocolError
 from secagg.http_api import Offer
@@ -28,7 +28,7 @@ def revoked_by(journal: Journal, partners: Iterable[bytes]) -> frozenset[tuple[b
     return frozenset(found)
 
 
-async def refresh(device: Device, manifest: Manifest, offer: Offer) -> None:
+async def refresh(device: RunningDevice, manifest: Manifest, offer: Offer) -> None:
     """Bring the lists of the partners that this device trusts, as the offer names them.
 
     Raises:

@@ -10,7 +10,7 @@ from client_sdk.errors import ContributionError, LedgerRefusal, PolicyRefusal
 from client_sdk.ledger.evidence import Quarantine
 from client_sdk.rounds.checkin import check_in, next_offer
 from client_sdk.rounds.contributing import Training, version_of
-from client_sdk.rounds.device import Device
+from client_sdk.rounds.device import RunningDevice
 from client_sdk.rounds.faults import tell_fault
 from client_sdk.rounds.pace import Pace
 from client_sdk.rounds.participant import Participant
@@ -24,7 +24,7 @@ _FAILURES_MAX = 3  # of a contributor in a row, where a failure may be known
 
 
 async def take_part(
-    device: Device, contributor: Contributor, task: str, rounds: int | None
+    device: RunningDevice, contributor: Contributor, task: str, rounds: int | None
 ) -> Tally:
     """Give until ``rounds`` releases hold this device's contribution, or the task ends.
 
@@ -99,7 +99,7 @@ async def take_part(
     return tally
 
 
-async def _demand_no_quarantine(device: Device, task: str) -> None:
+async def _demand_no_quarantine(device: RunningDevice, task: str) -> None:
     try:
         Quarantine(device.journal).check(device.ledger.verifier, task)
     except LedgerRefusal as error:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
 
 from secagg_cli.demo.board import Board
-from secagg_cli.demo.devices import EXIT, HOLD_AT, Device, Report, device_failed
+from secagg_cli.demo.devices import EXIT, HOLD_AT, DemoDevice, Report, device_failed
 from secagg_cli.demo.kills import KillPlan
 from secagg_cli.demo.service import Service
 from secagg_cli.output import EXIT_INCOMPLETE, CommandError
@@ -51,7 +51,7 @@ class Conductor:
         *,
         task: str,
         service: Service,
-        devices: Sequence[Device],
+        devices: Sequence[DemoDevice],
         reports: queue.SimpleQueue[Report],
         plan: KillPlan,
         board: Board,
@@ -227,7 +227,7 @@ class _Round:
         self._back.clear()
         self._killed.clear()
 
-    def _left_early(self, device: Device) -> CommandError:
+    def _left_early(self, device: DemoDevice) -> CommandError:
         task = self._c.task_view()
         charged = [entry for entry in task.releases if entry.outcome != "released"]
         if task.state != "finished" or not charged:

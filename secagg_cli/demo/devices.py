@@ -37,7 +37,7 @@ class Report:
     detail: dict[str, Any] = field(default_factory=dict)
 
 
-class Device:
+class DemoDevice:
     """One device through all its deaths.
 
     ``folder`` keeps ``bundle.json``, ``data.jsonl``, the journal (``state``) and ``device.log``.
@@ -122,7 +122,7 @@ class Device:
             return Report(self.number, life, "unreadable", detail={"line": line.strip()})
 
 
-def device_failed(device: Device, why: str) -> CommandError:
+def device_failed(device: DemoDevice, why: str) -> CommandError:
     """The error that shows the end of the device's own log."""
     return CommandError(
         "device-failed",

@@ -17,7 +17,7 @@ from secagg_cli.audit.command import audit_ledger
 from secagg_cli.background import Background
 from secagg_cli.demo.board import Board
 from secagg_cli.demo.conductor import Conductor, RoundRecord
-from secagg_cli.demo.devices import Device, Report
+from secagg_cli.demo.devices import DemoDevice, Report
 from secagg_cli.demo.evaluation import Evaluator, Measured
 from secagg_cli.demo.folder import claim_folder
 from secagg_cli.demo.kills import KillPlan, plan_kills
@@ -130,7 +130,7 @@ def _enrol(
     service: Service,
     children: Children,
     out: Output,
-) -> tuple[list[Device], queue.SimpleQueue[Report]]:
+) -> tuple[list[DemoDevice], queue.SimpleQueue[Report]]:
     """Operator: partner and task. Partner: one bundle a device. Devices: data in their folders."""
     operator = service.operator()
     key_file = folder / "partner" / "partner.key"
@@ -147,7 +147,7 @@ def _enrol(
         bundle.rename(own / "bundle.json")
         write_jsonl(own / "data.jsonl", client.train)
         joining = ["--task", TASK, "--model", str(model_folder), *_device_policy(spec, plan)]
-        device = Device(number, client.name, own, joining, children, reports)
+        device = DemoDevice(number, client.name, own, joining, children, reports)
         devices.append(device)
         out.say(f"device {number + 1}: {client.name}, {len(client.train)} pairs")
     return devices, reports

@@ -14,7 +14,7 @@ from client_sdk.events import Event
 from client_sdk.network.server_time import ServerTime
 from client_sdk.policy import PrivacyPolicy
 from client_sdk.rounds.checkin import CheckIn
-from client_sdk.rounds.device import Device, ParticipantSettings
+from client_sdk.rounds.device import ParticipantSettings, RunningDevice
 from secagg.http_api import ModelVersion, Offer
 from secagg.manifest import Manifest, encode_manifest
 from tests.kits.device import digest_of, journal_in
@@ -74,7 +74,7 @@ class Setting:
         async def deliver(event: Event) -> None:
             self.events.append(event)
 
-        self.device = Device(
+        self.device = RunningDevice(
             bundle=None,  # type: ignore[arg-type]  # not looked at while training
             policy=PrivacyPolicy(min_cohort=4, **policy),
             partner_keys=frozenset(),

@@ -13,7 +13,7 @@ from client_sdk.accounts.device_account import DeviceAccount, Found
 from client_sdk.errors import StateError
 from client_sdk.policy import PrivacyPolicy
 from client_sdk.rounds.checkin import _no_finite_total
-from client_sdk.rounds.device import Device
+from client_sdk.rounds.device import RunningDevice
 from dp.accounting.budget import UNITS, cost_of
 from dp.accounting.figures import upper
 from dp.accounting.statements import headline, lines
@@ -83,7 +83,7 @@ def test_an_app_that_counts_devices_is_told_of_tasks_in_which_they_have_no_bound
     account.debit(built(task="steps", algorithm="fedavg", noise_multiplier=3.0), A, "c")
 
     def told(policy: PrivacyPolicy) -> dict[str, object]:
-        device = cast("Device", SimpleNamespace(account=account, policy=policy))
+        device = cast("RunningDevice", SimpleNamespace(account=account, policy=policy))
         return _no_finite_total(device, MANIFEST)
 
     assert told(PrivacyPolicy()) == {}
