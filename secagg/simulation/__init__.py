@@ -10,7 +10,7 @@ from secagg.simulation.cohort import (
 )
 from secagg.simulation.devices import Delivery, Device, Devices, Drop, LocalDevices, Output
 from secagg.simulation.simulate import SimulationResult, simulate
-from secagg.simulation.task import EPOCH_S, SeededBytes, Task, make_task, seeded_tools
+from secagg.simulation.task import EPOCH_S, SeededBytes, SimulatedTask, make_task, seeded_tools
 
 __all__ = [
     "EPOCH_S",
@@ -24,8 +24,8 @@ __all__ = [
     "LocalDevices",
     "Output",
     "SeededBytes",
+    "SimulatedTask",
     "SimulationResult",
-    "Task",
     "drive",
     "make_devices",
     "make_task",

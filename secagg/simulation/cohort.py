@@ -14,7 +14,7 @@ from secagg import ring, server
 from secagg.errors import RemoteProtocolError
 from secagg.opening import OpeningPlan, check_sum, open_slice
 from secagg.simulation.devices import Delivery, Device, Devices, Drop, LocalDevices, Output
-from secagg.simulation.task import EPOCH_S, Task, seeded_tools
+from secagg.simulation.task import EPOCH_S, SimulatedTask, seeded_tools
 
 Integers = npt.NDArray[np.int64]
 _LATENCY_S = 0.01  # simulated seconds per batch of messages
@@ -79,7 +79,7 @@ class Aggregator:
 
     def __init__(
         self,
-        task: Task,
+        task: SimulatedTask,
         adverts: Sequence[bytes],
         *,
         cohort: bytes,
@@ -244,7 +244,7 @@ def _arriving(batch: deque[Mail], hooks: Hooks) -> Iterator[Delivery]:
 
 
 def make_devices(
-    task: Task,
+    task: SimulatedTask,
     vectors: Sequence[Integers],
     *,
     drops: Mapping[int, Drop] | None = None,
@@ -270,7 +270,7 @@ def make_devices(
 
 
 def run_cohort(
-    task: Task,
+    task: SimulatedTask,
     vectors: Sequence[Integers],
     *,
     drops: Mapping[int, Drop] | None = None,

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from secagg import ring
 from secagg.simulation.devices import Delivery, Device, Drop, LocalDevices, Output
-from secagg.simulation.task import SeededBytes, Task, make_task, seeded_tools
+from secagg.simulation.task import SeededBytes, SimulatedTask, make_task, seeded_tools
 
 
 def lost(clients: int, dropout: float) -> int:
@@ -34,7 +34,7 @@ class Plan(msgspec.Struct, frozen=True):
     degree: int
     threshold: int
 
-    def task(self) -> Task:
+    def task(self) -> SimulatedTask:
         return make_task(
             self.clients,
             self.length,
@@ -62,7 +62,9 @@ class Plan(msgspec.Struct, frozen=True):
         gone = order[: lost(self.clients, self.dropout)]
         return {number: Drop(random.below(int(Drop.NEVER))) for number in sorted(gone)}
 
-    def devices(self, task: Task, round_number: int, numbers: Iterable[int]) -> LocalDevices:
+    def devices(
+        self, task: SimulatedTask, round_number: int, numbers: Iterable[int]
+    ) -> LocalDevices:
         """The devices of one round with these enrolment numbers."""
         drops = self.drops(round_number)
         encoding = task.manifest.encoding
@@ -88,7 +90,7 @@ class Plan(msgspec.Struct, frozen=True):
 class LocalRounds:
     """The devices of one round after another, in this process."""
 
-    def __init__(self, plan: Plan, task: Task) -> None:
+    def __init__(self, plan: Plan, task: SimulatedTask) -> None:
         self._plan = plan
         self._task = task
         self._devices = LocalDevices(())

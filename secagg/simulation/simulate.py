@@ -17,7 +17,7 @@ from secagg.graph.harary import is_complete
 from secagg.limits import COMPLETE_GRAPH_MAX
 from secagg.simulation.cohort import Aggregator, CohortResult, Hooks, drive
 from secagg.simulation.plan import LocalRounds, Plan, lost
-from secagg.simulation.task import SeededBytes, Task
+from secagg.simulation.task import SeededBytes, SimulatedTask
 from secagg.simulation.workers import WorkerRounds
 
 
@@ -129,7 +129,11 @@ def _graph(model: ThreatModel, degree: int, threshold: int) -> tuple[int, int]:
 
 
 def _run_round(
-    plan: Plan, task: Task, pool: LocalRounds | WorkerRounds, round_number: int, hooks: Hooks
+    plan: Plan,
+    task: SimulatedTask,
+    pool: LocalRounds | WorkerRounds,
+    round_number: int,
+    hooks: Hooks,
 ) -> CohortResult:
     cohort = SeededBytes(plan.seed, "cohort", round_number)(32)
     adverts = pool.advertise(round_number)

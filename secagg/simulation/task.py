@@ -50,7 +50,7 @@ def seeded_tools(seed: int, *labels: object) -> Tools:
 
 
 @dataclass(frozen=True)
-class Task:
+class SimulatedTask:
     """Both sides' configuration. Device numbers are enrolment numbers, not roster indices."""
 
     server: ServerConfig
@@ -84,7 +84,7 @@ def make_task(
     versions_back: int = 0,
     model_min: int = 0,
     removable_drops: tuple[int, ...] = (),
-) -> Task:
+) -> SimulatedTask:
     """A task over ``length`` plain coordinates for ``clients`` enrolled devices.
 
     Args:
@@ -152,7 +152,7 @@ def make_task(
                 partner_keys=frozenset({partner_key}),
             )
         )
-    return Task(
+    return SimulatedTask(
         server=ServerConfig(manifest, digest, Secret(task_key)),
         devices=tuple(devices),
         model_digest=random(32),

@@ -14,7 +14,7 @@ from secagg.keys import signing_key
 from secagg.messages import Advert
 from secagg.sealing import KemPrivateKey
 from secagg.secret import Secret
-from secagg.simulation import EPOCH_S, SeededBytes, Task, make_task
+from secagg.simulation import EPOCH_S, SeededBytes, SimulatedTask, make_task
 from tests.kits.adversary import Adversary, failed_reason
 
 CLIENTS = 6
@@ -38,7 +38,7 @@ BAD_KEYS = {f"x25519-{name}": _SOUND[:1184] + point for name, point in LOW_ORDER
 }
 
 
-def task() -> Task:
+def task() -> SimulatedTask:
     return make_task(CLIENTS, 4, survivors_min=3)
 
 

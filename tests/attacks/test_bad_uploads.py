@@ -11,12 +11,12 @@ import pytest
 from secagg import client, messages, ring, server
 from secagg.errors import RemoteProtocolError
 from secagg.keys import signing_key
-from secagg.simulation import Device, Output, Task, make_devices, run_cohort
+from secagg.simulation import Device, Output, SimulatedTask, make_devices, run_cohort
 from secagg.simulation import cohort as cohort_driver
 from tests.kits.corrupt import CLIENTS, LIAR, assert_released_without, one_hot, task
 
 
-def changing(shown: Task, change) -> list[Device]:
+def changing(shown: SimulatedTask, change) -> list[Device]:
     """The corrupt device announces and sends ``change(payload)``; header and bytes agree."""
     devices = make_devices(shown, one_hot())
     key = signing_key(devices[LIAR].config.identity)

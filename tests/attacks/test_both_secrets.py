@@ -9,13 +9,13 @@ from secagg import client, messages, ring
 from secagg.client import checks
 from secagg.graph import parameters
 from secagg.keys import signing_key
-from secagg.simulation import Task, make_task
+from secagg.simulation import SimulatedTask, make_task
 from tests.kits.adversary import Adversary, failed_reason, plain_vector
 
 CLIENTS = 6  # k = 5, no corrupt device: t = 3
 
 
-def task(own_minimum: int = 2, survivors_min: int = 3) -> Task:
+def task(own_minimum: int = 2, survivors_min: int = 3) -> SimulatedTask:
     return make_task(CLIENTS, 4, survivors_min=survivors_min, own_minimum=own_minimum)
 
 

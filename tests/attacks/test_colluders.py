@@ -17,7 +17,7 @@ from secagg import client, sharing
 from secagg.context import pair_sign
 from secagg.graph import parameters
 from secagg.secret import Secret
-from secagg.simulation import Task, make_devices, make_task
+from secagg.simulation import SimulatedTask, make_devices, make_task
 from tests.kits.adversary import Adversary
 
 CLIENTS, COLLUDERS = 9, 3  # k = 8, c = 3: t = 6; a third is corrupt
@@ -29,7 +29,7 @@ NORMAL_CRITICAL = 6.1094  # two-sided
 CHI_SQUARE_CRITICAL = 414.545  # 255 degrees of freedom
 
 
-def task() -> Task:
+def task() -> SimulatedTask:
     return make_task(
         CLIENTS,
         LENGTH,

@@ -17,7 +17,15 @@ from secagg.manifest import encode_manifest
 from secagg.messages import Message
 from secagg.secret import Secret
 from secagg.server.convicting import gather_evidence
-from secagg.simulation import CohortResult, Drop, Hooks, Task, make_devices, make_task, run_cohort
+from secagg.simulation import (
+    CohortResult,
+    Drop,
+    Hooks,
+    SimulatedTask,
+    make_devices,
+    make_task,
+    run_cohort,
+)
 from secagg.simulation.cohort import Aggregator, LocalDevices, drive
 from tests.kits.adversary import Adversary
 from tests.kits.corrupt import CLIENTS, LIAR, identity, one_hot, rewriting, task
@@ -25,14 +33,14 @@ from tests.kits.corrupt import CLIENTS, LIAR, identity, one_hot, rewriting, task
 replace = msgspec.structs.replace
 
 
-def gathered(shown: Task, result: CohortResult) -> list[tuple[server.Finding, bytes]]:
+def gathered(shown: SimulatedTask, result: CohortResult) -> list[tuple[server.Finding, bytes]]:
     received = [(e.index, e.message) for e in result.events if isinstance(e, server.Received)]
     adverts = [device.advert for device in make_devices(shown, one_hot())]
     return gather_evidence(result.state, encode_manifest(shown.manifest), adverts, received)
 
 
 def sharing_another(
-    shown: Task, monkeypatch: pytest.MonkeyPatch, name: str, drop: Drop = Drop.NEVER
+    shown: SimulatedTask, monkeypatch: pytest.MonkeyPatch, name: str, drop: Drop = Drop.NEVER
 ) -> CohortResult:
     """The corrupt device shares another secret than the one that it committed to."""
     genuine = sharing.split
@@ -119,7 +127,7 @@ def test_a_dealer_that_commits_to_another_noise_seed_is_convicted(
     assert verify_evidence(data)[:2] == (identity(shown), evidence.DEALER_NOISE_SEED)
 
 
-def breaking_signatures(shown: Task) -> Hooks:
+def breaking_signatures(shown: SimulatedTask) -> Hooks:
     key = signing_key(shown.devices[LIAR].identity)
 
     def change(message: Message, ctx: bytes) -> Message | None:
@@ -181,12 +189,12 @@ def test_fewer_answers_are_kept_than_open_a_secret() -> None:
 
 
 @pytest.fixture(scope="module")
-def honest() -> tuple[Task, CohortResult]:
+def honest() -> tuple[SimulatedTask, CohortResult]:
     shown = task()
     return shown, run_cohort(shown, one_hot())
 
 
-def against(honest: tuple[Task, CohortResult], **changes: Any) -> Evidence:
+def against(honest: tuple[SimulatedTask, CohortResult], **changes: Any) -> Evidence:
     """What an aggregator has of an honest device after a cohort: the device's deals and t of its
     opened shares, put together as evidence."""
     shown, result = honest
@@ -234,11 +242,15 @@ def refused(data: bytes | Evidence, reason: str, **terms: Any) -> None:
     assert caught.value.reason == reason
 
 
-def test_an_honest_dealers_own_shares_do_not_convict_it(honest: tuple[Task, CohortResult]) -> None:
+def test_an_honest_dealers_own_shares_do_not_convict_it(
+    honest: tuple[SimulatedTask, CohortResult],
+) -> None:
     refused(against(honest), "evidence-innocent")
 
 
-def test_another_exchanges_advert_does_not_convict(honest: tuple[Task, CohortResult]) -> None:
+def test_another_exchanges_advert_does_not_convict(
+    honest: tuple[SimulatedTask, CohortResult],
+) -> None:
     """Deals of one exchange and the advert of another: each genuine, together a lie."""
     shown, result = honest
     other = make_devices(shown, one_hot(), seed=9)[LIAR].advert
@@ -250,7 +262,7 @@ def test_another_exchanges_advert_does_not_convict(honest: tuple[Task, CohortRes
 
 
 def test_fewer_or_more_shares_than_the_threshold_do_not_convict(
-    honest: tuple[Task, CohortResult],
+    honest: tuple[SimulatedTask, CohortResult],
 ) -> None:
     """t - 1 points of an honest polynomial give any secret."""
     whole = against(honest)
@@ -260,7 +272,7 @@ def test_fewer_or_more_shares_than_the_threshold_do_not_convict(
 
 
 def test_a_manifest_with_another_threshold_does_not_convict(
-    honest: tuple[Task, CohortResult],
+    honest: tuple[SimulatedTask, CohortResult],
 ) -> None:
     shown, _ = honest
     weaker = replace(shown.manifest, cohort=replace(shown.manifest.cohort, corrupt_max=0))
@@ -269,7 +281,7 @@ def test_a_manifest_with_another_threshold_does_not_convict(
 
 
 def test_a_share_that_the_dealer_did_not_deal_does_not_convict(
-    honest: tuple[Task, CohortResult],
+    honest: tuple[SimulatedTask, CohortResult],
 ) -> None:
     whole = against(honest)
     (holder, share), *rest = whole.shares
@@ -279,7 +291,9 @@ def test_a_share_that_the_dealer_did_not_deal_does_not_convict(
     refused(replace(whole, shares=swapped), "evidence-not-bound")
 
 
-def test_shares_of_one_secret_do_not_convict_of_another(honest: tuple[Task, CohortResult]) -> None:
+def test_shares_of_one_secret_do_not_convict_of_another(
+    honest: tuple[SimulatedTask, CohortResult],
+) -> None:
     whole = against(honest)
     kinds = {"kind": evidence.DEALER_MASK_SECRET, "secret": SHARE_OF_MASK_SECRET}
     refused(replace(whole, **kinds), "evidence-not-bound")
@@ -287,7 +301,9 @@ def test_shares_of_one_secret_do_not_convict_of_another(honest: tuple[Task, Coho
     refused(replace(whole, secret=2), "evidence-malformed")
 
 
-def test_deals_signed_by_somebody_else_do_not_convict(honest: tuple[Task, CohortResult]) -> None:
+def test_deals_signed_by_somebody_else_do_not_convict(
+    honest: tuple[SimulatedTask, CohortResult],
+) -> None:
     shown, _ = honest
     whole = against(honest)
     message, _ = messages.peek(whole.message, messages.Deals)
@@ -296,7 +312,9 @@ def test_deals_signed_by_somebody_else_do_not_convict(honest: tuple[Task, Cohort
     refused(replace(whole, message=forged), "evidence-not-bound")
 
 
-def test_another_roster_or_cohort_does_not_convict(honest: tuple[Task, CohortResult]) -> None:
+def test_another_roster_or_cohort_does_not_convict(
+    honest: tuple[SimulatedTask, CohortResult],
+) -> None:
     """The accused's signature is bound to everything that gives the exchange's ctx."""
     whole = against(honest)
     refused(replace(whole, cohort=b"o" * 32), "evidence-not-bound")
@@ -307,7 +325,7 @@ def test_another_roster_or_cohort_does_not_convict(honest: tuple[Task, CohortRes
 
 
 def test_signed_deals_do_not_convict_of_a_missing_signature(
-    honest: tuple[Task, CohortResult],
+    honest: tuple[SimulatedTask, CohortResult],
 ) -> None:
     whole = against(honest)
     other = (whole.device + 1) % CLIENTS
@@ -316,7 +334,7 @@ def test_signed_deals_do_not_convict_of_a_missing_signature(
     refused(replace(whole, other=whole.device, **changed), "evidence-not-bound")
 
 
-def test_a_seal_that_opens_does_not_convict(honest: tuple[Task, CohortResult]) -> None:
+def test_a_seal_that_opens_does_not_convict(honest: tuple[SimulatedTask, CohortResult]) -> None:
     shown, result = honest
     whole = against(honest)
     graph = result.state.facts.graph
@@ -383,13 +401,13 @@ def test_a_second_list_of_hashes_by_a_dealer_in_league_does_not_travel() -> None
 
 @pytest.mark.parametrize("cut", [0, 1, 2, 50, 500])
 def test_bytes_that_are_no_evidence_get_a_typed_error(
-    honest: tuple[Task, CohortResult], cut: int
+    honest: tuple[SimulatedTask, CohortResult], cut: int
 ) -> None:
     refused(encode_evidence(against(honest))[:cut], "evidence-malformed")
     refused(b"\x02" + encode_evidence(against(honest))[1:], "evidence-malformed")
 
 
-def test_any_damage_gets_a_typed_error(honest: tuple[Task, CohortResult]) -> None:
+def test_any_damage_gets_a_typed_error(honest: tuple[SimulatedTask, CohortResult]) -> None:
     whole = encode_evidence(against(honest))
     generator = np.random.default_rng(4)
     for _ in range(150):
@@ -401,7 +419,7 @@ def test_any_damage_gets_a_typed_error(honest: tuple[Task, CohortResult]) -> Non
         assert caught.value.reason.startswith("evidence-")
 
 
-def test_evidence_reads_back_as_it_was_written(honest: tuple[Task, CohortResult]) -> None:
+def test_evidence_reads_back_as_it_was_written(honest: tuple[SimulatedTask, CohortResult]) -> None:
     assert decode_evidence(encode_evidence(against(honest))) == against(honest)
 
 

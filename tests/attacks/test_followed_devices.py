@@ -38,7 +38,7 @@ from secagg.simulation import (
     Drop,
     Hooks,
     LocalDevices,
-    Task,
+    SimulatedTask,
     drive,
     make_devices,
     make_task,
@@ -59,11 +59,13 @@ def by_public_salt(identity: Secret, ctx: bytes) -> bytes:
     return hmac.digest(ctx, identity_public_key(identity), "sha256")
 
 
-def task() -> Task:
+def task() -> SimulatedTask:
     return make_task(CLIENTS, CLIENTS, slice_length=4, survivors_min=3)
 
 
-def charged(task: Task, cohort: bytes, drops: dict[int, Drop] | None = None) -> ReleaseEntry:
+def charged(
+    task: SimulatedTask, cohort: bytes, drops: dict[int, Drop] | None = None
+) -> ReleaseEntry:
     """What the service would record of a real exchange of these devices."""
     pool = LocalDevices(make_devices(task, INPUTS, drops=drops))
     aggregator = Aggregator(task, pool.advertise(), cohort=cohort, attempt=0, hooks=Hooks())

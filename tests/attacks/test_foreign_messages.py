@@ -12,12 +12,12 @@ import pytest
 from secagg import messages, server
 from secagg.client import checks
 from secagg.messages import KINDS
-from secagg.simulation import CohortResult, Hooks, Task, make_task, run_cohort
+from secagg.simulation import CohortResult, Hooks, SimulatedTask, make_task, run_cohort
 
 CLIENTS = 4  # k = 3, no corrupt device: t = 2
 
 
-def task(seed: int = 0, length: int = CLIENTS) -> Task:
+def task(seed: int = 0, length: int = CLIENTS) -> SimulatedTask:
     return make_task(CLIENTS, length, seed=seed, slice_length=4, survivors_min=3)
 
 
@@ -25,7 +25,7 @@ def one_hot(length: int = CLIENTS) -> list[np.ndarray]:
     return [np.eye(CLIENTS, length, dtype=np.int64)[number] for number in range(CLIENTS)]
 
 
-def recorded(shown: Task, cohort: bytes) -> tuple[list[bytes], list[bytes]]:
+def recorded(shown: SimulatedTask, cohort: bytes) -> tuple[list[bytes], list[bytes]]:
     """(to the aggregator, to devices) of a whole exchange."""
     up: list[bytes] = []
     down: list[bytes] = []

@@ -12,13 +12,13 @@ from secagg.context import seal_info, share_hash
 from secagg.graph import harary
 from secagg.keys import signing_key
 from secagg.secret import Secret
-from secagg.simulation import Task, make_task
+from secagg.simulation import SimulatedTask, make_task
 from tests.kits.adversary import Adversary, failed_reason, forge_deal, plain_vector, unverified
 
 CLIENTS = 6  # k = 5, no corrupt device: t = 3
 
 
-def task(**settings: int) -> Task:
+def task(**settings: int) -> SimulatedTask:
     return make_task(CLIENTS, 4, survivors_min=3, **settings)
 
 

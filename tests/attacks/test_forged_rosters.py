@@ -22,20 +22,20 @@ from secagg.graph import harary
 from secagg.keys import signing_key
 from secagg.sealing import hpke_open
 from secagg.secret import Secret
-from secagg.simulation import EPOCH_S, Device, Task, make_devices, make_task, seeded_tools
+from secagg.simulation import EPOCH_S, Device, SimulatedTask, make_devices, make_task, seeded_tools
 from tests.kits.adversary import Adversary, failed_reason, forge_deal, plain_vector, unverified
 
 CLIENTS = 6  # k = 5, no corrupt device: t = 3
 
 
-def task(**settings: int) -> Task:
+def task(**settings: int) -> SimulatedTask:
     return make_task(CLIENTS, 4, survivors_min=3, **settings)
 
 
 # -- invented devices ----------------------------------------------------------------------------
 
 
-def surrounded(real: Task, *, listed: bool, trusted: bool = False) -> Adversary:
+def surrounded(real: SimulatedTask, *, listed: bool, trusted: bool = False) -> Adversary:
     """One real device among devices that the aggregator made up, with a partner of its own.
 
     ``listed``: the aggregator even lists its partner in the manifest. ``trusted``: the real device
@@ -57,7 +57,9 @@ def surrounded(real: Task, *, listed: bool, trusted: bool = False) -> Adversary:
         )
         for config in invented.devices[1:]
     ]
-    shown = Task(replace(real.server, manifest=manifest), tuple(configs), real.model_digest)
+    shown = SimulatedTask(
+        replace(real.server, manifest=manifest), tuple(configs), real.model_digest
+    )
     devices = make_devices(shown, [np.full(4, 1000 * (n + 1)) for n in range(CLIENTS)])
     return Adversary(shown, devices=devices)
 

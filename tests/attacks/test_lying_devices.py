@@ -17,7 +17,7 @@ from secagg.keys import signing_key
 from secagg.messages import Message
 from secagg.secret import Secret
 from secagg.server import collect, unmask
-from secagg.simulation import CohortResult, Drop, Hooks, Task, make_devices, run_cohort
+from secagg.simulation import CohortResult, Drop, Hooks, SimulatedTask, make_devices, run_cohort
 from tests.kits.corrupt import (
     CLIENTS,
     LIAR,
@@ -93,7 +93,9 @@ def test_a_malformed_unmask_answer_costs_only_its_sender(lie: str) -> None:
 # -- dealers that lie ----------------------------------------------------------------------------
 
 
-def dealing_another_self_seed(shown: Task, monkeypatch: pytest.MonkeyPatch) -> CohortResult:
+def dealing_another_self_seed(
+    shown: SimulatedTask, monkeypatch: pytest.MonkeyPatch
+) -> CohortResult:
     """The corrupt device shares a seed that is not the one it masks with."""
     genuine = sharing.split
     devices = make_devices(shown, one_hot())
@@ -221,7 +223,7 @@ def test_a_seed_that_only_a_colluder_accepts_is_pinned_on_its_sealer() -> None:
 # -- complaints ----------------------------------------------------------------------------------
 
 
-def accusing(shown: Task, count: int, *, evidence: Callable[[bytes], bytes]) -> Hooks:
+def accusing(shown: SimulatedTask, count: int, *, evidence: Callable[[bytes], bytes]) -> Hooks:
     """The corrupt device claims that ``count`` dealers' good deals are bad."""
     inbox: list[bytes] = []
 

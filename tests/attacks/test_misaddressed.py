@@ -11,13 +11,13 @@ from secagg import messages, server
 from secagg.keys import signing_key
 from secagg.messages import Message
 from secagg.server import collect
-from secagg.simulation import Hooks, Task, run_cohort
+from secagg.simulation import Hooks, SimulatedTask, run_cohort
 from tests.kits.adversary import unverified
 from tests.kits.corrupt import CLIENTS, LIAR, assert_released_without, one_hot, rewriting, task
 
 
-def misaddressed(field: str) -> Callable[[Task], Hooks]:
-    def hooks(shown: Task) -> Hooks:
+def misaddressed(field: str) -> Callable[[SimulatedTask], Hooks]:
+    def hooks(shown: SimulatedTask) -> Hooks:
         key = signing_key(shown.devices[LIAR].identity)
 
         def change(message: Message, ctx: bytes) -> Message | None:
@@ -96,7 +96,7 @@ def test_a_message_signed_by_another_device_is_refused() -> None:
     assert_released_without(result, LIAR)
 
 
-def in_the_victims_name(shown: Task) -> Hooks:
+def in_the_victims_name(shown: SimulatedTask) -> Hooks:
     """Somebody on the victim's connection announces another vector, signed by a device of his."""
     other = signing_key(shown.devices[LIAR + 1].identity)
 

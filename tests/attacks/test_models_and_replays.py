@@ -8,13 +8,13 @@ import pytest
 from secagg import client, messages
 from secagg.client import checks
 from secagg.keys import signing_key
-from secagg.simulation import Device, Task, make_devices, make_task, seeded_tools
+from secagg.simulation import Device, SimulatedTask, make_devices, make_task, seeded_tools
 from tests.kits.adversary import Adversary, failed_reason
 
 CLIENTS = 6  # k = 5, no corrupt device: t = 3
 
 
-def task(**settings: int) -> Task:
+def task(**settings: int) -> SimulatedTask:
     return make_task(CLIENTS, 4, survivors_min=3, **settings)
 
 

@@ -13,7 +13,15 @@ from secagg.errors import LocalProtocolError
 from secagg.keys import signing_key
 from secagg.manifest import encode_manifest, manifest_digest
 from secagg.server import collect
-from secagg.simulation import Aggregator, Device, Hooks, Output, Task, make_task, run_cohort
+from secagg.simulation import (
+    Aggregator,
+    Device,
+    Hooks,
+    Output,
+    SimulatedTask,
+    make_task,
+    run_cohort,
+)
 from secagg.simulation import cohort as cohort_driver
 from tests.kits import adversary as adversary_module
 from tests.kits.adversary import Adversary, failed_reason
@@ -23,7 +31,7 @@ from tests.kits.corrupt import task as corrupt_task
 CLIENTS = 6  # k = 5, no corrupt device: t = 3
 
 
-def task() -> Task:
+def task() -> SimulatedTask:
     return make_task(CLIENTS, 4, survivors_min=3)
 
 
@@ -102,7 +110,9 @@ class AddsTwice(Aggregator):
                 self.replayed = error.reason
 
 
-def upload_twice(shown: Task, monkeypatch: pytest.MonkeyPatch) -> tuple[str | None, object]:
+def upload_twice(
+    shown: SimulatedTask, monkeypatch: pytest.MonkeyPatch
+) -> tuple[str | None, object]:
     made: list[AddsTwice] = []
 
     def make(*arguments, **named):

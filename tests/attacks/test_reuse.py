@@ -12,17 +12,17 @@ import pytest
 from secagg import client, ring
 from secagg.errors import LocalProtocolError
 from secagg.secret import Secret
-from secagg.simulation import Task, make_task
+from secagg.simulation import SimulatedTask, make_task
 from tests.kits.adversary import Adversary, plain_vector
 
 CLIENTS = 6  # k = 5, no corrupt device: t = 3
 
 
-def task() -> Task:
+def task() -> SimulatedTask:
     return make_task(CLIENTS, 4, survivors_min=3)
 
 
-def payload(shown: Task, values: list[int]) -> np.ndarray:
+def payload(shown: SimulatedTask, values: list[int]) -> np.ndarray:
     encoding = shown.manifest.encoding
     return ring.with_checks(np.array(values, np.int64), encoding.ring_bits, encoding.slice_length)
 

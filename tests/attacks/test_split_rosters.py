@@ -7,7 +7,7 @@ import pytest
 
 from secagg import messages
 from secagg.client import checks, machine
-from secagg.simulation import Device, Task, make_devices, make_task
+from secagg.simulation import Device, SimulatedTask, make_devices, make_task
 from tests.kits import adversary as adversary_module
 from tests.kits.adversary import Adversary, failed_reason, plain_vector, vectors
 
@@ -24,7 +24,7 @@ class Split(Adversary):
     differ between the sides, while each roster for itself looks right.
     """
 
-    def __init__(self, task: Task, devices: list[Device]) -> None:
+    def __init__(self, task: SimulatedTask, devices: list[Device]) -> None:
         super().__init__(task, devices=devices[:MEMBERS])
         self.places = (devices[MEMBERS - 1], devices[MEMBERS])
 

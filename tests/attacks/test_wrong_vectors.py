@@ -13,12 +13,20 @@ from secagg.errors import RemoteProtocolError
 from secagg.keys import signing_key
 from secagg.secret import Secret
 from secagg.server import collect
-from secagg.simulation import CohortResult, Device, Hooks, Output, Task, make_devices, run_cohort
+from secagg.simulation import (
+    CohortResult,
+    Device,
+    Hooks,
+    Output,
+    SimulatedTask,
+    make_devices,
+    run_cohort,
+)
 from secagg.simulation import cohort as cohort_driver
 from tests.kits.corrupt import CLIENTS, LIAR, assert_released_without, one_hot, task
 
 
-def one_coordinate_short(shown: Task) -> list[Device]:
+def one_coordinate_short(shown: SimulatedTask) -> list[Device]:
     """The corrupt device's header and payload agree with each other, and are too short."""
     devices = make_devices(shown, one_hot())
     key = signing_key(devices[LIAR].config.identity)
@@ -74,7 +82,9 @@ def test_bytes_that_are_not_the_announced_vector_are_never_added() -> None:
     assert_released_without(result, LIAR)
 
 
-def masking_with_another_seed(monkeypatch: pytest.MonkeyPatch, shown: Task) -> CohortResult:
+def masking_with_another_seed(
+    monkeypatch: pytest.MonkeyPatch, shown: SimulatedTask
+) -> CohortResult:
     """The corrupt device masks with a seed that it dealt to nobody."""
     devices = make_devices(shown, one_hot())
     liar = devices[LIAR]

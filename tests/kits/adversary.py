@@ -34,12 +34,12 @@ from secagg.keys import signing_key
 from secagg.messages import Message
 from secagg.sealing import hpke_seal
 from secagg.secret import Secret
-from secagg.simulation import EPOCH_S, Device, Task, make_devices
+from secagg.simulation import EPOCH_S, Device, SimulatedTask, make_devices
 
 Chooser = Callable[[int], Sequence[int]]
 
 
-def vectors(task: Task, clients: int) -> list[np.ndarray]:
+def vectors(task: SimulatedTask, clients: int) -> list[np.ndarray]:
     """Inputs that are worth stealing: all different, none zero."""
     length = task.manifest.data_length
     return [np.arange(length, dtype=np.int64) * 7 + 1000 * (n + 1) for n in range(clients)]
@@ -56,7 +56,11 @@ class Adversary:
     """
 
     def __init__(
-        self, task: Task, *, devices: Sequence[Device] | None = None, cohort: bytes = b"c" * 32
+        self,
+        task: SimulatedTask,
+        *,
+        devices: Sequence[Device] | None = None,
+        cohort: bytes = b"c" * 32,
     ) -> None:
         self.task = task
         self.cohort = cohort
@@ -281,7 +285,7 @@ def failed_reason(device: Device) -> str | None:
     return device.state.reason if isinstance(device.state, client.Failed) else None
 
 
-def plain_vector(task: Task, device: Device) -> np.ndarray:
+def plain_vector(task: SimulatedTask, device: Device) -> np.ndarray:
     """What the device put in."""
     return vectors(task, len(task.devices))[device.number]
 

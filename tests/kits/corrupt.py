@@ -9,13 +9,13 @@ import numpy as np
 from secagg import messages, server
 from secagg.keys import signing_key
 from secagg.messages import Message
-from secagg.simulation import CohortResult, Hooks, Task, make_task
+from secagg.simulation import CohortResult, Hooks, SimulatedTask, make_task
 
 CLIENTS = 6
 LIAR = 2  # enrolment number of the corrupt device
 
 
-def task() -> Task:
+def task() -> SimulatedTask:
     # k = 5, c = 1: t = 4, so one device may be missing.
     return make_task(CLIENTS, CLIENTS, slice_length=4, survivors_min=4, corrupt_max=1)
 
@@ -24,12 +24,12 @@ def one_hot() -> list[np.ndarray]:
     return [np.eye(CLIENTS, dtype=np.int64)[number] for number in range(CLIENTS)]
 
 
-def identity(shown: Task, number: int = LIAR) -> bytes:
+def identity(shown: SimulatedTask, number: int = LIAR) -> bytes:
     return shown.devices[number].certificate.identity_key
 
 
 def rewriting(
-    shown: Task, change: Callable[[Message, bytes], Message | None], number: int = LIAR
+    shown: SimulatedTask, change: Callable[[Message, bytes], Message | None], number: int = LIAR
 ) -> Hooks:
     """The corrupt device sends ``change(message, ctx)`` instead, signed by itself."""
     key = signing_key(shown.devices[number].identity)

@@ -16,7 +16,7 @@ from secagg.simulation import (
     Drop,
     Hooks,
     LocalDevices,
-    Task,
+    SimulatedTask,
     drive,
     make_task,
     seeded_tools,
@@ -44,7 +44,7 @@ class RecordedAggregator(Aggregator):
 
 @dataclass
 class Run:
-    task: Task
+    task: SimulatedTask
     device: RecordedDevice
     aggregator: RecordedAggregator
     client_states: dict[str, client.State]  # by phase
@@ -74,7 +74,9 @@ def one_hot(clients: int) -> list[np.ndarray]:
     return [np.eye(clients, dtype=np.int64)[number] for number in range(clients)]
 
 
-def make_recorded(task: Task, *, drops: dict[int, Drop] | None = None) -> list[RecordedDevice]:
+def make_recorded(
+    task: SimulatedTask, *, drops: dict[int, Drop] | None = None
+) -> list[RecordedDevice]:
     encoding = task.manifest.encoding
     return [
         RecordedDevice(

@@ -22,7 +22,7 @@ from secagg.simulation import (
     Device,
     Hooks,
     LocalDevices,
-    Task,
+    SimulatedTask,
     drive,
     make_task,
     seeded_tools,
@@ -63,7 +63,7 @@ class Wire:
         to_device, to_aggregator: (state before, message) of the real machines.
     """
 
-    task: Task
+    task: SimulatedTask
     device: Recorder
     aggregator: RecordingAggregator
     signed: dict[type[Message], tuple[bytes, bytes]] = field(default_factory=dict)

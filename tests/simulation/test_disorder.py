@@ -19,14 +19,14 @@ from secagg.simulation import (
     Hooks,
     LocalDevices,
     Output,
-    Task,
+    SimulatedTask,
     drive,
     make_devices,
     make_task,
 )
 
 CLIENTS = 5
-TASK: Task = make_task(CLIENTS, CLIENTS, slice_length=3, survivors_min=3)
+TASK: SimulatedTask = make_task(CLIENTS, CLIENTS, slice_length=3, survivors_min=3)
 VECTORS = [np.eye(CLIENTS, dtype=np.int64)[number] for number in range(CLIENTS)]
 
 chaos = settings(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from secagg import client, server
-from secagg.simulation import Drop, Task, make_devices, make_task, run_cohort
+from secagg.simulation import Drop, SimulatedTask, make_devices, make_task, run_cohort
 
 CLIENTS = 6
 LOST = [drop for drop in Drop if drop is not Drop.NEVER]
@@ -22,7 +22,7 @@ def one_hot(clients: int = CLIENTS) -> list[np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def task() -> Task:
+def task() -> SimulatedTask:
     # k = 5, c = 0: t = 3, so two drop-outs are within the bound.
     return make_task(CLIENTS, CLIENTS, slice_length=4, survivors_min=4, corrupt_max=0)
 
@@ -30,7 +30,7 @@ def task() -> Task:
 @pytest.mark.parametrize("first", LOST)
 @pytest.mark.parametrize("second", LOST)
 def test_any_two_dropouts_within_the_bound_release_the_exact_sum(
-    task: Task, first: Drop, second: Drop
+    task: SimulatedTask, first: Drop, second: Drop
 ) -> None:
     drops = {1: first, 4: second}
     result = run_cohort(task, one_hot(), drops=drops)
@@ -43,7 +43,7 @@ def test_any_two_dropouts_within_the_bound_release_the_exact_sum(
 
 
 @pytest.mark.parametrize("drop", LOST)
-def test_dropouts_beyond_the_bound_abort_cleanly(task: Task, drop: Drop) -> None:
+def test_dropouts_beyond_the_bound_abort_cleanly(task: SimulatedTask, drop: Drop) -> None:
     for lost in list(combinations(range(CLIENTS), 3))[:: len(LOST) - 1]:
         drops = dict.fromkeys(lost, drop)
         devices = make_devices(task, one_hot(), drops=drops)

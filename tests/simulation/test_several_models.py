@@ -17,7 +17,7 @@ from secagg.simulation import (
     Drop,
     Hooks,
     LocalDevices,
-    Task,
+    SimulatedTask,
     drive,
     make_task,
     run_cohort,
@@ -32,7 +32,7 @@ def model(version: int) -> Trained:
     return version, version.to_bytes(32, "big")
 
 
-def devices_on(task: Task, trained: list[Trained]) -> list[Device]:
+def devices_on(task: SimulatedTask, trained: list[Trained]) -> list[Device]:
     encoding = task.manifest.encoding
 
     def vector(number: int) -> ring.Lanes:
@@ -52,7 +52,7 @@ def devices_on(task: Task, trained: list[Trained]) -> list[Device]:
     ]
 
 
-def shown_task(versions_back: int) -> Task:
+def shown_task(versions_back: int) -> SimulatedTask:
     return make_task(CLIENTS, CLIENTS, slice_length=4, survivors_min=4, versions_back=versions_back)
 
 

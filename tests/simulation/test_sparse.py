@@ -16,7 +16,7 @@ from secagg.simulation import (
     Drop,
     Hooks,
     LocalDevices,
-    Task,
+    SimulatedTask,
     drive,
     make_devices,
     make_task,
@@ -26,7 +26,7 @@ from secagg.simulation import (
 SIZE, DEGREE, THRESHOLD = 130, 8, 5
 
 
-def sparse_task(**rules: int) -> Task:
+def sparse_task(**rules: int) -> SimulatedTask:
     given = {"survivors_min": 80, "degree": DEGREE, "threshold": THRESHOLD, **rules}
     return make_task(SIZE, 3, slice_length=4, **given)
 
@@ -35,7 +35,7 @@ def one_hot(size: int) -> list[np.ndarray]:
     return [np.array([1, number, number**2], np.int64) for number in range(size)]
 
 
-def around_the_circle(task: Task) -> list[int]:
+def around_the_circle(task: SimulatedTask) -> list[int]:
     """Enrolment numbers in the order in which ``run_cohort``'s cohort stands on its circle."""
     devices = make_devices(task, one_hot(SIZE))
     aggregator = Aggregator(

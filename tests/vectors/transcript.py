@@ -17,7 +17,7 @@ from secagg.simulation import (
     Drop,
     Hooks,
     SeededBytes,
-    Task,
+    SimulatedTask,
     make_devices,
     make_task,
     run_cohort,
@@ -46,7 +46,7 @@ def inputs() -> list[np.ndarray]:
     return [np.arange(LENGTH, dtype=np.int64) * (number + 1) - 9 for number in range(CLIENTS)]
 
 
-def task(removable_drops: tuple[int, ...] = ()) -> Task:
+def task(removable_drops: tuple[int, ...] = ()) -> SimulatedTask:
     """A simulated task under the digest of ``MANIFEST``: the protocol reads no more of a
     manifest's bytes, so fields that are added to manifests leave the vectors as they are."""
     made = make_task(
@@ -132,7 +132,7 @@ def record(name: str, seals: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def _devices(shown: Task, seal: Any, drops: dict[int, Drop]) -> list[Device]:
+def _devices(shown: SimulatedTask, seal: Any, drops: dict[int, Drop]) -> list[Device]:
     devices = make_devices(shown, inputs(), drops=drops, seed=SEED)
     for device in devices:
         device.tools = Tools(random_bytes=device.tools.random_bytes, seal=seal)

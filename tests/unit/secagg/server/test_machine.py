@@ -15,7 +15,7 @@ from secagg.keys import issue_certificate, signing_key
 from secagg.messages import Advert
 from secagg.secret import Secret
 from secagg.server.transitions import TABLE
-from secagg.simulation import EPOCH_S, Drop, Hooks, LocalDevices, Task, drive, make_task
+from secagg.simulation import EPOCH_S, Drop, Hooks, LocalDevices, SimulatedTask, drive, make_task
 from tests.kits.protocol_run import (
     CLIENTS,
     RecordedAggregator,
@@ -28,15 +28,15 @@ from tests.kits.protocol_run import (
 _replace = msgspec.structs.replace
 
 
-def small_task(**settings: int) -> Task:
+def small_task(**settings: int) -> SimulatedTask:
     return make_task(CLIENTS, 5, slice_length=4, **{"survivors_min": 3, **settings})
 
 
-def adverts_of(task: Task) -> list[bytes]:
+def adverts_of(task: SimulatedTask) -> list[bytes]:
     return [device.advert for device in make_recorded(task)]
 
 
-def open_cohort(task: Task, adverts: list[bytes]) -> server.State:
+def open_cohort(task: SimulatedTask, adverts: list[bytes]) -> server.State:
     state, _ = server.open_cohort(
         task.server, cohort=bytes(32), attempt=0, adverts=adverts, now_s=EPOCH_S
     )
