@@ -19,7 +19,7 @@ from aggregator.cohorts.actor import Cohort, CohortOver
 from aggregator.cohorts.adding import SUMS, Adder
 from aggregator.cohorts.charging import Charging, facts_of
 from aggregator.cohorts.ending import Ending
-from aggregator.cohorts.log import OPENED, Opened, Replay, begin, catch_up
+from aggregator.cohorts.log import OPENED, CohortFormed, Replay, begin, catch_up
 from aggregator.cohorts.opening import claim_lease, opened_sum, renewed_lease
 from aggregator.cohorts.releasing import Releaser
 from aggregator.cohorts.uploads import Uploads
@@ -325,6 +325,6 @@ def fixes_masking_set(before: State, after: State) -> bool:
 def _replay(task: Task, events: Sequence[tuple[str, bytes]]) -> Replay:
     kind, payload = events[0]
     assert kind == OPENED  # noqa: S101  event 0 by construction
-    replay, _ = begin(task.config, msgspec.msgpack.decode(payload, type=Opened))
+    replay, _ = begin(task.config, msgspec.msgpack.decode(payload, type=CohortFormed))
     catch_up(task.config, replay, events[1:])
     return replay

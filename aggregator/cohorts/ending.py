@@ -18,7 +18,7 @@ from aggregator.cohorts.faults import (
     lacking,
     vectors_of,
 )
-from aggregator.cohorts.log import OPENED, RECEIVED, Opened, decode_event
+from aggregator.cohorts.log import OPENED, RECEIVED, CohortFormed, decode_event
 from aggregator.core import Core
 from aggregator.ledger.log import Ledger
 from aggregator.logs import get_logger
@@ -185,7 +185,7 @@ class Ending:
             seq += len(rows)
             for kind, payload in rows:
                 if kind == OPENED:
-                    adverts = msgspec.msgpack.decode(payload, type=Opened).adverts
+                    adverts = msgspec.msgpack.decode(payload, type=CohortFormed).adverts
                 elif kind == RECEIVED:
                     event = decode_event(kind, payload)
                     if isinstance(event, Received) and event.index in needed:

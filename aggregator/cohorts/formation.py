@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from aggregator.cohorts.actor import put_mail
 from aggregator.cohorts.charging import affordable
 from aggregator.cohorts.choosing import Clash, Ready, choose
-from aggregator.cohorts.log import OPENED, Opened, Replay, begin, encode_opened
+from aggregator.cohorts.log import OPENED, CohortFormed, Replay, begin, encode_formed
 from aggregator.cohorts.refusals import clashes_of
 from aggregator.cohorts.standing import refuse_barred, standing_of
 from aggregator.cohorts.strikes import eligible, is_struck, tiers
@@ -224,9 +224,9 @@ async def _form(
     core: Core, task: Task, version: int, attempt: int, waiting: Sequence[Ready], now: float
 ) -> Formed | NotYet:
     cohort = secrets.token_bytes(32)
-    opened = Opened(cohort, attempt, tuple(w.advert for w in waiting), now)
+    formed = CohortFormed(cohort, attempt, tuple(w.advert for w in waiting), now)
     try:
-        replay, effects = await asyncio.to_thread(begin, task.config, opened)
+        replay, effects = await asyncio.to_thread(begin, task.config, formed)
     except RemoteProtocolError as error:
         _log.warning("advert-dropped", task=task.name, reason=error.reason)
         await _drop_bad(core, task, waiting, now)
@@ -245,7 +245,7 @@ async def _form(
             phase=replay.state.phase,
             size=len(ordered),
             opened_at=now,
-            event=(OPENED, encode_opened(opened)),
+            event=(OPENED, encode_formed(formed)),
         )
         for index, session in enumerate(ordered):
             await sessions.join(connection, session, cohort.hex(), index)

@@ -50,7 +50,7 @@ _NAMES = {kind: name for name, kind in _KINDS.items()}
 _encoder = msgspec.msgpack.Encoder()
 
 
-class Opened(msgspec.Struct, frozen=True):
+class CohortFormed(msgspec.Struct, frozen=True):
     """Event number 0: what ``open_cohort`` was called with."""
 
     cohort: bytes
@@ -59,8 +59,8 @@ class Opened(msgspec.Struct, frozen=True):
     now_s: float
 
 
-def encode_opened(opened: Opened) -> bytes:
-    return _encoder.encode(opened)
+def encode_formed(formed: CohortFormed) -> bytes:
+    return _encoder.encode(formed)
 
 
 def encode_event(event: Event) -> tuple[str, bytes]:
@@ -98,14 +98,14 @@ class Replay:
                 self.wake_at_s = effect.at_s
 
 
-def begin(config: ServerConfig, opened: Opened) -> tuple[Replay, tuple[Effect, ...]]:
+def begin(config: ServerConfig, formed: CohortFormed) -> tuple[Replay, tuple[Effect, ...]]:
     """Open a cohort; raises what ``open_cohort`` raises."""
     state, effects = open_cohort(
         config,
-        cohort=opened.cohort,
-        attempt=opened.attempt,
-        adverts=opened.adverts,
-        now_s=opened.now_s,
+        cohort=formed.cohort,
+        attempt=formed.attempt,
+        adverts=formed.adverts,
+        now_s=formed.now_s,
     )
     replay = Replay(state)
     replay.absorb(effects)

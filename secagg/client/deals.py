@@ -90,7 +90,7 @@ def make_deals(
 
 
 @dataclass(frozen=True)
-class Opened:
+class DecryptedDeals:
     """What the inbox held. ``refused``: dealers whose deal is refused, with the deal as sent."""
 
     pair_seeds: dict[int, Secret]
@@ -98,8 +98,8 @@ class Opened:
     refused: dict[int, bytes]
 
 
-def open_inbox(state: Shared, inbox: Inbox) -> Opened:
-    """Verify and open every deal of the inbox.
+def decrypt_inbox(state: Shared, inbox: Inbox) -> DecryptedDeals:
+    """Verify and decrypt every deal of the inbox.
 
     A deal that fails its signature, its seals or its hashes is refused and becomes a complaint.
 
@@ -110,7 +110,7 @@ def open_inbox(state: Shared, inbox: Inbox) -> Opened:
     graph, neighbours = session.graph, frozenset(session.neighbours)
     mask_key = sealing.kem_private_key(state.mask_secret, MASK_KEY)
     channel_key = sealing.kem_private_key(state.channel_secret, CHANNEL_KEY)
-    opened = Opened({}, {}, {})
+    decrypted = DecryptedDeals({}, {}, {})
     last = -1
     for signed in inbox.deals:
         claimed, _ = peek(signed, Deal)
@@ -125,17 +125,17 @@ def open_inbox(state: Shared, inbox: Inbox) -> Opened:
         last = dealer
         try:
             deal = verify_deal(session, dealer, signed)
-            shares = open_shares(session, deal, channel_key, len(state.noise_seeds))
+            shares = decrypt_shares(session, deal, channel_key, len(state.noise_seeds))
             if graph.sealer(dealer, session.index) == dealer:
-                opened.pair_seeds[dealer] = open_pair_seed(session, deal, mask_key)
+                decrypted.pair_seeds[dealer] = decrypt_pair_seed(session, deal, mask_key)
             else:
                 peer = session.identity_keys[dealer]
                 own = session.identity_keys[session.index]
-                opened.pair_seeds[dealer] = pair_seed(state.mask_secret, session.ctx, own, peer)
-            opened.shares[dealer] = shares
+                decrypted.pair_seeds[dealer] = pair_seed(state.mask_secret, session.ctx, own, peer)
+            decrypted.shares[dealer] = shares
         except RemoteProtocolError:
-            opened.refused[dealer] = signed
-    return opened
+            decrypted.refused[dealer] = signed
+    return decrypted
 
 
 def verify_deal(session: Exchange, dealer: int, signed: bytes) -> Deal:
@@ -156,7 +156,7 @@ def verify_deal(session: Exchange, dealer: int, signed: bytes) -> Deal:
     return deal
 
 
-def open_shares(
+def decrypt_shares(
     session: Exchange, deal: Deal, channel_key: sealing.KemPrivateKey, noise_levels: int
 ) -> HeldShares:
     """Unseal the shares and compare them with the hashes that the dealer signed."""
@@ -180,7 +180,7 @@ def open_shares(
     return HeldShares(of_mask_secret=mask_secret, of_self_seed=self_seed, of_noise=tuple(noise))
 
 
-def open_pair_seed(session: Exchange, deal: Deal, mask_key: sealing.KemPrivateKey) -> Secret:
+def decrypt_pair_seed(session: Exchange, deal: Deal, mask_key: sealing.KemPrivateKey) -> Secret:
     """Unseal the seed of the mask in common with the dealer."""
     dealer = session.identity_keys[deal.sender]
     own = session.identity_keys[session.index]

@@ -304,14 +304,14 @@ def _share(
 
 def _check(config: ClientConfig, state: Shared, inbox: Inbox, seen: bytes) -> Outcome:
     session = accept(state.session, KINDS[Inbox][0], seen)
-    opened = deals.open_inbox(state, inbox)
+    dealt = deals.decrypt_inbox(state, inbox)
     name = pseudonym(config.identity, session.ctx)
     answer: Message = Ready(session.ctx, session.index, name)
-    if opened.refused:
-        accused = tuple(sorted(opened.refused))
-        evidence = tuple(opened.refused[dealer] for dealer in accused)
+    if dealt.refused:
+        accused = tuple(sorted(dealt.refused))
+        evidence = tuple(dealt.refused[dealer] for dealer in accused)
         answer = Complaint(session.ctx, session.index, accused, evidence, name)
-    checked = Checked(session, state.self_seed, opened.pair_seeds, opened.shares, state.noise_seeds)
+    checked = Checked(session, state.self_seed, dealt.pair_seeds, dealt.shares, state.noise_seeds)
     return checked, (Send(_sign(config, answer, session.ctx)),)
 
 

@@ -163,7 +163,7 @@ def test_without_checking_hashes_a_bad_dealer_is_found_too_late(
 ) -> None:
     """The weakened device takes any share; the honest holder is then blamed for it."""
 
-    def open_shares(session, deal, channel_key, noise_levels):
+    def decrypt_shares(session, deal, channel_key, noise_levels):
         info = seal_info(
             session.ctx,
             session.identity_keys[deal.sender],
@@ -173,7 +173,7 @@ def test_without_checking_hashes_a_bad_dealer_is_found_too_late(
         both = deals.sealing.hpke_open(channel_key, info, deal.sealed_shares)
         return client.HeldShares(of_self_seed=Secret(both[:33]), of_mask_secret=Secret(both[33:]))
 
-    monkeypatch.setattr(deals, "open_shares", open_shares)
+    monkeypatch.setattr(deals, "decrypt_shares", decrypt_shares)
     shown = task()
     key = signing_key(shown.devices[LIAR].identity)
 

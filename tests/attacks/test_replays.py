@@ -73,10 +73,10 @@ def test_without_context_in_signatures_seals_and_hashes_old_deals_count(
     def seed(session, deal, key):
         return genuine_seed(replace(session, ctx=deal.ctx), deal, key)
 
-    genuine_shares, genuine_seed = deals.open_shares, deals.open_pair_seed
+    genuine_shares, genuine_seed = deals.decrypt_shares, deals.decrypt_pair_seed
     monkeypatch.setattr(deals, "verify_deal", any_exchange)
-    monkeypatch.setattr(deals, "open_shares", shares)
-    monkeypatch.setattr(deals, "open_pair_seed", seed)
+    monkeypatch.setattr(deals, "decrypt_shares", shares)
+    monkeypatch.setattr(deals, "decrypt_pair_seed", seed)
     second = replay_deals(victim=2)
     state = second.devices[2].state
     assert isinstance(state, client.Checked)

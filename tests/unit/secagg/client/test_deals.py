@@ -46,13 +46,13 @@ def sealed_by_first(label: str, kind: bytes, contents: bytes) -> Deal:
 
 REFUSED: dict[str, Case] = {
     "an inbox out of order": Case(
-        lambda: deals.open_inbox(SHARED, Inbox(CTX, INBOX.deals[::-1])),
+        lambda: deals.decrypt_inbox(SHARED, Inbox(CTX, INBOX.deals[::-1])),
         "inbox-dealer",
         f"a neighbour above {OTHERS[-1]}",
         OTHERS[-2],
     ),
     "a deal of oneself": Case(
-        lambda: deals.open_inbox(
+        lambda: deals.decrypt_inbox(
             SHARED,
             Inbox(CTX, (RUN.sign_as_device(Deal(CTX, INDEX, FIRST, b"", b"", ())),)),
         ),
@@ -61,7 +61,7 @@ REFUSED: dict[str, Case] = {
         INDEX,
     ),
     "a pair seed of a wrong size": Case(
-        lambda: deals.open_pair_seed(
+        lambda: deals.decrypt_pair_seed(
             SESSION, sealed_by_first(MASK_KEY, KIND_PAIR_SEED, b"short"), private_key(MASK_KEY)
         ),
         "deal-pair-seed",
@@ -70,7 +70,7 @@ REFUSED: dict[str, Case] = {
         culprit=identity(FIRST),
     ),
     "shares other than the signed hashes": Case(
-        lambda: deals.open_shares(
+        lambda: deals.decrypt_shares(
             SESSION,
             sealed_by_first(CHANNEL_KEY, KIND_SHARES, bytes(66)),
             private_key(CHANNEL_KEY),
