@@ -7,7 +7,7 @@ from collections.abc import Collection
 import msgspec
 
 from aggregator.cohorts import refusals
-from aggregator.cohorts.choosing import Clash, Ready, choose
+from aggregator.cohorts.choosing import Clash, WaitingDevice, choose
 from aggregator.cohorts.formation import ready_of
 from aggregator.cohorts.standing import standing_of
 from aggregator.cohorts.strikes import Standing, eligible
@@ -77,7 +77,7 @@ async def task_view(core: Core, task: Task) -> TaskView:
 def _why_waiting(
     core: Core,
     rules: CohortRules,
-    present: list[Ready],
+    present: list[WaitingDevice],
     clashes: Collection[Clash],
     standing: Standing,
     banned: int,

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aggregator.algorithms import StepInput, server_step
-from aggregator.cohorts.choosing import Ready, choose
+from aggregator.cohorts.choosing import WaitingDevice, choose
 from client_sdk.payload import weighed
 from dp.contracts import BudgetSpec, CohortSpec, TaskSpec, TrainingSpec, build_manifest
 from dp.encoding import decode, encode
@@ -166,7 +166,7 @@ class Federation:
 
     def _choose(self) -> list[int]:
         ready = [
-            Ready(str(number), b"", self._devices[number].version, arrived)
+            WaitingDevice(str(number), b"", self._devices[number].version, arrived)
             for arrived, number in self._waiting
         ]
         return [int(chosen.session) for chosen in choose(ready, self.manifest.cohort)]

@@ -31,7 +31,7 @@ Clash = tuple[str, str]  # (who objects, to whom), identities or ANYBODY
 
 
 @dataclass(frozen=True)
-class Ready:
+class WaitingDevice:
     """A device that waits. ``received_at``: when it began to, Unix seconds; a newer advert keeps
     the place of the one that it replaces.
 
@@ -53,12 +53,12 @@ class Ready:
 
 
 def choose(
-    waiting: Sequence[Ready],
+    waiting: Sequence[WaitingDevice],
     rules: CohortRules,
     *,
     clashes: Collection[Clash] = (),
     last_opened_at: float = 0.0,
-) -> tuple[Ready, ...]:
+) -> tuple[WaitingDevice, ...]:
     """The largest cohort that devices and rules admit, earliest arrivals first; empty if there is
     none.
 
@@ -87,7 +87,7 @@ def choose(
     return max(cohorts, key=len, default=())
 
 
-def _trusting(waiting: Sequence[Ready]) -> Iterator[list[Ready]]:
+def _trusting(waiting: Sequence[WaitingDevice]) -> Iterator[list[WaitingDevice]]:
     """Groups of devices that all accept each other, each as large as its set of partners allows."""
     present = {ready.partner for ready in waiting}
     if len(present) <= 1 and all(ready.partner in ready.accepts for ready in waiting):
@@ -129,8 +129,8 @@ def _partner_sets(accepted: Sequence[int]) -> list[int]:
 
 
 def _without(
-    group: Sequence[Ready], rules: CohortRules, clashes: Collection[Clash]
-) -> tuple[Ready, ...]:
+    group: Sequence[WaitingDevice], rules: CohortRules, clashes: Collection[Clash]
+) -> tuple[WaitingDevice, ...]:
     """The largest cohort of the group in which nobody stands beside whom it objects to."""
     inside = {ready.identity for ready in group} | {ANYBODY}
     held = [(who, whom) for who, whom in clashes if who in inside and whom in inside]
@@ -143,7 +143,7 @@ def _without(
     return _largest([ready for ready in group if ready.identity not in out], rules)
 
 
-def _largest(waiting: Sequence[Ready], rules: CohortRules) -> tuple[Ready, ...]:
+def _largest(waiting: Sequence[WaitingDevice], rules: CohortRules) -> tuple[WaitingDevice, ...]:
     counts = Counter(ready.version for ready in waiting)
     usable = sorted(v for v, count in counts.items() if count >= rules.behind_each_model)
     best: tuple[int, ...] = ()
@@ -162,12 +162,12 @@ def _sets(versions: Sequence[int]) -> Iterable[tuple[int, ...]]:
 
 
 def _fill(
-    waiting: Sequence[Ready], versions: Sequence[int], size: int, floor: int
-) -> tuple[Ready, ...]:
+    waiting: Sequence[WaitingDevice], versions: Sequence[int], size: int, floor: int
+) -> tuple[WaitingDevice, ...]:
     """The first ``floor`` of each version, then whoever came first."""
     taken = Counter[int]()
-    first: list[Ready] = []
-    rest: list[Ready] = []
+    first: list[WaitingDevice] = []
+    rest: list[WaitingDevice] = []
     for ready in waiting:
         if ready.version not in versions:
             continue

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 
 from aggregator.cohorts.actor import put_mail
 from aggregator.cohorts.charging import affordable
-from aggregator.cohorts.choosing import Clash, Ready, choose
+from aggregator.cohorts.choosing import Clash, WaitingDevice, choose
 from aggregator.cohorts.log import OPENED, CohortFormed, Replay, begin, encode_formed
 from aggregator.cohorts.refusals import clashes_of
 from aggregator.cohorts.standing import refuse_barred, standing_of
@@ -164,11 +164,11 @@ async def try_form(core: Core, task: Task) -> Formed | NotYet:
 
 
 def _first_choice(
-    tiers_: Iterable[Sequence[Ready]],
+    tiers_: Iterable[Sequence[WaitingDevice]],
     rules: CohortRules,
     clashes: Collection[Clash],
     last_opened_at: float,
-) -> tuple[Ready, ...]:
+) -> tuple[WaitingDevice, ...]:
     """The choice from the first tier that gives one."""
     for tier in tiers_:
         chosen = choose(tier, rules, clashes=clashes, last_opened_at=last_opened_at)
@@ -188,9 +188,9 @@ def _newest_of_each(rows: Sequence[Waiting]) -> list[Waiting]:
     return [row for row in rows if newest[row.identity] is row]
 
 
-def ready_of(row: Waiting) -> Ready:
+def ready_of(row: Waiting) -> WaitingDevice:
     """A stored session that waits, without its advert."""
-    return Ready(
+    return WaitingDevice(
         session=row.session,
         advert=b"",
         version=row.model_version,
@@ -201,7 +201,7 @@ def ready_of(row: Waiting) -> Ready:
     )
 
 
-async def _with_adverts(core: Core, waiting: Sequence[Ready]) -> tuple[Ready, ...]:
+async def _with_adverts(core: Core, waiting: Sequence[WaitingDevice]) -> tuple[WaitingDevice, ...]:
     """The same devices with their signed adverts.
 
     Raises:
@@ -221,7 +221,7 @@ async def _finish(core: Core, task: Task) -> None:
 
 
 async def _form(
-    core: Core, task: Task, version: int, attempt: int, waiting: Sequence[Ready], now: float
+    core: Core, task: Task, version: int, attempt: int, waiting: Sequence[WaitingDevice], now: float
 ) -> Formed | NotYet:
     cohort = secrets.token_bytes(32)
     formed = CohortFormed(cohort, attempt, tuple(w.advert for w in waiting), now)
@@ -255,7 +255,7 @@ async def _form(
     return Formed(cohort.hex(), replay, ordered)
 
 
-async def _drop_bad(core: Core, task: Task, waiting: Sequence[Ready], now: float) -> None:
+async def _drop_bad(core: Core, task: Task, waiting: Sequence[WaitingDevice], now: float) -> None:
     """Remove adverts that no longer verify (a certificate or the advert has expired)."""
     for entry in waiting:
         try:

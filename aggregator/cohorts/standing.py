@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from aggregator.cohorts.choosing import Ready
+from aggregator.cohorts.choosing import WaitingDevice
 from aggregator.cohorts.strikes import FORGOTTEN_S, Standing, Strike, forgiven, score
 from aggregator.core import Core
 from aggregator.errors import Kind, Refusal, conflict, not_found
@@ -105,7 +105,9 @@ async def forgive(connection: Connection, task: str, identities: Iterable[bytes]
         await stored.lighten(connection, task, found, forgiven(1.0, count))
 
 
-async def standing_of(connection: Connection, task: str, waiting: Sequence[Ready]) -> Standing:
+async def standing_of(
+    connection: Connection, task: str, waiting: Sequence[WaitingDevice]
+) -> Standing:
     """Strikes of devices that wait and of their partners, as a task sees them."""
     by_identity: dict[str, list[Strike]] = defaultdict(list)
     by_partner: dict[str, dict[str, Strike]] = defaultdict(dict)

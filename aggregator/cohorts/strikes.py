@@ -22,7 +22,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from aggregator.cohorts.choosing import Ready
+from aggregator.cohorts.choosing import WaitingDevice
 from secagg.manifest import CohortRules
 
 HALF_LIFE_S = 7 * 86_400.0
@@ -88,7 +88,7 @@ def held_until_s(strikes: Sequence[Strike], now_s: float) -> float:
     )
 
 
-def _probe_at_s(ready: Ready, strikes: Sequence[Strike], now_s: float) -> float:
+def _probe_at_s(ready: WaitingDevice, strikes: Sequence[Strike], now_s: float) -> float:
     """Unix seconds from which a struck device that waits may be tried among unstruck ones."""
     counted = score((strike for strike in strikes if strike.here), now_s)
     exponent = min(max(0.0, counted - 1.0), 32.0)
@@ -96,8 +96,8 @@ def _probe_at_s(ready: Ready, strikes: Sequence[Strike], now_s: float) -> float:
 
 
 def eligible(
-    waiting: Sequence[Ready], standing: Standing, now_s: float
-) -> tuple[list[Ready], float | None]:
+    waiting: Sequence[WaitingDevice], standing: Standing, now_s: float
+) -> tuple[list[WaitingDevice], float | None]:
     """(devices that no back-off holds, unstruck ones and their order first; the time at which the
     next one is let go, Unix seconds, or None)."""
     free, held = [], []
@@ -108,7 +108,7 @@ def eligible(
         else:
             free.append(ready)
 
-    def order(ready: Ready) -> tuple[float, float]:
+    def order(ready: WaitingDevice) -> tuple[float, float]:
         counted = score(standing.strikes.get(ready.session, ()), now_s)
         partner = score(standing.partners.get(ready.session, ()), now_s)
         handicap = min(_PARTNER_HANDICAP_S * partner, _PARTNER_HANDICAP_MAX_S)
@@ -118,8 +118,8 @@ def eligible(
 
 
 def tiers(
-    free: Sequence[Ready], standing: Standing, rules: CohortRules, now_s: float
-) -> Iterator[list[Ready]]:
+    free: Sequence[WaitingDevice], standing: Standing, rules: CohortRules, now_s: float
+) -> Iterator[list[WaitingDevice]]:
     """Devices from which to choose a cohort, best first; the first tier that gives one counts.
 
     Args:
@@ -142,10 +142,10 @@ def tiers(
 
 
 def _apart(
-    struck: Iterable[Ready], strikes: Mapping[str, Sequence[Strike]], now_s: float
-) -> list[Ready]:
+    struck: Iterable[WaitingDevice], strikes: Mapping[str, Sequence[Strike]], now_s: float
+) -> list[WaitingDevice]:
     """Devices of which no two share a strike that still counts, the first ones kept."""
-    kept: list[Ready] = []
+    kept: list[WaitingDevice] = []
     seen: set[str] = set()
     for ready in struck:
         cohorts = {s.cohort for s in strikes[ready.session] if is_struck((s,), now_s)}

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from aggregator.cohorts.choosing import Ready, choose
+from aggregator.cohorts.choosing import WaitingDevice, choose
 from aggregator.cohorts.strikes import Standing, Strike, eligible, forgiven, tiers
 from secagg.manifest import CohortRules
 
@@ -52,7 +52,7 @@ class Fleet:
         for turn in range(1, rounds + 1):
             now = turn * step_s
             waiting = sorted(
-                (Ready(str(n), b"", 0, at) for n, at in since.items()),
+                (WaitingDevice(str(n), b"", 0, at) for n, at in since.items()),
                 key=lambda ready: ready.received_at,
             )
             standing = Standing(

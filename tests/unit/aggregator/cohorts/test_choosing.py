@@ -8,7 +8,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from aggregator.cohorts.choosing import ANYBODY, Clash, Ready, choose
+from aggregator.cohorts.choosing import ANYBODY, Clash, WaitingDevice, choose
 from secagg.manifest import CohortRules
 
 
@@ -18,9 +18,9 @@ def rules(size_min: int, size_max: int) -> CohortRules:
     )
 
 
-def device(number: int, partner: str, trusted: str = "", at: float | None = None) -> Ready:
+def device(number: int, partner: str, trusted: str = "", at: float | None = None) -> WaitingDevice:
     """``trusted``: one letter a partner; empty: what an advert says that trusts its own alone."""
-    return Ready(
+    return WaitingDevice(
         session=f"s{number}",
         advert=b"",
         version=1,
@@ -31,16 +31,16 @@ def device(number: int, partner: str, trusted: str = "", at: float | None = None
     )
 
 
-def devices(*shown: str) -> list[Ready]:
+def devices(*shown: str) -> list[WaitingDevice]:
     """``"A:AB"``: a device of partner A that accepts those of A and B."""
     return [device(number, *name.split(":")) for number, name in enumerate(shown)]
 
 
-def numbers(chosen: Sequence[Ready]) -> tuple[int, ...]:
+def numbers(chosen: Sequence[WaitingDevice]) -> tuple[int, ...]:
     return tuple(int(ready.session[1:]) for ready in chosen)
 
 
-def trust_each_other(group: Sequence[Ready]) -> bool:
+def trust_each_other(group: Sequence[WaitingDevice]) -> bool:
     return all(
         one.partner in other.accepts and other.partner in one.accepts
         for one, other in combinations(group, 2)
@@ -104,8 +104,13 @@ def test_devices_cannot_make_the_choice_expensive() -> None:
     for number in range(1_000):
         own = names[int(generator.integers(128))]
         trusted = {own, *generator.choice(names, size=64, replace=False).tolist()}
-        strange.append(Ready(f"s{number}", b"", 1, 0.0, f"i{number}", own, frozenset(trusted)))
-    plain = [Ready(f"s{number}", b"", 1, 1.0, f"i{number}", "p0") for number in range(1_000, 1_020)]
+        strange.append(
+            WaitingDevice(f"s{number}", b"", 1, 0.0, f"i{number}", own, frozenset(trusted))
+        )
+    plain = [
+        WaitingDevice(f"s{number}", b"", 1, 1.0, f"i{number}", "p0")
+        for number in range(1_000, 1_020)
+    ]
     chosen = choose([*strange, *plain], rules(20, 100))
     assert len(chosen) >= 20
     assert trust_each_other(chosen)

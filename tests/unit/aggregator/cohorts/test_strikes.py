@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aggregator.cohorts.choosing import Ready, choose
+from aggregator.cohorts.choosing import WaitingDevice, choose
 from aggregator.cohorts.faults import LATE_S, fault_of
 from aggregator.cohorts.strikes import (
     HALF_LIFE_S,
@@ -28,11 +28,13 @@ NOW_S = 1_000_000.0
 RULES = CohortRules(size_min=4, size_max=4, survivors_min=3, corrupt_max=0, silent_max=0)
 
 
-def ready(name: str, at: float = NOW_S) -> Ready:
-    return Ready(name, b"", 0, at)
+def ready(name: str, at: float = NOW_S) -> WaitingDevice:
+    return WaitingDevice(name, b"", 0, at)
 
 
-def chosen(waiting: list[Ready], standing: Standing, rules: CohortRules = RULES) -> list[str]:
+def chosen(
+    waiting: list[WaitingDevice], standing: Standing, rules: CohortRules = RULES
+) -> list[str]:
     free, _ = eligible(waiting, standing, NOW_S)
     found = (choose(tier, rules) for tier in tiers(free, standing, rules, NOW_S))
     return sorted(r.session for r in next((members for members in found if members), ()))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from aggregator.algorithms import StepInput, server_step
-from aggregator.cohorts.choosing import Ready, choose
+from aggregator.cohorts.choosing import WaitingDevice, choose
 from client_sdk.errors import PolicyRefusal
 from client_sdk.payload import weighed
 from client_sdk.policy import PrivacyPolicy
@@ -117,9 +117,9 @@ def rules(size: int = 6, behind: int = 2, size_min: int | None = None) -> Cohort
     )
 
 
-def waiting(*versions: int) -> list[Ready]:
+def waiting(*versions: int) -> list[WaitingDevice]:
     """Devices in order of arrival, by the versions that they trained on."""
-    return [Ready(f"s{n}", b"", version, float(n)) for n, version in enumerate(versions)]
+    return [WaitingDevice(f"s{n}", b"", version, float(n)) for n, version in enumerate(versions)]
 
 
 class TestChoice:
