@@ -15,6 +15,7 @@ from aggregator.core import Core
 from aggregator.store import reads, sessions
 from aggregator.tasks import Task
 from aggregator.views import TaskView
+from dp.schedule import participations, period_of
 from secagg.manifest import CohortRules
 
 _ENDED_SHOWN = 16
@@ -50,6 +51,7 @@ async def task_view(core: Core, task: Task) -> TaskView:
         created_at=now.created_at,
         charges=now.charges,
         releases_max=manifest.budget.releases_max,
+        sums_max=participations(manifest.budget.releases_max, period_of(manifest)),
         max_epsilon=manifest.budget.max_epsilon,
         delta=manifest.budget.delta,
         epsilon=done[-1].epsilon if done else None,

@@ -120,7 +120,9 @@ class TaskView(_View, frozen=True, kw_only=True):
 
     ``releases``: one entry per charge, in order. ``why_waiting``: what the next cohort lacks, in
     words; None while one is under way. ``refusals``: of rosters, newest first. ``cohort``: the open
-    one. ``aborted``: how many cohorts ended without a charge; ``ended_free``: the newest of them.
+    one. ``sums_max``: of ``releases_max`` sums, those that one example can be in (all of them but
+    where batches are scheduled). ``aborted``: how many cohorts ended without a charge;
+    ``ended_free``: the newest of them.
     """
 
     task: str
@@ -133,6 +135,7 @@ class TaskView(_View, frozen=True, kw_only=True):
     created_at: float
     charges: int
     releases_max: int
+    sums_max: int = 0
     max_epsilon: float | None
     delta: float
     epsilon: float | None

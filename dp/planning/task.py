@@ -16,6 +16,7 @@ from dp.accounting.statements import draws_per_release, epsilon_of, headline, li
 from dp.contracts.adaptive import noise_growth
 from dp.contracts.advice import USELESS_RATIO, quantile_deviation
 from dp.contracts.build import build_manifest
+from dp.contracts.rules import refuse
 from dp.contracts.spec import (
     AdaptiveClipSpec,
     BudgetSpec,
@@ -30,6 +31,7 @@ from dp.noise.grid import l2_squared_units
 from dp.noise.quantisation import clip_bias
 from dp.noise.removable import kept_share
 from dp.noise.stream import RandomBytes
+from dp.schedule import participations, period_of
 from dp.tlog.notes import verifier_key
 from secagg.errors import ConfigurationError
 from secagg.manifest import Adapter, Manifest, Noise, TensorShape
@@ -55,6 +57,7 @@ class TaskPlan(msgspec.Struct, frozen=True, kw_only=True):
     ``quantile_noise``: standard deviation of the noise in the quantile's estimate, as a share of
     the units of a full cohort; None without ``adaptive_clip``.
     ``participations``: rounds in which a device of the population is expected; it earns nothing.
+    ``sums``: of all rounds, those that one unit can be in (fewer than ``rounds`` with a period).
     ``costs``: epsilon of all rounds for each unit, protected or not; None: infinite.
     """
 
@@ -79,6 +82,7 @@ class TaskPlan(msgspec.Struct, frozen=True, kw_only=True):
     noise_growth: float
     quantile_noise: float | None
     costs: dict[str, float | None] = {}
+    sums: int = 0
 
 
 class UnitCost(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,7 +90,7 @@ class UnitCost(msgspec.Struct, frozen=True, kw_only=True):
 
     ``protected``: whether the task makes a statement about the unit; its charges count either way.
     ``first``, ``last``: epsilon at ``delta`` after the first release, and after all of them; None:
-    infinite.
+    infinite. ``sums``: of all of them, those that the unit can be in.
     """
 
     unit: Unit
@@ -94,6 +98,7 @@ class UnitCost(msgspec.Struct, frozen=True, kw_only=True):
     delta: float
     first: float | None
     last: float | None
+    sums: int = 0
 
 
 def planned_costs(manifest: Manifest) -> tuple[UnitCost, ...]:
@@ -113,6 +118,9 @@ def planned_costs(manifest: Manifest) -> tuple[UnitCost, ...]:
             delta=manifest.budget.delta,
             first=_finite(cost_of(unit, manifest, 1)),
             last=_finite(cost_of(unit, manifest, manifest.budget.releases_max)),
+            sums=participations(
+                manifest.budget.releases_max, period_of(manifest) if unit == "example" else 1
+            ),
         )
         for unit in UNITS
     )
@@ -136,6 +144,7 @@ def plan_task(
     unit: Literal["device", "example"] = "device",
     mechanism: Literal["skellam", "discrete-gaussian"] = "skellam",
     adaptive_clip: bool = False,
+    period: int = 1,
 ) -> TaskPlan:
     """The least noise, in steps of 0.1 %, that keeps all rounds within ``epsilon``.
 
@@ -150,12 +159,21 @@ def plan_task(
         clip: L2 bound of one unit's contribution.
         adaptive_clip: it follows the median norm (:mod:`dp.noise.adaptive_clip`); ``clip`` is the
         first.
+        period: parts of a device's examples, one of them in each round (:mod:`dp.schedule`).
 
     Raises:
         AccountingError: ``parameter-out-of-range``.
         ConfigurationError: ``epsilon-unreachable``, or as :func:`build_manifest`.
     """
     _check(population, cohort, rounds, epsilon, delta, length, dropout, batch, clip)
+    if period > 1 and unit == "device":
+        refuse(
+            "schedule-without-examples",
+            "A schedule counts what an example costs; a device takes part in every round.",
+            expected="period 1, or unit example",
+            found=period,
+            remedy="Plan for one example, or leave the period out.",
+        )
     survivors = cohort - math.ceil(dropout * cohort)
 
     def manifest_at(multiplier: float) -> Manifest:
@@ -195,6 +213,7 @@ def plan_task(
                 adaptive_clip=adaptive,
                 cohort=terms,
                 budget=budget,
+                period=period,
                 training=TrainingSpec(batch_size=batch),
                 adapter=_adapter(length),
             )
@@ -289,6 +308,7 @@ def _plan(
         noise_growth=noise_growth(manifest),
         quantile_noise=quantile_deviation(manifest),
         costs={cost.unit: cost.last for cost in planned_costs(manifest)},
+        sums=participations(rounds, period_of(manifest)),
     )
 
 
@@ -297,7 +317,8 @@ def _continuous_epsilon(manifest: Manifest, noise: Noise, rounds: int) -> float:
     guaranteed = noise.share_variance * noise.honest_min
     release = GaussianRelease(math.sqrt(guaranteed / l2_squared_units(manifest.segments)))
     slack = slack_log2(rounds * draws_per_release(manifest))
-    return epsilon_of(Composed(((release, rounds),)), manifest.budget.delta, slack)
+    sums = participations(rounds, period_of(manifest))
+    return epsilon_of(Composed(((release, sums),)), manifest.budget.delta, slack)
 
 
 def _coins() -> RandomBytes:

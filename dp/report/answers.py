@@ -16,6 +16,7 @@ from dp.contracts.algorithms.registry import algorithm_of
 from dp.contracts.units import protected_units
 from dp.ledger.findings import AuditedTask
 from dp.report.data import Answer, AnswerGroup
+from dp.schedule import participations, period_of
 from secagg.manifest import Manifest
 
 NIST, DPFY, OPENDP = "NIST SP 800-226", "How to DP-fy ML", "OpenDP registry"
@@ -71,7 +72,7 @@ def _statement(task: AuditedTask) -> tuple[Answer, ...]:
             f"In each release at most once, so in at most {most} of this task. A device that runs "
             "the published code demands a roster that lists nobody twice, and its own account "
             "refuses more, over all tasks of the same data on that device (where its app names "
-            "them by a data id). " + _participation(task),
+            "them by a data id). " + _scheduled(task) + _participation(task),
             NIST,
             DPFY,
         ),
@@ -228,12 +229,33 @@ def _participation(task: AuditedTask) -> str:
     return " ".join(said) or "No record lists a device."
 
 
+def _scheduled(task: AuditedTask) -> str:
+    """How often an example takes part, where that is not in each release."""
+    period = period_of(task.manifest)
+    if period == 1:
+        return ""
+    most, charged = task.manifest.budget.releases_max, len(task.releases)
+    return (
+        f"A device divides its examples into {period} parts by their places alone and uses the "
+        "next part with each charge, by its own count: an example is in at most "
+        f"{participations(charged, period)} of the {charged} sums so far, and in at most "
+        f"{participations(most, period)} of {most}. "
+    )
+
+
 def _accounting(task: AuditedTask) -> str:
     names = ", ".join(dict.fromkeys(line.accountant for line in task.lines))
     if not names:
         return "None."
+    period = period_of(task.manifest)
+    counted = (
+        "all recorded charges"
+        if period == 1
+        else "the recorded charges that an example can be in (of the dearest, one for each "
+        f"{period} begun; of a device, of all)"
+    )
     return (
-        f"{names}. Divergences of all recorded charges add up at each order; the conversion picks "
+        f"{names}. Divergences of {counted} add up at each order; the conversion picks "
         "the best order. Rounded up throughout."
     )
 

@@ -7,6 +7,7 @@ import math
 from dp.accounting.figures import limit_shown
 from dp.contracts import overshoot
 from dp.report.data import Parameter
+from dp.schedule import participations
 from secagg.manifest import Manifest
 
 
@@ -41,6 +42,15 @@ def parameters(manifest: Manifest) -> tuple[Parameter, ...]:
         row("clip", example.clip, "L2 bound of one example's gradient")
         row("noise_multiplier", example.noise_multiplier, f"noise over the clip, {where}")
         row("sampling_rate", example.sampling_rate, "chance that an example joins a batch")
+        if example.scheduled > 1:
+            most = manifest.budget.releases_max
+            row("period", example.scheduled, "parts of a device's examples, one for each charge")
+            row(
+                "participations",
+                f"at most {participations(most, example.scheduled)} of {most}",
+                "sums of the task that an example can be in",
+                "releases_max over period, rounded up",
+            )
         if example.mode == "distributed":
             row("examples_max", example.examples_max, "most examples of a device in one sum")
     if device is not None:

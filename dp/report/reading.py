@@ -63,7 +63,8 @@ FIGURES = (
     Figure(
         name="epsilon of a line",
         value="the manifest in the task's record, and outcome and survivors of its release records "
-        "in order; a charged cohort counts as one with the fewest survivors",
+        "in order; a charged cohort counts as one with the fewest survivors. With a period, of "
+        "an example's releases the dearest, as many as releases over period, rounded up",
     ),
     Figure(
         name="amplified epsilon",

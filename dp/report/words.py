@@ -5,7 +5,7 @@ from __future__ import annotations
 from dp.ledger.findings import AuditedTask
 from dp.report.data import Exposure
 from secagg.limits import COMPLETE_GRAPH_MAX, GRINDING_BITS, SECURITY_BITS
-from secagg.manifest import Manifest
+from secagg.manifest import ExamplePrivacy, Manifest
 
 _BATCH_COINS = (
     "Amplified lines for examples hold only where the coins of each batch stay secret in the "
@@ -100,7 +100,9 @@ def assumptions(manifest: Manifest) -> tuple[str, ...]:
             "An example is one training sequence, held by one device. Copies of it, and other "
             "sequences by the same person, count separately."
         )
-        if example.mode == "distributed":
+        if example.scheduled > 1:
+            found.append(_schedule(example))
+        elif example.mode == "distributed":
             found.append(
                 f"A device holds few enough examples that a batch exceeds {example.examples_max} "
                 "with a chance of at most 2^-80, and chose them without looking at a batch."
@@ -121,6 +123,22 @@ def assumptions(manifest: Manifest) -> tuple[str, ...]:
             "whatever an adversary chooses, the planned ones bound it."
         )
     return tuple(found)
+
+
+def _schedule(example: ExamplePrivacy) -> str:
+    """What a count of participations rests on; docs/privacy.md numbers it."""
+    served = (
+        f"; of its list the first {example.scheduled * example.examples_max} places serve"
+        if example.mode == "distributed"
+        else ""
+    )
+    return (
+        "A device counts each charge before it sends, whatever becomes of it, and puts one part of "
+        "its examples and nothing else into the contribution. An example's part follows from its "
+        f"place in a list that only grows{served}. Nothing of other parts is kept beside the "
+        "released models, unless it has noise. One identity serves the task with the same data, "
+        "and a lost count goes on from what the ledger shows."
+    )
 
 
 def _too_many(corrupt_max: int) -> str:

@@ -230,12 +230,19 @@ def _cost(result: AuditResult) -> str:
 def _statements(task: AuditedTask) -> Iterator[str]:
     """What a task says of each unit, or that it says nothing."""
     from dp.accounting.figures import delta_shown, shown_up
+    from dp.schedule import participations, period_of
 
     name = f"task {task.manifest.task!r}"
     if not task.admissible:
         yield f"{name}: refused, and not accounted"
     elif not task.lines:
         yield f"{name}: no differential privacy"
+    period, charged = period_of(task.manifest), len(task.releases)
+    if task.lines and period > 1:
+        yield (
+            f"{name}: an example is in at most {participations(charged, period)} of {charged} sums "
+            f"(period {period})"
+        )
     for line in task.lines:
         yield (
             f"{name}, one {line.unit}: epsilon {shown_up(line.epsilon)} at delta "

@@ -160,9 +160,12 @@ def _planned(cost: UnitCost, releases_max: int) -> str:
     called = f"One {cost.unit}" + ("" if cost.protected else ", which the task does not protect,")
     if cost.first is None or cost.last is None:
         return f"{called} has no finite epsilon: no noise hides it."
+    after = f"all {releases_max}"
+    if 0 < cost.sums < releases_max:
+        after += f", of which it is in at most {cost.sums}"
     return (
         f"{called} will have spent epsilon {shown_up(cost.first)} after the first release and "
-        f"{shown_up(cost.last)} after all {releases_max}, at delta {delta_shown(cost.delta)}, "
+        f"{shown_up(cost.last)} after {after}, at delta {delta_shown(cost.delta)}, "
         "unamplified."
     )
 

@@ -51,6 +51,10 @@ def task(
     adaptive_clip: Annotated[
         bool, typer.Option("--adaptive-clip", help="The clip follows the median norm.")
     ] = False,
+    period: Annotated[
+        int,
+        number("Parts of a device's examples, one in each round; 1: all.", low=1, high=10_000),
+    ] = 1,
     format: FormatOption = Format.text,
 ) -> None:
     """The noise that meets a target, and whether anything can be learned under it."""
@@ -71,6 +75,7 @@ def task(
             unit=unit.value,
             mechanism=mechanism.value,
             adaptive_clip=adaptive_clip,
+            period=period,
         )
         out.say(
             f"noise multiplier {shown_up(plan.noise_multiplier)} ({plan.mechanism}): epsilon "
@@ -79,6 +84,8 @@ def task(
             "amplification is claimed, and time must not show "
             f"{'one example more' if plan.unit == 'example' else 'the data'} (report_slot_s)"
         )
+        if period > 1:
+            out.say(f"an example is in at most {plan.sums} of {rounds} sums; a device is in all")
         out.say(
             f"scale {plan.scale}, {plan.ring_bits} bits per number, {plan.upload_bytes} bytes per "
             f"upload; a sum wraps around with probability at most 2^{math.ceil(plan.wrap_log2)}"

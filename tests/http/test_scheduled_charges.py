@@ -61,6 +61,7 @@ async def test_a_cohort_of_which_nobody_sent_is_charged_under_a_schedule(
         await server.start()
         view = await server.until(lambda view: view["cohort"] is None)
         found = await audited(server)
+        assert (view["releases_max"], view["sums_max"]) == (4, 4 // period)
         assert view["charges"] == len(found.releases) == (period > 1)
         assert len(found.policies) == (period == 1)
         if period > 1:

@@ -7,11 +7,14 @@ import math
 import pytest
 from typer.testing import CliRunner
 
+from dp.contracts import BudgetSpec
 from dp.errors import AccountingError
-from dp.planning.task import plan_task
+from dp.planning.task import plan_task, planned_costs
 from secagg.errors import ConfigurationError
 from secagg_cli.main import app
+from secagg_cli.operator.task import _planned
 from tests.kits.commands import invoke
+from tests.kits.tasks import built
 
 TARGET = {"population": 100, "cohort": 100, "rounds": 10, "epsilon": 4.0, "delta": 1e-6}
 
@@ -90,6 +93,37 @@ def test_plan_task_prints_what_an_operator_needs() -> None:
         assert f"time must not show {shown}" in " ".join(text.split())
     refused = invoke("plan", "task", *arguments, "--population", "4", code=1)
     assert refused["error"]["reason"] == "parameter-out-of-range"
+
+
+def test_a_period_is_planned_by_the_sums_that_an_example_is_in() -> None:
+    """One pass of four rounds needs the noise of one round, four passes of sixteen that of four."""
+    once = plan_task(**TARGET | {"rounds": 1}, length=4096, unit="example")
+    passes = plan_task(**TARGET | {"rounds": 4}, length=4096, unit="example", period=4)
+    assert (once.sums, passes.sums) == (1, 1)
+    assert passes.noise_multiplier == pytest.approx(once.noise_multiplier, rel=2e-3)
+    assert passes.epsilon <= TARGET["epsilon"]
+    assert passes.grid_epsilon < 1e-3
+    every = plan_task(**TARGET | {"rounds": 4}, length=4096, unit="example")
+    more = plan_task(**TARGET | {"rounds": 16}, length=4096, unit="example", period=4)
+    assert (every.sums, more.sums) == (4, 4)
+    assert more.noise_multiplier == pytest.approx(every.noise_multiplier, rel=2e-3)
+    arguments = ("--cohort", "8", "--rounds", "10", "--epsilon", "4", "--period", "4")
+    text = CliRunner().invoke(app, ["plan", "task", *arguments, "--unit", "example"]).stdout
+    assert "an example is in at most 3 of 10 sums; a device is in all" in " ".join(text.split())
+    refused = invoke("plan", "task", *arguments, code=1)
+    assert refused["error"]["reason"] == "schedule-without-examples"
+    refused = invoke("plan", "task", *arguments, "--unit", "example", "--period", "11", code=1)
+    assert refused["error"]["reason"] == "schedule-too-long"
+
+
+def test_what_a_new_task_costs_is_told_with_the_sums_that_an_example_is_in() -> None:
+    budget = BudgetSpec(max_epsilon=None, releases_max=8)
+    example, device = planned_costs(built(period=4, budget=budget))
+    assert (example.sums, device.sums) == (2, 8)
+    assert "after all 8, of which it is in at most 2, at delta" in _planned(example, 8)
+    every, _ = planned_costs(built(budget=budget))
+    assert (every.sums, every.last > example.last) == (8, True)
+    assert "after all 8, at delta" in _planned(every, 8)
 
 
 def test_an_adaptive_clip_is_planned_at_its_joint_cost() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from dp.accounting.statements import ReleaseFacts, headline, lines
 from dp.contracts import BudgetSpec
-from dp.ledger.receipts import LedgerBuilder
+from dp.ledger.builder import LedgerBuilder
 from dp.ledger.records import policy_record, release_record
 from dp.ledger.verification import verify_ledger
 from secagg.manifest import Manifest, encode_manifest, manifest_digest

@@ -18,6 +18,7 @@ from dp.ledger.findings import AuditResult
 from dp.ledger.records import key_rotation_record, membership_record, policy_record
 from dp.ledger.verification import verify_ledger
 from dp.report import ReportData, report_data
+from dp.schedule import period_of
 from secagg_cli.audit.report import render
 from secagg_cli.main import app
 from tests.kits.report_words import words
@@ -32,6 +33,8 @@ TASKS: dict[str, dict[str, Any]] = {
     "C with removable noise": {"removable_noise": True},
     "C, discrete": {"mechanism": "discrete-gaussian"},
     "C with B": {"device_noise_multiplier": 2.0, "examples_max": 4, "budget": NO_LIMIT},
+    "C with a schedule": {"period": 3},
+    "A with a schedule": {"algorithm": "fedavg", "noise_multiplier": 3.0, "period": 2},
     "A": {"algorithm": "fedavg", "noise_multiplier": 3.0},
     "A with B": {
         **{"algorithm": "fedavg", "noise_multiplier": 3.0, "device_noise_multiplier": 2.0},
@@ -120,6 +123,15 @@ def some(result: AuditResult, test: Callable[[Any], object]) -> bool:
     return any(test(task) for task in result.tasks if task.admissible)
 
 
+def scheduled(task: Any) -> bool:
+    return period_of(task.manifest) > 1
+
+
+def distributed(task: Any) -> bool:
+    privacy = task.manifest.example_privacy
+    return privacy is not None and privacy.mode == "distributed"
+
+
 PAGE: dict[str, Callable[[AuditResult], bool]] = {
     "and every epsilon, computed again": lambda r: r.verified and stated(r),
     "No epsilon: no task of this ledger": lambda r: r.verified and charges(r) > 0 and not stated(r),
@@ -145,6 +157,13 @@ PAGE: dict[str, Callable[[AuditResult], bool]] = {
     "Seen in the sums of records of version 1": lambda r: some(
         r, lambda t: any(each.entry.attempt is None for each in t.releases)
     ),
+    "an example is in at most": lambda r: some(r, scheduled),
+    "puts one part of its examples and nothing else into the contribution": lambda r: some(
+        r, scheduled
+    ),
+    "sums of the task that an example can be in": lambda r: some(r, scheduled),
+    "that a batch exceeds": lambda r: some(r, lambda t: distributed(t) and not scheduled(t)),
+    "of its list the first": lambda r: some(r, lambda t: distributed(t) and scheduled(t)),
     "Not checked here That others see this ledger": lambda r: True,
 }
 TEXT: dict[str, Callable[[AuditResult], bool]] = {
@@ -154,6 +173,7 @@ TEXT: dict[str, Callable[[AuditResult], bool]] = {
     "charged; nothing spent": lambda r: some(r, lambda t: t.lines) and not r.totals,
     "charged; all tasks together: epsilon": lambda r: some(r, lambda t: t.lines) and bool(r.totals),
     "refused, and not accounted": lambda r: any(not t.admissible for t in r.tasks),
+    "an example is in at most": lambda r: some(r, scheduled),
     "whose data served in every task": lambda r: bool(r.totals),
 }
 
@@ -191,6 +211,16 @@ def test_each_sentence_stands_only_where_it_is_so(name: str, tmp_path: Path) -> 
     for text in texts(data):
         if CONDUCT.search(text):  # what somebody does, no ledger shows
             assert "published code" in text, text
+
+
+def test_a_report_counts_the_sums_that_an_example_is_in() -> None:
+    data = report_data(verify_ledger(served(of_one((False,) * 4, period=3)).get, VERIFIER))
+    page = words(render(data))
+    assert "an example is in at most 2 of the 4 sums so far, and in at most 2 of 4." in page
+    (task,) = data.tasks
+    (row,) = (each for each in task.parameters if each.name == "participations")
+    assert (row.value, row.derived) == ("at most 2 of 4", "releases_max over period, rounded up")
+    assert "one for each 3 begun" in page
 
 
 def test_of_several_totals_the_one_is_named_that_a_task_states(tmp_path: Path) -> None:
