@@ -17,6 +17,8 @@ from aggregator.settings.options import Settings
 from client_sdk.errors import LedgerRefusal
 from client_sdk.ledger.watch import LedgerWatch
 from dp.contracts import BudgetSpec, CohortSpec
+from dp.errors import LedgerError
+from dp.ledger import contributors
 from dp.ledger.builder import LedgerBuilder
 from dp.ledger.contributors import by_identity, contributors_file, contributors_path
 from dp.ledger.findings import AuditResult
@@ -27,6 +29,7 @@ from dp.tlog.tiles import ENTRY_BYTES_MAX
 from secagg.manifest import encode_manifest, manifest_digest
 from tests.kits.device import journal_in
 from tests.kits.receipts import check_receipt
+from tests.kits.said import Case, refused
 from tests.kits.tasks import ORIGIN, VERIFIER, built, entry, served, signed_task
 
 COUNT, INLINE = 100, 50  # the real limit would need a cohort of hundreds
@@ -192,3 +195,52 @@ async def test_the_service_serves_the_list_and_renders_it_again(tmp_path: Path) 
 )
 def test_a_record_is_of_version_1_if_that_number_is_written(version: object, first: bool) -> None:
     assert by_identity({"version": version}) is first
+
+
+LISTED = {"contributors": [], "contributors_digest": "ab" * 32}
+LIST_DIGEST = bytes.fromhex("ab" * 32)
+
+
+def digest_of(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()
+
+
+REFUSED = {
+    "a list's digest that is a number": Case(
+        lambda: contributors.listed(LISTED | {"contributors_digest": 5}), "record-malformed"
+    ),
+    "a list's digest too short": Case(
+        lambda: contributors.listed(LISTED | {"contributors_digest": "ab" * 31}), "record-malformed"
+    ),
+    "a list's digest in capitals": Case(
+        lambda: contributors.listed(LISTED | {"contributors_digest": "AB" * 32}), "record-malformed"
+    ),
+    "contributors named twice": Case(
+        lambda: contributors.listed(LISTED | {"contributors": ["00" * 32]}), "record-malformed"
+    ),
+    "contributors that are gone": Case(
+        lambda: contributors.parse_contributors(None, LIST_DIGEST),
+        "contributors-missing",
+        "ab" * 32,
+    ),
+    "contributors of another digest": Case(
+        lambda: contributors.parse_contributors(b"", LIST_DIGEST),
+        "contributors-digest",
+        "ab" * 32,
+        digest_of(b"").hex(),
+    ),
+    "no contributors": Case(
+        lambda: contributors.parse_contributors(b"", digest_of(b"")), "contributors-malformed"
+    ),
+    "contributors of no hex": Case(
+        lambda: contributors.contributors_of({"contributors": ["xy"]}, {}.get), "record-malformed"
+    ),
+    "a record without contributors": Case(
+        lambda: contributors.contributors_of({}, {}.get), "record-malformed"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_refusal_says_what_was_expected_and_what_was_found(name: str) -> None:
+    refused(REFUSED[name], LedgerError)

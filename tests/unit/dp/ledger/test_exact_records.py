@@ -15,7 +15,7 @@ import rfc8785
 
 from dp.accounting.statements import ReleaseFacts, fewest, guaranteed_variance, lines
 from dp.errors import LedgerError
-from dp.ledger import contributors, parsing
+from dp.ledger import contributors, parsing, records
 from dp.ledger.builder import LedgerBuilder
 from dp.ledger.parsing import parse_first_model, parse_record, parse_release, parse_task
 from dp.ledger.records import (
@@ -35,6 +35,7 @@ from dp.tlog.tiles import Tile, TileTree, fetch, parse_bundle, proof_paths
 from secagg.hashing import digest
 from secagg.manifest import encode_manifest, manifest_digest
 from tests.kits.receipts import log_of
+from tests.kits.said import Case, refused
 from tests.kits.tasks import ORIGIN, VERIFIER, built, entry, ledger, served
 
 MANIFEST = built()
@@ -342,3 +343,26 @@ def test_growth_from_nothing_and_to_the_same() -> None:
     trusted = TrustedLog(parse_verifier(VERIFIER), last=head)
     assert trusted.leaf(files.get, 1).entry == log._entries[1]
     assert log.size == len(log._entries) == head.size == 3
+
+
+REFUSED = {
+    "a cost without bound": Case(lambda: records.epsilon_micro(float("inf")), "epsilon-infinite"),
+    "a cost that is not a number": Case(
+        lambda: records.epsilon_micro(float("nan")), "epsilon-infinite"
+    ),
+    "a record with a set": Case(lambda: records._canonical({"type": {1}}), "record-malformed"),
+    "a record too large": Case(
+        lambda: records._canonical({"a": "x" * 65_530}),
+        "record-too-large",
+        "<= 65535 bytes",
+        65_538,
+    ),
+    "the release after the next": Case(
+        lambda: records.release_record(built(), bytes(32), [], entry(2)), "release-number", 1, 2
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_refusal_says_what_was_expected_and_what_was_found(name: str) -> None:
+    refused(REFUSED[name], LedgerError)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
-from dp.errors import LedgerError
+from dp.errors import LedgerError, LogShrank, NotListed, RecordMismatch
 from dp.ledger.builder import LedgerBuilder
 from dp.ledger.records import identity_digest, policy_record
 from dp.ledger.trusted_log import verify_growth
 from dp.tlog.notes import Checkpoint, open_checkpoint, parse_verifier
 from dp.tlog.tiles import TileTree
+from tests.kits import tasks
+from tests.kits.nine_leaves import HEAD
 from tests.kits.receipts import check_receipt, log_of
+from tests.kits.said import Case, refused
 from tests.kits.tasks import ORIGIN, VERIFIER, built, entry, ledger, served
 
 ME = identity_digest(b"\x02" * 32)
@@ -117,3 +122,44 @@ def test_an_entry_too_large_is_refused_before_it_is_in() -> None:
     log = LedgerBuilder(ORIGIN)
     assert reason(log.append, bytes(65_536)) == "record-too-large"
     assert log.size == 0
+
+
+FILES = served(tasks.ledger(built(), (4, 5)))
+
+
+def receipt_for(ctx: bytes, contributor: bytes = b"c" * 32) -> Callable[[], object]:
+    return lambda: check_receipt(
+        FILES.get,
+        FILES["checkpoint"],
+        VERIFIER,
+        leaf_index=1,
+        remembered=None,
+        ctx=ctx,
+        contributor=contributor,
+    )
+
+
+REFUSED = {
+    "a log that became shorter": Case(
+        lambda: verify_growth(TileTree({}.get, 4).subtree, HEAD, HEAD._replace(size=4)),
+        "consistency-proof",
+        ">= 9",
+        4,
+        error=LogShrank,
+    ),
+    "another cohort's receipt": Case(
+        receipt_for(bytes(32)),
+        "release-mismatch",
+        {"ctx": "00" * 32},
+        {"ctx": entry(1).ctx.hex()},
+        error=RecordMismatch,
+    ),
+    "a receipt without this device": Case(
+        receipt_for(entry(1).ctx), "contributor-missing", "63" * 32, error=NotListed
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_refusal_says_what_was_expected_and_what_was_found(name: str) -> None:
+    refused(REFUSED[name], LedgerError)

@@ -13,15 +13,24 @@ import nacl.signing
 import pytest
 import rfc8785
 
+from dp.errors import LedgerError
+from dp.ledger import parsing, records
 from dp.ledger.builder import LedgerBuilder
 from dp.ledger.findings import AuditResult
 from dp.ledger.forms import TEXT_MAX, TIME_MAX_S
 from dp.ledger.records import key_rotation_record, membership_record, release_record
 from dp.ledger.verification import verify_ledger
 from dp.report import report_data
-from dp.tlog.notes import checkpoint_body, key_id, signature_line, verifier_key
+from dp.tlog.notes import (
+    checkpoint_body,
+    key_id,
+    signature_line,
+    verifier_key,
+)
 from dp.tlog.tiles import TILE_WIDTH
 from secagg.manifest import encode_manifest, manifest_digest
+from tests.kits import tasks
+from tests.kits.said import Case, refused
 from tests.kits.tasks import (
     ORIGIN,
     VERIFIER,
@@ -347,3 +356,40 @@ def test_two_tasks_do_not_share_their_order() -> None:
     entries = [*NEW, policy(action="finished", at=AT), signed_task(other)]
     entries.append(release_record(other, digest, [], later[0]))
     assert audited(entries).problems == ()
+
+
+RECORD = json.loads(records.policy_record("t", "paused", 5))
+
+
+def record_of(**changes: Any) -> Callable[[], object]:
+    return lambda: parsing.parse_record(records._canonical(RECORD | changes))
+
+
+REFUSED = {
+    "a record of no JSON": Case(lambda: parsing.parse_record(b"{"), "record-malformed"),
+    "a record that is a list": Case(lambda: parsing.parse_record(b"[]"), "record-malformed"),
+    "a record with a float": Case(
+        lambda: parsing.parse_record(b'{"a":[{"b":0.5}]}'), "record-malformed"
+    ),
+    "a record of another type": Case(record_of(type="rumour"), "record-type", None, "rumour"),
+    "a record of another version": Case(record_of(version=2), "record-version", 1, 2),
+    "a record of version true": Case(record_of(version=True), "record-version", 1, True),
+    "a task without a manifest": Case(lambda: parsing.parse_task({}), "record-malformed"),
+    "a manifest of another digest": Case(
+        lambda: parsing.parse_task(
+            json.loads(tasks.signed_task(built())) | {"manifest_digest": "00" * 32}
+        ),
+        "manifest-digest",
+        "00" * 32,
+        manifest_digest(encode_manifest(built())).hex(),
+    ),
+    "a model of no digest": Case(
+        lambda: parsing.parse_first_model({"model_digest": "xy"}), "record-malformed"
+    ),
+    "a release without facts": Case(lambda: parsing.parse_release({}), "record-malformed"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_refusal_says_what_was_expected_and_what_was_found(name: str) -> None:
+    refused(REFUSED[name], LedgerError)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 
 import pytest
 
-from dp.errors import LedgerError
+from dp.errors import LeafUnproven, LedgerError, LogForked
+from dp.tlog import merkle
 from dp.tlog.merkle import (
     EMPTY_ROOT,
     Tree,
@@ -17,6 +19,9 @@ from dp.tlog.merkle import (
     verify_consistency,
     verify_inclusion,
 )
+from tests.kits import nine_leaves
+from tests.kits.nine_leaves import BEFORE, PROOF, ROOT, TREE
+from tests.kits.said import Case, refused
 
 # certificate-transparency, merkletree tests: leaves, roots of the first n, proofs.
 LEAVES = [
@@ -204,3 +209,76 @@ def test_no_proof_serves_another_leaf_size_or_root() -> None:
                     verify_consistency(old, size, before, roots[size - 1], wrong)
             with pytest.raises(LedgerError, match="consistency-proof"):
                 verify_consistency(old, size, roots[old - 1], roots[size - 2], proof)
+
+
+PATH = merkle.inclusion_proof(TREE.subtree, 3, 9)
+OLD = (5, BEFORE.hex())
+
+
+def consistency(
+    old: int, size: int, proof: list[bytes], before: bytes = BEFORE
+) -> Callable[[], None]:
+    return lambda: merkle.verify_consistency(old, size, before, ROOT, proof)
+
+
+REFUSED = {
+    "a leaf that is not there": Case(
+        lambda: merkle.inclusion_proof(TREE.subtree, 9, 9), "proof-range", 9, 9
+    ),
+    "a longer prefix": Case(
+        lambda: merkle.consistency_proof(TREE.subtree, 10, 9), "proof-range", "<= 9", 10
+    ),
+    "a leaf outside": Case(
+        lambda: merkle.verify_inclusion(nine_leaves.LEAVES[0], 9, 9, PATH, ROOT),
+        "inclusion-proof",
+        None,
+        (9, 9),
+        error=LeafUnproven,
+    ),
+    "a path too long": Case(
+        lambda: merkle.verify_inclusion(nine_leaves.LEAVES[3], 3, 9, [*PATH, ROOT], ROOT),
+        "inclusion-proof",
+        error=LeafUnproven,
+    ),
+    "another root": Case(
+        lambda: merkle.verify_inclusion(nine_leaves.LEAVES[3], 3, 9, PATH, BEFORE),
+        "inclusion-proof",
+        BEFORE.hex(),
+        ROOT.hex(),
+        error=LeafUnproven,
+    ),
+    "a path too short": Case(
+        lambda: merkle.verify_inclusion(nine_leaves.LEAVES[0], 0, 9, [], nine_leaves.LEAVES[0]),
+        "inclusion-proof",
+        nine_leaves.LEAVES[0].hex(),
+        nine_leaves.LEAVES[0].hex(),
+        error=LeafUnproven,
+    ),
+    "a shorter log": Case(
+        consistency(10, 9, PROOF), "consistency-proof", (10, BEFORE.hex()), error=LogForked
+    ),
+    "an empty log of another root": Case(
+        consistency(0, 9, []), "consistency-proof", (0, BEFORE.hex()), error=LogForked
+    ),
+    "a proof of nothing": Case(
+        consistency(0, 9, PROOF, merkle.EMPTY_ROOT),
+        "consistency-proof",
+        (0, merkle.EMPTY_ROOT.hex()),
+        error=LogForked,
+    ),
+    "a log of the same size": Case(
+        consistency(9, 9, []), "consistency-proof", (9, BEFORE.hex()), error=LogForked
+    ),
+    "no proof": Case(consistency(5, 9, []), "consistency-proof", OLD, error=LogForked),
+    "a proof too long": Case(
+        consistency(5, 9, [*PROOF, ROOT]), "consistency-proof", OLD, error=LogForked
+    ),
+    "a proof too short": Case(
+        consistency(5, 9, PROOF[:-1]), "consistency-proof", OLD, error=LogForked
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_refusal_says_what_was_expected_and_what_was_found(name: str) -> None:
+    refused(REFUSED[name], LedgerError)

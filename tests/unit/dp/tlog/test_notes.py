@@ -8,6 +8,7 @@ import hashlib
 import pytest
 
 from dp.errors import LedgerError
+from dp.tlog import notes, witness
 from dp.tlog.notes import (
     Checkpoint,
     checkpoint_body,
@@ -21,7 +22,10 @@ from dp.tlog.notes import (
     verifier_key,
     verify_note,
 )
+from secagg.keys import identity_public_key
 from secagg.secret import Secret
+from tests.kits.nine_leaves import HEAD, LOG, SIGNED
+from tests.kits.said import Case, refused
 from tests.kits.tasks import LEDGER_SEED, ORIGIN, VERIFIER
 
 # The worked example of Go's golang.org/x/mod/sumdb/note: key, seed and signed note.
@@ -189,3 +193,77 @@ def test_our_signature_may_stand_after_another() -> None:
     other = sign_note(TEXT, "Enoch", Secret(bytes(32))).decode().rpartition("\n\n")[2]
     ours = NOTE.decode().rpartition("\n\n")[2]
     assert verify_note(f"{TEXT}\n{other}{ours}".encode(), parse_verifier(PETER)) == TEXT
+
+
+WITNESS = witness.witness_key("w.example", identity_public_key(Secret(bytes(32))))
+
+
+REFUSED = {
+    "a key's name": Case(lambda: notes.verifier_key("a+b", bytes(32)), "key-name", None, "a+b"),
+    "a key too short": Case(lambda: notes.verifier_key("a", bytes(31)), "verifier-key", 32, 31),
+    "a key in two parts": Case(lambda: parse_verifier("a+b"), "verifier-key"),
+    "a key of no base64": Case(lambda: parse_verifier("a+00000000+%"), "verifier-key"),
+    "a witness's key for a log": Case(lambda: parse_verifier(WITNESS), "verifier-key"),
+    "a key's hash": Case(lambda: parse_verifier(VERIFIER.replace("+", "+0", 1)), "verifier-key"),
+    "a note without a newline": Case(
+        lambda: sign_note("text", "a", Secret(bytes(32))), "note-malformed"
+    ),
+    "65 signatures": Case(
+        lambda: notes.parse_signatures("\u2014 a AAAAAAA=\n" * 65), "note-malformed"
+    ),
+    "a signature of no base64": Case(
+        lambda: notes.parse_signatures("\u2014 a %\n"), "note-malformed"
+    ),
+    "a signature without a dash": Case(
+        lambda: notes.parse_signatures("- a AAAAAAA=\n"), "note-malformed"
+    ),
+    "a note too large": Case(lambda: notes.split_note(b"x" * ((1 << 20) + 1)), "note-malformed"),
+    "a note of no text": Case(lambda: notes.split_note(b"\xff"), "note-malformed"),
+    "a note without signatures": Case(lambda: notes.split_note(b"text\n"), "note-malformed"),
+    "a forged note": Case(
+        lambda: notes.verify_note(SIGNED.replace(b"\n9\n", b"\n8\n"), LOG),
+        "note-signature",
+        None,
+        ORIGIN,
+    ),
+    "a note by another key": Case(
+        lambda: notes.verify_note(sign_checkpoint(HEAD, Secret(bytes(32))), LOG),
+        "note-unsigned",
+        f"{ORIGIN}+{LOG.key_id.hex()}",
+        f"{ORIGIN}+{notes.key_id(ORIGIN, identity_public_key(Secret(bytes(32)))).hex()}",
+    ),
+    "no checkpoint": Case(lambda: notes.parse_checkpoint("a\n"), "checkpoint-malformed"),
+    "another log's checkpoint": Case(
+        lambda: notes.open_checkpoint(
+            sign_note(
+                notes.checkpoint_body(HEAD._replace(origin="b")), ORIGIN, Secret(LEDGER_SEED)
+            ),
+            LOG,
+        ),
+        "checkpoint-origin",
+        ORIGIN,
+        "b",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_refusal_says_what_was_expected_and_what_was_found(name: str) -> None:
+    refused(REFUSED[name], LedgerError)
+
+
+def test_signature_lines_are_read_strictly() -> None:
+    data = base64.b64encode(b"keyid" + bytes(3)).decode()
+    (line,) = notes.parse_signatures(f"\u2014 a {data}\n")
+    assert line == ("a", b"keyi", b"d" + bytes(3))
+    assert len(notes.parse_signatures("\u2014 a AAAAAAA=\n" * 64)) == 64
+    for broken in (
+        f"\u2014 a {data}",
+        f"\u2014  {data}\n",
+        "\u2014 a AAAAAA==\n",  # a key ID without a signature
+        "\u2014 a AAAAAAB=\n",  # a second spelling of five zero bytes
+        "\u2014 a AAAA AAA=\n",
+        "\n",
+    ):
+        with pytest.raises(LedgerError, match="note-malformed"):
+            notes.parse_signatures(broken)

@@ -7,6 +7,7 @@ import pytest
 from dp.errors import LedgerError
 from dp.tlog import merkle, tiles
 from dp.tlog.tiles import Tile, TileTree, bundles_of, changed, parse_bundle, tiles_of
+from tests.kits.said import Case, refused
 
 
 def test_paths_of_the_specification() -> None:
@@ -84,3 +85,36 @@ def test_the_tiles_of_a_signed_size_are_not_listed_beforehand() -> None:
     assert next(tiles_of(10**18)).path == next(changed(0, 10**18)).path == "tile/0/000"
     assert next(bundles_of(10**18)).width == 256
     assert len(tiles.proof_paths(10**18 - 1, index=10**17, old_size=10**16)) < 40
+
+
+REFUSED = {
+    "an entry too large": Case(
+        lambda: tiles.bundle_bytes([bytes(65_536)]), "record-too-large", "<= 65535 bytes", 65_536
+    ),
+    "a bundle cut inside an entry": Case(
+        lambda: tiles.parse_bundle(b"\x00\x02a", 1), "bundle-malformed"
+    ),
+    "a bundle with an entry less": Case(
+        lambda: tiles.parse_bundle(b"\x00\x01a", 2), "bundle-malformed", 2, 1
+    ),
+    "a tile that is gone": Case(
+        lambda: tiles.fetch({}.get, Tile(0, 0, 3)), "tile-missing", None, "tile/0/000.p/3"
+    ),
+    "a subtree that is not there": Case(
+        lambda: TileTree({}.get, 3).subtree(1, 1), "proof-range", None, (1, 1, 3)
+    ),
+    "an entry that is not there": Case(lambda: tiles.read_entry({}.get, 3, 3), "proof-range", 3, 3),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_refusal_says_what_was_expected_and_what_was_found(name: str) -> None:
+    refused(REFUSED[name], LedgerError)
+
+
+def test_a_tile_of_another_size_is_named() -> None:
+    with pytest.raises(LedgerError) as caught:
+        tiles.fetch({"tile/0/000.p/3": bytes(95)}.get, Tile(0, 0, 3))
+    error = caught.value
+    assert (error.reason, error.expected, error.found) == ("tile-malformed", 96, 95)
+    assert error.message == "tile/0/000.p/3 has the wrong size."

@@ -7,10 +7,12 @@ import base64
 import pytest
 
 from dp.errors import LedgerError
+from dp.tlog import witness
 from dp.tlog.notes import (
     Checkpoint,
     parse_checkpoint,
     parse_verifier,
+    sign_checkpoint,
     sign_note,
     split_note,
     verifier_key,
@@ -29,6 +31,9 @@ from dp.tlog.witness import (
     witness_key,
 )
 from secagg.keys import identity_public_key
+from secagg.secret import Secret
+from tests.kits.nine_leaves import BEFORE, PROOF, ROOT, SIGNED
+from tests.kits.said import Case, refused, said
 from tests.kits.tasks import VERIFIER
 from tests.kits.witnesses import LOG_SEED, ORIGIN, SEEDS, note, request
 
@@ -231,3 +236,61 @@ def test_the_latest_cosignature_counts_and_a_key_is_of_its_own_kind() -> None:
     assert cosigned_at(whole, [key]) == {key: 200}
     assert cosigned_at(note(5) + lines[2].encode(), [key]) == {key: 2**63 - 1}
     assert cosigned_at(note(5) + cosign(text, "w0.example", SEEDS[0], 2**63).encode(), [key]) == {}
+
+
+WITNESS = witness.witness_key("w.example", identity_public_key(Secret(bytes(32))))
+
+
+REFUSED = {
+    "a witness listed twice": Case(
+        lambda: WitnessPolicy.of([WITNESS, WITNESS], 1), "witness-policy"
+    ),
+    "more witnesses than there are": Case(
+        lambda: WitnessPolicy.of([WITNESS], 2), "witness-policy", "1 to 1", 2
+    ),
+    "no cosignature": Case(
+        lambda: WitnessPolicy.of([WITNESS]).check(SIGNED),
+        "witnesses-missing",
+        "1 of ['w.example']",
+        [],
+    ),
+    "a request of no form": Case(lambda: witness.parse_request(b""), "request-malformed"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_refusal_says_what_was_expected_and_what_was_found(name: str) -> None:
+    refused(REFUSED[name], LedgerError)
+
+
+def asked_for(old: int, note: bytes, proof: list[bytes] | None = None) -> AddCheckpoint:
+    return AddCheckpoint(old, tuple(PROOF if proof is None else proof), note)
+
+
+def head(size: int, root: bytes = ROOT, origin: str = ORIGIN, seed: Secret = LOG_SEED) -> bytes:
+    return sign_checkpoint(Checkpoint(origin, size, root), seed)
+
+
+LAST = Checkpoint(ORIGIN, 5, BEFORE)
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "reason", "expected", "found"),
+    [
+        (asked_for(5, b"x"), 400, "note-malformed", None, None),
+        (asked_for(5, head(9, origin="o")), 404, "log-unknown", None, "o"),
+        (asked_for(5, head(9, seed=Secret(bytes(32)))), 403, "log-signature", None, None),
+        (asked_for(5, head(4)), 400, "log-rolled-back", 5, 4),
+        (asked_for(4, head(9)), 409, "old-size", 5, 4),
+        (asked_for(5, head(5)), 409, "log-forked", BEFORE.hex(), ROOT.hex()),
+        (asked_for(5, head(9), []), 422, "log-forked", None, None),
+    ],
+)
+def test_a_witness_says_why_it_does_not_sign(
+    asked: AddCheckpoint, status: int, reason: str, expected: object, found: object
+) -> None:
+    with pytest.raises(WitnessRefusal) as caught:
+        witness.consider(asked, LOGS, LAST)
+    assert said(caught.value) == (reason, expected, found)
+    assert caught.value.status == status
+    assert WitnessRefusal("a-reason", "A sentence.").status == 400
