@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from client_sdk.accounts.data_account import DataChoice, DataDoor, default_root
+from client_sdk.accounts.data_door import DataChoice, DataDoor, default_root
 from client_sdk.accounts.device_account import DeviceAccount
 from client_sdk.accounts.recovery import LEAVES_MAX, Recovered
 from client_sdk.contribution import Contributor
@@ -208,7 +208,7 @@ class Client:
             ContributionError: the contributor failed three times where no noise hides failures.
             StateError: the state folder is in use, damaged, or another device's; or
                 ``data-account-missing``, ``data-of-another``
-                (:meth:`client_sdk.accounts.data_account.DataDoor.open`).
+                (:meth:`client_sdk.accounts.data_door.DataDoor.open`).
         """
         return asyncio.run(self.run_async(contributor, task=task, rounds=rounds))
 

@@ -11,7 +11,7 @@ import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from client_sdk.accounts.data_account import look_at
+from client_sdk.accounts.data_door import look_at
 from client_sdk.accounts.device_account import DeviceAccount
 from client_sdk.errors import StateError
 from client_sdk.ledger.evidence import Quarantine, Quarantined

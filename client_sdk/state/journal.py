@@ -9,7 +9,7 @@ One state folder belongs to one device and one process at a time:
 ``vector``         its masked payload, written before the session names it
 ``contribution``   the values that a contributor computed, so that a restart does not train again
 ``account``        what this device has spent, over all tasks
-``data``           which data set it spends of (:mod:`client_sdk.accounts.data_account`)
+``data``           which data set it spends of (:mod:`client_sdk.accounts.data_door`)
 ``server-time``    the latest time of the aggregator's that it believed
 ``checkpoint-*``   the last checkpoint seen, per ledger
 ``quarantine``     tasks that are refused on a ledger (:mod:`client_sdk.ledger.evidence`)

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from client_sdk import Event, RunResult
-from client_sdk.accounts.data_account import DataChoice
+from client_sdk.accounts.data_door import DataChoice
 from client_sdk.accounts.device_account import DeviceAccount
 from client_sdk.state.journal import Journal
 from client_sdk.state.keystore import open_storage_key

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from client_sdk.accounts.data_account import DataChoice, DataDoor
+from client_sdk.accounts.data_door import DataChoice, DataDoor
 from client_sdk.accounts.device_account import DeviceAccount
 from client_sdk.enrolment import create_bundle
 from client_sdk.errors import StateError

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from client_sdk.accounts.data_account import MARK, DataChoice, DataDoor, Mark
+from client_sdk.accounts.data_door import MARK, DataChoice, DataDoor, Mark
 from client_sdk.accounts.device_account import DeviceAccount, Found
 from client_sdk.accounts.registry import DataRecord, Member, Registry
 from client_sdk.client import Client
