@@ -17,6 +17,7 @@ from client_sdk.errors import StateError
 from client_sdk.events import Event, OnEvent
 from client_sdk.ledger.evidence import Quarantined
 from client_sdk.ledger.watch import LedgerWatch
+from client_sdk.maintenance import StateFolder
 from client_sdk.network.http import TransportSettings
 from client_sdk.network.server_time import ServerTime, steady_clock
 from client_sdk.network.transport import Transport
@@ -29,7 +30,6 @@ from client_sdk.rounds.taking_part import take_part
 from client_sdk.state.journal import Journal, Lock
 from client_sdk.state.keystore import StorageKey, open_storage_key
 from client_sdk.state.owner import own_journal
-from client_sdk.state_folder import StateFolder
 from secagg.access_token import issue_access_token
 from secagg.http_api import EnrolmentBundle
 from secagg.secret import Secret
@@ -166,7 +166,7 @@ class Client:
         """End the unfinished session and touch nothing else; whether there was one.
 
         For a session that cannot go on and does not end by itself. Account, checkpoints and the
-        record of what was given stay (:mod:`client_sdk.state_folder`).
+        record of what was given stay (:mod:`client_sdk.maintenance`).
 
         Raises:
             StateError: ``state-in-use``.

@@ -15,18 +15,16 @@ from typing import Literal
 
 from client_sdk.accounts.device_account import DeviceAccount
 from client_sdk.errors import PolicyRefusal
+from client_sdk.transfer_sizes import download_size, upload_size
 from dp.accounting.budget import UNITS, Unit, charges_of, cost_of
 from dp.accounting.figures import limit_shown, upper
 from dp.contracts import check_manifest
-from dp.contracts.algorithms.registry import algorithm_of, has_control
+from dp.contracts.algorithms.registry import algorithm_of
 from dp.tlog.witness import WitnessPolicy
 from secagg.errors import SecaggError
 from secagg.graph.parameters import corrupt_floor
-from secagg.lora.forms import vector_length
 from secagg.manifest import Manifest
-from secagg.ring import packed_size, payload_length
 
-MODEL_HEADER_BYTES = 65_536  # most that names and shapes take in a model file
 SLOTS_WAITED_MAX = 2.0  # a slot leaves its whole length: late in one, at the end of the next
 _DAY_S = 86_400.0
 
@@ -51,37 +49,6 @@ def repeats(manifest: Manifest) -> bool:
     evaluation of the same data stays what it was.
     """
     return manifest.noise is None and not algorithm_of(manifest).moves_model
-
-
-def upload_size(manifest: Manifest) -> int:
-    """Bytes of one masked vector on the wire."""
-    encoding = manifest.encoding
-    length = payload_length(manifest.data_length, encoding.slice_length)
-    return packed_size(length, encoding.ring_bits)
-
-
-def model_length(manifest: Manifest) -> int:
-    """Numbers in the global vector: the adapter's, or all segments' without one."""
-    if manifest.adapter is None:
-        return manifest.data_length
-    return vector_length(manifest.adapter)
-
-
-def model_tensors(manifest: Manifest) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Type and shape of each tensor in a model file of this task, by name."""
-    length = model_length(manifest)
-    tensors: dict[str, tuple[str, tuple[int, ...]]] = {"vector": ("float32", (length,))}
-    if has_control(manifest):
-        tensors["control"] = ("float32", (length,))
-    if manifest.clip_adaptation is not None:
-        tensors["clip"] = ("float64", (1,))
-    return tensors
-
-
-def download_size(manifest: Manifest) -> int:
-    """Most bytes of one model file of this task."""
-    numbers = sum(shape[0] for _, shape in model_tensors(manifest).values())
-    return 4 * numbers + MODEL_HEADER_BYTES
 
 
 def _always() -> bool:

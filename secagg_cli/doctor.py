@@ -16,7 +16,8 @@ from pathlib import Path
 
 import typer
 
-from secagg_cli.output import EXIT_REFUSED, Format, FormatOption, Output
+from secagg_cli.exit_codes import EXIT_REFUSED
+from secagg_cli.output import Format, FormatOption, Output
 
 PYTHON_MIN = (3, 11)
 AES_RATE_MIN = 500e6  # bytes a second; with AES instructions every current core does more

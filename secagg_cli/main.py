@@ -15,17 +15,11 @@ import typer
 from secagg_cli import bench, doctor, simulate
 from secagg_cli.audit import command as audit
 from secagg_cli.demo import command as demo
+from secagg_cli.exit_codes import EXIT_REFUSED, EXIT_USAGE
 from secagg_cli.join import command as join
 from secagg_cli.network import networked
 from secagg_cli.operator import devices, enroll, serve, task
-from secagg_cli.output import (
-    EXIT_REFUSED,
-    EXIT_USAGE,
-    answered,
-    end_of_output,
-    open_streams,
-    print_json,
-)
+from secagg_cli.output import answered, end_of_output, open_streams, print_json
 from secagg_cli.plan import command as plan
 from secagg_cli.state import account, session
 from secagg_cli.witness import command as witness

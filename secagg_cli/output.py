@@ -1,11 +1,7 @@
 """How every command speaks: text for people, or exactly one JSON object for programs.
 
 With ``--format json`` standard output carries one JSON object and nothing else; text for people,
-and progress bars, go to standard error. Exit code 0: the command did what was asked. 1: it did
-not, and says why (in JSON: ``{"error": {"reason", "message", "remedy"}}``, beside what was done
-before). 2: the command line was wrong, or names what cannot be used. 3: nobody was reached who
-could have answered, so nothing is said about what was asked. 4: it did what was asked, but not
-with all that it was given (``join``).
+and progress bars, go to standard error. Exit codes: :mod:`secagg_cli.exit_codes`.
 """
 
 from __future__ import annotations
@@ -37,12 +33,8 @@ from rich.table import Table
 
 from dp.accounting.figures import shown_up
 from secagg.errors import SecaggError
+from secagg_cli.exit_codes import EXIT_INTERRUPTED, EXIT_REFUSED, EXIT_UNREACHABLE, EXIT_USAGE
 
-EXIT_REFUSED = 1
-EXIT_USAGE = 2
-EXIT_UNREACHABLE = 3
-EXIT_INCOMPLETE = 4
-EXIT_INTERRUPTED = 130
 _WIDE = 1_000
 _answered = False
 

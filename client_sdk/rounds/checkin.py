@@ -21,11 +21,11 @@ import safetensors.numpy
 from client_sdk.errors import PolicyRefusal, StateError, TransportError
 from client_sdk.events import Event
 from client_sdk.network.http import is_transient
-from client_sdk.policy import download_size, model_tensors
-from client_sdk.policy import model_length as model_length
 from client_sdk.rounds.device import RunningDevice
 from client_sdk.rounds.revocations import refresh
 from client_sdk.state.models import demand_plain, forget_models, part_of, remove_model
+from client_sdk.transfer_sizes import download_size, model_tensors
+from client_sdk.transfer_sizes import model_length as model_length
 from dp.accounting.budget import UNITS
 from dp.accounting.figures import upper
 from dp.errors import MechanismError

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from secagg_cli.output import EXIT_REFUSED, Format, FormatOption, Output
+from secagg_cli.exit_codes import EXIT_REFUSED
+from secagg_cli.output import Format, FormatOption, Output
 from secagg_cli.ranges import number
 
 if TYPE_CHECKING:

@@ -19,8 +19,9 @@ from secagg_cli.audit.ledger_files import (
     read_key,
     witness_keys,
 )
+from secagg_cli.exit_codes import EXIT_REFUSED
 from secagg_cli.network import networked
-from secagg_cli.output import EXIT_REFUSED, Format, FormatOption, Output, UnusableArgument, visible
+from secagg_cli.output import Format, FormatOption, Output, UnusableArgument, visible
 from secagg_cli.ranges import number
 from secagg_cli.state.account import totals_json
 

@@ -19,7 +19,8 @@ from secagg_cli.demo.board import Board
 from secagg_cli.demo.devices import EXIT, HOLD_AT, DemoDevice, Report, device_failed
 from secagg_cli.demo.kills import KillPlan
 from secagg_cli.demo.service import Service
-from secagg_cli.output import EXIT_INCOMPLETE, CommandError
+from secagg_cli.exit_codes import EXIT_INCOMPLETE
+from secagg_cli.output import CommandError
 
 if TYPE_CHECKING:
     from aggregator.views import ReleaseView, TaskView

@@ -17,12 +17,13 @@ import typer
 from rich.markup import escape
 
 from secagg_cli.audit.ledger_files import witness_keys
+from secagg_cli.exit_codes import EXIT_INCOMPLETE
 from secagg_cli.join.sentences import sentence
 from secagg_cli.join.trainer import LazyTrainer
 from secagg_cli.join.training_data import left_out, listed, read_rows, some, used_of
 from secagg_cli.network import transport_settings
 from secagg_cli.operator.enroll import parse_partner_key
-from secagg_cli.output import EXIT_INCOMPLETE, CommandError, Format, FormatOption, Output
+from secagg_cli.output import CommandError, Format, FormatOption, Output
 from secagg_cli.processes import die_with_parent
 from secagg_cli.ranges import number
 from secagg_cli.state.account import (

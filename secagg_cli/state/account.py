@@ -43,7 +43,7 @@ def show(
 ) -> None:
     """What was spent of a state folder's data, and which folders count together."""
     with Output(format) as out:
-        from client_sdk.state_folder import StateFolder
+        from client_sdk.maintenance import StateFolder
 
         account = StateFolder.open(folder, read_passphrase(passphrase_file)).account(_DELTA)
         data = account.data

@@ -13,7 +13,7 @@ from secagg.files.text import TextFile
 from secagg_cli.output import CommandError, Format, FormatOption, Output
 
 if TYPE_CHECKING:
-    from client_sdk.state_folder import StateFolder
+    from client_sdk.maintenance import StateFolder
 
 app = typer.Typer(
     name="session",
@@ -82,7 +82,7 @@ def release_quarantine(
 
 
 def _open(folder: Path, passphrase_file: Path | None) -> StateFolder:
-    from client_sdk.state_folder import StateFolder
+    from client_sdk.maintenance import StateFolder
 
     return StateFolder.open(folder, read_passphrase(passphrase_file))
 

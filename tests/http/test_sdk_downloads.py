@@ -14,9 +14,9 @@ import pytest
 from aiohttp import web
 
 from client_sdk import LedgerRefusal, StateError, TransportError
-from client_sdk.policy import MODEL_HEADER_BYTES, download_size
 from client_sdk.rounds.checkin import DISK_MARGIN_BYTES
 from client_sdk.state.keystore import open_storage_key
+from client_sdk.transfer_sizes import MODEL_HEADER_BYTES, download_size
 from dp.tlog.tiles import resource_bytes_max
 from secagg.http_api import Offer, Problem
 from tests.kits.world import POLICY, QUICK, TASK, OneHot, World, plain_spec

@@ -21,10 +21,10 @@ from aggregator.cohorts import charging
 from aggregator.http.app import SERVICE
 from client_sdk import Event, LedgerRefusal, RunResult, StateError
 from client_sdk.accounts.device_account import DeviceAccount
+from client_sdk.maintenance import StateFolder
 from client_sdk.rounds.session import Session
 from client_sdk.state.journal import Journal
 from client_sdk.state.keystore import open_storage_key
-from client_sdk.state_folder import StateFolder
 from dp.ledger import records
 from dp.ledger.records import ReleaseEntry
 from dp.tlog.notes import Checkpoint, sign_checkpoint

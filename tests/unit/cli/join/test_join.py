@@ -25,13 +25,14 @@ from client_sdk.training.lora import write_peft_folder
 from client_sdk.training.row_files import RowFile, read_file
 from secagg.errors import ConfigurationError
 from secagg.lora.forms import vector_length
+from secagg_cli.exit_codes import EXIT_INCOMPLETE
 from secagg_cli.join.command import _in_options
 from secagg_cli.join.sentences import sentence
 from secagg_cli.join.trainer import LazyTrainer
 from secagg_cli.join.training_data import LISTED_MAX
 from secagg_cli.main import app
 from secagg_cli.models.cache import ensure_model
-from secagg_cli.output import EXIT_INCOMPLETE, CommandError
+from secagg_cli.output import CommandError
 from tests.kits.commands import invoke
 from tests.kits.device import PARTNER, TASK_KEY, account_in, fedsgd_spec, make_manifest, sum_spec
 from tests.kits.tiny_training import job, tiny, tiny_task

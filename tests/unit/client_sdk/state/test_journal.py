@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from client_sdk.errors import StateError
+from client_sdk.maintenance import StateFolder
 from client_sdk.state import durable_files
 from client_sdk.state.journal import (
     Contribution,
@@ -21,7 +22,6 @@ from client_sdk.state.journal import (
     store_effects,
 )
 from client_sdk.state.keystore import StorageKey, open_storage_key
-from client_sdk.state_folder import StateFolder
 from secagg.client import Effect, Failed, Finished, ProvideVector, Send, Upload
 from secagg.secret import Secret
 

@@ -1,0 +1,41 @@
+"""What a task has a device send and fetch: bytes of a masked vector, tensors of a model file."""
+
+from __future__ import annotations
+
+from dp.contracts.algorithms.registry import has_control
+from secagg.lora.forms import vector_length
+from secagg.manifest import Manifest
+from secagg.ring import packed_size, payload_length
+
+MODEL_HEADER_BYTES = 65_536  # most that names and shapes take in a model file
+
+
+def upload_size(manifest: Manifest) -> int:
+    """Bytes of one masked vector on the wire."""
+    encoding = manifest.encoding
+    length = payload_length(manifest.data_length, encoding.slice_length)
+    return packed_size(length, encoding.ring_bits)
+
+
+def model_length(manifest: Manifest) -> int:
+    """Numbers in the global vector: the adapter's, or all segments' without one."""
+    if manifest.adapter is None:
+        return manifest.data_length
+    return vector_length(manifest.adapter)
+
+
+def model_tensors(manifest: Manifest) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Type and shape of each tensor in a model file of this task, by name."""
+    length = model_length(manifest)
+    tensors: dict[str, tuple[str, tuple[int, ...]]] = {"vector": ("float32", (length,))}
+    if has_control(manifest):
+        tensors["control"] = ("float32", (length,))
+    if manifest.clip_adaptation is not None:
+        tensors["clip"] = ("float64", (1,))
+    return tensors
+
+
+def download_size(manifest: Manifest) -> int:
+    """Most bytes of one model file of this task."""
+    numbers = sum(shape[0] for _, shape in model_tensors(manifest).values())
+    return 4 * numbers + MODEL_HEADER_BYTES
