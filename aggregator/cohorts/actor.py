@@ -19,7 +19,6 @@ from aggregator.logs import get_logger
 from aggregator.store import cohorts, mail
 from aggregator.store.database import Conflict, Connection
 from aggregator.tasks import Task
-from dp.noise.removable import Removed
 from dp.noise_meter import NoiseInterval
 from secagg.errors import SecaggError
 from secagg.server import Cancel, Deliver, Effect, Event, State, step
@@ -85,10 +84,9 @@ class Cohort:
         self.sessions = tuple(session_ids)
         self._commit_more = commit_more
         self._committed = committed
-        self.removed: Removed | None = None  # from the sum that this replica opened, and
-        self.measured: NoiseInterval | None = None  # of that sum
+        self._measured: NoiseInterval | None = None
+        self._failed = False
         self.ended_elsewhere = False  # by another replica
-        self.failed = False  # work of this replica for it
         self._queue: asyncio.Queue[Batch] = asyncio.Queue()
         self._worker = asyncio.create_task(self._work(), name=f"cohort-{cohort[:8]}")
 
@@ -99,6 +97,25 @@ class Cohort:
     @property
     def over(self) -> bool:
         return self.ended_elsewhere or self.state.phase in TERMINAL
+
+    @property
+    def measured(self) -> NoiseInterval | None:
+        """The noise that the sum which this replica opened showed."""
+        return self._measured
+
+    def noise_measured(self, found: NoiseInterval | None) -> None:
+        """This replica has opened the sum, and its numbers show so much noise."""
+        self._measured = found
+
+    @property
+    def failed(self) -> bool:
+        """Whether work of this replica for the cohort has failed, which weighs on whose fault an
+        end is."""
+        return self._failed
+
+    def work_failed(self) -> None:
+        """Work of this replica for the cohort has failed; it may yet succeed."""
+        self._failed = True
 
     async def submit(
         self, *events: Event, also: Also | None = None, must_change: bool = False
@@ -150,7 +167,7 @@ class Cohort:
                 self._fail(batches, CohortOver())
                 raise
             except Exception as error:
-                self.failed = True
+                self.work_failed()
                 _log.exception("commit-failed", cohort=self.id)
                 self._fail(batches, error)
                 others = any(not isinstance(e, Cancel) for b in batches for e in b.events)

@@ -96,7 +96,7 @@ class Adder:
                 await self._add_group(group)
             except Exception as error:
                 if not isinstance(error, CohortOver | SecaggError):
-                    self._cohort.failed = True
+                    self._cohort.work_failed()
                     _log.exception("add-failed", cohort=self._cohort.id)
                 for job in group:
                     job.fail(error)
@@ -145,7 +145,7 @@ class Adder:
                 if isinstance(error, SecaggError):
                     self._uploads.drop(job.index)
                 else:
-                    self._cohort.failed = True
+                    self._cohort.work_failed()
                 job.done.get_loop().call_soon_threadsafe(job.fail, error)
             else:
                 added.append(job)

@@ -310,7 +310,7 @@ class Driver:
                 reason = error.reason
                 break
             except Exception:
-                cohort.failed = True
+                cohort.work_failed()
                 _log.exception("opening-failed", cohort=cohort.id, attempt=attempt)
         with contextlib.suppress(CohortOver, SecaggError):
             await cohort.submit(SumRefused(reason, self._core.clock()))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,8 +70,17 @@ async def renewed_lease(core: Core, cohort: str) -> AsyncIterator[None]:
         await renewing
 
 
-async def opened_sum(core: Core, cohort: Cohort, plan: OpeningPlan) -> NDArray[np.unsignedinteger]:
-    """The unmasked payload, lanes[p], needless noise taken off, its check coordinates verified.
+@dataclass(frozen=True)
+class UnmaskedSum:
+    """``payload``: unmasked, lanes[p], without the noise that nobody needs. ``removed``: what that
+    noise was; None if all of it was needed."""
+
+    payload: NDArray[np.unsignedinteger]
+    removed: Removed | None
+
+
+async def opened_sum(core: Core, cohort: Cohort, plan: OpeningPlan) -> UnmaskedSum:
+    """Open the sum of a cohort and verify its check coordinates.
 
     Raises:
         RemoteProtocolError: ``check-coordinates``.
@@ -78,6 +88,7 @@ async def opened_sum(core: Core, cohort: Cohort, plan: OpeningPlan) -> NDArray[n
     async with core.database.read() as connection:
         found = await sums.generations(connection, cohort.id)
     names = [blob_name(cohort.id, shard, generation) for shard, generation in found]
+    removed = None
     loop = asyncio.get_running_loop()
     with core.metrics.opening_seconds.time():
         total = await loop.run_in_executor(core.pool, _load, core, names, plan)
@@ -107,10 +118,10 @@ async def opened_sum(core: Core, cohort: Cohort, plan: OpeningPlan) -> NDArray[n
                     for lo in range(0, plan.length, stride)
                 )
             )
-            cohort.removed = Removed(sum(part.variance for part in parts), sum(products))
+            removed = Removed(sum(part.variance for part in parts), sum(products))
     survivors = len(survivors_of(cohort.state))
     await asyncio.to_thread(check_sum, cohort.task.manifest, total, survivors)
-    return total
+    return UnmaskedSum(total, removed)
 
 
 def _needless_noise(cohort: Cohort, plan: OpeningPlan) -> list[RemovablePart]:

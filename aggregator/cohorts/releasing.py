@@ -6,15 +6,14 @@ leaf, checkpoint, receipts and the end of the cohort are one commit.
 
 import asyncio
 import hashlib
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from aggregator.algorithms import StepInput, server_step
 from aggregator.algorithms.clipping import real_sums
 from aggregator.cohorts.actor import Cohort
 from aggregator.cohorts.charging import Charging, Computed, entry_of, facts_of
+from aggregator.cohorts.opening import UnmaskedSum
 from aggregator.core import Core
 from aggregator.ledger.log import Ledger
 from aggregator.store import charges, models, tasks
@@ -37,7 +36,7 @@ class Releaser:
         self._ledger = ledger
         self._charging = charging
 
-    async def release(self, cohort: Cohort, opened: NDArray[Any]) -> None:
+    async def release(self, cohort: Cohort, opened: UnmaskedSum) -> None:
         """Compute and commit the release of an opened, checked sum.
 
         Raises:
@@ -74,13 +73,15 @@ class Releaser:
         assert charge is not None  # noqa: S101  reserved before any device sent
         return charge
 
-    def _compute(self, cohort: Cohort, opened: NDArray[Any], before: Version) -> Computed:
+    def _compute(self, cohort: Cohort, opened: UnmaskedSum, before: Version) -> Computed:
         """Decode, step, store. Runs in a thread."""
         manifest, blobs, state = cohort.task.manifest, self._core.blobs, cohort.state
         counted = facts_of(state)
-        cohort.measured = noise_interval(manifest, opened, counted, cohort.removed)
-        _demand_noise(cohort.measured)
-        sums = decode(manifest, opened, survivors=counted.survivors, rotation_seed=state.ctx)
+        payload = opened.payload
+        measured = noise_interval(manifest, payload, counted, opened.removed)
+        cohort.noise_measured(measured)
+        _demand_noise(measured)
+        sums = decode(manifest, payload, survivors=counted.survivors, rotation_seed=state.ctx)
         kept = models.load_state(blobs, before.model, before.optimiser)
         step = server_step(
             StepInput(
@@ -101,7 +102,7 @@ class Releaser:
                 blobs, manifest.task, before.number + 1, step.vector, step.optimiser
             ),
             optimiser=models.store_optimiser(blobs, step.optimiser),
-            sum_digest=hashlib.sha256(opened.tobytes()).digest(),
+            sum_digest=hashlib.sha256(payload.tobytes()).digest(),
             sum_norm=float(np.sqrt(sum(float(np.dot(v, v)) for v in in_real_units.values()))),
         )
 
