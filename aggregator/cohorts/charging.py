@@ -231,6 +231,7 @@ def _members(state: State, masking_set: Sequence[int], survivors: Sequence[int])
 def _account_for(
     task: Task, facts: Sequence[ReleaseFacts], entry: ReleaseEntry
 ) -> tuple[bytes, tuple[PrivacyLine, ...]]:
-    """The record as it goes into the ledger, and the lines in it. Runs in a thread."""
-    record = release_record(task.manifest, task.digest, facts, entry)
-    return record, lines(task.manifest, [*facts, entry.facts(task.manifest)])
+    """The record as it goes into the ledger, and the privacy statements in it. Runs in a thread."""
+    statements = lines(task.manifest, [*facts, entry.facts(task.manifest)])
+    record = release_record(task.manifest, task.digest, facts, entry, statements=statements)
+    return record, statements

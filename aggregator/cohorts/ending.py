@@ -26,7 +26,6 @@ from aggregator.store import charges, cohorts
 from aggregator.store.database import Connection
 from aggregator.store.standing import Ban
 from aggregator.tasks import Task
-from dp.accounting.statements import ReleaseFacts, headline, lines
 from secagg.errors import RemoteProtocolError
 from secagg.evidence import KINDS as CONVICTED
 from secagg.evidence import verify_evidence
@@ -202,11 +201,10 @@ class Ending:
         await self._ledger.publish()
         state, task, metrics = cohort.state, cohort.task.name, self._core.metrics
         async with self._core.database.read() as connection:
-            facts = await charges.facts(connection, cohort.task.name)
-        metrics.releases.labels(task).set(len(facts))
-        spent = await asyncio.to_thread(_headline, cohort.task, facts)
-        without_noise = math.inf if facts else 0.0
-        metrics.epsilon.labels(task).set(without_noise if spent is None else spent)
+            last = await charges.newest(connection, task)
+        metrics.releases.labels(task).set(0 if last is None else last.release)
+        spent = 0.0 if last is None else last.epsilon
+        metrics.epsilon.labels(task).set(math.inf if spent is None else spent)
         if not mine:
             return
         survivors = len(survivors_of(state))
@@ -226,7 +224,3 @@ class Ending:
             survivors=survivors,
             culprits=[culprit.hex()[:16] for culprit in state.culprits],
         )
-
-
-def _headline(task: Task, facts: Sequence[ReleaseFacts]) -> float | None:
-    return headline(lines(task.manifest, facts)) if facts else None

@@ -197,6 +197,8 @@ def release_record(
     digest_of_manifest: bytes,
     previous: Sequence[ReleaseFacts],
     entry: ReleaseEntry,
+    *,
+    statements: Sequence[PrivacyLine] | None = None,
 ) -> bytes:
     """A cohort reached step 3: what was released, by how many, and what the task cost so far.
 
@@ -205,6 +207,8 @@ def release_record(
 
     Args:
         previous: facts of the task's earlier charges, in order.
+        statements: the :func:`~dp.accounting.statements.lines` of ``previous`` and this entry,
+            where they are known; else they are computed.
 
     Raises:
         LedgerError: ``release-number`` unless ``entry.release`` is the next one.
@@ -218,7 +222,8 @@ def release_record(
             found=entry.release,
         )
     facts = entry.facts(manifest)
-    statements = lines(manifest, [*previous, facts])
+    if statements is None:
+        statements = lines(manifest, [*previous, facts])
     variance = 0 if manifest.noise is None else guaranteed_variance(manifest, facts)
     apart = is_apart(entry)
     inline = () if apart else sorted(entry.contributors)

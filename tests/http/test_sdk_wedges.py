@@ -58,9 +58,9 @@ async def run_all(
 def lie(monkeypatch: pytest.MonkeyPatch, change: Callable[[ReleaseEntry], dict[str, Any]]) -> Any:
     honest = charging.release_record
 
-    def lying(*arguments: Any) -> bytes:
+    def lying(*arguments: Any, **known: Any) -> bytes:
         *others, entry = arguments
-        return honest(*others, msgspec.structs.replace(entry, **change(entry)))
+        return honest(*others, msgspec.structs.replace(entry, **change(entry)), **known)
 
     monkeypatch.setattr(charging, "release_record", lying)
     return honest

@@ -3,18 +3,21 @@
 import asyncio
 import hashlib
 import sqlite3
+import sys
 
 import aiohttp
 import msgspec
 import numpy as np
 import pytest
 
+from dp.accounting.statements import lines
 from dp.contracts import BudgetSpec
 from dp.ledger.verification import verify_ledger
 from secagg import client, messages, ring
 from secagg.keys import signing_key
 from tests.kits.service import (
     DEADLINE_S,
+    TASK,
     Device,
     current_sum,
     devices,
@@ -258,3 +261,31 @@ async def test_a_clock_that_is_set_back_dates_no_record_before_the_last(tmp_path
         assert first == second
         views = (await server.view())["releases"]
         assert views[0]["released_at"] == views[1]["released_at"]
+
+
+async def test_the_privacy_statements_of_a_release_are_computed_once(tmp_path, monkeypatch):
+    """The record, the operator's row and the metric all say what was computed for the release."""
+    asked = []
+
+    def counted(manifest, releases, **options):
+        asked.append(len(releases))
+        return lines(manifest, releases, **options)
+
+    async with served(tmp_path, spec(device_noise_multiplier=2.0)) as server:
+        for name, module in tuple(sys.modules.items()):
+            if name.startswith(("aggregator.", "dp.")) and vars(module).get("lines") is lines:
+                monkeypatch.setattr(module, "lines", counted)
+        registry = server.service.core.metrics.registry
+
+        def told(view):
+            spent = view["releases"][-1]["epsilon"]
+            return registry.get_sample_value("secagg_epsilon", {"task": TASK}) == spent
+
+        for _ in range(2):
+            assert finished(await run(devices(server, 4))) == 4
+            await server.until(told)
+        assert asked == [1, 2]
+        monkeypatch.undo()
+        result = await audit(server)
+        assert result.verified, result.problems
+        assert registry.get_sample_value("secagg_charges", {"task": TASK}) == 2

@@ -51,6 +51,17 @@ def record_of(item: ReleaseEntry, previous: tuple[ReleaseFacts, ...] = ()) -> di
     return parse_record(release_record(MANIFEST, DIGEST, previous, item))
 
 
+def test_a_record_takes_the_privacy_statements_that_are_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    previous, item = (fewest(MANIFEST),), release(2)
+    statements = lines(MANIFEST, [*previous, item.facts(MANIFEST)])
+    computed = release_record(MANIFEST, DIGEST, previous, item)
+    monkeypatch.delattr("dp.ledger.records.lines")
+    given = release_record(MANIFEST, DIGEST, previous, item, statements=statements)
+    assert given == computed
+
+
 def test_a_task_s_record_key_by_key() -> None:
     record = parse_record(task_record(ENCODED, b"s" * 64, b"m" * 32))
     packed = record.pop("manifest")
