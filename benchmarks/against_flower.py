@@ -255,7 +255,7 @@ def measure(side: type[Any], case: dict[str, int]) -> dict[str, float]:
     small = {i: parties.client(i, parties.small(v)) for i, v in values.items()}
     opened = parties.server(CHECK_LENGTH, small.__getitem__)
     if not np.array_equal(opened.astype(np.int64), sum(values.values())):
-        raise SystemExit("the opened sum is wrong")
+        raise SystemExit("the unmasked sum is wrong")
 
     vector = parties.small(np.arange(length) % 1_000)
     client_s, sent = cpu(lambda: parties.client(device, vector.copy()))

@@ -62,7 +62,7 @@ def open_slice(plan: OpeningPlan, partial_sum: Lanes, lo: int, hi: int) -> None:
 
 
 def check_sum(manifest: Manifest, opened_payload: Lanes, survivors: int) -> None:
-    """Every check coordinate of the opened sum shows the number of survivors.
+    """Every check coordinate of the unmasked sum shows the number of survivors.
 
     A mask that did not cancel, or a vector that is not one of this payload, shows here with
     probability 1 - 2^-b per opening slice.

@@ -40,8 +40,8 @@ def taken(epsilon: float, releases: int, overrun: float) -> float:
 
 
 def slot_terms(overrun: float, unstated: str) -> str:
-    """What an amplified line assumes of time and failures; ``unstated``: what must not show the
-    batch where no overrun is stated."""
+    """What an amplified statement assumes of time and failures; ``unstated``: what must not show
+    the batch where no overrun is stated."""
     if overrun == 0:
         return f", if {unstated} not show the batch"
     return (

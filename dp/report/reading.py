@@ -61,7 +61,7 @@ READING = (
 
 FIGURES = (
     Figure(
-        name="epsilon of a line",
+        name="epsilon of a statement",
         value="the manifest in the task's record, and outcome and survivors of its release records "
         "in order; a charged cohort counts as one with the fewest survivors. With a period, of "
         "an example's releases the dearest, as many as releases over period, rounded up",
@@ -99,7 +99,7 @@ FIGURES = (
     ),
     Figure(
         name="budget left",
-        value="max_epsilon of the manifest less the largest line without amplification",
+        value="max_epsilon of the manifest less the largest epsilon without amplification",
     ),
     Figure(
         name="releases left",

@@ -8,11 +8,12 @@ from secagg.limits import COMPLETE_GRAPH_MAX, GRINDING_BITS, SECURITY_BITS
 from secagg.manifest import ExamplePrivacy, Manifest
 
 _BATCH_COINS = (
-    "Amplified lines for examples hold only where the coins of each batch stay secret in the "
+    "Amplified statements for examples hold only where the coins of each batch stay secret in the "
     "device, and neither time nor failures show the batch"
 )
 _ABSTENTION = (
-    "The amplified line for devices holds only if nothing but the sum depends on who abstains. "
+    "The amplified statement for devices holds only if nothing but the sum depends on who "
+    "abstains. "
     "Each coin is thrown after training, when the device masks."
 )
 

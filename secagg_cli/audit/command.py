@@ -71,8 +71,8 @@ def verify(
     max_epsilon: Annotated[
         float | None,
         number(
-            "Refuse a ledger whose tasks together may cost a unit more that one of them "
-            "protects, unamplified.",
+            "Refuse a ledger whose tasks together may cost more, unamplified, to a unit that "
+            "one of them protects.",
             low=0,
         ),
     ] = None,

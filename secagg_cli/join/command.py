@@ -82,8 +82,8 @@ def join(
     min_corrupt: Annotated[
         int | None,
         number(
-            "Refuse tasks whose masks fall to so many devices that work with the aggregator, "
-            "or fewer; default: a tenth of the cohort, at least 1. 0: admit all.",
+            "Refuse tasks that assume fewer devices that work with the aggregator; default: a "
+            "tenth of the cohort, at least 1. 0: admit all.",
             low=0,
         ),
     ] = None,

@@ -42,7 +42,7 @@ def privacy(
         float,
         number(
             "Chance per release that a batch makes its device miss its slot, or fail; "
-            "delta pays for it. 0: claimed never.",
+            "delta pays for it. 0: the task claims that it never happens.",
             low=0,
             below=1,
         ),
