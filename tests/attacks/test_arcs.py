@@ -15,6 +15,8 @@ from secagg.graph import harary, parameters
 from secagg.simulation import make_task
 from tests.kits.adversary import Adversary, failed_reason, plain_vector
 
+pytestmark = pytest.mark.slow
+
 SIZE, DEGREE, THRESHOLD = 130, 8, 5
 ARCS, DROPPED_EACH, SURVIVORS_MIN = 5, 3, 127
 

@@ -54,6 +54,7 @@ def exact(result: CohortResult) -> bool:
     return bool((result.total == expected).all())
 
 
+@pytest.mark.slow
 def test_drop_outs_at_every_step_leave_the_sum_exact() -> None:
     """Fourteen devices vanish, two at each moment, spread so that nobody loses two neighbours."""
     task = sparse_task()
@@ -66,6 +67,7 @@ def test_drop_outs_at_every_step_leave_the_sum_exact() -> None:
     assert set(result.survivors) == set(range(SIZE)) - without_vector
 
 
+@pytest.mark.slow
 def test_each_device_deals_to_its_neighbours_alone_and_reveals_one_share_each() -> None:
     task = sparse_task()
     sizes = set()
@@ -80,6 +82,7 @@ def test_each_device_deals_to_its_neighbours_alone_and_reveals_one_share_each() 
     assert sizes == {DEGREE}
 
 
+@pytest.mark.slow
 def test_a_neighbourhood_below_its_threshold_ends_the_cohort() -> None:
     """One device keeps t - 1 neighbours: what it masked with them could not be opened."""
     task = sparse_task()
@@ -89,6 +92,7 @@ def test_a_neighbourhood_below_its_threshold_ends_the_cohort() -> None:
     assert result.state.reason == "too-few-vectors"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("drop", "reason"),
     [(Drop.UPLOAD, "too-few-vectors"), (Drop.CONFIRM, "too-few-confirmations")],

@@ -142,6 +142,7 @@ def test_chosen_drop_outs_cut_no_more_circles_than_predicted() -> None:
     assert 0 < twice / rounds <= min(1.0, bound + 5 * math.sqrt(bound / rounds))
 
 
+@pytest.mark.slow
 def test_random_drop_outs_end_no_more_cohorts_than_predicted() -> None:
     """Monte Carlo on real graphs, fixed seed; the bound is loose by the union over devices."""
     size, degree, needed, lost, rounds = 200, 30, 20, 30, 400

@@ -34,6 +34,7 @@ def test_everyone_has_exactly_k_neighbours_and_adjacency_is_mutual(size: int, de
         assert drawn.adjacent(0, other) == (other in around[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "degree"), [(129, 2), (200, 100), (1001, 150)])
 def test_each_device_seals_exactly_half_of_its_edges(size: int, degree: int) -> None:
     drawn = Graph(size, degree, seed(2))
