@@ -1,9 +1,10 @@
-"""What the averaging algorithms share: one delta per device, weighted only without privacy."""
+"""What averaging algorithms share: one delta per device, weighted only without privacy."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dp.contracts.algorithms.declaration import Algorithm
 from dp.contracts.algorithms.local_steps import check_local
 from dp.contracts.rules import adapter_length, check_segments, refuse
 from dp.contracts.spec import SegmentSpec, TaskSpec
@@ -44,12 +45,21 @@ def uniform_segments(spec: TaskSpec, length: int, noisy: bool) -> tuple[SegmentS
     return (delta,) if noisy else (delta, SegmentSpec(name="loss", length=1, clip=LOSS_CLIP))
 
 
-def averaging_segments(spec: TaskSpec, length: int, noisy: bool) -> tuple[SegmentSpec, ...]:
-    return weighted_segments(spec, "delta", length, noisy)
+class Averaging(Algorithm):
+    """Local steps at the devices, then the mean of their deltas."""
 
+    default_privacy = "local"
+    clip_adapts = True
+    schedules = True
 
-def averaging_denominator(spec: TaskSpec, noisy: bool) -> float:
-    return float(spec.cohort.size_max) if noisy else 0.0
+    def segments(self, spec: TaskSpec, length: int, *, noisy: bool) -> tuple[SegmentSpec, ...]:
+        return weighted_segments(spec, "delta", length, noisy)
+
+    def denominator(self, spec: TaskSpec, *, noisy: bool) -> float:
+        return float(spec.cohort.size_max) if noisy else 0.0
+
+    def check(self, manifest: Manifest) -> None:
+        check_averaging(manifest)
 
 
 def check_averaging(manifest: Manifest, plain: Sequence[tuple[str, int]] = ()) -> None:

@@ -13,12 +13,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from dp.contracts.algorithms.averaging import (
-    averaging_denominator,
-    averaging_segments,
-    check_averaging,
-)
-from dp.contracts.algorithms.declaration import AVERAGED_FORMS, Algorithm
+from dp.contracts.algorithms.averaging import Averaging, check_averaging
+from dp.contracts.algorithms.declaration import AVERAGED_FORMS
 from dp.contracts.algorithms.local_steps import STEPS_MAX, normaliser
 from dp.contracts.rules import in_range, refuse
 from dp.contracts.spec import SegmentSpec, TaskSpec, TrainingSpec
@@ -27,12 +23,9 @@ from secagg.manifest import Manifest, Training, training_of
 NORMALISER = "normaliser"
 
 
-class FedNova(Algorithm):
-    default_privacy = "local"
+class FedNova(Averaging):
     proximal_term = True
     normalises_steps = True
-    clip_adapts = True
-    schedules = True
     forms = AVERAGED_FORMS
 
     def suggested(self, privacy: str, population: int) -> Mapping[str, Any]:
@@ -40,13 +33,10 @@ class FedNova(Algorithm):
         return {"local_steps": 8, "local_epochs": 1} if privacy == "none" else {}
 
     def segments(self, spec: TaskSpec, length: int, *, noisy: bool) -> tuple[SegmentSpec, ...]:
-        found = averaging_segments(spec, length, noisy)
+        found = super().segments(spec, length, noisy=noisy)
         if noisy:
             return found
         return (*found, SegmentSpec(name=NORMALISER, length=1, clip=_most(spec)))
-
-    def denominator(self, spec: TaskSpec, *, noisy: bool) -> float:
-        return averaging_denominator(spec, noisy)
 
     def check(self, manifest: Manifest) -> None:
         check_averaging(manifest, [(NORMALISER, 1)])
