@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -50,6 +50,11 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     at: int
     detail: str = ""
 
+    def check(self) -> None:
+        """Raises: ValueError."""
+        check_moment(self.at)
+        check_text(self.detail)
+
 
 class Rotation(msgspec.Struct, frozen=True, kw_only=True):
     """From here on checkpoints carry a signature by ``new_verifier`` too; Unix seconds."""
@@ -57,6 +62,15 @@ class Rotation(msgspec.Struct, frozen=True, kw_only=True):
     old_verifier: str
     new_verifier: str
     at: int
+
+    def check(self) -> None:
+        """Raises: ValueError."""
+        check_moment(self.at)
+        check_text(self.old_verifier)
+        check_text(self.new_verifier)
+
+
+_Record = TypeVar("_Record", Policy, Rotation)
 
 
 def check_fields(record: Mapping[str, Any]) -> None:
@@ -126,15 +140,7 @@ def parse_policy(record: Mapping[str, Any]) -> Policy:
     Raises:
         LedgerError: ``record-malformed``.
     """
-    try:
-        found = msgspec.convert(dict(record), Policy, strict=True)
-        check_moment(found.at)
-        check_text(found.detail)
-    except (msgspec.MsgspecError, ValueError) as error:
-        raise LedgerError(
-            "record-malformed", f"A policy record does not parse: {str(error)[:_QUOTED_MAX]}."
-        ) from error
-    return found
+    return _parsed(record, Policy, "policy")
 
 
 def parse_rotation(record: Mapping[str, Any]) -> Rotation:
@@ -142,13 +148,15 @@ def parse_rotation(record: Mapping[str, Any]) -> Rotation:
     Raises:
         LedgerError: ``record-malformed``.
     """
+    return _parsed(record, Rotation, "key-rotation")
+
+
+def _parsed(record: Mapping[str, Any], kind: type[_Record], named: str) -> _Record:
     try:
-        found = msgspec.convert(dict(record), Rotation, strict=True)
-        check_moment(found.at)
-        check_text(found.old_verifier)
-        check_text(found.new_verifier)
+        found = msgspec.convert(dict(record), kind, strict=True)
+        found.check()
     except (msgspec.MsgspecError, ValueError) as error:
         raise LedgerError(
-            "record-malformed", f"A key-rotation record does not parse: {str(error)[:_QUOTED_MAX]}."
+            "record-malformed", f"A {named} record does not parse: {str(error)[:_QUOTED_MAX]}."
         ) from error
     return found
