@@ -150,7 +150,7 @@ async def _request(
 ) -> bytes:
     from client_sdk.errors import TransportError
     from client_sdk.network.connections import foreign
-    from client_sdk.network.http import QUOTED_BYTES, Http, read_capped
+    from client_sdk.network.http import QUOTED_BYTES, Http, network_of, read_capped
 
     headers: dict[str, str] = {}
     data = body if isinstance(body, bytes) else None
@@ -172,7 +172,8 @@ async def _request(
             final.append(error)  # nobody is there: the user need not wait to hear that
             return None
 
-    async with Http(server, lambda _: token or "", settings) as http:
+    async with network_of(settings) as network:
+        http = Http(server, lambda _: token or "", network, settings)
         content = await (http.retry(once) if method == "GET" else once())
     if content is None:
         raise final[-1]

@@ -15,7 +15,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import TypeVar
 
 import aiohttp
@@ -91,12 +90,13 @@ def is_transient(error: BaseException) -> bool:
 
 
 class Http:
-    """One server, as one device sees it. Use as an async context manager."""
+    """One server, as one device sees it, over a network that its owner has entered."""
 
     def __init__(
         self,
         server: str,
         issue_token: Callable[[int], str],
+        network: Network,
         settings: TransportSettings | None = None,
         time: ServerTime | None = None,
     ) -> None:
@@ -110,20 +110,7 @@ class Http:
         self._time = time or ServerTime()
         self._token: str | None = None
         self._token_until = 0.0
-        self._network = network_of(self.settings)
-
-    async def __aenter__(self) -> Http:
-        """Raises: NetworkError: ``ca-file``."""
-        await self._network.__aenter__()
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self._network.__aexit__(kind, error, trace)
+        self._network = network
 
     async def json(
         self,

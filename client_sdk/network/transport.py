@@ -20,6 +20,7 @@ from client_sdk.network.http import (
     Http,
     TransportSettings,
     is_transient,
+    network_of,
     read_capped,
     read_json,
 )
@@ -47,11 +48,13 @@ class Transport:
     ) -> None:
         """As :class:`client_sdk.network.http.Http`."""
         self.settings = settings or TransportSettings()
-        self._http = Http(server, issue_token, self.settings, time)
+        self._network = network_of(self.settings)
+        self._http = Http(server, issue_token, self._network, self.settings, time)
         self._chunk_bytes = self.settings.chunk_bytes
 
     async def __aenter__(self) -> Transport:
-        await self._http.__aenter__()
+        """Raises: NetworkError: ``ca-file``."""
+        await self._network.__aenter__()
         return self
 
     async def __aexit__(
@@ -60,7 +63,7 @@ class Transport:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await self._http.__aexit__(kind, error, trace)
+        await self._network.__aexit__(kind, error, trace)
 
     async def offer(self, task: str, after_version: int | None, wait_s: float) -> Offer:
         """The current offer; with ``after_version`` the server waits for a newer model."""

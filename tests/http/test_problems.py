@@ -16,7 +16,7 @@ from aggregator.http.app import SERVICE
 from aggregator.http.problems import STATUS, encode, respond
 from aggregator.store.database import Conflict
 from client_sdk.errors import TransportError
-from client_sdk.network.http import Http, TransportSettings
+from client_sdk.network.http import Http, TransportSettings, network_of
 from secagg.errors import SecaggError
 from secagg.http_api import PROBLEM_TYPE, Offer, Problem
 from tests.kits.service import TOKEN, Served, served, spec
@@ -151,7 +151,8 @@ async def test_a_device_of_today_reads_an_aggregator_of_either_kind(server: Serv
     newer = msgspec.json.decode(encode(409, conflict("r", "m")))
     newer["instance"] = "/x"  # members to come
     assert msgspec.json.decode(msgspec.json.encode(newer), type=Problem).reason == "r"
-    async with Http(server.url, lambda now_s: "garbage") as http:
+    async with network_of(TransportSettings()) as network:
+        http = Http(server.url, lambda now_s: "garbage", network)
         with pytest.raises(TransportError) as caught:
             await http.json("GET", "/v1/tasks/t/offer", Offer, 1 << 16)
     assert (caught.value.reason, caught.value.status) == ("token-malformed", 401)

@@ -13,7 +13,7 @@ from aiohttp import web
 
 from client_sdk.errors import TransportError, Unreached
 from client_sdk.network.connections import NetworkError
-from client_sdk.network.http import Http, TransportSettings, is_transient
+from client_sdk.network.http import Http, TransportSettings, is_transient, network_of
 from client_sdk.network.transport import Transport
 from secagg.http_api import Mail, Problem
 from tests.kits.boxes import ENCODED, FOREIGN, PASSWORD, Authority, page, proxy, serving
@@ -274,7 +274,8 @@ async def test_a_wait_that_is_asked_for_is_read_in_both_forms(
         body = msgspec.json.encode(Problem(reason="busy", message="Busy."))
         return web.Response(status=429, body=body, headers={"Retry-After": asked, "Date": date})
 
-    async with serving(answer) as (url, _), Http(url, lambda now_s: "token", QUICK) as http:
+    async with serving(answer) as (url, _), network_of(QUICK) as network:
+        http = Http(url, lambda now_s: "token", network, QUICK)
         with pytest.raises(TransportError) as caught:
             async with http.request("GET", "/"):
                 pass
