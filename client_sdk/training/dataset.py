@@ -50,7 +50,7 @@ _UNTAUGHT = {  # why no token of an answer counts, and the way out
     ),
     "example-answer-unwritten": (
         "No answer is learnt: the model's chat template writes nothing of it.",
-        "Use another model, or mend its chat template.",
+        "Use another model, or correct its chat template.",
     ),
 }
 NOTHING_COUNTS = frozenset(("example-cut", *_UNTAUGHT))

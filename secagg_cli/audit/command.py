@@ -81,7 +81,7 @@ def verify(
     """Check every signature, hash, form and epsilon of a ledger.
 
     Exit code 0: verified. 1: something in the ledger is wrong, or not as demanded. 2: an argument
-    is of no use (no such folder or key). 3: the ledger cannot be read, which says nothing about it.
+    cannot be used (no such folder or key). 3: the ledger cannot be read, so nothing is known of it.
     """
     with Output(format) as out:
         result = audit_ledger(
