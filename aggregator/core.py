@@ -19,7 +19,7 @@ from aggregator.store.database import Database
 class Core:
     """``replica`` names this data folder, so that a restart takes its own leases up again.
     ``shard`` names this run of this process: its partial sums are its own.
-    ``pool`` runs what would block the event loop: vectors, openings, the machine's cryptography.
+    ``pool`` runs what would block the event loop: vectors, unmasking, the machine's cryptography.
     """
 
     settings: Settings

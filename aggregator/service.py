@@ -75,7 +75,7 @@ class Service:
             database=Database(settings.database),
             blobs=BlobStore(settings.blobs_path),
             clock=clock,
-            pool=ThreadPoolExecutor(settings.opening_threads, "opening"),
+            pool=ThreadPoolExecutor(settings.opening_threads, "unmasking"),
             replica=private_text(settings.data_dir / "replica.id", lambda: secrets.token_hex(8)),
         )
         if settings.operator_token is not None:

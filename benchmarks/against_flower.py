@@ -209,7 +209,7 @@ class Ours:
         from secagg import ring, sealing, sharing
         from secagg.context import MASK_KEY
         from secagg.masks import MaskTerm, mask_key
-        from secagg.opening import OpeningPlan, open_slice
+        from secagg.unmasking import UnmaskingPlan, unmask_slice
 
         total = np.zeros(length, ring.lane_dtype(self.bits))
         for index in self.graph.survivors:
@@ -229,7 +229,7 @@ class Ours:
                 if other not in self.graph.dropped:
                     key = mask_key(self._pair(secret, private, index, other), self.salt)
                     terms.append(MaskTerm(key, 1 if index > other else -1))
-        open_slice(OpeningPlan(self.bits, length, tuple(terms)), total, 0, length)
+        unmask_slice(UnmaskingPlan(self.bits, length, tuple(terms)), total, 0, length)
         return total
 
     def small(self, values: Any) -> Any:

@@ -83,7 +83,7 @@ driver.
 
 ## Aggregator
 
-Messages of devices are named by their kind; `VectorAdded`, `Tick`, `SumOpened`, `SumRefused`,
+Messages of devices are named by their kind; `VectorAdded`, `Tick`, `SumUnmasked`, `SumRefused`,
 `ReleaseCommitted` and `Cancel` come from the aggregator's own driver.
 
 {aggregator}

@@ -188,7 +188,7 @@ def _example_total(segment: Segment, value: NDArray[Any], factor: int) -> NDArra
 
 
 def decode(
-    manifest: Manifest, opened_payload: Lanes, *, survivors: int, rotation_seed: bytes
+    manifest: Manifest, unmasked_payload: Lanes, *, survivors: int, rotation_seed: bytes
 ) -> dict[str, NDArray[np.float64]]:
     """The sums over the survivors, one float64 array per segment, in real units.
 
@@ -196,7 +196,7 @@ def decode(
         MechanismError: ``check-coordinates`` if the payload is not a sum of ``survivors`` vectors.
     """
     encoding = manifest.encoding
-    checks, lanes = split_checks(opened_payload, encoding.slice_length)
+    checks, lanes = split_checks(unmasked_payload, encoding.slice_length)
     if len(lanes) != manifest.data_length:
         raise MechanismError(
             "segment-shape",

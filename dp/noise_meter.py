@@ -52,20 +52,20 @@ class NoiseInterval(msgspec.Struct, frozen=True, kw_only=True):
 
 def noise_interval(
     manifest: Manifest,
-    opened_payload: Lanes,
+    unmasked_payload: Lanes,
     facts: ReleaseFacts,
     removed: Removed | None = None,
 ) -> NoiseInterval | None:
     """Measure an unmasked sum; None for a task without noise in the ring, or too short a vector.
 
     Args:
-        opened_payload: lanes with check coordinates, as :func:`dp.encoding.decode` takes them.
+        unmasked_payload: lanes with check coordinates, as :func:`dp.encoding.decode` takes them.
         removed: what was taken off them before, if anything.
     """
     if manifest.noise is None:
         return None
     data = centred(
-        split_checks(opened_payload, manifest.encoding.slice_length)[1],
+        split_checks(unmasked_payload, manifest.encoding.slice_length)[1],
         manifest.encoding.ring_bits,
     )
     length = math.sqrt(l2_squared_units(manifest.segments)) * examples_factor(manifest)

@@ -122,7 +122,7 @@ def share_hash(kind: int, ctx: bytes, dealer_key: bytes, holder_key: bytes, shar
     return digest(label, ctx, dealer_key, holder_key, share)
 
 
-def opened_levels(
+def removed_levels(
     removable_drops: Sequence[int], masking_set_size: int, survivors: int
 ) -> tuple[int, ...]:
     """Levels (from 0) of the noise that these survivors do not need, so that it is taken off.

@@ -24,7 +24,7 @@ PARTNERS_MAX = 128  # partners of one task; an advert names those that its devic
 
 RING_BITS_MIN, RING_BITS_MAX = 8, 62  # sums must fit int64 after centring
 VECTOR_LENGTH_MAX = 1 << 28  # coordinates, 1 GiB in 32-bit lanes
-SLICE_LENGTH = 1 << 16  # data coordinates per opening slice; one check coordinate each
+SLICE_LENGTH = 1 << 16  # data coordinates per slice; one check coordinate each
 
 MANIFEST_BYTES_MAX = 1 << 20  # names of a few thousand LoRA tensors
 ADVERT_BYTES_MAX = 8_192  # two public keys (2,432), certificate, trusted partners (4,352)

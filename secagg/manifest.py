@@ -54,7 +54,7 @@ class Noise(_Part, frozen=True):
     ``honest_min``: survivors whose shares count = survivors_min - silent_max; the guaranteed
     variance of any release is ``share_variance * honest_min``.
     ``removable_drops``: t_1 < .. < t_L, drop-outs up to which each of L further parts is needed;
-    the seeds of those that are not are opened with the sum (empty: no part is removable).
+    the seeds of those that are not are reconstructed with the sum (empty: no part is removable).
     """
 
     mechanism: Literal["skellam", "discrete-gaussian"]

@@ -152,7 +152,7 @@ class Inbox(Message, frozen=True):
 
 
 class Ready(Message, frozen=True):
-    """Step 2b, device to aggregator: every deal in the inbox opened and checked.
+    """Step 2b, device to aggregator: every deal in the inbox decrypted and checked.
 
     ``pseudonym``: 32 bytes, the name by which the ledger lists this device in this cohort
     (:func:`secagg.context.pseudonym`).
@@ -230,7 +230,7 @@ class RevealedShare(Message, frozen=True):
 
 class Unmask(Message, frozen=True):
     """Step 5, device to aggregator: per neighbour in S the share of its mask secret, or those of
-    its self seed and its opened noise seeds; sorted by (owner, kind)."""
+    its self seed and its reconstructed noise seeds; sorted by (owner, kind)."""
 
     ctx: bytes
     index: Index

@@ -1,7 +1,7 @@
 """Vectors over Z_{2^b}: lanes in memory, b bits a coordinate on the wire.
 
 A lane is the smallest of uint16, uint32 and uint64 that holds b bits, little-endian; its unused
-high bits are always zero here. The payload of a cohort is cut into slices; each slice opens with a
+high bits are always zero here. The payload of a cohort is cut into slices; each slice begins with a
 check coordinate that is 1 for every device, so that the unmasked sum must show the number of
 survivors there (design: masks that did not cancel are seen).
 """

@@ -89,8 +89,8 @@ def simulate(
         plan = result.predicted
         out.say(
             f"{'complete' if plan.degree == clients - 1 else 'sparse'} graph: degree "
-            f"{plan.degree}, threshold {plan.threshold}; an active aggregator opens more than the "
-            f"sum with probability {power(either_log2(plan.opened_twice_log2, plan.cut_log2))} "
+            f"{plan.degree}, threshold {plan.threshold}; an active aggregator unmasks more than "
+            f"the sum with probability {power(either_log2(plan.opened_twice_log2, plan.cut_log2))} "
             f"on one roster, {power(plan.security_log2)} on the best of 2^64, at most"
         )
         out.say(

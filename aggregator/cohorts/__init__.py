@@ -1,1 +1,1 @@
-"""Driving ``secagg.server``: forming cohorts, committing events, adding vectors, opening sums."""
+"""Driving ``secagg.server``: forming cohorts, committing events, adding vectors, unmasking sums."""

@@ -100,11 +100,11 @@ class Cohort:
 
     @property
     def measured(self) -> NoiseInterval | None:
-        """The noise that the sum which this replica opened showed."""
+        """The noise that the sum which this replica unmasked showed."""
         return self._measured
 
     def noise_measured(self, found: NoiseInterval | None) -> None:
-        """This replica has opened the sum, and its numbers show so much noise."""
+        """This replica has unmasked the sum, and its numbers show so much noise."""
         self._measured = found
 
     @property

@@ -1,7 +1,7 @@
-"""All open cohorts on one replica: loading, committing, opening, ending.
+"""All open cohorts on one replica: loading, committing, unmasking, ending.
 
 After a start every open cohort is replayed from its log; deadlines, accepted uploads and a due
-opening follow from the replay, so a crash needs no clean-up of its own.
+unmasking follow from the replay, so a crash needs no clean-up of its own.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from aggregator.cohorts.adding import SUMS, Adder
 from aggregator.cohorts.charging import Charging, facts_of
 from aggregator.cohorts.ending import Ending
 from aggregator.cohorts.log import OPENED, CohortFormed, Replay, begin, catch_up
-from aggregator.cohorts.opening import claim_lease, opened_sum, renewed_lease
 from aggregator.cohorts.releasing import Releaser
+from aggregator.cohorts.unmasking import claim_lease, renewed_lease, unmasked_sum
 from aggregator.cohorts.uploads import Uploads
 from aggregator.cohorts.wakeups import Wakeups
 from aggregator.core import Core
@@ -34,7 +34,7 @@ from secagg.errors import SecaggError
 from secagg.server import Effect, Ended, Refused, State, SumRefused, masking_set_of
 
 _log = get_logger("driver")
-_OPENING_TRIES = 3
+_UNMASKING_TRIES = 3
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Live:
         self.cohort = cohort
         self.uploads = Uploads(core, cohort)
         self.adder = Adder(core, cohort, self.uploads)
-        self.opening: asyncio.Task[None] | None = None
+        self.unmasking: asyncio.Task[None] | None = None
 
     def members(self) -> dict[str, Member]:
         """By session."""
@@ -68,9 +68,9 @@ class Live:
 
     async def close(self, *, ended: bool) -> None:
         await self.adder.close()
-        if self.opening is not None and self.opening is not asyncio.current_task():
-            self.opening.cancel()
-            await asyncio.gather(self.opening, return_exceptions=True)
+        if self.unmasking is not None and self.unmasking is not asyncio.current_task():
+            self.unmasking.cancel()
+            await asyncio.gather(self.unmasking, return_exceptions=True)
         await self.cohort.close()
         if ended:
             self.uploads.close()
@@ -187,7 +187,7 @@ class Driver:
         self._core.metrics.open_cohorts.set(len(self._live))
         # Who waits here for what another replica has committed would miss it otherwise.
         self._core.signals.notify(*(f"session:{session}" for session in members))
-        self.maybe_open(live)
+        self.maybe_unmask(live)
         for index in live.uploads.complete():  # whole before a crash, but not yet in the sum
             self.spawn(self._add(live, index), f"add-{cohort[:8]}")
         self._wakeups.kick()
@@ -242,7 +242,7 @@ class Driver:
         if cohort.over:
             self.spawn(self._ended(live), f"end-{cohort.id[:8]}")
         else:
-            self.maybe_open(live)
+            self.maybe_unmask(live)
             self._wakeups.kick()
 
     def _tell_refused(self, cohort: Cohort, refused: Refused) -> None:
@@ -283,25 +283,25 @@ class Driver:
         self._core.signals.notify(f"task:{task}", *names)
         self._wakeups.consider(task)
 
-    # -- opening ------------------------------------------------------------------------------
+    # -- unmasking ----------------------------------------------------------------------------
 
-    def maybe_open(self, live: Live) -> None:
+    def maybe_unmask(self, live: Live) -> None:
         due = live.cohort.state.phase == "opening" and live.cohort.replay.plan is not None
-        if due and (live.opening is None or live.opening.done()):
-            live.opening = self.spawn(self._open(live), f"open-{live.cohort.id[:8]}")
+        if due and (live.unmasking is None or live.unmasking.done()):
+            live.unmasking = self.spawn(self._unmask(live), f"open-{live.cohort.id[:8]}")
 
-    async def _open(self, live: Live) -> None:
+    async def _unmask(self, live: Live) -> None:
         cohort = live.cohort
         plan = cohort.replay.plan
-        assert plan is not None  # noqa: S101  maybe_open has looked
+        assert plan is not None  # noqa: S101  maybe_unmask has looked
         reason = "release-failed"
-        for attempt in range(_OPENING_TRIES):
+        for attempt in range(_UNMASKING_TRIES):
             try:
                 if not await claim_lease(self._core, cohort.id):
-                    return  # another replica opens; the poller looks again
+                    return  # another replica unmasks; the poller looks again
                 async with renewed_lease(self._core, cohort.id):
-                    opened = await opened_sum(self._core, cohort, plan)
-                    await self._releaser.release(cohort, opened)
+                    unmasked = await unmasked_sum(self._core, cohort, plan)
+                    await self._releaser.release(cohort, unmasked)
                 return
             except (CohortOver, asyncio.CancelledError):
                 raise

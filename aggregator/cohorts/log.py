@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from secagg.opening import OpeningPlan
 from secagg.server import (
     AcceptUpload,
     Cancel,
@@ -20,19 +19,20 @@ from secagg.server import (
     Effect,
     Event,
     Exclude,
-    Open,
     Received,
     ReleaseCommitted,
+    RemoveMasks,
     ServerConfig,
     State,
-    SumOpened,
     SumRefused,
+    SumUnmasked,
     Tick,
     VectorAdded,
     Wake,
     open_cohort,
     step,
 )
+from secagg.unmasking import UnmaskingPlan
 
 OPENED = "opened"
 RECEIVED = "received"
@@ -40,7 +40,7 @@ _KINDS: dict[str, type] = {
     RECEIVED: Received,
     "vector-added": VectorAdded,
     "tick": Tick,
-    "sum-opened": SumOpened,
+    "sum-opened": SumUnmasked,
     "sum-refused": SumRefused,
     "release-committed": ReleaseCommitted,
     "cancel": Cancel,
@@ -83,7 +83,7 @@ class Replay:
     seq: int = 0
     mail: dict[int, int] = field(default_factory=dict)
     uploads: dict[int, AcceptUpload] = field(default_factory=dict)
-    plan: OpeningPlan | None = None
+    plan: UnmaskingPlan | None = None
     wake_at_s: float | None = None
 
     def absorb(self, effects: Iterable[Effect]) -> None:
@@ -92,7 +92,7 @@ class Replay:
                 self.mail[effect.index] = self.mail.get(effect.index, 0) + 1
             elif isinstance(effect, AcceptUpload):
                 self.uploads[effect.index] = effect
-            elif isinstance(effect, Open):
+            elif isinstance(effect, RemoveMasks):
                 self.plan = effect.plan
             elif isinstance(effect, Wake):
                 self.wake_at_s = effect.at_s

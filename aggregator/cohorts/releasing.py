@@ -13,7 +13,7 @@ from aggregator.algorithms import StepInput, server_step
 from aggregator.algorithms.clipping import real_sums
 from aggregator.cohorts.actor import Cohort
 from aggregator.cohorts.charging import Charging, Computed, entry_of, facts_of
-from aggregator.cohorts.opening import UnmaskedSum
+from aggregator.cohorts.unmasking import UnmaskedSum
 from aggregator.core import Core
 from aggregator.ledger.log import Ledger
 from aggregator.store import charges, models, tasks
@@ -24,7 +24,7 @@ from dp.errors import MechanismError
 from dp.noise_meter import NoiseInterval, noise_interval
 from secagg.server import (
     ReleaseCommitted,
-    SumOpened,
+    SumUnmasked,
 )
 
 _TRIES = 5
@@ -36,8 +36,8 @@ class Releaser:
         self._ledger = ledger
         self._charging = charging
 
-    async def release(self, cohort: Cohort, opened: UnmaskedSum) -> None:
-        """Compute and commit the release of an opened, checked sum.
+    async def release(self, cohort: Cohort, unmasked: UnmaskedSum) -> None:
+        """Compute and commit the release of an unmasked, checked sum.
 
         Raises:
             SecaggError: the sum cannot be released; the caller ends the cohort with the reason.
@@ -45,7 +45,7 @@ class Releaser:
         """
         before = await tasks.present_version(self._core.database, cohort.task.name)
         computed = await asyncio.get_running_loop().run_in_executor(
-            self._core.pool, self._compute, cohort, opened, before
+            self._core.pool, self._compute, cohort, unmasked, before
         )
         for _ in range(_TRIES):
             now = self._core.clock()
@@ -57,7 +57,7 @@ class Releaser:
 
             try:
                 await cohort.submit(
-                    SumOpened(now),
+                    SumUnmasked(now),
                     ReleaseCommitted(charge, leaf, now),
                     also=write,
                     must_change=True,
@@ -73,12 +73,12 @@ class Releaser:
         assert charge is not None  # noqa: S101  reserved before any device sent
         return charge
 
-    def _compute(self, cohort: Cohort, opened: UnmaskedSum, before: Version) -> Computed:
+    def _compute(self, cohort: Cohort, unmasked: UnmaskedSum, before: Version) -> Computed:
         """Decode, step, store. Runs in a thread."""
         manifest, blobs, state = cohort.task.manifest, self._core.blobs, cohort.state
         counted = facts_of(state)
-        payload = opened.payload
-        measured = noise_interval(manifest, payload, counted, opened.removed)
+        payload = unmasked.payload
+        measured = noise_interval(manifest, payload, counted, unmasked.removed)
         cohort.noise_measured(measured)
         _demand_noise(measured)
         sums = decode(manifest, payload, survivors=counted.survivors, rotation_seed=state.ctx)

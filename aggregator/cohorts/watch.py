@@ -151,7 +151,7 @@ class Watch:
         elif live.cohort.replay.seq < seq:
             await live.cohort.refresh()
         else:
-            self._driver.maybe_open(live)
+            self._driver.maybe_unmask(live)
 
     async def _exclude_barred(self) -> None:
         """Leave devices that were banned since out of cohorts that have not fixed S."""

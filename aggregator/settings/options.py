@@ -93,11 +93,11 @@ class Settings(BaseSettings):
     witness_timeout_s: float = Field(default=3.0, gt=0)  # a checkpoint waits no longer for them
     witness_retry_s: float = Field(default=10.0, ge=0)  # before those that did not answer are asked
     opening_threads: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1)
-    opening_slice: int = Field(default=1 << 18, ge=1)  # coordinates that one thread opens at a time
+    opening_slice: int = Field(default=1 << 18, ge=1)  # coordinates of one thread at a time
     poll_s: float = Field(default=0.5, gt=0)  # how soon another replica's commits are seen
     long_poll_max_s: float = Field(default=30.0, gt=0)
     mail_retention_s: float = Field(default=3600.0, ge=0)  # mail of a cohort that has ended
-    opening_lease_s: float = Field(default=120.0, gt=0)  # unrenewed, another replica opens
+    opening_lease_s: float = Field(default=120.0, gt=0)  # unrenewed, another replica unmasks
 
     body_stall_s: float = Field(default=20.0, gt=0)  # a body may pause this long
     body_min_rate: float = Field(default=2_048.0, ge=0)  # bytes per second, over a whole body

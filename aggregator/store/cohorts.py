@@ -117,7 +117,7 @@ async def close(
 async def take_lease(
     connection: Connection, cohort: str, replica: str, now: float, until: float
 ) -> bool:
-    """Whether the replica may open the sum until then: no other holds an unexpired lease."""
+    """Whether the replica may unmask the sum until then: no other holds an unexpired lease."""
     result = await connection.execute(
         sa.update(cohorts)
         .where(cohorts.c.cohort == cohort, cohorts.c.state == "open")

@@ -90,7 +90,7 @@ cohorts = sa.Table(
     sa.Column("size", sa.Integer, nullable=False),
     sa.Column("opened_at", sa.Float(53), nullable=False),
     sa.Column("ended_at", sa.Float(53)),
-    sa.Column("opener", sa.String(64)),  # replica that opens the sum
+    sa.Column("opener", sa.String(64)),  # replica that unmasks the sum
     sa.Column("opener_until", sa.Float(53)),
     sa.UniqueConstraint("task", "model_version", "attempt"),
 )

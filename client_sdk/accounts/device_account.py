@@ -4,7 +4,7 @@ Where the app names its data, what others spent of the same data counts too
 (:mod:`client_sdk.accounts.data_account`).
 
 A charge is durable before anything of step 3 exists, and is never given back: a device whose
-vector left cannot know whether the sum was opened. Charges are composed as events, per unit of
+vector left cannot know whether the sum was unmasked. Charges are composed as events, per unit of
 protection, by ``dp.accounting.budget`` (the tasks' data may be the same), and every contribution
 charges every unit; a charge counts at the fewest survivors.
 

@@ -6,7 +6,7 @@ record's context, and writes down every charge that lists it. An account that ex
 lowered: what it lacks is added.
 
 What no ledger shows is not found: a cohort that has not ended yet (a client looks once more when
-it has), and one that the aggregator opened without a record. A device may find a cohort that it
+it has), and one that the aggregator unmasked without a record. A device may find a cohort that it
 never paid for, because it stopped between the masking set and its debit; it counts too.
 
 Records of version 1 list the devices in a sum alone, by their identity. A cohort that was charged

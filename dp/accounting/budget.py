@@ -15,8 +15,8 @@ Where batches are scheduled, the charges of one schedule are counted together: a
 some of those sums, and the dearest that it can be in are composed (:mod:`dp.schedule`). Of two
 schedules, one after the other.
 
-    reserved  ->  spent          before the first byte of step 3 (device), before opening (service)
-    reserved  ->  cancelled      only while no device of the cohort has sent anything of step 3
+    reserved  ->  spent      before the first byte of step 3 (device), before unmasking (service)
+    reserved  ->  cancelled  only while no device of the cohort has sent anything of step 3
 """
 
 from __future__ import annotations
@@ -389,8 +389,8 @@ class Account(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     ) -> Account:
         """Charge for good; idempotent. Without a reservation the cost must still be affordable.
 
-        ``facts``: the confirmed numbers, known to the aggregator before it opens; a device that
-        does not know what may be opened charges the fewest survivors. ``part``: of a scheduled
+        ``facts``: the confirmed numbers, known to the aggregator before it unmasks; a device that
+        does not know what may be unmasked charges the fewest survivors. ``part``: of a scheduled
         batch; only a device knows its own.
 
         Raises:

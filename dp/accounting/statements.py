@@ -78,7 +78,7 @@ class ReleaseFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What happened in one charged release.
 
     ``survivors``: devices in the sum; for a cohort that ended after step 3 without a release, the
-    manifest's ``survivors_min`` (what a dishonest aggregator may have opened).
+    manifest's ``survivors_min`` (what a dishonest aggregator may have unmasked).
     ``masking_set_size``: devices that owed a vector, which decides how much noise stays where parts
     of it are removable; 0 if it is not known.
     """

@@ -30,7 +30,7 @@ import numpy as np
 from dp.errors import AccountingError, MechanismError
 from dp.noise.sampling import draw_skellam
 from dp.noise.stream import BitStream
-from secagg.context import opened_levels
+from secagg.context import removed_levels
 from secagg.hashing import derive
 from secagg.limits import SEED_BYTES, SLICE_LENGTH
 from secagg.manifest import CohortRules, Manifest, Noise
@@ -53,7 +53,7 @@ def _bounds(noise: Noise, rules: CohortRules, masking_set_size: int) -> tuple[in
     if not rules.survivors_min <= masking_set_size <= rules.size_max:
         raise AccountingError(
             "masking-set-size",
-            "No masking set of this size can be opened.",
+            "No masking set of this size can be unmasked.",
             expected=(rules.survivors_min, rules.size_max),
             found=masking_set_size,
         )
@@ -77,7 +77,7 @@ def share_levels(noise: Noise, rules: CohortRules, masking_set_size: int) -> tup
 
 def kept_share(noise: Noise, rules: CohortRules, masking_set_size: int, survivors: int) -> int:
     """Variance of what stays of each survivor's share once the parts above are removed."""
-    removed = opened_levels(noise.removable_drops, masking_set_size, survivors)
+    removed = removed_levels(noise.removable_drops, masking_set_size, survivors)
     return share_levels(noise, rules, masking_set_size)[len(noise.removable_drops) - len(removed)]
 
 
@@ -116,7 +116,7 @@ class RemovablePart:
 def removable_part(
     manifest: Manifest, masking_set_size: int, level: int, seed: Secret, ctx: bytes
 ) -> RemovablePart:
-    """The part of ``level`` (from 0, as in ``secagg.context.opened_levels``) that ``seed`` gives.
+    """The part of ``level`` (from 0, as in ``secagg.context.removed_levels``) that ``seed`` gives.
 
     Raises:
         MechanismError: ``noise-level`` or ``seed-size``.
@@ -160,7 +160,7 @@ def remove_parts(
     overlap may be done at the same time.
 
     Args:
-        payload: lanes of the *whole* opened payload, check coordinates included.
+        payload: lanes of the *whole* unmasked payload, check coordinates included.
         lo: a multiple of ``SLICE_LENGTH + 1``.
 
     Returns:

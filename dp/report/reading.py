@@ -8,8 +8,8 @@ READING = (
     Statement(
         name="Setting",
         text="Data stay on devices that run the published code. Masked sums leave a cohort; the "
-        "aggregator can open a sum and nothing smaller, unless more devices help it than the task "
-        "assumes. Each charged cohort is an access to the data of every device that owed it a "
+        "aggregator can unmask a sum and nothing smaller, unless more devices help it than the "
+        "task assumes. Each charged cohort is an access to the data of every device that owed it a "
         "vector.",
     ),
     Statement(
@@ -23,7 +23,7 @@ READING = (
         name="Who enforces it",
         text="Devices that run the published code clip, add the noise of their task and keep an "
         "account of their own, which refuses more rounds than the budget allows and gives nothing "
-        "back. The aggregator's published code debits before it opens a sum; what devices and an "
+        "back. The aggregator's published code debits before it unmasks a sum; what devices and an "
         "aggregator did, no ledger shows.",
     ),
     Statement(

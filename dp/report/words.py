@@ -82,7 +82,7 @@ def assumptions(manifest: Manifest) -> tuple[str, ...]:
             f"A cohort of more than {COMPLETE_GRAPH_MAX} devices shares masks with "
             f"{rules.degree} neighbours each, on a circle drawn from its roster: with a chance of "
             f"at most 2^-{SECURITY_BITS} per cohort the circle is one on which that many devices "
-            f"open more, if the aggregator tries at most 2^{GRINDING_BITS} rosters."
+            f"unmask more, if the aggregator tries at most 2^{GRINDING_BITS} rosters."
         )
     if manifest.noise is not None:
         found.append(
@@ -150,9 +150,9 @@ def _too_many(corrupt_max: int) -> str:
 
 def _helpers(corrupt_max: int) -> str:
     if corrupt_max == 0:
-        return "No device of a cohort helps the aggregator to open another's update."
+        return "No device of a cohort helps the aggregator to unmask another's update."
     helping = "device of a cohort helps" if corrupt_max == 1 else "devices of a cohort help"
-    return f"At most {corrupt_max} {helping} the aggregator to open another's update."
+    return f"At most {corrupt_max} {helping} the aggregator to unmask another's update."
 
 
 def _example_time(manifest: Manifest) -> str:

@@ -46,9 +46,9 @@ from secagg.context import (
     SHARE_OF_SELF_SEED,
     context,
     masking_set_digest,
-    opened_levels,
     pair_sign,
     pseudonym,
+    removed_levels,
     roster_digest,
     self_seed_commitment,
     survivor_set_digest,
@@ -391,7 +391,7 @@ def _unmask(config: ClientConfig, state: Confirmed, message: Confirmations, seen
         config, session, state.masking_set, state.survivors, message.confirmations
     )
     survivors = frozenset(state.survivors)
-    levels = opened_levels(
+    levels = removed_levels(
         config.manifest.removable_drops, len(state.masking_set), len(state.survivors)
     )
     shares: list[RevealedShare] = []

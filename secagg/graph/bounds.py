@@ -38,7 +38,7 @@ def opened_twice_log2(
 
 
 def cut_log2(smallest: int, largest: int, corrupt: int, degree: int, needed: int) -> float:
-    """Some of the survivors' sum opens without the rest, whoever drops out (steps 3 to 7)."""
+    """Some of the survivors' sum is unmasked without the rest, whoever drops out (steps 3 to 7)."""
     one = tail_log2(smallest, min(corrupt, smallest), degree, 2 * needed - degree)
     return min(0.0, math.log2(math.comb(largest, 2)) + one)
 

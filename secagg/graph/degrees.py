@@ -41,7 +41,7 @@ class ThreatModel:
         clients: devices in the cohort.
         corrupt: devices that collude with the aggregator, at most.
         dropouts: devices that vanish at random. What an active aggregator chooses to drop beyond
-            them may end the cohort, but opens nothing.
+            them may end the cohort, but unmasks nothing.
         security_bits: the adversary wins with probability 2^-security_bits at most.
         correctness_bits: random drop-outs end the cohort with probability 2^-correctness_bits at
             most.

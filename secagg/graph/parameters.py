@@ -138,7 +138,7 @@ def check_cohort(
     degree: int = 0,
     needed: int = 0,
 ) -> None:
-    """Refuse cohort rules under which some cohort could not be opened, or not safely.
+    """Refuse cohort rules under which some cohort could not be unmasked, or not safely.
 
     Args:
         degree: neighbours of each device where the graph is sparse; 0: no sparse graph.

@@ -19,8 +19,8 @@ from secagg.messages import (
     Refusal,
     Unmask,
 )
-from secagg.opening import OpeningPlan
 from secagg.secret import Secret
+from secagg.unmasking import UnmaskingPlan
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Tick:
 
 
 @dataclass(frozen=True)
-class SumOpened:
+class SumUnmasked:
     """The plan was applied to the partial sum and the check coordinates are right."""
 
     now_s: float
@@ -99,7 +99,7 @@ class Exclude:
     index: int
 
 
-DriverEvent = VectorAdded | Tick | SumOpened | SumRefused | ReleaseCommitted | Cancel | Exclude
+DriverEvent = VectorAdded | Tick | SumUnmasked | SumRefused | ReleaseCommitted | Cancel | Exclude
 Event = Received | DriverEvent
 DeviceMessage = Deals | Refusal | Ready | Complaint | MaskedInput | Confirmation | Unmask
 
@@ -151,10 +151,10 @@ class Refused:
 
 
 @dataclass(frozen=True)
-class Open:
-    """Remove the masks that are left in the partial sum."""
+class RemoveMasks:
+    """Take off the masks that are left in the partial sum."""
 
-    plan: OpeningPlan
+    plan: UnmaskingPlan
 
 
 @dataclass(frozen=True)
@@ -172,4 +172,4 @@ class Ended:
     culprits: tuple[bytes, ...]
 
 
-Effect = Deliver | AcceptUpload | Refused | Open | Wake | Ended
+Effect = Deliver | AcceptUpload | Refused | RemoveMasks | Wake | Ended

@@ -43,12 +43,12 @@ from secagg.server.events import (
     Ended,
     Event,
     Exclude,
-    Open,
     Received,
     ReleaseCommitted,
+    RemoveMasks,
     ServerConfig,
-    SumOpened,
     SumRefused,
+    SumUnmasked,
     Tick,
     VectorAdded,
 )
@@ -182,7 +182,7 @@ def _follow(config: ServerConfig, state: Live, event: DriverEvent) -> Outcome:
             return _on_exclude(state, event)
         case Masking(), VectorAdded():
             return _on_vector_added(config, state, event)
-        case Opening(), SumOpened():
+        case Opening(), SumUnmasked():
             return _on_sum_opened(state)
         case Opening() | Releasing(), SumRefused():
             return abort(config, state, event.reason)
@@ -277,7 +277,7 @@ def _on_unmask(config: ServerConfig, state: Unmasking, event: Received, message:
     opening = Opening(
         **common(state), masking_set=state.masking_set, survivors=state.survivors, plan=plan
     )
-    return opening, (Open(plan),)
+    return opening, (RemoveMasks(plan),)
 
 
 def _on_sum_opened(state: Opening) -> Outcome:

@@ -9,8 +9,8 @@ from typing import ClassVar, TypedDict, TypeVar
 
 from secagg.graph.harary import Graph
 from secagg.messages import AdmittedModel, Advert, RosterEntry
-from secagg.opening import OpeningPlan
 from secagg.secret import Secret
+from secagg.unmasking import UnmaskingPlan
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Finding:
     :mod:`secagg.evidence`, whose kinds ``kind`` names.
 
     ``other``: roster index of the deal's recipient, or of the share's owner; -1: none.
-    ``secret``: kind of the share. ``shares``: t opened shares of the device's own secret, as
+    ``secret``: kind of the share. ``shares``: t revealed shares of the device's own secret, as
     (holder, share). ``opening``: the mask secret of ``other``, to which a seal does not open.
     """
 
@@ -198,12 +198,12 @@ class Opening(_Phase):
 
     masking_set: tuple[int, ...]
     survivors: tuple[int, ...]
-    plan: OpeningPlan = field(repr=False)
+    plan: UnmaskingPlan = field(repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Releasing(_Phase):
-    """The sum is open and right; the driver makes the release durable."""
+    """The sum is unmasked and right; the driver makes the release durable."""
 
     phase: ClassVar[str] = "releasing"
 

@@ -21,8 +21,8 @@ from secagg.server.events import (
     DriverEvent,
     Exclude,
     ReleaseCommitted,
-    SumOpened,
     SumRefused,
+    SumUnmasked,
     Tick,
     VectorAdded,
 )
@@ -74,7 +74,7 @@ TABLE: Table[Live, DeviceMessage | DriverEvent, State] = {
         Cancel: (Aborted,),
     },
     Opening: {
-        SumOpened: (Releasing,),
+        SumUnmasked: (Releasing,),
         SumRefused: (Aborted,),
         Tick: (Opening,),
         Cancel: (Aborted,),

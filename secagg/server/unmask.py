@@ -3,7 +3,7 @@
 A share that does not match the hash its dealer signed was changed by its holder, who had checked
 it: the holder is named and the share ignored. Good shares that reconstruct to something else than
 the commitment, or than the advertised mask key, were dealt so: the dealer is named, and since its
-masks are in the sum the cohort cannot be opened.
+masks are in the sum the cohort cannot be unmasked.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from secagg.context import (
     SHARE_OF_NOISE_SEED,
     SHARE_OF_SELF_SEED,
     masking_set_digest,
-    opened_levels,
     pair_seed,
     pair_sign,
+    removed_levels,
     seal_info,
     share_hash,
 )
 from secagg.errors import RemoteProtocolError
 from secagg.evidence import SEAL_INVALID, UNMASK_SHARE, is_committed, kind_of_dealer
 from secagg.messages import Unmask
-from secagg.opening import NoiseSeed, OpeningPlan
 from secagg.secret import Secret
 from secagg.server.events import ServerConfig
 from secagg.server.states import Facts, Finding, Unmasking
+from secagg.unmasking import NoiseSeed, UnmaskingPlan
 
 
 def secrets_due(
     facts: Facts, masking_set: Sequence[int], survivors: Sequence[int], owners: Sequence[int]
 ) -> list[tuple[int, int]]:
-    """(owner, kind) of the secrets of these owners in S that the opening needs, in order."""
+    """(owner, kind) of the secrets of these owners in S that unmasking needs, in order."""
     alive = frozenset(survivors)
-    levels = opened_levels(facts.removable_drops, len(masking_set), len(survivors))
+    levels = removed_levels(facts.removable_drops, len(masking_set), len(survivors))
     of_survivor = (SHARE_OF_SELF_SEED, *(SHARE_OF_NOISE_SEED + level for level in levels))
     return [
         (owner, kind)
@@ -53,7 +53,7 @@ def take_unmask(state: Unmasking, index: int, message: Unmask) -> Unmasking:
     """Keep a survivor's shares that match their signed hashes.
 
     Raises:
-        RemoteProtocolError: the answer is not one share of each secret that the opening needs of
+        RemoteProtocolError: the answer is not one share of each secret that unmasking needs of
             each neighbour in S.
     """
     facts = state.facts
@@ -65,7 +65,7 @@ def take_unmask(state: Unmasking, index: int, message: Unmask) -> Unmasking:
     if index not in state.survivors or found != expected:
         raise RemoteProtocolError(
             "unmask-shares",
-            "The answer is not one share of each secret that is opened per neighbour in S.",
+            "The answer is not one share of each secret that is revealed per neighbour in S.",
             culprit=holder,
             expected=expected[:8],
             found=found[:8],
@@ -109,7 +109,7 @@ class Convicted(RemoteProtocolError):
         )
 
 
-def make_plan(config: ServerConfig, state: Unmasking) -> OpeningPlan:
+def make_plan(config: ServerConfig, state: Unmasking) -> UnmaskingPlan:
     """Reconstruct every secret that the sum needs and list the masks to take off.
 
     All liars are looked for, not the first alone: two of them cost the others one release.
@@ -146,7 +146,7 @@ def make_plan(config: ServerConfig, state: Unmasking) -> OpeningPlan:
         raise Convicted(facts, findings)
     encoding = config.manifest.encoding
     length = ring.payload_length(config.manifest.data_length, encoding.slice_length)
-    return OpeningPlan(encoding.ring_bits, length, tuple(terms), tuple(noise))
+    return UnmaskingPlan(encoding.ring_bits, length, tuple(terms), tuple(noise))
 
 
 _Shares = tuple[tuple[int, bytes], ...]

@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from secagg import ring, server
 from secagg.errors import RemoteProtocolError
-from secagg.opening import OpeningPlan, check_sum, open_slice
 from secagg.simulation.devices import Delivery, Device, Devices, Drop, LocalDevices, Output
 from secagg.simulation.task import EPOCH_S, SimulatedTask, seeded_tools
+from secagg.unmasking import UnmaskingPlan, check_sum, unmask_slice
 
 Integers = npt.NDArray[np.int64]
 _LATENCY_S = 0.01  # simulated seconds per batch of messages
@@ -166,8 +166,8 @@ class Aggregator:
                 case server.AcceptUpload(index, vector_digest, _):
                     self._note(index.to_bytes(4, "little"), vector_digest)
                     self._uploads[index] = effect
-                case server.Open(plan):
-                    self._open(plan)
+                case server.RemoveMasks(plan):
+                    self._unmask(plan)
                 case server.Wake():
                     self._note(self.state.phase.encode())
                     if self.hooks.phase:
@@ -176,12 +176,12 @@ class Aggregator:
                     self.ended = effect
                     self._note(b"ended", (reason or "").encode())
 
-    def _open(self, plan: OpeningPlan) -> None:
+    def _unmask(self, plan: UnmaskingPlan) -> None:
         state = self.state
         assert isinstance(state, server.Opening)  # noqa: S101  narrows the type for mypy
         middle = plan.length // 2
-        open_slice(plan, self._sum, 0, middle)
-        open_slice(plan, self._sum, middle, plan.length)
+        unmask_slice(plan, self._sum, 0, middle)
+        unmask_slice(plan, self._sum, middle, plan.length)
         try:
             check_sum(self.task.manifest, self._sum, len(state.survivors))
         except RemoteProtocolError as error:
@@ -191,7 +191,7 @@ class Aggregator:
         _, data = ring.split_checks(self._sum, encoding.slice_length)
         self.total = ring.centred(data, encoding.ring_bits)
         self._note(self.total.tobytes(), np.array(state.survivors).tobytes())
-        self._step(server.SumOpened(self.now_s))
+        self._step(server.SumUnmasked(self.now_s))
         self._step(server.ReleaseCommitted(1, 1, self.now_s))
 
     def _note(self, *parts: bytes) -> None:

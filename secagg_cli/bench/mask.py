@@ -1,4 +1,4 @@
-"""``secagg bench mask``: masking and opening beside the raw key stream, in one process.
+"""``secagg bench mask``: masking and unmasking beside the raw key stream, in one process.
 
 The limit is the time that AES-256-CTR of the ``cryptography`` package alone needs for the bytes
 that must be expanded, with as many threads as the measured work. Limit and work are measured in
@@ -41,13 +41,13 @@ def mask(
     ] = None,
     format: FormatOption = Format.text,
 ) -> None:
-    """One device's masking and the server's opening, and what they take beyond the key stream."""
+    """One device's masking and the server's unmasking, and what they take beyond the key stream."""
     with Output(format) as out:
         workload = _workload(clients, length, bits, dropout, degree)
         workers = threads or os.cpu_count() or 1
         out.say(
             f"{clients} devices, {length:,} coordinates of {bits} bits, {workload.degree} "
-            f"neighbours, {len(workload.dropped)} dropped; opening on {workers} thread(s)"
+            f"neighbours, {len(workload.dropped)} dropped; unmasking on {workers} thread(s)"
         )
         result = _measure(workload, workers, repeat)
         out.table(
@@ -63,7 +63,7 @@ def mask(
                     f"{result['client_peak_bytes'] / 2**20:.1f} MiB",
                 ],
                 [
-                    "server opens",
+                    "server unmasks",
                     f"{result['server_open_s']:.3f}",
                     f"{result['server_limit_s']:.3f}",
                     f"{result['server_ratio']:.2f}",
@@ -120,7 +120,7 @@ class _Workload:
             ),
         ]
 
-    def opening_terms(self) -> list[MaskTerm]:
+    def unmasking_terms(self) -> list[MaskTerm]:
         """What is added to remove the survivors' self masks, and the pair masks that the dropped
         left uncancelled."""
         survivors = [index for index in range(self.clients) if index not in self.dropped]
@@ -195,10 +195,10 @@ def _measure(workload: _Workload, threads: int, repeat: int) -> dict[str, Any]:
     lanes = ring.lane_dtype(workload.bits)
     vector = np.zeros(workload.payload_length, lanes)
     client_terms = workload.client_terms(workload.clients - 1)
-    opening_terms = workload.opening_terms()
+    unmasking_terms = workload.unmasking_terms()
     lane_bytes = np.dtype(lanes).itemsize * workload.payload_length
     client_bytes = lane_bytes * len(client_terms)
-    server_bytes = lane_bytes * len(opening_terms)
+    server_bytes = lane_bytes * len(unmasking_terms)
     partial = np.zeros(workload.payload_length, lanes)
 
     def client() -> None:
@@ -207,7 +207,7 @@ def _measure(workload: _Workload, threads: int, repeat: int) -> dict[str, Any]:
     with ThreadPoolExecutor(threads) as pool:
 
         def server() -> None:
-            _open(workload, opening_terms, partial, pool, threads)
+            _unmask(workload, unmasking_terms, partial, pool, threads)
 
         client_s, client_limit = best(client, lambda: key_stream(client_bytes, None, 1), repeat)
         server_s, server_limit = best(
@@ -215,7 +215,7 @@ def _measure(workload: _Workload, threads: int, repeat: int) -> dict[str, Any]:
         )
         client_peak = peak_bytes(client)
         server_peak = peak_bytes(server)
-        _check(workload, opening_terms, pool, threads)
+        _check(workload, unmasking_terms, pool, threads)
     return {
         "client_mask_s": round(client_s.wall_s, 6),
         "server_open_s": round(server_s.wall_s, 6),
@@ -233,22 +233,22 @@ def _measure(workload: _Workload, threads: int, repeat: int) -> dict[str, Any]:
     }
 
 
-def _open(
+def _unmask(
     workload: _Workload,
     terms: Sequence[MaskTerm],
     partial: np.ndarray,
     pool: ThreadPoolExecutor,
     threads: int,
 ) -> None:
-    from secagg.opening import OpeningPlan, open_slice
+    from secagg.unmasking import UnmaskingPlan, unmask_slice
 
-    plan = OpeningPlan(workload.bits, workload.payload_length, tuple(terms))
+    plan = UnmaskingPlan(workload.bits, workload.payload_length, tuple(terms))
     # More pieces than threads, so that a thread that was disturbed delays nobody; but every piece
     # starts all key streams anew, so it must be worth that.
     step = max(_PIECE_MIN, -(-workload.payload_length // (4 * threads)))
     starts = range(0, workload.payload_length, step)
     for job in [
-        pool.submit(open_slice, plan, partial, lo, min(lo + step, workload.payload_length))
+        pool.submit(unmask_slice, plan, partial, lo, min(lo + step, workload.payload_length))
         for lo in starts
     ]:
         job.result()
@@ -257,7 +257,7 @@ def _open(
 def _check(
     workload: _Workload, terms: Sequence[MaskTerm], pool: ThreadPoolExecutor, threads: int
 ) -> None:
-    """Mask the last coordinates for every survivor and see that the opening removes all of it."""
+    """Mask the last coordinates for every survivor and see that the unmasking removes all of it."""
     import numpy as np
 
     from secagg import ring
@@ -271,7 +271,7 @@ def _check(
             piece = np.full(workload.payload_length - lo, 1, dtype)
             apply_masks(piece, workload.client_terms(index), workload.bits, lo)
             ring.add_into(partial[lo:], piece, workload.bits)
-    _open(workload, terms, partial, pool, threads)
+    _unmask(workload, terms, partial, pool, threads)
     survivors = workload.clients - len(workload.dropped)
     if not bool((ring.centred(partial[lo:], workload.bits) == survivors).all()):
         raise CommandError("sum-wrong", "The unmasked sum differs from the true sum.")

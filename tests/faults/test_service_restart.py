@@ -69,7 +69,7 @@ def added(server):
 @pytest.mark.parametrize(
     ("owner", "name"),
     [
-        (driver, "opened_sum"),
+        (driver, "unmasked_sum"),
         (Releaser, "_compute"),
         (Releaser, "_write_release"),
         (Adder, "_claim"),

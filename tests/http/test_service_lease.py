@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 
 from aggregator.cohorts import driver
-from aggregator.cohorts.opening import claim_lease
+from aggregator.cohorts.unmasking import claim_lease
 from aggregator.store.schema import cohorts
 from tests.kits.service import QUIET_S, Device, current_sum, finished, one_hot, served, spec
 
@@ -23,9 +23,9 @@ class Held:
 
     def __init__(self) -> None:
         self.begun, self.go, self.openings = asyncio.Event(), asyncio.Event(), 0
-        self._real = driver.opened_sum
+        self._real = driver.unmasked_sum
 
-    async def opened_sum(self, core, cohort, plan):
+    async def unmasked_sum(self, core, cohort, plan):
         self.openings += 1
         self.cohort = cohort.id
         self.begun.set()
@@ -51,7 +51,7 @@ async def renewed_past_now(core, cohort: str) -> None:
 @pytest.fixture
 def held(monkeypatch: pytest.MonkeyPatch) -> Held:
     held = Held()
-    monkeypatch.setattr(driver, "opened_sum", held.opened_sum)
+    monkeypatch.setattr(driver, "unmasked_sum", held.unmasked_sum)
     return held
 
 

@@ -13,7 +13,7 @@ from dp.contracts import BudgetSpec, CohortSpec, SegmentSpec
 from dp.ledger.verification import verify_ledger
 from dp.noise.removable import kept_share, removable_part, remove_parts, share_levels
 from secagg import client
-from secagg.context import opened_levels
+from secagg.context import removed_levels
 from secagg.ring import add_into
 from tests.kits.service import Device, current_sum, run, served, spec
 
@@ -70,7 +70,7 @@ async def test_a_released_sum_is_the_vectors_without_the_parts_that_nobody_needs
     expected = np.zeros_like(survivors[0].lanes)
     for device in survivors:
         add_into(expected, device.lanes, bits)
-    levels = opened_levels(noise.removable_drops, 6, len(survivors))
+    levels = removed_levels(noise.removable_drops, 6, len(survivors))
     assert len(levels) == 2 - lost
     parts = [
         removable_part(manifest, 6, level, device.effect.noise_seeds[level], device.effect.ctx)

@@ -169,7 +169,7 @@ async def test_one_vector_through_both_replicas_at_once_counts_once(tmp_path, ur
 async def test_a_replica_that_dies_while_it_opens_is_replaced_by_the_other(
     tmp_path, url, monkeypatch
 ):
-    opening, real = [], driver.opened_sum
+    opening, real = [], driver.unmasked_sum
 
     async def first_dies(core, cohort, plan):
         opening.append(core.replica)
@@ -177,7 +177,7 @@ async def test_a_replica_that_dies_while_it_opens_is_replaced_by_the_other(
             await asyncio.Event().wait()
         return await real(core, cohort, plan)
 
-    monkeypatch.setattr(driver, "opened_sum", first_dies)
+    monkeypatch.setattr(driver, "unmasked_sum", first_dies)
     async with pair(tmp_path, url, opening_lease_s=0.5) as (one, two):
         balanced = Balanced(one, two)
         running = [

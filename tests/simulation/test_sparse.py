@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from secagg import client, server
-from secagg.context import opened_levels
+from secagg.context import removed_levels
 from secagg.graph.harary import _circle
 from secagg.keys import signing_key
 from secagg.messages import KINDS, Deals, peek, sign
@@ -130,7 +130,7 @@ def test_a_cohort_of_at_most_128_devices_has_the_complete_graph_under_the_same_t
 def test_levels_that_the_survivors_do_not_need_are_opened(
     lost: int, levels: tuple[int, ...]
 ) -> None:
-    assert opened_levels((1, 3, 5), 20, 20 - lost) == levels
+    assert removed_levels((1, 3, 5), 20, 20 - lost) == levels
 
 
 class Plans(Aggregator):

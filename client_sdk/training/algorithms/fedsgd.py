@@ -2,7 +2,7 @@
 
 The device draws a secret Poisson batch, clips every example's gradient to the manifest's bound in
 exact integers, and adds them up; its noise share is added where the total is encoded. The server
-steps against the sum divided by a public constant, so the sum is all that is ever opened.
+steps against the sum divided by a public constant, so the sum is all that is ever unmasked.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dp.noise.removable import drop_levels, kept_share, most_variance, share_levels
-from secagg.context import opened_levels
+from secagg.context import removed_levels
 from secagg.manifest import CohortRules, Noise
 
 
@@ -48,7 +48,7 @@ def test_what_is_left_is_at_least_the_target_and_little_more(
     assert min(parts) >= 0
     assert parts[0] >= 1
     kept = kept_share(noise, rules, members, survivors)
-    removed = opened_levels(noise.removable_drops, members, survivors)
+    removed = removed_levels(noise.removable_drops, members, survivors)
     assert sum(parts) - sum(parts[1 + level] for level in removed) == kept
 
     target = noise.share_variance * noise.honest_min

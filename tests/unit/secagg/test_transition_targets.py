@@ -167,7 +167,7 @@ def test_a_step_that_the_table_does_not_know_is_a_bug_and_gives_no_state(
             server,
             run.task.server,
             run.server_states["opening"],
-            run.server_events["SumOpened"],
+            run.server_events["SumUnmasked"],
             (),
         ),
     ):

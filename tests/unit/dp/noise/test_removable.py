@@ -96,7 +96,7 @@ def opened(manifest: Manifest, members: int, survivors: int) -> list[int]:
     ]
 
 
-def opened_sum(manifest: Manifest, members: int, survivors: int) -> np.ndarray:
+def unmasked_sum(manifest: Manifest, members: int, survivors: int) -> np.ndarray:
     """Zeros of every survivor, noise added and the needless parts removed, lanes[p]."""
     total = None
     zeros = {"x": np.zeros(manifest.data_length)}
@@ -188,7 +188,7 @@ def test_the_overshoot_is_far_below_that_of_shares_for_the_fewest() -> None:
 def test_measured_variance_of_released_sums_at_each_drop_out_count(members: int, lost: int) -> None:
     manifest = removable(length=20_000)
     survivors = members - lost
-    payload = opened_sum(manifest, members, survivors)
+    payload = unmasked_sum(manifest, members, survivors)
     sums = centred(split_checks(payload, SLICE_LENGTH)[1], manifest.encoding.ring_bits)
     expected = survivors * kept_share(manifest.noise, manifest.cohort, members, survivors)
     # Nearly normal (excess kurtosis 1 / variance), so the energy is chi-square.
@@ -261,13 +261,13 @@ def test_noise_that_is_taken_off_but_was_never_added_does_not_count_as_noise(sil
     manifest = removable(length=20_000)
     bits, members = manifest.encoding.ring_bits, 10
     facts = ReleaseFacts(survivors=members, masking_set_size=members)
-    total = opened_sum(manifest, members, members)
+    total = unmasked_sum(manifest, members, members)
     parts = [
         removable_part(manifest, members, level, secret(device, level), CTX)
         for device in range(members)
         for level in range(len(manifest.noise.removable_drops))
     ]
-    # What opened_sum took off is put back; the silent devices' shares are taken out whole.
+    # What unmasked_sum took off is put back; the silent devices' shares are taken out whole.
     data = np.zeros(manifest.data_length, np.int64)
     add_parts(data, parts)
     lanes = with_checks(data, bits, SLICE_LENGTH)

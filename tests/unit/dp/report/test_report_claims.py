@@ -48,7 +48,7 @@ def test_no_report_claims_to_know_what_an_operator_did(name: str) -> None:
         "nothing but the counts",
         "only figure",
         "same public code that devices run",
-        "debits before it opens a sum.",
+        "debits before it unmasks a sum.",
         "budget is debited before",
         "can show that the log was never rewritten",
     ):

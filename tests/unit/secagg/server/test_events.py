@@ -107,7 +107,7 @@ def test_a_driver_hears_what_it_did_wrong(name: str) -> None:
 
 
 def test_a_driver_event_that_is_not_due_says_what_is() -> None:
-    with pytest.raises(SecaggError, match="SumOpened is not due") as caught:
-        server.step(CONFIG, STATES["masking"], server.SumOpened(EPOCH_S))
+    with pytest.raises(SecaggError, match="SumUnmasked is not due") as caught:
+        server.step(CONFIG, STATES["masking"], server.SumUnmasked(EPOCH_S))
     due = ["Cancel", "MaskedInput", "Tick", "VectorAdded"]
-    assert said(caught.value) == ("event-not-due", due, "SumOpened")
+    assert said(caught.value) == ("event-not-due", due, "SumUnmasked")

@@ -277,7 +277,7 @@ def test_a_log_of_events_replays_to_the_same_states_and_effects() -> None:
             keys = [
                 term.key.reveal()
                 for e in effects
-                if isinstance(e, server.Open)
+                if isinstance(e, server.RemoveMasks)
                 for term in e.plan.terms
             ]
             seen.append((state.phase, repr(effects), sent + keys))

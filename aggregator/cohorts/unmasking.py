@@ -1,7 +1,7 @@
 """Removing masks and needless noise from a sum: in a thread pool, slice by slice, never on the
 event loop.
 
-The partial sums of all shards add up. The slices of one array are disjoint, so threads open them
+The partial sums of all shards add up. The slices of one array are disjoint, so threads unmask them
 in place without locks; key stream and addition release the interpreter lock.
 """
 
@@ -21,18 +21,18 @@ from aggregator.core import Core
 from aggregator.logs import get_logger
 from aggregator.store import cohorts, sums
 from dp.noise.removable import RemovablePart, Removed, removable_part, remove_parts
-from secagg.opening import OpeningPlan, check_sum, open_slice
 from secagg.ring import add_into, lane_dtype
 from secagg.server import masking_set_of, survivors_of
+from secagg.unmasking import UnmaskingPlan, check_sum, unmask_slice
 
 _log = get_logger("opening")
 _RENEWALS = 3  # within the length of a lease: one may be late and one be lost
 
 
 async def claim_lease(core: Core, cohort: str) -> bool:
-    """Whether this replica may open: nobody holds an unexpired lease, or this one does.
+    """Whether this replica may unmask: nobody holds an unexpired lease, or this one does.
 
-    A lease only saves work. Two replicas that open the same sum get the same numbers, and only
+    A lease only saves work. Two replicas that unmask the same sum get the same numbers, and only
     one of them can commit. Claimed again by its holder, it runs from now.
     """
     now = core.clock()
@@ -79,8 +79,8 @@ class UnmaskedSum:
     removed: Removed | None
 
 
-async def opened_sum(core: Core, cohort: Cohort, plan: OpeningPlan) -> UnmaskedSum:
-    """Open the sum of a cohort and verify its check coordinates.
+async def unmasked_sum(core: Core, cohort: Cohort, plan: UnmaskingPlan) -> UnmaskedSum:
+    """Unmask the sum of a cohort and verify its check coordinates.
 
     Raises:
         RemoteProtocolError: ``check-coordinates``.
@@ -96,7 +96,7 @@ async def opened_sum(core: Core, cohort: Cohort, plan: OpeningPlan) -> UnmaskedS
         await asyncio.gather(
             *(
                 loop.run_in_executor(
-                    core.pool, open_slice, plan, total, lo, min(lo + step, plan.length)
+                    core.pool, unmask_slice, plan, total, lo, min(lo + step, plan.length)
                 )
                 for lo in range(0, plan.length, step)
             )
@@ -124,16 +124,16 @@ async def opened_sum(core: Core, cohort: Cohort, plan: OpeningPlan) -> UnmaskedS
     return UnmaskedSum(total, removed)
 
 
-def _needless_noise(cohort: Cohort, plan: OpeningPlan) -> list[RemovablePart]:
-    """The parts of the survivors' noise whose seeds were opened."""
+def _needless_noise(cohort: Cohort, plan: UnmaskingPlan) -> list[RemovablePart]:
+    """The parts of the survivors' noise whose seeds were reconstructed."""
     members = len(masking_set_of(cohort.state))
     return [
-        removable_part(cohort.task.manifest, members, opened.level, opened.seed, cohort.state.ctx)
-        for opened in plan.noise_seeds
+        removable_part(cohort.task.manifest, members, part.level, part.seed, cohort.state.ctx)
+        for part in plan.noise_seeds
     ]
 
 
-def _load(core: Core, names: list[str], plan: OpeningPlan) -> NDArray[np.unsignedinteger]:
+def _load(core: Core, names: list[str], plan: UnmaskingPlan) -> NDArray[np.unsignedinteger]:
     total = np.zeros(plan.length, lane_dtype(plan.ring_bits))
     for name in names:
         part = np.frombuffer(core.blobs.get(name), lane_dtype(plan.ring_bits))

@@ -9,9 +9,9 @@ import pytest
 
 from secagg import masks, ring
 from secagg.errors import LocalProtocolError, RemoteProtocolError
-from secagg.opening import OpeningPlan, check_sum, open_slice
 from secagg.secret import Secret
 from secagg.simulation import make_task
+from secagg.unmasking import UnmaskingPlan, check_sum, unmask_slice
 from tests.kits.said import Case, refused
 
 LENGTH = 300
@@ -25,20 +25,20 @@ def test_slices_open_to_the_masked_sum(bits: int, cuts: tuple[int, ...]) -> None
     plain = ring.with_checks(data, bits, LENGTH)
     masked = plain.copy()
     masks.apply_masks(masked, terms, bits)
-    plan = OpeningPlan(bits, len(plain), tuple(term.negated() for term in terms))
+    plan = UnmaskingPlan(bits, len(plain), tuple(term.negated() for term in terms))
     edges = (0, *cuts, len(plain))
     for lo, hi in pairwise(edges):
-        open_slice(plan, masked, lo, hi)
+        unmask_slice(plan, masked, lo, hi)
     assert np.array_equal(masked, plain)
 
 
 @pytest.mark.parametrize(("lo", "hi"), [(-1, 4), (5, 4), (0, 302)])
 def test_a_slice_outside_the_sum_is_a_misuse(lo: int, hi: int) -> None:
-    plan = OpeningPlan(32, 301, ())
+    plan = UnmaskingPlan(32, 301, ())
     with pytest.raises(LocalProtocolError, match="opening-slice"):
-        open_slice(plan, np.zeros(301, "<u4"), lo, hi)
+        unmask_slice(plan, np.zeros(301, "<u4"), lo, hi)
     with pytest.raises(LocalProtocolError, match="opening-slice"):
-        open_slice(plan, np.zeros(300, "<u4"), 0, 4)
+        unmask_slice(plan, np.zeros(300, "<u4"), 0, 4)
 
 
 def test_every_slice_has_a_check_coordinate_of_its_own() -> None:
@@ -57,7 +57,7 @@ def test_every_slice_has_a_check_coordinate_of_its_own() -> None:
 
 
 def test_the_plan_does_not_print_its_keys() -> None:
-    plan = OpeningPlan(32, 3, (masks.MaskTerm(Secret(b"k" * 32), 1),))
+    plan = UnmaskingPlan(32, 3, (masks.MaskTerm(Secret(b"k" * 32), 1),))
     assert "kkkk" not in repr(plan)
 
 
@@ -70,7 +70,7 @@ def wrong_sum() -> None:
 
 REFUSED = {
     "a slice beyond the sum": Case(
-        lambda: open_slice(OpeningPlan(32, 3, ()), np.zeros(3, "<u4"), 1, 4),
+        lambda: unmask_slice(UnmaskingPlan(32, 3, ()), np.zeros(3, "<u4"), 1, 4),
         "opening-slice",
         3,
         (3, 1, 4),
@@ -92,4 +92,4 @@ def test_the_sum_says_how_many_check_coordinates_are_wrong() -> None:
 
 def test_an_empty_slice_opens_to_nothing() -> None:
     for at in (0, 3):
-        open_slice(OpeningPlan(32, 3, ()), np.zeros(3, "<u4"), at, at)
+        unmask_slice(UnmaskingPlan(32, 3, ()), np.zeros(3, "<u4"), at, at)

@@ -1,6 +1,6 @@
 """What is left to do once the shares are in: expand the masks and take them off the sum.
 
-The sum can be cut by coordinates: every slice is opened on its own, on any thread or machine.
+The sum can be cut by coordinates: every slice is unmasked on its own, on any thread or machine.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from secagg.secret import Secret
 
 @dataclass(frozen=True, eq=False)
 class NoiseSeed:
-    """The opened seed of one removable part of the noise of the device at roster index
+    """The reconstructed seed of one removable part of the noise of the device at roster index
     ``owner``."""
 
     owner: int
@@ -27,7 +27,7 @@ class NoiseSeed:
 
 
 @dataclass(frozen=True, eq=False)
-class OpeningPlan:
+class UnmaskingPlan:
     """What is left in a partial sum of ``length`` payload coordinates beside the data.
 
     ``terms`` carry the sign with which each mask has to be *added* to remove it.
@@ -41,12 +41,12 @@ class OpeningPlan:
     noise_seeds: tuple[NoiseSeed, ...] = ()
 
 
-def open_slice(plan: OpeningPlan, partial_sum: Lanes, lo: int, hi: int) -> None:
+def unmask_slice(plan: UnmaskingPlan, partial_sum: Lanes, lo: int, hi: int) -> None:
     """Remove the masks from coordinates ``lo`` to ``hi`` of the partial sum, in place.
 
     Args:
         partial_sum: lanes of the *whole* payload, ``plan.length`` long. Slices that do not
-            overlap may be opened at the same time.
+            overlap may be unmasked at the same time.
 
     Raises:
         LocalProtocolError: ``opening-slice``.
@@ -61,16 +61,16 @@ def open_slice(plan: OpeningPlan, partial_sum: Lanes, lo: int, hi: int) -> None:
     apply_masks(partial_sum[lo:hi], plan.terms, plan.ring_bits, lo)
 
 
-def check_sum(manifest: Manifest, opened_payload: Lanes, survivors: int) -> None:
+def check_sum(manifest: Manifest, unmasked_payload: Lanes, survivors: int) -> None:
     """Every check coordinate of the unmasked sum shows the number of survivors.
 
     A mask that did not cancel, or a vector that is not one of this payload, shows here with
-    probability 1 - 2^-b per opening slice.
+    probability 1 - 2^-b per slice.
 
     Raises:
         RemoteProtocolError: ``check-coordinates``.
     """
-    lanes, _ = split_checks(opened_payload, manifest.encoding.slice_length)
+    lanes, _ = split_checks(unmasked_payload, manifest.encoding.slice_length)
     checks = centred(lanes, manifest.encoding.ring_bits)
     wrong = np.flatnonzero(checks != survivors)
     if len(wrong):
