@@ -283,3 +283,21 @@ def kill_at(kind: str, times: int = 1) -> Callable[[Event], None]:
             raise Killed
 
     return on_event
+
+
+async def at_once(seconds: float) -> None:
+    """A device's ``sleep`` that waits for nothing."""
+    await asyncio.sleep(0)
+
+
+async def run_all(world: World, devices: int = 4, rounds: int = 1, **first: Any) -> list[Any]:
+    """What each device's run gave, or raised; ``first``: parts of the first one alone."""
+    return await asyncio.gather(
+        *(
+            world.device(f"d{n}", **(first if n == 0 else {})).run_async(
+                OneHot(n), task=TASK, rounds=rounds
+            )
+            for n in range(devices)
+        ),
+        return_exceptions=True,
+    )
