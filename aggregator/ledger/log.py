@@ -19,8 +19,10 @@ from aggregator.core import Core
 from aggregator.ledger.witnesses import Witnesses
 from aggregator.store import records as stored
 from aggregator.store.database import Connection
+from dp.errors import LogForked, LogShrank
 from dp.ledger.contributors import contributors_path, listed
 from dp.ledger.parsing import parse_record
+from dp.ledger.trusted_log import verify_growth
 from dp.tlog import merkle, notes, tiles
 from dp.tlog.merkle import Tree, leaf_hash, node_hash
 from secagg.errors import ConfigurationError, SecaggError
@@ -53,30 +55,57 @@ class Ledger:
         """Create an empty log on first start, then render what is committed.
 
         Raises:
-            ConfigurationError: ``ledger-folder-taken`` by a ledger of another key.
+            ConfigurationError: ``ledger-folder-taken`` by a ledger of another key;
+                ``ledger-rolled-back`` or ``ledger-forked``: the database's log does not extend the
+                checkpoint in the folder.
         """
-        await asyncio.to_thread(self._demand_own_folder)
+        published = await asyncio.to_thread(self._published)  # before the database, which may grow
+        async with self._core.database.read() as connection:
+            head = await stored.head(connection)
+            if published is not None:
+                await self._demand_growth(connection, published, 0 if head is None else head.size)
         async with self._core.database.write() as connection:
             if await stored.head(connection) is None:
                 await stored.begin(connection, self._sign(0, merkle.EMPTY_ROOT))
         await self.publish(everything=True)
 
-    def _demand_own_folder(self) -> None:
-        """The checkpoint there, if there is one, was signed by this service, by whatever name."""
+    def _published(self) -> notes.Checkpoint | None:
+        """The checkpoint in the folder, signed by this service, by whatever name; None: nothing."""
         path = self._folder / "checkpoint"
         if not path.exists():
-            return
+            return None
         try:
             origin = path.read_text("utf-8").partition("\n")[0]
             public = bytes(SigningKey(self._core.keys.ledger.reveal()).verify_key)
             verifier = notes.parse_verifier(notes.verifier_key(origin, public))
-            notes.open_checkpoint(path.read_bytes(), verifier)
+            return notes.open_checkpoint(path.read_bytes(), verifier)
         except (SecaggError, ValueError) as error:
             raise ConfigurationError(
                 "ledger-folder-taken",
                 f"{path} is not signed by this service's ledger.key: {error}.",
                 remedy="Name another data_dir, or restore the keys that belong to this ledger. "
                 "Nothing was changed.",
+            ) from error
+
+    async def _demand_growth(
+        self, connection: Connection, published: notes.Checkpoint, size: int
+    ) -> None:
+        """Devices and witnesses verify the same of every checkpoint, and refuse for good."""
+        tree = await self._committed(connection, size)
+        stored_now = notes.Checkpoint(self._name, size, merkle.root(tree.subtree, size))
+        try:
+            verify_growth(tree.subtree, published, stored_now)
+        except (LogShrank, LogForked) as error:
+            shrank = isinstance(error, LogShrank)
+            raise ConfigurationError(
+                "ledger-rolled-back" if shrank else "ledger-forked",
+                f"The database's log does not extend {self._folder / 'checkpoint'}, which this "
+                "service has published.",
+                expected=f"{published.size} leaves under {published.root.hex()}, or more",
+                found=f"{size} leaves under {stored_now.root.hex()}",
+                remedy="Name the database that belongs to this data_dir, or restore its newest "
+                "state. Devices that saw the published checkpoint refuse any other log. Nothing "
+                "was changed.",
             ) from error
 
     async def size(self) -> int:
