@@ -30,11 +30,9 @@ from dp.accounting.budget import Total
 from dp.accounting.statements import lines
 from dp.ledger.contributors import by_identity
 from dp.ledger.parsing import parse_release, parse_task
-from dp.ledger.records import ReleaseEntry
-from secagg.context import context
+from dp.ledger.records import recomputed_context
 from secagg.errors import SecaggError
 from secagg.manifest import Manifest, manifest_digest
-from secagg.messages import AdmittedModel
 
 LEAVES_MAX = 1 << 16
 """Records that a device reads on its own; about a minute and a gigabyte at most."""
@@ -186,9 +184,13 @@ class _Walk:
             raise _mismatch("names a manifest that the ledger does not hold")
         try:
             entry = parse_release(record)
+            expected = entry.ctx
+            if entry.attempt is not None:
+                digest = bytes.fromhex(str(record["manifest_digest"]))
+                expected = recomputed_context(entry, manifest.task, digest)
         except SecaggError as error:
             raise _mismatch(f"does not parse: {error}") from error
-        if entry.attempt is not None and entry.ctx != _context(entry, manifest, record):
+        if entry.ctx != expected:
             raise _mismatch("has another context than follows from it")
         return Found(
             ctx=entry.ctx,
@@ -205,17 +207,6 @@ class _Walk:
                 "The ledger's records and lists are larger than this device reads at once.",
                 remedy="To read them all: secagg account recover BUNDLE --leaves-max N.",
             )
-
-
-def _context(entry: ReleaseEntry, manifest: Manifest, record: Mapping[str, object]) -> bytes:
-    return context(
-        task=manifest.task,
-        cohort=entry.cohort,
-        attempt=entry.attempt or 0,
-        manifest_digest=bytes.fromhex(str(record["manifest_digest"])),
-        models=tuple(map(AdmittedModel, entry.model_versions, entry.model_digests)),
-        roster=entry.roster_digest,
-    )
 
 
 def _mismatch(what: str) -> LedgerRefusal:

@@ -52,15 +52,20 @@ from dp.ledger.contributors import members_of
 from dp.ledger.findings import AuditedRelease, Finding
 from dp.ledger.forms import Rotation, check_fields, parse_policy, parse_rotation
 from dp.ledger.parsing import parse_first_model, parse_record, parse_release, parse_task
-from dp.ledger.records import Membership, ReleaseEntry, epsilon_micro, parse_membership, same_terms
+from dp.ledger.records import (
+    Membership,
+    ReleaseEntry,
+    epsilon_micro,
+    parse_membership,
+    recomputed_context,
+    same_terms,
+)
 from dp.noise.adaptive_clip import first_clip, next_clip
 from dp.tlog import tiles
 from dp.tlog.notes import Verifier, parse_verifier, verify_note
-from secagg.context import context
 from secagg.errors import SecaggError
 from secagg.hashing import encode_parts
 from secagg.manifest import Manifest
-from secagg.messages import AdmittedModel
 
 _MICRO_TOLERANCE = 1  # libm differs between platforms in the last bit
 
@@ -265,17 +270,11 @@ class RecordAudit:
                 )
             return
         task.lists_all = True
-        if len(entry.model_versions) != len(entry.model_digests):
-            self.problem("model-versions", "The models are not those of the versions.", leaf)
+        try:
+            expected = recomputed_context(entry, task.manifest.task, task.manifest_digest)
+        except LedgerError as error:
+            self.problem(error.reason, error.message, leaf)
             return
-        expected = context(
-            task=task.manifest.task,
-            cohort=entry.cohort,
-            attempt=entry.attempt,
-            manifest_digest=task.manifest_digest,
-            models=tuple(map(AdmittedModel, entry.model_versions, entry.model_digests)),
-            roster=entry.roster_digest,
-        )
         if entry.ctx != expected:
             self.problem(
                 "context-mismatch",

@@ -34,9 +34,11 @@ from dp.ledger.contributors import (
 )
 from dp.ledger.forms import check_moment, check_text
 from dp.tlog.tiles import ENTRY_BYTES_MAX
+from secagg.context import context
 from secagg.hashing import digest
 from secagg.limits import DIGEST_BYTES
 from secagg.manifest import Manifest, decode_manifest, manifest_digest
+from secagg.messages import AdmittedModel
 
 RECORD_VERSION = 1
 RELEASE_VERSION = 2  # of release records; 1 named devices by their identity
@@ -97,6 +99,24 @@ class ReleaseEntry(msgspec.Struct, frozen=True, kw_only=True):
         if self.outcome == "charged":
             return fewest(manifest)
         return ReleaseFacts(survivors=self.survivors, masking_set_size=self.masking_set_size)
+
+
+def recomputed_context(entry: ReleaseEntry, task: str, digest_of_manifest: bytes) -> bytes:
+    """The context that follows from a record of version 2 or later, 32 bytes.
+
+    Raises:
+        LedgerError: ``model-versions``: it does not name a version for each model.
+    """
+    if len(entry.model_versions) != len(entry.model_digests):
+        raise LedgerError("model-versions", "The models are not those of the versions.")
+    return context(
+        task=task,
+        cohort=entry.cohort,
+        attempt=entry.attempt or 0,
+        manifest_digest=digest_of_manifest,
+        models=tuple(map(AdmittedModel, entry.model_versions, entry.model_digests)),
+        roster=entry.roster_digest,
+    )
 
 
 def identity_digest(identity_key: bytes) -> bytes:
