@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from dp.accounting.statements import PrivacyLine
+from dp.accounting.statements import PrivacyStatement
 from dp.noise_meter import NoiseInterval
 from dp.planning.task import UnitCost
 
@@ -63,7 +63,7 @@ class ReleaseView(_View, frozen=True, kw_only=True):
     sum_norm: float | None
     metrics: Mapping[str, float | None]
     epsilon: float | None
-    privacy: tuple[PrivacyLine, ...]
+    privacy: tuple[PrivacyStatement, ...]
     noise: NoiseInterval | None = None
     version: int
     leaf_index: int
@@ -139,7 +139,7 @@ class TaskView(_View, frozen=True, kw_only=True):
     max_epsilon: float | None
     delta: float
     epsilon: float | None
-    privacy: tuple[PrivacyLine, ...] = ()
+    privacy: tuple[PrivacyStatement, ...] = ()
     releases: tuple[ReleaseView, ...]
     aborted: int = 0
     ended_free: tuple[EndedCohort, ...] = ()

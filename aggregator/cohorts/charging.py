@@ -24,7 +24,7 @@ from aggregator.store.database import Conflict, Connection
 from aggregator.tasks import Task
 from aggregator.views import ReleaseView
 from dp.accounting.budget import Account
-from dp.accounting.statements import PrivacyLine, ReleaseFacts, headline, lines
+from dp.accounting.statements import PrivacyStatement, ReleaseFacts, headline, lines
 from dp.errors import BudgetError
 from dp.ledger.contributors import CONTRIBUTORS
 from dp.ledger.records import (
@@ -230,7 +230,7 @@ def _members(state: State, masking_set: Sequence[int], survivors: Sequence[int])
 
 def _account_for(
     task: Task, facts: Sequence[ReleaseFacts], entry: ReleaseEntry
-) -> tuple[bytes, tuple[PrivacyLine, ...]]:
+) -> tuple[bytes, tuple[PrivacyStatement, ...]]:
     """The record as it goes into the ledger, and the privacy statements in it. Runs in a thread."""
     statements = lines(task.manifest, [*facts, entry.facts(task.manifest)])
     record = release_record(task.manifest, task.digest, facts, entry, statements=statements)

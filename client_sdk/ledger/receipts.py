@@ -14,10 +14,10 @@ import msgspec
 from client_sdk.errors import LedgerRefusal
 from client_sdk.ledger.log import Proven
 from client_sdk.state.journal import SessionRecord
-from dp.accounting.statements import PrivacyLine, ReleaseFacts, guaranteed_variance, lines
+from dp.accounting.statements import PrivacyStatement, ReleaseFacts, guaranteed_variance, lines
 from dp.errors import LedgerError
 from dp.ledger.parsing import parse_release
-from dp.ledger.records import RELEASE_VERSION, line_record, same_terms
+from dp.ledger.records import RELEASE_VERSION, same_terms, statement_record
 from secagg.context import context
 from secagg.errors import SecaggError
 from secagg.manifest import Manifest, manifest_digest
@@ -122,7 +122,7 @@ def _check_lines(proven: Proven, manifest: Manifest, facts: ReleaseFacts) -> Non
 
 
 def _line_fits(
-    line: Mapping[str, object], manifest: Manifest, low: PrivacyLine, high: PrivacyLine
+    line: Mapping[str, object], manifest: Manifest, low: PrivacyStatement, high: PrivacyStatement
 ) -> bool:
     epsilon = line.get("epsilon_micro")
     return (
@@ -132,14 +132,14 @@ def _line_fits(
     )
 
 
-def _terms(line: PrivacyLine) -> dict[str, object]:
+def _terms(line: PrivacyStatement) -> dict[str, object]:
     """The record of a line without its epsilon, which may be infinite here."""
-    record = line_record(msgspec.structs.replace(line, epsilon=0.0))
+    record = statement_record(msgspec.structs.replace(line, epsilon=0.0))
     del record["epsilon_micro"]
     return record
 
 
-def _micro(line: PrivacyLine) -> float:
+def _micro(line: PrivacyStatement) -> float:
     return line.epsilon * _MICRO
 
 

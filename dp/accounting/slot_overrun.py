@@ -1,6 +1,6 @@
 """The chance that a batch makes its device miss the public slot, or fail, as a part of delta.
 
-Amplified lines of examples hold for a task in which time and failures never show a batch. Couple
+Amplified statements hold for a task in which time and failures never show a batch. Couple
 that task with the real one by their coins: they differ only where the device that holds the example
 overruns, with a chance of at most p in each of T releases, whatever its data and the releases
 before. So for both neighbours the real outputs are within the distance T p of ideal ones, and two

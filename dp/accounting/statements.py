@@ -1,6 +1,6 @@
-"""From a manifest and its releases to lines of privacy, one per unit, adversary and assumption.
+"""From a manifest and its releases to privacy statements, one per unit, adversary and assumption.
 
-Modes are never mixed: each line is the cost to one unit against one adversary, from the noise that
+Modes are never mixed: each is the cost to one unit against one adversary, from the noise that
 protects this unit. The headline is unamplified. What is accounted is what happened: the noise that
 the survivors of each release guarantee. (Survivor counts are adversary-chosen; the bound that
 holds whatever they are is that of ``lines(manifest, releases_max)``: the filter of Feldman and
@@ -55,7 +55,7 @@ NOISE_KINDS = {"A": "local", "B": "device-level", "C": "distributed"}
 _ABSTAINING = "nothing but the sum depends on who abstains"
 
 
-class PrivacyLine(msgspec.Struct, frozen=True, kw_only=True):
+class PrivacyStatement(msgspec.Struct, frozen=True, kw_only=True):
     """One statement of privacy.
 
     ``mode``: A, B or C (:data:`NOISE_KINDS`). ``unit``: ``example`` or ``device``. ``adversary``:
@@ -251,19 +251,19 @@ def epsilon_of(event: Event, delta: float, slack_log2: float = -math.inf) -> flo
 
 def lines(
     manifest: Manifest, releases: Releases, *, replaced: bool = False
-) -> tuple[PrivacyLine, ...]:
-    """What ``releases`` of this task cost, one line per statement; empty without privacy.
+) -> tuple[PrivacyStatement, ...]:
+    """What ``releases`` of this task cost, statement by statement; empty without privacy.
 
     ``releases``: facts of each, or facts -> number of releases; an integer counts releases at the
     fewest survivors (what a task is charged beforehand). ``replaced``: the same releases between
-    neighbours that exchange a record (a device: its data), at twice the sensitivity; no such line
+    neighbours that exchange a record (a device: its data), at twice the sensitivity; none such
     is amplified.
 
     Raises:
         AccountingError: an impossible release or parameter.
     """
     counts = _counts(manifest, releases)
-    result: list[PrivacyLine] = []
+    result: list[PrivacyStatement] = []
     if manifest.example_privacy is not None:
         if manifest.example_privacy.mode == "distributed":
             result += _mode_c(manifest, manifest.example_privacy, counts, replaced)
@@ -275,19 +275,19 @@ def lines(
     return tuple(result)
 
 
-def _line(
+def _statement(
     mode: Literal["A", "B", "C"],
     manifest: Manifest,
     name: str,
     event: Composed,
     slack: float,
     replaced: bool,
-) -> PrivacyLine:
+) -> PrivacyStatement:
     """The unamplified statement about an event of mode ``mode``."""
     unit: Literal["example", "device"] = "device" if mode == "B" else "example"
     adjacency = "replace-one" if replaced else ADJACENCY[unit]
     delta = manifest.budget.delta
-    return PrivacyLine(
+    return PrivacyStatement(
         mode=mode,
         unit=unit,
         adversary=f"{_who(manifest, mode)}, if {time_terms(manifest, unit, adjacency)}",
@@ -301,46 +301,46 @@ def _line(
 
 def _mode_c(
     manifest: Manifest, privacy: ExamplePrivacy, counts: Counter[ReleaseFacts], replaced: bool
-) -> Iterator[PrivacyLine]:
+) -> Iterator[PrivacyStatement]:
     """Examples, by noise over the sum of all devices.
 
-    That a batch may exceed its public cap is paid from delta in both lines: what is left out then
+    That a batch may exceed its public cap is paid from delta in both: what is left out then
     depends on the other examples, so a neighbour may move the sum by more than the clip.
     """
     delta = manifest.budget.delta
     event = _ring_event(manifest, counts, 1, ADJACENCY["example"], privacy.scheduled)
     releases = sum(counts.values())
     slack = slack_log2(releases * (draws_per_release(manifest) + OVERRUN_DRAWS))
-    line = _line("C", manifest, accountant(manifest), event, slack, replaced)
-    yield line
+    statement = _statement("C", manifest, accountant(manifest), event, slack, replaced)
+    yield statement
     if manifest.report_slot_s > 0 and privacy.sampling_rate < 1 and not replaced:
         slack = overrun_log2(slack, releases, manifest.overrun)
         sampled = epsilon_of(_sampled(event, privacy.sampling_rate), delta, slack)
         terms = slot_terms(manifest.overrun, "report-in slots and failures do")
-        yield _amplified(line, sampled, _who(manifest, "C") + terms)
+        yield _amplified(statement, sampled, _who(manifest, "C") + terms)
 
 
 def _mode_a(
     manifest: Manifest, privacy: ExamplePrivacy, releases: int, replaced: bool
-) -> Iterator[PrivacyLine]:
+) -> Iterator[PrivacyStatement]:
     """Examples, by the noise of every local step on the device itself."""
     each = manifest.training.local_steps if manifest.training is not None else 1
     steps = each * participations(releases, privacy.scheduled)
     event, delta = Composed(((local_step(manifest), steps),)), manifest.budget.delta
     slack = slack_log2(releases * each * manifest.data_length)
-    line = _line("A", manifest, ACCOUNTANT_SKELLAM, event, slack, replaced)
-    yield line
+    statement = _statement("A", manifest, ACCOUNTANT_SKELLAM, event, slack, replaced)
+    yield statement
     if privacy.sampling_rate < 1 and not replaced:
         slack = overrun_log2(slack, releases, manifest.overrun)
         sampled = epsilon_of(_sampled(event, privacy.sampling_rate), delta, slack)
         shown = "report-in slots do" if manifest.report_slot_s > 0 else "time does"
         terms = slot_terms(manifest.overrun, shown)
-        yield _amplified(line, sampled, _who(manifest, "A") + terms)
+        yield _amplified(statement, sampled, _who(manifest, "A") + terms)
 
 
 def _mode_b(
     manifest: Manifest, privacy: DevicePrivacy, counts: Counter[ReleaseFacts], replaced: bool
-) -> Iterator[PrivacyLine]:
+) -> Iterator[PrivacyStatement]:
     """Whole devices, by noise over the sum of all devices.
 
     Secret abstention is Poisson sampling of devices, against the aggregator too: beside a device
@@ -351,19 +351,19 @@ def _mode_b(
     delta = manifest.budget.delta
     event = _ring_event(manifest, counts, examples_factor(manifest), ADJACENCY["device"])
     slack = slack_log2(sum(counts.values()) * draws_per_release(manifest))
-    line = _line("B", manifest, accountant(manifest), event, slack, replaced)
-    yield line
+    statement = _statement("B", manifest, accountant(manifest), event, slack, replaced)
+    yield statement
     if privacy.participation_rate < 1 and not replaced:
         sampled = epsilon_of(_sampled(event, privacy.participation_rate), delta, slack)
-        yield _amplified(line, sampled, f"{line.adversary} and {_ABSTAINING}")
+        yield _amplified(statement, sampled, f"{statement.adversary} and {_ABSTAINING}")
 
 
-def _amplified(line: PrivacyLine, epsilon: float, adversary: str) -> PrivacyLine:
+def _amplified(statement: PrivacyStatement, epsilon: float, adversary: str) -> PrivacyStatement:
     return msgspec.structs.replace(
-        line,
+        statement,
         adversary=adversary,
         amplified=True,
-        accountant=line.accountant + POISSON,
+        accountant=statement.accountant + POISSON,
         epsilon=epsilon,
     )
 
@@ -403,7 +403,7 @@ def _devices(count: int, which: str = "") -> str:
 
 
 def time_terms(manifest: Manifest, unit: Literal["example", "device"], adjacency: Adjacency) -> str:
-    """What a line assumes of time beyond its coins (docs/privacy.md, "Time").
+    """What a statement assumes of time beyond its coins (docs/privacy.md, "Time").
 
     With every coin known, neighbours still differ in the work of one example, or of one device.
     Public slots hide it as far as both neighbours' work fits them. A device that is late at device
@@ -418,21 +418,23 @@ def time_terms(manifest: Manifest, unit: Literal["example", "device"], adjacency
     return f"time does not show {more}"
 
 
-def adversaries(manifest: Manifest, line: PrivacyLine) -> tuple[str, ...]:
-    """The words for a line's adversary: those of now, and those of records of earlier versions.
+def adversaries(manifest: Manifest, statement: PrivacyStatement) -> tuple[str, ...]:
+    """The words for its adversary: those of now, and those of records of earlier versions.
 
     The headlines of earlier ones said nothing of time; those of the first also named ``silent_max``
     devices where the masks do not stand against as many.
     """
-    who = _who(manifest, line.mode)
+    who = _who(manifest, statement.mode)
     silent = _devices(manifest.cohort.silent_max, "other ")
-    first = who if line.mode == "A" else f"the aggregator with {silent}{_MODEL_READERS}"
-    terms = line.adversary.removeprefix(who)
-    time = time_terms(manifest, line.unit, line.adjacency)
-    untimed = terms.replace(f"{time} and ", "") if line.amplified else ""
-    return line.adversary, who + untimed, first + untimed
+    first = who if statement.mode == "A" else f"the aggregator with {silent}{_MODEL_READERS}"
+    terms = statement.adversary.removeprefix(who)
+    time = time_terms(manifest, statement.unit, statement.adjacency)
+    untimed = terms.replace(f"{time} and ", "") if statement.amplified else ""
+    return statement.adversary, who + untimed, first + untimed
 
 
-def headline(statements: Sequence[PrivacyLine]) -> float | None:
+def headline(statements: Sequence[PrivacyStatement]) -> float | None:
     """The largest unamplified epsilon; None without privacy."""
-    return max((line.epsilon for line in statements if not line.amplified), default=None)
+    return max(
+        (statement.epsilon for statement in statements if not statement.amplified), default=None
+    )

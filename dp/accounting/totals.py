@@ -29,7 +29,7 @@ def ledger_totals(tasks: Iterable[Spent]) -> tuple[Total, ...]:
     """What each unit has paid whose data served in every charged cohort of every task.
 
     At the smallest delta of the tasks that make a statement, or of all where none does: so no total
-    is below a line of one of them. Empty before the first cohort.
+    is below a statement of one of them. Empty before the first cohort.
     """
     charged = [task for task in tasks if task.counts or task.unaccounted]
     if not charged:

@@ -17,7 +17,7 @@ SLOT_MIN_S = 1e-3  # slots are counted from times in seconds
 
 
 def check_slot(manifest: Manifest) -> None:
-    """Slot and overrun are in range, and an overrun is stated only where a line rests on it.
+    """Slot and overrun are in range, and an overrun is stated only where a statement rests on it.
 
     Raises:
         ConfigurationError: ``parameter-out-of-range``, ``overrun-without-slot``,

@@ -75,7 +75,7 @@ class DeadlineSpec(_Table, frozen=True):
 class BudgetSpec(_Table, frozen=True):
     """``max_epsilon``: unamplified, over all releases of the task; None: no limit.
 
-    ``delta``: of every line of the report. ``releases_max``: sums that the task may release.
+    ``delta``: of every privacy statement. ``releases_max``: sums that the task may release.
     """
 
     max_epsilon: float | None = 8.0
@@ -181,7 +181,7 @@ class TaskSpec(_Table, frozen=True):
     would have needed. Costs one more secret per level and device, and drawing the parts again.
     ``report_slot_s``: devices report in at multiples of this after a version opens, the first that
     leaves a whole one to train in, so that time does not show the batch; 0: when they are ready
-    (no amplified statement of distributed noise is then made, and each line assumes more of time).
+    (no amplified statement of distributed noise is then made, and each assumes more of time).
     ``slot_overrun``: chance, stated by the operator, that in one release (all tries at it together)
     a batch makes its device miss its whole slot, or fail, whatever its data; delta pays for it in
     the amplified statements of examples. 0: it is claimed never to happen.

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from dp.accounting.budget import Total
-from dp.accounting.statements import PrivacyLine, ReleaseFacts, lines
+from dp.accounting.statements import PrivacyStatement, ReleaseFacts, lines
 from dp.ledger.forms import Rotation
 from dp.ledger.records import (
     Membership,
@@ -33,7 +33,7 @@ class AuditedRelease(msgspec.Struct, frozen=True, kw_only=True):
     leaf: int
     entry: ReleaseEntry
     guaranteed_variance: int
-    lines: tuple[PrivacyLine, ...]
+    lines: tuple[PrivacyStatement, ...]
     clip: float | None = None
 
 
@@ -50,7 +50,7 @@ class AuditedTask(msgspec.Struct, frozen=True, kw_only=True):
         return tuple(release.entry.facts(self.manifest) for release in self.releases)
 
     @property
-    def lines(self) -> tuple[PrivacyLine, ...]:
+    def lines(self) -> tuple[PrivacyStatement, ...]:
         """What the task cost in all; empty for a task that was refused."""
         if not self.admissible:
             return ()

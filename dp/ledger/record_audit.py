@@ -44,7 +44,13 @@ import nacl.exceptions
 import nacl.signing
 
 from dp.accounting.figures import limit_shown, shown_up
-from dp.accounting.statements import PrivacyLine, ReleaseFacts, guaranteed_variance, headline, lines
+from dp.accounting.statements import (
+    PrivacyStatement,
+    ReleaseFacts,
+    guaranteed_variance,
+    headline,
+    lines,
+)
 from dp.contracts import check_recorded
 from dp.errors import LedgerError, ReadError
 from dp.ledger.conduct import Conduct
@@ -364,7 +370,7 @@ class RecordAudit:
         self,
         record: dict[str, Any],
         manifest: Manifest,
-        statements: Sequence[PrivacyLine],
+        statements: Sequence[PrivacyStatement],
         leaf: int,
     ) -> None:
         recorded = record.get("lines")
@@ -387,7 +393,9 @@ class RecordAudit:
                 leaf,
             )
 
-    def _within_budget(self, task: TaskAudit, statements: Sequence[PrivacyLine], leaf: int) -> None:
+    def _within_budget(
+        self, task: TaskAudit, statements: Sequence[PrivacyStatement], leaf: int
+    ) -> None:
         budget, head = task.manifest.budget, headline(statements)
         if len(task.releases) > budget.releases_max:
             self.problem("releases-exhausted", "More releases than the budget allows.", leaf)

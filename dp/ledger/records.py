@@ -18,7 +18,7 @@ import msgspec
 import rfc8785
 
 from dp.accounting.statements import (
-    PrivacyLine,
+    PrivacyStatement,
     ReleaseFacts,
     adversaries,
     fewest,
@@ -186,7 +186,7 @@ def task_record(
     )
 
 
-def line_record(line: PrivacyLine) -> dict[str, Any]:
+def statement_record(line: PrivacyStatement) -> dict[str, Any]:
     return {
         "mode": line.mode,
         "unit": line.unit,
@@ -199,12 +199,12 @@ def line_record(line: PrivacyLine) -> dict[str, Any]:
     }
 
 
-def same_terms(record: Mapping[str, Any], manifest: Manifest, line: PrivacyLine) -> bool:
+def same_terms(record: Mapping[str, Any], manifest: Manifest, line: PrivacyStatement) -> bool:
     """Whether a record's line is this one, its epsilon aside (which may be infinite in ``line``).
 
     As bytes: in Python True equals 1, in JSON it does not.
     """
-    terms = line_record(msgspec.structs.replace(line, epsilon=0.0))
+    terms = statement_record(msgspec.structs.replace(line, epsilon=0.0))
     found = rfc8785.dumps({**record, "epsilon_micro": terms["epsilon_micro"]})
     return any(
         found == rfc8785.dumps({**terms, "adversary": words})
@@ -218,7 +218,7 @@ def release_record(
     previous: Sequence[ReleaseFacts],
     entry: ReleaseEntry,
     *,
-    statements: Sequence[PrivacyLine] | None = None,
+    statements: Sequence[PrivacyStatement] | None = None,
 ) -> bytes:
     """A cohort reached step 3: what was released, by how many, and what the task cost so far.
 
@@ -268,7 +268,7 @@ def release_record(
             "noise_variance": str(variance),
             "measured_variance": [str(end) for end in entry.measured_variance or ()],
             "epsilon_micro": epsilon_micro(headline(statements)),
-            "lines": [line_record(line) for line in statements],
+            "lines": [statement_record(line) for line in statements],
             "released_at": entry.released_at,
         }
         | _list_record(entry)

@@ -178,7 +178,7 @@ def _measured(release: AuditedRelease) -> tuple[float, float] | None:
 
 
 def _profile(task: AuditedTask) -> tuple[ProfilePoint, ...]:
-    """Every line of what happened, at several deltas; where the headline is finite."""
+    """Every statement on what happened, at several deltas; where the headline is finite."""
     points = []
     for delta in _PROFILE_DELTAS:
         budget = msgspec.structs.replace(task.manifest.budget, delta=delta)

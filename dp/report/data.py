@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from dp.accounting.statements import PrivacyLine
+from dp.accounting.statements import PrivacyStatement
 from dp.ledger.findings import Finding
 from dp.ledger.records import Fault
 
@@ -19,7 +19,7 @@ class Parameter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReleaseRow(msgspec.Struct, frozen=True, kw_only=True):
-    """One charged cohort. ``epsilons``: the task's cost after it, in the order of its lines.
+    """One charged cohort. ``epsilons``: the task's cost after it, in the order of its statements.
 
     ``masking_set_size``: devices that owed a vector; None where a record of version 1 does not say.
     ``dropped``: of the cohort, not in the sum; None without a sum, where the record does not tell
@@ -67,7 +67,7 @@ class Exposure(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ProfilePoint(msgspec.Struct, frozen=True, kw_only=True):
-    """What happened at another delta: the epsilon of each line, in the order of the lines."""
+    """What happened at another delta: the epsilon of each statement, in their order."""
 
     delta: float
     epsilons: tuple[float, ...]
@@ -118,7 +118,7 @@ class AnswerGroup(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TaskReport(msgspec.Struct, frozen=True, kw_only=True):
-    """``planned``: the lines if all releases happen with the fewest survivors. ``replaced``: what
+    """``planned``: those if all releases happen with the fewest survivors. ``replaced``: what
     happened, between neighbours that exchange a record instead. ``amplified``: what must be said
     beside amplified ones; empty without one. ``given_back``: charges of cohorts that the service
     failed, or may have failed, before anybody had sent."""
@@ -129,9 +129,9 @@ class TaskReport(msgspec.Struct, frozen=True, kw_only=True):
     created_at: int
     manifest_digest: str
     parameters: tuple[Parameter, ...]
-    lines: tuple[PrivacyLine, ...]
-    planned: tuple[PrivacyLine, ...]
-    replaced: tuple[PrivacyLine, ...]
+    lines: tuple[PrivacyStatement, ...]
+    planned: tuple[PrivacyStatement, ...]
+    replaced: tuple[PrivacyStatement, ...]
     releases: tuple[ReleaseRow, ...]
     budget: BudgetRow
     amplified: str

@@ -1,6 +1,6 @@
 """The privacy report as one self-contained page (or JSON), readable on a phone and offline.
 
-The page holds no script and loads nothing. Every privacy line has a chart of its own: epsilons of
+The page holds no script and loads nothing. Each privacy statement has its own chart: epsilons of
 different units, adversaries or assumptions share no axis.
 """
 
@@ -121,7 +121,7 @@ def render(data: ReportData, run: Mapping[str, Any] | None = None) -> str:
 
 
 def cost_charts(task: TaskReport) -> list[Markup]:
-    """One chart over time for every privacy line, a step for each release; none before one."""
+    """One chart over time for every privacy statement, a step for each release; none before one."""
     if not task.releases:
         return []
     from matplotlib.dates import AutoDateLocator, ConciseDateFormatter

@@ -9,14 +9,14 @@ from dp.accounting.figures import delta_shown, shown_up
 from secagg_cli.output import Output
 
 if TYPE_CHECKING:
-    from dp.accounting.statements import PrivacyLine
+    from dp.accounting.statements import PrivacyStatement
     from secagg_cli.demo.conductor import RoundRecord
 
 # Mode of a privacy line -> its name on the command line.
 MODES = {"A": "local", "B": "device", "C": "distributed"}
 
 
-def epsilon_by_mode(lines: Iterable[PrivacyLine]) -> dict[str, float | None]:
+def epsilon_by_mode(lines: Iterable[PrivacyStatement]) -> dict[str, float | None]:
     """The unamplified epsilon of each privacy mode; None for a mode that is not in use."""
     result: dict[str, float | None] = dict.fromkeys(MODES.values())
     for line in lines:

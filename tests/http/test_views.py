@@ -128,4 +128,6 @@ def test_the_openapi_document_describes_every_json_body() -> None:
                     if "json" in media:
                         assert "$ref" in content["schema"], (method, path, status)
     schemas = document()["components"]["schemas"]
-    assert {"TaskView", "ReleaseView", "TaskCreated", "DeviceList", "PrivacyLine"} <= set(schemas)
+    assert {"TaskView", "ReleaseView", "TaskCreated", "DeviceList", "PrivacyStatement"} <= set(
+        schemas
+    )

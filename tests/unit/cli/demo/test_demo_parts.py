@@ -7,7 +7,7 @@ import pytest
 from msgspec.structs import replace
 
 from client_sdk.errors import OutputError
-from dp.accounting.statements import PrivacyLine
+from dp.accounting.statements import PrivacyStatement
 from secagg_cli.background import Background
 from secagg_cli.demo.folder import check_folder, claim_folder
 from secagg_cli.demo.memory import MemoryMeter, pss_bytes
@@ -41,7 +41,7 @@ def test_the_memory_meter_adds_up_processes_and_forgets_the_dead() -> None:
 
 
 def test_a_mode_that_is_not_in_use_has_no_epsilon() -> None:
-    line = PrivacyLine(
+    line = PrivacyStatement(
         mode="C",
         unit="device",
         adversary="all who see the releases",

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from dp.accounting.statements import PrivacyLine, lines
+from dp.accounting.statements import PrivacyStatement, lines
 from dp.contracts import BudgetSpec, CohortSpec
-from dp.ledger.records import line_record, same_terms
+from dp.ledger.records import same_terms, statement_record
 from dp.report.words import assumptions, exposure
 from secagg.manifest import Manifest
 from tests.kits.tasks import built, statistics
@@ -120,8 +120,8 @@ def test_statistics_assume_of_time_what_every_line_for_devices_does() -> None:
     assert line.adversary.endswith(", if time does not show the data")
 
 
-def recorded(line: PrivacyLine, words: str) -> dict[str, Any]:
-    return {**line_record(line), "adversary": words}
+def recorded(line: PrivacyStatement, words: str) -> dict[str, Any]:
+    return {**statement_record(line), "adversary": words}
 
 
 @pytest.mark.parametrize("slot_s", [0.0, 60.0])

@@ -24,7 +24,7 @@ from dp.accounting.statements import (
     ACCOUNTANT_SKELLAM,
     OVERRUN_DRAWS,
     POISSON,
-    PrivacyLine,
+    PrivacyStatement,
     ReleaseFacts,
     checked_multiplier,
     draws_per_release,
@@ -59,7 +59,7 @@ def test_the_lines_of_mode_c() -> None:
     share = manifest.noise.share_variance
     quiet, loud = SkellamRelease(1024**2, 8192, 3 * share), SkellamRelease(1024**2, 8192, 5 * share)
     draws = 3 * (64 * 6 + OVERRUN_DRAWS)
-    plain = PrivacyLine(
+    plain = PrivacyStatement(
         mode="C",
         unit="example",
         adversary=ALL + ", if one example more fits the slot",
@@ -93,7 +93,7 @@ def test_the_lines_of_mode_a() -> None:
     manifest = built(algorithm="fedavg", budget=NO_LIMIT, training=TrainingSpec(local_steps=3))
     step = local_step(manifest)
     plain, amplified = lines(manifest, 2)
-    assert plain == PrivacyLine(
+    assert plain == PrivacyStatement(
         mode="A",
         unit="example",
         adversary="everyone" + ONE_MORE,
@@ -128,7 +128,7 @@ def test_the_lines_of_mode_b() -> None:
     share = manifest.noise.share_variance
     event = DiscreteGaussianSum(units**2, l1, share, 6, 50, "zero-out")
     plain, amplified = lines(manifest, [ReleaseFacts(survivors=8)] * 3)
-    assert plain == PrivacyLine(
+    assert plain == PrivacyStatement(
         mode="B",
         unit="device",
         adversary="the aggregator with 1 other device, knowing the noise of 2 devices, "

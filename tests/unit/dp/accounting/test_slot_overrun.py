@@ -12,7 +12,7 @@ import rfc8785
 from typer.testing import CliRunner
 
 from dp.accounting.slot_overrun import overrun_log2, taken
-from dp.accounting.statements import OVERRUN_DRAWS, PrivacyLine, lines
+from dp.accounting.statements import OVERRUN_DRAWS, PrivacyStatement, lines
 from dp.contracts import BudgetSpec, TrainingSpec, check_manifest, parse_spec
 from dp.errors import AccountingError
 from dp.ledger.builder import LedgerBuilder
@@ -36,7 +36,7 @@ LOCAL: dict[str, Any] = SLOTTED | {
 STATED = 1e-8
 
 
-def pair(manifest: Manifest, releases: int) -> tuple[PrivacyLine, PrivacyLine]:
+def pair(manifest: Manifest, releases: int) -> tuple[PrivacyStatement, PrivacyStatement]:
     plain, amplified = lines(manifest, releases)
     assert (plain.amplified, amplified.amplified) == (False, True)
     return plain, amplified

@@ -13,7 +13,7 @@ from dp.accounting.events import (
 )
 from dp.accounting.statements import (
     POISSON,
-    PrivacyLine,
+    PrivacyStatement,
     ReleaseFacts,
     _counts,
     _ring_event,
@@ -200,8 +200,8 @@ def test_without_privacy_there_is_no_line_and_no_number() -> None:
 
 
 def test_headline_is_the_largest_unamplified() -> None:
-    def line(epsilon: float, amplified: bool) -> PrivacyLine:
-        return PrivacyLine(
+    def line(epsilon: float, amplified: bool) -> PrivacyStatement:
+        return PrivacyStatement(
             mode="A",
             unit="example",
             adversary="everyone",

@@ -23,9 +23,9 @@ from dp.ledger.records import (
     epsilon_micro,
     identity_digest,
     key_rotation_record,
-    line_record,
     policy_record,
     release_record,
+    statement_record,
     task_record,
 )
 from dp.ledger.trusted_log import TrustedLog, verify_growth
@@ -109,7 +109,7 @@ def test_a_release_s_record_key_by_key() -> None:
         "noise_variance": str(guaranteed_variance(MANIFEST, facts)),
         "measured_variance": ["7", "9"],
         "epsilon_micro": epsilon_micro(statements[0].epsilon),
-        "lines": [line_record(statements[0])],
+        "lines": [statement_record(statements[0])],
         "released_at": 1_700_000_002,
     }
     parsed = parse_release(record_of(item, previous))
@@ -127,7 +127,7 @@ def test_a_release_s_record_key_by_key() -> None:
 
 def test_a_line_s_record_key_by_key() -> None:
     (line,) = lines(MANIFEST, 1)
-    assert line_record(line) == {
+    assert statement_record(line) == {
         "mode": "C",
         "unit": "example",
         "adversary": "the aggregator, knowing the noise of 1 device, "
