@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -86,6 +87,7 @@ class Chaos:
         return list(self.draw(st.permutations(outputs)))
 
 
+@pytest.mark.slow
 @chaos
 @given(st.data())
 def test_disorder_changes_no_sum(data: st.DataObject) -> None:
@@ -123,6 +125,7 @@ def test_disorder_changes_no_sum(data: st.DataObject) -> None:
             assert isinstance(device.state, (client.Finished, client.Failed))
 
 
+@pytest.mark.slow
 @chaos
 @given(st.binary(max_size=200), st.integers(0, 6))
 def test_any_bytes_are_refused_by_name_or_change_nothing(noise: bytes, stage: int) -> None:

@@ -61,6 +61,7 @@ def test_impossible_simulations_are_refused(
         simulate(clients, length, dropout, rounds, processes=processes)
 
 
+@pytest.mark.slow
 def test_a_weak_sparse_graph_fails_exactly_when_some_device_has_too_few_neighbours_left() -> None:
     """Cohorts of 130 on degree 8: failures are common enough to be seen, and are predicted.
 
@@ -109,6 +110,7 @@ def _opens(graph, plan: Plan, lost: dict[int, Drop]) -> bool:
     )
 
 
+@pytest.mark.slow
 def test_the_derived_degree_and_what_it_promises_are_reported() -> None:
     result = simulate(130, 2, 0.02, 1, seed=1, corrupt=0.01)
     plan = result.predicted

@@ -92,6 +92,7 @@ class Fleet:
             self.strikes[member].append(Strike(cohort, now))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [5, 10, 20])
 @pytest.mark.parametrize("seed", range(2))
 def test_one_spoiler_among_four_times_as_many_costs_few_releases(size: int, seed: int) -> None:
