@@ -154,6 +154,8 @@ def _neighbours(task: AuditedTask) -> str:
         "zero-out": "one device that sends zeros in place of its contribution, and its noise",
         "replace-one": "one record exchanged for another",
     }
+    if period_of(task.manifest) > 1:
+        words["add-or-remove"] += ", at its place in a device's list; the others keep theirs"
     used = dict.fromkeys(line.adjacency for line in task.lines)
     return ("; ".join(f"{name}: {words[name]}" for name in used) or "None") + "."
 

@@ -45,6 +45,7 @@ from tests.kits.tasks import built
 
 NO_LIMIT = BudgetSpec(max_epsilon=None, releases_max=16)
 LOUD, QUIET = ReleaseFacts(survivors=6), ReleaseFacts(survivors=4)
+FACTS = {LOUD: 2, QUIET: 3}
 
 
 def task(period: int = 4, **changes: Any) -> Manifest:
@@ -129,10 +130,13 @@ class TestStatements:
 
     def test_a_device_is_in_every_sum(self) -> None:
         terms = {"device_noise_multiplier": 1.4, "removable_noise": False}
-        example, device = lines(task(**terms), {LOUD: 2, QUIET: 3})
-        _, whole = lines(task(1, **terms), {LOUD: 2, QUIET: 3})
+        manifest = task(**terms)
+        example, device = lines(manifest, FACTS)
+        counts = {ring_release(manifest, each, 8, "zero-out"): n for each, n in FACTS.items()}
+        slack = slack_log2(5 * draws_per_release(manifest))
         assert (example.unit, device.unit) == ("example", "device")
-        assert device.epsilon == whole.epsilon > example.epsilon
+        assert device.epsilon == epsilon_of(composed(counts), manifest.budget.delta, slack)
+        assert device.epsilon > example.epsilon
 
     def test_impossible_counts_and_periods_are_refused(self) -> None:
         manifest = task()
