@@ -8,15 +8,17 @@ at a time. What its values become is ``client_sdk.payload``.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
-from client_sdk.errors import PolicyRefusal
+from client_sdk.errors import PolicyRefusal, TaskRefusal
 from client_sdk.payload import check_values, zero_contribution
-from secagg.manifest import Manifest
+from dp.schedule import period_of, places_of
+from secagg.manifest import Manifest, encode_manifest, manifest_digest
 
 __all__ = ["Contributor", "TrainingJob", "check_contributor", "check_values", "zero_contribution"]
 
@@ -35,6 +37,9 @@ class TrainingJob:
             after clip and noise. None elsewhere.
         clip: of this version, where the clip adapts; an ``ExampleSum`` needs it. None: it is fixed.
         deadline_s: seconds from now after which the result is ignored; None without a limit.
+        part: of the examples, the one that this contribution is made of, from 0
+            (:meth:`places`); None: the task has no schedule, all examples serve.
+        known: compares a list of examples with the one before (:meth:`check_list`).
         stop: set when the result is no longer wanted; long work should look at it now and then.
     """
 
@@ -45,7 +50,50 @@ class TrainingJob:
     deadline_s: float | None = None
     correction: np.ndarray | None = None
     clip: float | None = None
+    part: int | None = None
+    known: Callable[[Sequence[bytes]], None] | None = None
     stop: threading.Event = field(default_factory=threading.Event)
+
+    def places(self, count: int) -> NDArray[np.int64]:
+        """Places of the examples that this contribution may be made of, rising.
+
+        All, or those of :attr:`part`: at most ``examples_max`` with distributed noise.
+
+        Args:
+            count: places of the device's whole list, with those whose example is taken out.
+
+        Raises:
+            TaskRefusal: ``part-missing``: the task has a schedule, and the job is none of the
+                client's.
+        """
+        privacy, period = self.manifest.example_privacy, period_of(self.manifest)
+        if privacy is None or period == 1:
+            return np.arange(count)
+        if self.part is None:
+            raise TaskRefusal(
+                "part-missing",
+                "The task's examples serve by a schedule, and this job does not say which part.",
+                expected=f"a part from 0 to {period - 1}",
+                remedy="Take part through client_sdk.Client, which counts this device's charges.",
+            )
+        most = privacy.examples_max if privacy.mode == "distributed" else count
+        seed = manifest_digest(encode_manifest(self.manifest))
+        return places_of(self.part, count, period, most, seed)
+
+    def check_list(self, contents: Sequence[bytes]) -> None:
+        """Return if each example has the place that it had before, and remember the new ones.
+
+        Without a schedule nothing is compared.
+
+        Args:
+            contents: of each place of the whole list what tells its example from others, the same
+                in every process; empty where no example is, or one that adds nothing to a sum.
+
+        Raises:
+            TaskRefusal: ``data-moved``.
+        """
+        if self.known is not None:
+            self.known(contents)
 
 
 class Contributor(Protocol):
@@ -57,6 +105,14 @@ class Contributor(Protocol):
     before the SDK sees a value, and only one that says so is let into such a task: with the
     attribute ``adds_local_noise = True``, which is its word that in such a task every step of
     ``contribute`` adds the manifest's noise.
+
+    In a task with a schedule a contribution is made of the examples at ``job.places(n)`` and of
+    nothing else, and only a contributor that says so is let in: with the attribute
+    ``schedules_examples = True``. It is its word for two more things. An example keeps its place in
+    a list that only grows: one that is taken out leaves its place empty, and none is sorted,
+    shuffled, balanced or filled up (``job.check_list`` compares). And nothing of one job goes into
+    a later one but caches of single examples and what noise was added to before it was kept: no
+    momentum, no moments of an optimiser, no running mean, no left-over of a clip.
 
     A contributor may have, of the last job and for the device's user alone: ``left_out``
     (:class:`client_sdk.training.dataset.LeftOut`), the examples that counted as zero; ``cut``
@@ -80,11 +136,12 @@ class Contributor(Protocol):
 
 
 def check_contributor(manifest: Manifest, contributor: object) -> None:
-    """Refuse a contributor that does not say that it adds the noise which the task counts on.
+    """Refuse a contributor that does not declare what the task counts on.
 
     Raises:
-        PolicyRefusal: ``local-noise-undeclared``.
+        PolicyRefusal: ``local-noise-undeclared``, ``schedule-undeclared``.
     """
+    _check_schedule(manifest, contributor)
     privacy = manifest.example_privacy
     if privacy is None or privacy.mode != "local":
         return
@@ -100,3 +157,18 @@ def check_contributor(manifest: Manifest, contributor: object) -> None:
             "and declare it; or take part in a task whose noise is added with the mask "
             "(privacy = 'distributed').",
         )
+
+
+def _check_schedule(manifest: Manifest, contributor: object) -> None:
+    declared = getattr(contributor, "schedules_examples", False)
+    if period_of(manifest) == 1 or declared is True:
+        return
+    raise PolicyRefusal(
+        "schedule-undeclared",
+        f"In this task an example is in one of {period_of(manifest)} contributions, and this "
+        "contributor does not declare that it keeps to that.",
+        expected="schedules_examples = True",
+        found=declared,
+        remedy="Use LoraTrainer, which does; or use the examples at job.places(n) alone and "
+        "declare it; or take part in a task without a period.",
+    )

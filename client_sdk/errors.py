@@ -95,8 +95,9 @@ class TaskRefusal(PolicyRefusal, ContributionError):
     """The contributor cannot serve this task, whatever its data.
 
     A contributor may raise it for what follows from the manifest, from the model or from how it was
-    set up, and, in a task without any noise, for data of which nothing can be used. For nothing
-    else: unlike other failures it is told, not replaced by zeros.
+    set up, in a task without any noise, for data of which nothing can be used, and, where examples
+    serve in turn, for a list in which they have moved. For nothing else: unlike other failures it
+    is told, not replaced by zeros.
     """
 
 

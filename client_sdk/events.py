@@ -14,7 +14,7 @@ EventKind = Literal[
     "checked-in",  # the offer passed the policy; the model is on disk (detail: no_finite_total, the
     # tasks that leave no finite total, this one or earlier ones, of an example or of a unit that
     # the policy counts; others, epsilon of the other tasks)
-    "training",  # the contributor starts
+    "training",  # the contributor starts (detail: part and period, where examples serve in turn)
     "trained",  # its contribution is journalled (detail: reused, failed, seconds)
     "examples-left-out",  # some counted as zero (detail: examples, reasons, first); stays here
     "examples-cut",  # some counted, but not whole (detail: examples, first); stays here

@@ -33,6 +33,7 @@ from dp.encoding import decode, encode
 from dp.errors import MechanismError
 from dp.noise.adaptive_clip import adapts, with_below
 from dp.noise.sampling import poisson_batch
+from dp.schedule import period_of
 from secagg.manifest import Manifest, training_of
 from secagg.ring import Lanes
 from secagg.secret import Secret
@@ -48,8 +49,12 @@ def is_batch_secret(manifest: Manifest) -> bool:
 
 
 def hides_failures(manifest: Manifest) -> bool:
-    """Whether a failed contribution is replaced by zero plus noise (device-level, distributed)."""
-    return manifest.noise is not None
+    """Whether zeros take the place of a contribution that failed.
+
+    Noise in the ring hides them. With a schedule they are sent without it too (local noise): a
+    device whose count stood still for a failure would use all later parts in other sums.
+    """
+    return manifest.noise is not None or period_of(manifest) > 1
 
 
 def zero_contribution(manifest: Manifest) -> dict[str, np.ndarray]:

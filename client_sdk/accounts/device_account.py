@@ -120,6 +120,18 @@ class DeviceAccount:
         """Cohorts that were charged to a task so far."""
         return sum(entry.task == task for entry in self._whole().entries)
 
+    def charged(self, schedule: str, *, but: bytes = b"") -> int:
+        """Cohorts that were charged to a schedule so far, by all folders over the data.
+
+        Args:
+            schedule: as :class:`dp.accounting.budget.Charge` has it.
+            but: a cohort (ctx) that is not counted.
+        """
+        return sum(
+            entry.cohort != but.hex() and any(c.schedule == schedule for c in entry.charges)
+            for entry in self._whole().entries
+        )
+
     def cohorts(self) -> tuple[str, ...]:
         """Contexts (hex) of all cohorts that this folder charged, in the order of their charges."""
         return tuple(entry.cohort for entry in self._record.account.entries)
@@ -190,7 +202,12 @@ class DeviceAccount:
             yield
 
     def debit(
-        self, manifest: Manifest, ctx: bytes, contribution: str, model_digest: bytes = b""
+        self,
+        manifest: Manifest,
+        ctx: bytes,
+        contribution: str,
+        model_digest: bytes = b"",
+        part: int | None = None,
     ) -> None:
         """Charge one contribution to cohort ``ctx``; on disk when it returns.
 
@@ -201,6 +218,7 @@ class DeviceAccount:
             contribution: its name; :meth:`served` tells the cohort from now on.
             model_digest: of the model that it was computed from; :meth:`given` tells the cohort
                 from now on, unless there is noise in the ring.
+            part: of the task's schedule; None: it has none.
 
         Raises:
             BudgetError: the task has charged all the releases that it may make.
@@ -208,15 +226,20 @@ class DeviceAccount:
             StateError: as :meth:`locked`.
         """
         with self.locked():
-            self._debit(manifest, ctx, contribution, model_digest)
+            self._debit(manifest, ctx, contribution, model_digest, part)
 
     def _debit(
-        self, manifest: Manifest, ctx: bytes, contribution: str, model_digest: bytes
+        self,
+        manifest: Manifest,
+        ctx: bytes,
+        contribution: str,
+        model_digest: bytes,
+        part: int | None,
     ) -> None:
         before = self._record
         record = msgspec.structs.replace(
             before,
-            account=before.account.spend(ctx.hex(), manifest),
+            account=before.account.spend(ctx.hex(), manifest, part=part),
             deltas={**before.deltas, manifest.task: manifest.budget.delta},
             last_cohort=ctx.hex(),  # also of a charge that the ledger was the first to show
             last_contribution=contribution,

@@ -110,20 +110,33 @@ async def recover(
 class SecondLook(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """When to recover once more: a cohort that was open at the time of a loss has ended by then.
 
-    ``due_s``: Unix seconds; 0: never again.
+    ``due_s``: Unix seconds; 0: never again. ``restored``: whether the ledger shows charges that the
+    folder had forgotten; else it is new, as far as anyone can see. ``looked``: schedules for which
+    a new folder has looked before its first debit.
     """
 
     due_s: float
+    restored: bool = True
+    looked: tuple[str, ...] = ()
+
+
+def second_look(journal: Journal) -> SecondLook | None:
+    """The look that is still to come."""
+    look = journal.load_record(_SECOND_LOOK, SecondLook)
+    return look if look is not None and look.due_s > 0 else None
 
 
 def second_look_due(journal: Journal, now_s: float) -> bool:
-    look = journal.load_record(_SECOND_LOOK, SecondLook)
-    return look is not None and 0 < look.due_s <= now_s
+    look = second_look(journal)
+    return look is not None and look.due_s <= now_s
 
 
-def plan_second_look(journal: Journal, due_s: float) -> None:
+def plan_second_look(
+    journal: Journal, due_s: float, *, restored: bool = True, looked: tuple[str, ...] = ()
+) -> None:
     """On disk when it returns. ``due_s``: Unix seconds; 0: it is done."""
-    journal.save_blob(_SECOND_LOOK, msgspec.msgpack.encode(SecondLook(due_s=due_s)))
+    look = SecondLook(due_s=due_s, restored=restored, looked=looked)
+    journal.save_blob(_SECOND_LOOK, msgspec.msgpack.encode(look))
 
 
 class _Walk:

@@ -23,6 +23,7 @@ from client_sdk.events import Event
 from client_sdk.network.http import is_transient
 from client_sdk.rounds.device import RunningDevice
 from client_sdk.rounds.revocations import refresh
+from client_sdk.rounds.schedule import count_of
 from client_sdk.state.models import demand_plain, forget_models, part_of, remove_model
 from client_sdk.transfer_sizes import download_size, model_tensors
 from client_sdk.transfer_sizes import model_length as model_length
@@ -48,6 +49,7 @@ class CheckIn:
 
     ``control``: SCAFFOLD's c of this version, float32[d]; None for other algorithms.
     ``clip``: of this version, where the clip adapts; None: the manifest's, for good.
+    ``count``: this device's charges of the task's schedule so far; None: it has no schedule.
     """
 
     offer: Offer
@@ -56,6 +58,7 @@ class CheckIn:
     vector: np.ndarray = field(repr=False)
     control: np.ndarray | None = field(default=None, repr=False)
     clip: float | None = None
+    count: int | None = None
 
 
 def verify_offer(offer: Offer, task: str, task_key: bytes) -> Manifest:
@@ -124,7 +127,7 @@ async def check_in(device: RunningDevice, task: str, offer: Offer) -> CheckIn:
             or as :func:`proven_clip` or :func:`client_sdk.rounds.revocations.refresh`.
         ClockError: as :meth:`client_sdk.network.server_time.ServerTime.hear`.
         LedgerRefusal: the ledger forked or was rolled back, or does not name the model.
-        PolicyRefusal: the policy's reason.
+        PolicyRefusal: the policy's reason, or as :func:`client_sdk.rounds.schedule.count_of`.
         TransportError, StateError: also as :func:`fetch_model`.
     """
     manifest = verify_offer(offer, task, device.bundle.task_key)
@@ -151,6 +154,7 @@ async def check_in(device: RunningDevice, task: str, offer: Offer) -> CheckIn:
         if refusal.reason != "not-now":
             forget_models(device.journal.models)
         raise
+    count = count_of(device, manifest)
     model = await fetch_model(device, manifest, offer)
     clip = await proven_clip(device, manifest, digest, offer, model)
     await device.ledger.verify_models(
@@ -166,7 +170,7 @@ async def check_in(device: RunningDevice, task: str, offer: Offer) -> CheckIn:
     }
     detail = terms | _no_finite_total(device, manifest)
     await device.deliver(Event("checked-in", task, detail=detail))
-    return CheckIn(offer, manifest, digest, model["vector"], model.get("control"), clip)
+    return CheckIn(offer, manifest, digest, model["vector"], model.get("control"), clip, count)
 
 
 def _no_finite_total(device: RunningDevice, manifest: Manifest) -> dict[str, object]:

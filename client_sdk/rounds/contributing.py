@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,15 +22,19 @@ from client_sdk.contribution import (
     check_contributor,
 )
 from client_sdk.errors import ContributionError, TaskRefusal
+from client_sdk.events import Event
 from client_sdk.payload import hides_failures, prepared, zero_contribution
 from client_sdk.rounds.checkin import CheckIn
 from client_sdk.rounds.device import RunningDevice
 from client_sdk.rounds.examples_told import ExamplesTold
 from client_sdk.rounds.scaffold_control import DeviceControl, settle
+from client_sdk.rounds.schedule import part_at
 from client_sdk.state.journal import Contribution
+from client_sdk.state.places import KnownPlaces
 from client_sdk.threads import finish_in_thread, start_in_thread
 from client_sdk.training.dataset import LeftOut, reasons_of
 from dp.contracts.algorithms.registry import has_control
+from dp.schedule import period_of, schedule_of
 
 
 def report_at(checkin: CheckIn, now_s: float | None = None) -> float | None:
@@ -72,7 +76,8 @@ class Training:
         """The journalled contribution for this offer, computed now unless it is there already.
 
         Raises:
-            PolicyRefusal: ``local-noise-undeclared``, or the contributor's ``TaskRefusal``.
+            PolicyRefusal: ``local-noise-undeclared``, ``schedule-undeclared``, or the contributor's
+                ``TaskRefusal``.
             ContributionError: the contributor failed where its failure may be known.
             LedgerRefusal: SCAFFOLD: the ledger's word on an earlier release does not verify.
         """
@@ -89,7 +94,7 @@ class Training:
             await device.emit("trained", task, version=version, reused=True, **failed)
         else:
             started = device.time.steady()
-            await device.emit("training", task, version=checkin.offer.model.version)
+            await device.deliver(Event("training", task, detail=_terms(checkin)))
             contribution = await self._compute(checkin, report_s)
             told = await self._tell_examples(task)
             contribution = told.stored_in(contribution)
@@ -147,7 +152,8 @@ class Training:
 
         One that has may be in a sum already, whatever the aggregator says of that cohort's end: in
         a second sum, over other devices, the difference of both would show it. A buffer (FedBuff)
-        also takes one of an older version within its bound.
+        also takes one of an older version within its bound. With a schedule it is of the part that
+        is next.
         """
         journal = self._device.journal
         contribution = journal.load_contribution()
@@ -160,7 +166,8 @@ class Training:
         oldest = checkin.offer.model.version - checkin.manifest.cohort.versions_back
         present = contribution.model_digest == checkin.offer.model.digest
         admitted = oldest <= contribution.model_version < checkin.offer.model.version
-        fits = contribution.manifest_digest == checkin.digest and (present or admitted)
+        found = (contribution.manifest_digest, contribution.count)
+        fits = found == (checkin.digest, checkin.count) and (present or admitted)
         if fits and not served:
             return contribution
         journal.drop_contribution()
@@ -178,7 +185,9 @@ class Training:
             values, failed = zero_contribution(manifest), str(error)
         digest = checkin.offer.model.digest
         version = checkin.offer.model.version
-        return Contribution.of(checkin.digest, digest, values, failed, checkin.control, version)
+        return Contribution.of(
+            checkin.digest, digest, values, failed, checkin.control, version, checkin.count
+        )
 
     async def _call(self, checkin: CheckIn, report_s: float | None) -> Mapping[str, np.ndarray]:
         """Call the contributor in its thread, within the time that slot and policy leave."""
@@ -218,6 +227,8 @@ class Training:
             deadline_s=deadline_s,
             correction=self._correction(checkin),
             clip=checkin.clip,
+            part=part_at(checkin.manifest, checkin.count),
+            known=self._known_places(checkin),
             stop=self._stop,
         )
 
@@ -249,11 +260,24 @@ class Training:
             identity_key=device.bundle.certificate.identity_key,
         )
 
+    def _known_places(self, checkin: CheckIn) -> Callable[[Sequence[bytes]], None] | None:
+        if checkin.count is None:
+            return None
+        return KnownPlaces(self._device.journal, schedule_of(checkin.manifest)).check
+
     def _correction(self, checkin: CheckIn) -> np.ndarray | None:
         if checkin.control is None:
             return None
         state = DeviceControl(self._device.journal, checkin.manifest, checkin.digest)
         return state.correction(checkin.control)
+
+
+def _terms(checkin: CheckIn) -> dict[str, object]:
+    """What the app is told when training starts."""
+    version, part = checkin.offer.model.version, part_at(checkin.manifest, checkin.count)
+    if part is None:
+        return {"version": version}
+    return {"version": version, "part": part, "period": period_of(checkin.manifest)}
 
 
 def _look(future: asyncio.Future[Any]) -> None:

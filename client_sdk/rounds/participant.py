@@ -25,10 +25,12 @@ from client_sdk.rounds import faults
 from client_sdk.rounds.device import RunningDevice
 from client_sdk.rounds.examples_told import ExamplesTold
 from client_sdk.rounds.scaffold_control import DeviceControl
+from client_sdk.rounds.schedule import demand_count, look_again, part_at
 from client_sdk.rounds.session import Session
 from client_sdk.state.journal import Contribution
 from client_sdk.threads import finish_in_thread
 from dp.contracts.algorithms.registry import has_control
+from dp.errors import BudgetError
 from secagg.client import (
     Advertised,
     Failed,
@@ -66,7 +68,8 @@ class Outcome:
     ``evidence``: what the ledger showed, where that ended the exchange; ``fault``: the error, where
     the ledger's record contradicts what the device knows. ``refusal``: why the policy dropped it.
     ``failed``: why zeros took the contribution's place; None: it was the contributor's.
-    ``told``: of the examples in the contribution of an earlier process.
+    ``told``: of the examples in the contribution of an earlier process. ``part``: of the examples,
+    the one that the contribution was of, from 0; None: of all, the task has no schedule.
     """
 
     task: str
@@ -80,6 +83,7 @@ class Outcome:
     refusal: PolicyRefusal | None = None
     failed: str | None = None
     told: ExamplesTold | None = None
+    part: int | None = None
 
 
 def note_given(account: DeviceAccount, session: Session) -> None:
@@ -199,6 +203,7 @@ class Participant:
             return
         try:
             await self._demand_models(effect)
+            await self._from_ledger(look_again(device, session.manifest))
         except LedgerRefusal as error:
             if error.reason != "model-not-in-ledger":
                 await self._demand_lasting(error)
@@ -206,8 +211,11 @@ class Participant:
                 self._evidence = await faults.keep(device, error, session.record)
             await session.cancel(error.reason, str(error))
             return
+        except BudgetError as error:
+            await session.cancel(error.reason, str(error))
+            return
         try:
-            await finish_in_thread(self._pay, effect, contribution.name)
+            await finish_in_thread(self._pay, effect, contribution)
             vector = await finish_in_thread(self._encode, contribution, effect)
             if has_control(session.manifest):
                 seen = device.ledger.remembered()
@@ -219,10 +227,11 @@ class Participant:
             return
         await session.apply(VectorReady(vector))
 
-    def _pay(self, effect: ProvideVector, contribution: str) -> None:
+    def _pay(self, effect: ProvideVector, contribution: Contribution) -> None:
         """Debit, if what was admitted still is after what others have spent of the same data.
 
         Raises:
+            ContributionError: as :func:`client_sdk.rounds.schedule.demand_count`.
             PolicyRefusal: the policy's reason, ``data-in-task`` or ``model-given``.
             BudgetError, StateError: as
             :meth:`client_sdk.accounts.device_account.DeviceAccount.debit`.
@@ -230,11 +239,13 @@ class Participant:
         device, session = self._device, self._session
         account, model = device.account, session.record.model_digest
         with account.locked():
+            demand_count(device, session.manifest, contribution, effect.ctx)
             if account.data is not None and not account.has_charged(effect.ctx):
                 device.admit_again(session.manifest)
                 if device.gave(session.manifest, model) is not None:
                     raise PolicyRefusal("model-given", "Another cohort has a vector of this model.")
-            account.debit(session.manifest, effect.ctx, contribution, model)
+            part = part_at(session.manifest, contribution.count)
+            account.debit(session.manifest, effect.ctx, contribution.name, model, part)
 
     async def _demand_models(self, effect: ProvideVector) -> None:
         """Every model that the cohort admits is one that the ledger has released.

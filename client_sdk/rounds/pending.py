@@ -13,6 +13,7 @@ from client_sdk.errors import PolicyRefusal, StateError, TransportError
 from client_sdk.rounds.device import RunningDevice
 from client_sdk.rounds.examples_told import ExamplesTold
 from client_sdk.rounds.participant import Outcome, Participant, note_given
+from client_sdk.rounds.schedule import part_at
 from client_sdk.rounds.session import Session
 from client_sdk.state.journal import Contribution, Journal
 from secagg.client import Advertised, AwaitingVector, Checked, Shared
@@ -46,7 +47,8 @@ async def finish_pending(device: RunningDevice) -> Outcome | None:
         await session.cancel(refusal.reason, f"The unfinished session was dropped: {refusal}")
         dropped = refusal
     outcome = await participant.run()
-    return replace(outcome, refusal=dropped, failed=failed, told=told)
+    part = None if contribution is None else part_at(session.manifest, contribution.count)
+    return replace(outcome, refusal=dropped, failed=failed, told=told, part=part)
 
 
 def check_pending(device: RunningDevice, session: Session) -> None:

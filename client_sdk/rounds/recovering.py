@@ -51,7 +51,8 @@ async def recover_charges(device: RunningDevice, leaves_max: int) -> Recovered:
         await name_evidence(device, error)
         raise
     if is_new and recovered.cohort_max_s:
-        plan_second_look(journal, now_s + recovered.cohort_max_s + device.settings.opening_s)
+        due_s = now_s + recovered.cohort_max_s + device.settings.opening_s
+        plan_second_look(journal, due_s, restored=bool(recovered.charges))
     elif is_new or second_look_due(journal, now_s):
         plan_second_look(journal, 0.0)
     for task, charges in recovered.charges.items():

@@ -17,6 +17,7 @@ from client_sdk.rounds.participant import Participant
 from client_sdk.rounds.pending import finish_pending
 from client_sdk.rounds.recovering import recover_charges
 from client_sdk.rounds.result import Tally
+from client_sdk.rounds.schedule import part_at
 from client_sdk.rounds.session import Session
 from client_sdk.state.models import forget_models
 
@@ -91,7 +92,11 @@ async def take_part(
             lifetime_s=device.settings.advert_lifetime_s,
             clock=device.time.now,
         )
-        outcome = replace(await Participant(device, session).run(), failed=contribution.failed)
+        outcome = replace(
+            await Participant(device, session).run(),
+            failed=contribution.failed,
+            part=part_at(session.manifest, contribution.count),
+        )
         if outcome.fault is not None:
             raise outcome.fault
         tally.add(outcome)

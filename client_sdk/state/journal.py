@@ -14,6 +14,7 @@ One state folder belongs to one device and one process at a time:
 ``checkpoint-*``   the last checkpoint seen, per ledger
 ``quarantine``     tasks that are refused on a ledger (:mod:`client_sdk.ledger.evidence`)
 ``evidence-*``     what such a ledger showed: JSON, not sealed
+``places-*``       which example is at which place, per schedule (:mod:`client_sdk.state.places`)
 ``second-look``    when to look for lost charges once more (:mod:`client_sdk.accounts.recovery`)
 ``control-*``      SCAFFOLD's control variate, per task (:mod:`client_sdk.rounds.scaffold_control`)
 ``revocations-*``  the newest revocation list seen, per partner
@@ -134,6 +135,8 @@ class Contribution(_Record, frozen=True, kw_only=True):
     SCAFFOLD's c of that version, float32, little-endian. ``model_version``: -1 where an older
     software journalled it. ``left_out``: the examples that counted as zero in it; ``cut``: those
     that counted, but not whole; ``examples``: places of the data set, -1 where nobody said.
+    ``count``: charges of the task's schedule before it, from which its part follows; None without a
+    schedule.
     """
 
     version: int = _VERSION
@@ -147,6 +150,7 @@ class Contribution(_Record, frozen=True, kw_only=True):
     left_out: tuple[StoredLeftOut, ...] = ()
     cut: tuple[StoredCut, ...] = ()
     examples: int = -1
+    count: int | None = None
 
     @staticmethod
     def of(
@@ -156,6 +160,7 @@ class Contribution(_Record, frozen=True, kw_only=True):
         failed: str | None,
         control: np.ndarray | None = None,
         model_version: int = -1,
+        count: int | None = None,
     ) -> Contribution:
         """Wrap float64 or int64 arrays; the name is drawn at random."""
         return Contribution(
@@ -171,6 +176,7 @@ class Contribution(_Record, frozen=True, kw_only=True):
             ),
             control=b"" if control is None else control.astype("<f4").tobytes(),
             model_version=model_version,
+            count=count,
         )
 
     def values(self) -> dict[str, np.ndarray]:

@@ -8,9 +8,11 @@ the conversation, would be what the noise protects.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from client_sdk.errors import ContributionError
@@ -33,6 +35,7 @@ class Row:
         whole_tokens: how many it had before it was cut, where the cut took something that is
             learnt; 0: it took nothing.
         untaught: the reason for which no token counts, where that is not the cut.
+        content: SHA-256 of what was read; empty in an empty row.
     """
 
     tokens: tuple[int, ...]
@@ -41,6 +44,7 @@ class Row:
     index: int = -1
     whole_tokens: int = 0
     untaught: str | None = None
+    content: bytes = field(default=b"", compare=False, repr=False)
 
 
 def encode_example(tokenizer: PreTrainedTokenizerBase, example: Any, max_tokens: int) -> Row:
@@ -65,7 +69,8 @@ def encode_example(tokenizer: PreTrainedTokenizerBase, example: Any, max_tokens:
         whole_tokens = len(tokens) if len(tokens) > max_tokens else 0
         tokens = tokens[:max_tokens]
         counts = (False,) * len(tokens)
-        return Row(tuple(tokens), counts, read.label, whole_tokens=whole_tokens)
+        row = Row(tuple(tokens), counts, read.label, whole_tokens=whole_tokens)
+        return replace(row, content=_content(read))
     if tokenizer.chat_template:
         row = _templated(tokenizer, read, max_tokens)
     else:
@@ -75,7 +80,18 @@ def encode_example(tokenizer: PreTrainedTokenizerBase, example: Any, max_tokens:
         tokens=row.tokens[:max_tokens],
         counts=row.counts[:max_tokens],
         whole_tokens=len(row.tokens) if any(row.counts[max_tokens:]) else 0,
+        content=_content(read),
     )
+
+
+def _content(read: Conversation | LabelledText) -> bytes:
+    """The same for the same texts in every process. It is stored (``client_sdk.state.places``):
+    with another one no list would be known again."""
+    if isinstance(read, LabelledText):
+        parts: list[Any] = [read.text, read.label]
+    else:
+        parts = [[[dict(turn.message), turn.counts] for turn in read.turns], read.tools]
+    return hashlib.sha256(json.dumps(parts, default=repr, skipkeys=True).encode()).digest()
 
 
 def check_form(example: Any) -> Conversation | LabelledText:

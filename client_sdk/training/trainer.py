@@ -121,6 +121,9 @@ class LoraTrainer:
     # Every local step of every algorithm that admits local noise
     # (client_sdk.training.algorithms.steps).
     adds_local_noise = True
+    # Rows of one part alone reach an algorithm, and nothing of a job outlives it but rows and the
+    # model, whose adapter each job begins anew.
+    schedules_examples = True
 
     @property
     def model(self) -> PeftModel | PreTrainedModel:
@@ -154,6 +157,8 @@ class LoraTrainer:
             TaskRefusal: the manifest does not fit trainer or model; ``model-failed``: model or
                 tokenizer raise before any data was used; ``dataset-empty``: no example can be
                 used, and the task has no noise that would hide it.
+                Also as :meth:`client_sdk.contribution.TrainingJob.places` and
+                :meth:`client_sdk.contribution.TrainingJob.check_list`.
             ContributionError: ``training-deadline``, ``training-stopped``, and without noise
                 ``examples-failed``. With noise in the ring the device then sends zero plus noise.
         """
@@ -191,10 +196,13 @@ class LoraTrainer:
             ) from error
         rows, empty = self._encode(training_of(manifest).max_tokens)
         self._left_out = {one.index: one for one in empty}
+        places = job.places(len(rows))
+        job.check_list([row.content for row in rows])
         self._demand_examples(manifest, len(rows))
         work = Work(
             adapted=adapted,
-            rows=rows,
+            rows=_alone(rows, places),
+            part=places,
             pad_token=pad_token,
             micro_batch=micro_batch,
             method=self._method,
@@ -305,6 +313,14 @@ class LoraTrainer:
                 f"No example of this data set can be used ({found}): the device gives noise alone.",
                 stacklevel=2,
             )
+
+
+def _alone(rows: tuple[Row, ...], places: NDArray[np.int64]) -> tuple[Row, ...]:
+    """The rows at ``places``; at the other places empty ones."""
+    if len(places) == len(rows):
+        return rows
+    serve = set(places.tolist())
+    return tuple(row if row.index in serve else Row((), (), index=row.index) for row in rows)
 
 
 def _spread(length: int) -> NDArray[np.float32]:

@@ -208,8 +208,8 @@ def join(
             say_totals(out, result.totals)
         if result.failed:
             out.warn(
-                f"{len(result.failed)} times this device gave noise alone, since training failed: "
-                f"{result.failed[-1]}"
+                f"{len(result.failed)} times this device gave nothing of its examples, since "
+                f"training failed: {result.failed[-1]}"
             )
         dropped = tuple(in_file(rows, one) for one in result.left_out)
         cut = tuple(in_file(rows, one) for one in result.cut)

@@ -27,6 +27,7 @@ class LazyTrainer:
     """
 
     adds_local_noise = True  # LoraTrainer does
+    schedules_examples = True  # LoraTrainer does
 
     def __init__(
         self,

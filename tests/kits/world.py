@@ -108,6 +108,7 @@ class World:
         self.spec = spec
         self.port = aiohttp.test_utils.unused_port()
         self.gate: Gate | None = None
+        self.ahead_s = 0.0  # of the service's clock: tests move it instead of waiting
         self._settings = Settings(
             data_dir=folder / "service",
             port=self.port,
@@ -149,7 +150,7 @@ class World:
     # ---- the service
 
     async def start(self) -> None:
-        app = build_app(self._settings)
+        app = build_app(self._settings, lambda: time.time() + self.ahead_s)
         app.middlewares.insert(0, self._gated)
         self.app = app
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)

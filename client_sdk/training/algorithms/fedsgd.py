@@ -54,12 +54,13 @@ def contribute(manifest: Manifest, work: Work) -> Mapping[str, NDArray[Any]]:
 
 
 def secret_batch(privacy: ExamplePrivacy, work: Work) -> NDArray[np.int64]:
-    """Places of a secret Poisson batch (distributed).
+    """Places of a secret Poisson batch (distributed); with a schedule the whole of a public part.
 
     The ring has room for ``examples_max`` examples. A device that holds so many that a batch could
     plausibly be larger uses only its first ``examples_held_max``; in the improbable larger batch
     the last ones are left out. Both rules go by an example's place, so emptying one place (the
     adjacency of the report) never lets another example in, and the sensitivity stays one clip.
     """
-    held = min(len(work.rows), examples_held_max(privacy.examples_max, privacy.sampling_rate))
-    return poisson_batch(held, privacy.sampling_rate, work.random_bytes)[: privacy.examples_max]
+    held = work.places[: examples_held_max(privacy.examples_max, privacy.sampling_rate)]
+    drawn = poisson_batch(len(held), privacy.sampling_rate, work.random_bytes)
+    return held[drawn[: privacy.examples_max]]

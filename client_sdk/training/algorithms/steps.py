@@ -103,7 +103,8 @@ def _private_step(
     The divisor is the manifest's, not the batch's own size or the data's, which are secret. An
     empty batch is a step of noise alone.
     """
-    batch = poisson_batch(len(work.rows), privacy.sampling_rate, work.random_bytes)
+    places = work.places
+    batch = places[poisson_batch(len(places), privacy.sampling_rate, work.random_bytes)]
     total = ExampleSum(manifest, work.random_bytes)
     for rows in work.micro_batches(batch):
         counted = torch.isfinite(gradients.run(rows)).cpu()

@@ -34,6 +34,7 @@ class Work:
         version: of the global model; public seeds and phases follow from it.
         correction: SCAFFOLD's c - c_k, float64[d]; None elsewhere.
         clip: of the global model's version, where the clip adapts; None: the manifest's.
+        part: places of the rows that serve in this round, rising; None: all.
         left_out: by place, the examples that count as zero: the empty ones, and those that raise
             or are not finite in this round.
     """
@@ -50,12 +51,18 @@ class Work:
     version: int = 0
     correction: NDArray[np.float64] | None = None
     clip: float | None = None
+    part: NDArray[np.int64] | None = None
     left_out: dict[int, LeftOut] = field(default_factory=dict)
 
     @property
+    def places(self) -> NDArray[np.int64]:
+        """Places of the rows that serve, empty ones too."""
+        return np.arange(len(self.rows)) if self.part is None else self.part
+
+    @property
     def usable(self) -> NDArray[np.int64]:
-        """Places of the rows that are not empty."""
-        return np.array([i for i, row in enumerate(self.rows) if row.tokens], np.int64)
+        """Places of the rows that serve and are not empty."""
+        return np.array([i for i in self.places if self.rows[i].tokens], np.int64)
 
     def present(self, indices: NDArray[np.int64]) -> list[Row]:
         """The rows at ``indices`` that are not empty, by length, so that passes are even."""
