@@ -52,6 +52,7 @@ from dp.accounting.statements import headline, lines
 from dp.contracts.algorithms.registry import has_control
 from dp.contracts.algorithms.scaffold import control_step
 from dp.encoding import decode, encode
+from dp.schedule import period_of
 from secagg.errors import ConfigurationError, SecaggError
 from secagg.lora.forms import pairs, vector_length, vector_to_tensors
 from secagg.manifest import Manifest
@@ -149,7 +150,12 @@ class Run:
                     vector = older
                 correction = control - own[k] if has_control(manifest) else None
                 job = TrainingJob(
-                    manifest, version - behind, vector, version, correction=correction
+                    manifest,
+                    version - behind,
+                    vector,
+                    version,
+                    correction=correction,
+                    part=version % period_of(manifest),
                 )
                 values = check_values(manifest, trainer.contribute(job))
                 contributions.append(weighed(manifest, values, behind) if has_versions else values)

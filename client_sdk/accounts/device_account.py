@@ -127,10 +127,9 @@ class DeviceAccount:
             schedule: as :class:`dp.accounting.budget.Charge` has it.
             but: a cohort (ctx) that is not counted.
         """
-        return sum(
-            entry.cohort != but.hex() and any(c.schedule == schedule for c in entry.charges)
-            for entry in self._whole().entries
-        )
+        whole = self._whole()
+        counted = tuple(entry for entry in whole.entries if entry.cohort != but.hex())
+        return msgspec.structs.replace(whole, entries=counted).charged(schedule)
 
     def cohorts(self) -> tuple[str, ...]:
         """Contexts (hex) of all cohorts that this folder charged, in the order of their charges."""

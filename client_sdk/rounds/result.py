@@ -34,8 +34,9 @@ class RunResult:
         totals: what all tasks of this account have cost one example and one device, with the tasks
             without noise, which leave no finite total; empty before the first charge.
         left_out: the examples that counted as zero in this run, by place: for this device's user.
-        failed: why the contributor failed, for each session of this run that sent zeros and noise
-            in place of its contribution (``failed`` of its outcome): for this device's user.
+        failed: why the contributor failed, for each session of this run that sent zeros (and noise,
+            where it is in the ring) in place of its contribution (``failed`` of its outcome): for
+            this device's user.
         cut: the examples that counted, but not whole, since they are longer than the task's
             ``max_tokens``: for this device's user.
         examples: places of the data set; None where nothing was contributed in this run, or the

@@ -89,7 +89,10 @@ async def look_again(device: RunningDevice, manifest: Manifest) -> None:
     if period_of(manifest) == 1 or look is None or schedule_of(manifest) in look.looked:
         return
     identity_key = device.bundle.certificate.identity_key
-    await recover(device.ledger, device.account, identity_key, LEAVES_MAX)
+    recovered = await recover(device.ledger, device.account, identity_key, LEAVES_MAX)
+    if recovered.added:
+        charges = recovered.charges.get(manifest.task, 0)
+        await device.emit("recovered", manifest.task, charges=charges)
     looked = (*look.looked, schedule_of(manifest))
     plan_second_look(device.journal, look.due_s, restored=look.restored, looked=looked)
 

@@ -30,6 +30,7 @@ from client_sdk.state.keystore import open_storage_key
 from dp.contracts import DeadlineSpec
 from dp.example_sum import ExampleSum
 from dp.schedule import participations, schedule_of
+from tests.kits.quadratics import Quadratic, local_spec
 from tests.kits.scheduled import scheduled_spec
 from tests.kits.world import TASK, Killed, World, kill_at
 
@@ -395,3 +396,33 @@ async def test_a_list_that_moved_ends_the_run_before_an_advert(tmp_path: Path) -
         assert [event.kind for event in events] == ["checked-in", "training", "refused"]
         assert (await world.view())["waiting"] == 0
         assert fleet.count() == 1
+
+
+async def test_local_training_that_fails_is_paid_like_any_other(tmp_path: Path) -> None:
+    """So the device's later parts are in the releases that they would be in without the failure."""
+
+    class Failing(Quadratic):
+        schedules_examples = True
+
+        def contribute(self, job: TrainingJob) -> Mapping[str, np.ndarray]:
+            values = super().contribute(job)
+            if self.number == 0 and len(self.jobs) == 1:
+                raise MemoryError("one example was too long")
+            return values
+
+    local = local_spec(period=2)
+    async with World(tmp_path, local) as world:
+        contributors = [Failing(number) for number in range(DEVICES)]
+        results = await asyncio.gather(
+            *(
+                world.device(f"d{number}").run_async(contributor, task=TASK, rounds=2)
+                for number, contributor in enumerate(contributors)
+            )
+        )
+        assert all(not result.aborted for result in results)
+        for contributor, result in zip(contributors, results, strict=True):
+            assert [job.part for job in contributor.jobs] == [0, 1]
+            assert [release.part for release in result.releases] == [0, 1]
+        assert "MemoryError" in results[0].failed[0]
+        assert [release.failed for release in results[0].releases] == [results[0].failed[0], None]
+        assert world.audit().verified

@@ -17,9 +17,11 @@ from client_sdk.rounds.checkin import CheckIn
 from client_sdk.rounds.contributing import Training
 from client_sdk.rounds.schedule import count_of, demand_count, part_at
 from client_sdk.state.journal import Contribution
+from client_sdk.training.trainer import LoraTrainer
 from dp.contracts import BudgetSpec
 from dp.schedule import places_of, schedule_of
 from secagg.manifest import Manifest
+from secagg_cli.join.trainer import LazyTrainer
 from tests.kits.contributing import OPENED, Runs, Setting, checkin_of
 from tests.kits.data_accounts import Folder
 from tests.kits.device import digest_of, fedsgd_spec, journal_in, make_manifest
@@ -253,6 +255,11 @@ class TestDeclarations:
             check_contributor(SCHEDULED, contributor)
         assert caught.value.reason == "schedule-undeclared"
         check_contributor(make_manifest(fedsgd_spec(), VERIFIER), contributor)
+
+    def test_the_trainer_says_so_in_an_app_and_in_the_command(self) -> None:
+        check_contributor(SCHEDULED, LazyTrainer([], None))
+        check_contributor(SCHEDULED, LoraTrainer)
+        assert LoraTrainer.schedules_examples is LazyTrainer.schedules_examples is True
 
     def test_local_noise_is_declared_besides(self) -> None:
         contributor = Scheduled(ones)
