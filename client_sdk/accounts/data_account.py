@@ -159,6 +159,12 @@ class DataAccount:
             cohorts.setdefault(charge.entry.cohort, []).append(self._here(charge))
         return msgspec.structs.replace(own, entries=tuple(map(_grouped, cohorts.values())))
 
+    def entry(self, cohort: str) -> Entry | None:
+        """What this device was charged for a cohort (hex), as the record has it."""
+        mine = self._member.identity
+        found = (c.entry for c in self._record.charges if c.identity == mine)
+        return next((entry for entry in found if entry.cohort == cohort), None)
+
     def given(self, model: str) -> str | None:
         """As :meth:`client_sdk.accounts.device_account.DeviceAccount.given`, of all identities;
         hex."""

@@ -16,6 +16,7 @@ overlap differ by single devices, and nothing else hides what those sent.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
@@ -25,6 +26,7 @@ import msgspec
 from client_sdk.errors import StateError
 from client_sdk.state.journal import Journal
 from dp.accounting.budget import UNITS, Account, Entry, Total, Unit, charges_of
+from dp.schedule import period_of, schedule_of
 from secagg.errors import SecaggError
 from secagg.manifest import Manifest
 
@@ -164,7 +166,7 @@ class DeviceAccount:
     def after(self, manifest: Manifest, unit: Unit) -> tuple[Total, Total]:
         """What (this task, all tasks) will have cost a unit if one contribution more is charged."""
         task = msgspec.structs.replace(self._of_task(manifest.task), delta=manifest.budget.delta)
-        more = charges_of(manifest)
+        more = charges_of(manifest, part=self._next_part(manifest))
         return (
             task.total(unit, more, manifest.task),
             self._whole().total(unit, more, manifest.task),
@@ -265,14 +267,22 @@ class DeviceAccount:
             return self._restore(found)
 
     def _restore(self, found: Iterable[Found]) -> int:
+        """Parts of a schedule that no record of the data has are those of a count that goes on."""
         record = self._record
         shown = Account(delta=record.account.delta)
+        unknown: Counter[str] = Counter()
         for charge in found:
-            task = charge.manifest.task
-            shown = shown.spend(charge.ctx.hex(), charge.manifest)
+            task, ctx = charge.manifest.task, charge.ctx.hex()
+            schedule = schedule_of(charge.manifest)
+            part = self._next_part(charge.manifest, unknown[schedule])
+            shown = shown.spend(ctx, charge.manifest, part=part)
+            entry = shown.entries[-1]
+            known = None if self._data is None or part is None else self._data.entry(ctx)
+            if known is None and record.account.entry(ctx) is None:
+                unknown[schedule] += 1
             record = msgspec.structs.replace(
                 record,
-                account=record.account.including(shown.entries[-1]),
+                account=record.account.including(known or entry),
                 deltas={task: charge.manifest.budget.delta, **record.deltas},
             )
             if charge.manifest.noise is None:  # one of them was this device's
@@ -284,6 +294,11 @@ class DeviceAccount:
             self._journal.save_blob(_NAME, msgspec.json.encode(record))
         self._record, self.is_new = record, False
         return added
+
+    def _next_part(self, manifest: Manifest, more: int = 0) -> int | None:
+        """The part that follows the charges so far, and ``more``; None: there is no schedule."""
+        period = period_of(manifest)
+        return None if period == 1 else (self.charged(schedule_of(manifest)) + more) % period
 
     def _share(self, record: _Record, *, restored: bool = False) -> None:
         """Write a folder's charges into the data's account, before its own."""
