@@ -37,10 +37,10 @@ class TrainingJob:
             after clip and noise. None elsewhere.
         clip: of this version, where the clip adapts; an ``ExampleSum`` needs it. None: it is fixed.
         deadline_s: seconds from now after which the result is ignored; None without a limit.
+        stop: set when the result is no longer wanted; long work should look at it now and then.
         part: of the examples, the one that this contribution is made of, from 0
             (:meth:`places`); None: the task has no schedule, all examples serve.
         known: compares a list of examples with the one before (:meth:`check_list`).
-        stop: set when the result is no longer wanted; long work should look at it now and then.
     """
 
     manifest: Manifest
@@ -50,9 +50,9 @@ class TrainingJob:
     deadline_s: float | None = None
     correction: np.ndarray | None = None
     clip: float | None = None
+    stop: threading.Event = field(default_factory=threading.Event)
     part: int | None = None
     known: Callable[[Sequence[bytes]], None] | None = None
-    stop: threading.Event = field(default_factory=threading.Event)
 
     def places(self, count: int) -> NDArray[np.int64]:
         """Places of the examples that this contribution may be made of, rising.

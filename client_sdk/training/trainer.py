@@ -68,10 +68,11 @@ class LoraTrainer:
             prompt and answer or completion, messages, ShareGPT, Alpaca; for a classifier text and
             label. A file is read at once, else items when the first job comes: what is added later
             needs a new trainer. One item is one unit of example-level privacy. Its place counts, so
-            items are not taken away between rounds. An item that cannot be used or teaches nothing
-            counts as zero (:attr:`left_out`); in a task with noise a device without any that can
-            gives noise alone. One that is longer than the task's ``max_tokens`` is cut there
-            (:attr:`cut`).
+            items are not moved between rounds: one that is to go leaves ``{}`` (a task whose
+            examples serve in turn refuses another list). An item that cannot be used or teaches
+            nothing counts as zero (:attr:`left_out`); in a task with noise a device without any
+            that can gives noise alone. One that is longer than the task's ``max_tokens`` is cut
+            there (:attr:`cut`).
         micro_batch: most examples in one pass; the manifest may ask for fewer.
         method: ``hooks`` (Opacus) or ``loop``: one example at a time, least memory, and right for
             models in half precision and models that mix the rows of a pass. Holds for zeroth order
