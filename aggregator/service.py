@@ -118,9 +118,13 @@ class Service:
         self.janitor.start()
         self.ready = True
 
-    async def close(self) -> None:
+    def end_waiting(self) -> None:
+        """No longer ready: long polls end, so that a shutdown need not wait for them."""
         self.ready = False
         self.core.signals.notify_all()
+
+    async def close(self) -> None:
+        self.end_waiting()
         async with self.core.database.quiet():
             await self.janitor.close()
             await self.driver.close()

@@ -32,7 +32,13 @@ from secagg.ranges import (
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """Base of all messages. ``ctx`` is the 32-byte context of one cohort's exchange."""
+    """Base of all messages."""
+
+
+class ContextMessage(Message, frozen=True):
+    """Base of messages that name their exchange. ``ctx``: the 32-byte context of one cohort's."""
+
+    ctx: bytes
 
 
 Reason = Annotated[str, msgspec.Meta(pattern=r"\A[a-z0-9-]{1,64}\Z")]
@@ -105,19 +111,18 @@ class Roster(Message, frozen=True):
     partners: tuple[bytes, ...] = ()
 
 
-class Refusal(Message, frozen=True):
+class Refusal(ContextMessage, frozen=True):
     """Step 2, device to aggregator: why it refuses the roster, instead of :class:`Deals`.
 
     ``entry``: roster index of the device that it objects to; -1: none, but to the roster.
     """
 
-    ctx: bytes
     index: Index
     reason: Reason
     entry: IndexOrNone
 
 
-class Deal(Message, frozen=True):
+class Deal(ContextMessage, frozen=True):
     """Step 2, device to neighbour: sealed pair seed (empty unless sealer) and sealed shares.
 
     The shares are those of the self seed, of the mask secret and of the seed of each removable
@@ -125,7 +130,6 @@ class Deal(Message, frozen=True):
     later.
     """
 
-    ctx: bytes
     sender: Index
     recipient: Index
     sealed_pair_seed: bytes
@@ -133,89 +137,80 @@ class Deal(Message, frozen=True):
     share_hashes: tuple[bytes, ...]
 
 
-class Deals(Message, frozen=True):
+class Deals(ContextMessage, frozen=True):
     """Step 2, device to aggregator: one signed :class:`Deal` per neighbour, sorted by index.
 
     ``noise_commitments``: to the seed of each removable part of its noise.
     """
 
-    ctx: bytes
     deals: tuple[bytes, ...]
     noise_commitments: tuple[bytes, ...]
 
 
-class Inbox(Message, frozen=True):
+class Inbox(ContextMessage, frozen=True):
     """Step 2b, aggregator to device: the signed deals addressed to it."""
 
-    ctx: bytes
     deals: tuple[bytes, ...]
 
 
-class Ready(Message, frozen=True):
+class Ready(ContextMessage, frozen=True):
     """Step 2b, device to aggregator: every deal in the inbox decrypted and checked.
 
     ``pseudonym``: 32 bytes, the name by which the ledger lists this device in this cohort
     (:func:`secagg.context.pseudonym`).
     """
 
-    ctx: bytes
     index: Index
     pseudonym: bytes = b""
 
 
-class Complaint(Message, frozen=True):
+class Complaint(ContextMessage, frozen=True):
     """Step 2b, device to aggregator: these dealers' messages failed, with the signed deals.
 
     ``pseudonym``: as in :class:`Ready`.
     """
 
-    ctx: bytes
     index: Index
     accused: tuple[Index, ...]
     evidence: tuple[bytes, ...]
     pseudonym: bytes = b""
 
 
-class MaskingSet(Message, frozen=True):
+class MaskingSet(ContextMessage, frozen=True):
     """Step 3, aggregator to device: S, the devices that are ready, as sorted indices."""
 
-    ctx: bytes
     members: tuple[Index, ...]
 
 
-class MaskedInput(Message, frozen=True):
+class MaskedInput(ContextMessage, frozen=True):
     """Step 3, device to aggregator: fixes the masked vector before its first byte leaves.
 
     ``vector_digest`` is the plain SHA-256 of the ``size_bytes`` packed bytes.
     """
 
-    ctx: bytes
     index: Index
     masking_set_digest: bytes
     vector_digest: bytes
     size_bytes: Size
 
 
-class SurvivorSet(Message, frozen=True):
+class SurvivorSet(ContextMessage, frozen=True):
     """Step 4, aggregator to device: U, the devices whose whole vector is in the sum."""
 
-    ctx: bytes
     members: tuple[Index, ...]
 
 
-class Confirmation(Message, frozen=True):
+class Confirmation(ContextMessage, frozen=True):
     """Step 4, device to aggregator: the S and U that it was shown."""
 
-    ctx: bytes
     index: Index
     masking_set_digest: bytes
     survivor_set_digest: bytes
 
 
-class Confirmations(Message, frozen=True):
+class Confirmations(ContextMessage, frozen=True):
     """Step 5, aggregator to device: signed confirmations of survivors."""
 
-    ctx: bytes
     confirmations: tuple[bytes, ...]
 
 
@@ -228,19 +223,17 @@ class RevealedShare(Message, frozen=True):
     share: bytes
 
 
-class Unmask(Message, frozen=True):
+class Unmask(ContextMessage, frozen=True):
     """Step 5, device to aggregator: per neighbour in S the share of its mask secret, or those of
     its self seed and its reconstructed noise seeds; sorted by (owner, kind)."""
 
-    ctx: bytes
     index: Index
     shares: tuple[RevealedShare, ...]
 
 
-class Receipt(Message, frozen=True):
+class Receipt(ContextMessage, frozen=True):
     """The sum was released; ``leaf_index`` is the release's place in the ledger."""
 
-    ctx: bytes
     release: Count
     leaf_index: Size
 

@@ -8,7 +8,6 @@ between spends it too. The ledger's leaf, the operator's row and the debit are o
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import msgspec
 
@@ -55,6 +54,16 @@ class Computed:
     optimiser: bytes | None
     sum_digest: bytes
     sum_norm: float
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """The devices of a charge under the names in its record. ``attempt``: None in records of
+    version 1, which name survivors alone."""
+
+    contributors: tuple[bytes, ...]
+    not_in_sum: tuple[bytes, ...] = ()
+    attempt: int | None = None
 
 
 class Charging:
@@ -194,6 +203,7 @@ def entry_of(
     facts = state.facts
     masking_set = masking_set_of(state)
     survivors = survivors_of(state) if computed else ()
+    listed = _listed(state, masking_set, survivors)
     return ReleaseEntry(
         release=number,
         cohort=facts.cohort,
@@ -210,22 +220,24 @@ def entry_of(
         outcome="released" if computed else "charged",
         measured_variance=(measured.low, measured.high) if measured else None,
         clip=computed.step.clip if computed else None,
-        **_members(state, masking_set, survivors),
+        attempt=listed.attempt,
+        contributors=listed.contributors,
+        not_in_sum=listed.not_in_sum,
     )
 
 
-def _members(state: State, masking_set: Sequence[int], survivors: Sequence[int]) -> dict[str, Any]:
+def _listed(state: State, masking_set: Sequence[int], survivors: Sequence[int]) -> _Listed:
     """Who is listed. A cohort that an older software has checked has no pseudonyms."""
     names = state.pseudonyms
     if not names.keys() >= set(masking_set):
         facts = state.facts
-        return {"contributors": tuple(identity_digest(facts.identity(i)) for i in survivors)}
+        return _Listed(tuple(identity_digest(facts.identity(i)) for i in survivors))
     rest = sorted(set(masking_set) - set(survivors))
-    return {
-        "attempt": state.facts.attempt,
-        "contributors": tuple(names[index] for index in survivors),
-        "not_in_sum": tuple(names[index] for index in rest),
-    }
+    return _Listed(
+        contributors=tuple(names[index] for index in survivors),
+        not_in_sum=tuple(names[index] for index in rest),
+        attempt=state.facts.attempt,
+    )
 
 
 def _account_for(

@@ -31,7 +31,15 @@ from aggregator.store import cohorts, mail, sessions
 from aggregator.store.database import Conflict, Connection
 from aggregator.tasks import Task, Tasks
 from secagg.errors import SecaggError
-from secagg.server import Effect, Ended, Refused, State, SumRefused, masking_set_of
+from secagg.server import (
+    Effect,
+    Ended,
+    Refused,
+    State,
+    SumRefused,
+    UnmaskingSum,
+    masking_set_of,
+)
 
 _log = get_logger("driver")
 _UNMASKING_TRIES = 3
@@ -54,7 +62,7 @@ class Live:
         self.cohort = cohort
         self.uploads = Uploads(core, cohort)
         self.adder = Adder(core, cohort, self.uploads)
-        self.unmasking: asyncio.Task[None] | None = None
+        self._unmasking: asyncio.Task[None] | None = None
 
     def members(self) -> dict[str, Member]:
         """By session."""
@@ -66,11 +74,22 @@ class Live:
             )
         }
 
+    @property
+    def unmasking_due(self) -> bool:
+        """Whether the masks can be removed and nothing removes them yet."""
+        cohort = self.cohort
+        idle = self._unmasking is None or self._unmasking.done()
+        return idle and isinstance(cohort.state, UnmaskingSum) and cohort.replay.plan is not None
+
+    def unmasked_by(self, work: asyncio.Task[None]) -> None:
+        """``work`` removes the masks; it ends with this cohort."""
+        self._unmasking = work
+
     async def close(self, *, ended: bool) -> None:
         await self.adder.close()
-        if self.unmasking is not None and self.unmasking is not asyncio.current_task():
-            self.unmasking.cancel()
-            await asyncio.gather(self.unmasking, return_exceptions=True)
+        if self._unmasking is not None and self._unmasking is not asyncio.current_task():
+            self._unmasking.cancel()
+            await asyncio.gather(self._unmasking, return_exceptions=True)
         await self.cohort.close()
         if ended:
             self.uploads.close()
@@ -222,7 +241,7 @@ class Driver:
         """Decisions in the transaction of the events: the debit, and the cohort's end."""
         if fixes_masking_set(cohort.state, state):
             await self._charging.reserve(connection, cohort)
-        if state.phase == "opening" and cohort.state.phase != "opening":
+        if isinstance(state, UnmaskingSum) and not isinstance(cohort.state, UnmaskingSum):
             await self._charging.spend(connection, cohort.task, cohort.id, facts_of(state))
         for effect in effects:
             if isinstance(effect, Refused):
@@ -286,9 +305,8 @@ class Driver:
     # -- unmasking ----------------------------------------------------------------------------
 
     def maybe_unmask(self, live: Live) -> None:
-        due = live.cohort.state.phase == "opening" and live.cohort.replay.plan is not None
-        if due and (live.unmasking is None or live.unmasking.done()):
-            live.unmasking = self.spawn(self._unmask(live), f"open-{live.cohort.id[:8]}")
+        if live.unmasking_due:
+            live.unmasked_by(self.spawn(self._unmask(live), f"open-{live.cohort.id[:8]}"))
 
     async def _unmask(self, live: Live) -> None:
         cohort = live.cohort

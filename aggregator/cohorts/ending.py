@@ -145,7 +145,7 @@ class Ending:
         for finding, data in await self._evidence(connection, cohort, state):
             try:
                 verdict = await asyncio.to_thread(
-                    verify_evidence, data, delivered=True, mask_secret=finding.opening
+                    verify_evidence, data, delivered=True, mask_secret=finding.mask_secret
                 )
             except RemoteProtocolError as error:
                 _log.error("evidence-refused", cohort=cohort.id, reason=error.reason)

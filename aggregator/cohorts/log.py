@@ -97,6 +97,11 @@ class Replay:
             elif isinstance(effect, Wake):
                 self.wake_at_s = effect.at_s
 
+    def woken(self, wake_at_s: float, again_s: float | None) -> None:
+        """The time ``wake_at_s`` was acted on; wake at ``again_s``, unless a newer one is set."""
+        if self.wake_at_s == wake_at_s:
+            self.wake_at_s = again_s
+
 
 def begin(config: ServerConfig, formed: CohortFormed) -> tuple[Replay, tuple[Effect, ...]]:
     """Open a cohort; raises what ``open_cohort`` raises."""

@@ -55,7 +55,7 @@ class Uploads:
                 "No masked-input header was accepted for this device.",
                 remedy="Post the signed MaskedInput message first.",
             )
-        if not self.added(index) and self._cohort.state.phase != "masking":
+        if not self.added(index) and not isinstance(self._cohort.state, Masking):
             raise conflict("upload-late", "The cohort has gone on without this vector.")
         return ticket
 
@@ -78,7 +78,7 @@ class Uploads:
 
     def complete(self) -> list[int]:
         """Devices whose every byte is here while their vector is not yet in the sum."""
-        if self._cohort.state.phase != "masking":
+        if not isinstance(self._cohort.state, Masking):
             return []
         tickets = self._cohort.replay.uploads.values()
         waiting = [ticket for ticket in tickets if not self.added(ticket.index)]

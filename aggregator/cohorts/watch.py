@@ -107,8 +107,7 @@ class Watch:
         except Exception:
             _log.exception("tick-failed", cohort=live.cohort.id)
             again = self._core.clock() + _AGAIN_S
-        if replay.wake_at_s == wake:  # nothing newer was scheduled
-            replay.wake_at_s = again
+        replay.woken(wake, again)
 
     async def _form(self, name: str) -> None:
         try:

@@ -44,9 +44,7 @@ async def _run(app: web.Application) -> AsyncIterator[None]:
 
 
 async def _let_go(app: web.Application) -> None:
-    """End long polls, so that a shutdown need not wait for them."""
-    app[SERVICE].ready = False
-    app[SERVICE].core.signals.notify_all()
+    app[SERVICE].end_waiting()
 
 
 def _measured(service: Service) -> Middleware:

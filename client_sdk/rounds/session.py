@@ -191,7 +191,7 @@ class Session:
         if isinstance(state, _JOINED):
             numbers["cohort_size"] = len(state.session.identity_keys)
         if isinstance(state, AwaitingVector | Uploading | Confirmed):
-            numbers["masking_set"] = len(state.masking_set)
+            numbers["masking_set_size"] = len(state.masking_set)
         if isinstance(state, Confirmed):
             numbers["survivors"] = len(state.survivors)
         return numbers

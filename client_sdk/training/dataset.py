@@ -251,8 +251,8 @@ def unread(dataset: Sequence[Example]) -> tuple[LeftOut, ...]:
 def _stops(error: BaseException) -> bool:
     """Whether the app's user ends the process: signals reach the main thread alone.
 
-    All else is the example's own, in a thread ``sys.exit`` of a decoder too: panics of compiled
-    tokenizers are no ``Exception``.
+    All else is the example's own, in a thread ``sys.exit`` of a decoder too. Panics of compiled
+    tokenizers are not instances of ``Exception``.
     """
     return (
         isinstance(error, KeyboardInterrupt | SystemExit)

@@ -31,7 +31,7 @@ from secagg.messages import (
     Advert,
     Certificate,
     Confirmation,
-    Message,
+    ContextMessage,
     Roster,
     peek,
     verify,
@@ -59,12 +59,12 @@ def check_addressed(config: ClientConfig, state: Advertised, roster: Roster) -> 
         )
 
 
-def check_context(session: Exchange, message: Message) -> None:
+def check_context(session: Exchange, message: ContextMessage | Abort) -> None:
     """The message names the exchange that this device is in."""
     if isinstance(message, Abort):
         found, expected = message.cohort, session.cohort
     else:
-        found, expected = getattr(message, "ctx", b""), session.ctx
+        found, expected = message.ctx, session.ctx
     if found != expected:
         raise RemoteProtocolError(
             "message-context",

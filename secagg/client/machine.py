@@ -70,6 +70,7 @@ from secagg.messages import (
     Complaint,
     Confirmation,
     Confirmations,
+    ContextMessage,
     Inbox,
     MaskedInput,
     MaskingSet,
@@ -89,7 +90,14 @@ from secagg.tools import Tools
 from secagg.transitions import check_move, due
 
 Outcome = tuple[State, tuple[Effect, ...]]
-_AFTER_ROSTER = (Inbox, MaskingSet, SurvivorSet, Confirmations, Receipt, Abort)
+_AFTER_ROSTER: tuple[type[ContextMessage | Abort], ...] = (
+    Inbox,
+    MaskingSet,
+    SurvivorSet,
+    Confirmations,
+    Receipt,
+    Abort,
+)
 
 
 def advertise(
@@ -184,7 +192,6 @@ def _authenticate(
 ) -> Message | None:
     """The verified message, or None if it was obeyed before."""
     task_key = config.manifest.task_key
-    message: Message
     if isinstance(state, Advertised):
         roster, _ = verify(signed, b"", Roster, signer=task_key)
         checks.check_addressed(config, state, roster)

@@ -26,11 +26,11 @@ from secagg.server.states import (
     Facts,
     Finding,
     Masking,
-    Opening,
     Releasing,
     Sharing,
     State,
     Unmasking,
+    UnmaskingSum,
     masking_set_of,
 )
 
@@ -67,7 +67,7 @@ def abort(
         **fields,
         reason=reason,
         silent=_silent(state),
-        summed=state.survivors if isinstance(state, Opening | Releasing) else (),
+        summed=state.survivors if isinstance(state, UnmaskingSum | Releasing) else (),
         masking_set=masking_set_of(state),
     )
     rest = frozenset(range(state.facts.size)) - state.gone

@@ -58,13 +58,13 @@ from secagg.server.states import (
     Confirming,
     Live,
     Masking,
-    Opening,
     PhaseT,
     Released,
     Releasing,
     Sharing,
     State,
     Unmasking,
+    UnmaskingSum,
 )
 from secagg.transitions import check_move, due
 
@@ -182,9 +182,9 @@ def _follow(config: ServerConfig, state: Live, event: DriverEvent) -> Outcome:
             return _on_exclude(state, event)
         case Masking(), VectorAdded():
             return _on_vector_added(config, state, event)
-        case Opening(), SumUnmasked():
-            return _on_sum_opened(state)
-        case Opening() | Releasing(), SumRefused():
+        case UnmaskingSum(), SumUnmasked():
+            return _on_sum_unmasked(state)
+        case UnmaskingSum() | Releasing(), SumRefused():
             return abort(config, state, event.reason)
         case Releasing(), ReleaseCommitted():
             return _on_release(config, state, event)
@@ -274,13 +274,13 @@ def _on_unmask(config: ServerConfig, state: Unmasking, event: Received, message:
         plan = unmask.make_plan(config, state)
     except unmask.Convicted as error:
         return abort(config, state, error.reason, error.findings)
-    opening = Opening(
+    unmasking_sum = UnmaskingSum(
         **common(state), masking_set=state.masking_set, survivors=state.survivors, plan=plan
     )
-    return opening, (RemoveMasks(plan),)
+    return unmasking_sum, (RemoveMasks(plan),)
 
 
-def _on_sum_opened(state: Opening) -> Outcome:
+def _on_sum_unmasked(state: UnmaskingSum) -> Outcome:
     releasing = Releasing(**common(state), masking_set=state.masking_set, survivors=state.survivors)
     return releasing, ()
 

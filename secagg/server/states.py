@@ -44,7 +44,7 @@ class Finding:
 
     ``other``: roster index of the deal's recipient, or of the share's owner; -1: none.
     ``secret``: kind of the share. ``shares``: t revealed shares of the device's own secret, as
-    (holder, share). ``opening``: the mask secret of ``other``, to which a seal does not open.
+    (holder, share). ``mask_secret``: of ``other``, to which a seal does not open.
     """
 
     device: int
@@ -52,7 +52,7 @@ class Finding:
     other: int = -1
     secret: int = -1
     shares: tuple[tuple[int, bytes], ...] = field(default=(), repr=False)
-    opening: Secret | None = field(default=None, repr=False)
+    mask_secret: Secret | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,8 +191,9 @@ class Unmasking(_Phase):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Opening(_Phase):
-    """All secrets that the sum needs are there; the driver removes the masks."""
+class UnmaskingSum(_Phase):
+    """All secrets that the sum needs are there; the driver removes the masks. ``phase`` keeps the
+    word under which it is stored."""
 
     phase: ClassVar[str] = "opening"
 
@@ -239,7 +240,7 @@ class Aborted(_Phase):
     masking_set: tuple[int, ...] = ()
 
 
-Live = Sharing | Checking | Masking | Confirming | Unmasking | Opening | Releasing
+Live = Sharing | Checking | Masking | Confirming | Unmasking | UnmaskingSum | Releasing
 State = Live | Released | Aborted
 
 

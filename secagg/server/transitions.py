@@ -32,12 +32,12 @@ from secagg.server.states import (
     Confirming,
     Live,
     Masking,
-    Opening,
     Released,
     Releasing,
     Sharing,
     State,
     Unmasking,
+    UnmaskingSum,
 )
 from secagg.transitions import Table
 
@@ -69,14 +69,14 @@ TABLE: Table[Live, DeviceMessage | DriverEvent, State] = {
         Cancel: (Aborted,),
     },
     Unmasking: {
-        Unmask: (Unmasking, Opening, Aborted),
+        Unmask: (Unmasking, UnmaskingSum, Aborted),
         Tick: (Unmasking, Aborted),
         Cancel: (Aborted,),
     },
-    Opening: {
+    UnmaskingSum: {
         SumUnmasked: (Releasing,),
         SumRefused: (Aborted,),
-        Tick: (Opening,),
+        Tick: (UnmaskingSum,),
         Cancel: (Aborted,),
     },
     Releasing: {

@@ -206,7 +206,7 @@ def _pair_seeds(
         try:
             seed = sealing.hpke_open(private, info, sealed)  # 32 bytes: its sealed size was checked
         except RemoteProtocolError:
-            bad.append(Finding(survivor, SEAL_INVALID, owner, opening=mask_secret))
+            bad.append(Finding(survivor, SEAL_INVALID, owner, mask_secret=mask_secret))
         else:
             seeds[survivor] = Secret(seed)
     return seeds, bad

@@ -178,7 +178,7 @@ class Aggregator:
 
     def _unmask(self, plan: UnmaskingPlan) -> None:
         state = self.state
-        assert isinstance(state, server.Opening)  # noqa: S101  narrows the type for mypy
+        assert isinstance(state, server.UnmaskingSum)  # noqa: S101  narrows the type for mypy
         middle = plan.length // 2
         unmask_slice(plan, self._sum, 0, middle)
         unmask_slice(plan, self._sum, middle, plan.length)

@@ -189,7 +189,7 @@ def test_nothing_that_was_there_is_changed_or_gone(
         refused = False
         try:
             WRITERS[writer](path)
-        except (OutputError, EnrolmentError):  # the latter: what is there is no partner's key
+        except (OutputError, EnrolmentError):  # the latter: what is there is not a partner's key
             refused = True
         after = seen(root)
     assert {name: after.get(name) for name in before} == before

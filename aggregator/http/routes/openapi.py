@@ -16,69 +16,96 @@ from secagg import http_api
 _OCTETS = "application/octet-stream"
 _DEVICE, _OPERATOR = "device", "operator"
 
-# (method, path) -> (summary, who, request body, response body); a string body is a media type
-_TABLE: dict[tuple[str, str], tuple[str, str | None, Any, Any]] = {
-    ("get", "/v1/server"): ("The keys for enrolment bundles", None, None, http_api.ServerInfo),
-    ("get", "/v1/tasks/{task}/offer"): ("What a device may do now", _DEVICE, None, http_api.Offer),
-    ("get", "/v1/models/{digest}"): ("A model version, with Range", _DEVICE, None, _OCTETS),
-    ("post", "/v1/revocations"): (
+_Body = type[msgspec.Struct] | str | None  # a string is a media type
+
+
+class _Operation(msgspec.Struct, frozen=True):
+    summary: str
+    who: str | None = None
+    request: _Body = None
+    response: _Body = None
+
+
+_TABLE: dict[tuple[str, str], _Operation] = {
+    ("get", "/v1/server"): _Operation(
+        "The keys for enrolment bundles", None, None, http_api.ServerInfo
+    ),
+    ("get", "/v1/tasks/{task}/offer"): _Operation(
+        "What a device may do now", _DEVICE, None, http_api.Offer
+    ),
+    ("get", "/v1/models/{digest}"): _Operation(
+        "A model version, with Range", _DEVICE, None, _OCTETS
+    ),
+    ("post", "/v1/revocations"): _Operation(
         "A partner's signed revocation list",
         _DEVICE,
         _OCTETS,
         v.RevocationsTaken,
     ),
-    ("get", "/v1/revocations/{digest}"): ("A revocation list", _DEVICE, None, _OCTETS),
-    ("post", "/v1/adverts"): ("Report in", _DEVICE, _OCTETS, http_api.AdvertAccepted),
-    ("get", "/v1/sessions/{session}/messages"): ("Mail", _DEVICE, None, http_api.Mail),
-    ("post", "/v1/sessions/{session}/messages"): ("Send a message", _DEVICE, _OCTETS, None),
-    ("get", "/v1/sessions/{session}/vector"): ("Upload state", _DEVICE, None, http_api.UploadState),
-    ("put", "/v1/sessions/{session}/vector"): (
+    ("get", "/v1/revocations/{digest}"): _Operation("A revocation list", _DEVICE, None, _OCTETS),
+    ("post", "/v1/adverts"): _Operation("Report in", _DEVICE, _OCTETS, http_api.AdvertAccepted),
+    ("get", "/v1/sessions/{session}/messages"): _Operation("Mail", _DEVICE, None, http_api.Mail),
+    ("post", "/v1/sessions/{session}/messages"): _Operation(
+        "Send a message", _DEVICE, _OCTETS, None
+    ),
+    ("get", "/v1/sessions/{session}/vector"): _Operation(
+        "Upload state", _DEVICE, None, http_api.UploadState
+    ),
+    ("put", "/v1/sessions/{session}/vector"): _Operation(
         "Send a chunk of the masked vector",
         _DEVICE,
         _OCTETS,
         http_api.UploadState,
     ),
-    ("get", "/ledger/checkpoint"): ("The signed checkpoint", None, None, "text/plain"),
-    ("get", "/ledger/tile/{path}"): ("A tile or entry bundle", None, None, _OCTETS),
-    ("get", "/ledger/contributors/{digest}"): ("A list of contributors", None, None, _OCTETS),
-    ("post", "/v1/operator/partners"): (
+    ("get", "/ledger/checkpoint"): _Operation("The signed checkpoint", None, None, "text/plain"),
+    ("get", "/ledger/tile/{path}"): _Operation("A tile or entry bundle", None, None, _OCTETS),
+    ("get", "/ledger/contributors/{digest}"): _Operation(
+        "A list of contributors", None, None, _OCTETS
+    ),
+    ("post", "/v1/operator/partners"): _Operation(
         "Add a partner",
         _OPERATOR,
         v.PartnerBody,
         v.PartnerAdded,
     ),
-    ("get", "/v1/operator/partners"): ("List partners", _OPERATOR, None, v.PartnerList),
-    ("post", "/v1/operator/partners/{key}/remove"): (
+    ("get", "/v1/operator/partners"): _Operation("List partners", _OPERATOR, None, v.PartnerList),
+    ("post", "/v1/operator/partners/{key}/remove"): _Operation(
         "Remove a partner",
         _OPERATOR,
         None,
         v.PartnerRemoved,
     ),
-    ("get", "/v1/operator/devices"): ("List bans and strikes", _OPERATOR, None, v.DeviceList),
-    ("post", "/v1/operator/devices/{key}/ban"): (
+    ("get", "/v1/operator/devices"): _Operation(
+        "List bans and strikes", _OPERATOR, None, v.DeviceList
+    ),
+    ("post", "/v1/operator/devices/{key}/ban"): _Operation(
         "Ban a device",
         _OPERATOR,
         v.BanBody,
         v.BanMade,
     ),
-    ("post", "/v1/operator/devices/{key}/unban"): ("Lift a ban", _OPERATOR, None, None),
-    ("get", "/v1/operator/devices/{key}/evidence"): (
+    ("post", "/v1/operator/devices/{key}/unban"): _Operation("Lift a ban", _OPERATOR, None, None),
+    ("get", "/v1/operator/devices/{key}/evidence"): _Operation(
         "Evidence against a banned device",
         _OPERATOR,
         None,
         _OCTETS,
     ),
-    ("post", "/v1/operator/tasks"): ("Create a task", _OPERATOR, TaskSpec, v.TaskCreated),
-    ("get", "/v1/operator/tasks"): ("List tasks", _OPERATOR, None, v.TaskList),
-    ("get", "/v1/operator/tasks/{task}"): ("Show a task", _OPERATOR, None, v.TaskView),
-    ("post", "/v1/operator/tasks/{task}/pause"): ("Pause a task", _OPERATOR, None, v.TaskView),
-    ("post", "/v1/operator/tasks/{task}/resume"): (
+    ("post", "/v1/operator/tasks"): _Operation("Create a task", _OPERATOR, TaskSpec, v.TaskCreated),
+    ("get", "/v1/operator/tasks"): _Operation("List tasks", _OPERATOR, None, v.TaskList),
+    ("get", "/v1/operator/tasks/{task}"): _Operation("Show a task", _OPERATOR, None, v.TaskView),
+    ("post", "/v1/operator/tasks/{task}/pause"): _Operation(
+        "Pause a task", _OPERATOR, None, v.TaskView
+    ),
+    ("post", "/v1/operator/tasks/{task}/resume"): _Operation(
         "Resume a task",
         _OPERATOR,
         None,
         v.TaskView,
     ),
-    ("get", "/v1/operator/tasks/{task}/model"): ("The current model", _OPERATOR, None, _OCTETS),
+    ("get", "/v1/operator/tasks/{task}/model"): _Operation(
+        "The current model", _OPERATOR, None, _OCTETS
+    ),
 }
 _QUERIES = {
     ("get", "/v1/tasks/{task}/offer"): ("after_version", "wait_s"),
@@ -96,12 +123,16 @@ def routes(service: Service) -> list[web.RouteDef]:
 
 def document() -> dict[str, Any]:
     """OpenAPI 3.1 of the public port."""
-    kinds = [http_api.Problem, *{b for row in _TABLE.values() for b in row[2:] if _is_struct(b)}]
-    kinds.sort(key=lambda kind: kind.__name__)
+    found = {body for row in _TABLE.values() for body in (row.request, row.response)}
+    named: set[type[msgspec.Struct]] = {
+        http_api.Problem,
+        *(body for body in found if isinstance(body, type)),
+    }
+    kinds = sorted(named, key=lambda kind: kind.__name__)
     _, schemas = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
     paths: dict[str, dict[str, Any]] = {}
     for (method, path), row in _TABLE.items():
-        paths.setdefault(path, {})[method] = _operation(method, path, *row)
+        paths.setdefault(path, {})[method] = _described(method, path, row)
     return {
         "openapi": "3.1.0",
         "info": {"title": "secagg aggregator", "version": "1"},
@@ -120,24 +151,17 @@ def document() -> dict[str, Any]:
     }
 
 
-def _is_struct(body: Any) -> bool:
-    return isinstance(body, type) and issubclass(body, msgspec.Struct)
-
-
-def _content(body: Any) -> dict[str, Any]:
+def _content(body: type[msgspec.Struct] | str) -> dict[str, Any]:
     if isinstance(body, str):
         return {body: {"schema": {"type": "string", "format": "binary"}}}
-    schema = _reference(body) if _is_struct(body) else {"type": "object"}
-    return {"application/json": {"schema": schema}}
+    return {"application/json": {"schema": _reference(body)}}
 
 
-def _reference(body: Any) -> dict[str, Any]:
+def _reference(body: type[msgspec.Struct]) -> dict[str, Any]:
     return {"$ref": f"#/components/schemas/{body.__name__}"}
 
 
-def _operation(
-    method: str, path: str, summary: str, who: str | None, request: Any, response: Any
-) -> dict[str, Any]:
+def _described(method: str, path: str, operation: _Operation) -> dict[str, Any]:
     names = [part[1:-1] for part in path.split("/") if part.startswith("{")]
     parameters: list[dict[str, Any]] = [
         {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
@@ -147,9 +171,10 @@ def _operation(
         {"name": name, "in": "query", "schema": {"type": "number", "minimum": 0}}
         for name in _QUERIES.get((method, path), ())
     ]
+    request, response = operation.request, operation.response
     done = {"description": "Done", **({"content": _content(response)} if response else {})}
-    operation: dict[str, Any] = {
-        "summary": summary,
+    result: dict[str, Any] = {
+        "summary": operation.summary,
         "operationId": method + path.replace("{", "").replace("}", "").replace("/", "-"),
         "parameters": parameters,
         "responses": {
@@ -160,8 +185,8 @@ def _operation(
             },
         },
     }
-    if who:
-        operation["security"] = [{who: []}]
+    if operation.who:
+        result["security"] = [{operation.who: []}]
     if request:
-        operation["requestBody"] = {"required": True, "content": _content(request)}
-    return operation
+        result["requestBody"] = {"required": True, "content": _content(request)}
+    return result

@@ -1,6 +1,6 @@
 """Coins that are not ours: nothing that a generator draws, and no other row, reaches a gradient.
 
-Dropout that is no ``nn.Dropout``, layer drop, router jitter and noisy embeddings are off in every
+Dropout that is not ``nn.Dropout``, layer drop, router jitter and noisy embeddings are off in every
 way of computing; what draws all the same, or mixes rows, is refused before any data is used.
 """
 
