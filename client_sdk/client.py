@@ -23,8 +23,8 @@ from client_sdk.network.server_time import ServerTime, steady_clock
 from client_sdk.network.transport import Transport
 from client_sdk.policy import PrivacyPolicy
 from client_sdk.rounds.device import ParticipantSettings, RunningDevice
+from client_sdk.rounds.missing_charges import recover_charges, recover_new
 from client_sdk.rounds.pending import finish_pending
-from client_sdk.rounds.recovering import recover_charges, recover_new
 from client_sdk.rounds.result import RunResult, Tally
 from client_sdk.rounds.taking_part import take_part
 from client_sdk.state.journal import Journal, Lock

@@ -12,10 +12,10 @@ from client_sdk.rounds.checkin import check_in, next_offer
 from client_sdk.rounds.contributing import Training, version_of
 from client_sdk.rounds.device import RunningDevice
 from client_sdk.rounds.faults import tell_fault
+from client_sdk.rounds.missing_charges import recover_charges
 from client_sdk.rounds.pace import Pace
 from client_sdk.rounds.participant import Participant
 from client_sdk.rounds.pending import finish_pending
-from client_sdk.rounds.recovering import recover_charges
 from client_sdk.rounds.result import Tally
 from client_sdk.rounds.schedule import part_at
 from client_sdk.rounds.session import Session

@@ -1,4 +1,8 @@
-"""The append-only ledger in memory, built as tiles."""
+"""A whole log in memory, built as tiles, for benchmarks and tests.
+
+The service keeps its leaves in a database and renders them with :mod:`aggregator.ledger.log`. Both
+write the files that :func:`dp.tlog.tiles.files` yields.
+"""
 
 from __future__ import annotations
 

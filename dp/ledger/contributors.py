@@ -171,10 +171,3 @@ def members_of(record: Mapping[str, Any], read: Callable[[str], bytes | None]) -
     if by_identity(record):
         return Members(parse_contributors(data, digest))
     return parse_members(data, digest)
-
-
-def contributors_of(
-    record: Mapping[str, Any], read: Callable[[str], bytes | None]
-) -> tuple[bytes, ...]:
-    """The devices in the released sum, as :func:`members_of`."""
-    return members_of(record, read).contributors

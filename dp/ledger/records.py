@@ -42,7 +42,6 @@ from secagg.messages import AdmittedModel
 
 RECORD_VERSION = 1
 RELEASE_VERSION = 2  # of release records; 1 named devices by their identity
-"""Levels of lists and objects in a record; records have three."""
 Outcome = Literal["released", "charged"]
 Fault = Literal["service", "devices", "unknown"]
 Record = Mapping[str, Any]
@@ -395,16 +394,3 @@ def parse_membership(record: Record) -> Membership:
             "record-malformed", f"A membership record does not parse: {error}."
         ) from error
     return found
-
-
-def key_rotation_record(old_verifier: str, new_verifier: str, at: int) -> bytes:
-    """From here on checkpoints carry a signature by the new key too; Unix seconds."""
-    return _canonical(
-        {
-            "type": "key-rotation",
-            "version": RECORD_VERSION,
-            "old_verifier": old_verifier,
-            "new_verifier": new_verifier,
-            "at": at,
-        }
-    )

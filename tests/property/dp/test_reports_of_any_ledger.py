@@ -16,13 +16,14 @@ from hypothesis import strategies as st
 from dp.contracts import BudgetSpec
 from dp.ledger.builder import LedgerBuilder
 from dp.ledger.findings import AuditResult
-from dp.ledger.records import key_rotation_record, membership_record, policy_record, release_record
+from dp.ledger.records import membership_record, policy_record, release_record
 from dp.ledger.verification import verify_ledger
 from dp.report import report_data
 from dp.tlog.witness import WitnessPolicy, cosign, witness_key
 from secagg.manifest import encode_manifest, manifest_digest
 from secagg.secret import Secret
 from secagg_cli.audit.report import render
+from tests.kits.rotations import key_rotation_record
 from tests.kits.tasks import (
     ORIGIN,
     VERIFIER,

@@ -233,10 +233,10 @@ REFUSED = {
         lambda: contributors.parse_contributors(b"", digest_of(b"")), "contributors-malformed"
     ),
     "contributors of no hex": Case(
-        lambda: contributors.contributors_of({"contributors": ["xy"]}, {}.get), "record-malformed"
+        lambda: contributors.members_of({"contributors": ["xy"]}, {}.get), "record-malformed"
     ),
     "a record without contributors": Case(
-        lambda: contributors.contributors_of({}, {}.get), "record-malformed"
+        lambda: contributors.members_of({}, {}.get), "record-malformed"
     ),
 }
 

@@ -22,7 +22,6 @@ from dp.ledger.records import (
     ReleaseEntry,
     epsilon_micro,
     identity_digest,
-    key_rotation_record,
     policy_record,
     release_record,
     statement_record,
@@ -35,6 +34,7 @@ from dp.tlog.tiles import Tile, TileTree, fetch, parse_bundle, proof_paths
 from secagg.hashing import digest
 from secagg.manifest import encode_manifest, manifest_digest
 from tests.kits.receipts import log_of
+from tests.kits.rotations import key_rotation_record
 from tests.kits.said import Case, refused
 from tests.kits.tasks import ORIGIN, VERIFIER, built, entry, ledger, served
 
@@ -180,8 +180,8 @@ def test_contributors_stand_in_the_record_up_to_256() -> None:
     assert apart["contributors"] == []
     assert apart["contributors_digest"] == hashlib.sha256(packed).hexdigest()
     path = "contributors/" + apart["contributors_digest"]
-    assert contributors.contributors_of(apart, {path: packed}.get) == tuple(sorted(many))
-    assert contributors.contributors_of(inline, {}.get) == tuple(sorted(many[:256]))
+    assert contributors.members_of(apart, {path: packed}.get).contributors == tuple(sorted(many))
+    assert contributors.members_of(inline, {}.get).contributors == tuple(sorted(many[:256]))
     assert parse_release(apart).contributors == ()
 
 

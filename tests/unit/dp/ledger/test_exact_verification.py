@@ -28,7 +28,6 @@ from dp.ledger.builder import LedgerBuilder
 from dp.ledger.findings import AuditResult
 from dp.ledger.records import (
     epsilon_micro,
-    key_rotation_record,
     policy_record,
     release_record,
     task_record,
@@ -41,6 +40,7 @@ from secagg.hashing import encode_parts
 from secagg.keys import identity_public_key
 from secagg.manifest import encode_manifest, manifest_digest
 from secagg.secret import Secret
+from tests.kits.rotations import key_rotation_record
 from tests.kits.tasks import (
     LEDGER_SEED,
     ORIGIN,

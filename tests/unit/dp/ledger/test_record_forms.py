@@ -18,7 +18,7 @@ from dp.ledger import parsing, records
 from dp.ledger.builder import LedgerBuilder
 from dp.ledger.findings import AuditResult
 from dp.ledger.forms import TEXT_MAX, TIME_MAX_S
-from dp.ledger.records import key_rotation_record, membership_record, release_record
+from dp.ledger.records import membership_record, release_record
 from dp.ledger.verification import verify_ledger
 from dp.report import report_data
 from dp.tlog.notes import (
@@ -30,6 +30,7 @@ from dp.tlog.notes import (
 from dp.tlog.tiles import TILE_WIDTH
 from secagg.manifest import encode_manifest, manifest_digest
 from tests.kits import tasks
+from tests.kits.rotations import key_rotation_record
 from tests.kits.said import Case, refused
 from tests.kits.tasks import (
     ORIGIN,

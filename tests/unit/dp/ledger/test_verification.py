@@ -17,11 +17,12 @@ from dp.errors import AccountingError, LedgerError
 from dp.ledger.builder import LedgerBuilder
 from dp.ledger.findings import AuditResult
 from dp.ledger.parsing import parse_record
-from dp.ledger.records import key_rotation_record, policy_record, release_record, task_record
+from dp.ledger.records import policy_record, release_record, task_record
 from dp.ledger.verification import verify_ledger
 from dp.tlog.notes import Checkpoint, sign_checkpoint
 from secagg.manifest import Manifest, encode_manifest, manifest_digest
 from secagg.secret import Secret
+from tests.kits.rotations import key_rotation_record
 from tests.kits.tasks import (
     LEDGER_SEED,
     ORIGIN,

@@ -15,13 +15,14 @@ from dp.contracts import BudgetSpec
 from dp.contracts.spec import TrainingSpec
 from dp.ledger.builder import LedgerBuilder
 from dp.ledger.findings import AuditResult
-from dp.ledger.records import key_rotation_record, membership_record, policy_record
+from dp.ledger.records import membership_record, policy_record
 from dp.ledger.verification import verify_ledger
 from dp.report import ReportData, report_data
 from dp.schedule import period_of
 from secagg_cli.audit.report import render
 from secagg_cli.main import app
 from tests.kits.report_words import words
+from tests.kits.rotations import key_rotation_record
 from tests.kits.tasks import ORIGIN, VERIFIER, built, entry, ledger, listed, listing, put, served
 
 AT = 1_700_000_100
