@@ -14,6 +14,8 @@ from secagg.manifest import Manifest
 from secagg.secret import Secret
 from secagg.tools import Tools, system_tools
 
+__version__ = "0.1.0"
+
 __all__ = [
     "ConfigurationError",
     "LocalProtocolError",
@@ -22,5 +24,6 @@ __all__ = [
     "SecaggError",
     "Secret",
     "Tools",
+    "__version__",
     "system_tools",
 ]

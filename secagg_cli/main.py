@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from secagg import __version__
 from secagg_cli import bench, doctor, simulate
 from secagg_cli.audit import command as audit
 from secagg_cli.demo import command as demo
@@ -33,9 +34,7 @@ app = typer.Typer(
 
 def _version(asked: bool) -> None:
     if asked:
-        from secagg_cli.audit.software import version
-
-        typer.echo(f"secagg {version()}")
+        typer.echo(f"secagg {__version__}")
         raise typer.Exit
 
 

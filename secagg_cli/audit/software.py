@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import platform
 from pathlib import Path
+
+import numpy
+
+import secagg
 
 _PACKAGES = ("secagg", "dp", "client_sdk", "aggregator", "secagg_cli")
 
@@ -13,10 +16,10 @@ _PACKAGES = ("secagg", "dp", "client_sdk", "aggregator", "secagg_cli")
 def software() -> dict[str, str]:
     """Name -> version or digest, of what computes and draws a report."""
     return {
-        "secagg": _version("secagg"),
+        "secagg": secagg.__version__,
         "SHA-256 of its code": code_digest(),
         "Python": platform.python_version(),
-        "numpy": _version("numpy"),
+        "numpy": numpy.__version__,
     }
 
 
@@ -37,15 +40,3 @@ def code_digest(root: Path | None = None) -> str:
         digest.update(f"{path}\n{len(content)}\n".encode())
         digest.update(content)
     return digest.hexdigest()
-
-
-def version() -> str:
-    """Of this installation."""
-    return _version("secagg")
-
-
-def _version(name: str) -> str:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed as a package"

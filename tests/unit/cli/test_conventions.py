@@ -5,15 +5,18 @@ import os
 import pwd
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+import secagg
 from secagg.errors import ConfigurationError
 from secagg_cli.main import app
 from secagg_cli.models import cache
 
+ROOT = Path(__file__).resolve().parents[3]
 PLAN = ("plan", "cohort", "--clients", "10")
 PYTHON = (sys.executable, "-m", "secagg_cli.main")
 
@@ -31,9 +34,16 @@ def shell(line: str, **environment: str) -> subprocess.CompletedProcess[str]:
 def test_the_version_is_one_line() -> None:
     done = CliRunner().invoke(app, ["--version"])
     assert done.exit_code == 0
-    name, version = done.output.split()
-    assert name == "secagg"
-    assert version[0].isdigit()
+    assert done.output == f"secagg {secagg.__version__}\n"
+    assert secagg.__version__[0].isdigit()
+
+
+def test_the_version_stands_in_one_place() -> None:
+    """A package that is built has the version that the command prints."""
+    found = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert "version" not in found["project"]
+    assert "version" in found["project"]["dynamic"]
+    assert found["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "secagg.__version__"}
 
 
 def test_a_shell_completes_commands() -> None:
