@@ -266,12 +266,12 @@ def lines(
     result: list[PrivacyStatement] = []
     if manifest.example_privacy is not None:
         if manifest.example_privacy.mode == "distributed":
-            result += _mode_c(manifest, manifest.example_privacy, counts, replaced)
+            result += _distributed(manifest, manifest.example_privacy, counts, replaced)
         else:
             total = sum(counts.values())
-            result += _mode_a(manifest, manifest.example_privacy, total, replaced)
+            result += _local(manifest, manifest.example_privacy, total, replaced)
     if manifest.device_privacy is not None:
-        result += _mode_b(manifest, manifest.device_privacy, counts, replaced)
+        result += _device_level(manifest, manifest.device_privacy, counts, replaced)
     return tuple(result)
 
 
@@ -299,7 +299,7 @@ def _statement(
     )
 
 
-def _mode_c(
+def _distributed(
     manifest: Manifest, privacy: ExamplePrivacy, counts: Counter[ReleaseFacts], replaced: bool
 ) -> Iterator[PrivacyStatement]:
     """Examples, by noise over the sum of all devices.
@@ -320,7 +320,7 @@ def _mode_c(
         yield _amplified(statement, sampled, _who(manifest, "C") + terms)
 
 
-def _mode_a(
+def _local(
     manifest: Manifest, privacy: ExamplePrivacy, releases: int, replaced: bool
 ) -> Iterator[PrivacyStatement]:
     """Examples, by the noise of every local step on the device itself."""
@@ -338,7 +338,7 @@ def _mode_a(
         yield _amplified(statement, sampled, _who(manifest, "A") + terms)
 
 
-def _mode_b(
+def _device_level(
     manifest: Manifest, privacy: DevicePrivacy, counts: Counter[ReleaseFacts], replaced: bool
 ) -> Iterator[PrivacyStatement]:
     """Whole devices, by noise over the sum of all devices.

@@ -21,7 +21,7 @@ from tests.kits.problems import problem
 
 MODES: dict[str, dict[str, Any]] = {
     "none": {},
-    "local": conformance_local_noise.MODE_A,
+    "local": conformance_local_noise.LOCAL,
     "distributed": conformance_noise.FEDSGD,
     "device": conformance_noise.DEVICE,
 }

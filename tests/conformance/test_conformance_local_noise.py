@@ -1,4 +1,4 @@
-"""Noise that devices add to their own steps (mode A): what it makes of the update that they send.
+"""Local noise, which devices add to their own steps: what it makes of the update that they send.
 
 Gradients of a quadratic are linear, so the noise of step t reaches the end of local training
 through one number per curvature, and the update's covariance is known in closed form. The test
@@ -19,7 +19,7 @@ from tests.kits.conformance_local_noise import (
     CLIP,
     DEVICES,
     EXAMPLES,
-    MODE_A,
+    LOCAL,
     MULTIPLIER,
     Case,
 )
@@ -47,10 +47,10 @@ def federation(case: Case, folder: Path) -> Federation:
         **case.training,
     }
     if case.algorithm == "scaffold":
-        return Controlled(task, folder, terms, survivors_min=4, **MODE_A)
+        return Controlled(task, folder, terms, survivors_min=4, **LOCAL)
     if case.algorithm == "fedbuff":
-        return Buffered(task, terms, survivors_min=4, **MODE_A)
-    return Federation(task, case.algorithm, terms, survivors_min=4, **MODE_A)
+        return Buffered(task, terms, survivors_min=4, **LOCAL)
+    return Federation(task, case.algorithm, terms, survivors_min=4, **LOCAL)
 
 
 def trained(case: Case, curvature: np.ndarray, pulled: np.ndarray) -> np.ndarray:

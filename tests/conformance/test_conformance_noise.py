@@ -37,7 +37,7 @@ def federation(algorithm: str, training: dict[str, Any], changes: dict[str, Any]
 
 
 def integral(it: Federation, values: list[Any]) -> dict[str, np.ndarray]:
-    """The exact sum in real units; mode C sends integers."""
+    """The exact sum in real units; with distributed noise integers are sent."""
     (segment,) = it.manifest.segments
     total = it.exact(values)[segment.name]
     return {segment.name: total / segment.scale if segment.name == "gradient" else total}

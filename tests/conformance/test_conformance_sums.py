@@ -2,8 +2,9 @@
 
 Quadratic problems, unequal data and drop-outs as for those that average local steps. None of these
 takes several local steps (refused: ``local-steps``, ``local-terms-unused``), so none takes unequal
-ones. FedSGD and zeroth order in mode C never send a sum without noise: here the exact sum of what
-devices would send is taken, and the masked one is compared with the same shares of noise.
+ones. FedSGD and zeroth order with distributed noise never send a sum without it: here the exact
+sum of what devices would send is taken, and the masked one is compared with the same shares of
+noise.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ def after(
         return descended(task, x, present, rate, CLIP, public), {}
     z = directions(it)
     found = [slopes(task, k, x, z, PERTURBATION) for k in present]
-    if case.is_mode_c:
+    if case.is_distributed:
         mean = sum(clipped(each, CLIP).sum(0) for each in found) / public
         return x - rate * mean @ z / DIRECTIONS, {}
     w = weights(case)[present]
@@ -93,17 +94,17 @@ def after(
 
 
 def exact(it: Federation, case: Case, values: list[Values]) -> dict[str, np.ndarray]:
-    """The sum in real units; what is sent in mode C are integers."""
-    scale = it.manifest.segments[0].scale if case.is_mode_c else 1
+    """The sum in real units; with distributed noise integers are sent."""
+    scale = it.manifest.segments[0].scale if case.is_distributed else 1
     return {name: total / scale for name, total in it.exact(values).items()}
 
 
 def tolerance(it: Federation, case: Case) -> float:
-    """Of x after one release: rounding of every example in mode C, else float32 of logits.
+    """Of x after one release: distributed, rounding of every example, else float32 of logits.
 
     A slope differs from its float64 value by two roundings of a loss over twice the perturbation.
     """
-    if case.is_mode_c:
+    if case.is_distributed:
         return case.training["server_learning_rate"] * 4 / it.manifest.segments[0].scale
     return {"zeroth-order": 2e-4}.get(case.algorithm, 1e-6)
 
@@ -148,7 +149,7 @@ LEARNING = [case for case in CASES if case.algorithm not in ("evaluation", "sum"
 
 @pytest.mark.parametrize("case", LEARNING, ids=str)
 def test_learning_goes_on_to_the_optimum_of_equal_devices(case: Case) -> None:
-    """Exact sums; with the noise of mode C see ``test_conformance_noise.py``."""
+    """Exact sums; with distributed noise see ``test_conformance_noise.py``."""
     centre = problem(EXAMPLES).centres[0][0]
     same = Problem(problem(EXAMPLES).hessians, tuple(np.tile(centre, (n, 1)) for n in EXAMPLES))
     it = federation(case, same)

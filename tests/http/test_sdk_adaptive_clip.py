@@ -43,7 +43,7 @@ class Constant:
 
 
 class Gradients(Constant):
-    """Mode C: four examples of lengths 2^number, 2^(number + 1), ..."""
+    """Distributed noise: four examples of lengths 2^number, 2^(number + 1), ..."""
 
     def contribute(self, job: TrainingJob) -> Mapping[str, np.ndarray]:
         self.clips.append(job.clip)

@@ -21,7 +21,7 @@ NOISY = PrivacyPolicy(min_cohort=3, min_corrupt=0, max_epsilon=1e6, max_total_ep
 
 
 def secret_batches(**deadlines: float) -> TaskSpec:
-    """Mode C with four devices of which three must survive, and short steps."""
+    """Distributed noise with four devices of which three must survive, and short steps."""
     return fedsgd_spec(
         task=TASK,
         cohort=CohortSpec(size_min=4, size_max=4, survivors_min=3),

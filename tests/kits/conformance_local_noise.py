@@ -9,7 +9,7 @@ EXAMPLES = (4, 9, 2, 6, 3, 7)
 DEVICES = len(EXAMPLES)
 
 CLIP, MULTIPLIER = 8.0, 2.0  # longer than any gradient here
-MODE_A = {
+LOCAL = {
     "privacy": "local",
     "clip": CLIP,
     "noise_multiplier": MULTIPLIER,

@@ -8,7 +8,7 @@ from typing import Any
 from dp.contracts import SegmentSpec
 
 CLIP = 2.0  # cuts about half of the examples' gradients at zero
-MODE_C = {
+DISTRIBUTED = {
     "privacy": "distributed",
     "clip": CLIP,
     "examples_max": 16,
@@ -27,7 +27,7 @@ class Case:
         return "-".join([self.algorithm, *map(str, self.training.values())])
 
     @property
-    def is_mode_c(self) -> bool:
+    def is_distributed(self) -> bool:
         return self.changes.get("privacy") == "distributed"
 
 
@@ -35,10 +35,10 @@ DIRECTIONS, PERTURBATION = 12, 0.01
 SLOPES = {"local_steps": 1, "directions": DIRECTIONS, "server_learning_rate": 0.5}
 UNIT = 6  # examples that count as weight 1, and the most that an evaluation uses
 CASES = [
-    Case("fedsgd", {"local_steps": 1, "server_learning_rate": 0.4, "batch_size": 5}, MODE_C),
+    Case("fedsgd", {"local_steps": 1, "server_learning_rate": 0.4, "batch_size": 5}, DISTRIBUTED),
     Case("zeroth-order", SLOPES),
     Case("zeroth-order", {**SLOPES, "weight_unit": UNIT}),
-    Case("zeroth-order", {**SLOPES, "batch_size": 5}, MODE_C),
+    Case("zeroth-order", {**SLOPES, "batch_size": 5}, DISTRIBUTED),
     Case("evaluation", {"local_steps": 1, "weight_unit": UNIT}),
     Case("sum", {}, {"segments": (SegmentSpec(name="counts", length=5, clip=30.0),)}),
 ]

@@ -63,7 +63,7 @@ def account_in(folder: Path) -> DeviceAccount:
 
 
 def fedsgd_spec(**changes: object) -> TaskSpec:
-    """Mode C over an adapter of twelve numbers."""
+    """Distributed noise over an adapter of twelve numbers."""
     adapter = Adapter(
         kind="ffa-lora",
         rank=2,

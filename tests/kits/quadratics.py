@@ -80,7 +80,7 @@ def quadratic_spec(
 
 
 def local_spec(algorithm: str = "fedavg", **changes: Any) -> TaskSpec:
-    """As :func:`quadratic_spec` in mode A: each device adds its own noise, none is in the ring."""
+    """As :func:`quadratic_spec`, local: each device adds its own noise, none is in the ring."""
     fields = {
         "privacy": "local",
         "noise_multiplier": 10.0,
@@ -92,7 +92,7 @@ def local_spec(algorithm: str = "fedavg", **changes: Any) -> TaskSpec:
 class Quadratic:
     """A contributor: K exact gradient steps on the loss of device ``number``.
 
-    It says that it adds mode A's noise and adds none, so that a repeated vector would show.
+    It says that it adds local noise and adds none, so that a repeated vector would show.
     """
 
     adds_local_noise = True

@@ -59,7 +59,7 @@ def test_without_noise(inputs: list[np.ndarray], seed: int) -> None:
 
 @given(st.lists(vectors, min_size=1, max_size=6), st.integers(0, 99))
 @settings(max_examples=60, deadline=None)
-def test_with_noise_in_mode_b(inputs: list[np.ndarray], seed: int) -> None:
+def test_with_device_level_noise(inputs: list[np.ndarray], seed: int) -> None:
     found = total_of(DEVICE, [{"x": v} for v in inputs], seed)
     scale, count = DEVICE.segments[0].scale, len(inputs)
     # All coordinates of the noise at once stay below this but for a chance of 2^-40.
@@ -77,7 +77,7 @@ def test_with_noise_in_mode_b(inputs: list[np.ndarray], seed: int) -> None:
     st.integers(0, 99),
 )
 @settings(max_examples=60, deadline=None)
-def test_mode_c_is_the_exact_integer_sum_plus_noise(
+def test_a_distributed_sum_is_the_exact_integer_sum_plus_noise(
     devices: list[list[np.ndarray]], seed: int
 ) -> None:
     sums = []

@@ -89,11 +89,11 @@ def exact(pair: list[tuple[Manifest, Survivors]], unit: Unit, delta: float) -> f
 
 multipliers = st.floats(0.7, 12.0)
 KINDS: dict[str, dict[str, Any]] = {
-    "A": {"algorithm": "fedavg"},
-    "B": {"algorithm": "fedavg", "privacy": "none"},
-    "C": {},
-    "A and B": {"algorithm": "fedavg"},
-    "B and C": {},
+    "local": {"algorithm": "fedavg"},
+    "device-level": {"algorithm": "fedavg", "privacy": "none"},
+    "distributed": {},
+    "local and device-level": {"algorithm": "fedavg"},
+    "device-level and distributed": {},
     "evaluation": {"algorithm": "evaluation", "privacy": "none"},
     "none": {"algorithm": "fedavg", "privacy": "none"},
     "evaluation without noise": {"algorithm": "evaluation", "privacy": "none"},
@@ -109,20 +109,29 @@ def tasks(draw: st.DrawFn, name: str) -> Manifest:
             max_epsilon=None, delta=draw(st.sampled_from((1e-5, 1e-6))), releases_max=3
         ),
     }
-    if kind in ("B", "A and B", "B and C", "evaluation", "statistics"):
+    if kind in (
+        "device-level",
+        "local and device-level",
+        "device-level and distributed",
+        "evaluation",
+        "statistics",
+    ):
         terms["device_noise_multiplier"] = draw(multipliers)
         terms["mechanism"] = draw(st.sampled_from(("skellam", "discrete-gaussian")))
     if kind == "statistics":
         segments = (("x", 4, draw(st.floats(0.1, 9.0))), ("y", 70, draw(st.floats(0.1, 9.0))))
         return built(statistics(*segments, **terms))
-    if kind in ("A", "A and B", "C", "B and C"):
+    if kind in ("local", "local and device-level", "distributed", "device-level and distributed"):
         terms["noise_multiplier"] = draw(multipliers)
         terms["examples_max"] = draw(st.integers(1, 6))
-    if kind in ("A", "A and B"):
+    if kind in ("local", "local and device-level"):
         terms["training"] = TrainingSpec(local_steps=draw(st.integers(1, 3)))
     if kind.startswith("evaluation"):
         terms["training"] = TrainingSpec(weight_unit=100)
-    if kind in ("B", "C", "B and C") and terms.get("mechanism") != "discrete-gaussian":
+    if (
+        kind in ("device-level", "distributed", "device-level and distributed")
+        and terms.get("mechanism") != "discrete-gaussian"
+    ):
         terms["removable_noise"] = draw(st.booleans())
     return built(**KINDS[kind], **terms)
 

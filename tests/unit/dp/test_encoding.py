@@ -39,7 +39,7 @@ def integers(manifest: Manifest, payload: np.ndarray) -> np.ndarray:
     )
 
 
-def test_mode_c_sum_is_the_clipped_gradients_plus_the_shares_of_noise() -> None:
+def test_a_distributed_sum_is_the_clipped_gradients_plus_the_shares_of_noise() -> None:
     manifest = built(adapter=adapter((600, 200)), clip=0.5, noise_multiplier=0.8, budget=NO_LIMIT)
     rng = np.random.default_rng(0)
     payloads, expected = [], np.zeros(3200)
@@ -125,7 +125,7 @@ def test_each_encoding_draws_fresh_noise() -> None:
     assert not total["gradient"].any()
 
 
-def test_mode_b_clips_the_whole_update_and_hides_it_in_noise() -> None:
+def test_device_level_noise_clips_the_whole_update_and_hides_it_in_noise() -> None:
     cohort = CohortSpec(size_min=20, size_max=20, survivors_min=15)
     manifest = built(
         statistics(("x", 3000, 2.0), device_noise_multiplier=1.0, cohort=cohort, budget=NO_LIMIT)
@@ -148,7 +148,7 @@ def quiet(manifest: Manifest) -> Manifest:
     return msgspec.structs.replace(manifest, noise=noise)
 
 
-def test_mode_b_vector_obeys_the_integer_bound_before_noise() -> None:
+def test_a_device_level_vector_obeys_the_integer_bound_before_noise() -> None:
     manifest = quiet(
         built(statistics(("x", 500, 1.0), device_noise_multiplier=1.0, budget=NO_LIMIT))
     )
@@ -162,7 +162,7 @@ def test_mode_b_vector_obeys_the_integer_bound_before_noise() -> None:
     assert np.abs(sent).max() < manifest.segments[0].clip_units / 4
 
 
-def test_in_mode_b_a_failure_sends_zero_plus_noise() -> None:
+def test_with_device_level_noise_a_failure_sends_zero_plus_noise() -> None:
     manifest = built(statistics(("x", 64, 1.0), device_noise_multiplier=1.0, budget=NO_LIMIT))
     payload = encode(
         manifest, {"x": np.full(64, np.nan)}, rotation_seed=SEED, random_bytes=seeded()
@@ -238,7 +238,7 @@ def test_example_sum_needs_example_privacy() -> None:
         ExampleSum(built(), seeded()).add(np.zeros(3))
 
 
-def test_mode_a_step_is_the_clipped_sum_plus_noise_of_the_multiplier() -> None:
+def test_a_local_step_is_the_clipped_sum_plus_noise_of_the_multiplier() -> None:
     manifest = built(
         adapter=adapter((600, 200)), algorithm="fedavg", noise_multiplier=0.7, budget=NO_LIMIT
     )
@@ -252,12 +252,12 @@ def test_mode_a_step_is_the_clipped_sum_plus_noise_of_the_multiplier() -> None:
     assert stats.kstest(noise / 0.7, "norm").pvalue > 1e-3
 
 
-def test_mode_a_noise_belongs_to_mode_a() -> None:
+def test_local_noise_belongs_to_local_tasks() -> None:
     with pytest.raises(MechanismError, match="privacy-mode"):
         noisy_total(built(), np.zeros(64, np.int64), seeded())
 
 
-def test_device_noise_in_mode_c_is_drawn_once_at_the_larger_variance() -> None:
+def test_device_noise_with_distributed_noise_is_drawn_once_at_the_larger_variance() -> None:
     manifest = built(device_noise_multiplier=1.0, examples_max=4, budget=NO_LIMIT)
     bound = manifest.segments[0].clip_units
     assert manifest.noise.share_variance == pytest.approx((4 * bound) ** 2 / 3, rel=1e-6)

@@ -64,7 +64,7 @@ def test_devices_that_leave_their_noise_out_are_shown() -> None:
     ).missing
 
 
-def test_a_mode_c_sum_without_any_noise_is_shown() -> None:
+def test_a_distributed_sum_without_any_noise_is_shown() -> None:
     manifest = built(adapter=adapter((4096, 4096)), noise_multiplier=1.4, budget=NO_LIMIT)
     batch = ExampleSum(manifest, seeded())
     for gradient in np.random.default_rng(0).normal(size=(20, 32_768)):

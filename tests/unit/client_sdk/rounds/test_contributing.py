@@ -142,7 +142,7 @@ async def test_a_ready_contribution_waits_for_its_slot_too(tmp_path: Path) -> No
 
 
 def works_for(seconds_each: float, batch: int, clock: Clock, fails_above: int = 100) -> Runs:
-    """A mode C contributor: time by the size of its batch, out of memory for large ones."""
+    """With distributed noise: time by the size of its batch, out of memory for large ones."""
 
     def work(job: TrainingJob) -> Mapping[str, np.ndarray]:
         clock.now += seconds_each * batch
@@ -338,7 +338,7 @@ class Declares(Runs):
 
 
 def local(**changes: Any) -> Manifest:
-    """Mode A, where the contributor adds the noise."""
+    """Local noise, where the contributor adds the noise."""
     return make_manifest(fedsgd_spec(algorithm="fedavg", noise_multiplier=4.0, **changes), VERIFIER)
 
 
@@ -348,7 +348,9 @@ def update(job: TrainingJob) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("word", [None, False, "yes", 1])
 @pytest.mark.parametrize(
-    "manifest", [local(), local(device_noise_multiplier=4.0)], ids=["A", "A and B"]
+    "manifest",
+    [local(), local(device_noise_multiplier=4.0)],
+    ids=["local", "local and device-level"],
 )
 async def test_local_privacy_wants_a_contributor_that_says_it_adds_the_noise(
     tmp_path: Path, manifest: Manifest, word: object
@@ -378,15 +380,15 @@ async def test_the_word_lets_a_contributor_in_and_is_not_asked_elsewhere(tmp_pat
 async def test_a_stored_contribution_of_an_undeclared_contributor_is_not_sent(
     tmp_path: Path,
 ) -> None:
-    """One process computed it; a contributor of another may not carry it into mode A."""
+    """One process computed it; a contributor of another may not carry it into a local task."""
     setting, checkin = Setting(tmp_path), checkin_of(local())
     await Training(setting.device, Declares(True, update)).contribution(checkin)
     with pytest.raises(PolicyRefusal):
         await Training(setting.device, Runs(update)).contribution(checkin)
 
 
-def test_lora_trainer_gives_its_word_for_every_algorithm_that_admits_mode_a() -> None:
-    """The algorithms that a task can combine with mode A are those of the one private step."""
+def test_lora_trainer_gives_its_word_for_every_algorithm_that_admits_local_noise() -> None:
+    """The algorithms that a task can combine with local noise are those of the one private step."""
     from client_sdk.training.algorithms import ALGORITHMS
     from dp.contracts import BudgetSpec, TrainingSpec
 

@@ -120,7 +120,7 @@ def moved(first: Mapping[str, Any], second: Mapping[str, Any]) -> float:
 class TestEncoding:
     @pytest.mark.parametrize("row", NASTY.values(), ids=NASTY.keys())
     def test_a_row_that_cannot_be_encoded_moves_the_sum_by_nothing(self, row: Any) -> None:
-        """Mode C, rate 1. The rows beside it keep their coins, so the totals are equal."""
+        """Distributed, rate 1. The rows beside it keep their coins, so the totals are equal."""
         manifest = tiny_task(sampling_rate=1.0, clip=1e-3)
         it = alternating(trainer(with_row(row)))
         found = it.contribute(job(manifest))
@@ -146,7 +146,7 @@ class TestEncoding:
         assert [one.index for one in it.left_out] == [2]
 
     def test_local_noise_hides_a_row_too(self) -> None:
-        """Mode A. It stayed away before, for all to see."""
+        """Local noise. It stayed away before, for all to see."""
         manifest = tiny_task("local", sampling_rate=0.75)
         without = trainer(with_row(("", None)), seed=3).contribute(job(manifest))
         # The place counts: another row there is drawn by the same coin.

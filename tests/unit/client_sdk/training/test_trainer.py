@@ -165,7 +165,7 @@ class TestCoins:
 
 
 class TestDistributed:
-    """Mode C: the integer sum of clipped gradients."""
+    """Distributed: the integer sum of clipped gradients."""
 
     def test_the_total_is_the_sum_of_the_clipped_gradients(self):
         manifest = tiny_task(sampling_rate=1.0)
@@ -274,7 +274,7 @@ def _clipped_sum(manifest, pairs):
 
 
 class TestLocal:
-    """Mode A: DP-SGD at the device."""
+    """Local: DP-SGD at the device."""
 
     def test_an_empty_batch_is_a_step_of_noise_of_the_promised_size(self):
         """Skipping it would tell that the batch was empty; Opacus raises instead."""

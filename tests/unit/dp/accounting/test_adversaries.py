@@ -19,18 +19,18 @@ from tests.kits.tasks import built, statistics
 NO_LIMIT = BudgetSpec(max_epsilon=None)
 READERS = ", and everyone who sees the model"
 KINDS: dict[str, dict[str, Any]] = {
-    "A": {"algorithm": "fedavg"},
-    "B": {"algorithm": "fedavg", "privacy": "none", "device_noise_multiplier": 2.0},
-    "B, abstaining": {
+    "local": {"algorithm": "fedavg"},
+    "device-level": {"algorithm": "fedavg", "privacy": "none", "device_noise_multiplier": 2.0},
+    "device-level, abstaining": {
         "algorithm": "fedavg",
         "privacy": "none",
         "device_noise_multiplier": 2.0,
         "participation_rate": 0.5,
     },
-    "C": {},
-    "C, all examples": {"sampling_rate": 1.0},
-    "B and C": {"device_noise_multiplier": 2.0, "examples_max": 4},
-    "A and B": {"algorithm": "fedavg", "device_noise_multiplier": 2.0},
+    "distributed": {},
+    "distributed, all examples": {"sampling_rate": 1.0},
+    "device-level and distributed": {"device_noise_multiplier": 2.0, "examples_max": 4},
+    "local and device-level": {"algorithm": "fedavg", "device_noise_multiplier": 2.0},
 }
 # corrupt_max below silent_max, and equal; one and several
 SETS = [(c, s) for c, s in itertools.product(range(4), range(1, 5)) if c <= s]
@@ -79,7 +79,7 @@ def test_line_assumption_and_exposure_name_the_same_devices(
 
 def test_a_line_never_counts_noise_that_its_devices_know() -> None:
     """More corrupt devices than silent ones: no validator admits it, and no line rests on it."""
-    manifest = of("C", 2, 2)
+    manifest = of("distributed", 2, 2)
     wrong = replace(manifest, cohort=replace(manifest.cohort, corrupt_max=3))
     (line,) = lines(wrong, 1)
     assert number(r"with (\d+) other", line.adversary) == 2

@@ -53,7 +53,7 @@ def of(parts: list[tuple[Event, int]], draws: int, manifest: Manifest) -> float:
     return epsilon_of(event, manifest.budget.delta, -90 + math.log2(draws))
 
 
-def test_the_lines_of_mode_c() -> None:
+def test_the_lines_of_distributed_noise() -> None:
     manifest = built(report_slot_s=60.0, budget=NO_LIMIT)
     facts = [ReleaseFacts(survivors=u) for u in (4, 6, 4)]
     share = manifest.noise.share_variance
@@ -89,7 +89,7 @@ def test_the_lines_of_mode_c() -> None:
     assert lines(manifest, facts, replaced=True) == (exchanged,)
 
 
-def test_the_lines_of_mode_a() -> None:
+def test_the_lines_of_local_noise() -> None:
     manifest = built(algorithm="fedavg", budget=NO_LIMIT, training=TrainingSpec(local_steps=3))
     step = local_step(manifest)
     plain, amplified = lines(manifest, 2)
@@ -111,7 +111,7 @@ def test_the_lines_of_mode_a() -> None:
     assert exchanged.epsilon == of([(replace_one(step), 6)], 6 * 64, manifest)
 
 
-def test_the_lines_of_mode_b() -> None:
+def test_the_lines_of_device_level_noise() -> None:
     cohort = CohortSpec(size_min=6, size_max=10, survivors_min=5, silent_max=2)
     manifest = built(
         statistics(

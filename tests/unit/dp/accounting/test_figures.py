@@ -34,11 +34,11 @@ from tests.kits.tasks import VERIFIER, built, ledger, served, statistics
 ROOT = Path(__file__).parents[4]
 NO_LIMIT = BudgetSpec(max_epsilon=None, releases_max=9)
 TASKS = {
-    "C": built(),
-    "C, amplified": built(report_slot_s=60.0),
-    "A": built(algorithm="fedavg", budget=NO_LIMIT),
-    "B": built(statistics(("x", 4, 1.0), device_noise_multiplier=4.0)),
-    "B and C": built(
+    "distributed": built(),
+    "distributed, amplified": built(report_slot_s=60.0),
+    "local": built(algorithm="fedavg", budget=NO_LIMIT),
+    "device-level": built(statistics(("x", 4, 1.0), device_noise_multiplier=4.0)),
+    "device-level and distributed": built(
         device_noise_multiplier=2.0, examples_max=4, budget=NO_LIMIT, report_slot_s=60.0
     ),
 }
@@ -122,7 +122,7 @@ def test_no_place_formats_a_cost_by_itself() -> None:
 
 
 def test_what_is_left_of_a_budget_and_the_guaranteed_noise_are_rounded_down() -> None:
-    data = data_of(TASKS["C"])
+    data = data_of(TASKS["distributed"])
     (task,) = data.tasks
     left, noise = task.budget.left, task.releases[1].noise_multiplier
     assert left is not None
@@ -167,7 +167,7 @@ def test_a_planned_task_prints_as_much_noise_as_it_needs_and_what_that_costs() -
 
 @pytest.mark.parametrize("cost", COSTS)
 def test_the_demo_prints_no_less(cost: float, capsys: pytest.CaptureFixture[str]) -> None:
-    line = msgspec.to_builtins(lines(TASKS["C"], 1)[0])
+    line = msgspec.to_builtins(lines(TASKS["distributed"], 1)[0])
     result: dict[str, Any] = {
         "loss_before": 1.0,
         "loss_after": 0.5,
@@ -193,7 +193,7 @@ def test_the_dashboard_shows_no_less(cost: float) -> None:
         "charges": 1,
         "releases_max": 4,
         "epsilon": cost,
-        "privacy": [msgspec.to_builtins(line) for line in lines(TASKS["C"], 1)],
+        "privacy": [msgspec.to_builtins(line) for line in lines(TASKS["distributed"], 1)],
         "cohort": None,
         "waiting": 0,
     }
@@ -276,7 +276,7 @@ def test_a_bound_of_a_probability_is_rounded_up() -> None:
     assert power_log2(-39.9996) == -39.999
     assert power_log2(-math.inf) is None
     for log2 in (-40.6, -41.2):
-        encoding = msgspec.structs.replace(TASKS["C"].encoding, wrap_log2=log2)
-        manifest = msgspec.structs.replace(TASKS["C"], encoding=encoding)
+        encoding = msgspec.structs.replace(TASKS["distributed"].encoding, wrap_log2=log2)
+        manifest = msgspec.structs.replace(TASKS["distributed"], encoding=encoding)
         (row,) = (row for row in parameters(manifest) if row.name == "wrap-around")
         assert float(row.value.removeprefix("2^")) >= log2

@@ -77,7 +77,7 @@ def by_hand(
 
 
 @pytest.mark.parametrize("releases", [1, 6])
-def test_the_amplified_line_of_mode_c_is_that_of_a_smaller_delta(releases: int) -> None:
+def test_the_amplified_line_of_distributed_noise_is_that_of_a_smaller_delta(releases: int) -> None:
     manifest = built(slot_overrun=STATED, **SLOTTED)
     share, delta = manifest.noise.share_variance, manifest.budget.delta
     _, line = pair(manifest, releases)
@@ -89,7 +89,7 @@ def test_the_amplified_line_of_mode_c_is_that_of_a_smaller_delta(releases: int) 
     assert "1e-08 in each release" in line.adversary
 
 
-def test_the_amplified_line_of_mode_a_pays_once_for_each_release_not_for_each_step() -> None:
+def test_the_amplified_line_of_local_noise_pays_once_for_each_release_not_for_each_step() -> None:
     manifest = built(slot_overrun=STATED, **LOCAL)
     _, line = pair(manifest, 3)
     units, steps = 1024, 6
@@ -99,7 +99,7 @@ def test_the_amplified_line_of_mode_a_pays_once_for_each_release_not_for_each_st
     assert "1e-08 in each release" in line.adversary
 
 
-@pytest.mark.parametrize("terms", [SLOTTED, LOCAL], ids=["C", "A"])
+@pytest.mark.parametrize("terms", [SLOTTED, LOCAL], ids=["distributed", "local"])
 def test_the_cost_rises_with_the_chance_and_only_in_the_amplified_line(
     terms: dict[str, Any],
 ) -> None:
@@ -234,7 +234,7 @@ def test_a_ledger_is_recomputed_with_the_chance_that_its_manifest_states() -> No
         assert reasons == {"epsilon-mismatch"}
 
 
-@pytest.mark.parametrize("terms", [SLOTTED, LOCAL], ids=["C", "A"])
+@pytest.mark.parametrize("terms", [SLOTTED, LOCAL], ids=["distributed", "local"])
 def test_a_report_says_which_chance_was_charged(terms: dict[str, Any]) -> None:
     stated = report_data(audited(ledger(built(slot_overrun=STATED, **terms), (4,))))
     silent = report_data(audited(ledger(built(**terms), (4,))))

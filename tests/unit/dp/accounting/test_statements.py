@@ -76,7 +76,7 @@ def test_cost_rises_with_each_release_and_order_does_not_matter() -> None:
     assert lines(manifest, facts(4, 6, 5)) == lines(manifest, facts(6, 5, 4))
 
 
-def test_amplified_line_in_mode_c_only_with_a_public_slot() -> None:
+def test_amplified_line_of_distributed_noise_only_with_a_public_slot() -> None:
     assert all(not line.amplified for line in lines(built(), 4))
     plain, amplified = lines(built(report_slot_s=60.0), 4)
     assert not plain.amplified
@@ -92,7 +92,7 @@ def test_no_amplified_line_without_sampling() -> None:
     assert len(lines(built(report_slot_s=60.0, sampling_rate=1.0), 4)) == 1
 
 
-def test_mode_a_composes_local_steps_against_everyone() -> None:
+def test_local_noise_composes_local_steps_against_everyone() -> None:
     manifest = built(
         algorithm="fedavg",
         noise_multiplier=1.4,
@@ -102,7 +102,7 @@ def test_mode_a_composes_local_steps_against_everyone() -> None:
     plain, amplified = lines(manifest, 2)
     assert (plain.mode, plain.unit) == ("A", "example")
     assert plain.adversary == "everyone, if time does not show one example more"
-    # Two releases of two steps are four steps: what four sums of mode C cost.
+    # Two releases of two steps are four steps: what four distributed sums cost.
     assert plain.epsilon == pytest.approx(headline(lines(built(), 4)), rel=1e-4)
     assert amplified.amplified
     assert amplified.epsilon < plain.epsilon / 1.5
@@ -111,7 +111,7 @@ def test_mode_a_composes_local_steps_against_everyone() -> None:
     assert slotted[1].adversary == "everyone, if report-in slots do not show the batch"
 
 
-def test_mode_a_does_not_depend_on_survivors() -> None:
+def test_local_noise_does_not_depend_on_survivors() -> None:
     manifest = built(algorithm="fedavg", budget=NO_LIMIT)
     assert lines(manifest, facts(4, 4)) == lines(manifest, facts(6, 5))
 
@@ -166,7 +166,7 @@ def test_a_rate_of_abstention_that_is_none_is_refused(terms: dict[str, float], r
     assert caught.value.reason == reason
 
 
-def test_device_noise_in_mode_c_covers_the_sum_of_a_whole_device() -> None:
+def test_device_noise_with_distributed_noise_covers_the_sum_of_a_whole_device() -> None:
     manifest = built(device_noise_multiplier=1.0, examples_max=16, budget=NO_LIMIT)
     example, device = lines(manifest, 1)
     assert (example.mode, device.mode, device.adjacency) == ("C", "B", "zero-out")

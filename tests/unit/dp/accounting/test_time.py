@@ -51,9 +51,9 @@ def test_the_size_of_a_batch_costs_what_the_page_says(examples: int, epsilon: fl
 
 def task(kind: str, slot_s: float) -> Manifest:
     terms: dict[str, Any] = {
-        "A": {"algorithm": "fedavg"},
-        "B": {"algorithm": "fedavg", "privacy": "none", "device_noise_multiplier": 2.0},
-        "C": {},
+        "local": {"algorithm": "fedavg"},
+        "device-level": {"algorithm": "fedavg", "privacy": "none", "device_noise_multiplier": 2.0},
+        "distributed": {},
     }[kind]
     return built(report_slot_s=slot_s, budget=NO_LIMIT, **terms)
 
@@ -87,7 +87,7 @@ def headline_of(manifest: Manifest) -> str:
     return lines(manifest, 1)[0].adversary
 
 
-@pytest.mark.parametrize("kind", ["A", "B", "C"])
+@pytest.mark.parametrize("kind", ["local", "device-level", "distributed"])
 async def test_without_slots_the_time_tells_neighbours_apart_and_the_line_says_so(
     tmp_path: Path, kind: str
 ) -> None:
@@ -100,7 +100,7 @@ async def test_without_slots_the_time_tells_neighbours_apart_and_the_line_says_s
     assert "if time does not show" in headline_of(manifest)
 
 
-@pytest.mark.parametrize("kind", ["A", "B", "C"])
+@pytest.mark.parametrize("kind", ["local", "device-level", "distributed"])
 async def test_with_slots_it_does_not_as_far_as_both_fit(tmp_path: Path, kind: str) -> None:
     manifest = task(kind, SLOT_S)
     found = [await report(tmp_path / str(n), manifest, n) for n in (0, 8, 9, 23)]
@@ -111,24 +111,24 @@ async def test_with_slots_it_does_not_as_far_as_both_fit(tmp_path: Path, kind: s
 async def test_one_example_more_that_does_not_fit_takes_the_whole_batch_out(
     tmp_path: Path,
 ) -> None:
-    """Why a line of C with slots assumes that it fits; nothing of it is seen in the time."""
-    manifest = task("C", SLOT_S)
+    """Why a distributed line with slots assumes that it fits; the time shows nothing of it."""
+    manifest = task("distributed", SLOT_S)
     without, with_it = [await report(tmp_path / str(n), manifest, n) for n in (23, 24)]
     assert without == (OPENED + SLOT_S, 23.0)
     assert with_it == (OPENED + SLOT_S, 0.0)
     assert headline_of(manifest).endswith("if one example more fits the slot")
 
 
-async def test_in_mode_a_it_makes_the_device_stay_away(tmp_path: Path) -> None:
-    manifest = task("A", SLOT_S)
+async def test_with_local_noise_it_makes_the_device_stay_away(tmp_path: Path) -> None:
+    manifest = task("local", SLOT_S)
     assert await report(tmp_path / "23", manifest, 23) is not None
     assert await report(tmp_path / "24", manifest, 24) is None
     assert headline_of(manifest).endswith("if one example more fits the slot")
 
 
 async def test_a_device_that_does_not_fit_becomes_its_own_neighbour(tmp_path: Path) -> None:
-    """Zero-out: zeros and noise, at the same time. So a line of B rests on no fit."""
-    manifest = task("B", SLOT_S)
+    """Zero-out: zeros and noise, at the same time. So a device-level line rests on no fit."""
+    manifest = task("device-level", SLOT_S)
     late = await report(tmp_path / "late", manifest, 24)
     none = await report(tmp_path / "none", manifest, 0)
     assert late == none == (OPENED + SLOT_S, 0.0)

@@ -121,7 +121,9 @@ def vetoed(manifest: Manifest) -> str:
     return refused.value.reason
 
 
-@pytest.mark.parametrize("manifest", [example_level(), device_level()], ids=["C", "B"])
+@pytest.mark.parametrize(
+    "manifest", [example_level(), device_level()], ids=["distributed", "device-level"]
+)
 def test_a_device_recomputes_everything(manifest: Manifest) -> None:
     check_manifest(manifest)
     main, below = manifest.segments

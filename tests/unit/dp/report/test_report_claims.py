@@ -24,9 +24,9 @@ from tests.kits.tasks import ORIGIN, VERIFIER, built, ledger, served
 
 NO_LIMIT = BudgetSpec(max_epsilon=None)
 LEDGERS = {
-    "C": ledger(built(), (4, 5)),
+    "distributed": ledger(built(), (4, 5)),
     "none": ledger(built(algorithm="fedavg", privacy="none"), (6,)),
-    "A with B": ledger(
+    "local with device-level": ledger(
         built(
             algorithm="fedavg", noise_multiplier=3.0, device_noise_multiplier=2.0, budget=NO_LIMIT
         ),
@@ -59,7 +59,7 @@ def test_no_report_claims_to_know_what_an_operator_did(name: str) -> None:
 
 
 def test_who_else_sees_the_ledger_is_said_not_to_be_checked(tmp_path: Path) -> None:
-    files = served(LEDGERS["C"])
+    files = served(LEDGERS["distributed"])
     alone = verify_ledger(files.get, VERIFIER)
     assert "others-view" in [finding.reason for finding in alone.unchecked]
     assert "Not checked here That others see this ledger: no witness was demanded" in page_of(alone)
@@ -75,7 +75,7 @@ def test_who_else_sees_the_ledger_is_said_not_to_be_checked(tmp_path: Path) -> N
     assert seen.verified
     assert "others-view" not in [finding.reason for finding in seen.unchecked]
 
-    for path, data in served(LEDGERS["C"]).items():
+    for path, data in served(LEDGERS["distributed"]).items():
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_bytes(data)
     command = ["audit", "verify", str(tmp_path), "--key", VERIFIER]
@@ -97,19 +97,19 @@ def test_a_ledger_without_cohorts_is_not_every_epsilon() -> None:
         assert said in text
         assert "every epsilon, computed again" not in text
     assert "every epsilon, computed again" in page_of(
-        verify_ledger(served(LEDGERS["C"]).get, VERIFIER)
+        verify_ledger(served(LEDGERS["distributed"]).get, VERIFIER)
     )
 
 
 def test_local_noise_beside_noise_of_devices_is_not_only_distributed() -> None:
-    text = page_of(verify_ledger(served(LEDGERS["A with B"]).get, VERIFIER))
+    text = page_of(verify_ledger(served(LEDGERS["local with device-level"]).get, VERIFIER))
     assert "Local for examples: each device adds all the noise" in text
     assert "Distributed for devices" in text
 
 
 KINDS = {
     "C without a slot": {},
-    "C with a slot": {"report_slot_s": 60.0},
+    "distributed with a slot": {"report_slot_s": 60.0},
     "devices that abstain": {
         "algorithm": "fedavg",
         "privacy": "none",
@@ -117,20 +117,20 @@ KINDS = {
         "participation_rate": 0.5,
         "budget": NO_LIMIT,
     },
-    "A with B": {
+    "local with device-level": {
         "algorithm": "fedavg",
         "noise_multiplier": 3.0,
         "device_noise_multiplier": 2.0,
         "budget": NO_LIMIT,
     },
-    "A with B and abstention": {
+    "local with device-level and abstention": {
         "algorithm": "fedavg",
         "noise_multiplier": 3.0,
         "device_noise_multiplier": 2.0,
         "participation_rate": 0.5,
         "budget": NO_LIMIT,
     },
-    "C with B and abstention": {
+    "distributed with device-level and abstention": {
         "device_noise_multiplier": 2.0,
         "examples_max": 4,
         "participation_rate": 0.5,

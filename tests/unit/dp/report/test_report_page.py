@@ -37,12 +37,12 @@ from tests.kits.tasks import (
 
 NO_LIMIT = BudgetSpec(max_epsilon=None, releases_max=9)
 TASKS = {
-    "C": built(),
-    "C, amplified": built(report_slot_s=60.0),
-    "A": built(algorithm="fedavg", budget=NO_LIMIT),
-    "A, slots": built(algorithm="fedavg", budget=NO_LIMIT, report_slot_s=60.0),
-    "B": built(statistics(("x", 4, 1.0), device_noise_multiplier=4.0)),
-    "B and C": built(
+    "distributed": built(),
+    "distributed, amplified": built(report_slot_s=60.0),
+    "local": built(algorithm="fedavg", budget=NO_LIMIT),
+    "local, slots": built(algorithm="fedavg", budget=NO_LIMIT, report_slot_s=60.0),
+    "device-level": built(statistics(("x", 4, 1.0), device_noise_multiplier=4.0)),
+    "device-level and distributed": built(
         device_noise_multiplier=2.0, examples_max=4, budget=NO_LIMIT, report_slot_s=60.0
     ),
     "none": built(algorithm="fedavg", privacy="none"),
@@ -83,7 +83,7 @@ def test_every_figure_on_the_page_says_how_to_compute_it_again(mode: str) -> Non
 
 
 def test_no_figure_is_explained_that_no_page_shows() -> None:
-    data = data_of(ledger(TASKS["B and C"], (4, 5)))
+    data = data_of(ledger(TASKS["device-level and distributed"], (4, 5)))
     shown = set(re.findall(r'data-figure="([^"]*)"', render(data)))
     # In an answer, and where there are several tasks.
     elsewhere = {"charges of single devices", "epsilon of all tasks together"}
@@ -250,7 +250,7 @@ def test_the_parameters_of_each_release_stand_in_a_row() -> None:
 
 
 def test_each_cell_of_a_card_keeps_its_heading_on_a_phone() -> None:
-    page = page_of(TASKS["B and C"])
+    page = page_of(TASKS["device-level and distributed"])
     for table in re.findall(r'<table class="cards.*?</table>', page, re.S):
         heads = re.findall(r"<th[ >]", table)
         for row in re.findall(r"<tr.*?</tr>", table, re.S)[1:]:
@@ -319,7 +319,7 @@ def test_a_task_without_noise_does_not_show_an_epsilon_of_none() -> None:
     page = page_of(TASKS["none"])
     assert "no differential privacy</li>" in page
     assert "epsilon spent" not in page
-    assert "epsilon spent" in page_of(TASKS["C"])
+    assert "epsilon spent" in page_of(TASKS["distributed"])
 
 
 def test_the_verdict_says_whose_epsilon_it_prints(tmp_path: Path) -> None:

@@ -29,23 +29,27 @@ AT = 1_700_000_100
 NO_LIMIT = BudgetSpec(max_epsilon=None)
 EVALUATION = {"algorithm": "evaluation", "training": TrainingSpec(weight_unit=8)}
 TASKS: dict[str, dict[str, Any]] = {
-    "C": {},
-    "C with a slot": {"report_slot_s": 60.0},
-    "C with removable noise": {"removable_noise": True},
-    "C, discrete": {"mechanism": "discrete-gaussian"},
-    "C with B": {"device_noise_multiplier": 2.0, "examples_max": 4, "budget": NO_LIMIT},
-    "C with a schedule": {"period": 3},
-    "A with a schedule": {"algorithm": "fedavg", "noise_multiplier": 3.0, "period": 2},
-    "A": {"algorithm": "fedavg", "noise_multiplier": 3.0},
-    "A with B": {
+    "distributed": {},
+    "distributed with a slot": {"report_slot_s": 60.0},
+    "distributed with removable noise": {"removable_noise": True},
+    "distributed, discrete": {"mechanism": "discrete-gaussian"},
+    "distributed with device-level": {
+        "device_noise_multiplier": 2.0,
+        "examples_max": 4,
+        "budget": NO_LIMIT,
+    },
+    "distributed with a schedule": {"period": 3},
+    "local with a schedule": {"algorithm": "fedavg", "noise_multiplier": 3.0, "period": 2},
+    "local": {"algorithm": "fedavg", "noise_multiplier": 3.0},
+    "local with device-level": {
         **{"algorithm": "fedavg", "noise_multiplier": 3.0, "device_noise_multiplier": 2.0},
         "budget": NO_LIMIT,
     },
-    "B": {
+    "device-level": {
         **{"algorithm": "fedavg", "privacy": "none", "device_noise_multiplier": 4.0},
         "budget": NO_LIMIT,
     },
-    "B that abstains": {
+    "device-level that abstains": {
         **{"algorithm": "fedavg", "privacy": "none", "device_noise_multiplier": 1.0},
         **{"budget": NO_LIMIT, "participation_rate": 0.5},
     },
@@ -53,7 +57,7 @@ TASKS: dict[str, dict[str, Any]] = {
     "none": {"algorithm": "fedavg", "privacy": "none"},
     "zeroth order without noise": {"algorithm": "zeroth-order", "privacy": "none"},
     "evaluation": {**EVALUATION, "privacy": "none"},
-    "evaluation with B": {
+    "evaluation with device-level": {
         **EVALUATION,
         **{"privacy": "none", "device_noise_multiplier": 1.0, "budget": NO_LIMIT},
     },
@@ -86,11 +90,11 @@ def ledgers() -> Iterator[tuple[str, LedgerBuilder]]:
     for name, terms in TASKS.items():
         yield f"{name}: no cohort", of_one((), **terms)
         yield f"{name}: released", of_one((False, False), **terms)
-    for name in ("C", "A", "B", "none", "evaluation"):
+    for name in ("distributed", "local", "device-level", "none", "evaluation"):
         yield f"{name}: charged alone", of_one((True,), **TASKS[name])
         yield f"{name}: both", of_one((False, True), **TASKS[name])
-    for name in ("C", "B", "none", "A with B"):
-        yield f"C and {name}", joined(of_one((False,)), second(**TASKS[name]))
+    for name in ("distributed", "device-level", "none", "local with device-level"):
+        yield f"distributed and {name}", joined(of_one((False,)), second(**TASKS[name]))
         yield f"none and {name}", joined(of_one((False,), **TASKS["none"]), second(**TASKS[name]))
     yield "of version 1", ledger(built(), (4, 6))
     yield "of version 1 without noise", ledger(built(**TASKS["none"]), (6,))
@@ -227,7 +231,7 @@ def test_a_report_counts_the_sums_that_an_example_is_in() -> None:
 
 def test_of_several_totals_the_one_is_named_that_a_task_states(tmp_path: Path) -> None:
     """Both units cost without bound there; the task that states one states it of devices."""
-    builder = joined(of_one((False,), **TASKS["none"]), second(**TASKS["B"]))
+    builder = joined(of_one((False,), **TASKS["none"]), second(**TASKS["device-level"]))
     command = ["audit", "verify", str(put(builder, tmp_path)), "--key", VERIFIER]
     said = " ".join(CliRunner().invoke(app, command).output.split())
     assert "all tasks together: epsilon infinite at delta 1e-05 for one device" in said
