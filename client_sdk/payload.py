@@ -34,7 +34,7 @@ from dp.errors import MechanismError
 from dp.noise.adaptive_clip import adapts, with_below
 from dp.noise.sampling import poisson_batch
 from dp.schedule import period_of
-from secagg.manifest import Manifest, training_of
+from secagg.manifest import Manifest, training_manifest
 from secagg.ring import Lanes
 from secagg.secret import Secret
 
@@ -219,4 +219,4 @@ def control_change(
         vector: as :func:`encoded` gives it, for the same ``ctx``.
     """
     sent = decode(manifest, vector, survivors=1, rotation_seed=ctx)["delta"]
-    return -control - sent / control_step(training_of(manifest))
+    return -control - sent / control_step(training_manifest(manifest).training)

@@ -281,34 +281,37 @@ class Manifest(_Part, frozen=True):
         return sum(segment.length for segment in self.segments)
 
 
-def training_of(manifest: Manifest) -> Training:
-    """The training terms.
+class TrainingManifest(Manifest, frozen=True):
+    """A manifest that trains: :func:`training_manifest` makes one where a room for training begins.
+
+    Its bytes are the manifest's. It is not equal to the manifest, so it is not stored or compared.
+    """
+
+    adapter: Adapter
+    training: Training
+
+
+def training_manifest(manifest: Manifest) -> TrainingManifest:
+    """The same manifest, known to have an adapter and training terms.
 
     Raises:
-        ConfigurationError: ``training-missing``.
+        ConfigurationError: ``training-missing``, ``adapter-missing``.
     """
+    if isinstance(manifest, TrainingManifest):
+        return manifest
     if manifest.training is None:
         raise ConfigurationError(
             "training-missing",
             f"{manifest.algorithm} needs the training terms, and the task has none.",
             remedy="Create the task anew: task creation fills them in.",
         )
-    return manifest.training
-
-
-def adapter_of(manifest: Manifest) -> Adapter:
-    """The adapter that the task works on.
-
-    Raises:
-        ConfigurationError: ``adapter-missing``.
-    """
     if manifest.adapter is None:
         raise ConfigurationError(
             "adapter-missing",
             f"{manifest.algorithm} trains an adapter, and the task has none.",
             remedy="Name a base model and an adapter, or use the algorithm 'sum'.",
         )
-    return manifest.adapter
+    return TrainingManifest(**msgspec.structs.asdict(manifest))
 
 
 _encoder = msgspec.msgpack.Encoder(order="deterministic")

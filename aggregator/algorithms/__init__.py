@@ -26,17 +26,15 @@ from aggregator.algorithms.step import Direction, Step, StepInput, Sums
 from dp.contracts.known_noise import mean_variance
 from dp.contracts.optimisers import NAMED_AFTER
 from secagg.errors import ConfigurationError, SecaggError
-from secagg.manifest import Manifest, training_of
+from secagg.manifest import Manifest, TrainingManifest
 
 __all__ = ["DIRECTIONS", "Step", "StepInput", "Sums", "server_step"]
 
-# Algorithms that leave the vector, or have none: they make a whole step of the sums.
-_RESULTS: dict[str, Callable[[StepInput], Step]] = {
-    "evaluation": measured,
-    "sum": concatenated,
-}
+# Algorithms without a vector, and those that leave it: they make a whole step of the sums.
+_STATISTICS: dict[str, Callable[[StepInput[Manifest]], Step]] = {"sum": concatenated}
+_MEASURES: dict[str, Callable[[StepInput[TrainingManifest]], Step]] = {"evaluation": measured}
 # Algorithms whose direction follows from the sums alone.
-DIRECTIONS: dict[str, Callable[[Manifest, Sums], Direction]] = {
+DIRECTIONS: dict[str, Callable[[TrainingManifest, Sums], Direction]] = {
     "fedavg": averaged_delta,
     "fednova": rescaled,
     "fedprox": averaged_delta,  # the proximal term is the device's; the server half is FedAvg's
@@ -44,34 +42,40 @@ DIRECTIONS: dict[str, Callable[[Manifest, Sums], Direction]] = {
     "fedsgd": descent,
 }
 # Algorithms that need more of the round, and may keep state of their own.
-_WITH_STATE: dict[str, Callable[[StepInput], tuple[Direction, OptimiserState]]] = {
+_WITH_STATE: dict[
+    str, Callable[[StepInput[TrainingManifest]], tuple[Direction, OptimiserState]]
+] = {
     "fedbuff": buffered,
     "scaffold": controlled,
     "zeroth-order": expanded,
 }
 
 
-def server_step(given: StepInput) -> Step:
+def server_step(given: StepInput[Manifest]) -> Step:
     """The next version from the current one and the decoded sums.
 
     Raises:
-        ConfigurationError: ``algorithm-unknown``, ``training-missing``, ``optimiser-unknown``.
+        ConfigurationError: ``algorithm-unknown``, ``training-missing``, ``adapter-missing``,
+            ``optimiser-unknown``.
         LocalProtocolError: ``survivors-missing``: an adaptive optimiser needs them under noise.
         SecaggError: ``update-not-finite``: the sum would destroy the model.
     """
-    result = _RESULTS.get(given.manifest.algorithm)
-    return _moved(given) if result is None else result(given)
+    name = given.manifest.algorithm
+    if name in _STATISTICS:
+        return _STATISTICS[name](given)
+    training = given.training()
+    return _MEASURES[name](training) if name in _MEASURES else _moved(training)
 
 
-def _moved(given: StepInput) -> Step:
+def _moved(given: StepInput[TrainingManifest]) -> Step:
     manifest, vector = given.manifest, given.vector.astype(np.float64)
     sums, moved_clip = real_sums(manifest, given.sums, given.optimiser)
     (direction, metrics), kept = _direction(replace(given, sums=sums))
     if moved_clip is not None:
         kept = {**kept, "clip": np.array([moved_clip.clip])}
-    form = FORMS.get("" if manifest.adapter is None else manifest.adapter.kind)
+    form = FORMS.get(manifest.adapter.kind)
     if form is None:
-        training, known = training_of(manifest), 0.0
+        training, known = manifest.training, 0.0
         if is_adaptive(training):
             known = mean_variance(manifest, given.survivors, given.masking_set_size)
         moved, state = apply(training, vector, given.optimiser, direction, known)
@@ -91,7 +95,7 @@ def _moved(given: StepInput) -> Step:
     return Step(after, {**state, **kept}, metrics, moved_clip)
 
 
-def _direction(given: StepInput) -> tuple[Direction, OptimiserState]:
+def _direction(given: StepInput[TrainingManifest]) -> tuple[Direction, OptimiserState]:
     name = given.manifest.algorithm
     if name in DIRECTIONS:
         return DIRECTIONS[name](given.manifest, given.sums), {}
@@ -100,6 +104,6 @@ def _direction(given: StepInput) -> tuple[Direction, OptimiserState]:
     raise ConfigurationError(
         "algorithm-unknown",
         "This aggregator has no server half for the algorithm.",
-        expected=sorted({*_RESULTS, *DIRECTIONS, *_WITH_STATE}),
+        expected=sorted({*_STATISTICS, *_MEASURES, *DIRECTIONS, *_WITH_STATE}),
         found=name,
     )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from aggregator.algorithms.step import Direction, Sums
 from secagg.errors import SecaggError
-from secagg.manifest import Manifest, training_of
+from secagg.manifest import TrainingManifest
 
 
-def averaged_delta(manifest: Manifest, sums: Sums) -> Direction:
+def averaged_delta(manifest: TrainingManifest, sums: Sums) -> Direction:
     """Sum of w*delta over the public denominator, or over the sum of w when that is 0.
 
     Raises:
@@ -16,9 +16,9 @@ def averaged_delta(manifest: Manifest, sums: Sums) -> Direction:
     return mean_of(manifest, sums, "delta")
 
 
-def mean_of(manifest: Manifest, sums: Sums, name: str) -> Direction:
+def mean_of(manifest: TrainingManifest, sums: Sums, name: str) -> Direction:
     """As :func:`averaged_delta`, of the segment ``name``."""
-    denominator = training_of(manifest).denominator
+    denominator = manifest.training.denominator
     metrics = {}
     if "weight" in sums:
         weight = float(sums["weight"][0])

@@ -12,9 +12,10 @@ from aggregator.algorithms.optimisers import OptimiserState
 from aggregator.algorithms.step import Direction, StepInput
 from dp.contracts.algorithms.fedbuff import staleness_weight
 from secagg.errors import LocalProtocolError
+from secagg.manifest import TrainingManifest
 
 
-def buffered(given: StepInput) -> tuple[Direction, OptimiserState]:
+def buffered(given: StepInput[TrainingManifest]) -> tuple[Direction, OptimiserState]:
     """s(lag) (1/K) sum of s(tau) delta, float64[d], and metrics; no state.
 
     K is the number of contributors, less those who are expected to have abstained.

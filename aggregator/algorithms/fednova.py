@@ -6,10 +6,10 @@ from aggregator.algorithms.averaging import averaged_delta
 from aggregator.algorithms.step import Direction, Sums
 from dp.contracts.algorithms.fednova import NORMALISER, public_steps
 from secagg.errors import SecaggError
-from secagg.manifest import Manifest, training_of
+from secagg.manifest import TrainingManifest
 
 
-def rescaled(manifest: Manifest, sums: Sums) -> Direction:
+def rescaled(manifest: TrainingManifest, sums: Sums) -> Direction:
     """tau_eff * sum(w d) / sum(w), with tau_eff = sum(w |a|_1) / sum(w), or public under noise.
 
     Raises:
@@ -17,7 +17,7 @@ def rescaled(manifest: Manifest, sums: Sums) -> Direction:
     """
     mean, metrics = averaged_delta(manifest, sums)
     if NORMALISER not in sums:
-        steps = public_steps(training_of(manifest))
+        steps = public_steps(manifest.training)
     elif metrics["weight"] > 0:
         steps = float(sums[NORMALISER][0]) / metrics["weight"]
     else:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from aggregator.algorithms.step import Direction, Sums
-from secagg.manifest import Manifest, training_of
+from secagg.manifest import TrainingManifest
 
 
-def descent(manifest: Manifest, sums: Sums) -> Direction:
+def descent(manifest: TrainingManifest, sums: Sums) -> Direction:
     """Minus the summed gradient over the public denominator (the expected number of examples).
 
     The real number of examples is a secret of the Poisson draw and is never sent.
     """
-    return -sums["gradient"] / training_of(manifest).denominator, {}
+    return -sums["gradient"] / manifest.training.denominator, {}

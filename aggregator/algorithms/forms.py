@@ -26,26 +26,24 @@ from secagg.lora.forms import (
     vector_to_tensors,
 )
 from secagg.lora.sketches import recover, truncated
-from secagg.manifest import Adapter, Manifest, adapter_of, training_of
+from secagg.manifest import TrainingManifest
 
 Float64 = NDArray[np.float64]
 Moved = tuple[Float64, dict[str, float]]
 
 
-def _of(manifest: Manifest) -> tuple[Adapter, float]:
-    return adapter_of(manifest), training_of(manifest).server_learning_rate
-
-
-def alternating(manifest: Manifest, vector: Float64, direction: Float64, version: int) -> Moved:
+def alternating(
+    manifest: TrainingManifest, vector: Float64, direction: Float64, version: int
+) -> Moved:
     """x + eta * direction on the factor of this version's phase."""
-    adapter, rate = _of(manifest)
+    adapter, rate = manifest.adapter, manifest.training.server_learning_rate
     length = size(trained(adapter, version))
     return vector + rate * place(adapter, version, direction[:length]), {}
 
 
-def resplit(manifest: Manifest, vector: Float64, direction: Float64, version: int) -> Moved:
+def resplit(manifest: TrainingManifest, vector: Float64, direction: Float64, version: int) -> Moved:
     """B + eta * direction, then the same product with orthonormal A, if B is not zero."""
-    adapter, rate = _of(manifest)
+    adapter, rate = manifest.adapter, manifest.training.server_learning_rate
     moved = vector + rate * place(adapter, version, direction)
     tensors = vector_to_tensors(adapter, moved.astype(np.float32))
     for pair in pairs(adapter):
@@ -56,7 +54,9 @@ def resplit(manifest: Manifest, vector: Float64, direction: Float64, version: in
     return tensors_to_vector(adapter, tensors).astype(np.float64), {}
 
 
-def multiplied(manifest: Manifest, vector: Float64, direction: Float64, version: int) -> Moved:
+def multiplied(
+    manifest: TrainingManifest, vector: Float64, direction: Float64, version: int
+) -> Moved:
     """B A + eta * (mean change of B A), cut to the task's rank; metric ``truncated_share``.
 
     Of the many factors of the product these are the ones that training itself would have led to.
@@ -65,7 +65,7 @@ def multiplied(manifest: Manifest, vector: Float64, direction: Float64, version:
     a^2 - (s / a)^2 = L^2. With orthonormal rows of A (a = 1) every step of B after the first
     release would move the product three times as far as before; measured in docs/algorithms.md.
     """
-    adapter, rate = _of(manifest)
+    adapter, rate = manifest.adapter, manifest.training.server_learning_rate
     tensors = vector_to_tensors(adapter, vector.astype(np.float32))
     at, worst = 0, 0.0
     for pair in pairs(adapter):
@@ -85,7 +85,7 @@ def multiplied(manifest: Manifest, vector: Float64, direction: Float64, version:
     return moved, {"truncated_share": worst}
 
 
-FORMS: dict[str, Callable[[Manifest, Float64, Float64, int], Moved]] = {
+FORMS: dict[str, Callable[[TrainingManifest, Float64, Float64, int], Moved]] = {
     "rolora": alternating,
     "fedsvd": resplit,
     "product": multiplied,

@@ -15,10 +15,10 @@ from aggregator.algorithms.optimisers import OptimiserState
 from aggregator.algorithms.step import Direction, StepInput
 from dp.contracts.algorithms.scaffold import control_step
 from secagg.errors import LocalProtocolError, SecaggError
-from secagg.manifest import training_of
+from secagg.manifest import TrainingManifest
 
 
-def controlled(given: StepInput) -> tuple[Direction, OptimiserState]:
+def controlled(given: StepInput[TrainingManifest]) -> tuple[Direction, OptimiserState]:
     """The mean change of the vector, metrics, and ``control``: the next c, of float32 values.
 
     Both are float64[d]. Without a state c is zero.
@@ -27,7 +27,7 @@ def controlled(given: StepInput) -> tuple[Direction, OptimiserState]:
         LocalProtocolError: ``survivors-missing``.
         SecaggError: ``update-not-finite``.
     """
-    training, survivors = training_of(given.manifest), given.survivors
+    training, survivors = given.manifest.training, given.survivors
     if survivors < 1:
         raise LocalProtocolError(
             "survivors-missing",

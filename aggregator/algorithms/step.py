@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from aggregator.algorithms.optimisers import OptimiserState
 from dp.ledger.records import ClipMove
-from secagg.manifest import Manifest
+from secagg.manifest import Manifest, TrainingManifest, training_manifest
 
 Sums = Mapping[str, NDArray[np.float64]]  # decoded, by segment name
 Direction = tuple[NDArray[np.float64], dict[str, float]]  # in which the vector moves, and metrics
+_M = TypeVar("_M", bound=Manifest)
 
 
 @dataclass(frozen=True)
-class StepInput:
+class StepInput(Generic[_M]):
     """One unmasked sum, and the version that its devices trained on.
 
     Attributes:
@@ -29,7 +31,7 @@ class StepInput:
         lag: versions between the newest model that they trained on and ``vector`` (FedBuff).
     """
 
-    manifest: Manifest
+    manifest: _M
     vector: NDArray[np.float32]
     optimiser: OptimiserState
     sums: Sums
@@ -37,6 +39,23 @@ class StepInput:
     survivors: int = 0
     masking_set_size: int = 0
     lag: int = 0
+
+    def training(self) -> StepInput[TrainingManifest]:
+        """The same, of a task that trains.
+
+        Raises:
+            ConfigurationError: ``training-missing``, ``adapter-missing``.
+        """
+        return StepInput(
+            training_manifest(self.manifest),
+            self.vector,
+            self.optimiser,
+            self.sums,
+            self.version,
+            self.survivors,
+            self.masking_set_size,
+            self.lag,
+        )
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from client_sdk.errors import ContributionError, TaskRefusal
 from client_sdk.training.coins import torch_states_kept
 from client_sdk.training.lora import base_fingerprint, tied_targets, vector_to_tensors
 from secagg.lora.forms import sent_length, size, trained, vector_length
-from secagg.manifest import Adapter, Manifest
+from secagg.manifest import Adapter, TrainingManifest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -30,10 +30,21 @@ if TYPE_CHECKING:
 _NAME = "default"  # peft's own; saved files carry no adapter name
 
 
+def without_adapter() -> TaskRefusal:
+    """``task-without-adapter``, of a task that :class:`AdaptedModel` cannot take."""
+    return TaskRefusal(
+        "task-without-adapter",
+        "The task trains no adapter; LoraTrainer cannot serve it.",
+        remedy="Write a contributor of its own for this task; see client_sdk.Contributor.",
+    )
+
+
 class AdaptedModel:
     """The base model, its adapter's tensors in the manifest's order, and their flat form."""
 
-    def __init__(self, model: PreTrainedModel, manifest: Manifest, fingerprint: bytes) -> None:
+    def __init__(
+        self, model: PreTrainedModel, manifest: TrainingManifest, fingerprint: bytes
+    ) -> None:
         """Inject the adapter into ``model`` in place.
 
         Args:
@@ -43,12 +54,8 @@ class AdaptedModel:
             TaskRefusal: ``task-without-adapter``, ``base-model``, ``adapter-tensors``,
                 ``adapter-targets``, ``adapter-tied``, ``model-adapted``.
         """
-        if manifest.adapter is None or manifest.base_model is None or manifest.training is None:
-            raise TaskRefusal(
-                "task-without-adapter",
-                "The task trains no adapter; LoraTrainer cannot serve it.",
-                remedy="Write a contributor of its own for this task; see client_sdk.Contributor.",
-            )
+        if manifest.base_model is None:
+            raise without_adapter()
         if fingerprint != manifest.base_model.fingerprint:
             raise TaskRefusal(
                 "base-model",

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from client_sdk.errors import ContributionError, TaskRefusal
-from client_sdk.training.adapted import AdaptedModel, fingerprint_of
+from client_sdk.training.adapted import AdaptedModel, fingerprint_of, without_adapter
 from client_sdk.training.algorithms import ALGORITHMS
 from client_sdk.training.algorithms.products import sketched
 from client_sdk.training.algorithms.work import Work, rows_per_pass
@@ -41,8 +41,8 @@ from client_sdk.training.gradients import Method, check_method
 from client_sdk.training.self_test import Way, check_rows_apart
 from dp.contracts.algorithms.averaging import has_privacy
 from dp.contracts.algorithms.registry import algorithm_of
-from secagg.errors import SecaggError
-from secagg.manifest import Manifest, training_of
+from secagg.errors import ConfigurationError, SecaggError
+from secagg.manifest import Manifest, TrainingManifest, training_manifest
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -166,17 +166,16 @@ class LoraTrainer:
         deadline_s = None if job.deadline_s is None else self._clock() + job.deadline_s
         if self._threads is not None:
             torch.set_num_threads(self._threads)
-        manifest = job.manifest
-        algorithm = ALGORITHMS.get(manifest.algorithm)
+        algorithm = ALGORITHMS.get(job.manifest.algorithm)
         if algorithm is None:
             raise TaskRefusal(
                 "algorithm-unknown",
                 "This trainer does not know the task's algorithm.",
                 expected=sorted(ALGORITHMS),
-                found=manifest.algorithm,
+                found=job.manifest.algorithm,
             )
-        asked = manifest.training.micro_batch if manifest.training is not None else 1
-        micro_batch = max(1, min(self._micro_batch, asked))
+        manifest = _trains(job.manifest)
+        micro_batch = max(1, min(self._micro_batch, manifest.training.micro_batch))
         try:
             adapted = self._prepare(manifest, micro_batch)
             adapted.choose(job.version)
@@ -195,7 +194,7 @@ class LoraTrainer:
                 "tokenizer",
                 found=f"{type(error).__name__}: {error}",
             ) from error
-        rows, empty = self._encode(training_of(manifest).max_tokens)
+        rows, empty = self._encode(manifest.training.max_tokens)
         self._left_out = {one.index: one for one in empty}
         places = job.places(len(rows))
         job.check_list([row.content for row in rows])
@@ -233,7 +232,7 @@ class LoraTrainer:
             adapted.cut(self._rank)
         return adapted.tensors()
 
-    def _prepare(self, manifest: Manifest, micro_batch: int) -> AdaptedModel:
+    def _prepare(self, manifest: TrainingManifest, micro_batch: int) -> AdaptedModel:
         """The model with the task's adapter, tested for what this task does with it."""
         if self._fingerprint is None:
             self._fingerprint = fingerprint_of(self._base)
@@ -258,14 +257,16 @@ class LoraTrainer:
         self._adapted = None
         self._tested.clear()
 
-    def _self_test(self, adapted: AdaptedModel, manifest: Manifest, micro_batch: int) -> None:
+    def _self_test(
+        self, adapted: AdaptedModel, manifest: TrainingManifest, micro_batch: int
+    ) -> None:
         """Each way once, on made-up tokens, with every factor away from zero.
 
         At B = 0 the gradient of A vanishes and would be compared with nothing.
         """
         way: Way = "predictions" if algorithm_of(manifest).forward_only else "gradients"
         size = rows_per_pass(adapted, self._method, micro_batch, alone=passes_alone(manifest))
-        max_tokens = training_of(manifest).max_tokens
+        max_tokens = manifest.training.max_tokens
         if (way, size, max_tokens) in self._tested:
             return
         adapted.load(_spread(adapted.vector_length))
@@ -314,6 +315,13 @@ class LoraTrainer:
                 f"No example of this data set can be used ({found}): the device gives noise alone.",
                 stacklevel=2,
             )
+
+
+def _trains(manifest: Manifest) -> TrainingManifest:
+    try:
+        return training_manifest(manifest)
+    except ConfigurationError as error:
+        raise without_adapter() from error
 
 
 def _alone(rows: tuple[Row, ...], places: NDArray[np.int64]) -> tuple[Row, ...]:

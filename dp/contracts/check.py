@@ -43,7 +43,7 @@ from secagg.limits import (
     VECTOR_LENGTH_MAX,
 )
 from secagg.lora.forms import size
-from secagg.manifest import Manifest, encode_manifest
+from secagg.manifest import Manifest, TrainingManifest, encode_manifest, training_manifest
 
 _MODEL_NAME_MAX = 256  # characters; a path or a hub id
 
@@ -81,7 +81,8 @@ def check_recorded(manifest: Manifest) -> None:
     _check_base_model(manifest)
     _check_adapter(manifest)
     algorithm.check(manifest)
-    _check_training(manifest, algorithm)
+    if algorithm.has_adapter:
+        _check_training(training_manifest(manifest), algorithm)
     check_noise(manifest)
     check_encoding(manifest)
     _check_budget(manifest)
@@ -208,10 +209,8 @@ def _check_adapter(manifest: Manifest) -> None:
     check_form(manifest, adapter)
 
 
-def _check_training(manifest: Manifest, algorithm: Algorithm) -> None:
+def _check_training(manifest: TrainingManifest, algorithm: Algorithm) -> None:
     training = manifest.training
-    if training is None:
-        return
     if not algorithm.keeps_control and training.population != 0:
         refuse(
             "population-without-control",

@@ -8,7 +8,7 @@ from dp.contracts.algorithms.fednova import public_steps
 from dp.contracts.algorithms.registry import algorithm_of
 from dp.noise.removable import kept_share, most_variance
 from secagg.errors import LocalProtocolError
-from secagg.manifest import Manifest, training_of
+from secagg.manifest import Manifest
 
 
 def mean_variance(manifest: Manifest, survivors: int, masking_set_size: int = 0) -> float:
@@ -27,7 +27,7 @@ def mean_variance(manifest: Manifest, survivors: int, masking_set_size: int = 0)
         LocalProtocolError: ``survivors-missing``.
     """
     noise = manifest.noise
-    if noise is None or not _divides(manifest):
+    if noise is None or (divisor := _divisor(manifest)) is None:
         return 0.0
     if survivors < 1:
         raise LocalProtocolError(
@@ -42,23 +42,24 @@ def mean_variance(manifest: Manifest, survivors: int, masking_set_size: int = 0)
         total = kept_share(noise, manifest.cohort, masking_set_size, survivors) * survivors
     else:
         total = noise.share_variance * noise.honest_min
-    return total / _divisor(manifest) ** 2
+    return total / divisor**2
 
 
 def mean_deviation(manifest: Manifest) -> float:
     """The largest standard deviation of that noise in a coordinate of the mean, real units."""
-    if manifest.noise is None or not _divides(manifest):
+    noise = manifest.noise
+    if noise is None or (divisor := _divisor(manifest)) is None:
         return 0.0
-    return math.sqrt(most_variance(manifest.noise, manifest.cohort)) / _divisor(manifest)
+    return math.sqrt(most_variance(noise, manifest.cohort)) / divisor
 
 
-def _divides(manifest: Manifest) -> bool:
-    """Whether a mean is taken at all: statistics and evaluations divide by no constant."""
-    return manifest.training is not None and manifest.training.denominator > 0
+def _divisor(manifest: Manifest) -> float | None:
+    """Integer units of a sum per real unit of the direction that the server takes.
 
-
-def _divisor(manifest: Manifest) -> float:
-    """Integer units of a sum per real unit of the direction that the server takes."""
-    training = training_of(manifest)
+    None: no mean is taken. Statistics and evaluations divide by no constant.
+    """
+    training = manifest.training
+    if training is None or not training.denominator > 0:
+        return None
     steps = public_steps(training) if algorithm_of(manifest).normalises_steps else 1.0
     return manifest.segments[0].scale * training.denominator / steps

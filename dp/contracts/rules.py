@@ -16,7 +16,7 @@ from secagg import limits
 from secagg.errors import ConfigurationError
 from secagg.graph import parameters
 from secagg.lora.forms import sent_length
-from secagg.manifest import CohortRules, Manifest, Noise, Segment, adapter_of
+from secagg.manifest import CohortRules, Manifest, Noise, Segment, TrainingManifest
 
 
 def refuse(
@@ -50,13 +50,9 @@ def in_range(
         )
 
 
-def adapter_length(manifest: Manifest) -> int:
-    """Numbers in the segment that the adapter's form sends.
-
-    Raises:
-        ConfigurationError: ``adapter-missing``.
-    """
-    return sent_length(adapter_of(manifest))
+def adapter_length(manifest: TrainingManifest) -> int:
+    """Numbers in the segment that the adapter's form sends."""
+    return sent_length(manifest.adapter)
 
 
 def check_cohort(manifest: Manifest) -> None:

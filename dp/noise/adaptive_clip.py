@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dp.errors import MechanismError
-from secagg.manifest import AdaptiveClip, Manifest, Segment, training_of
+from secagg.manifest import AdaptiveClip, Manifest, Segment
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -148,14 +148,13 @@ def next_clip(manifest: Manifest, clip: float, below_sum: int) -> float:
         below_sum: unmasked sum of the segment, integer units, noise included.
 
     Raises:
-        MechanismError: ``clip-out-of-range``, of ``clip``.
+        MechanismError: ``clip-out-of-range``, of ``clip``; ``denominator-missing``.
     """
     terms = adaptation(manifest)
-    if manifest.training is None or not manifest.training.denominator > 0:
-        raise MechanismError("denominator-missing", "The quantile needs a public denominator.")
+    denominator = _denominator(manifest)
     with localcontext(Context(prec=40)):
         share = Decimal(below_sum) / (
-            Decimal(_below_segment(manifest).scale) * Decimal(manifest.training.denominator)
+            Decimal(_below_segment(manifest).scale) * Decimal(denominator)
         )
         exponent = -Decimal(terms.learning_rate) * share
         exponent = max(Decimal(-_EXPONENT_MAX), min(Decimal(_EXPONENT_MAX), exponent))
@@ -179,5 +178,11 @@ def unscaled(
 
 def below_deviation(manifest: Manifest, variance: int) -> float:
     """Standard deviation of the noise in (sum of b - gamma) / denominator, for one in the ring."""
-    denominator = training_of(manifest).denominator
-    return math.sqrt(variance) / (_below_segment(manifest).scale * denominator)
+    return math.sqrt(variance) / (_below_segment(manifest).scale * _denominator(manifest))
+
+
+def _denominator(manifest: Manifest) -> float:
+    training = manifest.training
+    if training is None or not training.denominator > 0:
+        raise MechanismError("denominator-missing", "The quantile needs a public denominator.")
+    return training.denominator

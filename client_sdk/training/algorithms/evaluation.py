@@ -15,10 +15,10 @@ from client_sdk.training.coins import without_coins
 from client_sdk.training.examples import Row
 from client_sdk.training.gradients import scores
 from dp.contracts.algorithms.averaging import LOSS_CLIP
-from secagg.manifest import Manifest, training_of
+from secagg.manifest import TrainingManifest
 
 
-def contribute(manifest: Manifest, work: Work) -> Mapping[str, NDArray[Any]]:
+def contribute(manifest: TrainingManifest, work: Work) -> Mapping[str, NDArray[Any]]:
     """``loss``, ``accuracy`` and ``count``, float64[1] each, divided by the public bound E.
 
     Only the first E rows that are not empty are used. A loss that is not finite counts as the
@@ -27,7 +27,7 @@ def contribute(manifest: Manifest, work: Work) -> Mapping[str, NDArray[Any]]:
     Raises:
         ContributionError: ``training-deadline``, ``training-stopped``.
     """
-    most = training_of(manifest).weight_unit
+    most = manifest.training.weight_unit
     model = work.adapted.model
     loss = right = 0.0
     count = 0

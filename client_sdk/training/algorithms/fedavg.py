@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from client_sdk.training.algorithms.steps import local_steps, proximal
 from client_sdk.training.algorithms.work import Work, weighted
-from secagg.manifest import Manifest
+from secagg.manifest import TrainingManifest
 
 
-def contribute(manifest: Manifest, work: Work) -> Mapping[str, NDArray[Any]]:
+def contribute(manifest: TrainingManifest, work: Work) -> Mapping[str, NDArray[Any]]:
     """``{"delta": float64[d]}``; without any privacy also ``weight`` and ``loss``, float64[1].
 
     Unweighted with privacy. Without, ``delta`` and ``loss`` (the mean training loss over the local

@@ -15,16 +15,16 @@ from client_sdk.training.algorithms.steps import local_steps, proximal
 from client_sdk.training.algorithms.work import Work, weighted
 from dp.contracts.algorithms.fednova import NORMALISER
 from dp.contracts.algorithms.local_steps import normaliser, steps_of
-from secagg.manifest import Manifest, training_of
+from secagg.manifest import TrainingManifest
 
 
-def contribute(manifest: Manifest, work: Work) -> Mapping[str, NDArray[Any]]:
+def contribute(manifest: TrainingManifest, work: Work) -> Mapping[str, NDArray[Any]]:
     """``{"delta": float64[d]}``; without any privacy also ``weight``, ``loss``, ``normaliser``.
 
     Raises:
         ContributionError: as :func:`client_sdk.training.algorithms.steps.local_steps`.
     """
-    training = training_of(manifest)
+    training = manifest.training
     delta, loss = local_steps(manifest, work, proximal(manifest))
     norm = normaliser(training, steps_of(training, len(work.usable)))
     values = weighted(manifest, work, delta / norm, loss)

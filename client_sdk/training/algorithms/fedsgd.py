@@ -18,10 +18,10 @@ from client_sdk.errors import TaskRefusal
 from client_sdk.training.algorithms.work import Work
 from dp.example_sum import ExampleSum
 from dp.noise.sampling import examples_held_max, poisson_batch
-from secagg.manifest import ExamplePrivacy, Manifest
+from secagg.manifest import ExamplePrivacy, TrainingManifest
 
 
-def contribute(manifest: Manifest, work: Work) -> Mapping[str, NDArray[Any]]:
+def contribute(manifest: TrainingManifest, work: Work) -> Mapping[str, NDArray[Any]]:
     """``{"gradient": int64[d]}``: the sum of clipped gradients in integer units.
 
     Where the clip adapts, gradients are scaled for the version's clip first, and ``below``

@@ -19,10 +19,10 @@ from torch import Tensor
 from client_sdk.errors import ContributionError
 from client_sdk.training.algorithms.steps import local_steps
 from client_sdk.training.algorithms.work import Work
-from secagg.manifest import Manifest
+from secagg.manifest import TrainingManifest
 
 
-def contribute(manifest: Manifest, work: Work) -> Mapping[str, NDArray[Any]]:
+def contribute(manifest: TrainingManifest, work: Work) -> Mapping[str, NDArray[Any]]:
     """``{"delta": float64[d]}``; without any privacy also ``loss``, float64[1]. Unweighted.
 
     Raises:

@@ -26,11 +26,11 @@ from dp.contracts.algorithms.registry import algorithm_of
 from dp.example_sum import ExampleSum, noisy_total
 from dp.noise.sampling import poisson_batch
 from dp.noise.stream import BitStream
-from secagg.manifest import ExamplePrivacy, Manifest, Training, training_of
+from secagg.manifest import ExamplePrivacy, Training, TrainingManifest
 
 
 def local_steps(
-    manifest: Manifest, work: Work, extra: Callable[[Tensor], Tensor] | None = None
+    manifest: TrainingManifest, work: Work, extra: Callable[[Tensor], Tensor] | None = None
 ) -> tuple[NDArray[np.float64], float]:
     """y <- y - eta (step + extra(y - x)) from the global x, as often as the manifest says.
 
@@ -48,7 +48,7 @@ def local_steps(
         ContributionError: ``training-diverged``, ``training-deadline``,
             ``training-stopped``.
     """
-    training = training_of(manifest)
+    training = manifest.training
     privacy = manifest.example_privacy
     if privacy is not None and privacy.mode != "local":
         raise TaskRefusal(
@@ -83,16 +83,16 @@ def local_steps(
     return delta, float(np.mean(known)) if known else math.nan
 
 
-def proximal(manifest: Manifest) -> Callable[[Tensor], Tensor] | None:
+def proximal(manifest: TrainingManifest) -> Callable[[Tensor], Tensor] | None:
     """The pull mu (y - x) of Li et al. 2020, equation 2; None for algorithms without one."""
-    training = training_of(manifest)
+    training = manifest.training
     if training.proximal_mu == 0 or not algorithm_of(manifest).proximal_term:
         return None
     return lambda moved: training.proximal_mu * moved
 
 
 def _private_step(
-    manifest: Manifest,
+    manifest: TrainingManifest,
     privacy: ExamplePrivacy,
     work: Work,
     gradients: ExampleGradients,

@@ -16,7 +16,7 @@ from client_sdk.training.dataset import LeftOut, together_or_apart, told
 from client_sdk.training.examples import Row
 from client_sdk.training.gradients import ExampleGradients, Method
 from client_sdk.training.self_test import TESTED_TOKENS_MAX
-from secagg.manifest import Manifest, training_of
+from secagg.manifest import TrainingManifest
 
 _T = TypeVar("_T")
 
@@ -130,18 +130,22 @@ def rows_per_pass(
     return 1 if alone or method == "loop" or adapted.mixture else micro_batch
 
 
-Algorithm = Callable[[Manifest, Work], Mapping[str, NDArray[Any]]]
+Algorithm = Callable[[TrainingManifest, Work], Mapping[str, NDArray[Any]]]
 
 
 def weighted(
-    manifest: Manifest, work: Work, update: NDArray[np.float64], loss: float, name: str = "delta"
+    manifest: TrainingManifest,
+    work: Work,
+    update: NDArray[np.float64],
+    loss: float,
+    name: str = "delta",
 ) -> dict[str, NDArray[Any]]:
     """``{name: update}`` where a privacy mode is on; else weighted, with ``weight`` and ``loss``.
 
     The hidden weight w is min(examples / weight_unit, 1); w * update, w and w * loss are sent.
     Examples that were left out claim no weight.
     """
-    training = training_of(manifest)
+    training = manifest.training
     if len(manifest.segments) == 1:
         return {name: update}
     examples = len(work.rows) - len(work.left_out)

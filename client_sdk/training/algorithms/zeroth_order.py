@@ -26,10 +26,10 @@ from dp.contracts.algorithms.registry import algorithm_of
 from dp.example_sum import ExampleSum
 from dp.noise.stream import BitStream
 from secagg.lora.directions import direction
-from secagg.manifest import Manifest, adapter_of, training_of
+from secagg.manifest import Manifest, TrainingManifest
 
 
-def contribute(manifest: Manifest, work: Work) -> Mapping[str, NDArray[Any]]:
+def contribute(manifest: TrainingManifest, work: Work) -> Mapping[str, NDArray[Any]]:
     """``{"gradient": [K]}``: with distributed noise the int64 sum of examples' clipped slopes, else
     the mean.
 
@@ -39,7 +39,7 @@ def contribute(manifest: Manifest, work: Work) -> Mapping[str, NDArray[Any]]:
     Raises:
         ContributionError: ``training-diverged``, ``training-deadline``, ``training-stopped``.
     """
-    training, privacy = training_of(manifest), manifest.example_privacy
+    training, privacy = manifest.training, manifest.example_privacy
     if privacy is not None:
         slopes, _ = _slopes(manifest, work, secret_batch(privacy, work))
         total = ExampleSum(manifest, work.random_bytes)
@@ -59,14 +59,14 @@ def contribute(manifest: Manifest, work: Work) -> Mapping[str, NDArray[Any]]:
 
 
 def _slopes(
-    manifest: Manifest, work: Work, batch: NDArray[np.int64]
+    manifest: TrainingManifest, work: Work, batch: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Central differences per example, float64[kept, K], and the losses at the centre.
 
     Kept are the examples of which every loss could be computed and is finite; the others are left
     out.
     """
-    training, seed = training_of(manifest), adapter_of(manifest).seed
+    training, seed = manifest.training, manifest.adapter.seed
     start = work.adapted.flat()
     rows = work.present(batch)
     slopes = np.zeros((len(rows), training.directions))
@@ -86,7 +86,9 @@ def _slopes(
     return slopes[kept], centre[kept]
 
 
-def _losses(manifest: Manifest, work: Work, batch: NDArray[np.int64]) -> NDArray[np.float64]:
+def _losses(
+    manifest: TrainingManifest, work: Work, batch: NDArray[np.int64]
+) -> NDArray[np.float64]:
     """Loss of each row of :meth:`Work.present`; NaN of one that raises."""
     model = work.adapted.model
 

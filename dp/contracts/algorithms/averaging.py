@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dp.contracts.algorithms.declaration import Algorithm
+from dp.contracts.algorithms.declaration import TrainingAlgorithm
 from dp.contracts.algorithms.local_steps import check_local
 from dp.contracts.rules import adapter_length, check_segments, refuse
 from dp.contracts.spec import SegmentSpec, TaskSpec
-from secagg.manifest import Manifest, training_of
+from secagg.manifest import Manifest, TrainingManifest
 
 LOSS_CLIP = 32.0  # nats per token; a uniform guess over 10^13 tokens
 WIDE_UPDATE_CLIP = 64.0  # where the clip protects nothing
@@ -45,7 +45,7 @@ def uniform_segments(spec: TaskSpec, length: int, noisy: bool) -> tuple[SegmentS
     return (delta,) if noisy else (delta, SegmentSpec(name="loss", length=1, clip=LOSS_CLIP))
 
 
-class Averaging(Algorithm):
+class Averaging(TrainingAlgorithm):
     """Local steps at the devices, then the mean of their deltas."""
 
     default_privacy = "local"
@@ -58,18 +58,18 @@ class Averaging(Algorithm):
     def denominator(self, spec: TaskSpec, *, noisy: bool) -> float:
         return float(spec.cohort.size_max) if noisy else 0.0
 
-    def check(self, manifest: Manifest) -> None:
+    def check_training(self, manifest: TrainingManifest) -> None:
         check_averaging(manifest)
 
 
-def check_averaging(manifest: Manifest, plain: Sequence[tuple[str, int]] = ()) -> None:
+def check_averaging(manifest: TrainingManifest, plain: Sequence[tuple[str, int]] = ()) -> None:
     """What holds for every averaging algorithm.
 
     Args:
         plain: further segments that the algorithm sends without privacy, by name and length.
     """
     length = adapter_length(manifest)
-    training = training_of(manifest)
+    training = manifest.training
     private = has_privacy(manifest)
     expected = [("delta", length)]
     if not private:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dp.contracts.spec import SegmentSpec, TaskSpec
-from secagg.manifest import AdapterKind, Manifest
+from secagg.manifest import AdapterKind, Manifest, TrainingManifest, training_manifest
 
 PLAIN_FORMS: frozenset[AdapterKind] = frozenset(("lora", "ffa-lora"))
 # Their factors change meaning between releases: not for state, or weights, per coordinate.
@@ -23,8 +23,8 @@ class Algorithm(ABC):
 
     Attributes:
         default_privacy: example-level mode where the spec names none.
-        has_adapter: it works on the adapter of a base model, under training terms. Else it is a
-            statistic: a sum of the segments that the operator names.
+        has_adapter: it is a :class:`TrainingAlgorithm`. Else it is a statistic: a sum of the
+            segments that the operator names.
         moves_model: a release makes another model. Else what a device sends is a function of its
             data alone, the same in every release.
         joint_clip: one bound for all segments together. Else it is that of the first segment.
@@ -45,7 +45,7 @@ class Algorithm(ABC):
     """
 
     default_privacy: str
-    has_adapter: bool = True
+    has_adapter: bool = False
     moves_model: bool = True
     joint_clip: bool = False
     local_steps: bool = True
@@ -79,3 +79,16 @@ class Algorithm(ABC):
             population: enrolled devices.
         """
         return {}
+
+
+class TrainingAlgorithm(Algorithm):
+    """One that works on the adapter of a base model, under training terms."""
+
+    has_adapter = True
+
+    def check(self, manifest: Manifest) -> None:
+        self.check_training(training_manifest(manifest))
+
+    @abstractmethod
+    def check_training(self, manifest: TrainingManifest) -> None:
+        """Refuse what this algorithm excludes: ConfigurationError."""

@@ -9,15 +9,15 @@ the means over all examples. With device-level privacy all three are noised and 
 from __future__ import annotations
 
 from dp.contracts.algorithms.averaging import LOSS_CLIP
-from dp.contracts.algorithms.declaration import Algorithm
-from dp.contracts.rules import adapter_length, check_segments, in_range, refuse
+from dp.contracts.algorithms.declaration import TrainingAlgorithm
+from dp.contracts.rules import check_segments, in_range, refuse
 from dp.contracts.spec import SegmentSpec, TaskSpec
-from secagg.manifest import Manifest, training_of
+from secagg.manifest import TrainingManifest
 
 _CLIPS = (("loss", LOSS_CLIP), ("accuracy", 1.0), ("count", 1.0))
 
 
-class Evaluation(Algorithm):
+class Evaluation(TrainingAlgorithm):
     default_privacy = "none"
     moves_model = False
     joint_clip = True
@@ -30,8 +30,7 @@ class Evaluation(Algorithm):
     def denominator(self, spec: TaskSpec, *, noisy: bool) -> float:
         return 0.0
 
-    def check(self, manifest: Manifest) -> None:
-        adapter_length(manifest)  # there is an adapter
+    def check_training(self, manifest: TrainingManifest) -> None:
         check_segments(manifest, [(name, 1) for name, _ in _CLIPS])
         for segment, (name, clip) in zip(manifest.segments, _CLIPS, strict=True):
             if segment.clip != clip:
@@ -41,7 +40,7 @@ class Evaluation(Algorithm):
                     expected=clip,
                     found=segment.clip,
                 )
-        training = training_of(manifest)
+        training = manifest.training
         in_range("weight_unit", training.weight_unit, 1, 1 << 40)
         if manifest.example_privacy is not None:
             refuse(

@@ -5,15 +5,15 @@ from __future__ import annotations
 from dp.contracts.algorithms.averaging import Averaging
 from dp.contracts.algorithms.declaration import ALL_FORMS
 from dp.contracts.rules import refuse
-from secagg.manifest import Manifest, training_of
+from secagg.manifest import TrainingManifest
 
 
 class FedAvg(Averaging):
     forms = ALL_FORMS
 
-    def check(self, manifest: Manifest) -> None:
-        super().check(manifest)
-        training = training_of(manifest)
+    def check_training(self, manifest: TrainingManifest) -> None:
+        super().check_training(manifest)
+        training = manifest.training
         if training.proximal_mu != 0:
             refuse(
                 "proximal-without-fedprox",

@@ -20,12 +20,12 @@ from __future__ import annotations
 import math
 
 from dp.contracts.algorithms.averaging import has_privacy, uniform_segments
-from dp.contracts.algorithms.declaration import Algorithm
+from dp.contracts.algorithms.declaration import Algorithm, TrainingAlgorithm
 from dp.contracts.algorithms.local_steps import check_local
 from dp.contracts.rules import adapter_length, check_segments, in_range, refuse
 from dp.contracts.spec import SegmentSpec, TaskSpec
 from secagg.limits import VERSIONS_BACK_MAX
-from secagg.manifest import Manifest, Training, training_of
+from secagg.manifest import Manifest, Training, TrainingManifest
 
 VERSIONS_BACK = 4  # of a task that does not say otherwise
 HONEST_BEHIND = 2  # devices behind each model that do not work with the aggregator
@@ -70,7 +70,7 @@ def check_versions(manifest: Manifest, algorithm: Algorithm) -> None:
         )
 
 
-class FedBuff(Algorithm):
+class FedBuff(TrainingAlgorithm):
     default_privacy = "local"
     weighs_staleness = True
     schedules = True
@@ -81,9 +81,9 @@ class FedBuff(Algorithm):
     def denominator(self, spec: TaskSpec, *, noisy: bool) -> float:
         return 0.0  # the contributors, whose number is public
 
-    def check(self, manifest: Manifest) -> None:
+    def check_training(self, manifest: TrainingManifest) -> None:
         length = adapter_length(manifest)
-        training = training_of(manifest)
+        training = manifest.training
         plain = [] if has_privacy(manifest) else [("loss", 1)]
         check_segments(manifest, [("delta", length), *plain])
         _check_terms(training)

@@ -10,7 +10,6 @@ from secagg.manifest import Manifest
 
 class FederatedSum(Algorithm):
     default_privacy = "none"
-    has_adapter = False
     moves_model = False
     joint_clip = True
     local_steps = False

@@ -18,7 +18,7 @@ from dp.contracts.algorithms.declaration import AVERAGED_FORMS
 from dp.contracts.algorithms.local_steps import STEPS_MAX, normaliser
 from dp.contracts.rules import in_range, refuse
 from dp.contracts.spec import SegmentSpec, TaskSpec, TrainingSpec
-from secagg.manifest import Manifest, Training, training_of
+from secagg.manifest import Training, TrainingManifest
 
 NORMALISER = "normaliser"
 
@@ -38,9 +38,9 @@ class FedNova(Averaging):
             return found
         return (*found, SegmentSpec(name=NORMALISER, length=1, clip=_most(spec)))
 
-    def check(self, manifest: Manifest) -> None:
+    def check_training(self, manifest: TrainingManifest) -> None:
         check_averaging(manifest, [(NORMALISER, 1)])
-        training = training_of(manifest)
+        training = manifest.training
         if training.local_optimiser != "sgd":
             refuse(
                 "normaliser-undefined",

@@ -14,7 +14,7 @@ from dp.contracts.algorithms.declaration import PLAIN_FORMS
 from dp.contracts.algorithms.fedavg import FedAvg
 from dp.contracts.optimisers import TAU
 from dp.contracts.rules import refuse
-from secagg.manifest import Manifest, ServerOptimiser, training_of
+from secagg.manifest import ServerOptimiser, TrainingManifest
 
 
 class FedOpt(FedAvg):
@@ -28,9 +28,9 @@ class FedOpt(FedAvg):
         """A step per coordinate: near the best of 0.03, 0.1, 0.3 for the demo's tiny model."""
         return {"server_learning_rate": 0.1} if self._optimiser in TAU else {}
 
-    def check(self, manifest: Manifest) -> None:
-        super().check(manifest)
-        training = training_of(manifest)
+    def check_training(self, manifest: TrainingManifest) -> None:
+        super().check_training(manifest)
+        training = manifest.training
         if training.server_optimiser != self._optimiser:
             refuse(
                 "server-optimiser",

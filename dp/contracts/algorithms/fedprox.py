@@ -11,7 +11,7 @@ from typing import Any
 from dp.contracts.algorithms.averaging import Averaging
 from dp.contracts.algorithms.declaration import ALL_FORMS
 from dp.contracts.rules import in_range
-from secagg.manifest import Manifest, training_of
+from secagg.manifest import TrainingManifest
 
 
 class FedProx(Averaging):
@@ -21,6 +21,6 @@ class FedProx(Averaging):
     def suggested(self, privacy: str, population: int) -> Mapping[str, Any]:
         return {"proximal_mu": 0.05}
 
-    def check(self, manifest: Manifest) -> None:
-        super().check(manifest)
-        in_range("proximal_mu", training_of(manifest).proximal_mu, 0, 1e6, open_low=True)
+    def check_training(self, manifest: TrainingManifest) -> None:
+        super().check_training(manifest)
+        in_range("proximal_mu", manifest.training.proximal_mu, 0, 1e6, open_low=True)

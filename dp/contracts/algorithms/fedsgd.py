@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dp.contracts.algorithms.declaration import AVERAGED_FORMS, Algorithm
+from dp.contracts.algorithms.declaration import AVERAGED_FORMS, TrainingAlgorithm
 from dp.contracts.rules import adapter_length, check_segments, in_range, refuse
 from dp.contracts.spec import SegmentSpec, TaskSpec
-from secagg.manifest import Manifest, training_of
+from secagg.manifest import TrainingManifest
 
 
-class FedSGD(Algorithm):
+class FedSGD(TrainingAlgorithm):
     default_privacy = "distributed"
     local_steps = False
     clip_adapts = True
@@ -22,7 +22,7 @@ class FedSGD(Algorithm):
         """The expected number of examples in a sum of the largest cohort."""
         return float(spec.cohort.size_max * spec.training.batch_size)
 
-    def check(self, manifest: Manifest) -> None:
+    def check_training(self, manifest: TrainingManifest) -> None:
         check_segments(manifest, [("gradient", adapter_length(manifest))])
         privacy = manifest.example_privacy
         if privacy is None or privacy.mode != "distributed":
@@ -40,7 +40,7 @@ class FedSGD(Algorithm):
                 expected=privacy.clip,
                 found=manifest.segments[0].clip,
             )
-        training = training_of(manifest)
+        training = manifest.training
         if training.proximal_mu != 0:
             refuse(
                 "proximal-without-fedprox",

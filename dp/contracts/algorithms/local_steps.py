@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dp.contracts.rules import in_range, refuse
 from dp.contracts.spec import TrainingSpec
-from secagg.manifest import Manifest, Training, training_of
+from secagg.manifest import Training, TrainingManifest
 
 STEPS_MAX = 100_000
 
@@ -54,14 +54,14 @@ def normaliser(training: Training | TrainingSpec, steps: int) -> float:
     return float(step_weights(steps, training.local_momentum, pull).sum())
 
 
-def check_local(manifest: Manifest) -> None:
+def check_local(manifest: TrainingManifest) -> None:
     """Ranges of the local terms, and what each excludes.
 
     Raises:
         ConfigurationError: ``privacy-mode``, ``parameter-out-of-range``, ``momentum-with-adam``,
             ``epochs-reveal-examples``, ``proximal-term-lost``.
     """
-    training, example = training_of(manifest), manifest.example_privacy
+    training, example = manifest.training, manifest.example_privacy
     if example is not None and example.mode != "local":
         refuse(
             "privacy-mode",
@@ -98,13 +98,13 @@ def check_local(manifest: Manifest) -> None:
         )
 
 
-def refuse_local_terms(manifest: Manifest) -> None:
+def refuse_local_terms(manifest: TrainingManifest) -> None:
     """An algorithm of one sum per step has no local optimiser.
 
     Raises:
         ConfigurationError: ``local-terms-unused``.
     """
-    training = training_of(manifest)
+    training = manifest.training
     found = (training.local_optimiser, training.local_momentum, training.local_epochs)
     if found != ("sgd", 0.0, 0):
         refuse(

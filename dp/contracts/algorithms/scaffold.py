@@ -27,11 +27,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from dp.contracts.algorithms.averaging import uniform_segments
-from dp.contracts.algorithms.declaration import Algorithm
+from dp.contracts.algorithms.declaration import TrainingAlgorithm
 from dp.contracts.algorithms.local_steps import check_local
 from dp.contracts.rules import adapter_length, check_segments, in_range, refuse
 from dp.contracts.spec import SegmentSpec, TaskSpec
-from secagg.manifest import Manifest, Training, training_of
+from secagg.manifest import Training, TrainingManifest
 
 POPULATION_MAX = 1 << 40
 
@@ -41,7 +41,7 @@ def control_step(training: Training) -> float:
     return training.local_steps * training.local_learning_rate
 
 
-class Scaffold(Algorithm):
+class Scaffold(TrainingAlgorithm):
     default_privacy = "local"
     keeps_control = True
     schedules = True
@@ -55,9 +55,9 @@ class Scaffold(Algorithm):
     def denominator(self, spec: TaskSpec, *, noisy: bool) -> float:
         return 0.0  # the contributors, whose number is public
 
-    def check(self, manifest: Manifest) -> None:
+    def check_training(self, manifest: TrainingManifest) -> None:
         length = adapter_length(manifest)
-        training = training_of(manifest)
+        training = manifest.training
         if manifest.device_privacy is not None:
             refuse(
                 "control-with-device-noise",

@@ -12,15 +12,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from dp.contracts.algorithms.averaging import has_privacy, weighted_segments
-from dp.contracts.algorithms.declaration import Algorithm
-from dp.contracts.rules import adapter_length, check_segments, in_range, refuse
+from dp.contracts.algorithms.declaration import TrainingAlgorithm
+from dp.contracts.rules import check_segments, in_range, refuse
 from dp.contracts.spec import SegmentSpec, TaskSpec
-from secagg.manifest import Manifest, training_of
+from secagg.manifest import TrainingManifest
 
 DIRECTIONS_MAX = 1 << 16
 
 
-class ZerothOrder(Algorithm):
+class ZerothOrder(TrainingAlgorithm):
     default_privacy = "distributed"
     local_steps = False
     forward_only = True
@@ -42,9 +42,8 @@ class ZerothOrder(Algorithm):
             return float(spec.cohort.size_max * spec.training.batch_size)
         return float(spec.cohort.size_max) if noisy else 0.0
 
-    def check(self, manifest: Manifest) -> None:
-        adapter_length(manifest)  # there is an adapter
-        training, example = training_of(manifest), manifest.example_privacy
+    def check_training(self, manifest: TrainingManifest) -> None:
+        training, example = manifest.training, manifest.example_privacy
         in_range("directions", training.directions, 1, DIRECTIONS_MAX)
         in_range("perturbation", training.perturbation, 0, 1.0, open_low=True)
         expected = [("gradient", training.directions)]

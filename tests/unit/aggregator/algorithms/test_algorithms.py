@@ -10,6 +10,7 @@ from dp.tlog.notes import verifier_key
 from secagg.errors import ConfigurationError, LocalProtocolError, SecaggError
 from secagg.manifest import Manifest, Noise, Segment, Training
 from tests.kits.service import spec
+from tests.kits.tasks import adapter
 
 
 def manifest(algorithm: str, segments: dict[str, int], **training) -> Manifest:
@@ -39,6 +40,7 @@ def manifest(algorithm: str, segments: dict[str, int], **training) -> Manifest:
         segments=tuple(
             Segment(name=n, length=d, clip=1.0, scale=1, clip_units=1) for n, d in segments.items()
         ),
+        adapter=None if algorithm == "sum" else adapter(),
         training=None if algorithm == "sum" else Training(**{**terms, **training}),
     )
 

@@ -6,6 +6,7 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 
@@ -20,7 +21,7 @@ from dp.contracts.algorithms.federated_sum import FederatedSum
 from dp.contracts.algorithms.registry import has_control
 from dp.contracts.algorithms.scaffold import Scaffold
 from secagg.errors import ConfigurationError
-from secagg.manifest import Manifest, adapter_of, training_of
+from secagg.manifest import AdaptiveClip, Manifest, encode_manifest, training_manifest
 from tests.kits.quadratics import quadratic_spec
 from tests.kits.tasks import built, statistics
 
@@ -91,6 +92,9 @@ def test_such_a_comparison_would_be_found(line: str) -> None:
     assert list(comparisons(line))
 
 
+CLIP = AdaptiveClip(quantile=0.5, learning_rate=0.2, clip_min=0.1, clip_max=9.0)
+
+
 def _as(name: str, manifest: Manifest) -> Manifest:
     return replace(manifest, algorithm=name)
 
@@ -125,10 +129,19 @@ class TestOneOfAnotherName:
         assert repeats(_as("my-Evaluation", manifest))
 
 
-@pytest.mark.parametrize("asked", [training_of, adapter_of])
-def test_what_a_task_has_not_is_refused_where_it_is_asked_for(asked) -> None:
-    with pytest.raises(ConfigurationError, match="-missing"):
-        asked(replace(built(quadratic_spec("fedavg")), training=None, adapter=None))
+@pytest.mark.parametrize("part", ["training", "adapter"])
+def test_what_a_task_has_not_is_refused_where_training_begins(part: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"{part}-missing"):
+        training_manifest(replace(built(quadratic_spec("fedavg")), **{part: None}))
+
+
+def test_a_manifest_that_trains_is_written_as_the_manifest() -> None:
+    for changes in ({}, {"adaptive_clip": CLIP, "slot_overrun": 0.25}):
+        manifest = replace(built(quadratic_spec("fedavg")), **changes)
+        trains = training_manifest(manifest)
+        assert encode_manifest(trains) == encode_manifest(manifest)
+        assert msgspec.msgpack.encode(trains) == msgspec.msgpack.encode(manifest)
+        assert training_manifest(trains) is trains
 
 
 def test_an_algorithm_that_nobody_declared_is_refused() -> None:
