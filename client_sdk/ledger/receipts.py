@@ -104,14 +104,14 @@ def _check_lines(proven: Proven, manifest: Manifest, facts: ReleaseFacts) -> Non
     if not isinstance(found, list) or len(found) != len(least):
         raise _mismatch(proven, "The privacy statements are not the manifest's.", len(least), found)
     for line, low, high in zip(found, least, most, strict=True):
-        if not isinstance(line, Mapping) or not _line_fits(line, manifest, low, high):
+        if not isinstance(line, Mapping) or not _fits(line, manifest, low, high):
             raise _mismatch(
                 proven,
                 "A privacy statement is not the manifest's, or its epsilon is impossible.",
                 {**_terms(low), "epsilon_micro": [_micro(low), _micro(high)]},
                 line,
             )
-    headline = max((line["epsilon_micro"] for line in found if not line["amplified"]), default=None)
+    headline = max((told["epsilon_micro"] for told in found if not told["amplified"]), default=None)
     if proven.record.get("epsilon_micro") != headline:
         raise _mismatch(
             proven,
@@ -121,26 +121,26 @@ def _check_lines(proven: Proven, manifest: Manifest, facts: ReleaseFacts) -> Non
         )
 
 
-def _line_fits(
-    line: Mapping[str, object], manifest: Manifest, low: PrivacyStatement, high: PrivacyStatement
+def _fits(
+    told: Mapping[str, object], manifest: Manifest, low: PrivacyStatement, high: PrivacyStatement
 ) -> bool:
-    epsilon = line.get("epsilon_micro")
+    epsilon = told.get("epsilon_micro")
     return (
         type(epsilon) is int
         and _micro(low) - _TOLERANCE <= epsilon <= _micro(high) + _TOLERANCE
-        and same_terms(line, manifest, low)
+        and same_terms(told, manifest, low)
     )
 
 
-def _terms(line: PrivacyStatement) -> dict[str, object]:
-    """The record of a line without its epsilon, which may be infinite here."""
-    record = statement_record(msgspec.structs.replace(line, epsilon=0.0))
+def _terms(statement: PrivacyStatement) -> dict[str, object]:
+    """The record of a statement without its epsilon, which may be infinite here."""
+    record = statement_record(msgspec.structs.replace(statement, epsilon=0.0))
     del record["epsilon_micro"]
     return record
 
 
-def _micro(line: PrivacyStatement) -> float:
-    return line.epsilon * _MICRO
+def _micro(statement: PrivacyStatement) -> float:
+    return statement.epsilon * _MICRO
 
 
 def _mismatch(

@@ -13,6 +13,7 @@ imperfect randomness takes from delta stays that of all releases. Devices are in
 
 from __future__ import annotations
 
+import enum
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -50,21 +51,32 @@ MULTIPLIER_MAX = 1e6
 OVERRUN_DRAWS = 1 << 10  # a batch exceeds its cap with probability 2^-80: 2^10 such distances
 
 _MODEL_READERS = ", and everyone who sees the model"
-NOISE_KINDS = {"A": "local", "B": "device-level", "C": "distributed"}
-"""The word for the letter of a statement's ``mode``, which stands in records."""
 _ABSTAINING = "nothing but the sum depends on who abstains"
+
+
+class NoiseKind(enum.StrEnum):
+    """Where the noise of a statement is added. Values are its letters in records and answers."""
+
+    LOCAL = "A"
+    DEVICE_LEVEL = "B"
+    DISTRIBUTED = "C"
+
+    @property
+    def word(self) -> str:
+        """As reports and texts have it: ``local``, ``device-level``, ``distributed``."""
+        return self.name.lower().replace("_", "-")
 
 
 class PrivacyStatement(msgspec.Struct, frozen=True, kw_only=True):
     """One statement of privacy.
 
-    ``mode``: A, B or C (:data:`NOISE_KINDS`). ``unit``: ``example`` or ``device``. ``adversary``:
-    who is held off, and under which assumption on time and coins. ``adjacency``: what differs
+    ``mode``: whose noise it rests on. ``unit``: ``example`` or ``device``. ``adversary``: who is
+    held off, and under which assumption on time and coins. ``adjacency``: what differs
     between neighbours (:mod:`dp.accounting.events`). ``accountant``: whose theorem.
     ``epsilon`` is rounded up.
     """
 
-    mode: Literal["A", "B", "C"]
+    mode: NoiseKind
     unit: Literal["example", "device"]
     adversary: str
     adjacency: Adjacency
@@ -276,15 +288,16 @@ def lines(
 
 
 def _statement(
-    mode: Literal["A", "B", "C"],
+    mode: NoiseKind,
     manifest: Manifest,
     name: str,
     event: Composed,
     slack: float,
     replaced: bool,
 ) -> PrivacyStatement:
-    """The unamplified statement about an event of mode ``mode``."""
-    unit: Literal["example", "device"] = "device" if mode == "B" else "example"
+    """The unamplified statement about an event with noise of this kind."""
+    device_level = mode == NoiseKind.DEVICE_LEVEL
+    unit: Literal["example", "device"] = "device" if device_level else "example"
     adjacency = "replace-one" if replaced else ADJACENCY[unit]
     delta = manifest.budget.delta
     return PrivacyStatement(
@@ -311,13 +324,15 @@ def _distributed(
     event = _ring_event(manifest, counts, 1, ADJACENCY["example"], privacy.scheduled)
     releases = sum(counts.values())
     slack = slack_log2(releases * (draws_per_release(manifest) + OVERRUN_DRAWS))
-    statement = _statement("C", manifest, accountant(manifest), event, slack, replaced)
+    statement = _statement(
+        NoiseKind.DISTRIBUTED, manifest, accountant(manifest), event, slack, replaced
+    )
     yield statement
     if manifest.report_slot_s > 0 and privacy.sampling_rate < 1 and not replaced:
         slack = overrun_log2(slack, releases, manifest.overrun)
         sampled = epsilon_of(_sampled(event, privacy.sampling_rate), delta, slack)
         terms = slot_terms(manifest.overrun, "report-in slots and failures do")
-        yield _amplified(statement, sampled, _who(manifest, "C") + terms)
+        yield _amplified(statement, sampled, _who(manifest, NoiseKind.DISTRIBUTED) + terms)
 
 
 def _local(
@@ -328,14 +343,14 @@ def _local(
     steps = each * participations(releases, privacy.scheduled)
     event, delta = Composed(((local_step(manifest), steps),)), manifest.budget.delta
     slack = slack_log2(releases * each * manifest.data_length)
-    statement = _statement("A", manifest, ACCOUNTANT_SKELLAM, event, slack, replaced)
+    statement = _statement(NoiseKind.LOCAL, manifest, ACCOUNTANT_SKELLAM, event, slack, replaced)
     yield statement
     if privacy.sampling_rate < 1 and not replaced:
         slack = overrun_log2(slack, releases, manifest.overrun)
         sampled = epsilon_of(_sampled(event, privacy.sampling_rate), delta, slack)
         shown = "report-in slots do" if manifest.report_slot_s > 0 else "time does"
         terms = slot_terms(manifest.overrun, shown)
-        yield _amplified(statement, sampled, _who(manifest, "A") + terms)
+        yield _amplified(statement, sampled, _who(manifest, NoiseKind.LOCAL) + terms)
 
 
 def _device_level(
@@ -351,7 +366,9 @@ def _device_level(
     delta = manifest.budget.delta
     event = _ring_event(manifest, counts, examples_factor(manifest), ADJACENCY["device"])
     slack = slack_log2(sum(counts.values()) * draws_per_release(manifest))
-    statement = _statement("B", manifest, accountant(manifest), event, slack, replaced)
+    statement = _statement(
+        NoiseKind.DEVICE_LEVEL, manifest, accountant(manifest), event, slack, replaced
+    )
     yield statement
     if privacy.participation_rate < 1 and not replaced:
         sampled = epsilon_of(_sampled(event, privacy.participation_rate), delta, slack)
@@ -379,13 +396,13 @@ def slack_log2(draws: int) -> float:
     return SAMPLER_LOG2 + math.log2(max(1, draws))
 
 
-def _who(manifest: Manifest, mode: Literal["A", "B", "C"]) -> str:
+def _who(manifest: Manifest, mode: NoiseKind) -> str:
     """Nobody whom the masks do not stand against: of ``corrupt_max`` devices they hide the rest.
 
     Other devices' noise may be known to the aggregator; it is not counted. With local noise a
     device's own noise stands against whoever sees its update.
     """
-    if mode == "A":
+    if mode == NoiseKind.LOCAL:
         return "everyone"
     silent, corrupt = manifest.cohort.silent_max, manifest.cohort.corrupt_max
     known = f"knowing the noise of {_devices(silent)}"
@@ -426,7 +443,8 @@ def adversaries(manifest: Manifest, statement: PrivacyStatement) -> tuple[str, .
     """
     who = _who(manifest, statement.mode)
     silent = _devices(manifest.cohort.silent_max, "other ")
-    first = who if statement.mode == "A" else f"the aggregator with {silent}{_MODEL_READERS}"
+    local = statement.mode == NoiseKind.LOCAL
+    first = who if local else f"the aggregator with {silent}{_MODEL_READERS}"
     terms = statement.adversary.removeprefix(who)
     time = time_terms(manifest, statement.unit, statement.adjacency)
     untimed = terms.replace(f"{time} and ", "") if statement.amplified else ""

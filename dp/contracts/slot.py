@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from dp.accounting.figures import delta_shown, limit_shown, shown_up
 from dp.accounting.slot_overrun import taken
-from dp.accounting.statements import NOISE_KINDS, lines
+from dp.accounting.statements import lines
 from dp.contracts.rules import in_range, refuse
 from secagg.manifest import Manifest
 
@@ -60,18 +60,18 @@ def check_overrun(manifest: Manifest) -> None:
     alone = replace(
         manifest, slot_overrun=msgspec.UNSET, budget=replace(manifest.budget, delta=half)
     )
-    for line in lines(alone, releases):
-        if not line.amplified or line.unit != "example":
+    for statement in lines(alone, releases):
+        if not statement.amplified or statement.unit != "example":
             continue
-        cost = taken(line.epsilon, releases, overrun)
+        cost = taken(statement.epsilon, releases, overrun)
         if cost > half:
             refuse(
                 "overrun-takes-delta",
                 f"Missed slots take more than half of delta from the amplified statement of "
-                f"{NOISE_KINDS[line.mode]} noise: (1 + e^epsilon) * releases_max * slot_overrun.",
+                f"{statement.mode.word} noise: (1 + e^epsilon) * releases_max * slot_overrun.",
                 expected=f"at most {limit_shown(half)}, half of delta",
-                found=f"(1 + e^{shown_up(line.epsilon)}) * {releases} * {limit_shown(overrun)} = "
-                f"{delta_shown(cost)}",
+                found=f"(1 + e^{shown_up(statement.epsilon)}) * {releases} * "
+                f"{limit_shown(overrun)} = {delta_shown(cost)}",
                 remedy="State a smaller slot_overrun, if a longer report_slot_s or constant work "
                 "makes it true; use fewer releases or more noise; or leave slot_overrun out: the "
                 "statement then assumes that no slot is missed.",

@@ -185,29 +185,29 @@ def task_record(
     )
 
 
-def statement_record(line: PrivacyStatement) -> dict[str, Any]:
+def statement_record(statement: PrivacyStatement) -> dict[str, Any]:
     return {
-        "mode": line.mode,
-        "unit": line.unit,
-        "adversary": line.adversary,
-        "adjacency": line.adjacency,
-        "amplified": line.amplified,
-        "accountant": line.accountant,
-        "epsilon_micro": epsilon_micro(line.epsilon),
-        "delta": repr(line.delta),
+        "mode": statement.mode.value,
+        "unit": statement.unit,
+        "adversary": statement.adversary,
+        "adjacency": statement.adjacency,
+        "amplified": statement.amplified,
+        "accountant": statement.accountant,
+        "epsilon_micro": epsilon_micro(statement.epsilon),
+        "delta": repr(statement.delta),
     }
 
 
-def same_terms(record: Mapping[str, Any], manifest: Manifest, line: PrivacyStatement) -> bool:
-    """Whether a record's line is this one, its epsilon aside (which may be infinite in ``line``).
+def same_terms(record: Mapping[str, Any], manifest: Manifest, statement: PrivacyStatement) -> bool:
+    """Whether a record's statement is this one, epsilon aside (which may be infinite here).
 
     As bytes: in Python True equals 1, in JSON it does not.
     """
-    terms = statement_record(msgspec.structs.replace(line, epsilon=0.0))
+    terms = statement_record(msgspec.structs.replace(statement, epsilon=0.0))
     found = rfc8785.dumps({**record, "epsilon_micro": terms["epsilon_micro"]})
     return any(
         found == rfc8785.dumps({**terms, "adversary": words})
-        for words in adversaries(manifest, line)
+        for words in adversaries(manifest, statement)
     )
 
 
@@ -267,7 +267,7 @@ def release_record(
             "noise_variance": str(variance),
             "measured_variance": [str(end) for end in entry.measured_variance or ()],
             "epsilon_micro": epsilon_micro(headline(statements)),
-            "lines": [statement_record(line) for line in statements],
+            "lines": [statement_record(statement) for statement in statements],
             "released_at": entry.released_at,
         }
         | _list_record(entry)

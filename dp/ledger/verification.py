@@ -219,7 +219,7 @@ def _result(audit: RecordAudit, log: _Log) -> AuditResult:
     totals = ledger_totals(
         Spent(task.manifest, task.counts, task.unaccounted) for task in audit.tasks.values()
     )
-    stated = {line.unit for task in tasks for line in task.lines}
+    stated = {statement.unit for task in tasks for statement in task.lines}
     costs = [0.0, *(found.epsilon for found in totals if found.unit in stated)]
     return AuditResult(
         verified=not audit.problems,

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections import Counter
 
 from dp.accounting.figures import delta_shown, shown_up
-from dp.accounting.statements import NOISE_KINDS
 from dp.contracts.algorithms.registry import algorithm_of
 from dp.contracts.units import protected_units
 from dp.ledger.findings import AuditedTask
@@ -156,16 +155,16 @@ def _neighbours(task: AuditedTask) -> str:
     }
     if period_of(task.manifest) > 1:
         words["add-or-remove"] += ", at its place in a device's list; the others keep theirs"
-    used = dict.fromkeys(line.adjacency for line in task.lines)
+    used = dict.fromkeys(statement.adjacency for statement in task.lines)
     return ("; ".join(f"{name}: {words[name]}" for name in used) or "None") + "."
 
 
 def _loss(task: AuditedTask) -> str:
     lines = [
-        f"one {line.unit} ({NOISE_KINDS[line.mode]} noise"
-        f"{', amplified' if line.amplified else ''}): epsilon {shown_up(line.epsilon)} "
-        f"at delta {delta_shown(line.delta)}"
-        for line in task.lines
+        f"one {statement.unit} ({statement.mode.word} noise"
+        f"{', amplified' if statement.amplified else ''}): epsilon {shown_up(statement.epsilon)} "
+        f"at delta {delta_shown(statement.delta)}"
+        for statement in task.lines
     ]
     return ("; ".join(lines) or "No statement") + "."
 
@@ -246,7 +245,7 @@ def _scheduled(task: AuditedTask) -> str:
 
 
 def _accounting(task: AuditedTask) -> str:
-    names = ", ".join(dict.fromkeys(line.accountant for line in task.lines))
+    names = ", ".join(dict.fromkeys(statement.accountant for statement in task.lines))
     if not names:
         return "None."
     period = period_of(task.manifest)

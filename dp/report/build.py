@@ -133,7 +133,7 @@ def _release(manifest: Manifest, release: AuditedRelease) -> ReleaseRow:
         clips=_clips(manifest, release.clip),
         noise_multiplier=_multiplier(manifest, release.guaranteed_variance),
         measured=_measured(release),
-        epsilons=tuple(line.epsilon for line in release.lines),
+        epsilons=tuple(statement.epsilon for statement in release.lines),
         versions=entry.model_versions,
         model=entry.new_model_digest.hex(),
         fault=entry.fault,
@@ -186,7 +186,7 @@ def _profile(task: AuditedTask) -> tuple[ProfilePoint, ...]:
         found = lines(manifest, task.facts)
         cost = headline(found)
         if cost is not None and math.isfinite(cost):
-            epsilons = tuple(line.epsilon for line in found)
+            epsilons = tuple(statement.epsilon for statement in found)
             points.append(ProfilePoint(delta=delta, epsilons=epsilons))
     return tuple(points)
 

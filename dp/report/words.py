@@ -20,7 +20,7 @@ _ABSTENTION = (
 
 def amplified(task: AuditedTask) -> str:
     """What must be said beside the amplified statements of this task; empty without one."""
-    units = {line.unit for line in task.lines if line.amplified}
+    units = {statement.unit for statement in task.lines if statement.amplified}
     found = []
     if "example" in units:
         found.append(_batches(task.manifest))

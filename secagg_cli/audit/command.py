@@ -179,7 +179,7 @@ def _broken(
             }
         )
     if max_epsilon is not None:
-        stated = {line.unit for task in result.tasks for line in task.lines}
+        stated = {statement.unit for task in result.tasks for statement in task.lines}
         of = [total for total in result.totals if total.unit in stated] or list(result.totals)
         found += [
             {
@@ -216,7 +216,7 @@ def _cost(result: AuditResult) -> str:
         return "every task is refused"
     if result.epsilon is None:
         return "no differential privacy"
-    stated = {line.unit for task in result.tasks for line in task.lines}
+    stated = {statement.unit for task in result.tasks for statement in task.lines}
     of = [
         total for total in result.totals if total.unit in stated and total.epsilon == result.epsilon
     ]
@@ -244,11 +244,12 @@ def _statements(task: AuditedTask) -> Iterator[str]:
             f"{name}: an example is in at most {participations(charged, period)} of {charged} sums "
             f"(period {period})"
         )
-    for line in task.lines:
+    for statement in task.lines:
         yield (
-            f"{name}, one {line.unit}: epsilon {shown_up(line.epsilon)} at delta "
-            f"{delta_shown(line.delta)}, {'amplified' if line.amplified else 'not amplified'}, "
-            f"{line.adjacency}, against {line.adversary}"
+            f"{name}, one {statement.unit}: epsilon {shown_up(statement.epsilon)} at delta "
+            f"{delta_shown(statement.delta)}, "
+            f"{'amplified' if statement.amplified else 'not amplified'}, "
+            f"{statement.adjacency}, against {statement.adversary}"
         )
 
 
@@ -320,9 +321,9 @@ def verdict(result: AuditResult) -> dict[str, Any]:
         "charged": result.charged,
         "epsilon": result.epsilon,
         "statements": [
-            {"task": task.manifest.task, **msgspec.to_builtins(line)}
+            {"task": task.manifest.task, **msgspec.to_builtins(statement)}
             for task in result.tasks
-            for line in task.lines
+            for statement in task.lines
         ],
         "without_privacy": [task.manifest.task for task in result.tasks if not task.lines],
         "totals": totals_json(result.totals),

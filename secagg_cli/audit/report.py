@@ -18,7 +18,6 @@ import msgspec
 
 from client_sdk.outputs import write_file
 from dp.accounting.figures import delta_shown, shown_down, shown_up
-from dp.accounting.statements import NOISE_KINDS
 from dp.ledger.forms import TIME_MAX_S
 from secagg_cli.output import CommandError, UnusableArgument, visible
 
@@ -105,7 +104,6 @@ def render(data: ReportData, run: Mapping[str, Any] | None = None) -> str:
     environment.filters["interval"] = lambda ends: (
         f"{shown_down(ends[0], 2)} to {shown_up(ends[1], 2)}"
     )
-    environment.filters["noise"] = NOISE_KINDS.__getitem__
     environment.filters["percent"] = _percent
     environment.filters["outcome"] = _outcome
     environment.filters["recorded"] = lambda count: "not recorded" if count is None else count

@@ -6,24 +6,26 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from dp.accounting.figures import delta_shown, shown_up
+from dp.accounting.statements import NoiseKind, PrivacyStatement
 from secagg_cli.output import Output
 
 if TYPE_CHECKING:
-    from dp.accounting.statements import PrivacyStatement
     from secagg_cli.demo.conductor import RoundRecord
 
-# Mode of a privacy line -> its name on the command line.
-MODES = {"A": "local", "B": "device", "C": "distributed"}
 
-
-def epsilon_by_mode(lines: Iterable[PrivacyStatement]) -> dict[str, float | None]:
-    """The unamplified epsilon of each privacy mode; None for a mode that is not in use."""
-    result: dict[str, float | None] = dict.fromkeys(MODES.values())
-    for line in lines:
-        if not line.amplified:
-            name = MODES[line.mode]
-            result[name] = max(result[name] or 0.0, line.epsilon)
+def epsilon_by_mode(statements: Iterable[PrivacyStatement]) -> dict[str, float | None]:
+    """The largest unamplified epsilon by kind of noise (``local``, ``device``, ``distributed``);
+    None for a kind that is not in use."""
+    result: dict[str, float | None] = dict.fromkeys(map(_key, NoiseKind))
+    for statement in statements:
+        if not statement.amplified:
+            key = _key(statement.mode)
+            result[key] = max(result[key] or 0.0, statement.epsilon)
     return result
+
+
+def _key(kind: NoiseKind) -> str:
+    return kind.word.removesuffix("-level")
 
 
 def round_json(record: RoundRecord) -> dict[str, Any]:
@@ -66,12 +68,13 @@ def print_summary(out: Output, result: Mapping[str, Any]) -> None:
     out.say(f"asked: {answer['prompt']}")
     out.say(f"  before: {answer['before']}")
     out.say(f"  after:  {answer['after']}")
-    for line in result["privacy"]:
-        amplified = "amplified" if line["amplified"] else "no amplification"
+    for stated in result["privacy"]:
+        amplified = "amplified" if stated["amplified"] else "no amplification"
         out.say(
-            f"privacy of one {line['unit']} ({MODES[line['mode']]}): epsilon "
-            f"{shown_up(line['epsilon'], 3)} at delta {delta_shown(line['delta'])}, {amplified}, "
-            f"{line['adjacency']}, against {line['adversary']} ({line['accountant']})"
+            f"privacy of one {stated['unit']} ({NoiseKind(stated['mode']).word}): epsilon "
+            f"{shown_up(stated['epsilon'], 3)} at delta {delta_shown(stated['delta'])}, "
+            f"{amplified}, {stated['adjacency']}, against {stated['adversary']} "
+            f"({stated['accountant']})"
         )
     if not result["privacy"]:
         out.say("privacy: none; only the masking hides the devices' updates in their sum")

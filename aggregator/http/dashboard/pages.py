@@ -14,7 +14,6 @@ from aggregator.overview import task_view
 from aggregator.service import Service
 from aggregator.store import reads
 from dp.accounting.figures import delta_shown, shown_up
-from dp.accounting.statements import NOISE_KINDS
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 _HEADERS = {"Content-Security-Policy": _POLICY, "Cache-Control": "no-store"}
@@ -35,7 +34,6 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     made.filters["when"] = _when
-    made.filters["noise"] = NOISE_KINDS.__getitem__
     made.filters["epsilon"] = lambda value: "none" if value is None else shown_up(value)
     made.filters["delta"] = delta_shown
     return made

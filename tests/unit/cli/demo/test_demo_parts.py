@@ -7,7 +7,7 @@ import pytest
 from msgspec.structs import replace
 
 from client_sdk.errors import OutputError
-from dp.accounting.statements import PrivacyStatement
+from dp.accounting.statements import NoiseKind, PrivacyStatement
 from secagg_cli.background import Background
 from secagg_cli.demo.folder import check_folder, claim_folder
 from secagg_cli.demo.memory import MemoryMeter, pss_bytes
@@ -42,7 +42,7 @@ def test_the_memory_meter_adds_up_processes_and_forgets_the_dead() -> None:
 
 def test_a_mode_that_is_not_in_use_has_no_epsilon() -> None:
     line = PrivacyStatement(
-        mode="C",
+        mode=NoiseKind.DISTRIBUTED,
         unit="device",
         adversary="all who see the releases",
         adjacency="zero-out",
@@ -52,7 +52,7 @@ def test_a_mode_that_is_not_in_use_has_no_epsilon() -> None:
         delta=1e-6,
     )
     amplified = replace(line, amplified=True, epsilon=2.0)
-    device = replace(line, mode="B", epsilon=0.5)
+    device = replace(line, mode=NoiseKind.DEVICE_LEVEL, epsilon=0.5)
     assert epsilon_by_mode([line, amplified, device]) == {
         "local": None,
         "device": 0.5,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from dp.accounting.statements import PrivacyStatement, lines
+from dp.accounting.statements import NoiseKind, PrivacyStatement, lines
 from dp.contracts import BudgetSpec, CohortSpec
 from dp.ledger.records import same_terms, statement_record
 from dp.report.words import assumptions, exposure
@@ -66,7 +66,7 @@ def test_line_assumption_and_exposure_name_the_same_devices(
     for line in lines(manifest, 1):
         helpers = number(r"aggregator with (\d+) other device", line.adversary)
         known = number(r"knowing the noise of (\d+) device", line.adversary)
-        if line.mode == "A":  # its noise is the device's own
+        if line.mode == NoiseKind.LOCAL:  # its noise is the device's own
             assert (helpers, known) == (None, None)
             assert line.adversary.startswith("everyone, if ")
             continue
@@ -139,7 +139,7 @@ def test_records_in_the_words_of_every_earlier_version_are_accepted_and_no_other
         elif line.amplified:
             untimed += ", if nothing but the sum depends on who abstains"
         words = {line.adversary, untimed}
-        if line.mode != "A":
+        if line.mode != NoiseKind.LOCAL:
             terms = untimed.split(READERS)[1]
             words.add(f"the aggregator with {silent} other device{several}{READERS}{terms}")
         for accepted in words:

@@ -24,6 +24,7 @@ from dp.accounting.statements import (
     ACCOUNTANT_SKELLAM,
     OVERRUN_DRAWS,
     POISSON,
+    NoiseKind,
     PrivacyStatement,
     ReleaseFacts,
     checked_multiplier,
@@ -60,7 +61,7 @@ def test_the_lines_of_distributed_noise() -> None:
     quiet, loud = SkellamRelease(1024**2, 8192, 3 * share), SkellamRelease(1024**2, 8192, 5 * share)
     draws = 3 * (64 * 6 + OVERRUN_DRAWS)
     plain = PrivacyStatement(
-        mode="C",
+        mode=NoiseKind.DISTRIBUTED,
         unit="example",
         adversary=ALL + ", if one example more fits the slot",
         adjacency="add-or-remove",
@@ -94,7 +95,7 @@ def test_the_lines_of_local_noise() -> None:
     step = local_step(manifest)
     plain, amplified = lines(manifest, 2)
     assert plain == PrivacyStatement(
-        mode="A",
+        mode=NoiseKind.LOCAL,
         unit="example",
         adversary="everyone" + ONE_MORE,
         adjacency="add-or-remove",
@@ -129,7 +130,7 @@ def test_the_lines_of_device_level_noise() -> None:
     event = DiscreteGaussianSum(units**2, l1, share, 6, 50, "zero-out")
     plain, amplified = lines(manifest, [ReleaseFacts(survivors=8)] * 3)
     assert plain == PrivacyStatement(
-        mode="B",
+        mode=NoiseKind.DEVICE_LEVEL,
         unit="device",
         adversary="the aggregator with 1 other device, knowing the noise of 2 devices, "
         "and everyone who sees the model, if time does not show the data",

@@ -27,6 +27,7 @@ from dp.accounting.rdp import ORDERS, rdp_curve
 from dp.accounting.statements import (
     ACCOUNTANT_SKELLAM,
     OVERRUN_DRAWS,
+    NoiseKind,
     ReleaseFacts,
     draws_per_release,
     epsilon_of,
@@ -76,7 +77,7 @@ class TestStatements:
         event = ring_release(manifest, QUIET, 1)
         (line,) = lines(manifest, releases)
         expected = of(manifest, (event, -(-releases // 4)), releases=releases)
-        assert (line.mode, line.unit, line.amplified) == ("C", "example", False)
+        assert (line.mode, line.unit, line.amplified) == (NoiseKind.DISTRIBUTED, "example", False)
         assert line.accountant == ACCOUNTANT_SKELLAM
         assert line.epsilon == expected
 

@@ -12,7 +12,7 @@ import rfc8785
 from typer.testing import CliRunner
 
 from dp.accounting.slot_overrun import overrun_log2, taken
-from dp.accounting.statements import OVERRUN_DRAWS, PrivacyStatement, lines
+from dp.accounting.statements import OVERRUN_DRAWS, NoiseKind, PrivacyStatement, lines
 from dp.contracts import BudgetSpec, TrainingSpec, check_manifest, parse_spec
 from dp.errors import AccountingError
 from dp.ledger.builder import LedgerBuilder
@@ -121,7 +121,12 @@ def test_devices_that_abstain_in_secret_do_not_rest_on_the_slot() -> None:
     }
     stated = lines(built(slot_overrun=STATED, **both), 4)
     silent = lines(built(**both), 4)
-    assert [line.mode for line in stated] == ["C", "C", "B", "B"]
+    assert [line.mode for line in stated] == [
+        NoiseKind.DISTRIBUTED,
+        NoiseKind.DISTRIBUTED,
+        NoiseKind.DEVICE_LEVEL,
+        NoiseKind.DEVICE_LEVEL,
+    ]
     assert [a == b for a, b in zip(stated, silent, strict=True)] == [True, False, True, True]
 
 

@@ -13,6 +13,7 @@ from dp.accounting.events import (
 )
 from dp.accounting.statements import (
     POISSON,
+    NoiseKind,
     PrivacyStatement,
     ReleaseFacts,
     _counts,
@@ -41,7 +42,7 @@ def facts(*survivors: int) -> list[ReleaseFacts]:
 def test_the_default_task_costs_less_than_eight() -> None:
     manifest = built(adapter=DEMO_ADAPTER)
     (line,) = lines(manifest, manifest.budget.releases_max)
-    assert (line.mode, line.unit, line.amplified) == ("C", "example", False)
+    assert (line.mode, line.unit, line.amplified) == (NoiseKind.DISTRIBUTED, "example", False)
     assert 7.1 < line.epsilon <= 7.2
     assert headline([line]) == line.epsilon
 
@@ -100,7 +101,7 @@ def test_local_noise_composes_local_steps_against_everyone() -> None:
         training=TrainingSpec(local_steps=2),
     )
     plain, amplified = lines(manifest, 2)
-    assert (plain.mode, plain.unit) == ("A", "example")
+    assert (plain.mode, plain.unit) == (NoiseKind.LOCAL, "example")
     assert plain.adversary == "everyone, if time does not show one example more"
     # Two releases of two steps are four steps: what four distributed sums cost.
     assert plain.epsilon == pytest.approx(headline(lines(built(), 4)), rel=1e-4)
@@ -121,7 +122,7 @@ def test_modes_are_separate_lines_and_never_one_epsilon() -> None:
         algorithm="fedavg", device_noise_multiplier=2.0, noise_multiplier=1.4, budget=NO_LIMIT
     )
     found = {(line.mode, line.unit) for line in lines(both, 2)}
-    assert found == {("A", "example"), ("B", "device")}
+    assert found == {(NoiseKind.LOCAL, "example"), (NoiseKind.DEVICE_LEVEL, "device")}
     example_only = built(algorithm="fedavg", noise_multiplier=1.4, budget=NO_LIMIT)
     device_only = built(
         algorithm="fedavg", privacy="none", device_noise_multiplier=2.0, budget=NO_LIMIT
@@ -169,7 +170,11 @@ def test_a_rate_of_abstention_that_is_none_is_refused(terms: dict[str, float], r
 def test_device_noise_with_distributed_noise_covers_the_sum_of_a_whole_device() -> None:
     manifest = built(device_noise_multiplier=1.0, examples_max=16, budget=NO_LIMIT)
     example, device = lines(manifest, 1)
-    assert (example.mode, device.mode, device.adjacency) == ("C", "B", "zero-out")
+    assert (example.mode, device.mode, device.adjacency) == (
+        NoiseKind.DISTRIBUTED,
+        NoiseKind.DEVICE_LEVEL,
+        "zero-out",
+    )
     alone = headline(
         lines(
             built(algorithm="fedavg", privacy="none", device_noise_multiplier=1.0, budget=NO_LIMIT),
@@ -202,7 +207,7 @@ def test_without_privacy_there_is_no_line_and_no_number() -> None:
 def test_headline_is_the_largest_unamplified() -> None:
     def line(epsilon: float, amplified: bool) -> PrivacyStatement:
         return PrivacyStatement(
-            mode="A",
+            mode=NoiseKind.LOCAL,
             unit="example",
             adversary="everyone",
             adjacency="add-or-remove",

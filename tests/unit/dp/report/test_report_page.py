@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from dp.accounting.figures import shown_up
-from dp.accounting.statements import NOISE_KINDS, ReleaseFacts
+from dp.accounting.statements import ReleaseFacts
 from dp.contracts import BudgetSpec
 from dp.ledger.builder import LedgerBuilder
 from dp.ledger.records import policy_record, release_record
@@ -187,7 +187,7 @@ def test_each_line_has_a_chart_of_its_own_that_says_whose_it_is(mode: str) -> No
     assert costs.count("<svg") == costs.count("time (UTC)") == len(lines)
     captions = re.findall(r"<figcaption>(.*?)</figcaption>", costs)
     for line, caption in zip(lines, captions, strict=True):
-        assert f"one {line.unit} ({NOISE_KINDS[line.mode]} noise)" in caption
+        assert f"one {line.unit} ({line.mode.word} noise)" in caption
         assert line.adversary in caption
         assert ("not amplified" in caption) is not line.amplified
 
