@@ -108,7 +108,7 @@ def test_local_noise_beside_noise_of_devices_is_not_only_distributed() -> None:
 
 
 KINDS = {
-    "C without a slot": {},
+    "distributed without a slot": {},
     "distributed with a slot": {"report_slot_s": 60.0},
     "devices that abstain": {
         "algorithm": "fedavg",
@@ -152,4 +152,6 @@ def test_no_warning_denies_a_line_of_the_table(name: str) -> None:
         if denied is not None:
             assert denied[1] is not None, "it names the unit"
             assert denied[1] not in amplified
-    assert name != "C without a slot" or any("no amplified" in each for each in task.warnings)
+    assert name != "distributed without a slot" or any(
+        "no amplified" in each for each in task.warnings
+    )

@@ -110,7 +110,7 @@ def ledgers() -> Iterator[tuple[str, LedgerBuilder]]:
     weak = msgspec.structs.replace(loose, noise=msgspec.structs.replace(loose.noise, honest_min=1))
     refused = listing(weak, [listed(weak, entry(9), 0, release=1)])
     yield "a refused task", refused
-    yield "a refused task beside C", joined(of_one((False,)), refused)
+    yield "a refused task beside a distributed one", joined(of_one((False,)), refused)
 
 
 LEDGERS = dict(ledgers())
@@ -239,7 +239,7 @@ def test_of_several_totals_the_one_is_named_that_a_task_states(tmp_path: Path) -
 
 @pytest.mark.parametrize("path", ["checkpoint", "tile/entries/000.p/3"])
 def test_of_records_that_were_not_read_nothing_is_said(path: str, tmp_path: Path) -> None:
-    builder = LEDGERS["C: released"]
+    builder = LEDGERS["distributed: released"]
     folder = put(builder, tmp_path)
     (folder / path).write_bytes((folder / path).read_bytes()[:-2])
     command = ["audit", "verify", str(folder), "--key", VERIFIER]
