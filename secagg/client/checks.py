@@ -59,12 +59,12 @@ def check_addressed(config: ClientConfig, state: Advertised, roster: Roster) -> 
         )
 
 
-def check_context(session: Exchange, message: ContextMessage | Abort) -> None:
+def check_context(exchange: Exchange, message: ContextMessage | Abort) -> None:
     """The message names the exchange that this device is in."""
     if isinstance(message, Abort):
-        found, expected = message.cohort, session.cohort
+        found, expected = message.cohort, exchange.cohort
     else:
-        found, expected = message.ctx, session.ctx
+        found, expected = message.ctx, exchange.ctx
     if found != expected:
         raise RemoteProtocolError(
             "message-context",
@@ -276,43 +276,43 @@ def _check_indices(name: str, members: Sequence[int], size: int) -> None:
 
 
 def check_masking_set(
-    config: ClientConfig, session: Exchange, members: Sequence[int], usable: Sequence[int]
+    config: ClientConfig, exchange: Exchange, members: Sequence[int], usable: Sequence[int]
 ) -> None:
     """S holds this device, enough devices in all and behind each model, at least t neighbours,
     and no neighbour whose deal this device does not have (``usable``: those that it has)."""
-    _check_indices("masking-set", members, len(session.identity_keys))
-    _check_alive("masking-set", session, members)
-    _check_enough("masking-set", config, session, members)
-    in_set = frozenset(members).intersection(session.neighbours)
+    _check_indices("masking-set", members, len(exchange.identity_keys))
+    _check_alive("masking-set", exchange, members)
+    _check_enough("masking-set", config, exchange, members)
+    in_set = frozenset(members).intersection(exchange.neighbours)
     if unknown := in_set.difference(usable):
         raise RemoteProtocolError(
             "masking-set-dealer",
             "The masking set holds neighbours whose deals this device could not use.",
             found=sorted(unknown)[:8],
         )
-    if len(in_set) < session.threshold:
+    if len(in_set) < exchange.threshold:
         raise RemoteProtocolError(
             "masking-set-neighbours",
             "Too few of this device's neighbours are in the masking set.",
-            expected=f"at least {session.threshold}",
+            expected=f"at least {exchange.threshold}",
             found=len(in_set),
         )
 
 
 def check_survivor_set(
-    config: ClientConfig, session: Exchange, masking_set: Sequence[int], members: Sequence[int]
+    config: ClientConfig, exchange: Exchange, masking_set: Sequence[int], members: Sequence[int]
 ) -> None:
     """U lies within S, holds this device, and is large enough for manifest, device and noise, in
     all and behind each model."""
-    _check_indices("survivor-set", members, len(session.identity_keys))
+    _check_indices("survivor-set", members, len(exchange.identity_keys))
     if outside := frozenset(members).difference(masking_set):
         raise RemoteProtocolError(
             "survivor-set-outside",
             "The survivor set holds devices that did not mask.",
             found=sorted(outside)[:8],
         )
-    _check_alive("survivor-set", session, members)
-    _check_enough("survivor-set", config, session, members)
+    _check_alive("survivor-set", exchange, members)
+    _check_enough("survivor-set", config, exchange, members)
     drops = config.manifest.removable_drops
     if drops and len(masking_set) - len(members) > drops[-1]:
         raise RemoteProtocolError(
@@ -323,15 +323,15 @@ def check_survivor_set(
         )
 
 
-def _check_alive(name: str, session: Exchange, members: Sequence[int]) -> None:
-    if session.index not in members:
+def _check_alive(name: str, exchange: Exchange, members: Sequence[int]) -> None:
+    if exchange.index not in members:
         raise RemoteProtocolError(
             f"{name}-without-me", f"The {name.replace('-', ' ')} does not hold this device."
         )
 
 
 def _check_enough(
-    name: str, config: ClientConfig, session: Exchange, members: Sequence[int]
+    name: str, config: ClientConfig, exchange: Exchange, members: Sequence[int]
 ) -> None:
     floor = max(config.manifest.cohort.survivors_min, config.survivors_min)
     if len(members) < floor:
@@ -341,19 +341,19 @@ def _check_enough(
             expected=f"at least {floor}",
             found=len(members),
         )
-    _check_behind_each_model(name, config, session, members)
+    _check_behind_each_model(name, config, exchange, members)
 
 
 def _check_behind_each_model(
-    name: str, config: ClientConfig, session: Exchange, members: Sequence[int]
+    name: str, config: ClientConfig, exchange: Exchange, members: Sequence[int]
 ) -> None:
     """What the roster showed is counted again: devices that are called lost are in no sum.
 
     A model that no member trained on is not a model of the sum any more.
     """
-    if len(session.models) < 2:
+    if len(exchange.models) < 2:
         return
-    places = session.model_places or range(len(session.identity_keys))  # not kept: a model each
+    places = exchange.model_places or range(len(exchange.identity_keys))  # not kept: a model each
     behind = Counter(places[index] for index in members)
     floor = _behind_each_model(config)
     if min(behind.values()) < floor:
@@ -382,7 +382,7 @@ def _verified(signed: bytes, ctx: bytes) -> None:
 
 def check_confirmations(
     config: ClientConfig,
-    session: Exchange,
+    exchange: Exchange,
     masking_set: Sequence[int],
     survivors: Sequence[int],
     signed_confirmations: Sequence[bytes],
@@ -395,22 +395,22 @@ def check_confirmations(
 
     Signatures are verified until both counts are reached: all neighbours', then of others.
     """
-    masking = masking_set_digest(session.ctx, masking_set)
-    own = (masking, survivor_set_digest(session.ctx, masking, survivors))
-    alive, neighbours = frozenset(survivors), frozenset(session.neighbours)
+    masking = masking_set_digest(exchange.ctx, masking_set)
+    own = (masking, survivor_set_digest(exchange.ctx, masking, survivors))
+    alive, neighbours = frozenset(survivors), frozenset(exchange.neighbours)
     near: set[int] = set()
     far: dict[int, bytes] = {}
     for signed in signed_confirmations:
         message, signer = _claimed(signed)
         index = message.index
-        if index not in alive or signer != session.identity_keys[index]:
+        if index not in alive or signer != exchange.identity_keys[index]:
             raise RemoteProtocolError(
                 "confirmation-signer",
                 "A confirmation is not from a survivor.",
                 found=signer.hex(),
             )
         if index in neighbours:
-            _verified(signed, session.ctx)
+            _verified(signed, exchange.ctx)
         if (message.masking_set_digest, message.survivor_set_digest) != own:
             raise RemoteProtocolError(
                 "confirmations-differ",
@@ -422,17 +422,17 @@ def check_confirmations(
             near.add(index)
         else:
             far[index] = signed
-    if len(near) < session.threshold:
+    if len(near) < exchange.threshold:
         raise RemoteProtocolError(
             "confirmations-too-few",
             "Too few neighbours confirmed the survivors.",
-            expected=f"at least {session.threshold}",
+            expected=f"at least {exchange.threshold}",
             found=len(near),
         )
-    if session.graph.is_complete:
+    if exchange.graph.is_complete:
         return
     needed = parameters.confirmations_needed(
-        len(session.identity_keys), config.manifest.cohort.corrupt_max
+        len(exchange.identity_keys), config.manifest.cohort.corrupt_max
     )
     if len(near) + len(far) < needed:
         raise RemoteProtocolError(
@@ -442,4 +442,4 @@ def check_confirmations(
             found=len(near) + len(far),
         )
     for signed in list(far.values())[: max(0, needed - len(near))]:
-        _verified(signed, session.ctx)
+        _verified(signed, exchange.ctx)

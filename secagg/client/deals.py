@@ -30,7 +30,7 @@ from secagg.tools import Tools
 def make_deals(
     config: ClientConfig,
     state: Advertised,
-    session: Exchange,
+    exchange: Exchange,
     adverts: Mapping[int, Advert],
     tools: Tools,
 ) -> tuple[Deals, tuple[Secret, ...]]:
@@ -48,20 +48,20 @@ def make_deals(
         Secret(tools.random_bytes(SEED_BYTES)) for _ in config.manifest.removable_drops
     )
     by_kind = [
-        sharing.split(secret, session.threshold, session.neighbours, tools.random_bytes)
+        sharing.split(secret, exchange.threshold, exchange.neighbours, tools.random_bytes)
         for secret in (state.self_seed, state.mask_secret, *noise_seeds)
     ]
     identity = keys.signing_key(config.identity)
-    own = session.identity_keys[session.index]
-    ctx, graph = session.ctx, session.graph
+    own = exchange.identity_keys[exchange.index]
+    ctx, graph = exchange.ctx, exchange.graph
     deals = []
-    for neighbour in session.neighbours:
+    for neighbour in exchange.neighbours:
         shares = [dealt[neighbour].reveal() for dealt in by_kind]
-        peer = session.identity_keys[neighbour]
+        peer = exchange.identity_keys[neighbour]
         advert = adverts[neighbour]
         try:
             sealed_pair_seed = b""
-            if graph.sealer(session.index, neighbour) == session.index:
+            if graph.sealer(exchange.index, neighbour) == exchange.index:
                 sealed_pair_seed = tools.seal(
                     advert.mask_key,
                     seal_info(ctx, own, peer, KIND_PAIR_SEED),
@@ -76,7 +76,7 @@ def make_deals(
         hashes = [share_hash(kind, ctx, own, peer, share) for kind, share in enumerate(shares)]
         deal = Deal(
             ctx=ctx,
-            sender=session.index,
+            sender=exchange.index,
             recipient=neighbour,
             sealed_pair_seed=sealed_pair_seed,
             sealed_shares=sealed_shares,
@@ -106,8 +106,8 @@ def decrypt_inbox(state: Shared, inbox: Inbox) -> DecryptedDeals:
     Raises:
         RemoteProtocolError: an honest aggregator does not send this inbox.
     """
-    session = state.session
-    graph, neighbours = session.graph, frozenset(session.neighbours)
+    exchange = state.session
+    graph, neighbours = exchange.graph, frozenset(exchange.neighbours)
     mask_key = sealing.kem_private_key(state.mask_secret, MASK_KEY)
     channel_key = sealing.kem_private_key(state.channel_secret, CHANNEL_KEY)
     decrypted = DecryptedDeals({}, {}, {})
@@ -124,51 +124,51 @@ def decrypt_inbox(state: Shared, inbox: Inbox) -> DecryptedDeals:
             )
         last = dealer
         try:
-            deal = verify_deal(session, dealer, signed)
-            shares = decrypt_shares(session, deal, channel_key, len(state.noise_seeds))
-            if graph.sealer(dealer, session.index) == dealer:
-                decrypted.pair_seeds[dealer] = decrypt_pair_seed(session, deal, mask_key)
+            deal = verify_deal(exchange, dealer, signed)
+            shares = decrypt_shares(exchange, deal, channel_key, len(state.noise_seeds))
+            if graph.sealer(dealer, exchange.index) == dealer:
+                decrypted.pair_seeds[dealer] = decrypt_pair_seed(exchange, deal, mask_key)
             else:
-                peer = session.identity_keys[dealer]
-                own = session.identity_keys[session.index]
-                decrypted.pair_seeds[dealer] = pair_seed(state.mask_secret, session.ctx, own, peer)
+                peer = exchange.identity_keys[dealer]
+                own = exchange.identity_keys[exchange.index]
+                decrypted.pair_seeds[dealer] = pair_seed(state.mask_secret, exchange.ctx, own, peer)
             decrypted.shares[dealer] = shares
         except RemoteProtocolError:
             decrypted.refused[dealer] = signed
     return decrypted
 
 
-def verify_deal(session: Exchange, dealer: int, signed: bytes) -> Deal:
+def verify_deal(exchange: Exchange, dealer: int, signed: bytes) -> Deal:
     """The deal is signed by its dealer, for this exchange and this device.
 
     Sealing to a public key authenticates nobody: without this signature the aggregator could
     replace every pair seed sealed to a victim by its own, and read the victim's vector.
     """
-    deal, _ = verify(signed, session.ctx, Deal, signer=session.identity_keys[dealer])
-    if (deal.ctx, deal.sender, deal.recipient) != (session.ctx, dealer, session.index):
+    deal, _ = verify(signed, exchange.ctx, Deal, signer=exchange.identity_keys[dealer])
+    if (deal.ctx, deal.sender, deal.recipient) != (exchange.ctx, dealer, exchange.index):
         raise RemoteProtocolError(
             "deal-address",
             "The deal is for another device or exchange.",
-            culprit=session.identity_keys[dealer],
-            expected=(dealer, session.index),
+            culprit=exchange.identity_keys[dealer],
+            expected=(dealer, exchange.index),
             found=(deal.sender, deal.recipient),
         )
     return deal
 
 
 def decrypt_shares(
-    session: Exchange, deal: Deal, channel_key: sealing.KemPrivateKey, noise_levels: int
+    exchange: Exchange, deal: Deal, channel_key: sealing.KemPrivateKey, noise_levels: int
 ) -> HeldShares:
     """Unseal the shares and compare them with the hashes that the dealer signed."""
-    dealer = session.identity_keys[deal.sender]
-    own = session.identity_keys[session.index]
-    info = seal_info(session.ctx, dealer, own, KIND_SHARES)
+    dealer = exchange.identity_keys[deal.sender]
+    own = exchange.identity_keys[exchange.index]
+    info = seal_info(exchange.ctx, dealer, own, KIND_SHARES)
     together = sealing.hpke_open(channel_key, info, deal.sealed_shares)
     shares = [
         together[start : start + SHARE_BYTES] for start in range(0, len(together), SHARE_BYTES)
     ]
     hashes = [
-        share_hash(kind, session.ctx, dealer, own, share) for kind, share in enumerate(shares)
+        share_hash(kind, exchange.ctx, dealer, own, share) for kind, share in enumerate(shares)
     ]
     if len(together) != sealed_shares_bytes(noise_levels) or not hmac.compare_digest(
         b"".join(hashes), b"".join(deal.share_hashes)
@@ -180,11 +180,11 @@ def decrypt_shares(
     return HeldShares(of_mask_secret=mask_secret, of_self_seed=self_seed, of_noise=tuple(noise))
 
 
-def decrypt_pair_seed(session: Exchange, deal: Deal, mask_key: sealing.KemPrivateKey) -> Secret:
+def decrypt_pair_seed(exchange: Exchange, deal: Deal, mask_key: sealing.KemPrivateKey) -> Secret:
     """Unseal the seed of the mask in common with the dealer."""
-    dealer = session.identity_keys[deal.sender]
-    own = session.identity_keys[session.index]
-    info = seal_info(session.ctx, dealer, own, KIND_PAIR_SEED)
+    dealer = exchange.identity_keys[deal.sender]
+    own = exchange.identity_keys[exchange.index]
+    info = seal_info(exchange.ctx, dealer, own, KIND_PAIR_SEED)
     seed = sealing.hpke_open(mask_key, info, deal.sealed_pair_seed)
     if len(seed) != SEED_BYTES:
         raise RemoteProtocolError(

@@ -196,13 +196,13 @@ def _authenticate(
         roster, _ = verify(signed, b"", Roster, signer=task_key)
         checks.check_addressed(config, state, roster)
         return roster
-    session = state.session
-    if _message_digest(signed) in session.accepted.values():
+    exchange = state.session
+    if _message_digest(signed) in exchange.accepted.values():
         return None
-    message, _ = verify(signed, session.ctx, *_AFTER_ROSTER, signer=task_key)
-    checks.check_context(session, message)
+    message, _ = verify(signed, exchange.ctx, *_AFTER_ROSTER, signer=task_key)
+    checks.check_context(exchange, message)
     name = type(message).__name__
-    if KINDS[type(message)][0] in session.accepted:
+    if KINDS[type(message)][0] in exchange.accepted:
         raise RemoteProtocolError(
             "message-changed", f"Another {name} was obeyed before; the first one stands."
         )
@@ -290,7 +290,7 @@ def _share(
     graph = Graph(len(roster.entries), rules.degree, order_seed)
     certificates = checks.check_certificates(config, roster, event.now_s)
     adverts = checks.check_neighbours(config, roster, graph, certificates, event.now_s)
-    session = Exchange(
+    exchange = Exchange(
         ctx=_context(roster),
         cohort=roster.cohort,
         index=roster.index,
@@ -304,39 +304,39 @@ def _share(
         staleness=staleness,
         model_places=tuple(e.model for e in roster.entries) if len(roster.models) > 1 else (),
     )
-    dealt, noise_seeds = deals.make_deals(config, state, session, adverts, tools)
-    shared = Shared(session, state.mask_secret, state.self_seed, state.channel_secret, noise_seeds)
-    return shared, (Send(_sign(config, dealt, session.ctx)),)
+    dealt, noise_seeds = deals.make_deals(config, state, exchange, adverts, tools)
+    shared = Shared(exchange, state.mask_secret, state.self_seed, state.channel_secret, noise_seeds)
+    return shared, (Send(_sign(config, dealt, exchange.ctx)),)
 
 
 def _check(config: ClientConfig, state: Shared, inbox: Inbox, seen: bytes) -> Outcome:
-    session = accept(state.session, KINDS[Inbox][0], seen)
+    exchange = accept(state.session, KINDS[Inbox][0], seen)
     dealt = deals.decrypt_inbox(state, inbox)
-    name = pseudonym(config.identity, session.ctx)
-    answer: Message = Ready(session.ctx, session.index, name)
+    name = pseudonym(config.identity, exchange.ctx)
+    answer: Message = Ready(exchange.ctx, exchange.index, name)
     if dealt.refused:
         accused = tuple(sorted(dealt.refused))
         evidence = tuple(dealt.refused[dealer] for dealer in accused)
-        answer = Complaint(session.ctx, session.index, accused, evidence, name)
-    checked = Checked(session, state.self_seed, dealt.pair_seeds, dealt.shares, state.noise_seeds)
-    return checked, (Send(_sign(config, answer, session.ctx)),)
+        answer = Complaint(exchange.ctx, exchange.index, accused, evidence, name)
+    checked = Checked(exchange, state.self_seed, dealt.pair_seeds, dealt.shares, state.noise_seeds)
+    return checked, (Send(_sign(config, answer, exchange.ctx)),)
 
 
 def _fix_masking_set(
     config: ClientConfig, state: Checked, message: MaskingSet, seen: bytes
 ) -> Outcome:
-    session = accept(state.session, KINDS[MaskingSet][0], seen)
+    exchange = accept(state.session, KINDS[MaskingSet][0], seen)
     members, inside = message.members, frozenset(message.members)
-    checks.check_masking_set(config, session, members, tuple(state.shares))
+    checks.check_masking_set(config, exchange, members, tuple(state.shares))
     awaiting = AwaitingVector(
-        session,
+        exchange,
         members,
         state.self_seed,
         {index: seed for index, seed in state.pair_seeds.items() if index in inside},
         {index: shares for index, shares in state.shares.items() if index in inside},
     )
     provide = ProvideVector(
-        session.ctx, len(members), state.noise_seeds, session.models, session.staleness
+        exchange.ctx, len(members), state.noise_seeds, exchange.models, exchange.staleness
     )
     return awaiting, (provide,)
 
@@ -358,44 +358,44 @@ def _mask(config: ClientConfig, state: AwaitingVector, event: VectorReady) -> Ou
         raise LocalProtocolError(
             "vector-checks", "Every check coordinate of a device's payload is 1.", expected=1
         )
-    session = state.session
-    salt = masking_set_digest(session.ctx, state.masking_set)
+    exchange = state.session
+    salt = masking_set_digest(exchange.ctx, state.masking_set)
     terms = [masks.MaskTerm(masks.mask_key(state.self_seed, salt), 1)]
     terms += [
-        masks.MaskTerm(masks.mask_key(seed, salt), pair_sign(session.index, neighbour))
+        masks.MaskTerm(masks.mask_key(seed, salt), pair_sign(exchange.index, neighbour))
         for neighbour, seed in sorted(state.pair_seeds.items())
     ]
     masked = event.vector.copy()
     masks.apply_masks(masked, terms, bits)
     payload = ring.pack(masked, bits)
     header = MaskedInput(
-        ctx=session.ctx,
-        index=session.index,
+        ctx=exchange.ctx,
+        index=exchange.index,
         masking_set_digest=salt,
         vector_digest=hashlib.sha256(payload).digest(),
         size_bytes=len(payload),
     )
-    uploading = Uploading(session, state.masking_set, state.shares)
-    return uploading, (Upload(_sign(config, header, session.ctx), payload),)
+    uploading = Uploading(exchange, state.masking_set, state.shares)
+    return uploading, (Upload(_sign(config, header, exchange.ctx), payload),)
 
 
 def _confirm(config: ClientConfig, state: Uploading, message: SurvivorSet, seen: bytes) -> Outcome:
-    session = accept(state.session, KINDS[SurvivorSet][0], seen)
-    checks.check_survivor_set(config, session, state.masking_set, message.members)
-    masking = masking_set_digest(session.ctx, state.masking_set)
-    survivors = survivor_set_digest(session.ctx, masking, message.members)
-    confirmation = Confirmation(session.ctx, session.index, masking, survivors)
-    confirmed = Confirmed(session, state.masking_set, message.members, state.shares)
-    return confirmed, (Send(_sign(config, confirmation, session.ctx)),)
+    exchange = accept(state.session, KINDS[SurvivorSet][0], seen)
+    checks.check_survivor_set(config, exchange, state.masking_set, message.members)
+    masking = masking_set_digest(exchange.ctx, state.masking_set)
+    survivors = survivor_set_digest(exchange.ctx, masking, message.members)
+    confirmation = Confirmation(exchange.ctx, exchange.index, masking, survivors)
+    confirmed = Confirmed(exchange, state.masking_set, message.members, state.shares)
+    return confirmed, (Send(_sign(config, confirmation, exchange.ctx)),)
 
 
 def _unmask(config: ClientConfig, state: Confirmed, message: Confirmations, seen: bytes) -> Outcome:
     """Step 5: per neighbour in S, the share of its mask secret if it dropped, else those of its
     self seed and of the noise that the survivors do not need. Then all shares are forgotten, so
     there is nothing left for a second answer."""
-    session = accept(state.session, KINDS[Confirmations][0], seen)
+    exchange = accept(state.session, KINDS[Confirmations][0], seen)
     checks.check_confirmations(
-        config, session, state.masking_set, state.survivors, message.confirmations
+        config, exchange, state.masking_set, state.survivors, message.confirmations
     )
     survivors = frozenset(state.survivors)
     levels = removed_levels(
@@ -411,8 +411,8 @@ def _unmask(config: ClientConfig, state: Confirmed, message: Confirmations, seen
             RevealedShare(owner, SHARE_OF_NOISE_SEED + level, held.of_noise[level].reveal())
             for level in levels
         )
-    answer = Unmask(session.ctx, session.index, tuple(shares))
-    return Unmasked(session), (Send(_sign(config, answer, session.ctx)),)
+    answer = Unmask(exchange.ctx, exchange.index, tuple(shares))
+    return Unmasked(exchange), (Send(_sign(config, answer, exchange.ctx)),)
 
 
 def _finish(receipt: Receipt) -> Outcome:
