@@ -263,9 +263,9 @@ class TestAListThatChanges:
         assert len(seen.works) == 1
 
     def test_every_conversation_that_is_read_has_a_content(self) -> None:
-        """With half of a surrogate pair in a schema, and numbers of other libraries."""
+        """With other scripts in a schema, and numbers of other libraries."""
         messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-        tools = [{"type": "function", "function": {"name": "\ud800", "n": np.int64(3)}}]
+        tools = [{"type": "function", "function": {"name": "\u017eivot", "n": np.int64(3)}}]
         read = [check_form({"messages": messages, "tools": tools}) for _ in range(2)]
         assert len({_content(one) for one in read}) == 1
         others = [check_form({"messages": messages}), check_form({"text": "a", "label": 1})]
