@@ -96,6 +96,7 @@ VALIDATIONS: dict[str, Validation] = {
     "plan task --dropout": lambda value: _plan(dropout=value),
     "plan task --batch": lambda value: _plan(batch=value),
     "plan task --clip": lambda value: _plan(clip=value),
+    "plan task --period": lambda value: _plan(period=value, unit="example", rounds=20_000),
     "plan memory --rank": _rank,
     "plan privacy --noise-multiplier": checked_multiplier,
     "plan privacy --rounds": lambda value: _privacy(rounds=value),
