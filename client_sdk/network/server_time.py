@@ -71,6 +71,11 @@ class ServerTime:
             return self._clock()
         return self._moved_on(self._word)
 
+    @property
+    def wrong_by_s(self) -> float:
+        """How far :meth:`now` may be from a word that would be believed."""
+        return CLOCK_WRONG_S if self._word is None else 0.0
+
     def hear(self, said_s: float) -> None:
         """Believe the aggregator's word from now on, if it can be believed.
 

@@ -37,9 +37,11 @@ async def recover_new(device: RunningDevice, task: str) -> None:
 async def recover_charges(device: RunningDevice, leaves_max: int) -> Recovered:
     """Look through the ledger, and plan or do the second look.
 
-    A contribution beside no account goes: only the account knew whether it had served.
+    Where no word of the aggregator's was heard, by this device's own clock: as late as it may be
+    wrong. A contribution beside no account goes: only the account knew whether it had served.
     """
-    journal, is_new, now_s = device.journal, device.account.is_new, device.time.now()
+    journal, is_new = device.journal, device.account.is_new
+    now_s, wrong_by_s = device.time.now(), device.time.wrong_by_s
     identity_key = device.bundle.certificate.identity_key
     if is_new:
         journal.drop_contribution()
@@ -51,9 +53,9 @@ async def recover_charges(device: RunningDevice, leaves_max: int) -> Recovered:
         await name_evidence(device, error)
         raise
     if is_new and recovered.cohort_max_s:
-        due_s = now_s + recovered.cohort_max_s + device.settings.opening_s
+        due_s = now_s + wrong_by_s + recovered.cohort_max_s + device.settings.opening_s
         plan_second_look(journal, due_s, restored=bool(recovered.charges))
-    elif is_new or second_look_due(journal, now_s):
+    elif is_new or second_look_due(journal, now_s - wrong_by_s):
         plan_second_look(journal, 0.0)
     for task, charges in recovered.charges.items():
         if device.account.charges(task) > charged[task]:

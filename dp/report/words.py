@@ -137,8 +137,10 @@ def _schedule(example: ExamplePrivacy) -> str:
         "A device counts each charge before it sends, whatever becomes of it, and puts one part of "
         "its examples and nothing else into the contribution. An example's part follows from its "
         f"place in a list that only grows{served}. Nothing of other parts is kept beside the "
-        "released models, unless it has noise. One identity serves the task with the same data, "
-        "and a lost count goes on from what the ledger shows."
+        "released models, unless it has noise. One identity with one state folder serves the task "
+        "with the same data, and a lost count goes on from what the ledger shows. The ledger has "
+        "every cohort that devices counted: one that it leaves out moves their parts on, and then "
+        "only the cost of all planned releases bounds the recorded ones."
     )
 
 

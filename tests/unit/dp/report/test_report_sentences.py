@@ -169,6 +169,8 @@ PAGE: dict[str, Callable[[AuditResult], bool]] = {
     "sums of the task that an example can be in": lambda r: some(r, scheduled),
     "that a batch exceeds": lambda r: some(r, lambda t: distributed(t) and not scheduled(t)),
     "at its place in a device's list; the others keep theirs": lambda r: some(r, scheduled),
+    "one state folder serves the task": lambda r: some(r, scheduled),
+    "one that it leaves out moves their parts on": lambda r: some(r, scheduled),
     "of its list the first": lambda r: some(r, lambda t: distributed(t) and scheduled(t)),
     "Not checked here That others see this ledger": lambda r: True,
 }
