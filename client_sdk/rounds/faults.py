@@ -21,11 +21,13 @@ async def keep(
 
 
 async def name_evidence(device: RunningDevice, error: LedgerRefusal) -> Path | None:
-    """Keep what the ledger showed outside of a session, and name the file in the error."""
+    """Keep what the ledger showed outside of a session, and name the file in the error, once."""
     if not error.evidence:
         return None
     path = await keep(device, error)
-    error.remedy = " ".join((*filter(None, (error.remedy,)), f"The evidence is in {path}."))
+    named = f"The evidence is in {path}."
+    if named not in (error.remedy or ""):
+        error.remedy = " ".join((*filter(None, (error.remedy,)), named))
     return path
 
 
