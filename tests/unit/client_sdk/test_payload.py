@@ -62,6 +62,33 @@ def test_a_stale_update_is_weighed_where_the_algorithm_says_so() -> None:
     assert sent(plain, values, 3) == pytest.approx(np.full(LENGTH, 0.25), abs=1e-3)
 
 
+def test_a_stale_update_is_clipped_before_it_is_weighed() -> None:
+    """By the clip of the update, whatever that of the other segments is."""
+    manifest = built(quadratic_spec("fedbuff", privacy="none"))
+    clip, other = (segment.clip for segment in manifest.segments)
+    assert clip > other
+    values = {"delta": np.full(LENGTH, 1e3), "loss": np.ones(1)}
+    assert np.linalg.norm(sent(manifest, values, 3)) == pytest.approx(clip / 2, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("values", "reason", "expected", "found"),
+    [
+        ({"a": np.zeros(3)}, "contribution-shape", (4,), (3,)),
+        ({"a": np.full(4, "1")}, "contribution-dtype", "real numbers", "<U1"),
+        ({"b": np.zeros(4)}, "contribution-segments", ["a"], ["b"]),
+        ({"a": np.full(4, np.nan)}, "contribution-not-finite", "finite", "4 of 4 not finite"),
+    ],
+)
+def test_values_that_do_not_fit_are_refused_with_both_sides(
+    values: dict[str, np.ndarray], reason: str, expected: object, found: object
+) -> None:
+    with pytest.raises(ContributionError) as caught:
+        payload.check_values(built(statistics(("a", 4, 1.0))), values)
+    error = caught.value
+    assert (error.reason, error.expected, error.found) == (reason, expected, found)
+
+
 def test_who_abstains_sends_zeros_and_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     task = statistics(("a", 4, 1000.0), device_noise_multiplier=8.0, participation_rate=0.5)
     manifest = built(task)

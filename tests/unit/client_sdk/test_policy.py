@@ -60,6 +60,10 @@ def test_the_default_policy_wants_a_cohort_and_noise() -> None:
     assert policy.max_delta <= 1e-5
 
 
+def test_one_unit_alone_is_a_set_of_it() -> None:
+    assert PrivacyPolicy(units="device").units == frozenset(("device",))
+
+
 def test_a_small_cohort_is_refused(tmp_path: Path) -> None:
     policy = dataclasses.replace(EASY, min_cohort=5)
     assert refusal(policy, manifest_of(), tmp_path) == "cohort-too-small"
@@ -102,7 +106,10 @@ def test_functions_of_the_data_want_noise_in_the_sum_or_the_policys_word(
     if admitted:
         admit(policy, manifest, tmp_path)
     else:
-        assert refusal(policy, manifest, tmp_path) == "repeats-without-noise"
+        with pytest.raises(PolicyRefusal) as caught:
+            admit(policy, manifest, tmp_path)
+        assert caught.value.reason == "repeats-without-noise"
+        assert caught.value.found == f"{manifest.algorithm} without noise in the sum"
     admit(dataclasses.replace(policy, repeat_without_noise=True), manifest, tmp_path)
 
 

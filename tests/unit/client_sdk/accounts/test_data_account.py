@@ -567,8 +567,12 @@ def test_who_is_refused_for_what_other_unnamed_data_spent_is_told_the_way_out(
     second = in_root(tmp_path, "second")
     with pytest.raises(PolicyRefusal, match="own-total-budget") as caught:
         admits(second.open(), TWO, policy)
-    assert "data_id" in (caught.value.remedy or "")
-    admits(Folder(second.path, "photos", second.bundle, root=tmp_path).open(), TWO, policy)
+    for way_out in ("data_id", "max_total_epsilon"):
+        assert way_out in (caught.value.remedy or "")
+    named = Folder(second.path, "photos", second.bundle, root=tmp_path).open()
+    admits(named, TWO, policy)
+    assert named.data is not None
+    assert named.data.shown()["counts"] == "data"
 
 
 def test_a_folder_beside_of_an_earlier_version_counts_before_its_device_came(

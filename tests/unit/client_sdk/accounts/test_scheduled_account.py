@@ -81,6 +81,22 @@ def test_a_restored_folder_costs_what_it_did(tmp_path: Path, charges: int) -> No
     assert epsilon(account) == task.epsilon
 
 
+def test_what_is_known_of_a_restored_folder_is_not_counted_twice(tmp_path: Path) -> None:
+    """Else the charges that follow would be of later parts, and one part would be in two sums."""
+    account = Setting(tmp_path).device.account
+    account.restore(found(0))
+    assert account.restore(found(0, 1, 2, 3)) == 3
+    assert epsilon(account) == pytest.approx(planned(1), rel=1e-6)
+
+
+def test_two_parts_are_told_apart(tmp_path: Path) -> None:
+    manifest = make_manifest(scheduled_spec(period=2), VERIFIER)
+    account = Setting(tmp_path).device.account
+    account.debit(manifest, ctx(0), "0", part=0)
+    task, _ = account.after(manifest, "example")
+    assert task.epsilon == pytest.approx(cost_of("example", EVERY, 1), rel=1e-6)
+
+
 def test_folders_that_counted_apart_are_charged_for_both_counts(tmp_path: Path) -> None:
     """Each began with part 0 before its app named the data: ceil(2 / 4) would be 1."""
     first, second = Folder(tmp_path / "first", None), Folder(tmp_path / "second", None)

@@ -85,7 +85,9 @@ def test_evidence_is_readable_private_and_holds_what_the_ledger_showed(tmp_path:
     assert base64.b64decode(found["entry"]) == b"{}\xff"
     assert (found["proof"], found["checkpoint"]) == ([(b"h" * 32).hex()], "n\n")
     assert found["ledger"] == LEDGER
-    assert found["known"]["models"] == [[3, (b"m" * 32).hex()]]
+    known = found["known"]
+    assert known["models"] == [[3, (b"m" * 32).hex()]]
+    assert (known["model_version"], known["model_digest"]) == (3, (b"m" * 32).hex())
     assert "secret" not in path.read_text()
     assert b"secret state".hex() not in path.read_text()
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import rfc8785
 
-from client_sdk.errors import LedgerRefusal
+from client_sdk.errors import LedgerRefusal, TransportError
 from client_sdk.ledger.models import SEARCHED_MAX
 from client_sdk.ledger.watch import LedgerWatch
 from dp.ledger.records import identity_digest
@@ -155,7 +155,35 @@ async def test_a_log_without_its_files_is_incomplete(tmp_path: Path) -> None:
     await watch(Log(entries(7)), tmp_path).advance()
     log = Log(entries(9))
     log.files = {"checkpoint": log.files["checkpoint"]}
-    assert await reason_of(log, tmp_path) == "ledger-incomplete"
+    with pytest.raises(LedgerRefusal) as caught:
+        await watch(log, tmp_path).advance()
+    assert caught.value.reason == "ledger-incomplete"
+    assert "lacks a resource" in caught.value.message
+    assert str(caught.value.found).startswith("tile/")
+
+
+async def test_both_logs_are_named_where_one_does_not_extend_the_other(tmp_path: Path) -> None:
+    await watch(Log(entries(7)), tmp_path).advance()
+    with pytest.raises(LedgerRefusal) as shrunk:
+        await watch(Log(entries(6)), tmp_path).advance()
+    assert (shrunk.value.expected, shrunk.value.found) == ("at least 7 leaves", 6)
+    with pytest.raises(LedgerRefusal) as forked:
+        await watch(Log(entries(8, "other")), tmp_path).advance()
+    assert str(forked.value.expected).startswith("7 leaves under ")
+    assert str(forked.value.found).startswith("8 leaves under ")
+
+
+class Refusing(Log):
+    """What is asked for is refused for good."""
+
+    async def ledger(self, path: str) -> bytes | None:
+        raise TransportError("forbidden", "No.", status=403)
+
+
+async def test_a_file_that_is_refused_makes_the_ledger_unreadable(tmp_path: Path) -> None:
+    with pytest.raises(LedgerRefusal) as caught:
+        await watch(Refusing([]), tmp_path).advance()
+    assert (caught.value.reason, caught.value.found) == ("ledger-unreadable", 403)
 
 
 @pytest.mark.parametrize("leaf", [0, 5, 254, 255, 256, 299])
@@ -201,7 +229,10 @@ async def test_another_release_at_the_leaf_is_refused(
     tmp_path: Path, changes: dict[str, object]
 ) -> None:
     log = Log([*entries(3), release(1, **changes)])
-    assert await reason_of(log, tmp_path, leaf=3) == "release-mismatch"
+    with pytest.raises(LedgerRefusal) as caught:
+        await watch(log, tmp_path).verify_release(3, **CLAIM)
+    assert caught.value.reason == "release-mismatch"
+    assert set(caught.value.evidence) == {"record", "leaf_index", "entry", "proof", "checkpoint"}
 
 
 @pytest.mark.parametrize("contributors", [[], [identity_digest(b"a" * 32).hex()], None, 7])
@@ -320,6 +351,11 @@ async def test_a_model_that_was_never_released_is_refused(tmp_path: Path, leaf: 
             frozenset({b"1" * 32}), **MODELS
         )
     assert caught.value.reason == "model-not-in-ledger"
+
+
+async def test_a_later_record_of_another_task_does_not_hide_a_model(tmp_path: Path) -> None:
+    made = [release(1, new_model_digest=(b"1" * 32).hex(), task=task) for task in ("stats", "more")]
+    await watch(Log(made), tmp_path).verify_models(frozenset({b"1" * 32}), **MODELS)
 
 
 async def test_a_release_of_a_model_that_is_shown_but_not_logged_is_refused(
@@ -443,6 +479,15 @@ async def test_a_lost_receipt_is_looked_for_a_stretch_at_a_time(tmp_path: Path) 
     assert await watched.holds(CTX, **LOST, since=100) == (None, 100 + SEARCHED_MAX)
     assert log.bundles <= SEARCHED_MAX // 256 + 1
     assert await watched.holds(CTX, **LOST, since=(1 << 20) - 5) == (None, 1 << 20)
+
+
+async def test_a_stretch_ends_before_its_last_leaf(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("client_sdk.ledger.watch.SEARCHED_MAX", 4)
+    watched = watch(Log([*entries(5), release(1)]), tmp_path)
+    assert await watched.holds(CTX, **LOST, since=1) == (None, 5)
+    assert await watched.holds(CTX, **LOST, since=5) == (True, 6)
 
 
 async def test_an_offer_that_names_the_leaf_needs_no_search(tmp_path: Path) -> None:

@@ -103,6 +103,7 @@ def test_the_servers_time_never_goes_behind_what_was_seen(tmp_path: Path) -> Non
     error = refused(world.time, NOW)  # it has stood still
     assert error.reason == "server-time-back"
     assert "33 minutes behind" in error.message
+    assert error.expected == "2027-01-15 08:18:20 UTC or later"
     assert refused(world.time, NOW + 2_000.0 - DRIFT_S - 1).reason == "server-time-back"
     world.time.hear(NOW + 2_000.0 - DRIFT_S)
     assert world.time.now() == NOW + 2_000.0 - DRIFT_S

@@ -191,11 +191,13 @@ async def test_neither_the_time_nor_the_form_of_a_report_shows_the_batch(
 
 async def test_a_failure_sends_zeros_where_noise_hides_it(tmp_path: Path) -> None:
     setting = Setting(tmp_path)
-    contribution = await Training(setting.device, Runs(fails)).contribution(checkin_of(NOISY))
+    checkin = checkin_of(NOISY, version=3)
+    contribution = await Training(setting.device, Runs(fails)).contribution(checkin)
     assert not contribution.values()["counts"].any()
     assert contribution.failed is not None
     assert "MemoryError" in contribution.failed
     assert setting.kinds() == ["training", "trained"]
+    assert [event.detail["version"] for event in setting.events] == [3, 3]
     assert "MemoryError" in str(setting.events[-1].detail["failed"])
 
 
