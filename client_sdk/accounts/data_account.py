@@ -13,6 +13,7 @@ takes one identity for each data set, and a cohort that was charged to two count
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,7 @@ from client_sdk.accounts.registry import (
 )
 from client_sdk.errors import PolicyRefusal, StateError
 from dp.accounting.budget import Account, Entry
+from dp.accounting.charges import Charge
 from secagg.manifest import Manifest
 
 UNNAMED = ""  # the id of everything of a user that no app has named
@@ -229,21 +231,43 @@ class DataAccount:
 
 
 def _grouped(entries: list[Entry]) -> Entry:
-    """One cohort's charges to k identities: their data move the same sum by k clips."""
+    """One cohort's charges to k identities: their data move the same sum by k clips.
+
+    An example that serves by a schedule moves it by the clips of those that gave its part: a charge
+    for each part. One whose part is not known may have given any.
+    """
     k = len(entries)
     longest = max(entries, key=lambda entry: len(entry.charges))
     if k == 1:
         return longest
-    charges = tuple(
-        msgspec.structs.replace(
-            charge,
-            l2_squared=str(int(charge.l2_squared) * k * k),
-            l1=str(int(charge.l1) * k),
-            draws=charge.draws * k,
-        )
-        for charge in longest.charges
+    charges: list[Charge] = []
+    for charge in longest.charges:
+        if charge.counter is None:
+            charges.append(_of_clips(charge, k, charge.draws * k))
+            continue
+        parts = Counter(map(_part, entries))
+        unknown = parts.pop(msgspec.UNSET, 0)
+        clips = {part: count + unknown for part, count in parts.items()}
+        if unknown:
+            clips[msgspec.UNSET] = unknown
+        for i, (part, count) in enumerate(clips.items()):
+            draws = 0 if i else charge.draws * k
+            charges.append(msgspec.structs.replace(_of_clips(charge, count, draws), part=part))
+    return msgspec.structs.replace(longest, charges=tuple(charges))
+
+
+def _part(entry: Entry) -> int | msgspec.UnsetType:
+    """The part that an identity gave to the cohort, where its account knows it."""
+    return next((c.part for c in entry.charges if c.counter is not None), msgspec.UNSET)
+
+
+def _of_clips(charge: Charge, clips: int, draws: int) -> Charge:
+    return msgspec.structs.replace(
+        charge,
+        l2_squared=str(int(charge.l2_squared) * clips**2),
+        l1=str(int(charge.l1) * clips),
+        draws=draws,
     )
-    return msgspec.structs.replace(longest, charges=charges)
 
 
 def _claimed(record: DataRecord, member: Member) -> DataRecord:

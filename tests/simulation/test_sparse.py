@@ -134,11 +134,11 @@ def test_levels_that_the_survivors_do_not_need_are_opened(
 
 
 class Plans(Aggregator):
-    """Keeps the plan of the opening."""
+    """Keeps the plan of the unmasking."""
 
-    def _open(self, plan):
+    def _unmask(self, plan):
         self.plan = plan
-        super()._open(plan)
+        super()._unmask(plan)
 
 
 @pytest.mark.parametrize("drop", [Drop.ANNOUNCE, Drop.UPLOAD])

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from client_sdk.accounts.device_account import DeviceAccount, Found
 from client_sdk.policy import PrivacyPolicy
 from dp.accounting.budget import cost_of
+from dp.accounting.charges import charges_of, compose
 from dp.contracts import BudgetSpec
 from dp.schedule import schedule_of
 from tests.kits.contributing import Setting
@@ -112,6 +114,24 @@ def test_folders_that_counted_apart_are_charged_for_both_counts(tmp_path: Path) 
     assert epsilon(account) == pytest.approx(planned(2), rel=1e-6)
     debit(account, 5)
     assert epsilon(account) == pytest.approx(planned(3), rel=1e-6)
+
+
+def test_a_cohort_to_which_folders_gave_different_parts_counts_for_each(tmp_path: Path) -> None:
+    """An example of part 0 was in it by the third folder, beside two clips in the cohort before."""
+    folders = [Folder(tmp_path / name, None) for name in ("first", "second", "third")]
+    accounts = [folder.open() for folder in folders]
+    debit(accounts[0], 1, 2)  # parts 0 and 1
+    debit(accounts[1], 1)
+    debit(accounts[2], 2)
+    for folder in reversed(folders):
+        account = Folder(folder.path, "photos", bundle=folder.bundle).open()
+    (clip,) = (charge for charge in charges_of(EVERY) if charge.unit == "example")
+    two_clips = msgspec.structs.replace(
+        clip, l2_squared=str(4 * int(clip.l2_squared)), l1=str(2 * int(clip.l1))
+    )
+    assert account.charged(schedule_of(SCHEDULED)) == 2
+    assert epsilon(account) >= compose([two_clips, clip], EVERY.budget.delta) * (1 - 1e-6)
+    assert epsilon(account) < compose([two_clips, two_clips], EVERY.budget.delta) * (1 + 1e-6)
 
 
 def test_a_folder_that_is_lost_gets_its_parts_back_from_the_record_of_the_data(
