@@ -244,7 +244,8 @@ class Client:
                 event, seen = get.result()
                 yield event
                 get = asyncio.create_task(handed.get())
-                seen.set_result(None)
+                if not seen.done():  # cancelled, perhaps by a deadline
+                    seen.set_result(None)
         finally:
             work.cancel()
             get.cancel()

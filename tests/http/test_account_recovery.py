@@ -291,11 +291,11 @@ async def test_a_record_that_names_devices_by_their_identity_is_refused(
 ) -> None:
     """Only a session of an older software accepts what everybody can follow."""
 
-    def named(state: State, *sets: object) -> dict[str, object]:
+    def named(state: State, *sets: object) -> charging._Listed:
         keys = [state.facts.identity(index) for index in survivors_of(state)]
-        return {"contributors": tuple(identity_digest(key) for key in keys)}
+        return charging._Listed(tuple(identity_digest(key) for key in keys))
 
-    monkeypatch.setattr(charging, "_members", named)
+    monkeypatch.setattr(charging, "_listed", named)
     async with World(tmp_path, noised(TASK)) as world:
         ended = await asyncio.gather(
             *(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
+from typing import Any
 
 import nacl.signing
 import pytest
@@ -55,3 +57,27 @@ def test_the_package_names_what_it_has() -> None:
     assert "LoraTrainer" in client_sdk.__all__
     with pytest.raises(AttributeError, match="no attribute 'Trainer'"):
         client_sdk.__getattr__("Trainer")
+
+
+async def test_an_event_whose_sender_was_cancelled_meanwhile_does_not_end_the_run() -> None:
+    shown, cancelled = asyncio.Event(), asyncio.Event()
+
+    async def take_part(_one: object, _task: str, _rounds: object, deliver: Any) -> None:
+        sender = asyncio.create_task(deliver("first"))
+        await shown.wait()
+        sender.cancel()
+        await asyncio.gather(sender, return_exceptions=True)
+        cancelled.set()
+        await deliver("second")
+
+    async def nobody(_event: object) -> None:
+        pass
+
+    client: Any = object.__new__(Client)
+    client._take_part, client._deliver = take_part, nobody
+    seen = []
+    async for event in client.participate(None, task="task"):
+        seen.append(event)
+        shown.set()
+        await cancelled.wait()
+    assert seen == ["first", "second"]
