@@ -62,7 +62,6 @@ def test_a_shell_completes_commands() -> None:
     assert done.stdout.split() == ["plan"]
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
 @pytest.mark.parametrize("format_", ["text", "json"])
 @pytest.mark.parametrize("arguments", [" ".join(PLAN), "plan cohort --clients 200 --corrupt 0.5"])
 def test_a_full_disk_is_told_in_a_line(arguments: str, format_: str) -> None:
