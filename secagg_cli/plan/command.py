@@ -9,11 +9,14 @@ import typer
 
 from secagg.limits import CORRECTNESS_BITS, SECURITY_BITS
 from secagg_cli.output import Format, FormatOption, Output, power, power_log2
-from secagg_cli.plan.sizes import memory, task
+from secagg_cli.plan.clip import clip
+from secagg_cli.plan.sizes import memory
+from secagg_cli.plan.task import task
 from secagg_cli.ranges import number
 
 app = typer.Typer(no_args_is_help=True, help="Account and size a task before it exists.")
 app.command("task")(task)
+app.command("clip")(clip)
 app.command("memory")(memory)
 
 

@@ -50,6 +50,12 @@ def _plan(**given: Any) -> None:
     plan_task(**(words | given))
 
 
+def _examples(**given: Any) -> None:
+    """Of 2^40 examples one device more or less is little: delta allows for them all."""
+    words = {"population": 1 << 40, "delta": 1e-20, "examples": 1 << 40, "unit": "example"}
+    _plan(**(words | given))
+
+
 def _privacy(**given: Any) -> None:
     words = {"noise_multiplier": 100.0, "rounds": 1, "delta": 1e-5, "sampling_rate": 1.0}
     plan_epsilon(**(words | given))
@@ -92,6 +98,12 @@ VALIDATIONS: dict[str, Validation] = {
     "plan task --epsilon": lambda value: _plan(epsilon=value),
     "plan task --delta": lambda value: _plan(delta=value),
     "plan task --population": lambda value: _plan(population=value, cohort=2, dropout=0),
+    "plan task --examples": lambda value: _examples(examples=value),
+    "plan task --passes": lambda value: _examples(passes=value, rounds=10**6 if value > 1 else 1),
+    "plan task --signal": lambda value: _examples(signal=value),
+    "plan task --rank": _rank,
+    "plan clip --rank": _rank,
+    "plan clip --alpha": lambda value: _terms(alpha=value),
     "plan task --length": lambda value: _plan(length=value),
     "plan task --dropout": lambda value: _plan(dropout=value),
     "plan task --batch": lambda value: _plan(batch=value),

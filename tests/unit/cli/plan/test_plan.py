@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
+import msgspec
 import pytest
 from typer.testing import CliRunner
 
+from client_sdk.training.lora import adapter_spec
 from dp.contracts import BudgetSpec
+from dp.contracts.spec import parse_spec
 from dp.errors import AccountingError
 from dp.planning.task import plan_task, planned_costs
 from secagg.errors import ConfigurationError
+from secagg.lora.forms import sent_length
 from secagg_cli.main import app
-from secagg_cli.operator.task import _planned
+from secagg_cli.operator.task import _planned, read_spec
 from tests.kits.commands import invoke
 from tests.kits.tasks import built
+from tests.kits.tiny_training import tiny, tiny_folder
 
 TARGET = {"population": 100, "cohort": 100, "rounds": 10, "epsilon": 4.0, "delta": 1e-6}
 
@@ -109,11 +116,81 @@ def test_a_period_is_planned_by_the_sums_that_an_example_is_in() -> None:
     assert more.noise_multiplier == pytest.approx(every.noise_multiplier, rel=2e-3)
     arguments = ("--cohort", "8", "--rounds", "10", "--epsilon", "4", "--period", "4")
     text = CliRunner().invoke(app, ["plan", "task", *arguments, "--unit", "example"]).stdout
-    assert "an example is in at most 3 of 10 sums; a device is in all" in " ".join(text.split())
+    assert "an example is in at most 3 of 10 sums; a device may be in all" in " ".join(text.split())
     refused = invoke("plan", "task", *arguments, code=1)
     assert refused["error"]["reason"] == "schedule-without-examples"
     refused = invoke("plan", "task", *arguments, "--unit", "example", "--period", "11", code=1)
     assert refused["error"]["reason"] == "schedule-too-long"
+
+
+WHOLE = ("plan", "task", "--cohort", "8", "--rounds", "8", "--epsilon", "8", "--examples", "400")
+WHOLE += ("--passes", "2", "--clip", "0.1", "--dropout", "0.2")
+
+
+def test_a_whole_task_is_planned_into_a_file_that_task_create_takes(tmp_path: Path) -> None:
+    file = tmp_path / "support-bot.json"
+    keys = invoke(*WHOLE, "--model", str(tiny_folder()), "--targets", "o_proj", "--out", str(file))
+    assert read_spec(file) == keys["task"]
+    described = adapter_spec(tiny()[0], "ffa-lora", 4, 8, ("o_proj",), bytes(32))
+    assert keys["length"] == sent_length(described)
+    spec = parse_spec(file.read_bytes(), toml=False)
+    manifest = built(msgspec.structs.replace(spec, adapter=described))
+    assert (manifest.task, manifest.example_privacy.period) == ("support-bot", 4)
+    assert planned_costs(manifest)[0].last == keys["epsilon"] <= 8
+    again = invoke(*WHOLE, "--out", str(file), code=1)
+    assert again["error"]["reason"] == "out-taken"
+
+
+def test_a_whole_plan_says_what_it_leaves() -> None:
+    def said(*changes: str) -> str:
+        done = CliRunner().invoke(app, [*WHOLE, *changes])
+        return " ".join(done.output.split())
+
+    text = said()
+    assert "period 4: a sum has 100 examples, the public divisor" in text
+    assert "a device computes 100 gradients" in text
+    assert "The noise takes part of what it could learn." in text
+    assert "Each of these alone would be enough:" in text
+    assert "The clip of 1 is a guess" not in text
+    assert "It will hardly learn" in said("--signal", "0.02")
+    short = said("--length", "64", "--population", "800", "--examples", "40000")
+    assert "enough:" not in short
+    assert "One is expected in 0.08 of 8; after 1 its own account shows epsilon" in short
+    assert "the last pass is not whole: 10 rounds cost the same epsilon" in said("--rounds", "9")
+    guessed = [word for word in WHOLE if word not in ("--clip", "0.1")]
+    text = CliRunner().invoke(app, guessed).output
+    assert "The clip of 1 is a guess" in " ".join(text.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("--out", "task.toml"), "out-not-json"),
+        (("--period", "2"), "passes-and-period"),
+        (("--unit", "device"), "schedule-without-examples"),
+        (("--examples", "20"), "examples-too-few"),
+        (("--passes", "9"), "parameter-out-of-range"),
+        (("--out", "A task.json"), "task-name"),
+    ],
+)
+def test_a_whole_plan_that_cannot_be_is_refused(arguments: tuple[str, ...], reason: str) -> None:
+    assert invoke(*WHOLE, *arguments, code=1)["error"]["reason"] == reason
+
+
+def test_a_file_needs_the_number_of_examples() -> None:
+    words = ("--cohort", "8", "--rounds", "8", "--epsilon", "8", "--out", "task.json")
+    assert invoke("plan", "task", *words, code=1)["error"]["reason"] == "plan-without-examples"
+
+
+def test_plan_clip_measures_public_rows(tmp_path: Path) -> None:
+    file = tmp_path / "public.jsonl"
+    rows = [{"prompt": "What is rain?", "answer": word} for word in ("Water.", "It is wet.", "Sky")]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    words = ("--data", str(file), "--model", str(tiny_folder()), "--targets", "o_proj")
+    keys = invoke("plan", "clip", *words)
+    assert (keys["examples"], keys["left_out"]) == (3, 0)
+    assert [one["clip"] / keys["median"] for one in keys["signals"]] == [1.0, 0.5, 0.25]
+    assert all(0 <= one["signal"] <= 1 for one in keys["signals"])
 
 
 def test_what_a_new_task_costs_is_told_with_the_sums_that_an_example_is_in() -> None:
