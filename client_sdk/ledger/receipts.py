@@ -17,7 +17,7 @@ from client_sdk.state.journal import SessionRecord
 from dp.accounting.statements import PrivacyStatement, ReleaseFacts, guaranteed_variance, lines
 from dp.errors import LedgerError
 from dp.ledger.parsing import parse_release
-from dp.ledger.records import RELEASE_VERSION, same_terms, statement_record
+from dp.ledger.records import RELEASE_VERSION, by_renyi, same_terms, statement_record
 from secagg.context import context
 from secagg.errors import SecaggError
 from secagg.manifest import Manifest, manifest_digest
@@ -97,7 +97,8 @@ def _check_lines(proven: Proven, manifest: Manifest, facts: ReleaseFacts) -> Non
     number = proven.record["release"]
     assert isinstance(number, int)  # noqa: S101  compared before
     try:
-        least, most = lines(manifest, [facts]), lines(manifest, number)
+        renyi = by_renyi(proven.record)
+        least, most = (lines(manifest, count, renyi=renyi) for count in ([facts], number))
     except SecaggError as error:
         raise _mismatch(proven, "The release cannot be accounted for.", str(error)) from error
     found = proven.record.get("lines")

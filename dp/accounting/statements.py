@@ -16,7 +16,8 @@ from __future__ import annotations
 import enum
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from typing import Literal
@@ -34,6 +35,7 @@ from dp.accounting.events import (
     replace_one,
     scheduled,
 )
+from dp.accounting.gaussian import epsilon_of_shift, gaussian_shifts
 from dp.accounting.rdp import epsilon_from_rdp, rdp_curve
 from dp.accounting.slot_overrun import overrun_log2, slot_terms
 from dp.errors import AccountingError
@@ -42,7 +44,8 @@ from dp.noise.removable import kept_share
 from dp.schedule import participations
 from secagg.manifest import DevicePrivacy, ExamplePrivacy, Manifest
 
-ACCOUNTANT_SKELLAM = "skellam-rdp/agarwal-kairouz-liu-2021"
+ACCOUNTANT_SKELLAM = "skellam/least-of-gaussian-and-rdp"  # docs/skellam.md
+ACCOUNTANT_SKELLAM_RENYI = "skellam-rdp/agarwal-kairouz-liu-2021"
 ACCOUNTANT_DISCRETE_GAUSSIAN = "discrete-gaussian-sum-rdp/kairouz-liu-steinke-2021"
 POISSON = "+poisson/symmetric-noise"  # docs/sampling.md
 POISSON_REPLACED = "+poisson/replace-one"  # the same
@@ -175,11 +178,12 @@ def checked_multiplier(noise_multiplier: float) -> float:
     return noise_multiplier
 
 
-def accountant(manifest: Manifest) -> str:
-    """Whose theorem accounts for the noise in the ring."""
-    if manifest.noise is not None and manifest.noise.mechanism == "discrete-gaussian":
+def _accountant(manifest: Manifest, mode: NoiseKind, renyi: bool) -> str:
+    """Whose theorem accounts for the noise: devices' own is Skellam's, whatever is in the ring."""
+    ring = None if mode == NoiseKind.LOCAL else manifest.noise
+    if ring is not None and ring.mechanism == "discrete-gaussian":
         return ACCOUNTANT_DISCRETE_GAUSSIAN
-    return ACCOUNTANT_SKELLAM
+    return ACCOUNTANT_SKELLAM_RENYI if renyi else ACCOUNTANT_SKELLAM
 
 
 def ring_release(
@@ -231,8 +235,14 @@ def _sampled(event: Composed, rate: float) -> Composed:
 
 
 @lru_cache(maxsize=4096)
-def epsilon_of(event: Event, delta: float, slack_log2: float = -math.inf) -> float:
+def epsilon_of(
+    event: Event, delta: float, slack_log2: float = -math.inf, *, renyi: bool = False
+) -> float:
     """Epsilon at ``delta`` of an event, of which a slice pays for imperfect randomness.
+
+    The lesser of what its Renyi divergences say (:mod:`dp.accounting.rdp`), and of what the
+    Gaussian noise says that it is a post-processing of (:mod:`dp.accounting.gaussian`); ``renyi``:
+    the former alone, as earlier versions accounted.
 
     If every output is within statistical distance t = 2^slack_log2 of the ideal mechanism, an
     (eps, delta') guarantee of the ideal one gives (eps, delta' + (1 + e^eps) t). Rounded up; the
@@ -250,70 +260,86 @@ def epsilon_of(event: Event, delta: float, slack_log2: float = -math.inf) -> flo
             found=slack_log2,
         )
     curve = rdp_curve(event)
-    if slack_log2 == -math.inf:
-        return epsilon_from_rdp(curve, delta)
-    first = epsilon_from_rdp(curve, delta / 2)
+    distance = max(2.0**slack_log2, 5e-324) if slack_log2 > -math.inf else 0.0
+    epsilon = _paid(lambda left: epsilon_from_rdp(curve, left), delta, distance)
+    shifts = None if renyi else gaussian_shifts(event)
+    if shifts is None:
+        return epsilon
+    m = math.sqrt(shifts.squared) * (1 + 1e-15)
+    distance = (distance + shifts.distance) * (1 + 1e-15)
+    return min(epsilon, _paid(lambda left: epsilon_of_shift(m, left), delta, distance))
+
+
+def _paid(epsilon_at: Callable[[float], float], delta: float, distance: float) -> float:
+    """Epsilon at what ``delta`` leaves when it has paid for a statistical distance."""
+    if distance == 0:
+        return epsilon_at(delta)
+    first = epsilon_at(delta / 2)
     if first > 600:
         return math.inf
-    slack = (1 + math.exp(first)) * 2.0**slack_log2
+    slack = (1 + math.exp(first)) * distance
     if slack > delta / 2:
         return math.inf
-    return epsilon_from_rdp(curve, delta - slack)
+    return epsilon_at(delta - slack)
 
 
 def lines(
-    manifest: Manifest, releases: Releases, *, replaced: bool = False
+    manifest: Manifest, releases: Releases, *, replaced: bool = False, renyi: bool = False
 ) -> tuple[PrivacyStatement, ...]:
     """What ``releases`` of this task cost, statement by statement; empty without privacy.
 
     ``releases``: facts of each, or facts -> number of releases; an integer counts releases at the
     fewest survivors (what a task is charged beforehand). ``replaced``: the same releases between
     neighbours that exchange a record (a device: its data), at twice the sensitivity; none such
-    is amplified.
+    is amplified. ``renyi``: by Renyi divergences alone, as earlier versions wrote them.
 
     Raises:
         AccountingError: an impossible release or parameter.
     """
-    counts = _counts(manifest, releases)
+    counts, how = _counts(manifest, releases), _How(replaced, renyi)
     result: list[PrivacyStatement] = []
     if manifest.example_privacy is not None:
         if manifest.example_privacy.mode == "distributed":
-            result += _distributed(manifest, manifest.example_privacy, counts, replaced)
+            result += _distributed(manifest, manifest.example_privacy, counts, how)
         else:
             total = sum(counts.values())
-            result += _local(manifest, manifest.example_privacy, total, replaced)
+            result += _local(manifest, manifest.example_privacy, total, how)
     if manifest.device_privacy is not None:
-        result += _device_level(manifest, manifest.device_privacy, counts, replaced)
+        result += _device_level(manifest, manifest.device_privacy, counts, how)
     return tuple(result)
 
 
+@dataclass(frozen=True)
+class _How:
+    """Between which neighbours, and by which theorems, statements are made."""
+
+    replaced: bool
+    renyi: bool
+
+
 def _statement(
-    mode: NoiseKind,
-    manifest: Manifest,
-    name: str,
-    event: Composed,
-    slack: float,
-    replaced: bool,
+    mode: NoiseKind, manifest: Manifest, event: Composed, slack: float, how: _How
 ) -> PrivacyStatement:
     """The unamplified statement about an event with noise of this kind."""
     device_level = mode == NoiseKind.DEVICE_LEVEL
     unit: Literal["example", "device"] = "device" if device_level else "example"
-    adjacency = "replace-one" if replaced else ADJACENCY[unit]
+    adjacency = "replace-one" if how.replaced else ADJACENCY[unit]
     delta = manifest.budget.delta
+    seen = replace_one(event) if how.replaced else event
     return PrivacyStatement(
         mode=mode,
         unit=unit,
         adversary=f"{_who(manifest, mode)}, if {time_terms(manifest, unit, adjacency)}",
         adjacency=adjacency,
         amplified=False,
-        accountant=name,
-        epsilon=epsilon_of(replace_one(event) if replaced else event, delta, slack),
+        accountant=_accountant(manifest, mode, how.renyi),
+        epsilon=epsilon_of(seen, delta, slack, renyi=how.renyi),
         delta=delta,
     )
 
 
 def _distributed(
-    manifest: Manifest, privacy: ExamplePrivacy, counts: Counter[ReleaseFacts], replaced: bool
+    manifest: Manifest, privacy: ExamplePrivacy, counts: Counter[ReleaseFacts], how: _How
 ) -> Iterator[PrivacyStatement]:
     """Examples, by noise over the sum of all devices.
 
@@ -324,37 +350,35 @@ def _distributed(
     event = _ring_event(manifest, counts, 1, ADJACENCY["example"], privacy.scheduled)
     releases = sum(counts.values())
     slack = slack_log2(releases * (draws_per_release(manifest) + OVERRUN_DRAWS))
-    statement = _statement(
-        NoiseKind.DISTRIBUTED, manifest, accountant(manifest), event, slack, replaced
-    )
+    statement = _statement(NoiseKind.DISTRIBUTED, manifest, event, slack, how)
     yield statement
-    if manifest.report_slot_s > 0 and privacy.sampling_rate < 1 and not replaced:
+    if manifest.report_slot_s > 0 and privacy.sampling_rate < 1 and not how.replaced:
         slack = overrun_log2(slack, releases, manifest.overrun)
-        sampled = epsilon_of(_sampled(event, privacy.sampling_rate), delta, slack)
+        sampled = epsilon_of(_sampled(event, privacy.sampling_rate), delta, slack, renyi=how.renyi)
         terms = slot_terms(manifest.overrun, "report-in slots and failures do")
         yield _amplified(statement, sampled, _who(manifest, NoiseKind.DISTRIBUTED) + terms)
 
 
 def _local(
-    manifest: Manifest, privacy: ExamplePrivacy, releases: int, replaced: bool
+    manifest: Manifest, privacy: ExamplePrivacy, releases: int, how: _How
 ) -> Iterator[PrivacyStatement]:
     """Examples, by the noise of every local step on the device itself."""
     each = manifest.training.local_steps if manifest.training is not None else 1
     steps = each * participations(releases, privacy.scheduled)
     event, delta = Composed(((local_step(manifest), steps),)), manifest.budget.delta
     slack = slack_log2(releases * each * manifest.data_length)
-    statement = _statement(NoiseKind.LOCAL, manifest, ACCOUNTANT_SKELLAM, event, slack, replaced)
+    statement = _statement(NoiseKind.LOCAL, manifest, event, slack, how)
     yield statement
-    if privacy.sampling_rate < 1 and not replaced:
+    if privacy.sampling_rate < 1 and not how.replaced:
         slack = overrun_log2(slack, releases, manifest.overrun)
-        sampled = epsilon_of(_sampled(event, privacy.sampling_rate), delta, slack)
+        sampled = epsilon_of(_sampled(event, privacy.sampling_rate), delta, slack, renyi=how.renyi)
         shown = "report-in slots do" if manifest.report_slot_s > 0 else "time does"
         terms = slot_terms(manifest.overrun, shown)
         yield _amplified(statement, sampled, _who(manifest, NoiseKind.LOCAL) + terms)
 
 
 def _device_level(
-    manifest: Manifest, privacy: DevicePrivacy, counts: Counter[ReleaseFacts], replaced: bool
+    manifest: Manifest, privacy: DevicePrivacy, counts: Counter[ReleaseFacts], how: _How
 ) -> Iterator[PrivacyStatement]:
     """Whole devices, by noise over the sum of all devices.
 
@@ -366,21 +390,22 @@ def _device_level(
     delta = manifest.budget.delta
     event = _ring_event(manifest, counts, examples_factor(manifest), ADJACENCY["device"])
     slack = slack_log2(sum(counts.values()) * draws_per_release(manifest))
-    statement = _statement(
-        NoiseKind.DEVICE_LEVEL, manifest, accountant(manifest), event, slack, replaced
-    )
+    statement = _statement(NoiseKind.DEVICE_LEVEL, manifest, event, slack, how)
     yield statement
-    if privacy.participation_rate < 1 and not replaced:
-        sampled = epsilon_of(_sampled(event, privacy.participation_rate), delta, slack)
+    if privacy.participation_rate < 1 and not how.replaced:
+        sampled = epsilon_of(
+            _sampled(event, privacy.participation_rate), delta, slack, renyi=how.renyi
+        )
         yield _amplified(statement, sampled, f"{statement.adversary} and {_ABSTAINING}")
 
 
 def _amplified(statement: PrivacyStatement, epsilon: float, adversary: str) -> PrivacyStatement:
+    name = statement.accountant
     return msgspec.structs.replace(
         statement,
         adversary=adversary,
         amplified=True,
-        accountant=statement.accountant + POISSON,
+        accountant=(ACCOUNTANT_SKELLAM_RENYI if name == ACCOUNTANT_SKELLAM else name) + POISSON,
         epsilon=epsilon,
     )
 

@@ -61,6 +61,7 @@ from dp.ledger.parsing import parse_first_model, parse_record, parse_release, pa
 from dp.ledger.records import (
     Membership,
     ReleaseEntry,
+    by_renyi,
     epsilon_micro,
     parse_membership,
     recomputed_context,
@@ -237,7 +238,8 @@ class RecordAudit:
             self.problem(
                 "noise-measured-missing", "The released sum itself shows too little noise.", leaf
             )
-        self._compare(record, task.manifest, statements, leaf)
+        told = lines(manifest, task.counts, renyi=True) if by_renyi(record) else statements
+        self._compare(record, task.manifest, told, leaf)
         task.releases.append(
             AuditedRelease(
                 leaf=leaf,

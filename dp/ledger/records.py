@@ -18,6 +18,7 @@ import msgspec
 import rfc8785
 
 from dp.accounting.statements import (
+    ACCOUNTANT_SKELLAM_RENYI,
     PrivacyStatement,
     ReleaseFacts,
     adversaries,
@@ -208,6 +209,16 @@ def same_terms(record: Mapping[str, Any], manifest: Manifest, statement: Privacy
     return any(
         found == rfc8785.dumps({**terms, "adversary": words})
         for words in adversaries(manifest, statement)
+    )
+
+
+def by_renyi(record: Mapping[str, Any]) -> bool:
+    """Whether the statements of a release's record are those of earlier versions, which accounted
+    for Skellam noise by Renyi divergences alone: so they are recomputed."""
+    found = record.get("lines")
+    return isinstance(found, list) and any(
+        isinstance(told, dict) and told.get("accountant") == ACCOUNTANT_SKELLAM_RENYI
+        for told in found
     )
 
 

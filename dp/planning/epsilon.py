@@ -23,6 +23,7 @@ from dp.accounting.slot_overrun import taken
 from dp.accounting.statements import (
     ACCOUNTANT_DISCRETE_GAUSSIAN,
     ACCOUNTANT_SKELLAM,
+    ACCOUNTANT_SKELLAM_RENYI,
     POISSON,
     POISSON_REPLACED,
     checked_multiplier,
@@ -151,7 +152,7 @@ def _cost(
             units = _plan_units(length)
             variance = math.ceil(Fraction(noise_multiplier) ** 2 * units**2)
             event = SkellamRelease(units**2, l1_of(units, length), variance)
-            name = ACCOUNTANT_SKELLAM
+            name = ACCOUNTANT_SKELLAM if sampling_rate == 1 else ACCOUNTANT_SKELLAM_RENYI
         case _:
             raise AccountingError(
                 "mechanism-unknown",

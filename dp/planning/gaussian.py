@@ -21,9 +21,9 @@ import math
 import dp_accounting
 from dp_accounting.pld import PLDAccountant
 from dp_accounting.rdp import RdpAccountant
-from scipy.special import log_ndtr
 
 from dp.accounting.events import Adjacency, Composed, GaussianRelease, PoissonReplaced
+from dp.accounting.gaussian import epsilon_of_shift
 from dp.accounting.rdp import epsilon_from_rdp, rdp_curve
 from dp.errors import AccountingError
 
@@ -32,8 +32,6 @@ ACCOUNTANT_PLD = "pld/dp-accounting"
 ACCOUNTANT_RDP = "rdp/dp-accounting"
 ACCOUNTANT_REPLACED = "gaussian-rdp/mironov-2017+poisson/replace-one"
 _PLD_EPSILON_MAX = 200.0  # beyond, the distributions have millions of points and nobody cares
-_LOG_ERROR = 1e-13  # of log_ndtr, relative to 1 + |value|; its own error is below 1e-14
-_BISECTIONS = 80
 
 logging.getLogger("absl").addFilter(lambda record: "failed to converge" not in record.getMessage())
 
@@ -80,35 +78,14 @@ def exact_epsilon(
 ) -> float:
     """Epsilon of ``rounds`` unsampled releases, to about 1e-9, rounded up.
 
-    With m = sqrt(rounds) / z (half of z under ``replace-one``), (epsilon, delta) holds exactly if
-    Phi(m/2 - e/m) - exp(e) Phi(-m/2 - e/m) <= delta (Balle and Wang 2018, Theorem 8). The left side
-    is computed with its error added.
+    With m = sqrt(rounds) / z (half of z under ``replace-one``), that of
+    :func:`dp.accounting.gaussian.epsilon_of_shift`.
 
     Raises:
         AccountingError: ``parameter-out-of-range``.
     """
     _checked(noise_multiplier, rounds, delta)
-    mu = math.sqrt(rounds) / noise_multiplier * _clips(adjacency)
-    if not mu < 1e8:  # epsilon is about mu^2 / 2: nothing to tell apart
-        return math.inf
-
-    def holds(epsilon: float) -> bool:
-        log_in = float(log_ndtr(mu / 2 - epsilon / mu))
-        log_out = epsilon + float(log_ndtr(-mu / 2 - epsilon / mu))
-        error = _LOG_ERROR * (2 + abs(log_in) + abs(log_out - epsilon) + epsilon)
-        return math.exp(log_in) * (error - math.expm1(min(0.0, log_out - log_in))) <= delta
-
-    low, high = 0.0, 1.0
-    if holds(low):
-        return 0.0
-    while not holds(high):
-        low, high = high, 2 * high
-        if high > 1e18:
-            return math.inf
-    for _ in range(_BISECTIONS):
-        middle = (low + high) / 2
-        low, high = (low, middle) if holds(middle) else (middle, high)
-    return high * (1 + 1e-12)
+    return epsilon_of_shift(math.sqrt(rounds) / noise_multiplier * _clips(adjacency), delta)
 
 
 def pld_epsilon(

@@ -436,7 +436,8 @@ def _continuous_epsilon(manifest: Manifest, noise: Noise, rounds: int) -> float:
     release = GaussianRelease(math.sqrt(guaranteed / l2_squared_units(manifest.segments)))
     slack = slack_log2(rounds * draws_per_release(manifest))
     sums = participations(rounds, period_of(manifest))
-    return epsilon_of(Composed(((release, sums),)), manifest.budget.delta, slack)
+    renyi = noise.mechanism == "discrete-gaussian"
+    return epsilon_of(Composed(((release, sums),)), manifest.budget.delta, slack, renyi=renyi)
 
 
 def _coins() -> RandomBytes:

@@ -13,6 +13,7 @@ from client_sdk.errors import LedgerRefusal
 from client_sdk.ledger.log import Proven
 from client_sdk.ledger.receipts import check_release
 from client_sdk.state.journal import SessionRecord
+from dp.accounting.statements import ACCOUNTANT_SKELLAM, lines
 from dp.ledger.records import release_record
 from secagg.manifest import encode_manifest, manifest_digest
 from tests.kits.tasks import built, entry, listed
@@ -69,6 +70,33 @@ def statement(**changes: Any) -> dict[str, Any]:
 def test_an_honest_record_is_believed() -> None:
     assert len(RECORD["lines"]) == 1
     check_release(proven(RECORD), SESSION, MANIFEST)
+
+
+def test_a_record_of_an_earlier_version_is_compared_by_the_accountant_that_it_names() -> None:
+    made = lines(MANIFEST, [BEFORE, RELEASED.facts(MANIFEST)], renyi=True)
+    record = json.loads(
+        release_record(MANIFEST, manifest_digest(ENCODED), [BEFORE], RELEASED, statements=made)
+    )
+    assert record["epsilon_micro"] > 1.02 * RECORD["epsilon_micro"]
+    check_release(proven(record), SESSION, MANIFEST)
+
+    # A first release costs what it costs alone: the other accountant's figure is another one.
+    first = listed(MANIFEST, entry(1))
+    session = replace(
+        SESSION,
+        ctx=first.ctx,
+        cohort=first.cohort,
+        roster_digest=first.roster_digest,
+        models=tuple(zip(first.model_versions, first.model_digests, strict=True)),
+    )
+    made = lines(MANIFEST, [first.facts(MANIFEST)], renyi=True)
+    record = json.loads(
+        release_record(MANIFEST, manifest_digest(ENCODED), [], first, statements=made)
+    )
+    check_release(proven(record), session, MANIFEST)
+    named = {**record["lines"][0], "accountant": ACCOUNTANT_SKELLAM}
+    with pytest.raises(LedgerRefusal, match="epsilon is impossible"):
+        check_release(proven({**record, "lines": [named]}), session, MANIFEST)
 
 
 @pytest.mark.parametrize(("inside", "outside"), [(-2, -3), (1, 2)])

@@ -55,8 +55,10 @@ def test_exact_below_pld_below_rdp_below_ours(
     exact = exact_epsilon(noise_multiplier, rounds, delta)
     pld = pld_epsilon(noise_multiplier, rounds, delta)
     rdp = rdp_epsilon(noise_multiplier, rounds, delta)
-    ours = epsilon_of(Composed(((GaussianRelease(noise_multiplier), rounds),)), delta)
+    event = Composed(((GaussianRelease(noise_multiplier), rounds),))
+    ours = epsilon_of(event, delta, renyi=True)
     assert exact <= pld <= rdp <= ours * (1 + 1e-9)
+    assert exact <= epsilon_of(event, delta) <= exact * (1 + 1e-9)
     assert pld < exact * 1.001
     assert gaussian_epsilon(noise_multiplier, rounds, delta) == (exact, "exact/balle-wang-2018")
 

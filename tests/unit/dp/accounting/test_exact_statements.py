@@ -22,6 +22,7 @@ from dp.accounting.events import (
 from dp.accounting.statements import (
     ACCOUNTANT_DISCRETE_GAUSSIAN,
     ACCOUNTANT_SKELLAM,
+    ACCOUNTANT_SKELLAM_RENYI,
     OVERRUN_DRAWS,
     POISSON,
     NoiseKind,
@@ -66,7 +67,7 @@ def test_the_lines_of_distributed_noise() -> None:
         adversary=ALL + ", if one example more fits the slot",
         adjacency="add-or-remove",
         amplified=False,
-        accountant="skellam-rdp/agarwal-kairouz-liu-2021",
+        accountant="skellam/least-of-gaussian-and-rdp",
         epsilon=of([(quiet, 2), (loud, 1)], draws, manifest),
         delta=manifest.budget.delta,
     )
@@ -105,7 +106,7 @@ def test_the_lines_of_local_noise() -> None:
         delta=manifest.budget.delta,
     )
     assert amplified.adversary == "everyone, if time does not show the batch"
-    assert amplified.accountant == ACCOUNTANT_SKELLAM + POISSON
+    assert amplified.accountant == ACCOUNTANT_SKELLAM_RENYI + POISSON
     assert amplified.epsilon == of([(PoissonSampled(0.25, step), 6)], 6 * 64, manifest)
     (exchanged,) = lines(manifest, 2, replaced=True)
     assert (exchanged.adjacency, exchanged.amplified) == ("replace-one", False)
@@ -317,7 +318,7 @@ def test_a_plan_is_the_cost_of_its_event() -> None:
     )
     assert plan_epsilon(0.9, rounds, delta, 0.5, length=length) == (
         epsilon_of(Composed(((PoissonSampled(0.5, event), rounds),)), delta),
-        ACCOUNTANT_SKELLAM + POISSON,
+        ACCOUNTANT_SKELLAM_RENYI + POISSON,
     )
     share = math.ceil(Fraction(0.9) ** 2 * units**2 / PLAN_SHARES)
     shares = DiscreteGaussianSum(units**2, 8 * units, share, PLAN_SHARES, length)

@@ -226,8 +226,8 @@ def test_an_attack_prints_its_lower_bound_rounded_down_and_the_upper_one_up(
 
 def test_a_refused_task_costs_visibly_more_than_it_may_spend() -> None:
     """By the smallest number: the comparison is that of the unrounded values."""
-    manifest = built(budget=BudgetSpec(max_epsilon=None, releases_max=2))
-    cost = lines(manifest, 2)[0].epsilon
+    manifest = built(budget=BudgetSpec(max_epsilon=None, releases_max=3))
+    cost = lines(manifest, 3)[0].epsilon
     assert round(cost, 4) < cost
     for limit, admitted in ((cost, True), (math.nextafter(cost, 0), False)):
         budget = msgspec.structs.replace(manifest.budget, max_epsilon=limit)

@@ -102,7 +102,7 @@ def test_the_conversion_is_rounded_up(l2: int, ratio: float, count: int, delta: 
             - mpmath.log(mpmath.mpf(delta) * order) / (order - 1)
             for order, value in curve.items()
         )
-        assert mpmath.mpf(epsilon_of(event, delta)) >= max(exact, 0)
+        assert mpmath.mpf(epsilon_of(event, delta, renyi=True)) >= max(exact, 0)
 
 
 def test_leaving_orders_out_only_raises_epsilon() -> None:

@@ -351,7 +351,7 @@ def test_a_task_of_devices_says_what_an_example_may_cost() -> None:
 
     devices = {"algorithm": "fedavg", "privacy": "none"}
     (text,) = said(**devices, device_noise_multiplier=1.4)
-    assert "may cost epsilon 17." in text
+    assert "may cost epsilon 15." in text
     assert not said(**devices, device_noise_multiplier=4.0)
     assert not said(
         device_noise_multiplier=2.0, examples_max=4, budget=BudgetSpec(max_epsilon=None)

@@ -134,7 +134,7 @@ def test_a_line_s_record_key_by_key() -> None:
         "and everyone who sees the model, if time does not show one example more",
         "adjacency": "add-or-remove",
         "amplified": False,
-        "accountant": "skellam-rdp/agarwal-kairouz-liu-2021",
+        "accountant": "skellam/least-of-gaussian-and-rdp",
         "epsilon_micro": epsilon_micro(line.epsilon),
         "delta": repr(MANIFEST.budget.delta),
     }
