@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from dp.contracts import TaskSpec
     from dp.ledger.findings import AuditResult
     from secagg.manifest import CohortRules, Manifest
-    from secagg_cli.models.corpus import ClientData
+    from secagg_cli.models.corpus import ClientData, Pair
 
 
 def run_demo(options: DemoOptions, out: Output) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def run_demo(options: DemoOptions, out: Output) -> dict[str, Any]:
 
     No process outlives this call, however it ends.
     """
-    from secagg_cli.models.corpus import load_clients
+    from secagg_cli.models.corpus import example_pair, load_clients
 
     start = time.monotonic()
     plan, message = plan_kills(options.clients, options.drop)
@@ -50,7 +50,8 @@ def run_demo(options: DemoOptions, out: Output) -> dict[str, Any]:
         out.warn(message)
     clients = load_clients(options.clients)
     heldout = [pair for client in clients for pair in client.heldout]
-    prompt = heldout[0][0]
+    example = example_pair(heldout)
+    prompt = example[0]
     model_folder = prepare_model(options.model, out)
     folder = claim_folder(options.folder)
     with Children() as children, MemoryMeter(children.pids) as memory:
@@ -65,6 +66,8 @@ def run_demo(options: DemoOptions, out: Output) -> dict[str, Any]:
         )
         spec = task_spec(options, plan, evaluator.model)
         devices, reports = _enrol(folder, plan, spec, model_folder, clients, service, children, out)
+        if spec.period > 1:
+            out.say(f"a device's examples serve in {spec.period} parts, one a round in turn")
         before = Background(lambda: evaluator.measure(prompt))
         out.say(
             f"{options.rounds} round(s); in each, {plan.drops} device(s) killed before the upload"
@@ -95,7 +98,7 @@ def run_demo(options: DemoOptions, out: Output) -> dict[str, Any]:
             conductor.end_devices()
         service.stop()
         loss_after = after.result()
-    result = _result(options, records, audit, loss_before, loss_after, prompt)
+    result = _result(options, records, audit, loss_before, loss_after, example)
     result |= {"adapter": str(adapter), **files}
     result["report"] = str(_report(folder / "report.html", audit, result))
     result["seconds"] = round(time.monotonic() - start, 1)
@@ -201,7 +204,7 @@ def _result(
     audit: AuditResult,
     before: Measured,
     after: Measured,
-    prompt: str,
+    example: Pair,
 ) -> dict[str, Any]:
     from dp.accounting.statements import headline
 
@@ -217,7 +220,12 @@ def _result(
         "delta": task.manifest.budget.delta,
         "privacy": [msgspec.to_builtins(line) for line in task.lines],
         "notes": _notes(task.manifest.cohort),
-        "answer": {"prompt": prompt, "before": before.answer, "after": after.answer},
+        "answer": {
+            "prompt": example[0],
+            "corpus": example[1],
+            "before": before.answer,
+            "after": after.answer,
+        },
         "options": {name: value for name, value in asdict(options).items() if name != "folder"},
     }
 

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from secagg_cli.demo.kills import KillPlan
 from secagg_cli.models.describe import describe
-from secagg_cli.models.presets import Privacy, adapter_for, task_terms
+from secagg_cli.models.presets import Privacy, adapter_for, period_for, task_terms
 
 if TYPE_CHECKING:
     from dp.contracts import TaskSpec
@@ -66,7 +66,12 @@ def task_spec(options: DemoOptions, plan: KillPlan, model: Any) -> TaskSpec:
     spec = TaskSpec(
         task=TASK,
         **task_terms(
-            options.model, options.privacy, options.algorithm, options.clients, options.form
+            options.model,
+            options.privacy,
+            options.algorithm,
+            options.clients,
+            options.form,
+            period_for(options.privacy, options.form, options.rounds),
         ),
         device_noise_multiplier=options.device_noise,
         adaptive_clip=AdaptiveClipSpec() if options.adaptive_clip else None,

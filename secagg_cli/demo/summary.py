@@ -65,7 +65,7 @@ def print_summary(out: Output, result: Mapping[str, Any]) -> None:
         f"{result['loss_after']:.3f} after"
     )
     answer = result["answer"]
-    out.say(f"asked: {answer['prompt']}")
+    out.say(f"asked: {answer['prompt']} (held out; the corpus says: {answer['corpus']})")
     out.say(f"  before: {answer['before']}")
     out.say(f"  after:  {answer['after']}")
     for stated in result["privacy"]:

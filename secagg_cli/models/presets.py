@@ -1,7 +1,8 @@
 """Defaults that were measured: what the demo trains, per model and privacy mode.
 
-Every number was chosen on the corpus of ``secagg_cli.models.corpus`` with six clients; other models
-get SmolLM2's row. ``denominator`` is a public constant near the number of examples in a sum.
+Every number was chosen on the corpus of ``secagg_cli.models.corpus`` with six clients, which is
+public; other models get SmolLM2's row. Clip and rate were chosen together (docs/privacy.md, "The
+clip first").
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ Privacy = Literal["distributed", "local", "none"]
 
 MAX_TOKENS = 64
 MICRO_BATCH = 4
-BATCH_SIZE = 24  # expected examples of a device in a step
+HELD, HELD_MAX = 96, 160  # examples of a device: expected, and of the corpus's largest client
+SAMPLING_RATE = 0.25  # of local steps
+PASS = 4  # with noise in the sum: releases of one pass over the data, as a rule
 
 
 @dataclass(frozen=True)
@@ -38,18 +41,17 @@ class AdapterPreset:
 class TrainingPreset:
     """Terms of training and of example-level privacy for one mode.
 
-    ``update_clip`` bounds a device's whole update.
+    ``update_clip`` bounds a device's whole update. ``examples``: a public constant near the number
+    that the surviving devices of a cohort hold; the divisor of a noisy sum is a part of it.
     """
 
     clip: float = 1.0
     noise_multiplier: float = 1.4
-    sampling_rate: float = 0.25
-    examples_max: int = 128
     update_clip: float = 1.0
     local_steps: int = 1
     local_learning_rate: float = 1.0
     server_learning_rate: float = 1.0
-    denominator: float = 0.0
+    examples: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ _SMOLLM2 = Preset(
     slopes_rate=0.1,  # tiny's over the ratio of the adapters' lengths; not measured
     form_rates={"lora": 0.25, "product": 0.25},  # tiny's; not measured
     modes={
-        "distributed": TrainingPreset(server_learning_rate=4.5, denominator=100.0),
+        "distributed": TrainingPreset(server_learning_rate=4.5, examples=400.0),
         "local": TrainingPreset(
             noise_multiplier=2.0,
             update_clip=256.0,
@@ -85,7 +87,7 @@ _TINY = Preset(
     slopes_rate=10.0,
     form_rates={"lora": 0.25, "product": 0.25},  # at 1 the loss may rise
     modes={
-        "distributed": TrainingPreset(server_learning_rate=8.0, denominator=100.0),
+        "distributed": TrainingPreset(server_learning_rate=8.0, examples=400.0),
         "local": TrainingPreset(
             noise_multiplier=2.0,
             update_clip=16.0,
@@ -109,17 +111,31 @@ def adapter_for(model: str, form: AdapterKind, clients: int) -> AdapterPreset:
     return replace(adapter, kind=form, sketch=sketch)
 
 
+def period_for(privacy: Privacy, form: AdapterKind, releases: int) -> int:
+    """Parts of the data, each in one release of a pass; 1: no schedule.
+
+    There is one pass for every ``PASS`` releases, and at least one, so a short task uses all data
+    once: the fewer its releases, the larger their batches. RoLoRA's period is odd.
+    """
+    if privacy != "distributed":
+        return 1
+    passes = max(1, releases // PASS)
+    period = -(-releases // passes)
+    return period if form != "rolora" or period % 2 else period - 1
+
+
 def task_terms(
     model: str,
     privacy: Privacy,
     algorithm: str,
     clients: int = 6,
     form: AdapterKind = "ffa-lora",
+    period: int = 1,
 ) -> dict[str, Any]:
     """Fields of a ``dp.contracts.TaskSpec``: ``TaskSpec(task=..., **task_terms(...), ...)``.
 
     ``clients``: all devices that are enrolled. What the algorithm's declaration suggests replaces
-    the preset's training terms.
+    the preset's training terms. With noise in the sum a batch is a whole part of ``period``.
     """
     preset = preset_for(model)
     terms, factor = preset.modes[privacy], preset.form_rates.get(form, 1.0)
@@ -130,12 +146,13 @@ def task_terms(
         local *= factor
     if algorithm_named(algorithm).has_directions:
         server = preset.slopes_rate
+    sampling_rate = 1.0 if privacy == "distributed" else SAMPLING_RATE
     training = TrainingSpec(
         local_steps=terms.local_steps,
         local_learning_rate=local,
-        batch_size=BATCH_SIZE,
+        batch_size=round(HELD * sampling_rate / period),
         server_learning_rate=server,
-        denominator=terms.denominator,
+        denominator=terms.examples / period,
         max_tokens=MAX_TOKENS,
         micro_batch=MICRO_BATCH,
     )
@@ -144,8 +161,9 @@ def task_terms(
         "privacy": privacy,
         "clip": terms.clip,
         "noise_multiplier": terms.noise_multiplier,
-        "sampling_rate": terms.sampling_rate,
-        "examples_max": terms.examples_max,
+        "sampling_rate": sampling_rate,
+        "period": period,
+        "examples_max": -(-HELD_MAX // period),
         "update_clip": terms.update_clip,
         "training": msgspec.structs.replace(training, **suggested(algorithm, privacy, clients)),
     }

@@ -57,6 +57,7 @@ def tiny_adapter(kind: AdapterKind = "ffa-lora") -> Adapter:
     )
 
 
+QUARTERS = 4
 NEVER = 2.0**-30  # a rate at which no example is drawn; delta is then for as many as it may be from
 
 
@@ -68,11 +69,16 @@ def tiny_task(
     training: dict[str, Any] | None = None,
     **changes: Any,
 ) -> Manifest:
-    """A manifest for the tiny model with the demo's defaults, and changes to them."""
+    """A manifest for the tiny model with the demo's terms but for its schedule, and changes.
+
+    A batch of all devices together is a quarter of their data, drawn at random.
+    """
     import msgspec
 
     algorithm = algorithm or ("fedsgd" if privacy == "distributed" else "fedavg")
-    terms = task_terms("tiny", privacy, algorithm) | changes
+    period = QUARTERS if privacy == "distributed" else 1
+    terms = task_terms("tiny", privacy, algorithm, period=period)
+    terms |= {"period": 1, "sampling_rate": 1 / QUARTERS, "examples_max": 128} | changes
     if terms.get("sampling_rate", 1.0) <= NEVER:
         budget = terms.get("budget", BudgetSpec())
         terms["budget"] = msgspec.structs.replace(budget, delta=1e-13, max_epsilon=None)

@@ -12,7 +12,7 @@ from client_sdk.errors import ContributionError
 from client_sdk.training.evaluation import evaluate, generate_answer
 from secagg.errors import ConfigurationError
 from secagg_cli.models.cache import ensure_model
-from secagg_cli.models.corpus import load_clients, public_pairs
+from secagg_cli.models.corpus import example_pair, load_clients, public_pairs
 from secagg_cli.models.describe import public_name
 from secagg_cli.models.presets import preset_for, task_terms
 from tests.kits.tiny_training import tiny, tiny_folder
@@ -148,3 +148,13 @@ def test_a_task_names_a_model_and_no_path(
     (tmp_path / "base").mkdir()
     monkeypatch.chdir(tmp_path / "base")
     assert public_name(model.format(folder=tmp_path / "base")) == name
+
+
+@pytest.mark.parametrize("count", [2, 6, 8, 32])
+def test_no_client_trains_on_the_example_that_is_shown(count: int) -> None:
+    clients = load_clients(count)
+    question, answer = example_pair(pair for client in clients for pair in client.heldout)
+    assert len(answer.split()) < 4
+    assert question.casefold() not in {
+        asked.casefold() for client in clients for asked, _ in client.train
+    }

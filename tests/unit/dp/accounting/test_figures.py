@@ -171,7 +171,7 @@ def test_the_demo_prints_no_less(cost: float, capsys: pytest.CaptureFixture[str]
     result: dict[str, Any] = {
         "loss_before": 1.0,
         "loss_after": 0.5,
-        "answer": {"prompt": "?", "before": "", "after": ""},
+        "answer": {"prompt": "?", "corpus": "", "before": "", "after": ""},
         "privacy": [{**line, "epsilon": cost}],
         "ledger_verified": True,
         "adapter": "a",
