@@ -23,7 +23,7 @@ PYTHON_MIN = (3, 11)
 AES_RATE_MIN = 500e6  # bytes a second; with AES instructions every current core does more
 SQLITE_MIN = (3, 35)  # RETURNING
 MEMORY_DEMO_BYTES = 8 * 2**30
-_CHECKED_EXTRAS = ("train", "server", "demo")
+_CHECKED_EXTRAS = ("cli", "train", "server", "demo")
 _REQUIREMENT = re.compile(r"\s*([A-Za-z0-9._-]+)(?:\[[^\]]*\])?\s*([^;]*)(?:;\s*(.*))?")
 _EXTRA = re.compile(r"extra\s*==\s*['\"]([^'\"]+)['\"]")
 

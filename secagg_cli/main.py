@@ -6,7 +6,6 @@ Nothing heavy is imported here: each command imports what it needs when it runs,
 
 from __future__ import annotations
 
-import itertools
 import sys
 from typing import Annotated
 
@@ -16,6 +15,7 @@ from secagg import __version__
 from secagg_cli import bench, doctor, simulate
 from secagg_cli.audit import command as audit
 from secagg_cli.demo import command as demo
+from secagg_cli.entry import wants_json
 from secagg_cli.exit_codes import EXIT_REFUSED, EXIT_USAGE
 from secagg_cli.join import command as join
 from secagg_cli.network import networked
@@ -72,7 +72,7 @@ def main() -> None:
         try:
             app(prog_name="secagg")  # also where it runs as a module
         except SystemExit as exit_:
-            if exit_.code == EXIT_USAGE and _wants_json(sys.argv) and not answered():
+            if exit_.code == EXIT_USAGE and wants_json(sys.argv) and not answered():
                 print_json(
                     {
                         "error": {
@@ -88,12 +88,6 @@ def main() -> None:
     except OSError as error:
         end_of_output(error)
         sys.exit(EXIT_REFUSED)
-
-
-def _wants_json(arguments: list[str]) -> bool:
-    return "--format=json" in arguments or any(
-        pair == ("--format", "json") for pair in itertools.pairwise(arguments)
-    )
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ from rich.table import Table
 from dp.accounting.figures import shown_up
 from secagg.errors import SecaggError
 from secagg_cli.exit_codes import EXIT_INTERRUPTED, EXIT_REFUSED, EXIT_UNREACHABLE, EXIT_USAGE
+from secagg_cli.extras import missing_package
 
 _WIDE = 1_000
 _answered = False
@@ -128,6 +129,9 @@ class Output:
         if isinstance(error, SecaggError):
             self._refuse(error.reason, error.detail, error.remedy)
             raise typer.Exit(_exit_code(error)) from error
+        if isinstance(error, ModuleNotFoundError) and (missing := missing_package(error)):
+            self._refuse("package-missing", *missing)
+            raise typer.Exit(EXIT_REFUSED) from error
         if isinstance(error, BrokenPipeError):
             end_of_output(error)
             raise typer.Exit(EXIT_REFUSED) from error
