@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import sys
 
 from secagg_cli.exit_codes import EXIT_REFUSED
-from secagg_cli.extras import missing_package
+from secagg_cli.extras import missing_package, wants_json
 
 
 def main() -> None:
@@ -25,8 +24,3 @@ def main() -> None:
             print(json.dumps({"error": told}))
         sys.exit(EXIT_REFUSED)
     command()
-
-
-def wants_json(arguments: list[str]) -> bool:
-    pairs = itertools.pairwise(arguments)
-    return "--format=json" in arguments or ("--format", "json") in pairs

@@ -1,6 +1,8 @@
-"""What a command needs beyond what a device does, and which extra brings it."""
+"""What a command needs beyond what a device does, which extra brings it, and how that is told."""
 
 from __future__ import annotations
+
+import itertools
 
 EXTRA_OF = {
     **dict.fromkeys(("typer", "rich", "dp_accounting"), "cli"),
@@ -25,3 +27,9 @@ def missing_package(error: ModuleNotFoundError) -> tuple[str, str] | None:
     if extra is None:
         return None
     return f"This command needs the package {package}.", f"pip install 'secagg[{extra}]'"
+
+
+def wants_json(arguments: list[str]) -> bool:
+    """Whether a command line, which nobody may have read yet, asks for JSON."""
+    pairs = itertools.pairwise(arguments)
+    return "--format=json" in arguments or ("--format", "json") in pairs

@@ -15,8 +15,8 @@ from secagg import __version__
 from secagg_cli import bench, doctor, simulate
 from secagg_cli.audit import command as audit
 from secagg_cli.demo import command as demo
-from secagg_cli.entry import wants_json
 from secagg_cli.exit_codes import EXIT_REFUSED, EXIT_USAGE
+from secagg_cli.extras import wants_json
 from secagg_cli.join import command as join
 from secagg_cli.network import networked
 from secagg_cli.operator import devices, enroll, serve, task
