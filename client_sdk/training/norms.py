@@ -6,7 +6,7 @@ Nothing here is private. It is for rows that are public, and like those that dev
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client_sdk.errors import ContributionError
-from client_sdk.training.adapted import AdaptedModel
+from client_sdk.training.adapted import AdaptedModel, without_adapter
 from client_sdk.training.dataset import Input, encode_rows, reasons_of
 from client_sdk.training.gradients import ExampleGradients
 from secagg.manifest import TrainingManifest
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from client_sdk.training.examples import Example
 
 EXAMPLES_MAX = 256
+NUMBERS_MAX = 1 << 28  # of all gradients together, in memory: a gigabyte
 SHARES = (1.0, 0.5, 0.25)  # of the median norm: clips that are tried
 
 
@@ -32,6 +33,7 @@ SHARES = (1.0, 0.5, 0.25)  # of the median norm: clips that are tried
 class ClipSurvey:
     """Gradients of ``examples`` examples at the start of a training.
 
+    ``left_out``: examples that were looked at and have no gradient.
     ``signals``: for each clip that was tried the length of the mean of clipped gradients over it.
     """
 
@@ -46,65 +48,65 @@ def survey_clip(
     tokenizer: PreTrainedTokenizerBase,
     dataset: Sequence[Example],
     manifest: TrainingManifest,
+    tell: Callable[[int, int], None] = lambda _done, _all: None,
 ) -> ClipSurvey:
-    """Two passes over the first ``EXAMPLES_MAX`` examples, one at a time.
+    """One pass over the first ``EXAMPLES_MAX`` examples, or fewer where the adapter is large.
 
     Args:
         model: the task's base model; the adapter is injected in place.
         dataset: as of :class:`client_sdk.training.trainer.LoraTrainer`.
+        tell: called with the examples that are done, and all.
 
     Raises:
         TaskRefusal: as :class:`AdaptedModel`.
         ContributionError: ``examples-too-few``: fewer than two of them have a gradient.
     """
     if manifest.base_model is None:
-        raise ContributionError("base-model", "The task names no base model.")
+        raise without_adapter()
     takes = Input.of(model)
     adapted = AdaptedModel(model, manifest, manifest.base_model.fingerprint)
     adapted.load(np.zeros(adapted.vector_length, np.float32))
-    examples = [dataset[place] for place in range(min(len(dataset), EXAMPLES_MAX))]
+    most = min(len(dataset), EXAMPLES_MAX, max(2, NUMBERS_MAX // adapted.length))
+    examples = [dataset[place] for place in range(most)]
     rows, left_out = encode_rows(tokenizer, examples, manifest.training.max_tokens, takes)
-
-    def gradients() -> Iterator[NDArray[np.float64]]:
-        alone = ExampleGradients(adapted.model, adapted.parameters, pad_token=0, method="loop")
-        with alone as passes:
-            for row in rows:
-                if row.tokens:
-                    passes.run([row])
-                    yield passes.flat()[0].double().numpy()
-
-    norms = np.array([float(np.linalg.norm(gradient)) for gradient in gradients()])
-    moved = norms[norms > 0]
-    if len(moved) < 2:
+    found = []
+    # One at a time: the reference of per-example gradients, for any model.
+    one = ExampleGradients(adapted.model, adapted.parameters, pad_token=0, method="loop")
+    with one as passes:
+        for done, row in enumerate(rows, 1):
+            if row.tokens:
+                passes.run([row])
+                found.append(passes.flat()[0].numpy())
+            tell(done, most)
+    gradients = np.array([gradient for gradient in found if gradient.any()])
+    if len(gradients) < 2:
         raise ContributionError(
             "examples-too-few",
             "A median needs at least two examples that have a gradient.",
             expected="at least 2",
-            found=f"{len(moved)} of {len(rows)}; left out: {reasons_of(left_out) or 'none'}",
+            found=f"{len(gradients)} of {most}; left out: {reasons_of(left_out) or 'none'}",
         )
-    median = float(np.median(moved))
-    clips = [share * median for share in SHARES]
-    sums = np.zeros((len(clips), adapted.length))
-    for norm, gradient in zip(norms, gradients(), strict=True):
-        for total, clip in zip(sums, clips, strict=True):
-            if norm > 0:
-                total += gradient * min(1.0, clip / norm)
-    signals = [
-        (clip, mean_length(total, np.minimum(moved, clip)) / clip)
-        for clip, total in zip(clips, sums, strict=True)
-    ]
-    return ClipSurvey(len(moved), len(rows) - len(moved), median, tuple(signals))
+    norms = np.linalg.norm(gradients, axis=1)
+    median = float(np.median(norms))
+    signals = tuple(
+        (share * median, mean_length(gradients, np.minimum(1 / norms, 1 / (share * median))))
+        for share in SHARES
+    )
+    return ClipSurvey(len(gradients), most - len(gradients), median, signals)
 
 
-def mean_length(total: NDArray[np.float64], norms: NDArray[np.float64]) -> float:
-    """Length of the mean of the distribution from which n vectors of these norms were drawn.
+def mean_length(vectors: NDArray[np.float32], weights: NDArray[np.float32]) -> float:
+    """Length of the mean of the distribution from which the weighted vectors were drawn.
 
     From pairs of different vectors, ``(|sum|^2 - sum of |v|^2) / (n (n - 1))``, whose expectation
     is the squared length: the mean of few vectors is longer than that by chance.
 
     Args:
-        total: float64[d], their sum.
+        vectors: float32[n, d].
+        weights: float32[n].
     """
-    count = len(norms)
-    pairs = float(total @ total) - float(norms @ norms)
+    count = len(vectors)
+    total = (weights @ vectors).astype(np.float64)
+    own = (weights * np.linalg.norm(vectors, axis=1)).astype(np.float64)
+    pairs = float(total @ total) - float(own @ own)
     return math.sqrt(max(0.0, pairs) / (count * (count - 1)))

@@ -48,7 +48,15 @@ def clip(
             ledger_verifier=verifier_key("plan", bytes(32)),
             partner_keys=[bytes(32)],
         )
-        found = survey_clip(loaded, tokenizer, rows, training_manifest(manifest))
+        with out.progress() as progress:
+            shown = progress.add_task("gradients")
+            found = survey_clip(
+                loaded,
+                tokenizer,
+                rows,
+                training_manifest(manifest),
+                lambda done, all_: progress.update(shown, completed=done, total=all_),
+            )
         out.say(
             f"median norm {found.median:.4g} of {found.examples} gradients at the start of a "
             f"training; {found.left_out} examples had none"

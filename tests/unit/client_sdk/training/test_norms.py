@@ -32,7 +32,10 @@ def test_clips_are_tried_on_the_gradients_of_examples() -> None:
         gradients = together.flat().double().numpy()
     norms = np.linalg.norm(gradients, axis=1)
 
-    found = survey_clip(*tiny(), [PAIRS[0], UNUSABLE, *PAIRS[1:]], manifest)
+    told = []
+    rows = [PAIRS[0], UNUSABLE, *PAIRS[1:]]
+    found = survey_clip(*tiny(), rows, manifest, lambda *done: told.append(done))
+    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert (found.examples, found.left_out) == (3, 1)
     assert found.median == pytest.approx(np.median(norms), rel=1e-4)
     assert [clip / found.median for clip, _ in found.signals] == [1.0, 0.5, 0.25]
@@ -57,10 +60,9 @@ def test_few_vectors_do_not_look_like_a_mean() -> None:
     alone = chance.standard_normal((64, 4096))
     alone /= np.linalg.norm(alone, axis=1, keepdims=True)
     assert np.linalg.norm(alone.mean(0)) == pytest.approx(1 / 8, rel=0.05)
-    assert mean_length(alone.sum(0), np.ones(64)) < 0.04
+    assert mean_length(alone, np.ones(64)) < 0.04
     common = 0.3 * np.eye(4096)[0] + np.sqrt(1 - 0.3**2) * alone
-    norms = np.linalg.norm(common, axis=1)
-    assert mean_length(common.sum(0), norms) == pytest.approx(0.3, rel=0.05)
+    assert mean_length(2 * common, np.full(64, 0.5)) == pytest.approx(0.3, rel=0.05)
 
 
 def test_no_more_examples_are_read_than_a_median_needs() -> None:
