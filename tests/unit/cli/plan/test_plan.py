@@ -109,7 +109,7 @@ def test_a_period_is_planned_by_the_sums_that_an_example_is_in() -> None:
     assert (once.sums, passes.sums) == (1, 1)
     assert passes.noise_multiplier == pytest.approx(once.noise_multiplier, rel=2e-3)
     assert passes.epsilon <= TARGET["epsilon"]
-    assert passes.grid_epsilon < 1e-3
+    assert passes.grid_epsilon < 2 * passes.epsilon / math.sqrt(passes.share_variance)
     every = plan_task(**TARGET | {"rounds": 4}, length=4096, unit="example")
     more = plan_task(**TARGET | {"rounds": 16}, length=4096, unit="example", period=4)
     assert (every.sums, more.sums) == (4, 4)
