@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -41,6 +42,8 @@ class TrainingJob:
         part: of the examples, the one that this contribution is made of, from 0
             (:meth:`places`); None: the task has no schedule, all examples serve.
         known: compares a list of examples with the one before (:meth:`check_list`).
+        known_units: gives units the places that they had before, or new ones at the end, and says
+            how many places there are (:meth:`groups`).
     """
 
     manifest: Manifest
@@ -53,6 +56,33 @@ class TrainingJob:
     stop: threading.Event = field(default_factory=threading.Event)
     part: int | None = None
     known: Callable[[Sequence[bytes]], None] | None = None
+    known_units: Callable[[Sequence[str]], tuple[list[int], int]] | None = None
+
+    def groups(self, units: Sequence[str | None]) -> list[tuple[int, ...]]:
+        """Rows that are one unit of protection: of each unit its rows, at the unit's place.
+
+        Each row by itself where the task protects examples. Where it protects persons or documents,
+        the first ``unit_rows_max`` rows of each: which ones follows from the unit's own rows alone,
+        and its place from its name. A place that is empty belongs to a unit without rows.
+
+        Args:
+            units: of each row of the whole list, the unit that it names; None: it is in no group.
+        """
+        privacy = self.manifest.example_privacy
+        if privacy is None or privacy.unit_rows_max is msgspec.UNSET:
+            return [(row,) for row in range(len(units))]
+        rows: dict[str, list[int]] = {}
+        for row, unit in enumerate(units):
+            if unit is not None:
+                rows.setdefault(unit, []).append(row)
+        if self.known_units is None:
+            places, count = list(range(len(rows))), len(rows)
+        else:
+            places, count = self.known_units(list(rows))
+        found: list[tuple[int, ...]] = [()] * count
+        for place, own in zip(places, rows.values(), strict=True):
+            found[place] = tuple(own[: privacy.unit_rows_max])
+        return found
 
     def places(self, count: int) -> NDArray[np.int64]:
         """Places of the examples that this contribution may be made of, rising.
@@ -60,7 +90,8 @@ class TrainingJob:
         All, or those of :attr:`part`: at most ``examples_max`` with distributed noise.
 
         Args:
-            count: places of the device's whole list, with those whose example is taken out.
+            count: places of the device's whole list, with those whose example is taken out; where
+                the task protects persons or documents, of its :meth:`groups`.
 
         Raises:
             TaskRefusal: ``part-missing``: the task has a schedule, and the job is none of the
@@ -83,7 +114,7 @@ class TrainingJob:
     def check_list(self, contents: Sequence[bytes]) -> None:
         """Return if each example has the place that it had before, and remember the new ones.
 
-        Without a schedule nothing is compared.
+        Without a schedule nothing is compared, nor where units have names.
 
         Args:
             contents: of each place of the whole list what tells its example from others, the same
@@ -114,10 +145,16 @@ class Contributor(Protocol):
     a later one but caches of single examples and what noise was added to before it was kept: no
     momentum, no moments of an optimiser, no running mean, no left-over of a clip.
 
+    In a task that protects persons or documents, one clip bounds all rows of a unit, and only a
+    contributor with ``groups_units = True`` is let in: its word that it adds up the gradients of
+    each of ``job.groups(units)``, and of nothing else, before one ``ExampleSum.add``; that a name
+    stays with its person; and that no row is of two.
+
     A contributor may have, of the last job and for the device's user alone: ``left_out``
     (:class:`client_sdk.training.dataset.LeftOut`), the examples that counted as zero; ``cut``
     (:class:`client_sdk.training.dataset.Cut`), those that counted, but not whole; ``examples``, the
-    places of the data set. What one example raises must not leave ``contribute`` with distributed
+    places of the data set; ``owned``, examples that named a unit in a task that protects each
+    example by itself. What one example raises must not leave ``contribute`` with distributed
     noise: the whole batch would count as zero, and no clip bounds that.
     """
 
@@ -139,9 +176,10 @@ def check_contributor(manifest: Manifest, contributor: object) -> None:
     """Refuse a contributor that does not declare what the task counts on.
 
     Raises:
-        PolicyRefusal: ``local-noise-undeclared``, ``schedule-undeclared``.
+        PolicyRefusal: ``local-noise-undeclared``, ``schedule-undeclared``, ``units-undeclared``.
     """
     _check_schedule(manifest, contributor)
+    _check_units(manifest, contributor)
     privacy = manifest.example_privacy
     if privacy is None or privacy.mode != "local":
         return
@@ -171,4 +209,19 @@ def _check_schedule(manifest: Manifest, contributor: object) -> None:
         found=declared,
         remedy="Use LoraTrainer, which does; or use the examples at job.places(n) alone and "
         "declare it; or take part in a task without a period.",
+    )
+
+
+def _check_units(manifest: Manifest, contributor: object) -> None:
+    privacy, declared = manifest.example_privacy, getattr(contributor, "groups_units", False)
+    if privacy is None or privacy.protects == "example" or declared is True:
+        return
+    raise PolicyRefusal(
+        "units-undeclared",
+        f"In this task all rows of a {privacy.protects} are clipped as one, and this contributor "
+        "does not declare that it does so.",
+        expected="groups_units = True",
+        found=declared,
+        remedy="Use LoraTrainer, which does; or add up each of job.groups(units) before it is "
+        "clipped and declare it; or take part in a task that protects examples.",
     )

@@ -18,6 +18,8 @@ EventKind = Literal[
     "trained",  # its contribution is journalled (detail: reused, failed, seconds)
     "examples-left-out",  # some counted as zero (detail: examples, reasons, first); stays here
     "examples-cut",  # some counted, but not whole (detail: examples, first); stays here
+    "units-unprotected",  # examples name a person or document, and the task protects each example
+    # by itself (detail: examples); stays here
     "reported",  # the advert is accepted
     "roster",  # the cohort has closed and this device is in it
     "shared",  # deals are sent

@@ -16,7 +16,7 @@ from typing import Literal
 from client_sdk.accounts.device_account import DeviceAccount
 from client_sdk.errors import PolicyRefusal
 from client_sdk.transfer_sizes import download_size, upload_size
-from dp.accounting.budget import UNITS, Unit, charges_of, cost_of
+from dp.accounting.budget import ALL_UNITS, Unit, charges_of, cost_of
 from dp.accounting.figures import limit_shown, upper
 from dp.contracts import check_manifest
 from dp.contracts.algorithms.registry import algorithm_of
@@ -71,8 +71,11 @@ class PrivacyPolicy:
         units: whose cost counts in every task with noise, whatever the task protects: ``"example"``
             (in a task that protects devices alone: what changing one example costs), ``"device"``
             (in one that protects examples alone: all that a device may have in a sum; few such
-            tasks are admitted then). The unit that a task protects always counts, a device in the
-            total of the tasks that protect devices.
+            tasks are admitted then), ``"person"`` or ``"document"`` (in a task that does not clip
+            all rows of one together: what all rows of a device may cost. So ``units={"person"}``
+            demands of every task what the app's examples name as theirs). The unit that a task
+            protects always counts, a device or a person in the total of the tasks that protect
+            them.
         require: admissible kinds of privacy (``"distributed"``, ``"local"``, or a set of them);
             None admits a task without noise.
         repeat_without_noise: the app's word that two sums over cohorts that overlap may show what
@@ -124,8 +127,8 @@ class PrivacyPolicy:
             raise ValueError(f"require is {self.require!r}, not a set of {sorted(_ANY)}")
         object.__setattr__(self, "require", admitted)
         units = frozenset((self.units,)) if isinstance(self.units, str) else frozenset(self.units)
-        if not units <= set(UNITS):
-            raise ValueError(f"units is {self.units!r}, not a set of {sorted(UNITS)}")
+        if not units <= set(ALL_UNITS):
+            raise ValueError(f"units is {self.units!r}, not a set of {sorted(ALL_UNITS)}")
         object.__setattr__(self, "units", units)
         if self.min_cohort < 2:
             raise ValueError(f"min_cohort is {self.min_cohort}; a sum needs 2 devices")
@@ -354,7 +357,7 @@ class PrivacyPolicy:
         """Each unit that counts stays within the limits, in this task and in all of them."""
         stated = {charge.unit for charge in charges_of(manifest) if charge.stated}
         whole, task, every = {}, {}, {}
-        for unit in UNITS:
+        for unit in ALL_UNITS:
             if unit not in stated and unit not in self.units:
                 continue
             after, total = account.after(manifest, unit)

@@ -63,6 +63,9 @@ class Noise(_Part, frozen=True):
     removable_drops: tuple[Count, ...] = ()
 
 
+GroupUnit = Literal["person", "document"]  # units whose rows name it
+
+
 class ExamplePrivacy(_Part, frozen=True):
     """Example-level terms. ``local``: noise in each local step; ``distributed``: in each sum.
 
@@ -71,6 +74,9 @@ class ExamplePrivacy(_Part, frozen=True):
     examples that one device may sum in one step (distributed noise needs it for the ring).
     ``period``: parts that a device divides its examples into, one of them for each charge
     (``dp.schedule``); not written where every example serves in every release.
+    ``unit``, ``unit_rows_max``: all rows that name one unit are what the noise protects: their
+    gradients are summed, at most ``unit_rows_max`` of them, and then clipped. Wherever terms speak
+    of an example, such a unit is meant. Not written where each row is protected by itself.
     """
 
     mode: Literal["local", "distributed"]
@@ -79,6 +85,13 @@ class ExamplePrivacy(_Part, frozen=True):
     sampling_rate: float
     examples_max: Count
     period: Count | msgspec.UnsetType = msgspec.UNSET
+    unit: GroupUnit | msgspec.UnsetType = msgspec.UNSET
+    unit_rows_max: Count | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def protects(self) -> Literal["example", "person", "document"]:
+        """What one clip bounds: a row, or the unit that rows name."""
+        return "example" if self.unit is msgspec.UNSET else self.unit
 
     @property
     def scheduled(self) -> int:

@@ -25,7 +25,7 @@ import msgspec
 
 from client_sdk.errors import StateError
 from client_sdk.state.journal import Journal
-from dp.accounting.budget import UNITS, Account, Entry, Total, Unit, charges_of
+from dp.accounting.budget import Account, Entry, Total, Unit, charges_of
 from dp.schedule import period_of, schedule_of
 from secagg.errors import SecaggError
 from secagg.manifest import Manifest
@@ -151,7 +151,8 @@ class DeviceAccount:
         Infinite if it makes none and was charged.
         """
         account = self._of_task(task)
-        stated = [found for unit in UNITS if (found := account.total(unit).stated) is not None]
+        totals = map(account.total, account.units)
+        stated = [found.stated for found in totals if found.stated is not None]
         return max(stated, default=math.inf if account.entries else 0.0)
 
     def total(self, unit: Unit) -> Total:
@@ -161,7 +162,7 @@ class DeviceAccount:
     def totals(self) -> tuple[Total, ...]:
         """:meth:`total` of each unit; empty before the first charge."""
         account = self._whole()
-        return tuple(map(account.total, UNITS)) if account.entries else ()
+        return tuple(map(account.total, account.units)) if account.entries else ()
 
     def after(self, manifest: Manifest, unit: Unit) -> tuple[Total, Total]:
         """What (this task, all tasks) will have cost a unit if one contribution more is charged."""

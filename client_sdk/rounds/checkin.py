@@ -27,7 +27,6 @@ from client_sdk.rounds.schedule import count_of
 from client_sdk.state.models import demand_plain, forget_models, part_of, remove_model
 from client_sdk.transfer_sizes import download_size, model_tensors
 from client_sdk.transfer_sizes import model_length as model_length
-from dp.accounting.budget import UNITS
 from dp.accounting.figures import upper
 from dp.errors import MechanismError
 from dp.ledger.trusted_log import LEAVES_MAX
@@ -179,7 +178,7 @@ def _no_finite_total(device: RunningDevice, manifest: Manifest) -> dict[str, obj
     Of an example, and of each unit that counts: its noise may be missing in a task that protects
     the other one. What the other tasks cost is limited as ever, in a total of their own.
     """
-    counted = [unit for unit in UNITS if unit == "example" or unit in device.policy.units]
+    counted = {"example": None} | dict.fromkeys(sorted(device.policy.units))
     totals = [device.account.after(manifest, unit)[1] for unit in counted]
     tasks = dict.fromkeys(task for total in totals for task in total.unbounded)
     if not tasks:

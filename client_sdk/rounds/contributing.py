@@ -30,7 +30,7 @@ from client_sdk.rounds.examples_told import ExamplesTold
 from client_sdk.rounds.scaffold_control import DeviceControl, settle
 from client_sdk.rounds.schedule import part_at
 from client_sdk.state.journal import Contribution
-from client_sdk.state.places import KnownPlaces
+from client_sdk.state.places import KnownPlaces, KnownUnits
 from client_sdk.threads import finish_in_thread, start_in_thread
 from client_sdk.training.dataset import LeftOut, reasons_of
 from dp.contracts.algorithms.registry import has_control
@@ -76,8 +76,8 @@ class Training:
         """The journalled contribution for this offer, computed now unless it is there already.
 
         Raises:
-            PolicyRefusal: ``local-noise-undeclared``, ``schedule-undeclared``, or the contributor's
-                ``TaskRefusal``.
+            PolicyRefusal: ``local-noise-undeclared``, ``schedule-undeclared``,
+                ``units-undeclared``, or the contributor's ``TaskRefusal``.
             ContributionError: the contributor failed where its failure may be known.
             LedgerRefusal: SCAFFOLD: the ledger's word on an earlier release does not verify.
         """
@@ -132,6 +132,8 @@ class Training:
         found = ExamplesTold.of_contributor(self._contributor)
         new = [one for index, one in found.left_out.items() if index not in self.told.left_out]
         new_cut = [one for index, one in found.cut.items() if index not in self.told.cut]
+        if found.owned > self.told.owned:
+            await self._device.emit("units-unprotected", task, examples=found.owned)
         self.told.add(found)
         if new:
             await self._device.emit(
@@ -229,6 +231,7 @@ class Training:
             clip=checkin.clip,
             part=part_at(checkin.manifest, checkin.count),
             known=self._known_places(checkin),
+            known_units=self._known_units(checkin),
             stop=self._stop,
         )
 
@@ -264,6 +267,13 @@ class Training:
         if checkin.count is None:
             return None
         return KnownPlaces(self._device.journal, schedule_of(checkin.manifest)).check
+
+    def _known_units(
+        self, checkin: CheckIn
+    ) -> Callable[[Sequence[str]], tuple[list[int], int]] | None:
+        if checkin.count is None:
+            return None
+        return KnownUnits(self._device.journal, schedule_of(checkin.manifest)).places
 
     def _correction(self, checkin: CheckIn) -> np.ndarray | None:
         if checkin.control is None:

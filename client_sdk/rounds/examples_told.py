@@ -20,22 +20,25 @@ class ExamplesTold:
         examples: places of the data set; None: nobody said.
         left_out: those that counted as zero, by place.
         cut: those that counted, but not whole, by place.
+        owned: how many named a unit, in a task that protects each example by itself.
     """
 
     examples: int | None = None
     left_out: dict[int, LeftOut] = field(default_factory=dict)
     cut: dict[int, Cut] = field(default_factory=dict)
+    owned: int = 0
 
     @classmethod
     def of_contributor(cls, contributor: object) -> ExamplesTold:
         """What a contributor says of its last job; what is not of the right type is nothing."""
-        examples = getattr(contributor, "examples", None)
+        examples = _count(getattr(contributor, "examples", None))
         left_out = _of_type(LeftOut, getattr(contributor, "left_out", ()))
         cut = _of_type(Cut, getattr(contributor, "cut", ()))
         return cls(
-            examples if type(examples) is int and examples >= 0 else None,
+            examples,
             {one.index: one for one in left_out},
             {one.index: one for one in cut},
+            _count(getattr(contributor, "owned", None)) or 0,
         )
 
     @classmethod
@@ -48,6 +51,7 @@ class ExamplesTold:
                 for one in contribution.left_out
             },
             {one.index: Cut(one.index, one.tokens, one.limit) for one in contribution.cut},
+            contribution.owned,
         )
 
     def stored_in(self, contribution: Contribution) -> Contribution:
@@ -62,13 +66,19 @@ class ExamplesTold:
                 for one in self.cut.values()
             ),
             examples=-1 if self.examples is None else self.examples,
+            owned=self.owned,
         )
 
     def add(self, other: ExamplesTold) -> None:
         if other.examples is not None:
             self.examples = other.examples
+        self.owned = max(self.owned, other.owned)
         self.left_out |= other.left_out
         self.cut |= other.cut
+
+
+def _count(told: object) -> int | None:
+    return told if type(told) is int and told >= 0 else None
 
 
 def _of_type(kind: type[Any], told: object) -> list[Any]:

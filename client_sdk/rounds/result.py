@@ -41,6 +41,8 @@ class RunResult:
             ``max_tokens``: for this device's user.
         examples: places of the data set; None where nothing was contributed in this run, or the
             contributor does not say.
+        owned: examples that name a person or document under ``unit``, though the task protects each
+            example by itself; a policy with ``units={"person"}`` refuses such tasks.
     """
 
     releases: tuple[Outcome, ...] = ()
@@ -56,6 +58,7 @@ class RunResult:
     failed: tuple[str, ...] = ()
     cut: tuple[Cut, ...] = ()
     examples: int | None = None
+    owned: int = 0
 
     @property
     def used(self) -> int | None:
@@ -107,4 +110,5 @@ class Tally:
             tuple(self.failed),
             tuple(cut[index] for index in sorted(cut.keys() - left_out.keys())),
             self.told.examples,
+            self.told.owned,
         )

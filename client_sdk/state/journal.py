@@ -136,7 +136,7 @@ class Contribution(_Record, frozen=True, kw_only=True):
     software journalled it. ``left_out``: the examples that counted as zero in it; ``cut``: those
     that counted, but not whole; ``examples``: places of the data set, -1 where nobody said.
     ``count``: charges of the task's schedule before it, from which its part follows; None without a
-    schedule.
+    schedule. ``owned``: examples that named a unit which the task does not protect as one.
     """
 
     version: int = _VERSION
@@ -151,6 +151,7 @@ class Contribution(_Record, frozen=True, kw_only=True):
     cut: tuple[StoredCut, ...] = ()
     examples: int = -1
     count: int | None = None
+    owned: int = 0
 
     @staticmethod
     def of(

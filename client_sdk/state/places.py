@@ -1,8 +1,12 @@
-"""Which example is at which place of a device's list, for the tasks whose examples serve in turn.
+"""Which example, or which unit, is at which place of a device's list, for tasks with a schedule.
 
 The part of an example follows from its place (``dp.schedule``), so an example that moves would be
 in more sums than its account says. A list may grow, and an example may be taken out of its place;
 what was seen at one place never comes at another.
+
+Units that rows name (a person, a document) have places by their names: a new name comes at the end,
+and a known one is where it was, whatever became of its rows. So nothing can move, and no list of
+units is refused.
 
 The record has a keyed fingerprint for each place, sealed as all else: of the example that was there
 last, or of none. It is written before anything is trained, so the next process compares with all
@@ -49,8 +53,8 @@ class KnownPlaces:
                 one that was elsewhere, or none any more since the list is shorter.
             StateError: ``state-damaged``.
         """
-        before = self._before()
-        now = [self._fingerprint(content) for content in contents]
+        before = _places_in(self._journal, self._name)
+        now = [_fingerprint(self._journal, self._name, content) for content in contents]
         left = {old for old, new in zip(before, now, strict=False) if old != new} - {_NONE}
         for place, (old, new) in enumerate(zip(before, now, strict=False)):
             if new not in (_NONE, old) and (old != _NONE or new in left):
@@ -65,17 +69,49 @@ class KnownPlaces:
         if after != b"".join(before):
             self._journal.save_blob(self._name, msgspec.msgpack.encode(_Record(places=after)))
 
-    def _before(self) -> list[bytes]:
-        record = self._journal.load_record(self._name, _Record) or _Record()
-        if len(record.places) % _BYTES:
-            raise StateError("state-damaged", f"The journalled {self._name} has a broken place.")
-        starts = range(0, len(record.places), _BYTES)
-        return [record.places[start : start + _BYTES] for start in starts]
 
-    def _fingerprint(self, content: bytes) -> bytes:
-        if not content:
-            return _NONE
-        return bytes.fromhex(self._journal.fingerprint(self._name, content))
+class KnownUnits:
+    """The places of the units of one schedule in a journal."""
+
+    def __init__(self, journal: Journal, schedule: str) -> None:
+        """``schedule``: as :class:`dp.accounting.budget.Charge` has it."""
+        self._journal = journal
+        self._name = "units-" + schedule[:32]
+
+    def places(self, units: Sequence[str]) -> tuple[list[int], int]:
+        """The place of each unit, and how many places there are; what is new is on disk then.
+
+        Args:
+            units: names, each once; new ones get places in this order.
+
+        Raises:
+            StateError: ``state-damaged``.
+        """
+        before = _places_in(self._journal, self._name)
+        known = {old: place for place, old in enumerate(before)}
+        now = [_fingerprint(self._journal, self._name, _encoded(unit)) for unit in units]
+        places = [known.setdefault(new, len(known)) for new in now]
+        if len(known) > len(before):
+            self._journal.save_blob(
+                self._name, msgspec.msgpack.encode(_Record(places=b"".join(known)))
+            )
+        return places, len(known)
+
+
+def _encoded(unit: str) -> bytes:
+    return unit.encode(errors="surrogatepass")
+
+
+def _places_in(journal: Journal, name: str) -> list[bytes]:
+    record = journal.load_record(name, _Record) or _Record()
+    if len(record.places) % _BYTES:
+        raise StateError("state-damaged", f"The journalled {name} has a broken place.")
+    starts = range(0, len(record.places), _BYTES)
+    return [record.places[start : start + _BYTES] for start in starts]
+
+
+def _fingerprint(journal: Journal, name: str, content: bytes) -> bytes:
+    return bytes.fromhex(journal.fingerprint(name, content)) if content else _NONE
 
 
 def _moved(place: int, found: str) -> TaskRefusal:

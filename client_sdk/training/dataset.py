@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from client_sdk.errors import ContributionError
 from client_sdk.training.examples import Example, Row, check_form, encode_example
 from client_sdk.training.row_files import RowFile, read_file
+from client_sdk.training.row_forms import owners_of
 from secagg.errors import SecaggError
 
 if TYPE_CHECKING:
@@ -223,9 +224,10 @@ def encode_rows(
     for index in range(len(dataset)):
         row = Row((), ())
         try:
-            encoded = encode_example(tokenizer, dataset[index], most)
+            example = dataset[index]
+            encoded = encode_example(tokenizer, example, most)
             takes.check(encoded)
-            row = encoded
+            row = replace(encoded, owners=owners_of(example))
         except BaseException as error:
             if _stops(error):
                 raise

@@ -36,6 +36,7 @@ class Row:
             learnt; 0: it took nothing.
         untaught: the reason for which no token counts, where that is not the cut.
         content: SHA-256 of what was read; empty in an empty row.
+        owners: the persons or documents that it names under ``unit``, each once.
     """
 
     tokens: tuple[int, ...]
@@ -45,6 +46,7 @@ class Row:
     whole_tokens: int = 0
     untaught: str | None = None
     content: bytes = field(default=b"", compare=False, repr=False)
+    owners: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
 
 def encode_example(tokenizer: PreTrainedTokenizerBase, example: Any, max_tokens: int) -> Row:

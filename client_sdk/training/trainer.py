@@ -39,6 +39,7 @@ from client_sdk.training.dataset import (
 from client_sdk.training.examples import Example, Row
 from client_sdk.training.gradients import Method, check_method
 from client_sdk.training.self_test import Way, check_rows_apart
+from client_sdk.training.units import beyond, units_of
 from dp.contracts.algorithms.averaging import has_privacy
 from dp.contracts.algorithms.registry import algorithm_of
 from secagg.errors import ConfigurationError, SecaggError
@@ -67,12 +68,13 @@ class LoraTrainer:
             each place. An item has one of the forms of :mod:`client_sdk.training.row_forms`:
             prompt and answer or completion, messages, ShareGPT, Alpaca; for a classifier text and
             label. A file is read at once, else items when the first job comes: what is added later
-            needs a new trainer. One item is one unit of example-level privacy. Its place counts, so
-            items are not moved between rounds: one that is to go leaves ``{}`` (a task whose
-            examples serve in turn refuses another list). An item that cannot be used or teaches
-            nothing counts as zero (:attr:`left_out`); in a task with noise a device without any
-            that can gives noise alone. One that is longer than the task's ``max_tokens`` is cut
-            there (:attr:`cut`).
+            needs a new trainer. One item is one unit of example-level privacy; where a task
+            protects persons or documents, all items that name the same one under ``unit`` are. An
+            item's place counts, so items are not moved between rounds: one that is to go leaves
+            ``{}`` (a task whose examples serve in turn refuses another list). An item that cannot
+            be used or teaches nothing counts as zero (:attr:`left_out`); in a task with noise a
+            device without any that can gives noise alone. One that is longer than the task's
+            ``max_tokens`` is cut there (:attr:`cut`).
         micro_batch: most examples in one pass; the manifest may ask for fewer.
         method: ``hooks`` (Opacus) or ``loop``: one example at a time, least memory, and right for
             models in half precision and models that mix the rows of a pass. Holds for zeroth order
@@ -118,6 +120,7 @@ class LoraTrainer:
         self._tested: set[tuple[Way, int, int]] = set()
         self._rows: tuple[int, tuple[Row, ...], tuple[LeftOut, ...]] | None = None  # by max_tokens
         self._left_out: dict[int, LeftOut] = {}
+        self._owned = 0
 
     # Every local step of every algorithm that admits local noise
     # (client_sdk.training.algorithms.steps).
@@ -125,6 +128,8 @@ class LoraTrainer:
     # Rows of one part alone reach an algorithm, and nothing of a job outlives it but rows and the
     # model, whose adapter each job begins anew.
     schedules_examples = True
+    # client_sdk.training.algorithms.work.Work.sums, in both algorithms that clip examples.
+    groups_units = True
 
     @property
     def model(self) -> PeftModel | PreTrainedModel:
@@ -144,6 +149,11 @@ class LoraTrainer:
     def examples(self) -> int | None:
         """Places of the data set in the last job; None before any."""
         return None if self._rows is None else len(self._rows[1])
+
+    @property
+    def owned(self) -> int:
+        """Examples of the last job that name a unit, in a task that does not protect it as one."""
+        return self._owned
 
     @property
     def cut(self) -> tuple[Cut, ...]:
@@ -196,12 +206,13 @@ class LoraTrainer:
             ) from error
         rows, empty = self._encode(manifest.training.max_tokens)
         self._left_out = {one.index: one for one in empty}
-        places = job.places(len(rows))
-        job.check_list([row.content for row in rows])
+        groups = self._groups(job, rows)
+        places = job.places(len(groups))
         self._demand_examples(manifest, len(rows))
         work = Work(
             adapted=adapted,
-            rows=_alone(rows, places),
+            rows=_alone(rows, [row for place in places for row in groups[place]]),
+            groups=groups,
             part=places,
             pad_token=pad_token,
             micro_batch=micro_batch,
@@ -223,6 +234,21 @@ class LoraTrainer:
                 found=reasons_of(self.left_out),
             )
         return values if start is None else sketched(manifest, work, start, values)
+
+    def _groups(self, job: TrainingJob, rows: tuple[Row, ...]) -> list[tuple[int, ...]]:
+        """Rows that are clipped as one. Where rows are units by themselves, none may have moved."""
+        privacy = job.manifest.example_privacy
+        units: list[str | None] = [None] * len(rows)
+        if privacy is None or privacy.protects == "example":
+            self._owned = sum(bool(row.owners) for row in rows)
+            job.check_list([row.content for row in rows])
+            return job.groups(units)
+        self._owned = 0
+        units, refused = units_of(rows, privacy.protects)
+        groups = job.groups(units)
+        refused += beyond(units, groups, privacy.protects)
+        self._left_out |= {one.index: one for one in refused}
+        return groups
 
     def _start_products(self, adapted: AdaptedModel) -> Mapping[str, NDArray[np.float32]] | None:
         """For ``product``: cut the start to this device's rank, and remember it."""
@@ -324,11 +350,11 @@ def _trains(manifest: Manifest) -> TrainingManifest:
         raise without_adapter() from error
 
 
-def _alone(rows: tuple[Row, ...], places: NDArray[np.int64]) -> tuple[Row, ...]:
-    """The rows at ``places``; at the other places empty ones."""
-    if len(places) == len(rows):
+def _alone(rows: tuple[Row, ...], serving: Sequence[int]) -> tuple[Row, ...]:
+    """The rows that serve; at the other places empty ones."""
+    if len(serving) == len(rows):
         return rows
-    serve = set(places.tolist())
+    serve = set(serving)
     return tuple(row if row.index in serve else Row((), (), index=row.index) for row in rows)
 
 

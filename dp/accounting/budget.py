@@ -16,24 +16,26 @@ from typing import Literal
 import msgspec
 
 from dp.accounting.charges import (
+    ALL_UNITS,
     UNITS,
     Charge,
     Total,
-    Unit,
     charges_of,
     completed,
     compose,
     cost_of,
     example_of,
     total,
+    units_of,
     without_noise,
 )
 from dp.accounting.figures import limit_shown, upper
-from dp.accounting.statements import ReleaseFacts
+from dp.accounting.statements import ReleaseFacts, Unit
 from dp.errors import BudgetError
 from secagg.manifest import Manifest
 
 __all__ = [
+    "ALL_UNITS",
     "UNITS",
     "Account",
     "Charge",
@@ -46,6 +48,7 @@ __all__ = [
     "cost_of",
     "example_of",
     "total",
+    "units_of",
     "without_noise",
 ]
 
@@ -85,6 +88,11 @@ class Account(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         """All that is reserved and spent, and ``extra`` charges of ``task``, for one unit."""
         spent = [(entry.task, entry.charges) for entry in self.entries]
         return total(unit, [*spent, (task, extra)] if extra else spent, self.delta)
+
+    @property
+    def units(self) -> tuple[Unit, ...]:
+        """Those of which there is a total: :func:`dp.accounting.charges.units_of`."""
+        return units_of(charge for entry in self.entries for charge in entry.charges)
 
     def charged(self, schedule: str) -> int:
         """Cohorts that are reserved or charged under a schedule (hex)."""

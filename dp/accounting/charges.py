@@ -4,6 +4,9 @@ Every release charges every unit, whatever its task protects:
 
 * an example by the noise that protects it; where only devices are protected, by what it may move
   of a clipped vector, twice its bound; without noise, without bound;
+* a person (or document) whose rows are clipped as one, in the tasks that protect persons, by that
+  noise. A row of it is then charged by what it may move of the clipped sum, twice its bound. In
+  other tasks a person is charged by what all rows of a device may move;
 * a device by the noise in the ring, as far as a contribution can move the sum: one clipped vector,
   or ``examples_max`` of them where examples are clipped. A local step has no such cap.
 
@@ -17,7 +20,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from typing import get_args
 
 import msgspec
 
@@ -33,6 +36,7 @@ from dp.accounting.statements import (
     ADJACENCY,
     OVERRUN_DRAWS,
     ReleaseFacts,
+    Unit,
     draws_per_release,
     epsilon_of,
     fewest,
@@ -43,10 +47,13 @@ from dp.accounting.statements import (
 from dp.errors import BudgetError
 from dp.noise.grid import examples_factor
 from dp.schedule import most_sums, period_of, schedule_of
-from secagg.manifest import Manifest
+from secagg.manifest import GroupUnit, Manifest
 
-Unit = Literal["example", "device"]
 UNITS: tuple[Unit, ...] = ("example", "device")
+"""Those that every release charges."""
+GROUP_UNITS: tuple[GroupUnit, ...] = get_args(GroupUnit)
+"""Those that a release charges where it protects them; else :func:`charges_to` derives the cost."""
+ALL_UNITS: tuple[Unit, ...] = (*UNITS, *GROUP_UNITS)
 
 
 class Charge(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -157,8 +164,8 @@ def charges_of(
 ) -> tuple[Charge, ...]:
     """What one release costs each unit, unamplified; without ``facts``, at the fewest survivors.
 
-    One charge for each of ``UNITS``, in their order. ``part``: of a scheduled batch, if it is
-    known.
+    One charge for each of ``UNITS``, in their order, and one for the person (or document) that
+    the task protects, if any. ``part``: of a scheduled batch, if it is known.
     """
     if facts is None:
         facts = fewest(manifest)
@@ -173,16 +180,19 @@ def charges_of(
         return example_of(device), device
     if privacy.mode == "distributed":
         event = ring_release(manifest, facts, 1, ADJACENCY["example"])
-        example = _charge("example", event, draws + OVERRUN_DRAWS, stated=True)
-        return _counted(example, manifest, part), device
-    steps = manifest.training.local_steps if manifest.training is not None else 1
-    step = local_step(manifest)
-    example = _charge("example", step, steps * manifest.data_length, steps, stated=True)
-    return _counted(example, manifest, part), device
+        clipped = _charge(privacy.protects, event, draws + OVERRUN_DRAWS, stated=True)
+    else:
+        steps = manifest.training.local_steps if manifest.training is not None else 1
+        drawn = steps * manifest.data_length
+        clipped = _charge(privacy.protects, local_step(manifest), drawn, steps, stated=True)
+    clipped = _counted(clipped, manifest, part)
+    if clipped.unit == "example":
+        return clipped, device
+    return example_of(clipped), device, clipped
 
 
 def _counted(charge: Charge, manifest: Manifest, part: int | None) -> Charge:
-    """An example's charge, under its schedule where the task has one."""
+    """The charge of what one clip bounds, under its schedule where the task has one."""
     period = period_of(manifest)
     if period == 1:
         return charge
@@ -199,14 +209,15 @@ def without_noise(unit: Unit) -> Charge:
     return _charge(unit, NonPrivateRelease(), 0, stated=False)
 
 
-def example_of(device: Charge) -> Charge:
-    """What an example of a clipped contribution costs: adding, removing or changing it moves the
-    vector from one within the bound to another, by at most twice the bound."""
+def example_of(whole: Charge) -> Charge:
+    """What an example inside of a clipped whole costs, a device's or a person's: adding, removing
+    or changing it moves the vector from one within the bound to another, by at most twice the
+    bound."""
     return msgspec.structs.replace(
-        device,
+        whole,
         unit="example",
-        l2_squared=str(4 * int(device.l2_squared)),
-        l1=str(2 * int(device.l1)),
+        l2_squared=str(4 * int(whole.l2_squared)),
+        l1=str(2 * int(whole.l1)),
         stated=False,
     )
 
@@ -225,6 +236,27 @@ def completed(charges: Sequence[Charge]) -> tuple[Charge, ...]:
     if "device" not in found:
         missing.append(without_noise("device"))
     return (*charges, *missing)
+
+
+def charges_to(unit: Unit, charges: Sequence[Charge]) -> list[Charge]:
+    """Those of a release's charges that are to one unit.
+
+    A person (or document) whose rows are not clipped as one costs no more than all rows of its
+    device: where each row, or a unit of another kind, is clipped by itself, the device's charges,
+    which count such clips; where the device's vector alone is clipped, what any change of its data
+    may move, which is an example's charge.
+    """
+    whole = completed(charges)
+    own = [charge for charge in whole if charge.unit == unit]
+    if own:
+        return own
+    by_itself = any(charge.stated and charge.unit != "device" for charge in charges)
+    source = "device" if by_itself else "example"
+    return [
+        msgspec.structs.replace(charge, unit=unit, stated=False)
+        for charge in whole
+        if charge.unit == source
+    ]
 
 
 def compose(charges: Iterable[Charge], delta: float) -> float:
@@ -273,10 +305,16 @@ def _dearest(group: Sequence[tuple[Charge, int]], period: int) -> Mapping[Event,
     return scheduled({composed({event: n}): times for (event, n), times in releases.items()}, most)
 
 
+def units_of(charges: Iterable[Charge]) -> tuple[Unit, ...]:
+    """``UNITS``, and the persons or documents that some of the charged tasks protect."""
+    charged = {charge.unit for charge in charges}
+    return (*UNITS, *(unit for unit in GROUP_UNITS if unit in charged))
+
+
 def cost_of(unit: Unit, manifest: Manifest, releases: int) -> float:
     """Epsilon of ``releases`` of one task at the fewest survivors for a unit, unamplified and
     whatever the task protects."""
-    each = {charge: releases for charge in charges_of(manifest) if charge.unit == unit}
+    each = dict.fromkeys(charges_to(unit, charges_of(manifest)), releases)
     return _composed(each, manifest.budget.delta)
 
 
@@ -287,11 +325,9 @@ def total(unit: Unit, spent: Iterable[tuple[str, Sequence[Charge]]], delta: floa
     derived: dict[str, None] = {}
     before: dict[str, None] = {}
     for task, charges in spent:
-        if all(charge.unit != unit for charge in charges):
+        if unit in UNITS and all(charge.unit != unit for charge in charges):
             before[task] = None
-        for charge in completed(charges):
-            if charge.unit != unit:
-                continue
+        for charge in charges_to(unit, charges):
             if isinstance(charge.event(), NonPrivateRelease):
                 unbounded[task] = None
                 continue

@@ -57,6 +57,11 @@ _MODEL_READERS = ", and everyone who sees the model"
 _ABSTAINING = "nothing but the sum depends on who abstains"
 
 
+Unit = Literal["example", "device", "person", "document"]
+"""What noise protects: a row of a device's data, all that a device sends, or all rows on a device
+that name one person or document."""
+
+
 class NoiseKind(enum.StrEnum):
     """Where the noise of a statement is added. Values are its letters in records and answers."""
 
@@ -73,14 +78,14 @@ class NoiseKind(enum.StrEnum):
 class PrivacyStatement(msgspec.Struct, frozen=True, kw_only=True):
     """One statement of privacy.
 
-    ``mode``: whose noise it rests on. ``unit``: ``example`` or ``device``. ``adversary``: who is
+    ``mode``: whose noise it rests on. ``unit``: what one statement is about. ``adversary``: who is
     held off, and under which assumption on time and coins. ``adjacency``: what differs
     between neighbours (:mod:`dp.accounting.events`). ``accountant``: whose theorem.
     ``epsilon`` is rounded up.
     """
 
     mode: NoiseKind
-    unit: Literal["example", "device"]
+    unit: Unit
     adversary: str
     adjacency: Adjacency
     amplified: bool
@@ -105,7 +110,10 @@ class ReleaseFacts(msgspec.Struct, frozen=True, kw_only=True):
 Releases = Sequence[ReleaseFacts] | Mapping[ReleaseFacts, int] | int
 
 
-ADJACENCY: Mapping[str, Adjacency] = {"example": "add-or-remove", "device": "zero-out"}
+ADJACENCY: Mapping[str, Adjacency] = {
+    **dict.fromkeys(("example", "person", "document"), "add-or-remove"),
+    "device": "zero-out",
+}
 """By unit: what the sensitivities of a task's releases are between."""
 
 
@@ -321,8 +329,9 @@ def _statement(
     mode: NoiseKind, manifest: Manifest, event: Composed, slack: float, how: _How
 ) -> PrivacyStatement:
     """The unamplified statement about an event with noise of this kind."""
-    device_level = mode == NoiseKind.DEVICE_LEVEL
-    unit: Literal["example", "device"] = "device" if device_level else "example"
+    unit: Unit = "device"
+    if mode != NoiseKind.DEVICE_LEVEL and manifest.example_privacy is not None:
+        unit = manifest.example_privacy.protects
     adjacency = "replace-one" if how.replaced else ADJACENCY[unit]
     delta = manifest.budget.delta
     seen = replace_one(event) if how.replaced else event
@@ -444,17 +453,18 @@ def _devices(count: int, which: str = "") -> str:
     return f"{count} {which}device{'' if count == 1 else 's'}"
 
 
-def time_terms(manifest: Manifest, unit: Literal["example", "device"], adjacency: Adjacency) -> str:
+def time_terms(manifest: Manifest, unit: Unit, adjacency: Adjacency) -> str:
     """What a statement assumes of time beyond its coins (docs/privacy.md, "Time").
 
-    With every coin known, neighbours still differ in the work of one example, or of one device.
+    With every coin known, neighbours still differ in the work of one example (or of all rows of a
+    person), or of one device.
     Public slots hide it as far as both neighbours' work fits them. A device that is late at device
     level sends zeros, which is the neighbour itself; but its vector is encoded after the slot.
     """
     if unit == "device":
         when = "time after the slot" if manifest.report_slot_s > 0 else "time"
         return f"{when} does not show the data"
-    more = "another example" if adjacency == "replace-one" else "one example more"
+    more = f"another {unit}" if adjacency == "replace-one" else f"one {unit} more"
     if manifest.report_slot_s > 0:
         return f"{more} fits the slot"
     return f"time does not show {more}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from dp.accounting.budget import UNITS, Total, charges_of, total, without_noise
+from dp.accounting.budget import UNITS, Total, charges_of, total, units_of, without_noise
 from dp.accounting.statements import ReleaseFacts
 from secagg.manifest import Manifest
 
@@ -47,4 +47,5 @@ def ledger_totals(tasks: Iterable[Spent]) -> tuple[Total, ...]:
     ]
     stating = [task for task in accounted if task.states]
     delta = min(task.manifest.budget.delta for task in stating or accounted or charged)
-    return tuple(total(unit, spent, delta) for unit in UNITS)
+    units = units_of(charge for _, charges in spent for charge in charges)
+    return tuple(total(unit, spent, delta) for unit in units)

@@ -102,14 +102,20 @@ def warnings(manifest: Manifest) -> tuple[str, ...]:
             )
         )
     example, training = manifest.example_privacy, manifest.training
+    whole, way = "", ""
     if example is None and manifest.device_privacy is not None:
+        whole, way = "device", "use example-level privacy too"
+    elif example is not None and example.protects != "example":
+        whole = example.protects
+        way = f"count {whole}s in that policy"
+    if whole:
         cost = cost_of("example", manifest, manifest.budget.releases_max)
         limit = manifest.budget.max_epsilon or BudgetSpec().max_epsilon
         if limit is not None and cost > limit:
             found.append(
-                f"The task protects devices; changing one example may cost epsilon "
+                f"The task protects {whole}s; changing one example may cost epsilon "
                 f"{shown_up(cost)}. Devices whose policy limits that (max_epsilon, units) to "
-                f"{limit_shown(limit)} refuse it. Add noise, or use example-level privacy too."
+                f"{limit_shown(limit)} refuse it. Add noise, or {way}."
             )
     if example is not None and example.noise_multiplier < 0.5:
         found.append(

@@ -185,6 +185,14 @@ def _check_spec(spec: TaskSpec, algorithm: Algorithm, mode: str) -> None:
             found=spec.period,
             remedy="Choose privacy = 'distributed' or 'local', or leave period out.",
         )
+    if spec.unit != "example" and mode == "none":
+        refuse(
+            "unit-without-examples",
+            f"No noise protects a {spec.unit}: the task has none over gradients.",
+            expected="unit = 'example'",
+            found=spec.unit,
+            remedy="Choose privacy = 'distributed' or 'local', or leave unit out.",
+        )
     if mode != "none":
         in_range("noise_multiplier", spec.noise_multiplier, 0, 1e4, open_low=True)
         in_range("sampling_rate", spec.rate(mode), 0, 1, open_low=True)
@@ -258,6 +266,8 @@ def _example_privacy(spec: TaskSpec, mode: str) -> ExamplePrivacy | None:
         sampling_rate=spec.rate(mode),
         examples_max=spec.examples_max,
         period=spec.period if spec.period > 1 else msgspec.UNSET,
+        unit=msgspec.UNSET if spec.unit == "example" else spec.unit,
+        unit_rows_max=msgspec.UNSET if spec.unit == "example" else spec.unit_rows_max,
     )
 
 

@@ -28,7 +28,7 @@ from dp.contracts.rules import (
 )
 from dp.contracts.scheduled import check_schedule
 from dp.contracts.slot import check_overrun, check_slot
-from dp.contracts.units import check_delta
+from dp.contracts.units import check_delta, check_unit
 from dp.errors import AccountingError, LedgerError
 from dp.noise.grid import examples_factor
 from dp.tlog.notes import parse_verifier
@@ -143,6 +143,7 @@ def _check_privacy(manifest: Manifest, algorithm: Algorithm) -> None:
         in_range("clip", example.clip, 0, 1e12, open_low=True)
         in_range("noise_multiplier", example.noise_multiplier, 0, 1e4, open_low=True)
         in_range("sampling_rate", example.sampling_rate, 0, 1, open_low=True)
+        check_unit(example)
         if example.mode == "distributed":
             in_range("examples_max", example.examples_max, 1, 1 << 20)
         else:

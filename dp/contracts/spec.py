@@ -167,6 +167,10 @@ class TaskSpec(_Table, frozen=True):
     ``sampling_rate``: probability with which an example joins a batch (with a period, one of its
     part). None: 0.25; 1 with a period and distributed noise, where a batch is the whole part.
     ``examples_max``: most examples that one device may sum in one step (distributed).
+    ``unit``: what the example-level noise protects. ``example``: each row of the data by itself.
+    ``person``, ``document``: all rows that name the same ``unit``, whose gradients are summed and
+    clipped as one; clip, batch size, ``examples_max`` and period are then of such units, and rows
+    that name none count as zero. ``unit_rows_max``: most rows of a unit that are used.
     ``update_clip``: L2 bound of a device's whole update in fedavg and fedprox. None: 1 with
     device-level privacy, which it is the unit of; else 64, since then it protects nothing and
     only keeps the sum inside the ring.
@@ -201,6 +205,8 @@ class TaskSpec(_Table, frozen=True):
     sampling_rate: float | None = None
     examples_max: int = 256
     period: int = 1
+    unit: Literal["example", "person", "document"] = "example"
+    unit_rows_max: int = 16
     update_clip: float | None = None
     device_noise_multiplier: float = 0.0
     participation_rate: float = 1.0

@@ -14,9 +14,11 @@ from fractions import Fraction
 import msgspec
 
 from dp.accounting.figures import delta_shown, limit_shown
-from dp.contracts.rules import refuse
-from secagg.manifest import Manifest
+from dp.accounting.statements import Unit
+from dp.contracts.rules import in_range, refuse
+from secagg.manifest import ExamplePrivacy, Manifest
 
+ROWS_MAX = 1 << 20  # of one unit
 WELL_BELOW = Fraction(1, 10)  # delta times the units; more is a warning
 _HELD_MAX = 1 << 40  # examples of one device; a rate near 0 names more than there are
 
@@ -28,7 +30,7 @@ class ProtectedUnits(msgspec.Struct, frozen=True, kw_only=True):
     A device may hold more than both.
     """
 
-    unit: str
+    unit: Unit
     expected: int
     most: int
     delta: float
@@ -55,7 +57,7 @@ def protected_units(manifest: Manifest) -> tuple[ProtectedUnits, ...]:
     """Of each unit that the task protects; empty without privacy."""
     devices, delta = manifest.cohort.size_max, manifest.budget.delta
     example, training = manifest.example_privacy, manifest.training
-    found = []
+    found: list[tuple[Unit, int, int, str]] = []
     if example is not None:
         batch = 1 if training is None else training.batch_size
         period = example.scheduled
@@ -63,13 +65,31 @@ def protected_units(manifest: Manifest) -> tuple[ProtectedUnits, ...]:
         held = min(max(1, held), _HELD_MAX)
         most = max(held, period * example.examples_max if example.mode == "distributed" else 1)
         within = "one sum" if period == 1 else f"a pass of {period} sums"
-        found.append(("example", devices * held, devices * most, within))
+        found.append((example.protects, devices * held, devices * most, within))
     if manifest.device_privacy is not None:
         found.append(("device", devices, devices, "one sum"))
     return tuple(
         ProtectedUnits(unit=unit, expected=expected, most=most, delta=delta, within=within)
         for unit, expected, most, within in found
     )
+
+
+def check_unit(privacy: ExamplePrivacy) -> None:
+    """A unit that rows name has a bound on them, and a row that is a unit by itself has none.
+
+    Raises:
+        ConfigurationError: ``unit-rows``, ``parameter-out-of-range``.
+    """
+    if (privacy.unit is msgspec.UNSET) is not (privacy.unit_rows_max is msgspec.UNSET):
+        refuse(
+            "unit-rows",
+            "unit and unit_rows_max belong together.",
+            expected="both or neither",
+            found={"unit": privacy.unit, "unit_rows_max": privacy.unit_rows_max},
+            remedy="Create the task anew: task creation writes both.",
+        )
+    if privacy.unit_rows_max is not msgspec.UNSET:
+        in_range("unit_rows_max", privacy.unit_rows_max, 1, ROWS_MAX)
 
 
 def check_delta(manifest: Manifest) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from dp.accounting.budget import UNITS, Unit, cost_of
+from dp.accounting.budget import Unit, charges_of, cost_of, units_of
 from dp.accounting.events import Composed, GaussianRelease
 from dp.accounting.figures import delta_shown, limit_shown
 from dp.accounting.statements import draws_per_release, epsilon_of, headline, lines, slack_log2
@@ -113,22 +113,20 @@ def planned_costs(manifest: Manifest) -> tuple[UnitCost, ...]:
     Raises:
         AccountingError: an impossible parameter.
     """
-    protected = {
-        "example": manifest.example_privacy is not None,
-        "device": manifest.device_privacy is not None,
-    }
+    charges = charges_of(manifest)
+    protected = {charge.unit for charge in charges if charge.stated}
     return tuple(
         UnitCost(
             unit=unit,
-            protected=protected[unit],
+            protected=unit in protected,
             delta=manifest.budget.delta,
             first=_finite(cost_of(unit, manifest, 1)),
             last=_finite(cost_of(unit, manifest, manifest.budget.releases_max)),
             sums=participations(
-                manifest.budget.releases_max, period_of(manifest) if unit == "example" else 1
+                manifest.budget.releases_max, 1 if unit == "device" else period_of(manifest)
             ),
         )
-        for unit in UNITS
+        for unit in units_of(charges)
     )
 
 

@@ -15,6 +15,7 @@ from dp.contracts.algorithms.registry import algorithm_of
 from dp.contracts.units import protected_units
 from dp.ledger.findings import AuditedTask
 from dp.report.data import Answer, AnswerGroup
+from dp.report.words import a, protected
 from dp.schedule import participations, period_of
 from secagg.manifest import Manifest
 
@@ -110,10 +111,10 @@ def _setting(manifest: Manifest) -> str:
     example = manifest.example_privacy
     if manifest.noise is not None and example is not None and example.mode == "local":
         return (
-            "Local for examples: each device adds all the noise that counts for them to its own "
-            "gradients. Distributed for devices: each adds a share of noise before its update is "
-            f"masked, and {manifest.noise.honest_min} devices of a cohort are trusted to add "
-            "theirs."
+            f"Local for {example.protects}s: each device adds all the noise that counts for them "
+            "to its own gradients. Distributed for devices: each adds a share of noise before its "
+            f"update is masked, and {manifest.noise.honest_min} devices of a cohort are trusted "
+            "to add theirs."
         )
     if manifest.noise is not None:
         return (
@@ -141,15 +142,23 @@ def _flavour(task: AuditedTask) -> str:
 def _units(manifest: Manifest) -> str:
     found = []
     if manifest.example_privacy is not None:
-        found.append("One training sequence of one device")
+        found.append(_clipped(manifest.example_privacy.protects))
     if manifest.device_privacy is not None:
         found.append("One device: whatever its data make it send in every release")
     return ("; ".join(found) or "None") + "."
 
 
+def _clipped(unit: str) -> str:
+    if unit == "example":
+        return "One training sequence of one device"
+    return f"One {unit}: all training sequences of one device that name it"
+
+
 def _neighbours(task: AuditedTask) -> str:
     words = {
-        "add-or-remove": "one training sequence more or less",
+        "add-or-remove": "one training sequence more or less"
+        if protected(task.manifest) == "example"
+        else f"all training sequences of one {protected(task.manifest)} more or less",
         "zero-out": "one device that sends zeros in place of its contribution, and its noise",
         "replace-one": "one record exchanged for another",
     }
@@ -236,9 +245,10 @@ def _scheduled(task: AuditedTask) -> str:
     if period == 1:
         return ""
     most, charged = task.manifest.budget.releases_max, len(task.releases)
+    unit = protected(task.manifest)
     return (
-        f"A device divides its examples into {period} parts by their places alone and uses the "
-        "next part with each charge, by its own count: an example is in at most "
+        f"A device divides its {unit}s into {period} parts by their places alone and uses the "
+        f"next part with each charge, by its own count: {a(unit)} is in at most "
         f"{participations(charged, period)} of the {charged} sums so far, and in at most "
         f"{participations(most, period)} of {most}. "
     )
@@ -252,8 +262,8 @@ def _accounting(task: AuditedTask) -> str:
     counted = (
         "all recorded charges"
         if period == 1
-        else "the recorded charges that an example can be in (of the dearest, one for each "
-        f"{period} begun; of a device, of all)"
+        else f"the recorded charges that {a(protected(task.manifest))} can be in (of the dearest, "
+        f"one for each {period} begun; of a device, of all)"
     )
     return (
         f"{names}. Divergences of {counted} add up at each order; the conversion picks "

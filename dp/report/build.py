@@ -147,7 +147,9 @@ def _clips(manifest: Manifest, adapted: float | None) -> tuple[tuple[str, float]
     ``adapted``: the clip in force, where it adapts; the integer bounds are the manifest's always.
     """
     example, device = manifest.example_privacy, manifest.device_privacy
-    found = [] if example is None else [("example", example.clip)]
+    found: list[tuple[str, float]] = []
+    if example is not None:
+        found.append((example.protects, example.clip))
     if device is not None:
         found.append(("device", device.clip))
     factor = 1.0 if adapted is None else adapted / first_clip(manifest)

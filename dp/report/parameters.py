@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 
+import msgspec
+
 from dp.accounting.figures import limit_shown
 from dp.contracts import overshoot
 from dp.report.data import Parameter
+from dp.report.words import a, protected
 from dp.schedule import participations
 from secagg.manifest import Manifest
 
@@ -39,20 +42,23 @@ def parameters(manifest: Manifest) -> tuple[Parameter, ...]:
     row("silent_max", rules.silent_max, "survivors whose noise is not counted")
     if example is not None:
         where = "by every device in every local step" if example.mode == "local" else "over the sum"
-        row("clip", example.clip, "L2 bound of one example's gradient")
+        unit = example.protects
+        row("clip", example.clip, f"L2 bound of one {unit}'s gradient")
         row("noise_multiplier", example.noise_multiplier, f"noise over the clip, {where}")
-        row("sampling_rate", example.sampling_rate, "chance that an example joins a batch")
+        row("sampling_rate", example.sampling_rate, f"chance that {a(unit)} joins a batch")
         if example.scheduled > 1:
             most = manifest.budget.releases_max
-            row("period", example.scheduled, "parts of a device's examples, one for each charge")
+            row("period", example.scheduled, f"parts of a device's {unit}s, one for each charge")
             row(
                 "participations",
                 f"at most {participations(most, example.scheduled)} of {most}",
-                "sums of the task that an example can be in",
+                f"sums of the task that {a(unit)} can be in",
                 "releases_max over period, rounded up",
             )
         if example.mode == "distributed":
-            row("examples_max", example.examples_max, "most examples of a device in one sum")
+            row("examples_max", example.examples_max, f"most {unit}s of a device in one sum")
+        if example.unit_rows_max is not msgspec.UNSET:
+            row("unit_rows_max", example.unit_rows_max, f"most rows of a {unit} that are used")
     if device is not None:
         row("device clip", device.clip, "L2 bound of a device's whole contribution")
         row("device noise_multiplier", device.noise_multiplier, "noise over that bound")
@@ -125,7 +131,7 @@ def parameters(manifest: Manifest) -> tuple[Parameter, ...]:
     if manifest.training is not None:
         training = manifest.training
         row("local_steps", training.local_steps, "steps on a device for each sum")
-        row("batch_size", training.batch_size, "expected examples of a batch")
+        row("batch_size", training.batch_size, f"expected {protected(manifest)}s of a batch")
         row("max_tokens", training.max_tokens, "tokens to which an example is cut")
         row("local_learning_rate", training.local_learning_rate, "of a device's own steps")
         row("server_learning_rate", training.server_learning_rate, "of the step with the sum")

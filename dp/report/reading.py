@@ -92,10 +92,12 @@ FIGURES = (
         name="epsilon of all tasks together",
         value="a charge of every release record of every task, composed as one list, at the "
         "smallest delta of the tasks that make a statement, without amplification. An example: its "
-        "task's own event; where a task protects devices alone, both sensitivities of a device "
-        "doubled. A device: "
+        "task's own event; where a task clips whole devices alone, or persons, both sensitivities "
+        "of one doubled. A device: "
         "its task's own event; where examples are clipped in the sum, the sensitivities of "
-        "examples_max examples. Without noise that protects the unit: without bound",
+        "examples_max examples. A person or document: its task's own event, else a device's or, "
+        "where devices alone are clipped, an example's. Without noise that protects the unit: "
+        "without bound",
     ),
     Figure(
         name="budget left",

@@ -9,10 +9,13 @@ from dp.accounting.figures import delta_shown, shown_up
 
 _NAMED_MAX = 8  # tasks that a sentence names
 _DERIVED = {
-    "example": "no statement about examples: one may move a device's vector by twice its bound, "
-    "and that is what it is charged",
+    "example": "no statement about examples: one may move what is clipped, a device's vector or "
+    "a person's, by twice its bound, and that is what it is charged",
     "device": "no statement about whole devices: one is charged for all examples that it may have "
     "in a sum",
+    "person": "no statement about persons: one is charged for all that a device may have in a sum",
+    "document": "no statement about documents: one is charged for all that a device may have in a "
+    "sum",
 }
 
 

@@ -8,7 +8,7 @@ from secagg.limits import COMPLETE_GRAPH_MAX, GRINDING_BITS, SECURITY_BITS
 from secagg.manifest import ExamplePrivacy, Manifest
 
 _BATCH_COINS = (
-    "Amplified statements for examples hold only where the coins of each batch stay secret in the "
+    "Amplified statements for {}s hold only where the coins of each batch stay secret in the "
     "device, and neither time nor failures show the batch"
 )
 _ABSTENTION = (
@@ -18,15 +18,25 @@ _ABSTENTION = (
 )
 
 
+def a(unit: str) -> str:
+    """The unit with its article."""
+    return f"an {unit}" if unit == "example" else f"a {unit}"
+
+
 def amplified(task: AuditedTask) -> str:
     """What must be said beside the amplified statements of this task; empty without one."""
     units = {statement.unit for statement in task.lines if statement.amplified}
     found = []
-    if "example" in units:
+    if units - {"device"}:
         found.append(_batches(task.manifest))
     if "device" in units:
         found.append(_ABSTENTION)
     return " ".join(found)
+
+
+def protected(manifest: Manifest) -> str:
+    """The word for what example-level noise protects."""
+    return "example" if (noise := manifest.example_privacy) is None else noise.protects
 
 
 def exposure(manifest: Manifest) -> tuple[Exposure, ...]:
@@ -97,16 +107,14 @@ def assumptions(manifest: Manifest) -> tuple[str, ...]:
         )
     example = manifest.example_privacy
     if example is not None:
-        found.append(
-            "An example is one training sequence, held by one device. Copies of it, and other "
-            "sequences by the same person, count separately."
-        )
+        found.append(_unit(example))
         if example.scheduled > 1:
             found.append(_schedule(example))
         elif example.mode == "distributed":
             found.append(
-                f"A device holds few enough examples that a batch exceeds {example.examples_max} "
-                "with a chance of at most 2^-80, and chose them without looking at a batch."
+                f"A device holds few enough {example.protects}s that a batch exceeds "
+                f"{example.examples_max} with a chance of at most 2^-80, and chose them without "
+                "looking at a batch."
             )
         found.append(_example_time(manifest))
         if example.sampling_rate < 1 and (example.mode == "local" or manifest.report_slot_s > 0):
@@ -126,8 +134,27 @@ def assumptions(manifest: Manifest) -> tuple[str, ...]:
     return tuple(found)
 
 
+def _unit(example: ExamplePrivacy) -> str:
+    """What one clip bounds, and what is no part of it."""
+    unit = example.protects
+    if unit == "example":
+        return (
+            "An example is one training sequence, held by one device. Copies of it, and other "
+            "sequences by the same person, count separately."
+        )
+    return (
+        f"A {unit} is all training sequences of one device that name it, of which a device uses "
+        f"the first {example.unit_rows_max}: their gradients are added up and clipped as one. A "
+        f"sequence that names no {unit}, or several, is not used. That the names are right and "
+        "stay is the word of the app on the device; sequences of the same one under another name, "
+        "or on another device, count separately."
+    )
+
+
 def _schedule(example: ExamplePrivacy) -> str:
     """What a count of participations rests on; docs/privacy.md numbers it."""
+    unit = example.protects
+    listed = "list" if unit == "example" else "list of names"
     served = (
         f"; of its list the first {example.scheduled * example.examples_max} places serve"
         if example.mode == "distributed"
@@ -135,10 +162,11 @@ def _schedule(example: ExamplePrivacy) -> str:
     )
     return (
         "A device counts each charge before it sends, whatever becomes of it, and puts one part of "
-        "its examples and nothing else into the contribution. An example's part follows from its "
-        f"place in a list that only grows{served}. Nothing of other parts is kept beside the "
-        "released models, unless it has noise. One identity with one state folder serves the task "
-        "with the same data, and a lost count goes on from what the ledger shows. The ledger has "
+        f"its {unit}s and nothing else into the contribution. {a(unit).capitalize()}'s part "
+        f"follows from its place in a {listed} that only grows{served}. Nothing of other parts is "
+        "kept beside the released models, unless it has noise. One identity with one state folder "
+        "serves the task with the same data, and a lost count goes on from what the ledger shows. "
+        "The ledger has "
         "every cohort that devices counted: one that it leaves out moves their parts on, and then "
         "only the cost of all planned releases bounds the recorded ones."
     )
@@ -159,9 +187,10 @@ def _helpers(corrupt_max: int) -> str:
 
 def _example_time(manifest: Manifest) -> str:
     """What statements for examples assume of time, even where all coins of a batch are known."""
+    unit = protected(manifest)
     if manifest.report_slot_s == 0:
         return (
-            "Time does not show one example more: a device reports in as soon as it has trained, "
+            f"Time does not show one {unit} more: a device reports in as soon as it has trained, "
             "and a longer batch takes longer. Who sees when it does (the aggregator, and whoever "
             "records the traffic) may tell; a reader of the ledger sees only when a whole cohort "
             "was done. Public report slots would hide it."
@@ -169,10 +198,10 @@ def _example_time(manifest: Manifest) -> str:
     late = (
         "does not take part, which is seen"
         if manifest.noise is None
-        else "sends zeros and its noise, so the sum loses a whole batch and not one example"
+        else f"sends zeros and its noise, so the sum loses a whole batch and not one {unit}"
     )
     return (
-        "One example more fits the slot: every device reports in at a public multiple of "
+        f"One {unit} more fits the slot: every device reports in at a public multiple of "
         f"{manifest.report_slot_s:g} s, at least that long after it began, by its own clock. One "
         f"whose training takes longer, or fails, {late}. No unamplified epsilon pays for that."
     )
@@ -195,15 +224,16 @@ def _device_time(manifest: Manifest) -> str:
 def _batches(manifest: Manifest) -> str:
     """What is assumed of secret batches, and of the time at which their work ends."""
     slot_s, overrun = manifest.report_slot_s, manifest.overrun
+    coins = _BATCH_COINS.format(protected(manifest))
     if overrun:
         return (
-            f"{_BATCH_COINS}, but with a chance of at most {overrun!r} in each release "
+            f"{coins}, but with a chance of at most {overrun!r} in each release "
             "(slot_overrun, as the operator states it). That a batch makes its device miss the "
             f"public slot of {slot_s:g} s, or fail, is part of delta: (1 + e^epsilon) times that "
             "chance is taken from it for every charged release before an amplified epsilon is "
             "computed. Nothing here shows that the chance is no larger."
         )
-    return f"{_BATCH_COINS}. {_slots(manifest)}"
+    return f"{coins}. {_slots(manifest)}"
 
 
 def _slots(manifest: Manifest) -> str:
@@ -215,7 +245,7 @@ def _slots(manifest: Manifest) -> str:
         "A device that is late does not take part, which is seen."
         if manifest.noise is None
         else "A device that is late sends zeros and its noise, which hides that it is late, but "
-        "not that one example took a whole batch out."
+        f"not that one {protected(manifest)} took a whole batch out."
     )
     return (
         f"That training and the report end within the public slot of {slot_s:g} s is assumed: the "
@@ -234,7 +264,13 @@ def unprotected(manifest: Manifest) -> tuple[str, ...]:
         "Correctness against devices that lie: a device can send any vector within its bound.",
     ]
     if manifest.example_privacy is not None and manifest.device_privacy is None:
-        found.append("A device as a whole: what all its examples have in common may show.")
+        unit = protected(manifest)
+        found.append(f"A device as a whole: what all its {unit}s have in common may show.")
+        if unit != "example":
+            found.append(
+                f"A single sequence as such: the statement is about a {unit} that is there or not, "
+                "and one sequence more may move what is clipped by twice its bound."
+            )
     if manifest.device_privacy is not None and manifest.example_privacy is None:
         found.append(
             "No separate statement is made for single examples beyond the device's (changing one "

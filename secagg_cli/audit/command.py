@@ -231,6 +231,7 @@ def _cost(result: AuditResult) -> str:
 def _statements(task: AuditedTask) -> Iterator[str]:
     """What a task says of each unit, or that it says nothing."""
     from dp.accounting.figures import delta_shown, shown_up
+    from dp.report.words import a, protected
     from dp.schedule import participations, period_of
 
     name = f"task {task.manifest.task!r}"
@@ -241,8 +242,8 @@ def _statements(task: AuditedTask) -> Iterator[str]:
     period, charged = period_of(task.manifest), len(task.releases)
     if task.lines and period > 1:
         yield (
-            f"{name}: an example is in at most {participations(charged, period)} of {charged} sums "
-            f"(period {period})"
+            f"{name}: {a(protected(task.manifest))} is in at most "
+            f"{participations(charged, period)} of {charged} sums (period {period})"
         )
     for statement in task.lines:
         yield (

@@ -7,6 +7,7 @@ it: the command line names a folder (``--model``) or the names that may be used 
 
 from __future__ import annotations
 
+import enum
 import os
 import re
 import sys
@@ -48,6 +49,13 @@ _OPTIONS = {  # of what a remedy names, where the command line has one
     "data_id": "--data-id",
     "max_download_bytes": "--max-download-mb",
 }
+
+
+class ProtectedUnit(enum.StrEnum):
+    example = "example"
+    device = "device"
+    person = "person"
+    document = "document"
 
 
 def join(
@@ -93,6 +101,14 @@ def join(
     max_total_epsilon: Annotated[
         float, number("Refuse to spend more over all tasks.", low=0)
     ] = 16.0,
+    unit: Annotated[
+        list[ProtectedUnit] | None,
+        typer.Option(
+            help="Whose cost the limits are for in every task with noise; repeatable. person or "
+            "document: all examples of this device that name one under unit; tasks that do not "
+            "protect it as one cost it too much. Default: example."
+        ),
+    ] = None,
     without_noise: Annotated[
         bool, typer.Option("--without-noise", help="Also join tasks that add no noise at all.")
     ] = False,
@@ -187,6 +203,7 @@ def join(
             min_corrupt=min_corrupt,
             max_epsilon=max_epsilon,
             max_total_epsilon=max_total_epsilon,
+            units=frozenset(each.value for each in unit) if unit else PrivacyPolicy().units,
             require=None if without_noise else PrivacyPolicy().require,
             repeat_without_noise=repeat_without_noise,
             partner_keys=(others | own) or None,
@@ -217,6 +234,12 @@ def join(
             out.warn(f"{len(dropped)} of {len(rows)} examples counted as zero. {some(dropped)}")
         if cut:
             out.warn(f"{len(cut)} of {len(rows)} examples counted, but not whole. {some(cut)}")
+        if result.owned:
+            out.warn(
+                f"{result.owned} examples name whose they are, and the task protects each example "
+                "by itself: whoever has several is protected less. --unit person refuses such "
+                "tasks."
+            )
         used = used_of(rows, result)
         done = {
             "task": task,
@@ -232,6 +255,7 @@ def join(
             "left_out_examples": listed(rows, dropped),
             "cut": len(cut),
             "cut_examples": listed(rows, cut),
+            "owned": result.owned,
             "failed": list(result.failed),
         }
         if result.refusals:

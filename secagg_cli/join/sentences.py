@@ -30,6 +30,11 @@ def sentence(event: Event, state: Path) -> str:
         return f"{event.detail['examples']} examples count as zero: {event.detail['first']}"
     if event.kind == "examples-cut":
         return f"{event.detail['examples']} examples count, but not whole: {event.detail['first']}"
+    if event.kind == "units-unprotected":
+        return (
+            f"{event.detail['examples']} examples name whose they are, and the task protects each "
+            "example by itself"
+        )
     detail = {key: value for key, value in event.detail.items() if value is not None}
     if (tasks := detail.pop("no_finite_total", None)) is not None:
         detail["all tasks together"] = (

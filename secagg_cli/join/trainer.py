@@ -28,6 +28,7 @@ class LazyTrainer:
 
     adds_local_noise = True  # LoraTrainer does
     schedules_examples = True  # LoraTrainer does
+    groups_units = True  # LoraTrainer does
 
     def __init__(
         self,
@@ -82,6 +83,11 @@ class LazyTrainer:
     def examples(self) -> int | None:
         """As :attr:`client_sdk.LoraTrainer.examples`."""
         return None if self._trainer is None else self._trainer.examples
+
+    @property
+    def owned(self) -> int:
+        """As :attr:`client_sdk.LoraTrainer.owned`."""
+        return 0 if self._trainer is None else self._trainer.owned
 
     def _load(self, name: str) -> Any:
         with collector_paused():

@@ -162,4 +162,4 @@ class Logits:
 
 def row_of(number: int) -> Row:
     """Example ``number``: a prompt of one token, and token 0 as the answer."""
-    return Row((number, 0), (False, True))
+    return Row((number, 0), (False, True), index=number)

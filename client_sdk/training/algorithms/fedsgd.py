@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from client_sdk.errors import TaskRefusal
@@ -45,10 +44,8 @@ def contribute(manifest: TrainingManifest, work: Work) -> Mapping[str, NDArray[A
     batch = secret_batch(privacy, work)
     total = ExampleSum(manifest, work.random_bytes, work.clip)
     with work.gradients() as gradients:
-        for rows in work.micro_batches(batch):
-            counted = torch.isfinite(gradients.run(rows)).cpu()
-            for gradient in gradients.flat()[counted].numpy():
-                total.add(gradient)
+        for gradient in work.unit_gradients(gradients, batch):
+            total.add(gradient)
     work.check_time()
     return total.values()
 

@@ -106,10 +106,8 @@ def _private_step(
     places = work.places
     batch = places[poisson_batch(len(places), privacy.sampling_rate, work.random_bytes)]
     total = ExampleSum(manifest, work.random_bytes)
-    for rows in work.micro_batches(batch):
-        counted = torch.isfinite(gradients.run(rows)).cpu()
-        for gradient in gradients.flat()[counted].numpy():
-            total.add(gradient)
+    for gradient in work.unit_gradients(gradients, batch):
+        total.add(gradient)
     noisy = noisy_total(manifest, total.total, work.random_bytes)
     return torch.from_numpy(noisy / training.batch_size)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from client_sdk.errors import ContributionError
@@ -34,7 +36,8 @@ class Work:
         version: of the global model; public seeds and phases follow from it.
         correction: SCAFFOLD's c - c_k, float64[d]; None elsewhere.
         clip: of the global model's version, where the clip adapts; None: the manifest's.
-        part: places of the rows that serve in this round, rising; None: all.
+        groups: rows that are one unit of protection, by the unit's place; None: each by itself.
+        part: places of the units that serve in this round, rising; None: all.
         left_out: by place, the examples that count as zero: the empty ones, and those that raise
             or are not finite in this round.
     """
@@ -53,21 +56,64 @@ class Work:
     clip: float | None = None
     part: NDArray[np.int64] | None = None
     left_out: dict[int, LeftOut] = field(default_factory=dict)
+    groups: Sequence[tuple[int, ...]] | None = None
 
     @property
     def places(self) -> NDArray[np.int64]:
-        """Places of the rows that serve, empty ones too."""
-        return np.arange(len(self.rows)) if self.part is None else self.part
+        """Places of the units that serve, empty ones too."""
+        if self.part is not None:
+            return self.part
+        return np.arange(len(self.rows if self.groups is None else self.groups))
 
     @property
     def usable(self) -> NDArray[np.int64]:
-        """Places of the rows that serve and are not empty."""
-        return np.array([i for i in self.places if self.rows[i].tokens], np.int64)
+        """Places of the units that serve and have a row that is not empty."""
+        return np.array([place for place in self.places if self._rows_of(place)], np.int64)
 
-    def present(self, indices: NDArray[np.int64]) -> list[Row]:
-        """The rows at ``indices`` that are not empty, by length, so that passes are even."""
-        chosen = [self.rows[int(i)] for i in indices]
-        return sorted((row for row in chosen if row.tokens), key=lambda row: len(row.tokens))
+    def present(self, places: NDArray[np.int64]) -> list[Row]:
+        """The rows of these units that are not empty: those of a unit together, else by length, so
+        that passes are even."""
+        groups = sorted(map(self._rows_of, places), key=lambda rows: [len(r.tokens) for r in rows])
+        return [row for rows in groups for row in rows]
+
+    def _rows_of(self, place: int) -> list[Row]:
+        """Of one unit, the longest first."""
+        group = (place,) if self.groups is None else self.groups[place]
+        found = [self.rows[row] for row in group if self.rows[row].tokens]
+        return sorted(found, key=lambda row: -len(row.tokens))
+
+    @cached_property
+    def _unit_of(self) -> dict[int, int]:
+        """The unit's place, by the row's."""
+        groups = [(row,) for row in range(len(self.rows))] if self.groups is None else self.groups
+        return {row: place for place, group in enumerate(groups) for row in group}
+
+    def unit_sums(self, computed: Iterable[tuple[Row, NDArray[Any]]]) -> Iterator[NDArray[Any]]:
+        """What is clipped as one: the sum over each unit's rows, which come in the order of
+        :meth:`present`.
+
+        Of a unit of one row its own vector; of several their sum as float64.
+        """
+        for _, unit in itertools.groupby(computed, lambda each: self._unit_of[each[0].index]):
+            first, *others = (vector for _, vector in unit)
+            yield sum((other.astype(np.float64) for other in others), first)
+
+    def unit_gradients(
+        self, gradients: ExampleGradients, batch: NDArray[np.int64]
+    ) -> Iterator[NDArray[Any]]:
+        """The gradient of each unit in ``batch``, float[d]; rows that fail count as zero.
+
+        Raises:
+            ContributionError: as :meth:`micro_batches`.
+        """
+
+        def computed() -> Iterator[tuple[Row, NDArray[Any]]]:
+            for rows in self.micro_batches(batch):
+                counted = torch.isfinite(gradients.run(rows)).cpu()
+                kept = itertools.compress(rows, counted.tolist())
+                yield from zip(kept, gradients.flat()[counted].numpy(), strict=True)
+
+        return self.unit_sums(computed())
 
     def leave_out(self, row: Row, error: BaseException) -> None:
         self.left_out[row.index] = told(row.index, error)
@@ -94,7 +140,7 @@ class Work:
         )
 
     def micro_batches(
-        self, indices: NDArray[np.int64], *, alone: bool = False
+        self, places: NDArray[np.int64], *, alone: bool = False
     ) -> Iterator[list[Row]]:
         """The rows of :meth:`present` in passes; checks the time before each.
 
@@ -104,13 +150,13 @@ class Work:
         Raises:
             ContributionError: ``training-deadline``, ``training-stopped``.
         """
-        chosen = self.present(indices)
         size = rows_per_pass(self.adapted, self.method, self.micro_batch, alone=alone)
-        tested = sum(len(row.tokens) <= TESTED_TOKENS_MAX for row in chosen)  # the first ones
-        starts = [*range(0, tested, size), *range(tested, len(chosen))]
-        for start, end in itertools.pairwise([*starts, len(chosen)]):
-            self.check_time()
-            yield chosen[start:end]
+        chosen = self.present(places)
+        for tested, run in itertools.groupby(chosen, lambda r: len(r.tokens) <= TESTED_TOKENS_MAX):
+            rows, most = list(run), size if tested else 1
+            for start in range(0, len(rows), most):
+                self.check_time()
+                yield rows[start : start + most]
 
     def check_time(self) -> None:
         if self.stopped():

@@ -41,10 +41,12 @@ def contribute(manifest: TrainingManifest, work: Work) -> Mapping[str, NDArray[A
     """
     training, privacy = manifest.training, manifest.example_privacy
     if privacy is not None:
-        slopes, _ = _slopes(manifest, work, secret_batch(privacy, work))
+        batch = secret_batch(privacy, work)
+        slopes, _ = _slopes(manifest, work, batch)
+        kept = [row for row in work.present(batch) if row.index not in work.left_out]
         total = ExampleSum(manifest, work.random_bytes)
-        for example in slopes:
-            total.add(example)
+        for slope in work.unit_sums(zip(kept, slopes, strict=True)):
+            total.add(slope)
         return {"gradient": total.total}
     usable = work.usable
     keys = BitStream(work.random_bytes).uint64(len(usable))

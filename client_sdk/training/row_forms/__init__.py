@@ -15,7 +15,8 @@ pair                       ``(prompt, answer)``
 
 A text ``system`` beside any of them but the last comes first. Other columns are passed over, unless
 they would change what is taught. Null and not-a-number are as if absent: tables have them where
-a record has no such field. Nothing here needs a tokenizer, and no sentence quotes an example.
+a record has no such field. ``unit`` beside any form names the person or document that the example
+is of (:func:`owners_of`). Nothing here needs a tokenizer, and no sentence quotes an example.
 """
 
 from client_sdk.training.row_forms.forms import (
@@ -26,6 +27,7 @@ from client_sdk.training.row_forms.forms import (
     read_example,
 )
 from client_sdk.training.row_forms.messages import Turn
+from client_sdk.training.row_forms.owners import owners_of
 from client_sdk.training.row_forms.values import DEPTH_MAX, MESSAGES_MAX
 
 __all__ = [
@@ -36,5 +38,6 @@ __all__ = [
     "Conversation",
     "LabelledText",
     "Turn",
+    "owners_of",
     "read_example",
 ]

@@ -73,7 +73,7 @@ def read_example(example: Any) -> Conversation | LabelledText:
             record raises comes as it is.
     """
     if not isinstance(example, Mapping):
-        example = _record(example)
+        example = record_of(example)
     if not isinstance(example, Mapping):
         read: Conversation | LabelledText = _pair(example)
     else:
@@ -86,7 +86,7 @@ def read_example(example: Any) -> Conversation | LabelledText:
     return read
 
 
-def _record(example: Any) -> Any:
+def record_of(example: Any) -> Any:
     """Rows of tables and databases have names without being mappings; by place they may be swapped.
 
     What has no names comes back as it is.

@@ -180,6 +180,31 @@ class TwoIdentities(Device):
         return 2 * super().sum(batch, gradients)
 
 
+class Persons(Device):
+    """Rows 2 p and 2 p + 1 are person p's: a person has a place and one clip, here of 1."""
+
+    def sum(self, batch: Sequence[int], gradients: Sequence[int]) -> int:
+        return sum(self.clipped(gradients[2 * p] + gradients[2 * p + 1]) for p in batch)
+
+    def clipped(self, value: int) -> int:
+        return max(-1, min(1, value))
+
+
+class ClipsRows(Persons):
+    """A person's rows are in one part, and each has a clip of its own."""
+
+    def clipped(self, value: int) -> int:
+        return value
+
+
+class SchedulesRows(Device):
+    """A person's rows are in parts of their own."""
+
+    def batch(self) -> list[int]:
+        part, rows = self.count % self.period, range(2 * len(self.held))
+        return [r for r in rows if self.held[r // 2] and part_of(r, self.period, self.seed) == part]
+
+
 Make = Callable[..., Device]
 
 
@@ -382,3 +407,32 @@ def test_a_charge_that_only_the_device_counts_exceeds_it(period: int) -> None:
     found = worst(Device, adversary, period, (1,) * (period + 1), 6, first, held=range(4))
     assert exceeds(found, bounds(period, (1,) * 2, 6))
     assert not exceeds(found, bounds(period, (1,) * (period + 1), 6))
+
+
+@pytest.mark.parametrize(("rounds", "ring", "period"), SIZES)
+def test_all_rows_of_a_person_tell_no_more_than_k_releases(
+    rounds: int, ring: int, period: int
+) -> None:
+    limits = bounds(period, (1,) * rounds, ring)
+    adversaries = [at_the_clip(rounds, 12), *(at_random(rounds, 12, seed) for seed in range(4))]
+    for adversary in adversaries:
+        for x in range(0, 6, 2):
+            found = worst(Persons, adversary, period, (1,) * rounds, ring, x)
+            assert all(one <= most + EXACT for one, most in zip(found, limits, strict=True))
+
+
+@pytest.mark.parametrize(("kind", "period"), [(ClipsRows, 1), (ClipsRows, 3), (SchedulesRows, 3)])
+def test_rows_of_a_person_that_are_clipped_or_scheduled_apart_exceed_it(
+    kind: type[Device], period: int
+) -> None:
+    """Even where they are in different parts, so that none of the sums holds both."""
+    terms = (at_the_clip(3, 12), period, (1,) * 3, 12)
+    limits = bounds(period, (1,) * 3, 12)
+    apart = [x for x in range(6) if _part(2 * x, period) != _part(2 * x + 1, period)]
+    for x in apart if kind is SchedulesRows else range(6):
+        assert exceeds(worst(kind, *terms, x), limits)
+        assert not exceeds(worst(Persons, *terms, x), limits)
+
+
+def _part(place: int, period: int) -> int:
+    return part_of(place, period, bytes(32))

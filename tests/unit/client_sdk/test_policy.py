@@ -182,7 +182,7 @@ def test_a_policy_may_limit_whole_devices_in_every_task(tmp_path: Path, manifest
 
 def test_units_are_known() -> None:
     with pytest.raises(ValueError, match="units"):
-        PrivacyPolicy(units=frozenset(("person",)))  # type: ignore[arg-type]
+        PrivacyPolicy(units=frozenset(("household",)))  # type: ignore[arg-type]
 
 
 def test_limits_go_on_for_the_other_tasks_beside_one_without_noise(tmp_path: Path) -> None:
@@ -300,3 +300,53 @@ def test_a_refusal_has_both_values_and_the_way_out(tmp_path: Path) -> None:
     assert caught.value.expected == "at least 5"
     assert caught.value.found == 4
     assert caught.value.remedy
+
+
+class TestPersons:
+    """A policy that counts persons demands of every task what the app's rows name as theirs."""
+
+    strict = dataclasses.replace(EASY, units="person", min_cohort=2, min_corrupt=0)
+
+    @pytest.mark.parametrize(
+        "manifest",
+        [
+            make_manifest(fedsgd_spec(budget=BudgetSpec(releases_max=4)), VERIFIER),
+            make_manifest(local_spec(), VERIFIER),
+            make_manifest(
+                fedsgd_spec(unit="document", budget=BudgetSpec(releases_max=4)), VERIFIER
+            ),
+        ],
+        ids=["examples", "local", "documents"],
+    )
+    def test_a_task_that_does_not_clip_their_rows_as_one_is_refused(
+        self, manifest: Manifest, tmp_path: Path
+    ) -> None:
+        assert refusal(self.strict, manifest, tmp_path) == "epsilon-too-large"
+
+    def test_one_that_protects_them_is_admitted_at_what_it_states(self, tmp_path: Path) -> None:
+        """What changing one row costs, twice the bound, is more than this policy admits of an
+        example."""
+        manifest = make_manifest(
+            fedsgd_spec(unit="person", budget=BudgetSpec(releases_max=4)), VERIFIER
+        )
+        stated = headline(lines(manifest, 4))
+        assert stated is not None
+        at = dataclasses.replace(self.strict, max_epsilon=stated, max_total_epsilon=stated)
+        admit(at, manifest, tmp_path / "a", charges=3)
+        below = dataclasses.replace(at, max_epsilon=0.999 * stated)
+        assert refusal(below, manifest, tmp_path / "b") == "epsilon-too-large"
+        rows = dataclasses.replace(at, units="example")
+        assert refusal(rows, manifest, tmp_path / "c") == "epsilon-too-large"
+
+    def test_what_a_task_protects_counts_whatever_the_policy_counts(self, tmp_path: Path) -> None:
+        manifest = make_manifest(
+            fedsgd_spec(unit="person", budget=BudgetSpec(releases_max=4)), VERIFIER
+        )
+        stated = headline(lines(manifest, 4))
+        assert stated is not None
+        loose = dataclasses.replace(self.strict, units=frozenset(), max_epsilon=stated)
+        admit(loose, manifest, tmp_path / "a", charges=3)
+        task = dataclasses.replace(loose, max_epsilon=0.99 * stated)
+        assert refusal(task, manifest, tmp_path / "b") == "epsilon-too-large"
+        every = dataclasses.replace(loose, max_total_epsilon=0.99 * stated)
+        assert refusal(every, manifest, tmp_path / "c", charges=3) == "own-total-budget"

@@ -107,6 +107,13 @@ CASES: list[tuple[str, str, Any, str]] = [
     ("example_privacy.period", "local", 1, "parameter-out-of-range"),
     ("example_privacy.period", "local", 5, "schedule-too-long"),
     ("example_privacy.period", "distributed", 4, "schedule-with-sampling"),
+    ("example_privacy.unit_rows_max", "distributed", 4, "unit-rows"),
+    (
+        "example_privacy.unit_rows_max",
+        "distributed",
+        lambda: changed(built("distributed", unit="person"), "example_privacy.unit_rows_max", 0),
+        "parameter-out-of-range",
+    ),
     ("example_privacy.examples_max", "distributed", 1 << 20, "ring-too-small"),
     ("device_privacy.clip", "device", 1.0, "clip-mismatch"),
     ("device_privacy.noise_multiplier", "device", 8.0, "noise-too-small"),

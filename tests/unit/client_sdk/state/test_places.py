@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from client_sdk.errors import StateError, TaskRefusal
 from client_sdk.state.journal import Journal
 from client_sdk.state.keystore import StorageKey
-from client_sdk.state.places import KnownPlaces
+from client_sdk.state.places import KnownPlaces, KnownUnits
 from secagg.secret import Secret
 from tests.kits.device import journal_in
 
@@ -130,3 +130,60 @@ def test_through_any_history_an_example_is_at_one_place_but_for_duplicates(
         held = [contents[place] for contents in passed if len(contents) > place]
         assert len(set(held) - {b""}) <= 1
     assert [len(contents) for contents in passed] == sorted(map(len, passed))
+
+
+class TestUnits:
+    """Persons and documents: places by their names."""
+
+    def places(self, folder: Path, names: list[str], schedule: str = SCHEDULE) -> list[int]:
+        """As a new process gives them."""
+        found, count = KnownUnits(journal_in(folder), schedule).places(names)
+        assert all(place < count for place in found)
+        return found
+
+    def test_a_known_name_is_where_it_was_and_a_new_one_comes_at_the_end(
+        self, tmp_path: Path
+    ) -> None:
+        assert self.places(tmp_path, ["anna", "bert", "carl"]) == [0, 1, 2]
+        assert self.places(tmp_path, ["dora", "carl", "anna"]) == [3, 2, 0]
+        assert self.places(tmp_path, []) == []
+        assert self.places(tmp_path, ["bert", "Anna", "7", "\ud800"]) == [1, 4, 5, 6]
+        assert self.places(tmp_path, ["\ud800"]) == [6]
+
+    def test_another_schedule_begins_anew(self, tmp_path: Path) -> None:
+        self.places(tmp_path, ["anna", "bert"])
+        assert self.places(tmp_path, ["bert"], "cd" * 32) == [0]
+
+    def test_names_are_not_stored(self, tmp_path: Path) -> None:
+        self.places(tmp_path, ["anna-with-a-long-name"])
+        assert not any(
+            b"anna" in file.read_bytes() for file in tmp_path.iterdir() if file.is_file()
+        )
+        record = journal_in(tmp_path).load_blob("units-" + SCHEDULE[:32])
+        assert record is not None
+        assert b"anna" not in record
+
+    def test_a_broken_record_is_no_empty_one(self, tmp_path: Path) -> None:
+        broken = msgspec.msgpack.encode({"version": 1, "places": b"123"})
+        journal_in(tmp_path).save_blob("units-" + SCHEDULE[:32], broken)
+        with pytest.raises(StateError, match="state-damaged"):
+            self.places(tmp_path, ["anna"])
+
+    @settings(
+        max_examples=30,
+        deadline=None,
+        suppress_health_check=[
+            HealthCheck.function_scoped_fixture,
+            HealthCheck.differing_executors,
+        ],
+    )
+    @given(lists=st.lists(st.lists(st.sampled_from("abcdef"), unique=True), max_size=5))
+    def test_through_any_history_a_name_has_one_place_and_a_place_one_name(
+        self, tmp_path_factory: pytest.TempPathFactory, lists: list[list[str]]
+    ) -> None:
+        folder = tmp_path_factory.mktemp("units")
+        seen: dict[str, int] = {}
+        for names in lists:
+            for name, place in zip(names, self.places(folder, names), strict=True):
+                assert seen.setdefault(name, place) == place
+        assert sorted(seen.values()) == list(range(len(seen)))

@@ -39,6 +39,9 @@ TASKS: dict[str, dict[str, Any]] = {
         "budget": NO_LIMIT,
     },
     "distributed with a schedule": {"period": 3},
+    "of persons": {"unit": "person", "unit_rows_max": 5},
+    "of documents with a schedule": {"unit": "document", "period": 3},
+    "of persons, local": {"algorithm": "fedavg", "noise_multiplier": 3.0, "unit": "person"},
     "local with a schedule": {"algorithm": "fedavg", "noise_multiplier": 3.0, "period": 2},
     "local": {"algorithm": "fedavg", "noise_multiplier": 3.0},
     "local with device-level": {
@@ -132,6 +135,14 @@ def scheduled(task: Any) -> bool:
     return period_of(task.manifest) > 1
 
 
+def scheduled_examples(task: Any) -> bool:
+    return scheduled(task) and task.manifest.example_privacy.protects == "example"
+
+
+def scheduled_documents(task: Any) -> bool:
+    return scheduled(task) and task.manifest.example_privacy.protects == "document"
+
+
 def distributed(task: Any) -> bool:
     privacy = task.manifest.example_privacy
     return privacy is not None and privacy.mode == "distributed"
@@ -162,11 +173,17 @@ PAGE: dict[str, Callable[[AuditResult], bool]] = {
     "Seen in the sums of records of version 1": lambda r: some(
         r, lambda t: any(each.entry.attempt is None for each in t.releases)
     ),
-    "an example is in at most": lambda r: some(r, scheduled),
+    "an example is in at most": lambda r: some(r, scheduled_examples),
+    "a document is in at most": lambda r: some(r, scheduled_documents),
     "puts one part of its examples and nothing else into the contribution": lambda r: some(
-        r, scheduled
+        r, scheduled_examples
     ),
-    "sums of the task that an example can be in": lambda r: some(r, scheduled),
+    "puts one part of its documents and nothing else into the contribution": lambda r: some(
+        r, scheduled_documents
+    ),
+    "from its place in a list of names that only grows": lambda r: some(r, scheduled_documents),
+    "sums of the task that an example can be in": lambda r: some(r, scheduled_examples),
+    "sums of the task that a document can be in": lambda r: some(r, scheduled_documents),
     "that a batch exceeds": lambda r: some(r, lambda t: distributed(t) and not scheduled(t)),
     "at its place in a device's list; the others keep theirs": lambda r: some(r, scheduled),
     "one state folder serves the task": lambda r: some(r, scheduled),
@@ -181,7 +198,8 @@ TEXT: dict[str, Callable[[AuditResult], bool]] = {
     "charged; nothing spent": lambda r: some(r, lambda t: t.lines) and not r.totals,
     "charged; all tasks together: epsilon": lambda r: some(r, lambda t: t.lines) and bool(r.totals),
     "refused, and not accounted": lambda r: any(not t.admissible for t in r.tasks),
-    "an example is in at most": lambda r: some(r, scheduled),
+    "an example is in at most": lambda r: some(r, scheduled_examples),
+    "a document is in at most": lambda r: some(r, scheduled_documents),
     "whose data served in every task": lambda r: bool(r.totals),
 }
 
@@ -256,3 +274,23 @@ def test_of_records_that_were_not_read_nothing_is_said(path: str, tmp_path: Path
     assert "figures below" not in page
     for claim in ("Nothing was released", "no task", "No epsilon"):
         assert claim not in page
+
+
+@pytest.mark.parametrize(
+    "name", ["of persons", "of documents with a schedule", "of persons, local"]
+)
+def test_a_page_says_whom_the_noise_protects(name: str) -> None:
+    unit, task = TASKS[name]["unit"], built(**TASKS[name])
+    result = verify_ledger(served(ledger(task, (6, 5))).get, VERIFIER)
+    assert result.verified
+    assert {statement.unit for statement in result.tasks[0].lines} == {unit}
+    assert {total.unit for total in result.totals} == {"example", "device", unit}
+    page = words(render(report_data(result)))
+    assert f"One {unit}: all training sequences of one device that name it" in page
+    assert f"all training sequences of one {unit} more or less" in page
+    assert f"if time does not show one {unit} more" in page
+    assert f"L2 bound of one {unit}'s gradient" in page
+    rows_max = TASKS[name].get("unit_rows_max", 16)
+    assert f"of which a device uses the first {rows_max}" in page
+    assert "One training sequence of one device" not in page
+    assert "one sequence more may move what is clipped by twice its bound" in page
