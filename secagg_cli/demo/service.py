@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from secagg_cli.operator.client import Operator, read_token, server_info
+from secagg_cli.operator.client import Operator, server_info
 from secagg_cli.output import CommandError
 from secagg_cli.processes import Children
 
@@ -83,7 +83,7 @@ class Service:
         return self._failure(f"ended with code {self._process.returncode}")
 
     def operator(self) -> Operator:
-        return Operator(self.url, read_token(self.data_dir / "operator.token"))
+        return Operator.at(self.url, self.data_dir / "operator.token")
 
     def _announced_port(self, process: subprocess.Popen[str]) -> int:
         lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()

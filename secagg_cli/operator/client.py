@@ -82,6 +82,11 @@ class Operator:
         self.server = base_url(server)
         self._token = token
 
+    @classmethod
+    def at(cls, server: str, token_file: Path | None) -> Operator:
+        """With the token of a file, or of the environment. Raises: as :func:`read_token`."""
+        return cls(server, read_token(token_file))
+
     def add_partner(self, name: str, key: bytes) -> None:
         from aggregator.views import PartnerBody
 

@@ -15,7 +15,6 @@ from secagg_cli.operator.client import (
     Operator,
     ServerOption,
     TokenFileOption,
-    read_token,
 )
 from secagg_cli.operator.hex_keys import hex_key
 from secagg_cli.output import Format, FormatOption, Output, UnusableArgument
@@ -33,7 +32,7 @@ def list_(
 ) -> None:
     """List bans, and devices with strikes that still count."""
     with Output(format) as out:
-        found = Operator(server, read_token(token_file)).devices()
+        found = Operator.at(server, token_file).devices()
         out.say(f"Banned: {len(found.bans)}")
         for row in found.bans:
             out.say(f"  {row.device}")
@@ -61,7 +60,7 @@ def ban(
 ) -> None:
     """Refuse a device from now on. The ledger holds the act, without the device's name."""
     with Output(format) as out:
-        shown = Operator(server, read_token(token_file)).ban(device_key(key), note)
+        shown = Operator.at(server, token_file).ban(device_key(key), note)
         out.say(
             f"Banned. Its reference is {shown.handle[:16]}: so the ledger calls the device, and "
             "by it its partner appeals."
@@ -84,7 +83,7 @@ def unban(
 ) -> None:
     """Lift a ban, and forget the device's strikes."""
     with Output(format) as out:
-        Operator(server, read_token(token_file)).unban(device_key(key))
+        Operator.at(server, token_file).unban(device_key(key))
         out.say("The ban is lifted.")
         out.result({"device": key, "banned": False})
 
@@ -107,7 +106,7 @@ def evidence(
             return bool(decode_evidence(path.read_bytes()))
 
         check_file(out_file, is_evidence)
-        data = Operator(server, read_token(token_file)).evidence(device_key(key))
+        data = Operator.at(server, token_file).evidence(device_key(key))
         write_file(out_file, data, is_evidence, private=True)
         shown = _verdict(data)
         out.say(f"{out_file} written: {shown['kind']}.")

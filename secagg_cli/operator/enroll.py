@@ -22,7 +22,6 @@ from secagg_cli.operator.client import (
     Operator,
     ServerOption,
     TokenFileOption,
-    read_token,
     server_info,
 )
 from secagg_cli.operator.hex_keys import hex_key
@@ -56,7 +55,7 @@ def add(
     """Register a partner's public key with the aggregator."""
     with Output(format) as out:
         public = _public_key(key, key_file)
-        Operator(server, read_token(token_file)).add_partner(name, public)
+        Operator.at(server, token_file).add_partner(name, public)
         out.say(f"Partner {name} may certify devices with key {public.hex()}.")
         out.result({"partner": name, "key": public.hex()})
 
@@ -70,7 +69,7 @@ def list_(
 ) -> None:
     """List the partners whose devices take part."""
     with Output(format) as out:
-        partners = Operator(server, read_token(token_file)).partners()
+        partners = Operator.at(server, token_file).partners()
         for row in partners:
             out.say(f"{row.partner_key}  {row.name}")
         out.result({"partners": msgspec.to_builtins(partners)})
@@ -88,7 +87,7 @@ def remove(
 ) -> None:
     """Refuse a partner's devices from now on; tasks that list it go on without it."""
     with Output(format) as out:
-        operator = Operator(server, read_token(token_file))
+        operator = Operator.at(server, token_file)
         public = _partner_key(operator.partners(), partner)
         tasks = operator.remove_partner(public)
         out.say(f"Devices of {public.hex()} are refused.")

@@ -19,7 +19,6 @@ from secagg_cli.operator.client import (
     Operator,
     ServerOption,
     TokenFileOption,
-    read_token,
 )
 from secagg_cli.output import CommandError, Format, FormatOption, Output
 from secagg_cli.ranges import number
@@ -139,7 +138,7 @@ def create(
         if model is not None:
             spec |= _describe(model, adapter, rank, alpha, targets, sketch)
         try:
-            answer = Operator(server, read_token(token_file)).create_task(spec)
+            answer = Operator.at(server, token_file).create_task(spec)
         except CommandError as error:
             raise _of_file(error, file, spec) from error
         for warning in answer.warnings:
@@ -179,7 +178,7 @@ def list_(
 ) -> None:
     """All tasks, their state and releases."""
     with Output(format) as out:
-        tasks = Operator(server, read_token(token_file)).tasks()
+        tasks = Operator.at(server, token_file).tasks()
         out.table(
             None,
             ["task", "state", "version"],
@@ -198,7 +197,7 @@ def show(
 ) -> None:
     """One task: its releases and what they cost."""
     with Output(format) as out:
-        task = Operator(server, read_token(token_file)).task(name)
+        task = Operator.at(server, token_file).task(name)
         shown = msgspec.to_builtins(task)
         out.say(json.dumps(shown, indent=2))
         out.result(shown)
@@ -214,7 +213,7 @@ def pause(
 ) -> None:
     """Form no further cohorts until the task is resumed."""
     with Output(format) as out:
-        Operator(server, read_token(token_file)).pause(name)
+        Operator.at(server, token_file).pause(name)
         out.say(f"Task {name} is paused.")
         out.result({"task": name, "state": "paused"})
 
@@ -229,7 +228,7 @@ def resume(
 ) -> None:
     """Form cohorts again."""
     with Output(format) as out:
-        Operator(server, read_token(token_file)).resume(name)
+        Operator.at(server, token_file).resume(name)
         out.say(f"Task {name} is open.")
         out.result({"task": name, "state": "open"})
 
@@ -264,7 +263,7 @@ def export(
             check_peft_folder(out_file)
         else:
             check_file(out_file, is_model_file)
-        content = Operator(server, read_token(token_file)).model(name)
+        content = Operator.at(server, token_file).model(name)
         if peft:
             config = write_adapter(out_file, server, name, content, model)
             kind, base = config["task_type"], config["base_model_name_or_path"]
