@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from client_sdk.accounts.turns import Turns, turns_of
 from client_sdk.errors import StateError
 from client_sdk.state.journal import Journal
 from dp.accounting.budget import Account, Entry, Total, Unit, charges_of
@@ -132,6 +133,10 @@ class DeviceAccount:
         whole = self._whole()
         counted = tuple(entry for entry in whole.entries if entry.cohort != but.hex())
         return msgspec.structs.replace(whole, entries=counted).charged(schedule)
+
+    def turns(self, task: str) -> tuple[Turns, ...]:
+        """How often an example has served in a task; empty where it has no schedule."""
+        return turns_of(entry for entry in self._whole().entries if entry.task == task)
 
     def cohorts(self) -> tuple[str, ...]:
         """Contexts (hex) of all cohorts that this folder charged, in the order of their charges."""

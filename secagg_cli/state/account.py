@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +17,7 @@ from secagg_cli.ranges import number
 from secagg_cli.state.session import FolderArgument, PassphraseOption, read_passphrase
 
 if TYPE_CHECKING:
+    from client_sdk.accounts.turns import Turns
     from dp.accounting.budget import Total
 
 app = typer.Typer(no_args_is_help=True, help="A device's own account of privacy.")
@@ -54,12 +56,15 @@ def show(
                 "charges": account.charges(task),
                 "epsilon": account.epsilon(task),
                 "delta": account.delta(task),
+                "schedules": [asdict(turns) for turns in account.turns(task)],
             }
             for task in account.tasks()
         }
         for task in tasks:
             charges, epsilon = account.charges(task), account.epsilon(task)
             out.say(_charged(task, charges, epsilon, account.delta(task)))
+            for turns in account.turns(task):
+                out.say(_served(turns))
         say_totals(out, account.totals())
         out.say(_COUNTS[counts])
         for path in folders:
@@ -173,6 +178,16 @@ def _charged(task: str, charges: int, epsilon: float | None, delta: float) -> st
         finite = f"{cost} for one unit that it protects"
         spent = finite if math.isfinite(epsilon) else "no finite epsilon"
     return f"{task}: charged in {charges} cohort{'' if charges == 1 else 's'}, {spent}"
+
+
+def _served(turns: Turns) -> str:
+    """How often an example served in a task with a schedule, and when that number will rise."""
+    rises = f"the next charge makes it {turns.participations + 1}"
+    stays = f"{turns.left} more charge{'s leave' if turns.left > 1 else ' leaves'} it at that"
+    return (
+        f"  examples serve in turn, in {turns.period} parts: each is in at most "
+        f"{turns.participations} of these sums; {stays if turns.left else rises}"
+    )
 
 
 def say_totals(out: Output, totals: Sequence[Total]) -> None:

@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 import client_sdk
+from client_sdk.accounts.turns import Turns
 from client_sdk.enrolment import save_bundle
 from client_sdk.events import Event
 from dp.accounting.figures import shown_up
@@ -17,7 +18,7 @@ from dp.contracts import BudgetSpec
 from secagg_cli.join.sentences import sentence
 from secagg_cli.main import app
 from secagg_cli.output import CommandError
-from secagg_cli.state.account import _charged
+from secagg_cli.state.account import _charged, _served
 from tests.kits.commands import invoke
 from tests.kits.data_accounts import ONE, TWO, VERIFIER, A, B, Folder, new_bundle
 from tests.kits.device import make_manifest, sum_spec
@@ -78,6 +79,20 @@ def test_a_tasks_own_figure_is_about_the_unit_that_it_protects(
     charges: int, epsilon: float | None, said: str
 ) -> None:
     assert _charged("one", charges, epsilon, 1e-5) == f"one: charged {said}"
+
+
+@pytest.mark.parametrize(
+    ("turns", "said"),
+    [
+        (Turns(4, 5, 2, 3), "4 parts: each is in at most 2 of these sums; 3 more charges leave it"),
+        (Turns(4, 7, 2, 1), "at most 2 of these sums; 1 more charge leaves it at that"),
+        (Turns(4, 8, 2, 0), "at most 2 of these sums; the next charge makes it 3"),
+    ],
+)
+def test_a_schedule_says_how_often_an_example_served_and_when_that_rises(
+    turns: Turns, said: str
+) -> None:
+    assert said in _served(turns)
 
 
 def test_a_task_s_figure_names_its_own_delta(
