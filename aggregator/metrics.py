@@ -65,7 +65,8 @@ class Metrics:
         )
         self.epsilon = Gauge(
             "secagg_epsilon",
-            "Headline epsilon spent (unamplified); +Inf once a task without privacy is charged",
+            "Headline epsilon (unamplified) in the task's last record, as computed when it was "
+            "written; +Inf once a task without privacy is charged",
             ["task"],
             registry=registry,
         )

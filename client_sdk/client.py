@@ -271,7 +271,7 @@ class Client:
             async with self._connect(now) as transport:
                 device = self._device(journal, account, transport, now, self._deliver)
                 if account.is_new:
-                    await recover_charges(device, LEAVES_MAX)
+                    await recover_charges(device)
                 outcome = await finish_pending(device)
             if outcome is None:
                 return RunResult()

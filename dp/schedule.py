@@ -36,6 +36,14 @@ def schedule_of(manifest: Manifest) -> str:
     return manifest_digest(encode_manifest(manifest)).hex()
 
 
+def places_served(manifest: Manifest) -> int | None:
+    """First places of a device's list whose examples serve in turn; None: every place serves."""
+    privacy = manifest.example_privacy
+    if privacy is None or privacy.mode != "distributed" or period_of(manifest) == 1:
+        return None
+    return privacy.scheduled * privacy.examples_max
+
+
 def participations(charges: int, period: int) -> int:
     """Sums of ``charges`` that one example can be in: charges / period, rounded up.
 

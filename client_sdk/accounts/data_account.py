@@ -57,6 +57,11 @@ class DataAccount:
         return self._record.renewed
 
     @property
+    def lost_at(self) -> float:
+        """When charges of others were last lost with the record, Unix seconds; 0: never."""
+        return self._record.lost_at
+
+    @property
     def folders(self) -> tuple[Path, ...]:
         """Where state folders have served the data, whether or not they are still there."""
         return tuple(Path(member.path) for member in self._record.members if member.path)
@@ -146,6 +151,11 @@ class DataAccount:
         """
         record = _claimed(self._record.with_member(self._member), self._member)
         self._record = record.with_charges(self._charged(charges), given)
+        self._registry.save(self._tag, self._record)
+
+    def note_loss(self) -> None:
+        """Write down that charges of others are lost. Call it under the registry's lock."""
+        self._record = msgspec.structs.replace(self._record, lost_at=self._now_s)
         self._registry.save(self._tag, self._record)
 
     def whole(self, own: Account) -> Account:

@@ -166,11 +166,13 @@ class DataDoor:
         tag = mark.tag if data_id is None else registry.tag(data_id)
         with registry.lock():
             counted = mark.counted if joined else None
-            record = _record(registry, tag, self._member.id, counted, renew=renew)
+            record, lost = _record(registry, tag, self._member.id, counted, renew=renew)
             if data_id == UNNAMED:
                 record = self._with_folders_beside(record, place, account.is_new)
             data = DataAccount(registry, tag, self._member, record, self._now_s)
             data.register(*account.own())
+            if lost and (counted is None or data.charges < counted):
+                data.note_loss()
         self._remember(
             msgspec.structs.replace(
                 mark,
@@ -241,7 +243,7 @@ def look_at(journal: Journal) -> DataAccount | None:
         return None
     registry = _registry(Path(mark.registry), joined=True, renew=False)
     own = _id_of(journal)
-    record = _record(registry, mark.tag, own, mark.counted, renew=False)
+    record, _ = _record(registry, mark.tag, own, mark.counted, renew=False)
     (member,) = (member for member in record.members if member.id == own)
     return DataAccount(registry, mark.tag, member, record, 0.0)
 
@@ -263,8 +265,8 @@ def _registry(place: Path, *, joined: bool, renew: bool) -> Registry:
 
 def _record(
     registry: Registry, tag: str, folder: str, counted: int | None, *, renew: bool
-) -> DataRecord:
-    """The record, or a new one.
+) -> tuple[DataRecord, bool]:
+    """The record, or a new one; and whether it is begun anew for what was lost.
 
     ``counted``: charges that it had when the folder was last opened, which must be in it; None: the
     folder is new to it.
@@ -280,13 +282,13 @@ def _record(
     if counted is not None:
         lost = record is None or not record.holds(folder, counted)
     if not lost:
-        return record or DataRecord()
+        return record or DataRecord(), False
     if not renew:
         raise missing(registry.folder)
     if damaged:
         registry.set_aside(tag)
     record = record or DataRecord()
-    return msgspec.structs.replace(record, renewed=record.renewed + 1)
+    return msgspec.structs.replace(record, renewed=record.renewed + 1), True
 
 
 def _read(folder: Path) -> tuple[Member, list[Charged], dict[str, str]] | None:

@@ -16,7 +16,7 @@ without a sum then lists nobody; it counts if the device was in a sum of that ta
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import msgspec
@@ -31,6 +31,7 @@ from dp.accounting.statements import lines
 from dp.ledger.contributors import by_identity
 from dp.ledger.parsing import parse_release, parse_task
 from dp.ledger.records import recomputed_context
+from dp.tlog.merkle import Frontier
 from secagg.errors import SecaggError
 from secagg.manifest import Manifest, manifest_digest
 
@@ -42,19 +43,21 @@ _BYTES_PER_LEAF = 1 << 14  # on average; 256 pseudonyms and a few lines of cost
 
 @dataclass(frozen=True)
 class Recovered:
-    """What the ledger says of this device.
+    """What the ledger says of this device, in the records that were read.
 
     Attributes:
         charges: cohorts that list it, by task.
         added: of those, how many its account lacked.
         unlisted: charges of its account (ctx, hex) that no record lists: of cohorts that have not
-            ended, that the service failed before anybody had sent, or that it does not show.
+            ended, that the service failed before anybody had sent, or that it does not show. Empty
+            where not all was read.
         leaves: records of the ledger that were read.
         cohort_max_s: by then a cohort that is open now has taken all its steps, in seconds.
         epsilons: what each of these tasks has cost by the account, unamplified, at its own delta;
             None for a task without differential privacy.
         deltas: of these tasks.
         totals: what the whole account has cost one example and one device.
+        read: how far the ledger was read.
     """
 
     charges: Mapping[str, int]
@@ -65,6 +68,7 @@ class Recovered:
     epsilons: Mapping[str, float | None]
     totals: tuple[Total, ...] = ()
     deltas: Mapping[str, float] = field(default_factory=dict)
+    read: LedgerRead | None = None
 
 
 async def recover(
@@ -72,8 +76,13 @@ async def recover(
     account: DeviceAccount,
     identity_key: bytes,
     leaves_max: int = LEAVES_MAX,
+    read: LedgerRead | None = None,
 ) -> Recovered:
     """Add every charge that the ledger shows to the account; on disk when it returns.
+
+    Args:
+        leaves_max: most records that are read now.
+        read: how far an earlier call came whose charges the account has; None: all is read.
 
     Raises:
         LedgerRefusal: the ledger does not verify, is too long (``ledger-too-long``) or too slow
@@ -81,20 +90,21 @@ async def recover(
             record that lists this device and cannot be right (``release-mismatch``).
         BudgetError: it lists this device in more cohorts of a task than its manifest allows.
     """
-    walk = _Walk(ledger, identity_key, leaves_max * _BYTES_PER_LEAF)
-    leaves = 0
+    if read is None or read.ledger != ledger.verifier:
+        read = LedgerRead(ledger=ledger.verifier)
+    frontier = Frontier(read.size, read.hashes)
+    walk = _Walk(ledger, identity_key, leaves_max * _BYTES_PER_LEAF, read, account.tasks())
     async with ledger.in_time():
-        async for size, record in ledger.records(leaves_max):
-            leaves += 1
+        async for size, record in ledger.records(leaves_max, frontier):
             await walk.take(size, record)
-    found = walk.found()
+        found = await walk.found()
     added = await finish_in_thread(account.restore, found)
     shown = {charge.ctx.hex() for charge in found} | walk.lists_nobody
     return Recovered(
         charges=Counter(charge.manifest.task for charge in found),
         added=added,
-        unlisted=tuple(ctx for ctx in account.cohorts() if ctx not in shown),
-        leaves=leaves,
+        unlisted=() if read.size else tuple(ctx for ctx in account.cohorts() if ctx not in shown),
+        leaves=walk.leaves,
         cohort_max_s=walk.cohort_max_s,
         epsilons={
             charge.manifest.task: account.epsilon(charge.manifest.task)
@@ -104,7 +114,23 @@ async def recover(
         },
         totals=account.totals(),
         deltas={charge.manifest.task: account.delta(charge.manifest.task) for charge in found},
+        read=walk.read(frontier),
     )
+
+
+class LedgerRead(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How far a ledger was read, so that a later look reads what has come since.
+
+    ``ledger``: its verifier key. ``size``: leaves. ``hashes``: of their
+    :class:`dp.tlog.merkle.Frontier`. ``tasks``: the leaf of each task by its manifest's digest.
+    ``cohort_max_s``: as :class:`Recovered` has it.
+    """
+
+    ledger: str
+    size: int = 0
+    hashes: tuple[bytes, ...] = ()
+    tasks: dict[bytes, int] = {}
+    cohort_max_s: float = 0.0
 
 
 class SecondLook(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -112,12 +138,14 @@ class SecondLook(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
     ``due_s``: Unix seconds; 0: never again. ``restored``: whether the ledger shows charges that the
     folder had forgotten; else it is new, as far as anyone can see. ``looked``: schedules for which
-    a new folder has looked before its first debit.
+    a new folder has looked before its first debit. ``read``: the leaves whose charges the account
+    has; None: none are known.
     """
 
     due_s: float
     restored: bool = True
     looked: tuple[str, ...] = ()
+    read: LedgerRead | None = None
 
 
 def second_look(journal: Journal) -> SecondLook | None:
@@ -132,33 +160,57 @@ def second_look_due(journal: Journal, now_s: float) -> bool:
 
 
 def plan_second_look(
-    journal: Journal, due_s: float, *, restored: bool = True, looked: tuple[str, ...] = ()
+    journal: Journal,
+    due_s: float,
+    *,
+    restored: bool = True,
+    looked: tuple[str, ...] = (),
+    read: LedgerRead | None = None,
 ) -> None:
     """On disk when it returns. ``due_s``: Unix seconds; 0: it is done."""
-    look = SecondLook(due_s=due_s, restored=restored, looked=looked)
+    keep_look(journal, SecondLook(due_s=due_s, restored=restored, looked=looked, read=read))
+
+
+def keep_look(journal: Journal, look: SecondLook) -> None:
+    """On disk when it returns."""
     journal.save_blob(_SECOND_LOOK, msgspec.msgpack.encode(look))
 
 
 class _Walk:
-    """What was seen of the log so far."""
+    """What was seen of the log so far: where its tasks are, and the records that are kept."""
 
-    def __init__(self, ledger: LedgerWatch, identity_key: bytes, bytes_left: int) -> None:
+    def __init__(
+        self,
+        ledger: LedgerWatch,
+        identity_key: bytes,
+        bytes_left: int,
+        read: LedgerRead,
+        charged: Collection[str],
+    ) -> None:
+        """``read``: where it begins. ``charged``: tasks of the account, if it does not begin at
+        the first leaf."""
+        self.leaves = 0
         self._ledger = ledger
         self._identity_key = identity_key
         self._bytes_left = bytes_left
-        self._manifests: dict[str, Manifest] = {}  # by digest, hex
-        self._found: list[Found] = []
+        self._read = read
+        self._tasks = dict(read.tasks)
+        self.cohort_max_s = read.cohort_max_s
+        self._listed: list[dict[str, object]] = []
         self._nobody_listed: list[dict[str, object]] = []  # charged without a sum, version 1
+        self._charged = set(charged) if read.size else set()
 
     async def take(self, size: int, record: dict[str, object]) -> None:
         self._spend(size)
+        leaf = self._read.size + self.leaves
+        self.leaves += 1
         if record.get("type") == "task":
-            self._task(record)
+            self._task(record, leaf)
         elif record.get("type") == "release":
             held, list_bytes = await self._ledger.lists(record, self._identity_key)
             self._spend(list_bytes)
             if held:
-                self._found.append(self._charge(record))
+                self._listed.append(record)
             elif by_identity(record) and record.get("outcome") == "charged":
                 self._nobody_listed.append(record)
 
@@ -167,40 +219,52 @@ class _Walk:
         """Contexts of cohorts whose records list nobody."""
         return {str(record.get("ctx")) for record in self._nobody_listed}
 
-    @property
-    def cohort_max_s(self) -> float:
-        deadlines = [manifest.deadlines for manifest in self._manifests.values()]
-        return max(
-            (
-                d.share_s + d.check_s + d.masked_input_s + d.confirm_s + d.unmask_s
-                for d in deadlines
-            ),
-            default=0.0,
+    def read(self, frontier: Frontier) -> LedgerRead:
+        """How far it came. ``frontier``: of all leaves, those before included."""
+        return LedgerRead(
+            ledger=self._read.ledger,
+            size=frontier.size,
+            hashes=frontier.hashes,
+            tasks=self._tasks,
+            cohort_max_s=self.cohort_max_s,
         )
 
-    def found(self) -> list[Found]:
+    async def found(self) -> list[Found]:
         """In the order of the log, but for cohorts that list nobody."""
-        tasks = {charge.manifest.task for charge in self._found if charge.by_identity}
+        manifests: dict[str, Manifest] = {}
+        found = [await self._charge(record, manifests) for record in self._listed]
+        tasks = self._charged | {charge.manifest.task for charge in found if charge.by_identity}
         own = [record for record in self._nobody_listed if record.get("task") in tasks]
-        return [*self._found, *map(self._charge, own)]
+        return found + [await self._charge(record, manifests) for record in own]
 
-    def _task(self, record: dict[str, object]) -> None:
+    def _task(self, record: dict[str, object], leaf: int) -> None:
         try:
             encoded, manifest, _ = parse_task(record)
         except SecaggError:
             return  # no charge can be under it: a device demands the manifest's signature
-        self._manifests[manifest_digest(encoded).hex()] = manifest
+        self._tasks[manifest_digest(encoded)] = leaf
+        d = manifest.deadlines
+        steps_s = d.share_s + d.check_s + d.masked_input_s + d.confirm_s + d.unmask_s
+        self.cohort_max_s = max(self.cohort_max_s, steps_s)
 
-    def _charge(self, record: dict[str, object]) -> Found:
-        manifest = self._manifests.get(str(record.get("manifest_digest")))
-        if manifest is None:
-            raise _mismatch("names a manifest that the ledger does not hold")
+    async def _manifest(self, digest: str) -> Manifest:
+        """The manifest of a digest (hex): read again, not kept of every task."""
+        try:
+            leaf = self._tasks[bytes.fromhex(digest)]
+        except (ValueError, KeyError) as error:
+            raise _mismatch("names a manifest that the ledger does not hold") from error
+        return parse_task(await self._ledger.record(leaf))[1]
+
+    async def _charge(self, record: dict[str, object], manifests: dict[str, Manifest]) -> Found:
+        digest = str(record.get("manifest_digest"))
+        if digest not in manifests:
+            manifests[digest] = await self._manifest(digest)
+        manifest = manifests[digest]
         try:
             entry = parse_release(record)
             expected = entry.ctx
             if entry.attempt is not None:
-                digest = bytes.fromhex(str(record["manifest_digest"]))
-                expected = recomputed_context(entry, manifest.task, digest)
+                expected = recomputed_context(entry, manifest.task, bytes.fromhex(digest))
         except SecaggError as error:
             raise _mismatch(f"does not parse: {error}") from error
         if entry.ctx != expected:

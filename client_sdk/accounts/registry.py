@@ -62,7 +62,8 @@ class DataRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     """What is known of one data set.
 
     ``given``: as the device's account keeps it. ``renewed``: how often the app had it begun anew
-    after a loss.
+    after a loss. ``lost_at``: when that last left charges out that the folder did not have itself,
+    Unix seconds; 0: never.
     """
 
     version: int = 1
@@ -70,6 +71,7 @@ class DataRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     charges: tuple[Charged, ...] = ()
     given: dict[str, str] = {}
     renewed: int = 0
+    lost_at: float = 0.0
 
     def holds(self, member: str, charges: int) -> bool:
         """Whether a folder is in the list and no charge has been lost since it last looked."""

@@ -4,6 +4,9 @@ A release's record that is proven to be in the log and does not say what this de
 cohort is the operator's fault, signed by the operator's key. The device keeps what it was shown in
 a file for others to check, and takes part in that task on that ledger no more. Everything else
 goes on: other tasks, the privacy account, the remembered checkpoint.
+
+A record of a later version than this software reads is not such a fault, and nothing can be said of
+it: the task is refused until the software reads that version.
 """
 
 from __future__ import annotations
@@ -18,16 +21,20 @@ import msgspec
 
 from client_sdk.errors import LedgerRefusal
 from client_sdk.state.journal import Journal, SessionRecord
+from dp.ledger.parsing import is_known_version
 
 _NAME = "quarantine"
 _NOTES = ("checkpoint", "remembered")  # signed notes are text
-QUARANTINED_FOR = ("release-mismatch", "contributor-missing")
+UNREAD = "record-version"
+QUARANTINED_FOR = ("release-mismatch", "contributor-missing", UNREAD)
 
 
-class Quarantined(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Quarantined(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True
+):
     """A task that is refused on a ledger. ``evidence``: name of a file in the state folder.
 
-    ``at``: Unix seconds.
+    ``at``: Unix seconds. ``version``: of a release's record, if this software did not read it.
     """
 
     ledger: str
@@ -35,6 +42,27 @@ class Quarantined(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     reason: str
     evidence: str
     at: float
+    version: int = 0
+
+    @classmethod
+    def of(
+        cls, error: LedgerRefusal, *, ledger: str, task: str, evidence: str, at: float
+    ) -> Quarantined:
+        version = error.found if error.reason == UNREAD and isinstance(error.found, int) else 0
+        return cls(
+            ledger=ledger,
+            task=task,
+            reason=error.reason,
+            evidence=evidence,
+            at=at,
+            version=version,
+        )
+
+    @property
+    def readable(self) -> bool:
+        """Whether this software reads by now what it did not read then."""
+        record = {"type": "release", "version": self.version}
+        return self.reason == UNREAD and is_known_version(record)
 
 
 class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -59,15 +87,25 @@ class Quarantine:
             LedgerRefusal: ``ledger-quarantined``.
         """
         for entry in self.entries:
-            if (entry.ledger, entry.task) == (ledger, task):
+            if (entry.ledger, entry.task) != (ledger, task) or entry.readable:
+                continue
+            if entry.reason == UNREAD:
                 raise LedgerRefusal(
                     "ledger-quarantined",
-                    f"This device takes no part in {task!r} any more: the ledger showed a record "
-                    "that contradicts what the device knows. That is the operator's fault.",
-                    found=entry.reason,
-                    remedy=f"Show {self._journal.path(entry.evidence)} to the operator; "
-                    "secagg session release-quarantine lifts this.",
+                    f"This device takes no part in {task!r}: the ledger's records are of a later "
+                    "version than this software reads, so no release could be verified.",
+                    expected="records of a version that this software reads",
+                    found=entry.version,
+                    remedy="Update this device's software: the task is admitted again then.",
                 )
+            raise LedgerRefusal(
+                "ledger-quarantined",
+                f"This device takes no part in {task!r} any more: the ledger showed a record "
+                "that contradicts what the device knows. That is the operator's fault.",
+                found=entry.reason,
+                remedy=f"Show {self._journal.path(entry.evidence)} to the operator; "
+                "secagg session release-quarantine lifts this.",
+            )
 
     def add(self, entry: Quarantined) -> None:
         """Refuse a task; on disk when it returns."""

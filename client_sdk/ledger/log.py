@@ -18,8 +18,9 @@ from client_sdk.state.journal import Journal
 from dp.errors import LeafUnproven, LedgerError, LogForked, LogShrank, LogTooLarge, RootMismatch
 from dp.ledger.parsing import canonical_object
 from dp.ledger.receipts import demand_fields
-from dp.ledger.trusted_log import TrustedLog, WholeLog
+from dp.ledger.trusted_log import LogEntries, TrustedLog
 from dp.tlog import tiles
+from dp.tlog.merkle import Frontier
 from dp.tlog.notes import Checkpoint, open_checkpoint, parse_verifier
 from dp.tlog.witness import WitnessPolicy
 
@@ -209,24 +210,25 @@ class WatchedLog:
         first = number * tiles.TILE_WIDTH
         return [(first + offset, parsed(entry)) for offset, entry in enumerate(entries)]
 
-    async def entries(self, checkpoint: Checkpoint) -> AsyncIterator[bytes]:
-        """Every entry, in order; that they are the whole log is proven when the iteration ends.
+    async def entries(self, checkpoint: Checkpoint, frontier: Frontier) -> AsyncIterator[bytes]:
+        """Every entry after those of ``frontier``, which moves, in order; that with those before
+        they are the whole log is proven when the iteration ends.
 
         Raises:
             LedgerRefusal: ``ledger-incomplete``, or ``ledger-forked`` if they are not what the
                 checkpoint signs.
         """
-        whole = WholeLog()
-        for bundle in tiles.bundles_of(checkpoint.size):
+        log = LogEntries(frontier)
+        for bundle in log.bundles(checkpoint.size):
             files = await self._files.fetch([bundle.path])
             try:
-                entries = whole.take(files.get, bundle)
+                entries = log.take(files.get, bundle)
             except LedgerError as error:
                 raise LedgerRefusal("ledger-incomplete", str(error)) from error
             for entry in entries:
                 yield entry
         try:
-            whole.finish(checkpoint)
+            log.finish(checkpoint)
         except RootMismatch as error:
             raise LedgerRefusal(
                 "ledger-forked",

@@ -28,6 +28,7 @@ from dp.ledger.contributors import (
     members_of,
 )
 from dp.ledger.receipts import in_sum, own_name
+from dp.tlog.merkle import Frontier
 from dp.tlog.notes import Checkpoint
 from dp.tlog.tiles import TILE_WIDTH
 from dp.tlog.witness import WitnessPolicy
@@ -200,26 +201,38 @@ class LedgerWatch:
         """
         return await self._models.clip(model_digest, task=task, manifest_digest=manifest_digest)
 
-    async def records(self, leaves_max: int) -> AsyncIterator[tuple[int, dict[str, object]]]:
-        """(size in bytes, record) of every leaf, in order.
+    async def records(
+        self, leaves_max: int, frontier: Frontier
+    ) -> AsyncIterator[tuple[int, dict[str, object]]]:
+        """(size in bytes, record) of every leaf after those of ``frontier``, in order.
 
-        That they are the whole log is proven when the iteration ends, not before.
+        That with those before they are the whole log is proven when the iteration ends, not before;
+        ``frontier`` is that of the whole log then.
 
         Raises:
             LedgerRefusal: as :meth:`advance`, ``ledger-too-long``, or ``ledger-forked`` if they are
                 not what the checkpoint signs.
         """
         checkpoint = await self.advance()
-        if checkpoint.size > leaves_max:
+        if checkpoint.size - frontier.size > leaves_max:
             raise LedgerRefusal(
                 "ledger-too-long",
                 "The ledger has more records than this device reads at once.",
                 expected=f"at most {leaves_max}",
-                found=checkpoint.size,
+                found=checkpoint.size - frontier.size,
                 remedy="To read them all: secagg account recover BUNDLE --leaves-max N.",
             )
-        async for entry in self._log.entries(checkpoint):
+        async for entry in self._log.entries(checkpoint, frontier):
             yield len(entry), parsed(entry)
+
+    @_in_time
+    async def record(self, leaf_index: int) -> Mapping[str, object]:
+        """The record at a leaf, proven.
+
+        Raises:
+            LedgerRefusal: as :meth:`verify_release`.
+        """
+        return (await self._files.patiently(lambda: self._log.prove(leaf_index))).record
 
     async def _find(self, ctx: bytes, since: int, end: int, size: int) -> int | None:
         """The first leaf of [since, end) that speaks of ``ctx``; it remains to be proven."""

@@ -23,7 +23,7 @@ from client_sdk.events import Event
 from client_sdk.network.http import is_transient
 from client_sdk.rounds.device import RunningDevice
 from client_sdk.rounds.revocations import refresh
-from client_sdk.rounds.schedule import count_of
+from client_sdk.rounds.schedule import count_of, look_again
 from client_sdk.state.models import demand_plain, forget_models, part_of, remove_model
 from client_sdk.transfer_sizes import download_size, model_tensors
 from client_sdk.transfer_sizes import model_length as model_length
@@ -125,7 +125,8 @@ async def check_in(device: RunningDevice, task: str, offer: Offer) -> CheckIn:
         RemoteProtocolError: as :func:`verify_offer`, or ``manifest-ledger``, ``offer-malformed``,
             or as :func:`proven_clip` or :func:`client_sdk.rounds.revocations.refresh`.
         ClockError: as :meth:`client_sdk.network.server_time.ServerTime.hear`.
-        LedgerRefusal: the ledger forked or was rolled back, or does not name the model.
+        LedgerRefusal: the ledger forked or was rolled back, or does not name the model; as
+            :func:`client_sdk.rounds.schedule.look_again`.
         PolicyRefusal: the policy's reason, or as :func:`client_sdk.rounds.schedule.count_of`.
         TransportError, StateError: also as :func:`fetch_model`.
     """
@@ -153,6 +154,7 @@ async def check_in(device: RunningDevice, task: str, offer: Offer) -> CheckIn:
         if refusal.reason != "not-now":
             forget_models(device.journal.models)
         raise
+    await look_again(device, manifest, debits=False)
     count = count_of(device, manifest)
     model = await fetch_model(device, manifest, offer)
     clip = await proven_clip(device, manifest, digest, offer, model)

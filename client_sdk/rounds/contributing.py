@@ -35,6 +35,7 @@ from client_sdk.threads import finish_in_thread, start_in_thread
 from client_sdk.training.dataset import LeftOut, reasons_of
 from dp.contracts.algorithms.registry import has_control
 from dp.schedule import period_of, schedule_of
+from secagg.manifest import Manifest
 
 
 def report_at(checkin: CheckIn, now_s: float | None = None) -> float | None:
@@ -96,7 +97,7 @@ class Training:
             started = device.time.steady()
             await device.deliver(Event("training", task, detail=_terms(checkin)))
             contribution = await self._compute(checkin, report_s)
-            told = await self._tell_examples(task)
+            told = await self._tell_examples(checkin.manifest)
             contribution = told.stored_in(contribution)
             await finish_in_thread(device.journal.save_contribution, contribution)
             await device.emit(
@@ -127,9 +128,10 @@ class Training:
         """Of all jobs so far, by place."""
         return self.told.left_out
 
-    async def _tell_examples(self, task: str) -> ExamplesTold:
+    async def _tell_examples(self, manifest: Manifest) -> ExamplesTold:
         """Tell the device's user, and nobody else, of examples that counted as zero or were cut."""
-        found = ExamplesTold.of_contributor(self._contributor)
+        task = manifest.task
+        found = ExamplesTold.of_contributor(self._contributor).with_turnless(manifest)
         new = [one for index, one in found.left_out.items() if index not in self.told.left_out]
         new_cut = [one for index, one in found.cut.items() if index not in self.told.cut]
         if found.owned > self.told.owned:

@@ -10,6 +10,8 @@ import msgspec
 
 from client_sdk.state.journal import Contribution, StoredCut, StoredLeftOut
 from client_sdk.training.dataset import Cut, LeftOut
+from dp.schedule import period_of, places_served
+from secagg.manifest import Manifest
 
 
 @dataclass
@@ -53,6 +55,25 @@ class ExamplesTold:
             {one.index: Cut(one.index, one.tokens, one.limit) for one in contribution.cut},
             contribution.owned,
         )
+
+    def with_turnless(self, manifest: Manifest) -> ExamplesTold:
+        """With the examples beyond the places that a task's schedule gives a turn to."""
+        served = places_served(manifest)
+        if self.examples is None or served is None or self.examples <= served:
+            return self
+        period = period_of(manifest)
+        sentence = (
+            f"It has no turn: of each device the first {served} examples serve in this task "
+            f"(period {period}, {served // period} in one sum). Take part with it in another task, "
+            "or ask the operator for one with a larger examples_max or period."
+        )
+        turnless = {
+            index: LeftOut(index, "example-without-turn", sentence)
+            for index in range(served, self.examples)
+            if index not in self.left_out
+        }
+        cut = {index: one for index, one in self.cut.items() if index < served}
+        return ExamplesTold(self.examples, self.left_out | turnless, cut)
 
     def stored_in(self, contribution: Contribution) -> Contribution:
         return msgspec.structs.replace(

@@ -203,7 +203,7 @@ class Participant:
             return
         try:
             await self._demand_models(effect)
-            await self._from_ledger(look_again(device, session.manifest))
+            await self._from_ledger(look_again(device, session.manifest, debits=True))
         except LedgerRefusal as error:
             if error.reason != "model-not-in-ledger":
                 await self._demand_lasting(error)
@@ -347,10 +347,10 @@ class Participant:
         fault = None
         if error.lasting and error.reason in QUARANTINED_FOR:
             fault = error
-            entry = Quarantined(
+            entry = Quarantined.of(
+                error,
                 ledger=device.ledger.verifier,
                 task=record.task,
-                reason=error.reason,
                 evidence=self._evidence.name,
                 at=device.time.now(),
             )

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+from msgspec.structs import replace
+
 from client_sdk.accounts.recovery import (
-    LEAVES_MAX,
-    plan_second_look,
+    keep_look,
     recover,
     second_look,
 )
 from client_sdk.errors import ContributionError, PolicyRefusal
+from client_sdk.network.server_time import CLOCK_WRONG_S
 from client_sdk.rounds.device import RunningDevice
 from client_sdk.state.journal import Contribution
 from dp.schedule import period_of, schedule_of
@@ -28,10 +30,20 @@ def count_of(device: RunningDevice, manifest: Manifest) -> int | None:
 
     Raises:
         PolicyRefusal: ``second-look``: a cohort may be open that this device was charged for and
-            forgot.
+            forgot. ``turns-lost``: the data's account was begun anew without what others had in it.
     """
     if period_of(manifest) == 1:
         return None
+    data = device.account.data
+    if data is not None and data.lost_at and manifest.created_at <= data.lost_at + CLOCK_WRONG_S:
+        raise PolicyRefusal(
+            "turns-lost",
+            "The account of the data was begun anew, and charges of others were lost with the old "
+            "one: which examples served last in this task is not known.",
+            expected=f"a task created after {_shown(data.lost_at + CLOCK_WRONG_S)}",
+            found=_shown(manifest.created_at),
+            remedy="Take part in a newer task, or in one without a period.",
+        )
     look = second_look(device.journal)
     if look is not None and look.restored:
         until, now = map(_shown, (look.due_s, device.time.now()))
@@ -75,26 +87,34 @@ def demand_count(
         )
 
 
-async def look_again(device: RunningDevice, manifest: Manifest) -> None:
+async def look_again(device: RunningDevice, manifest: Manifest, *, debits: bool) -> None:
     """Before the first debit of a folder that seems new: add what charges the ledger shows by now.
 
     A folder that was lost while the first cohort of its device was open leaves no trace before that
-    cohort has ended. A task has one open cohort at a time, so the record of that one is there now.
+    cohort has ended. A task has one open cohort at a time, so the record of that one is there when
+    this device is in the next one.
+
+    Args:
+        debits: the debit follows; else it is a check-in, which leaves the look before the debit
+            only what has come since. So nothing that a look may take too long for, or refuse, is
+            left to a cohort that others wait in.
 
     Raises:
         LedgerRefusal, BudgetError, StateError, TransportError: as
             :func:`client_sdk.accounts.recovery.recover`.
     """
-    look = second_look(device.journal)
-    if period_of(manifest) == 1 or look is None or schedule_of(manifest) in look.looked:
+    look, schedule = second_look(device.journal), schedule_of(manifest)
+    if period_of(manifest) == 1 or look is None or schedule in look.looked:
         return
     identity_key = device.bundle.certificate.identity_key
-    recovered = await recover(device.ledger, device.account, identity_key, LEAVES_MAX)
+    recovered = await recover(device.ledger, device.account, identity_key, read=look.read)
     if recovered.added:
-        charges = recovered.charges.get(manifest.task, 0)
+        charges = device.account.charges(manifest.task)
         await device.emit("recovered", manifest.task, charges=charges)
-    looked = (*look.looked, schedule_of(manifest))
-    plan_second_look(device.journal, look.due_s, restored=look.restored, looked=looked)
+    looked = (*look.looked, schedule) if debits else look.looked
+    after = replace(look, looked=looked, read=recovered.read)
+    if after != look:
+        keep_look(device.journal, after)
 
 
 def _shown(time_s: float) -> str:

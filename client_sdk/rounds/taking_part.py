@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from client_sdk.accounts.recovery import LEAVES_MAX, second_look_due
+from client_sdk.accounts.recovery import second_look_due
 from client_sdk.contribution import Contributor
 from client_sdk.errors import ContributionError, LedgerRefusal, PolicyRefusal
 from client_sdk.ledger.evidence import Quarantine
@@ -55,7 +55,7 @@ async def take_part(
         device.time.hear(offer.now)
         try:
             if second_look_due(device.journal, device.time.now()):
-                await recover_charges(device, LEAVES_MAX)
+                await recover_charges(device, again=True)
             checkin = await check_in(device, task, offer)
             if device.gave(checkin.manifest, offer.model.digest) is not None:
                 await device.emit(

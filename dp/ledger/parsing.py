@@ -73,6 +73,13 @@ def is_known_version(record: Record) -> bool:
     return type(version) is int and version in known  # True equals 1 in Python, and not in JSON
 
 
+def is_later_version(record: Record) -> bool:
+    """Whether a later software may read records of this version."""
+    version = record.get("version")
+    known = _VERSIONS.get(str(record.get("type")), (RECORD_VERSION,))
+    return type(version) is int and version > max(known)
+
+
 def model_of(record: Record) -> object:
     """The digest of the model that a record vouches for, hex; None if it is about none.
 

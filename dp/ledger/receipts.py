@@ -3,7 +3,7 @@
 The record was proven by steps 1 to 7 of :mod:`dp.ledger.trusted_log`. Then:
 
 9. The record is of a version that this software reads, and every field that the device knows says
-   what it knows (:func:`demand_fields`).
+   what it knows (:func:`demand_fields`). One of a later version is not read; it is not a lie.
 10. The devices stand in the record, or in the file that it names by its digest
     (:func:`dp.ledger.contributors.members_of`).
 11. The device is among them once, by the name that it has in this cohort, and is marked as in the
@@ -19,8 +19,8 @@ import msgspec
 
 from dp.errors import NotListed, RecordMismatch
 from dp.ledger.contributors import Members, by_identity
-from dp.ledger.parsing import is_known_version
-from dp.ledger.records import identity_digest
+from dp.ledger.parsing import is_known_version, is_later_version
+from dp.ledger.records import RELEASE_VERSION, identity_digest
 from secagg.context import pseudonym
 from secagg.secret import Secret
 
@@ -31,14 +31,23 @@ def demand_fields(record: Mapping[str, Any], known: Mapping[str, object]) -> Non
     """Step 9: the record is of a known version, and each of these fields is what is known.
 
     Raises:
-        RecordMismatch: ``release-mismatch``.
+        RecordMismatch: ``release-mismatch``; ``record-version`` for one of a later version, of
+            which this software can say nothing.
     """
+    if is_later_version(record):  # 9
+        raise RecordMismatch(
+            "record-version",
+            "The ledger's record is of a later version than this software reads.",
+            expected=RELEASE_VERSION,
+            found=record["version"],
+            remedy="Update this device's software.",
+        )
     if not is_known_version(record):  # 9
         raise RecordMismatch(
             "release-mismatch",
-            "The ledger's record is of a version that this software does not read.",
+            "The ledger's record is of a version that no software reads.",
             found=record.get("version"),
-            remedy="Ask the operator; a newer software may read it.",
+            remedy=_REMEDY,
         )
     found = {key: record.get(key) for key in known}
     wrong = [key for key in known if not _same(found[key], known[key])]

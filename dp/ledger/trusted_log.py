@@ -23,9 +23,10 @@ A leaf (:meth:`TrustedLog.leaf`):
 6. The entry is at its index under the verified checkpoint (RFC 6962 audit path).
 7. Its bytes have one reading (canonical JSON), and that is the record.
 
-All leaves (:class:`WholeLog`), in the place of 6:
+All leaves (:class:`WholeLog`), or all since a reader was here (:class:`LogEntries`), in the place
+of 6:
 
-8. The entries, in order, give the root that the checkpoint signs.
+8. The entries, in order and after those before, give the root that the checkpoint signs.
 
 What a record must say to whom it concerns: :mod:`dp.ledger.receipts` (a device) and
 :mod:`dp.ledger.verification` (an auditor).
@@ -33,6 +34,7 @@ What a record must say to whom it concerns: :mod:`dp.ledger.receipts` (a device)
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -175,40 +177,62 @@ class TrustedLog:
         return Leaf(index, entry, tuple(proof))
 
 
-class WholeLog:
-    """All entries of a log, bundle by bundle from the first on; proven by :meth:`finish`.
+class LogEntries:
+    """The entries of a log, bundle by bundle, after those of a frontier; proven by :meth:`finish`.
 
-    ``tree``: of the entries so far.
+    ``frontier``: of the entries so far. It is moved: give a copy.
     """
 
-    def __init__(self) -> None:
-        self.tree = merkle.Tree()
+    def __init__(self, frontier: merkle.Frontier | None = None) -> None:
+        """``frontier``: of entries that were proven before; None: none were."""
+        self.frontier = frontier or merkle.Frontier()
+
+    def bundles(self, size: int) -> Iterator[tiles.Tile]:
+        """What is to be taken of a log of ``size`` leaves, in order."""
+        if size > self.frontier.size:
+            first = self.frontier.size // tiles.TILE_WIDTH
+            for number in range(first, -(-size // tiles.TILE_WIDTH)):
+                yield tiles.bundle_at(number, size)
 
     def take(self, read: tiles.Read, bundle: tiles.Tile) -> list[bytes]:
-        """The entries of the next bundle; they are not proven yet.
+        """The new entries of the next bundle; they are not proven yet.
 
         Raises:
             LedgerError: ``tile-missing`` or ``bundle-malformed``.
         """
-        entries = tiles.parse_bundle(tiles.fetch(read, bundle), bundle.width)
+        known = self.frontier.size - bundle.number * tiles.TILE_WIDTH
+        entries = tiles.parse_bundle(tiles.fetch(read, bundle), bundle.width)[known:]
         for entry in entries:
-            self.tree.append(merkle.leaf_hash(entry))
+            self._add(merkle.leaf_hash(entry))
         return entries
 
-    def root(self) -> bytes:
-        return merkle.root(self.tree.subtree, self.tree.size)
+    def _add(self, hashed: bytes) -> None:
+        self.frontier.append(hashed)
 
     def finish(self, checkpoint: Checkpoint) -> None:
-        """Step 8: what was taken is the log that the checkpoint signs, and all of it.
+        """Step 8: with what was taken it is the log that the checkpoint signs, and all of it.
 
         Raises:
             RootMismatch: ``root-mismatch``.
         """
-        if (self.tree.size, self.root()) != (checkpoint.size, checkpoint.root):  # 8
+        found = self.frontier.root()
+        if (self.frontier.size, found) != (checkpoint.size, checkpoint.root):  # 8
             raise RootMismatch(
                 "root-mismatch",
                 "The entries do not give the signed root: something was edited, removed or "
                 "reordered.",
                 expected=checkpoint.root.hex(),
-                found=self.root().hex(),
+                found=found.hex(),
             )
+
+
+class WholeLog(LogEntries):
+    """All entries of a log, from the first on. ``tree``: of the entries so far."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tree = merkle.Tree()
+
+    def _add(self, hashed: bytes) -> None:
+        super()._add(hashed)
+        self.tree.append(hashed)

@@ -139,7 +139,7 @@ def _check_tiles(audit: RecordAudit, read: tiles.Read, tree: merkle.Tree) -> Non
 def _check_older(
     audit: RecordAudit, whole: WholeLog, key: Verifier, older: Sequence[bytes]
 ) -> None:
-    now = Checkpoint(key.name, whole.tree.size, whole.root())
+    now = Checkpoint(key.name, whole.frontier.size, whole.frontier.root())
     for note in older:
         try:
             before = open_checkpoint(note, key)

@@ -57,6 +57,50 @@ class Tree:
         return self._levels[level][index]
 
 
+class Frontier:
+    """The first leaves of a log as the roots of their largest complete subtrees, from the left.
+
+    At most one hash for each bit of ``size``; leaves are added without those before.
+    """
+
+    def __init__(self, size: int = 0, hashes: Sequence[bytes] = ()) -> None:
+        """
+        Raises:
+            LedgerError: ``proof-range``: so many leaves have another number of subtrees.
+        """
+        if size < 0 or len(hashes) != size.bit_count():
+            raise LedgerError(
+                "proof-range",
+                "A frontier has a subtree for each bit of its size.",
+                expected=max(size, 0).bit_count(),
+                found=len(hashes),
+            )
+        self.size = size
+        self._hashes = list(hashes)
+
+    @property
+    def hashes(self) -> tuple[bytes, ...]:
+        return tuple(self._hashes)
+
+    def append(self, hashed: bytes) -> None:
+        """Add a leaf by its hash."""
+        carry = self.size
+        while carry & 1:
+            hashed = node_hash(self._hashes.pop(), hashed)
+            carry >>= 1
+        self._hashes.append(hashed)
+        self.size += 1
+
+    def root(self) -> bytes:
+        """Merkle tree hash of the leaves."""
+        if not self._hashes:
+            return EMPTY_ROOT
+        *others, hashed = self._hashes
+        for left in reversed(others):
+            hashed = node_hash(left, hashed)
+        return hashed
+
+
 def _split(size: int) -> int:
     """The largest power of two smaller than ``size``."""
     return 1 << ((size - 1).bit_length() - 1)

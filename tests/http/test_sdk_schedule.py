@@ -21,8 +21,9 @@ from aggregator.cohorts import strikes
 from client_sdk import Event, PrivacyPolicy, RunResult
 from client_sdk.accounts.data_door import DataChoice
 from client_sdk.accounts.device_account import DeviceAccount
-from client_sdk.accounts.recovery import plan_second_look
+from client_sdk.accounts.recovery import LedgerRead, plan_second_look
 from client_sdk.contribution import TrainingJob, zero_contribution
+from client_sdk.errors import LedgerRefusal
 from client_sdk.rounds import checkin, participant
 from client_sdk.rounds.contributing import Training
 from client_sdk.state.journal import Contribution, Journal
@@ -296,45 +297,79 @@ async def test_what_was_debited_never_serves_again_though_nothing_was_sent(
         assert (fleet.count(), most_sums(masked)) == (2, 1)
 
 
+class Back:
+    """What a device tells that begins anew beside an open cohort."""
+
+    def __init__(self) -> None:
+        self.reported = asyncio.Event()
+        self.aborts: list[object] = []
+
+    def __call__(self, event: Event) -> None:
+        if event.kind == "reported":
+            self.reported.set()
+        if event.kind == "aborted":
+            self.aborts.append(event.detail["reason"])
+
+
 async def test_a_folder_that_is_lost_while_its_first_cohort_is_open_counts_that_one(
     tmp_path: Path, masked: dict[bytes, set[int]]
 ) -> None:
     """It looks like a new device: no record names it yet. At its next debit one does."""
     async with World(tmp_path, spec()) as world:
-        fleet, first, second = Fleet(world), Uploads(3), Uploads(6)
-        reported = asyncio.Event()
-        aborts: list[object] = []
+        fleet, first, second, back = Fleet(world), Uploads(2), Uploads(5), Back()
+        aborted = asyncio.Event()
 
         def other(event: Event) -> None:
             first.count(event)
             second.count(event)
-
-        def back(event: Event) -> None:
-            if event.kind == "reported":
-                reported.set()
             if event.kind == "aborted":
-                aborts.append(event.detail["reason"])
+                aborted.set()
 
-        others = [asyncio.create_task(fleet.run(n, other, rounds=None)) for n in (1, 2, 3)]
+        others = [asyncio.create_task(fleet.run(n, other, rounds=None)) for n in (2, 3)]
+        died = [fleet.run(n, kill_at("uploading")) for n in (0, 1)]
+        ended = await asyncio.gather(*died, return_exceptions=True)
+        assert [type(error) for error in ended] == [Killed] * 2
+        shutil.rmtree(tmp_path / "d0")
+        await first.done.wait()
+        again = asyncio.create_task(fleet.run(0, back))
+        await back.reported.wait()
+        fleet.pass_deadline()  # the first cohort ends without a release: the advert is still good
+        await aborted.wait()
+        others.append(asyncio.create_task(fleet.run(1, other, rounds=None)))
+        await second.done.wait()
+        fleet.pass_deadline()  # the next one goes on without the device, which stepped back
+        result = await again
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        assert back.aborts.count("contribution-count") == 1
+        assert [release.part for release in result.releases] == [1]
+        assert fleet.canaries.parts[:3] == [0, 0, 1]
+        assert set(fleet.canaries.parts[3:]) <= {1}  # again, if a release came in between
+        assert (fleet.count(), most_sums(masked)) == (2, 1)
+
+
+async def test_a_lost_folder_that_checks_in_again_counts_its_first_cohort_before_it_joins(
+    tmp_path: Path, masked: dict[bytes, set[int]]
+) -> None:
+    """A release makes its advert stale; it looks at the next check-in, and no cohort loses it."""
+    async with World(tmp_path, spec()) as world:
+        fleet, first, back = Fleet(world), Uploads(3), Back()
+        others = [asyncio.create_task(fleet.run(n, first.count, rounds=2)) for n in (1, 2, 3)]
         with pytest.raises(Killed):
             await fleet.run(0, kill_at("uploading"))
         shutil.rmtree(tmp_path / "d0")
         await first.done.wait()
         again = asyncio.create_task(fleet.run(0, back))
-        await reported.wait()
-        fleet.pass_deadline()  # the first cohort ends, and the next one forms
-        await second.done.wait()
-        fleet.pass_deadline()  # it goes on without the device, which stepped back
-        result = await again
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
-        # an advert that waits while a cohort ends begins anew with the next version
-        assert aborts.count("contribution-count") == 1
+        await back.reported.wait()
+        fleet.pass_deadline()  # the first cohort is released
+        result, *results = await asyncio.gather(again, *others)
+        assert [len(other.releases) for other in results] == [2] * 3
+        assert "contribution-count" not in back.aborts
         assert [release.part for release in result.releases] == [1]
-        assert set(fleet.canaries.parts[:2]) == {0}
-        assert fleet.canaries.parts[-1] == 1
+        assert fleet.canaries.parts == [0, 0, 1]
         assert (fleet.count(), most_sums(masked)) == (2, 1)
+        assert await fleet.charged() == 2
 
 
 async def test_a_folder_that_was_restored_goes_on_from_the_ledger(
@@ -355,6 +390,22 @@ async def test_a_folder_that_was_restored_goes_on_from_the_ledger(
         result = (await fleet.release())[0]
         assert [release.part for release in result.releases] == [2]
         assert (fleet.count(), most_sums(masked)) == (3, 1)
+
+
+async def test_a_look_that_is_refused_ends_the_run_before_training(tmp_path: Path) -> None:
+    """A cohort that the device joins and leaves is charged, for it and for the others."""
+    async with World(tmp_path, spec()) as world:
+        fleet = Fleet(world)
+        await fleet.release()
+        ledger = world.info["ledger_verifier"]
+        other = LedgerRead(ledger=ledger, size=1, hashes=(b"another ledger's task, and its hash",))
+        plan_second_look(fleet.journal(), time.time() + 600, restored=False, read=other)
+        events: list[Event] = []
+        with pytest.raises(LedgerRefusal, match="ledger-forked"):
+            await fleet.run(0, events.append)
+        assert [event.kind for event in events] == ["aborted"]
+        assert fleet.canaries.parts == [0]
+        assert (await world.view())["waiting"] == 0
 
 
 async def test_a_new_identity_over_the_same_data_goes_on_with_the_count(

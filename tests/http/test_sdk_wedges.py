@@ -25,7 +25,7 @@ from client_sdk.maintenance import StateFolder
 from client_sdk.rounds.session import Session
 from client_sdk.state.journal import Journal
 from client_sdk.state.keystore import open_storage_key
-from dp.ledger import records
+from dp.ledger import parsing, records
 from dp.ledger.records import ReleaseEntry
 from dp.tlog.notes import Checkpoint, sign_checkpoint
 from secagg import messages
@@ -111,6 +111,28 @@ async def test_a_cost_that_cannot_be_is_refused(
     async with World(tmp_path, local_spec()) as world:
         results = await run_all(world, Quadratic)
         assert [getattr(r, "reason", r) for r in results] == ["release-mismatch"] * 4
+
+
+async def test_a_record_of_a_later_version_keeps_a_device_out_until_its_software_reads_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = records._canonical
+
+    def later(record: Any) -> bytes:
+        return honest({**record, "version": 3} if record["type"] == "release" else record)
+
+    async with World(tmp_path, plain_spec(4)) as world:
+        monkeypatch.setattr(records, "_canonical", later)
+        results = await run_all(world)
+        assert [getattr(r, "reason", r) for r in results] == ["record-version"] * 4
+        monkeypatch.setattr(records, "_canonical", honest)
+        again = await run_all(world)
+        assert [getattr(r, "reason", r) for r in again] == ["ledger-quarantined"] * 4
+        assert "Update" in str(again[0])
+        monkeypatch.setitem(parsing._VERSIONS, "release", (1, 2, 3))
+        updated = await run_all(world)
+        assert [len(result.releases) for result in updated] == [1] * 4
+        assert world.device("d0").quarantined()[0].version == 3
 
 
 async def test_a_mismatch_ends_the_session_and_quarantines_the_task_alone(

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
+from typing import Any
 
+import aiohttp
+import pytest
+
+from aggregator.ledger.witnesses import Witnesses
 from dp.ledger.records import policy_record
 from dp.ledger.verification import verify_ledger
+from dp.tlog.notes import open_checkpoint, parse_verifier
 from dp.tlog.tiles import TILE_WIDTH
-from tests.kits.service import TASK, served, spec
+from tests.kits.service import TASK, Served, served, spec
 
 
 def partial(folder: Path) -> list[str]:
@@ -48,3 +55,56 @@ async def test_narrow_tiles_go_once_the_full_one_stands(tmp_path: Path) -> None:
         stale.write_bytes(b"stale")
         await server.restart()
         assert partial(folder) == left
+
+
+async def committed(server: Served, at: int) -> int:
+    """A record that is in the database, and not in the folder; the log's size then."""
+    ledger = server.service.ledger
+    async with server.service.core.database.write() as connection:
+        await ledger.append(connection, [policy_record(TASK, "paused", 2**31 + at)])
+    return int(await ledger.size())
+
+
+async def shown(server: Served) -> int:
+    """The size of the checkpoint that a device is served now."""
+    async with (
+        aiohttp.ClientSession() as http,
+        http.get(f"{server.url}/ledger/checkpoint") as answer,
+    ):
+        verifier = parse_verifier(server.service.ledger.verifier)
+        return open_checkpoint(await answer.read(), verifier).size
+
+
+async def test_a_device_is_served_all_that_is_committed_also_while_witnesses_are_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A restored device counts its charges in it, and the last cohort is committed when the next
+    one forms."""
+    asked, answer = asyncio.Event(), asyncio.Event()
+
+    async def silent(self: Witnesses, note: bytes, *rest: Any) -> bytes:
+        asked.set()
+        await answer.wait()
+        return note
+
+    async with served(tmp_path, spec()) as server:
+        before = await shown(server)
+        monkeypatch.setattr(Witnesses, "cosign", silent)
+        assert await committed(server, 1) == before + 1
+        first = asyncio.create_task(shown(server))
+        await asked.wait()  # its publication has read the database, and waits
+        assert await committed(server, 2) == before + 2
+        second = asyncio.create_task(shown(server))
+        answer.set()
+        assert await first >= before + 1
+        assert await second == before + 2
+
+
+async def test_what_was_committed_before_a_kill_is_served_after_it(tmp_path: Path) -> None:
+    async with served(tmp_path, spec()) as server:
+        size = await committed(server, 1)
+        await server.restart()
+        checkpoint = server.settings.data_dir / "ledger" / "checkpoint"
+        verifier = parse_verifier(server.service.ledger.verifier)
+        assert open_checkpoint(checkpoint.read_bytes(), verifier).size == size
+        assert await shown(server) == size

@@ -109,3 +109,19 @@ def test_any_bytes_are_a_bundle_or_a_ledger_error(data: bytes, width: int) -> No
         assert len(tiles.parse_bundle(data, width)) == width
     except LedgerError:
         return
+
+
+@given(sizes, st.data())
+@settings(max_examples=100, deadline=None)
+def test_a_frontier_goes_on_from_any_size(size: int, data: st.DataObject) -> None:
+    old = data.draw(st.integers(0, size))
+    before = merkle.Frontier()
+    for hashed in HASHES[:old]:
+        before.append(hashed)
+    assert before.root() == merkle.root(TREE.subtree, old)
+    assert len(before.hashes) == old.bit_count()
+    frontier = merkle.Frontier(old, before.hashes)
+    for hashed in HASHES[old:size]:
+        frontier.append(hashed)
+    assert (frontier.size, frontier.root()) == (size, merkle.root(TREE.subtree, size))
+    assert before.size == old

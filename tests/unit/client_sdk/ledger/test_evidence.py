@@ -12,6 +12,7 @@ import pytest
 from client_sdk.errors import LedgerRefusal
 from client_sdk.ledger.evidence import Quarantine, Quarantined, keep_evidence
 from client_sdk.state.journal import SessionRecord
+from dp.ledger import parsing
 from tests.kits.device import journal_in
 
 LEDGER, OTHER = "a.test+00000000+AA==", "b.test+00000000+AA=="
@@ -45,6 +46,33 @@ def test_a_second_entry_of_a_task_replaces_the_first_and_no_other(tmp_path: Path
     assert quarantine.entries == (*kept, quarantined("one", reason="contributor-missing"))
     assert len(quarantine.release("one")) == 2
     assert quarantine.entries == (quarantined("two"),)
+
+
+def test_a_task_whose_records_were_not_read_is_admitted_by_software_that_reads_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = LedgerRefusal("record-version", "Later.", expected=2, found=3)
+    entry = Quarantined.of(error, ledger=LEDGER, task="one", evidence="evidence-1.json", at=5.0)
+    quarantine = Quarantine(journal_in(tmp_path))
+    quarantine.add(entry)
+    quarantine.add(quarantined("two"))
+    with pytest.raises(LedgerRefusal) as caught:
+        Quarantine(journal_in(tmp_path)).check(LEDGER, "one")
+    assert (caught.value.reason, caught.value.found) == ("ledger-quarantined", 3)
+    assert "Update" in str(caught.value.remedy)
+    assert "fault" not in caught.value.message
+    monkeypatch.setitem(parsing._VERSIONS, "release", (1, 2, 3))
+    Quarantine(journal_in(tmp_path)).check(LEDGER, "one")
+    with pytest.raises(LedgerRefusal, match="fault"):
+        quarantine.check(LEDGER, "two")
+
+
+@pytest.mark.parametrize("found", ["3", None, {"version": 3}])
+def test_a_fault_is_not_lifted_by_any_version(tmp_path: Path, found: object) -> None:
+    error = LedgerRefusal("release-mismatch", "No.", found=found)
+    entry = Quarantined.of(error, ledger=LEDGER, task="one", evidence="evidence-1.json", at=5.0)
+    assert entry == quarantined("one")
+    assert not entry.readable
 
 
 def session(**changes: object) -> SessionRecord:

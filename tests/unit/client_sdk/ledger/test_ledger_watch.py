@@ -221,7 +221,7 @@ async def test_a_record_of_other_sets_than_the_device_confirmed_is_refused(
         {"type": "policy"},
         {"outcome": "charged"},
         {"manifest_digest": "00" * 32},
-        {"version": 3},
+        {"version": 0},
         {"version": True},
     ],
 )
@@ -233,6 +233,14 @@ async def test_another_release_at_the_leaf_is_refused(
         await watch(log, tmp_path).verify_release(3, **CLAIM)
     assert caught.value.reason == "release-mismatch"
     assert set(caught.value.evidence) == {"record", "leaf_index", "entry", "proof", "checkpoint"}
+
+
+async def test_a_release_of_a_later_version_is_refused_as_such(tmp_path: Path) -> None:
+    log = Log([*entries(3), release(1, version=3)])
+    with pytest.raises(LedgerRefusal) as caught:
+        await watch(log, tmp_path).verify_release(3, **CLAIM)
+    assert (caught.value.reason, caught.value.found) == ("record-version", 3)
+    assert caught.value.lasting
 
 
 @pytest.mark.parametrize("contributors", [[], [identity_digest(b"a" * 32).hex()], None, 7])
@@ -394,7 +402,7 @@ async def test_a_record_of_an_unknown_version_is_no_answer(tmp_path: Path) -> No
     """An auditor counts it for nothing, so a device must not take it for its release."""
     with pytest.raises(LedgerRefusal) as caught:
         await watch(Log([release(1, version=3)]), tmp_path).holds(CTX, **LOST, since=0)
-    assert caught.value.reason == "release-mismatch"
+    assert caught.value.reason == "record-version"
 
 
 async def test_leaves_before_the_cohort_are_not_looked_at(tmp_path: Path) -> None:

@@ -15,8 +15,11 @@ from client_sdk.contribution import TrainingJob, check_contributor
 from client_sdk.errors import ContributionError, PolicyRefusal, TaskRefusal
 from client_sdk.rounds.checkin import CheckIn
 from client_sdk.rounds.contributing import Training
+from client_sdk.rounds.examples_told import ExamplesTold
+from client_sdk.rounds.result import Tally
 from client_sdk.rounds.schedule import count_of, demand_count, part_at
 from client_sdk.state.journal import Contribution
+from client_sdk.training.dataset import Cut, LeftOut, reasons_of
 from client_sdk.training.trainer import LoraTrainer
 from dp.contracts import BudgetSpec
 from dp.schedule import places_of, schedule_of
@@ -225,6 +228,43 @@ class TestContributions:
         setting.device.account.debit(buffer, A, "of another process", part=0)
         later = await training.contribution(checked_in(setting, buffer, version=2))
         assert (later.count, later.model_version) == (1, 2)
+
+
+class TestExamplesWithoutATurn:
+    """``SCHEDULED`` has 4 parts, and 64 examples of a device at most are in a sum."""
+
+    async def told(self, folder: Path, manifest: Manifest, examples: int) -> tuple[Setting, Tally]:
+        setting, contributor = Setting(folder), Scheduled(ones)
+        contributor.examples = examples  # type: ignore[attr-defined]
+        contributor.left_out = (LeftOut(1, "example-cut", "Its answers begin late."),)  # type: ignore[attr-defined]
+        contributor.cut = (Cut(2, 90, 64), Cut(256, 90, 64))  # type: ignore[attr-defined]
+        training = Training(setting.device, contributor)
+        await training.contribution(checked_in(setting, manifest))
+        return setting, Tally(told=training.told)
+
+    async def test_they_are_told_with_their_number_and_the_way_out(self, tmp_path: Path) -> None:
+        setting, tally = await self.told(tmp_path, SCHEDULED, 259)
+        result = tally.result(setting.device.account, SCHEDULED.task, tmp_path)
+        assert [one.index for one in result.left_out] == [1, 256, 257, 258]
+        assert reasons_of(result.left_out) == {"example-without-turn": 3, "example-cut": 1}
+        assert (result.examples, result.used) == (259, 255)
+        assert [one.index for one in result.cut] == [2]
+        (told,) = (e.detail for e in setting.events if e.kind == "examples-left-out")
+        assert (told["examples"], told["reasons"]) == (4, reasons_of(result.left_out))
+        sentence = result.left_out[1].sentence
+        for word in ("first 256", "period 4", "64 in one sum", "another task", "examples_max"):
+            assert word in sentence
+        stored = setting.device.journal.load_contribution()
+        assert stored is not None
+        assert ExamplesTold.of_contribution(stored).left_out.keys() == {1, 256, 257, 258}
+
+    async def test_all_places_serve_where_they_fit_or_nothing_limits_a_sum(
+        self, tmp_path: Path
+    ) -> None:
+        for manifest, examples in ((SCHEDULED, 256), (LOCAL, 5_000)):
+            setting, tally = await self.told(tmp_path / manifest.task / "d", manifest, examples)
+            result = tally.result(setting.device.account, manifest.task, tmp_path)
+            assert [one.index for one in result.left_out] == [1]
 
 
 class TestARestoredFolder:

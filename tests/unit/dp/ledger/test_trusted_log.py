@@ -21,9 +21,9 @@ from dp.ledger.builder import LedgerBuilder
 from dp.ledger.contributors import Members
 from dp.ledger.receipts import demand_fields, in_sum
 from dp.ledger.records import policy_record
-from dp.ledger.trusted_log import GROWTH_MAX, LEAVES_MAX, TrustedLog, WholeLog
+from dp.ledger.trusted_log import GROWTH_MAX, LEAVES_MAX, LogEntries, TrustedLog, WholeLog
 from dp.tlog import tiles
-from dp.tlog.merkle import EMPTY_ROOT
+from dp.tlog.merkle import EMPTY_ROOT, Frontier
 from dp.tlog.notes import Checkpoint, parse_verifier, sign_checkpoint
 from dp.tlog.witness import WitnessPolicy, add_cosignatures, cosign, witness_key
 from secagg.keys import identity_public_key
@@ -164,7 +164,30 @@ def test_step_8_entries_that_are_not_the_log(bend: str) -> None:
             assert refused(RootMismatch, whole.finish, head(300)) == "root-mismatch"
 
 
-@pytest.mark.parametrize("version", [0, 3, True, 2.0, "2", None])
+@pytest.mark.parametrize("known", [0, 1, 255, 256, 299, 300])
+def test_step_8_entries_after_those_that_were_proven_before(known: int) -> None:
+    for before, good in ((ENTRIES, True), (OTHERS, known == 0)):
+        first = LogEntries()
+        for bundle in first.bundles(known):
+            first.take(files(known, before), bundle)
+        log = LogEntries(Frontier(known, first.frontier.hashes))
+        read = files(300)
+        found = [entry for bundle in log.bundles(300) for entry in log.take(read, bundle)]
+        assert found == ENTRIES[known:]
+        if good:
+            log.finish(head(300))
+        else:
+            assert refused(RootMismatch, log.finish, head(300)) == "root-mismatch"
+
+
+def test_step_9_a_record_of_a_later_version() -> None:
+    """It is not read, and is no lie: a later software may find that it says what is known."""
+    record = {"type": "release", "task": "t", "version": 3}
+    for known in ({"task": "t"}, {"task": "u"}):
+        assert refused(RecordMismatch, demand_fields, record, known) == "record-version"
+
+
+@pytest.mark.parametrize("version", [0, -1, True, 2.0, 3.0, "2", "3", None])
 def test_step_9_a_record_of_a_version_that_nobody_reads(version: object) -> None:
     record = {"type": "release", "task": "t"}
     for known in ({}, {"version": 1}, {"version": 2}):

@@ -282,3 +282,15 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_refusal_says_what_was_expected_and_what_was_found(name: str) -> None:
     refused(REFUSED[name], LedgerError)
+
+
+@pytest.mark.parametrize(("size", "hashes"), [(0, 1), (3, 1), (4, 2), (5, 3), (-1, 0)])
+def test_a_frontier_has_a_hash_for_each_bit_of_its_size(size: int, hashes: int) -> None:
+    with pytest.raises(LedgerError) as caught:
+        merkle.Frontier(size, [bytes(32)] * hashes)
+    assert caught.value.reason == "proof-range"
+
+
+def test_an_empty_frontier_has_the_root_of_nothing() -> None:
+    assert merkle.Frontier().root() == EMPTY_ROOT
+    assert merkle.Frontier().hashes == ()
