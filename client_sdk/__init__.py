@@ -1,35 +1,36 @@
 """What a partner app embeds: join a task in three lines, with the device's own veto.
 
-Importing this package does not import torch; ``LoraTrainer`` loads it on first use.
+Importing this package imports nothing else: what is named is loaded on first use, ``Client`` with
+numpy and aiohttp, ``LoraTrainer`` with torch.
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
-from client_sdk.client import Client
-from client_sdk.contribution import Contributor, TrainingJob
-from client_sdk.errors import (
-    ClientError,
-    ClockError,
-    ContributionError,
-    EnrolmentError,
-    LedgerRefusal,
-    OutputError,
-    PolicyRefusal,
-    StateError,
-    TaskRefusal,
-    TransportError,
-    Unreached,
-)
-from client_sdk.events import Event
-from client_sdk.network.connections import NetworkError
-from client_sdk.network.http import TransportSettings
-from client_sdk.policy import PrivacyPolicy
-from client_sdk.rounds.device import ParticipantSettings
-from client_sdk.rounds.result import RunResult
-
 if TYPE_CHECKING:
+    from client_sdk.client import Client
+    from client_sdk.contribution import Contributor, TrainingJob
+    from client_sdk.errors import (
+        ClientError,
+        ClockError,
+        ContributionError,
+        EnrolmentError,
+        LedgerRefusal,
+        OutputError,
+        PolicyRefusal,
+        StateError,
+        TaskRefusal,
+        TransportError,
+        Unreached,
+    )
+    from client_sdk.events import Event
+    from client_sdk.network.connections import NetworkError
+    from client_sdk.network.http import TransportSettings
+    from client_sdk.policy import PrivacyPolicy
+    from client_sdk.rounds.device import ParticipantSettings
+    from client_sdk.rounds.result import RunResult
     from client_sdk.training.trainer import LoraTrainer
 
 __all__ = [
@@ -57,9 +58,27 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name == "LoraTrainer":
-        from client_sdk.training.trainer import LoraTrainer
+_HOMES = {
+    "Client": "client",
+    "Contributor": "contribution",
+    "Event": "events",
+    "LoraTrainer": "training.trainer",
+    "NetworkError": "network.connections",
+    "ParticipantSettings": "rounds.device",
+    "PrivacyPolicy": "policy",
+    "RunResult": "rounds.result",
+    "TrainingJob": "contribution",
+    "TransportSettings": "network.http",
+}
 
-        return LoraTrainer
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = importlib.import_module(f"{__name__}.{_HOMES.get(name, 'errors')}")
+    value = globals()[name] = getattr(home, name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

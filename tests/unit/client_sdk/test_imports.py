@@ -82,6 +82,22 @@ def test_importing_the_sdk_loads_nothing_heavy() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_an_app_that_only_imports_the_sdk_pays_for_nothing_yet() -> None:
+    done = bare(
+        "before = set(sys.modules)\n"
+        "import client_sdk\n"
+        "loaded = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
+        "assert loaded == {'client_sdk'}, loaded\n"
+        "assert set(client_sdk.__all__) <= set(dir(client_sdk))\n"
+        "for name in sorted(set(client_sdk.__all__) - {'LoraTrainer'}):\n"
+        "    assert getattr(client_sdk, name).__name__ == name\n"
+        "try: client_sdk.Nobody\n"
+        "except AttributeError as error: print(error)\n"
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "module 'client_sdk' has no attribute 'Nobody'\n"
+
+
 def test_all_that_a_device_runs_without_training_runs_on_its_packages_alone() -> None:
     done = bare(
         "needs = []\n"
