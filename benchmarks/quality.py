@@ -5,6 +5,7 @@
     python -m benchmarks.quality run --model smollm2                    # four hours of one core
     python -m benchmarks.quality compare --model smollm2 --against FFA-LoRA
     python -m benchmarks.quality curve --model smollm2 --rows FedAvg,FFA-LoRA --epsilons 1,3,8,inf
+    python -m benchmarks.quality run --model smollm2 --batches          # scheduled, Poisson, whole
 
 Devices are the topics of the English ``chatterbot-corpus``, or with ``--data foldoc`` subjects of
 Debian's ``dict-foldoc``, where that is installed. Every run goes through the real halves:
@@ -37,9 +38,17 @@ from numpy.typing import NDArray
 from aggregator.algorithms import StepInput, server_step
 from benchmarks.foldoc import load_subjects
 from benchmarks.quality_chart import curve, is_chart
-from benchmarks.quality_plan import PLANS, Key, Plan, Results, missing
-from benchmarks.quality_report import differences, write_report
-from benchmarks.quality_rows import MAX_TOKENS, ROWS, model_of, seeded, task_of
+from benchmarks.quality_plan import BATCH_PLANS, PLANS, Cell, Key, Plan, Results, mean, missing
+from benchmarks.quality_report import differences, write_batches, write_report
+from benchmarks.quality_rows import (
+    BATCH_ROWS,
+    MAX_TOKENS,
+    ROWS,
+    model_of,
+    row_named,
+    seeded,
+    task_of,
+)
 from client_sdk.contribution import TrainingJob, check_values
 from client_sdk.outputs import write_file
 from client_sdk.payload import weighed
@@ -72,7 +81,7 @@ class Run:
     def __init__(
         self, key: Key, model: str, clients: int, steps: int, data: str = "chatterbot"
     ) -> None:
-        self.row = next(row for row in ROWS if row.name == key.row)
+        self.row = row_named(key.row)
         self.key, self.model, self.clients, self.steps = key, model, clients, steps
         self.data = data
 
@@ -85,7 +94,7 @@ class Run:
         """
         row, key = self.row, self.key
         manifest = task_of(
-            row, self.model, self.clients, self.steps, key.seed, key.rate, key.epsilon
+            row, self.model, self.clients, self.steps, key.seed, key.rate, key.epsilon, key.clip
         )
         base, tokenizer, fingerprint = model_of(self.model)
         rows, pairs_ = data_of(self.clients, key.seed, key.phase, self.data)
@@ -264,6 +273,15 @@ def references(model: str, clients: int, data: str = "chatterbot") -> dict[str, 
     }
 
 
+def at_clip_1(
+    model: str, path: Path, epsilons: Sequence[float | None]
+) -> tuple[list[Cell], dict[str, float]]:
+    """FFA-LoRA in the table of all algorithms: its cells, and its loss without noise and clip."""
+    plan, found = PLANS[model], Results(path).all()
+    free = Cell(plan, found, "FFA-LoRA", None)
+    return [Cell(plan, found, "FFA-LoRA", e) for e in epsilons], {"no noise, no clip": mean(free)}
+
+
 def _answer(tokenizer: Any, pair: Pair) -> list[int]:
     """The tokens that count in the loss."""
     row = encode_example(tokenizer, pair, MAX_TOKENS)
@@ -272,7 +290,8 @@ def _answer(tokenizer: Any, pair: Pair) -> list[int]:
 
 def run_all(args: argparse.Namespace, plan: Plan, results: Results) -> None:
     """Every run that is missing; several processes share the work."""
-    chosen = [r.name for r in ROWS if r.exists and (not args.rows or r.name in args.rows)]
+    rows = BATCH_ROWS if args.batches else ROWS
+    chosen = [r.name for r in rows if r.exists and (not args.rows or r.name in args.rows)]
     torch.set_num_threads(1)
     while True:
         todo = missing(plan, results.all(), chosen)
@@ -332,29 +351,43 @@ def main() -> None:
     parser.add_argument("--rates", type=_numbers, help="comma between; one: no tuning")
     parser.add_argument("--epsilons", type=_epsilons, help="comma between; default 3,8,inf")
     parser.add_argument(
+        "--batches", action="store_true", help="the rows of batches, not the others"
+    )
+    parser.add_argument("--clip", type=float, help="of an example, with --batches; default: chosen")
+    parser.add_argument(
         "--rows", type=lambda text: text.split(","), help="names, comma between; default all"
     )
     parser.add_argument("--into", type=Path, help="Markdown file to update; of a curve, SVG file")
     parser.add_argument("--against", default="FedAvg", help="row that others are compared with")
     args = parser.parse_args()
-    plan = PLANS[args.model]
+    plan, rows = (BATCH_PLANS if args.batches else PLANS)[args.model], ROWS
+    if args.batches:
+        plan, rows = replace(plan, clip=args.clip or plan.clip), BATCH_ROWS
     if args.seeds is not None:
         plan = replace(plan, seeds=tuple(range(args.seeds)))
     plan = replace(plan, rates=args.rates or plan.rates, epsilons=args.epsilons or plan.epsilons)
     args.steps = args.steps or _STEPS[args.model]
     name = args.model if args.data == "chatterbot" else f"{args.model}-{args.data}"
-    results = Results(RESULTS / f"{name}-{args.clients}x{args.steps}.jsonl")
+    kind = "-batches" if args.batches else ""
+    results = Results(RESULTS / f"{name}-{args.clients}x{args.steps}{kind}.jsonl")
     if args.command == "run":
         run_all(args, plan, results)
     if args.command == "compare":
-        print(differences(plan, results, args.against))
+        print(differences(plan, results, args.against, rows))
         return
-    known = references(args.model, args.clients, args.data)
     if args.command == "curve":
-        labels = {row.name: f"{row.name}: {row.noise}" for row in ROWS if row.name in args.rows}
-        write_file(args.into, curve(plan, results, labels, known).encode(), is_chart)
+        found, chosen = results.all(), [row for row in rows if row.name in args.rows]
+        shown = {r.label: [Cell(plan, found, r.name, e) for e in plan.epsilons] for r in chosen}
+        known = {"base model": references(args.model, args.clients, args.data)["base model"]}
+        if args.batches:
+            path = RESULTS / f"{name}-{args.clients}x{args.steps}.jsonl"
+            shown["FFA-LoRA Poisson, clip 1"], more = at_clip_1(args.model, path, plan.epsilons)
+            known |= more
+        write_file(args.into, curve(shown, known, results.path.stem).encode(), is_chart)
+    elif args.batches:
+        write_batches(plan, results, args.steps, args.into)
     else:
-        write_report(plan, results, known, args.into)
+        write_report(plan, results, references(args.model, args.clients, args.data), args.into)
 
 
 if __name__ == "__main__":

@@ -48,38 +48,45 @@ def chart(
     return _svg(figure, results.path.stem)
 
 
-def curve(
-    plan: Plan, results: Results, rows: Mapping[str, str], references: Mapping[str, float]
-) -> str:
-    """Loss against epsilon: a line for each row (name -> label), whiskers for the spread."""
-    made = _finished(plan, results, list(rows))
-    epsilons = sorted(plan.epsilons, key=lambda epsilon: epsilon or math.inf)
+def curve(lines: Mapping[str, Sequence[Cell]], references: Mapping[str, float], salt: str) -> str:
+    """Loss against epsilon: a line of cells for each label, whiskers for the spread.
+
+    Cells without runs are left out. ``salt`` makes the names in the SVG.
+    """
+    shown = {label: [cell for cell in line if _is_finished(cell)] for label, line in lines.items()}
+    found = {cell.epsilon for line in shown.values() for cell in line}
+    epsilons = sorted(found, key=lambda epsilon: epsilon or math.inf)
     figure = Figure(figsize=(6.0, 3.6), layout="constrained")
     axes = figure.subplots()
-    for (row, label), colour in zip(rows.items(), _COLOURS, strict=False):
-        shown = [(k, made[row, e]) for k, e in enumerate(epsilons) if (row, e) in made]
+    for (label, line), colour in zip(shown.items(), _COLOURS, strict=False):
+        ordered = sorted(line, key=lambda cell: epsilons.index(cell.epsilon))
         axes.errorbar(
-            [k for k, _ in shown],
-            [mean(cell) for _, cell in shown],
-            yerr=[spread(cell) for _, cell in shown],
+            [epsilons.index(cell.epsilon) for cell in ordered],
+            [mean(cell) for cell in ordered],
+            yerr=[spread(cell) for cell in ordered],
             fmt="o-",
             capsize=3,
             color=colour,
             label=label,
         )
-    axes.axhline(references["base model"], color="#888", linestyle="--", label="base model")
+    for (name, loss), style in zip(references.items(), ("--", ":"), strict=False):
+        axes.axhline(loss, color="#888", linestyle=style, label=name)
     axes.set_xticks(range(len(epsilons)), [_name(epsilon) for epsilon in epsilons])
     axes.set_xlabel("ε of the whole run, δ = 10⁻⁵")
     axes.set_ylabel("held-out loss")
     axes.legend(fontsize=8)
-    return _svg(figure, results.path.stem)
+    return _svg(figure, salt)
 
 
 def _finished(
     plan: Plan, results: Results, rows: Sequence[str]
 ) -> dict[tuple[str, float | None], Cell]:
     made = cells(plan, results, rows)
-    return {k: cell for k, cell in made.items() if cell.tests() and math.isfinite(mean(cell))}
+    return {k: cell for k, cell in made.items() if _is_finished(cell)}
+
+
+def _is_finished(cell: Cell) -> bool:
+    return bool(cell.tests()) and math.isfinite(mean(cell))
 
 
 def _name(epsilon: float | None) -> str:

@@ -26,6 +26,7 @@ class Plan:
 
     All ``rates``, or with ``start`` those on the way from there to one that is better than its
     neighbours, are tried with the first of ``tuning_seeds``, the best ``finalists`` with all.
+    ``clip`` of an example's gradient: of every row under privacy; rates are per clip.
     """
 
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
@@ -34,6 +35,7 @@ class Plan:
     tuning_seeds: tuple[int, ...] = (100, 101, 102)
     finalists: int = 2
     start: float | None = None
+    clip: float = 1.0
 
 
 PLANS = {
@@ -45,17 +47,35 @@ PLANS = {
         start=4.0,
     ),
 }
+BATCH_PLANS = {
+    "tiny": Plan(
+        seeds=(0, 1, 2),
+        rates=(1 / 2, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0),
+        epsilons=(8.0,),
+        tuning_seeds=(100,),
+        start=4.0,
+    ),
+    "smollm2": Plan(
+        seeds=(0, 1, 2),
+        rates=(1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0),
+        epsilons=(8.0, 3.0),
+        tuning_seeds=(100,),
+        start=16.0,
+        clip=0.1,
+    ),
+}
 
 
 @dataclass(frozen=True)
 class Key:
-    """One run. ``epsilon`` None: without privacy."""
+    """One run. ``epsilon`` None: without privacy. Lines of before have no ``clip``: it was 1."""
 
     phase: Literal["tune", "test"]
     row: str
     epsilon: float | None
     rate: float
     seed: int
+    clip: float = 1.0
 
 
 Result = dict[str, Any]
@@ -77,7 +97,8 @@ class Results:
                     if line.endswith(b"\n"):  # else another process is in the middle of it
                         self._read += len(line)
                         record = json.loads(line)
-                        key = Key(**{name: record[name] for name in Key.__annotations__})
+                        named = {n: record[n] for n in Key.__annotations__ if n in record}
+                        key = Key(**named)
                         self._found[key] = record
         return self._found
 
@@ -178,7 +199,7 @@ class Cell:
         return self._plan.tuning_seeds[0]
 
     def _key(self, phase: Literal["tune", "test"], rate: float, seed: int) -> Key:
-        return Key(phase, self.row, self.epsilon, rate, seed)
+        return Key(phase, self.row, self.epsilon, rate, seed, self._plan.clip)
 
 
 def missing(plan: Plan, found: dict[Key, Result], rows: Sequence[str]) -> list[Key]:

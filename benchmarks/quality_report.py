@@ -9,8 +9,9 @@ from pathlib import Path
 
 from benchmarks.quality_chart import chart, is_chart
 from benchmarks.quality_plan import Cell, Plan, Results, cells, loss_of, mean, spread
-from benchmarks.quality_rows import ROWS
+from benchmarks.quality_rows import BATCH_ROWS, ROWS, Row
 from client_sdk.outputs import check_file, write_file
+from dp.schedule import participations
 
 BEGIN, END = "<!-- quality table: {} -->", "<!-- end of quality table: {} -->"
 
@@ -18,7 +19,7 @@ BEGIN, END = "<!-- quality table: {} -->", "<!-- end of quality table: {} -->"
 def table(plan: Plan, results: Results, references: Mapping[str, float]) -> str:
     """The Markdown table, with what has to be known to read it."""
     made = cells(plan, results, [row.name for row in ROWS])
-    names = ["∞" if epsilon is None else f"{epsilon:g}" for epsilon in plan.epsilons]
+    names = [_epsilon(epsilon) for epsilon in plan.epsilons]
     heads = [text for name in names for text in (f"loss at ε = {name}", "ppl")]
     columns = ["row", *heads, "up", "down", "device s", f"rates at ε = {', '.join(names)}"]
     rows = [columns, ["---"] * len(columns)]
@@ -36,13 +37,78 @@ def table(plan: Plan, results: Results, references: Mapping[str, float]) -> str:
     return "\n".join([*lines, "", _notes(plan, results)]) + "\n"
 
 
-def differences(plan: Plan, results: Results, against: str) -> str:
+def batch_table(plan: Plan, results: Results, steps: int) -> str:
+    """Markdown: a line for each way to choose a step's examples, both forms side by side."""
+    made = cells(plan, results, [row.name for row in BATCH_ROWS])
+    forms = list(dict.fromkeys(row.kind for row in BATCH_ROWS))
+    names = {kind: next(r.name.split()[0] for r in BATCH_ROWS if r.kind == kind) for kind in forms}
+    cells_of = [(kind, epsilon) for epsilon in plan.epsilons for kind in forms]
+    heads = [f"{names[kind]}, ε = {_epsilon(epsilon)}" for kind, epsilon in cells_of]
+    noises = [f"noise, ε = {_epsilon(epsilon)}" for epsilon in plan.epsilons]
+    columns = [
+        "a step's examples",
+        "sums of one",
+        "passes",
+        *noises,
+        *heads,
+        f"rates at ε = {', '.join(map(_epsilon, plan.epsilons))}",
+    ]
+    rows = [columns, ["---"] * len(columns)]
+    for parts in dict.fromkeys(row.parts for row in BATCH_ROWS):
+        of = {row.kind: row for row in BATCH_ROWS if row.parts == parts}
+        first = next(iter(of.values()))
+        found = [made[of[kind].name, epsilon] for kind, epsilon in cells_of]
+        rows.append(
+            [
+                first.batch,
+                f"{participations(steps, max(parts, 1))} of {steps}",
+                f"{first.passes(steps):g}",
+                *(_noise(made[first.name, epsilon]) for epsilon in plan.epsilons),
+                *(_loss(cell, len(plan.seeds))[0] for cell in found),
+                ", ".join(_rate(cell) for cell in found),
+            ]
+        )
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([*lines, "", _batch_notes(plan, results)]) + "\n"
+
+
+def _epsilon(epsilon: float | None) -> str:
+    return "∞" if epsilon is None else f"{epsilon:g}"
+
+
+def _noise(cell: Cell) -> str:
+    return next((f"{run['noise_multiplier']:.2f}" for run in cell.tests()), "–")
+
+
+def _batch_notes(plan: Plan, results: Results) -> str:
+    found = [
+        key
+        for key, run in results.all().items()
+        if (key.clip, key.epsilon in plan.epsilons) == (plan.clip, True) and "refused" not in run
+    ]
+    return (
+        f"Clip {plan.clip:g}; rates are per clip. ± is the standard deviation over "
+        f"{len(plan.seeds)} seeds. {_tried(plan)} "
+        f"{sum(key.phase == 'tune' for key in found)} runs to choose rates, "
+        f"{sum(key.phase == 'test' for key in found)} reported."
+    )
+
+
+def _tried(plan: Plan) -> str:
+    tried = "Rates tried in every row"
+    if plan.start is not None:
+        tried = f"Rates, from {plan.start:g} to the neighbour as long as one is better"
+    shown = " ".join(f"{rate:g}" for rate in plan.rates)
+    return f"{tried}: {shown}; * marks a choice at their edge."
+
+
+def differences(plan: Plan, results: Results, against: str, rows_of: Sequence[Row] = ROWS) -> str:
     """Markdown: loss less that of the row ``against``, paired by seed; seeds that are better."""
-    made = cells(plan, results, [row.name for row in ROWS])
-    names = ["∞" if epsilon is None else f"{epsilon:g}" for epsilon in plan.epsilons]
+    made = cells(plan, results, [row.name for row in rows_of])
+    names = [_epsilon(epsilon) for epsilon in plan.epsilons]
     columns = [f"less {against}", *(f"ε = {name}" for name in names)]
     rows = [columns, ["---"] * len(columns)]
-    for row in ROWS:
+    for row in rows_of:
         texts = [_difference(made[row.name, e], made[against, e]) for e in plan.epsilons]
         rows.append([row.name, *texts])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
@@ -110,13 +176,8 @@ def _notes(plan: Plan, results: Results) -> str:
         if key.epsilon in plan.epsilons and key.rate in plan.rates and "refused" not in run
     }
     loads = [run["load"] for run in found.values()]
-    shown = " ".join(f"{rate:g}" for rate in plan.rates)
-    tried = "Rates tried in every row"
-    if plan.start is not None:
-        tried = f"Rates, from {plan.start:g} to the neighbour as long as one is better"
     text = (
-        f"± is the standard deviation over {len(plan.seeds)} seeds. {tried}: "
-        f"{shown}; * marks a choice at their edge. "
+        f"± is the standard deviation over {len(plan.seeds)} seeds. {_tried(plan)} "
         f"{sum(1 for key in found if key.phase == 'tune')} runs to choose rates, "
         f"{sum(1 for key in found if key.phase == 'test')} reported."
     )
@@ -152,10 +213,32 @@ def write_report(
     if into is None:
         return
     name = results.path.stem
-    begin, end = BEGIN.format(name), END.format(name)
     drawn = chart(plan, results, [row.name for row in ROWS], references).encode()
-    check_file(into, lambda page: _marked(page.read_text("utf-8"), begin, end))
+    _check_page(into, name)
     write_file(into.parent / f"quality-{name}.svg", drawn, is_chart)
+    _put(into, name, made)
+
+
+def write_batches(plan: Plan, results: Results, steps: int, into: Path | None) -> None:
+    """Print the table of batches; with ``into`` put it between its marks there.
+
+    Raises:
+        OutputError: ``into`` has no such marks.
+    """
+    made = batch_table(plan, results, steps)
+    print(made)
+    if into is not None:
+        _check_page(into, results.path.stem)
+        _put(into, results.path.stem, made)
+
+
+def _check_page(into: Path, name: str) -> None:
+    begin, end = BEGIN.format(name), END.format(name)
+    check_file(into, lambda page: _marked(page.read_text("utf-8"), begin, end))
+
+
+def _put(into: Path, name: str, made: str) -> None:
+    begin, end = BEGIN.format(name), END.format(name)
     head, _, rest = into.read_text("utf-8").partition(begin)
     _, _, tail = rest.partition(end)
     page = f"{head}{begin}\n{made}{end}{tail}"

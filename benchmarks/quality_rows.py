@@ -6,10 +6,14 @@ the sum). All rows take the same number of gradient steps on every device, but f
 without privacy, whose devices take two or three a release by the size of their data: 6 to 9 in all
 on tiny (8 elsewhere), 4 to 6 on SmolLM2 (4 elsewhere).
 
+Rows of batches compare how one-step rows choose a step's examples: a secret Poisson batch, or
+parts that serve in turn (:mod:`dp.schedule`), at one epsilon without amplification.
+
 A row's *rate* is its one step size that is tuned: the local rate with several local steps, the
 server's rate in FedAdam (its local rate is fixed), in zeroth order, and in one-step rows under
 privacy, where the sum is divided by about its number of examples. What tuning costs in privacy is
-not counted, as in the papers.
+not counted, as in the papers. At another clip than 1 the rate is given per clip: the server's is
+rate / clip, so that an example at the clip moves the model as far.
 """
 
 from __future__ import annotations
@@ -50,7 +54,11 @@ UNEQUAL_STEPS_MAX = 3  # one pass over 35 to 141 pairs in batches of 24, cut at 
 
 @dataclass(frozen=True)
 class Row:
-    """``local_rate``: fixed, where the rate is the server's. ``epochs``: unequal local steps."""
+    """``local_rate``: fixed, where the rate is the server's. ``epochs``: unequal local steps.
+
+    ``parts``: into how many a device divides its examples, one for each step; 1: all are in every
+    step; 0: a secret batch is drawn at ``SAMPLING_RATE``.
+    """
 
     name: str
     algorithm: str  # without privacy
@@ -60,6 +68,7 @@ class Row:
     local_rate: float | None = None
     epochs: int = 0
     where: Literal["federated", "alone", "pooled"] = "federated"
+    parts: int = 0
 
     @property
     def distributed(self) -> bool:
@@ -71,6 +80,22 @@ class Row:
         return (
             f"noise {'in the sum (distributed)' if self.distributed else 'on every device (local)'}"
         )
+
+    @property
+    def batch(self) -> str:
+        """What a one-step row's step is made of."""
+        if self.parts == 0:
+            return f"Poisson, rate {SAMPLING_RATE:g}"
+        return "all examples" if self.parts == 1 else f"one part of {self.parts}"
+
+    @property
+    def label(self) -> str:
+        """In a curve."""
+        return f"{self.name}: {self.batch if self in BATCH_ROWS else self.noise}"
+
+    def passes(self, steps: int) -> float:
+        """How often ``steps`` one-step releases take an example's gradient, on average."""
+        return steps / self.parts if self.parts else steps * SAMPLING_RATE
 
     @property
     def exists(self) -> bool:
@@ -95,6 +120,17 @@ ROWS = (
     Row("FedSVD", "fedavg", "fedsgd", kind="fedsvd", local_steps=1),
     Row("zeroth order", "zeroth-order", "zeroth-order", local_steps=1),
 )
+
+BATCH_ROWS = tuple(
+    Row(f"{form} {batch}", "fedavg", "fedsgd", kind=kind, local_steps=1, parts=parts)
+    for form, kind in (("FFA-LoRA", "ffa-lora"), ("FedSVD", "fedsvd"))
+    for batch, parts in (("Poisson", 0), ("b=4", 4), ("b=2", 2), ("b=1", 1))
+)
+
+
+def row_named(name: str) -> Row:
+    """Of either table."""
+    return next(row for row in (*ROWS, *BATCH_ROWS) if row.name == name)
 
 
 def releases_of(row: Row, steps: int, *, private: bool) -> tuple[int, int]:
@@ -127,17 +163,22 @@ def seeded(*label: object) -> Callable[[int], bytes]:
 
 
 def task_of(
-    row: Row, model: str, clients: int, steps: int, seed: int, rate: float, epsilon: float | None
+    row: Row,
+    model: str,
+    clients: int,
+    steps: int,
+    seed: int,
+    rate: float,
+    epsilon: float | None,
+    clip: float = CLIP,
 ) -> Manifest:
     """The manifest of a run, its noise the least that keeps the releases within ``epsilon``.
 
     Raises:
         ConfigurationError: the combination is refused.
     """
-    if epsilon is None:
-        return _manifest(row, model, clients, steps, seed, rate, None)
-    noise = noise_for(row, model, clients, steps, epsilon)
-    return _manifest(row, model, clients, steps, seed, rate, noise)
+    noise = None if epsilon is None else noise_for(row, model, clients, steps, epsilon)
+    return _manifest(row, model, clients, steps, seed, rate / clip, noise, clip=clip)
 
 
 @cache
@@ -170,6 +211,7 @@ def _manifest(
     rate: float,
     noise: float | None,
     sampling_rate: float = SAMPLING_RATE,
+    clip: float = CLIP,
 ) -> Manifest:
     algorithm = row.algorithm if noise is None else row.private
     if algorithm is None:
@@ -182,18 +224,19 @@ def _manifest(
     server_side = distributed or algorithm == "zeroth-order" or row.local_rate is not None
     releases, local_steps = releases_of(row, steps, private=noise is not None)
     denominator = 0.0
-    if distributed:
-        denominator = 20.0 * clients  # near the number of examples in a sum
+    if distributed:  # near the number of examples in a sum
+        denominator = (80.0 / row.parts if row.parts else 20.0) * clients
     elif noise is not None and algorithm not in ("scaffold", "fedbuff"):
         denominator = float(clients)
     spec = TaskSpec(
         task="quality",
         algorithm=algorithm,
         privacy="none" if noise is None else "distributed" if distributed else "local",
-        clip=CLIP,
+        clip=clip,
         noise_multiplier=noise or 1.0,
-        sampling_rate=sampling_rate,
-        examples_max=128,
+        sampling_rate=1.0 if row.parts else sampling_rate,
+        period=row.parts or 1,
+        examples_max=256 if row.parts == 1 else 128,
         update_clip=512.0,
         cohort=CohortSpec(size_min=clients, size_max=clients, survivors_min=clients, corrupt_max=0),
         budget=BudgetSpec(max_epsilon=None, delta=DELTA, releases_max=releases),

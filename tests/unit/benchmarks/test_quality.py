@@ -181,7 +181,8 @@ def test_the_curve_has_its_rows_and_epsilons_smallest_first(results):
     for epsilon, loss in ((None, 5.0), (3.0, 6.0)):
         tuned(results, epsilon=epsilon)
         add(results, "test", 4.0, 0, loss, epsilon=epsilon)
-    made = quality_chart.curve(PLAN, results, {ROW: "local noise"}, REFERENCES)
+    found = [Cell(PLAN, results.all(), ROW, epsilon) for epsilon in PLAN.epsilons]
+    made = quality_chart.curve({"local noise": found}, REFERENCES, "salt")
     assert {"local noise", "3", "∞", "base model"} <= texts_of(made)
     assert made.index(">3<") < made.index(">∞<")
 
@@ -235,8 +236,8 @@ def test_every_row_is_a_task_that_the_validator_admits(row):
 
 def test_a_run_with_its_line_is_not_repeated(results, monkeypatch):
     plan = Plan(seeds=(0,), rates=(4.0,), epsilons=(None,))
-    chosen = {"rows": ["FFA-LoRA"], "model": "tiny", "data": "chatterbot", "clients": 2, "steps": 1}
-    arguments = type("A", (), chosen)()
+    chosen = {"rows": ["FFA-LoRA"], "batches": False, "model": "tiny", "data": "chatterbot"}
+    arguments = type("A", (), chosen | {"clients": 2, "steps": 1})()
     quality.run_all(arguments, plan, results)
     (result,) = results.all().values()
     assert result["loss"] < quality.references("tiny", 2)["base model"]
