@@ -37,7 +37,7 @@ def schedule_of(manifest: Manifest) -> str:
 
 
 def places_served(manifest: Manifest) -> int | None:
-    """First places of a device's list whose examples serve in turn; None: every place serves."""
+    """First places of a device's list that serve in turn; None: every place serves."""
     privacy = manifest.example_privacy
     if privacy is None or privacy.mode != "distributed" or period_of(manifest) == 1:
         return None

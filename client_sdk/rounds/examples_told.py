@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
@@ -57,8 +57,13 @@ class ExamplesTold:
         )
 
     def with_turnless(self, manifest: Manifest) -> ExamplesTold:
-        """With the examples beyond the places that a task's schedule gives a turn to."""
-        served = places_served(manifest)
+        """With the examples beyond the places that a task's schedule gives a turn to.
+
+        Where it protects persons or documents, the places are theirs, and nothing is added.
+        """
+        served, privacy = places_served(manifest), manifest.example_privacy
+        if privacy is not None and privacy.protects != "example":
+            return self
         if self.examples is None or served is None or self.examples <= served:
             return self
         period = period_of(manifest)
@@ -73,7 +78,7 @@ class ExamplesTold:
             if index not in self.left_out
         }
         cut = {index: one for index, one in self.cut.items() if index < served}
-        return ExamplesTold(self.examples, self.left_out | turnless, cut)
+        return replace(self, left_out=self.left_out | turnless, cut=cut)
 
     def stored_in(self, contribution: Contribution) -> Contribution:
         return msgspec.structs.replace(

@@ -258,6 +258,16 @@ class TestExamplesWithoutATurn:
         assert stored is not None
         assert ExamplesTold.of_contribution(stored).left_out.keys() == {1, 256, 257, 258}
 
+    def test_what_else_was_told_stays(self) -> None:
+        told = ExamplesTold(259, owned=7).with_turnless(SCHEDULED)
+        assert (told.owned, told.left_out.keys()) == (7, {256, 257, 258})
+
+    def test_where_persons_are_protected_the_places_are_theirs(self) -> None:
+        privacy = SCHEDULED.example_privacy
+        assert privacy is not None
+        persons = replace(SCHEDULED, example_privacy=replace(privacy, unit="person"))
+        assert ExamplesTold(259).with_turnless(persons) == ExamplesTold(259)
+
     async def test_all_places_serve_where_they_fit_or_nothing_limits_a_sum(
         self, tmp_path: Path
     ) -> None:
