@@ -31,7 +31,7 @@ _ROWS_PER_PASS = 8
 def signal(gradients: NDArray[np.floating], clip: float) -> tuple[float, float]:
     """Of float[examples, d]: the mean's length in clips after the clip, and the share clipped."""
     norms = np.linalg.norm(gradients, axis=1)
-    factors = np.minimum(1.0, clip / np.maximum(norms, np.finfo(np.float64).tiny))
+    factors = clip / np.maximum(norms, clip)
     mean = np.mean(gradients * factors[:, None], axis=0)
     return float(np.linalg.norm(mean)) / clip, float(np.mean(norms > clip))
 
