@@ -74,6 +74,15 @@ def demo(
             help="The clip follows the median norm, by a private estimate in the same sum.",
         ),
     ] = False,
+    period: Annotated[
+        int | None,
+        number(
+            "Parts of a device's examples, one a round in turn; 1: all in every round. Default: "
+            "half the rounds with --privacy distributed (all of fewer than four), else 1.",
+            low=1,
+            high=100,
+        ),
+    ] = None,
     out_dir: Annotated[
         Path | None,
         typer.Option("--out", help="New or empty folder for results; default: secagg-demo[-N]."),
@@ -97,6 +106,7 @@ def demo(
             device_noise=device_noise,
             folder=out_dir,
             adaptive_clip=adaptive_clip,
+            period=period,
         )
         chosen = resolve(algorithm, None if privacy is None else privacy.value, options)
         out.result(run_demo(chosen, out))

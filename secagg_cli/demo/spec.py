@@ -33,6 +33,7 @@ _REPORT_S = 3600.0
 class DemoOptions:
     """The command line. ``device_noise`` 0: no device-level noise. ``folder`` None: a new one.
 
+    ``period`` None: as the rounds have it, see ``presets.period_for``.
     ``adaptive_clip``: it begins at the preset's clip, with the defaults of ``AdaptiveClipSpec``.
     ``form`` of the adapter, ``algorithm`` and ``privacy`` follow from ``--algorithm``; see
     ``secagg_cli.demo.choice``.
@@ -48,6 +49,7 @@ class DemoOptions:
     algorithm: str = "fedsgd"
     form: AdapterKind = "ffa-lora"
     adaptive_clip: bool = False
+    period: int | None = None
 
 
 def task_spec(options: DemoOptions, plan: KillPlan, model: Any) -> TaskSpec:
@@ -59,6 +61,9 @@ def task_spec(options: DemoOptions, plan: KillPlan, model: Any) -> TaskSpec:
     from dp.contracts import AdaptiveClipSpec, BudgetSpec, CohortSpec, DeadlineSpec, TaskSpec
     from dp.contracts.algorithms.registry import algorithm_named
 
+    period = options.period
+    if period is None:
+        period = period_for(options.privacy, options.form, options.rounds)
     buffered = algorithm_named(options.algorithm).weighs_staleness
     base_model, adapter = describe(
         model, options.model, adapter_for(options.model, options.form, options.clients)
@@ -71,7 +76,7 @@ def task_spec(options: DemoOptions, plan: KillPlan, model: Any) -> TaskSpec:
             options.algorithm,
             options.clients,
             options.form,
-            period_for(options.privacy, options.form, options.rounds),
+            period,
         ),
         device_noise_multiplier=options.device_noise,
         adaptive_clip=AdaptiveClipSpec() if options.adaptive_clip else None,
@@ -103,7 +108,7 @@ def device_limit(spec: TaskSpec, promised: float) -> float:
     protects whole devices alone."""
     from dp.accounting.budget import cost_of
 
-    cost = cost_of("example", _draft(spec), spec.budget.releases_max)
+    cost = cost_of("example", draft(spec), spec.budget.releases_max)
     return cost if math.isinf(cost) else max(promised, _tenth_up(cost))
 
 
@@ -111,7 +116,7 @@ def _budget(spec: TaskSpec) -> float | None:
     """``MAX_EPSILON``, or what these settings cost where that is more; None without privacy."""
     from dp.accounting.statements import headline, lines
 
-    cost = headline(lines(_draft(spec), spec.budget.releases_max))
+    cost = headline(lines(draft(spec), spec.budget.releases_max))
     return None if cost is None else max(MAX_EPSILON, _tenth_up(cost))
 
 
@@ -119,7 +124,7 @@ def _tenth_up(epsilon: float) -> float:
     return math.ceil(epsilon * 10) / 10
 
 
-def _draft(spec: TaskSpec) -> Manifest:
+def draft(spec: TaskSpec) -> Manifest:
     """The task's manifest, under nobody's keys."""
     import nacl.signing
 

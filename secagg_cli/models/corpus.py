@@ -51,7 +51,8 @@ _ALTERNATIVES = frozenset({"computers", "emotion", "literature"})
 _HELD_OUT_SHARE = 0.1
 _HELD_OUT_MIN = 4  # pairs
 _TURNS_MAX = 16  # trivia has one entry of 88 lines that is a list, not a dialogue
-_EXAMPLE_QUESTION = "What is the largest type of deer?"  # held out for any number of clients
+# Held out for any number of clients.
+_EXAMPLE_QUESTION = "What is the most abundant element in the universe?"
 CLIENTS_MAX = 32  # beyond that a client has about ten pairs
 
 
@@ -95,8 +96,8 @@ def load_clients(n: int = 6, seed: int = 0) -> list[ClientData]:
 def example_pair(heldout: Iterable[Pair]) -> Pair:
     """The pair that the demo shows: no device trains on its question.
 
-    Chosen once among the held-out ones, as one whose answer is short in the corpus and long before
-    training.
+    Chosen once among the held-out ones: the corpus has a word for it, and the untrained model knows
+    the answer but does not stop there.
     """
     return next(pair for pair in heldout if pair[0] == _EXAMPLE_QUESTION)
 

@@ -23,7 +23,7 @@ MAX_TOKENS = 64
 MICRO_BATCH = 4
 HELD, HELD_MAX = 96, 160  # examples of a device: expected, and of the corpus's largest client
 SAMPLING_RATE = 0.25  # of local steps
-PASS = 4  # with noise in the sum: releases of one pass over the data, as a rule
+PASSES = 2  # with noise in the sum: most sums that one example is in
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class TrainingPreset:
     """
 
     clip: float = 1.0
-    noise_multiplier: float = 1.4
+    noise_multiplier: float = 0.93
     update_clip: float = 1.0
     local_steps: int = 1
     local_learning_rate: float = 1.0
@@ -72,7 +72,7 @@ _SMOLLM2 = Preset(
     slopes_rate=0.1,  # tiny's over the ratio of the adapters' lengths; not measured
     form_rates={"lora": 0.25, "product": 0.25},  # tiny's; not measured
     modes={
-        "distributed": TrainingPreset(server_learning_rate=4.5, examples=400.0),
+        "distributed": TrainingPreset(server_learning_rate=9.0, examples=400.0),
         "local": TrainingPreset(
             noise_multiplier=2.0,
             update_clip=256.0,
@@ -114,14 +114,16 @@ def adapter_for(model: str, form: AdapterKind, clients: int) -> AdapterPreset:
 def period_for(privacy: Privacy, form: AdapterKind, releases: int) -> int:
     """Parts of the data, each in one release of a pass; 1: no schedule.
 
-    There is one pass for every ``PASS`` releases, and at least one, so a short task uses all data
-    once: the fewer its releases, the larger their batches. RoLoRA's period is odd.
+    An example is in at most ``PASSES`` sums however many the releases are, and in one where there
+    are fewer than two for each pass. RoLoRA's period is odd.
     """
     if privacy != "distributed":
         return 1
-    passes = max(1, releases // PASS)
+    passes = min(PASSES, max(1, releases // 2))
     period = -(-releases // passes)
-    return period if form != "rolora" or period % 2 else period - 1
+    if form != "rolora" or period % 2:
+        return period
+    return period + 1 if period < releases else period - 1
 
 
 def task_terms(
@@ -152,7 +154,8 @@ def task_terms(
         local_learning_rate=local,
         batch_size=round(HELD * sampling_rate / period),
         server_learning_rate=server,
-        denominator=terms.examples / period,
+        # From PASSES parts on, smaller batches take shorter steps, with as much noise in each.
+        denominator=terms.examples / min(period, PASSES),
         max_tokens=MAX_TOKENS,
         micro_batch=MICRO_BATCH,
     )
