@@ -62,10 +62,37 @@ class Canaries:
         return [job.part for job in self.jobs]
 
 
+class Persons(Canaries):
+    """Each of six persons has two rows, and their order is another one in each job."""
+
+    groups_units = True
+
+    def contribute(self, job: TrainingJob) -> Mapping[str, np.ndarray]:
+        owners = [place // 2 for place in range(EXAMPLES)]
+        rows = owners[len(self.jobs) :] + owners[: len(self.jobs)]
+        self.jobs.append(job)
+        total = ExampleSum(job.manifest, np.random.default_rng(0).bytes)
+        for summed in self.summed(job, rows):
+            total.add(sum(np.eye(EXAMPLES)[person] for person in summed) + np.zeros(EXAMPLES))
+        return total.values()
+
+    def summed(self, job: TrainingJob, rows: list[int]) -> list[list[int]]:
+        """Of each row that is summed its person, those of one clip together."""
+        groups = job.groups([f"person {person}" for person in rows])
+        return [[rows[row] for row in groups[place]] for place in job.places(len(groups))]
+
+
+class RowsApart(Persons):
+    """The weaker device: each row has a part and a clip of its own."""
+
+    def summed(self, job: TrainingJob, rows: list[int]) -> list[list[int]]:
+        return [[rows[place]] for place in job.places(len(rows))]
+
+
 class Others:
     """Devices whose examples are of no interest."""
 
-    schedules_examples = True
+    schedules_examples = groups_units = True
 
     def contribute(self, job: TrainingJob) -> Mapping[str, np.ndarray]:
         return zero_contribution(job.manifest)
@@ -98,8 +125,8 @@ def most_sums(masked: Mapping[bytes, set[int]]) -> int:
     return max(Counter(place for places in masked.values() for place in places).values())
 
 
-def spec() -> Any:
-    return scheduled_spec(DEVICES, task=TASK, deadlines=DEADLINES)
+def spec(**changes: Any) -> Any:
+    return scheduled_spec(DEVICES, task=TASK, deadlines=DEADLINES, **changes)
 
 
 class Uploads:
@@ -119,9 +146,9 @@ class Uploads:
 class Fleet:
     """``d0`` with the canaries, and three others; each run of one is a new process."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, canaries: Canaries | None = None) -> None:
         self.world = world
-        self.canaries = Canaries()
+        self.canaries = canaries or Canaries()
 
     async def run(
         self,
@@ -186,6 +213,31 @@ async def test_a_canary_is_in_no_more_sums_than_are_counted(
         held = Counter(place for places in masked.values() for place in places)
         assert held == dict.fromkeys(range(EXAMPLES), 2)
         assert world.audit().verified
+
+
+async def test_all_rows_of_a_person_are_in_no_more_sums_than_are_counted(
+    tmp_path: Path, masked: dict[bytes, set[int]]
+) -> None:
+    """Each charge by a new process, over rows in another order; one charge without a release."""
+    async with World(tmp_path, spec(unit="person", unit_rows_max=2)) as world:
+        fleet = Fleet(world, Persons())
+        for number, released in enumerate((1, 0, 1, 1, 1), 1):
+            await (fleet.release() if released else fleet.abort())
+            assert await fleet.charged() == fleet.count() == number
+            assert most_sums(masked) == participations(number, PERIOD)
+        assert set().union(*masked.values()) == set(range(EXAMPLES // 2))
+        (result,) = world.audit().tasks
+        assert {statement.unit for statement in result.lines} == {"person"}
+
+
+async def test_rows_of_a_person_that_are_scheduled_apart_exceed_the_bound(
+    tmp_path: Path, masked: dict[bytes, set[int]]
+) -> None:
+    async with World(tmp_path, spec(unit="person", unit_rows_max=2)) as world:
+        fleet = Fleet(world, RowsApart())
+        for _ in range(PERIOD):
+            await fleet.release()
+        assert most_sums(masked) > participations(PERIOD, PERIOD)
 
 
 async def test_a_count_that_moves_on_success_alone_exceeds_the_bound(
