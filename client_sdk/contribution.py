@@ -42,8 +42,9 @@ class TrainingJob:
         part: of the examples, the one that this contribution is made of, from 0
             (:meth:`places`); None: the task has no schedule, all examples serve.
         known: compares a list of examples with the one before (:meth:`check_list`).
-        known_units: gives units the places that they had before, or new ones at the end, and says
-            how many places there are (:meth:`groups`).
+        known_units: of each unit the first row, and the length of the list -> the places that they
+            had before, or those of their first rows, and how many places there are
+            (:meth:`groups`).
     """
 
     manifest: Manifest
@@ -56,14 +57,15 @@ class TrainingJob:
     stop: threading.Event = field(default_factory=threading.Event)
     part: int | None = None
     known: Callable[[Sequence[bytes]], None] | None = None
-    known_units: Callable[[Sequence[str]], tuple[list[int], int]] | None = None
+    known_units: Callable[[Mapping[str, int], int], tuple[list[int], int]] | None = None
 
     def groups(self, units: Sequence[str | None]) -> list[tuple[int, ...]]:
         """Rows that are one unit of protection: of each unit its rows, at the unit's place.
 
         Each row by itself where the task protects examples. Where it protects persons or documents,
         the first ``unit_rows_max`` rows of each: which ones follows from the unit's own rows alone,
-        and its place from its name. A place that is empty belongs to a unit without rows.
+        and its place from its name, or from where the first of them stands: so a unit that is taken
+        out moves no other one, and lets none in. A place that is empty belongs to no unit's rows.
 
         Args:
             units: of each row of the whole list, the unit that it names; None: it is in no group.
@@ -75,10 +77,11 @@ class TrainingJob:
         for row, unit in enumerate(units):
             if unit is not None:
                 rows.setdefault(unit, []).append(row)
+        first = {unit: own[0] for unit, own in rows.items()}
         if self.known_units is None:
-            places, count = list(range(len(rows))), len(rows)
+            places, count = list(first.values()), len(units)
         else:
-            places, count = self.known_units(list(rows))
+            places, count = self.known_units(first, len(units))
         found: list[tuple[int, ...]] = [()] * count
         for place, own in zip(places, rows.values(), strict=True):
             found[place] = tuple(own[: privacy.unit_rows_max])

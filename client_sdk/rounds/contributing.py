@@ -272,7 +272,7 @@ class Training:
 
     def _known_units(
         self, checkin: CheckIn
-    ) -> Callable[[Sequence[str]], tuple[list[int], int]] | None:
+    ) -> Callable[[Mapping[str, int], int], tuple[list[int], int]] | None:
         if checkin.count is None:
             return None
         return KnownUnits(self._device.journal, schedule_of(checkin.manifest)).places

@@ -4,9 +4,10 @@ The part of an example follows from its place (``dp.schedule``), so an example t
 in more sums than its account says. A list may grow, and an example may be taken out of its place;
 what was seen at one place never comes at another.
 
-Units that rows name (a person, a document) have places by their names: a new name comes at the end,
-and a known one is where it was, whatever became of its rows. So nothing can move, and no list of
-units is refused.
+Units that rows name (a person, a document) have places by their names: a known one is where it was,
+whatever became of its rows, and a new one where its first row stands, as an example is; where other
+rows stood before, it comes at the end. So nothing can move, no place follows from which other units
+there are, and no list of units is refused.
 
 The record has a keyed fingerprint for each place, sealed as all else: of the example that was there
 last, or of none. It is written before anything is trained, so the next process compares with all
@@ -15,7 +16,7 @@ that any contribution was made of.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -78,24 +79,30 @@ class KnownUnits:
         self._journal = journal
         self._name = "units-" + schedule[:32]
 
-    def places(self, units: Sequence[str]) -> tuple[list[int], int]:
+    def places(self, units: Mapping[str, int], length: int) -> tuple[list[int], int]:
         """The place of each unit, and how many places there are; what is new is on disk then.
 
         Args:
-            units: names, each once; new ones get places in this order.
+            units: of each name the first row.
+            length: of the whole list.
 
         Raises:
             StateError: ``state-damaged``.
         """
         before = _places_in(self._journal, self._name)
-        known = {old: place for place, old in enumerate(before)}
-        now = [_fingerprint(self._journal, self._name, _encoded(unit)) for unit in units]
-        places = [known.setdefault(new, len(known)) for new in now]
-        if len(known) > len(before):
-            self._journal.save_blob(
-                self._name, msgspec.msgpack.encode(_Record(places=b"".join(known)))
-            )
-        return places, len(known)
+        known = {old: place for place, old in enumerate(before) if old != _NONE}
+        after = [*before, *[_NONE] * (length - len(before))]
+        places = []
+        for unit, first in units.items():
+            new = _fingerprint(self._journal, self._name, _encoded(unit))
+            if new not in known:
+                known[new] = first if first >= len(before) else len(after)
+                after[known[new] :] = [new, *after[known[new] + 1 :]]
+            places.append(known[new])
+        if after != before:
+            record = _Record(places=b"".join(after))
+            self._journal.save_blob(self._name, msgspec.msgpack.encode(record))
+        return places, len(after)
 
 
 def _encoded(unit: str) -> bytes:

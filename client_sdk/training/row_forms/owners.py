@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping
 from numbers import Integral
 from typing import Any
@@ -17,7 +18,8 @@ def owners_of(example: Any) -> tuple[str, ...]:
     """The different names under ``unit``, in order; empty without any, or with one that is none.
 
     A name is a text that is not blank, or a whole number, which tables may hold as a float: 7, 7.0
-    and "7" are one name. Several stand in a list.
+    and "7" are one name. Space around it and how its letters are composed in Unicode make no other
+    one. Several stand in a list.
     """
     if not isinstance(example, Mapping):
         example = record_of(example)
@@ -27,9 +29,9 @@ def owners_of(example: Any) -> tuple[str, ...]:
 
 
 def _name(value: Any) -> str | None:
-    if isinstance(value, str):
-        return value if value.strip() else None
     value = only(value)
+    if isinstance(value, str):
+        return unicodedata.normalize("NFC", value).strip() or None
     if isinstance(value, Integral) and not isinstance(value, bool):
         return str(int(value))
     whole = isinstance(value, float) and abs(value) <= _EXACT_MAX and value.is_integer()

@@ -32,7 +32,10 @@ def test_where_examples_are_protected_each_row_is_by_itself(names: list[str | No
 def test_a_persons_rows_are_its_first_ones_whoever_else_there_is(
     names: list[str | None], more: list[str | None]
 ) -> None:
-    groups = job(PERSONS).groups(names)
+    places = job(PERSONS).groups(names)
+    groups = [group for group in places if group]
+    assert len(places) == len(names)
+    assert all(places[group[0]] == group for group in groups)
     assert [{names[row] for row in group} for group in groups] == [
         {name} for name in dict.fromkeys(names) if name is not None
     ]
@@ -46,7 +49,7 @@ def test_a_persons_rows_are_its_first_ones_whoever_else_there_is(
 
 def test_places_are_those_that_the_device_knows() -> None:
     known = {"a": 2, "b": 0, "c": 3}
-    asked = job(PERSONS, known_units=lambda units: ([known[unit] for unit in units], 5))
+    asked = job(PERSONS, known_units=lambda units, _: ([known[unit] for unit in units], 5))
     assert asked.groups(["a", None, "b", "a", "a"]) == [(2,), (), (0, 3), (), ()]
 
 

@@ -137,11 +137,12 @@ class TestUnits:
 
     def places(self, folder: Path, names: list[str], schedule: str = SCHEDULE) -> list[int]:
         """As a new process gives them."""
-        found, count = KnownUnits(journal_in(folder), schedule).places(names)
+        first = {name: row for row, name in enumerate(names) if name}
+        found, count = KnownUnits(journal_in(folder), schedule).places(first, len(names))
         assert all(place < count for place in found)
         return found
 
-    def test_a_known_name_is_where_it_was_and_a_new_one_comes_at_the_end(
+    def test_a_known_name_is_where_it_was_and_a_new_one_where_no_row_was(
         self, tmp_path: Path
     ) -> None:
         assert self.places(tmp_path, ["anna", "bert", "carl"]) == [0, 1, 2]
@@ -149,6 +150,17 @@ class TestUnits:
         assert self.places(tmp_path, []) == []
         assert self.places(tmp_path, ["bert", "Anna", "7", "\ud800"]) == [1, 4, 5, 6]
         assert self.places(tmp_path, ["\ud800"]) == [6]
+        assert self.places(tmp_path, [*[""] * 8, "emil", "", "fred"]) == [8, 10]
+        assert self.places(tmp_path, ["", "zoe", *[""] * 9, "gina"]) == [12, 11]
+        assert self.places(tmp_path, ["emil", "gina", "zoe"]) == [8, 11, 12]
+
+    def test_no_place_follows_from_who_else_there_is(self, tmp_path: Path) -> None:
+        for gone in range(4):
+            names = ["anna", "bert", "carl", "dora"]
+            names[gone] = ""
+            found = self.places(tmp_path / str(gone), names)
+            assert found == [place for place in range(4) if place != gone]
+            assert self.places(tmp_path / str(gone), [*names, "emil"])[-1] == 4
 
     def test_another_schedule_begins_anew(self, tmp_path: Path) -> None:
         self.places(tmp_path, ["anna", "bert"])
@@ -186,4 +198,4 @@ class TestUnits:
         for names in lists:
             for name, place in zip(names, self.places(folder, names), strict=True):
                 assert seen.setdefault(name, place) == place
-        assert sorted(seen.values()) == list(range(len(seen)))
+        assert len(set(seen.values())) == len(seen)

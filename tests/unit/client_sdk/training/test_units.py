@@ -113,6 +113,13 @@ class TestSensitivity:
         ):
             assert norm(gradient([*rows, *others]) - base) <= self.clip_units
 
+    def test_one_that_is_taken_out_lets_nobody_in(self) -> None:
+        """Where a device holds more persons than a sum has room for."""
+        few = task(examples_max=2)
+        rows = of(("anna", "bert", "carl"))
+        moved = gradient(rows, few) - gradient([{}, *rows[1:]], few)
+        assert 0 < norm(moved) <= few.segments[0].clip_units
+
     def test_clipped_row_by_row_the_same_person_moves_it_by_more(self) -> None:
         """What would be without the grouping: a task that protects examples, the same rows."""
         examples = tiny_task("distributed", sampling_rate=1.0)
@@ -220,7 +227,7 @@ class TestLocalNoise:
         whole = Work.unit_sums
         monkeypatch.setattr(Work, "unit_sums", lambda self, c: _counted(whole(self, c), sums))
         trainer(ROWS).contribute(job(task("local", training={"local_steps": 2})))
-        assert works[0].groups == [(0, 2, 4), (1, 5), (3,), (6,)]
+        assert works[0].groups == [(0, 2, 4), (1, 5), (), (3,), (), (), (6,), ()]
         assert sums == [4, 4]  # persons, not rows
 
 
@@ -274,7 +281,7 @@ class TestSchedules:
         seed = bytes.fromhex(schedule_of(SCHEDULED))
         assert self.parts(tmp_path, ROWS) == {
             name: {part_of(place, 3, seed)}
-            for place, name in enumerate(("anna", "bert", "carl", "dora"))
+            for name, place in {"anna": 0, "bert": 1, "carl": 3, "dora": 6}.items()
         }
 
     @pytest.mark.parametrize(
@@ -303,6 +310,13 @@ class TestSchedules:
         self.parts(tmp_path, ROWS[1:2])
         assert self.parts(tmp_path, [*of(("zoe",)), *ROWS]).items() >= before.items()
 
+    def test_one_that_was_never_there_moves_nobody(self, tmp_path: Path) -> None:
+        """In a folder that has seen no list before: the same rows, and empty lines for a person."""
+        before = self.parts(tmp_path / "with", ROWS)
+        others = [row if row["unit"] != "anna" else {} for row in ROWS]
+        after = self.parts(tmp_path / "without", others)
+        assert after == {name: parts for name, parts in before.items() if name != "anna"}
+
     def test_a_part_is_what_its_persons_give_alone(self, tmp_path: Path) -> None:
         """The others are as good as not there: same coins, same sum."""
         for part in range(3):
@@ -320,6 +334,9 @@ class TestSchedules:
     ("value", "names"),
     [
         ("anna", ("anna",)),
+        (" anna\n", ("anna",)),
+        ("e\u0301", ("\u00e9",)),
+        (["anna", "anna "], ("anna",)),
         (7, ("7",)),
         (7.0, ("7",)),
         (np.int64(7), ("7",)),
