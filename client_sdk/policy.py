@@ -17,6 +17,7 @@ from client_sdk.accounts.device_account import DeviceAccount
 from client_sdk.errors import PolicyRefusal
 from client_sdk.transfer_sizes import download_size, upload_size
 from dp.accounting.budget import ALL_UNITS, Unit, charges_of, cost_of
+from dp.accounting.charges import GROUP_UNITS
 from dp.accounting.figures import limit_shown, upper
 from dp.contracts import check_manifest
 from dp.contracts.algorithms.registry import algorithm_of
@@ -398,6 +399,11 @@ class PrivacyPolicy:
                     remedy += (
                         f" The task makes no statement about one {unit}: it counts since this "
                         "app's policy has it in units."
+                    )
+                    remedy += "".join(
+                        f" Where rows name their {other}s, units of {other} alone may do."
+                        for other in GROUP_UNITS
+                        if other in stated
                     )
                 if account.data is not None and account.data.spent_without_a_name:
                     remedy += (

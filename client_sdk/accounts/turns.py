@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from dp.accounting.budget import Entry
+from dp.accounting.budget import Entry, Unit
 from dp.schedule import most_sums, participations
 
 
@@ -17,16 +17,18 @@ class Turns:
     """What an account has of one schedule.
 
     Attributes:
-        period: parts that the examples are divided into.
+        period: parts that the units are divided into.
         charges: cohorts that were charged so far, whatever became of them.
-        participations: sums that one example can be in.
+        participations: sums that one unit can be in.
         left: charges more of this device that leave it at as many.
+        unit: what the task protects, and serves in turn.
     """
 
     period: int
     charges: int
     participations: int
     left: int
+    unit: Unit = "example"
 
 
 def turns_of(entries: Iterable[Entry]) -> tuple[Turns, ...]:
@@ -34,24 +36,29 @@ def turns_of(entries: Iterable[Entry]) -> tuple[Turns, ...]:
     cohorts: Counter[tuple[str, int]] = Counter()
     parts: dict[tuple[str, int], list[int]] = {}
     unknown: Counter[tuple[str, int]] = Counter()
+    units: dict[tuple[str, int], Unit] = {}
     for entry in entries:
-        counted = [(charge.counter, charge.part) for charge in entry.charges]
-        for counter in dict.fromkeys(counter for counter, _ in counted if counter is not None):
+        counters = dict.fromkeys(charge.counter for charge in entry.charges)
+        for counter in (counter for counter in counters if counter is not None):
+            of = [charge for charge in entry.charges if charge.counter == counter]
+            unit = next((charge.unit for charge in of if charge.stated), of[0].unit)
+            served = [charge.part for charge in of if charge.unit == unit]  # others have the same
+            known = [part for part in served if part is not msgspec.UNSET]
+            units.setdefault(counter, unit)
             cohorts[counter] += 1
-            known = [part for of, part in counted if of == counter and part is not msgspec.UNSET]
-            unknown[counter] += len([of for of, _ in counted if of == counter]) - len(known)
+            unknown[counter] += len(served) - len(known)
             parts.setdefault(counter, []).extend(known)
     return tuple(
-        _turns(counter[1], charges, parts[counter], unknown[counter])
+        _turns(units[counter], counter[1], charges, parts[counter], unknown[counter])
         for counter, charges in cohorts.items()
     )
 
 
-def _turns(period: int, charges: int, parts: list[int], unknown: int) -> Turns:
+def _turns(unit: Unit, period: int, charges: int, parts: list[int], unknown: int) -> Turns:
     most = most_sums(parts, unknown, period)
     room = most - participations(unknown, period)  # of each part whose charges are known
     served, left = Counter(parts), 0
     while served[(charges + left) % period] < room:
         served[(charges + left) % period] += 1
         left += 1
-    return Turns(period, charges, most, left)
+    return Turns(period, charges, most, left, unit)

@@ -43,6 +43,7 @@ _OPTIONS = {  # of what a remedy names, where the command line has one
     "min_corrupt": "--min-corrupt",
     "max_epsilon": "--max-epsilon",
     "max_total_epsilon": "--max-total-epsilon",
+    "units": "--unit",
     "require": "--without-noise",
     "repeat_without_noise": "--repeat-without-noise",
     "partner_keys": "--trust-partner",
@@ -65,7 +66,8 @@ def join(
         typer.Option(
             help="JSON lines or a JSON array, in UTF-8; stays here. Each example has prompt and "
             "answer or completion, messages (OpenAI), conversations (ShareGPT), instruction and "
-            "output (Alpaca), or for a classifier text and label, a whole number from 0 on."
+            "output (Alpaca), or for a classifier text and label, a whole number from 0 on; "
+            "beside it, under unit, the person or document that it is of."
         ),
     ],
     task: Annotated[str, typer.Option(help="The task to take part in.")],

@@ -158,7 +158,7 @@ def _planned(cost: UnitCost, releases_max: int) -> str:
 
     called = f"One {cost.unit}" + ("" if cost.protected else ", which the task does not protect,")
     if cost.first is None or cost.last is None:
-        return f"{called} has no finite epsilon: no noise hides it."
+        return f"{called} has no finite epsilon: too little noise hides it, or none."
     after = f"all {releases_max}"
     if 0 < cost.sums < releases_max:
         after += f", of which it is in at most {cost.sums}"

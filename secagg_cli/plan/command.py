@@ -36,7 +36,15 @@ def privacy(
     noise_multiplier: Annotated[
         float, number("Noise over clip, of the whole sum.", above=0, high=1e6)
     ],
-    rounds: Annotated[int, number("Releases.", low=1, high=10**7)],
+    rounds: Annotated[
+        int,
+        number(
+            "Releases that one unit is in: of a task with a period, its releases over the period, "
+            "rounded up.",
+            low=1,
+            high=10**7,
+        ),
+    ],
     delta: Annotated[float, number("Delta of (epsilon, delta).", above=0, below=1)],
     sampling_rate: Annotated[
         float, number("Poisson rate; 1: no amplification is claimed.", above=0, high=1)

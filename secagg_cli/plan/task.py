@@ -46,7 +46,8 @@ def task(
     examples: Annotated[
         int | None,
         number(
-            "Examples of all enrolled devices: plans a whole task that protects one of them.",
+            "Examples of all enrolled devices: plans a whole task that protects one of them. Of "
+            "persons or documents their number; unit is then for the written file.",
             low=1,
             high=1 << 40,
         ),

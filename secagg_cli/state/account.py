@@ -181,11 +181,11 @@ def _charged(task: str, charges: int, epsilon: float | None, delta: float) -> st
 
 
 def _served(turns: Turns) -> str:
-    """How often an example served in a task with a schedule, and when that number will rise."""
+    """How often a unit served in a task with a schedule, and when that number will rise."""
     rises = f"the next charge makes it {turns.participations + 1}"
     stays = f"{turns.left} more charge{'s leave' if turns.left > 1 else ' leaves'} it at that"
     return (
-        f"  examples serve in turn, in {turns.period} parts: each is in at most "
+        f"  {turns.unit}s serve in turn, in {turns.period} parts: each is in at most "
         f"{turns.participations} of these sums; {stays if turns.left else rises}"
     )
 

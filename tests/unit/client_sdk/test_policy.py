@@ -25,6 +25,7 @@ from tests.kits.device import (
     sum_spec,
 )
 from tests.kits.quadratics import local_spec, quadratic_spec
+from tests.kits.scheduled import scheduled_spec
 
 VERIFIER = "ledger.test+b311a02c+ATtqJ7zOtqQtYqOo0CpvDXNlMhV3HeJDpjrASKGLWdop"
 EASY = PrivacyPolicy(min_cohort=4)
@@ -178,6 +179,20 @@ def test_a_policy_may_limit_whole_devices_in_every_task(tmp_path: Path, manifest
     assert "one device" in caught.value.message
     assert "no other number admits it" in str(caught.value.remedy)  # what does is the next
     assert "has it in units" in str(caught.value.remedy)
+
+
+def test_where_persons_are_protected_a_refusal_for_their_rows_says_who_else_may_count(
+    tmp_path: Path,
+) -> None:
+    persons = make_manifest(scheduled_spec(unit="person"), VERIFIER)
+    policy = dataclasses.replace(EASY, min_corrupt=0, max_total_epsilon=1e6)
+    cost = cost_of("person", persons, persons.budget.releases_max)
+    tight = dataclasses.replace(policy, max_epsilon=cost)
+    with pytest.raises(PolicyRefusal) as caught:
+        admit(tight, persons, tmp_path)
+    assert caught.value.reason == "epsilon-too-large"
+    assert "units of person alone may do" in str(caught.value.remedy)
+    admit(dataclasses.replace(tight, units="person"), persons, tmp_path)
 
 
 def test_units_are_known() -> None:

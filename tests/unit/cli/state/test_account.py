@@ -87,6 +87,7 @@ def test_a_tasks_own_figure_is_about_the_unit_that_it_protects(
         (Turns(4, 5, 2, 3), "4 parts: each is in at most 2 of these sums; 3 more charges leave it"),
         (Turns(4, 7, 2, 1), "at most 2 of these sums; 1 more charge leaves it at that"),
         (Turns(4, 8, 2, 0), "at most 2 of these sums; the next charge makes it 3"),
+        (Turns(4, 8, 2, 0, "person"), "persons serve in turn, in 4 parts"),
     ],
 )
 def test_a_schedule_says_how_often_an_example_served_and_when_that_rises(

@@ -12,7 +12,8 @@ from dp.schedule import participations
 from tests.kits.commands import invoke
 from tests.kits.contributing import Setting
 from tests.kits.data_accounts import ONE, Folder
-from tests.kits.scheduled import SCHEDULED
+from tests.kits.device import make_manifest
+from tests.kits.scheduled import SCHEDULED, VERIFIER, scheduled_spec
 
 
 def ctx(number: int) -> bytes:
@@ -62,6 +63,14 @@ def test_two_identities_in_one_cohort_are_one_charge(tmp_path: Path) -> None:
     assert account.turns(SCHEDULED.task) == (Turns(4, 1, 1, 3),)
 
 
+def test_a_charge_of_a_person_and_its_rows_is_one(tmp_path: Path) -> None:
+    persons = make_manifest(scheduled_spec(unit="person"), VERIFIER)
+    account = Setting(tmp_path).device.account
+    for number in range(6):
+        account.debit(persons, ctx(number), f"{number}", part=number % 4)
+    assert account.turns(persons.task) == (Turns(4, 6, 2, 2, "person"),)
+
+
 def test_the_command_shows_them(tmp_path: Path) -> None:
     folder = Folder(tmp_path / "device", None)
     account = folder.open()
@@ -77,5 +86,5 @@ def test_the_command_shows_them(tmp_path: Path) -> None:
     tasks = shown()
     assert tasks["one"]["schedules"] == []  # type: ignore[index]
     assert tasks[SCHEDULED.task]["schedules"] == [  # type: ignore[index]
-        {"period": 4, "charges": 5, "participations": 2, "left": 3}
+        {"period": 4, "charges": 5, "participations": 2, "left": 3, "unit": "example"}
     ]
