@@ -154,7 +154,7 @@ def test_epsilon_is_recomputed_over_all_releases(tmp_path: Path, manifest: Manif
 
 def test_a_task_that_protects_devices_alone_costs_an_example_more(tmp_path: Path) -> None:
     """Changing one example may move a device's whole clipped vector by twice its bound."""
-    manifest = manifest_of(device_noise_multiplier=2.5, budget=BudgetSpec(max_epsilon=None))
+    manifest = manifest_of(device_noise_multiplier=2.3, budget=BudgetSpec(max_epsilon=None))
     stated = headline(lines(manifest, manifest.budget.releases_max))
     assert stated is not None
     assert stated < 8 < cost_of("example", manifest, manifest.budget.releases_max)
@@ -185,7 +185,7 @@ def test_where_persons_are_protected_a_refusal_for_their_rows_says_who_else_may_
     tmp_path: Path,
 ) -> None:
     persons = make_manifest(scheduled_spec(unit="person"), VERIFIER)
-    policy = dataclasses.replace(EASY, min_corrupt=0, max_total_epsilon=1e6)
+    policy = dataclasses.replace(EASY, min_cohort=3, min_corrupt=0, max_total_epsilon=1e6)
     cost = cost_of("person", persons, persons.budget.releases_max)
     tight = dataclasses.replace(policy, max_epsilon=cost)
     with pytest.raises(PolicyRefusal) as caught:
