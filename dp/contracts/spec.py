@@ -21,6 +21,7 @@ from secagg.graph.parameters import corrupt_floor, corrupt_room
 from secagg.manifest import Adapter, BaseModel, LocalOptimiser, ServerOptimiser
 
 SAMPLING_RATE = 0.25  # of a task that does not say otherwise
+UNIT_ROWS = 16  # of a person or document, the same
 
 
 class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -206,7 +207,7 @@ class TaskSpec(_Table, frozen=True):
     examples_max: int = 256
     period: int = 1
     unit: Literal["example", "person", "document"] = "example"
-    unit_rows_max: int = 16
+    unit_rows_max: int = UNIT_ROWS
     update_clip: float | None = None
     device_noise_multiplier: float = 0.0
     participation_rate: float = 1.0

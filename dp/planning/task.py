@@ -11,6 +11,7 @@ from typing import Any, Literal
 import msgspec
 
 from dp.accounting.budget import Unit, charges_of, cost_of, units_of
+from dp.accounting.charges import GROUP_UNITS
 from dp.accounting.events import Composed, GaussianRelease
 from dp.accounting.figures import delta_shown, limit_shown
 from dp.accounting.statements import draws_per_release, epsilon_of, headline, lines, slack_log2
@@ -18,7 +19,7 @@ from dp.contracts.adaptive import noise_growth
 from dp.contracts.advice import USELESS_RATIO, quantile_deviation
 from dp.contracts.build import build_manifest
 from dp.contracts.rules import refuse
-from dp.contracts.spec import TaskSpec
+from dp.contracts.spec import UNIT_ROWS, TaskSpec
 from dp.errors import AccountingError
 from dp.noise.adaptive_clip import main_length
 from dp.noise.grid import l2_squared_units
@@ -62,7 +63,7 @@ class TaskPlan(msgspec.Struct, frozen=True, kw_only=True):
     file but for base model and adapter.
     """
 
-    unit: Literal["device", "example"]
+    unit: Unit
     mechanism: Literal["skellam", "discrete-gaussian"]
     epsilon: float
     delta: float
@@ -145,7 +146,7 @@ def plan_task(
     dropout: float = 0.1,
     batch: int = 24,
     clip: float = 1.0,
-    unit: Literal["device", "example"] = "device",
+    unit: Unit = "device",
     mechanism: Literal["skellam", "discrete-gaussian"] = "skellam",
     adaptive_clip: bool = False,
     period: int = 1,
@@ -164,9 +165,9 @@ def plan_task(
         cohort: devices in one round.
         length: coordinates of the vector.
         dropout: fraction of a cohort that may vanish, rounded up to devices.
-        batch: expected examples per device and round (unit ``example``); with ``examples`` it
-            follows from them.
+        batch: expected examples per device and round; with ``examples`` it follows from them.
         clip: L2 bound of one unit's contribution.
+        unit: what the noise protects; of a person or document, examples and batch are such units.
         adaptive_clip: it follows the median norm (:mod:`dp.noise.adaptive_clip`); ``clip`` is the
             first.
         period: parts of a device's examples, one of them in each round (:mod:`dp.schedule`).
@@ -233,6 +234,10 @@ def plan_task(
         terms |= {"clip": clip, "period": period, "training": {"batch_size": batch}}
     else:
         terms |= {"clip": clip, **_of_examples(share, cohort, period)}
+    if unit in GROUP_UNITS:
+        terms["unit"] = unit
+        if examples is not None:  # the places of a schedule are rows
+            terms["examples_max"] *= UNIT_ROWS
     trained = None if "segments" in terms else adapter or _adapter(length)
     multiplier_of = "device_noise_multiplier" if unit == "device" else "noise_multiplier"
 
@@ -344,7 +349,7 @@ def _adapter(length: int) -> Adapter:
 
 def _plan(
     manifest: Manifest,
-    unit: Literal["device", "example"],
+    unit: Unit,
     mechanism: Literal["skellam", "discrete-gaussian"],
     multiplier: float,
     cost: float,
@@ -356,7 +361,7 @@ def _plan(
     if noise is None:
         raise AccountingError("noise-missing", "A plan is for a task with noise in the ring.")
     rounds = manifest.budget.releases_max
-    contributions = rules.size_max * (share if unit == "example" else 1)
+    contributions = rules.size_max * (1 if unit == "device" else share)
     # The noise of a full cohort: what is really in the sum when nobody drops.
     left = kept_share(noise, rules, rules.size_max, rules.size_max) * rules.size_max
     spread = math.sqrt(left / l2_squared_units(manifest.segments))

@@ -26,6 +26,8 @@ CLIP = 1.0  # where nobody measured one
 class Unit(enum.StrEnum):
     device = "device"
     example = "example"
+    person = "person"
+    document = "document"
 
 
 class RingNoise(enum.StrEnum):
@@ -46,8 +48,8 @@ def task(
     examples: Annotated[
         int | None,
         number(
-            "Examples of all enrolled devices: plans a whole task that protects one of them. Of "
-            "persons or documents their number; unit is then for the written file.",
+            "Examples of all enrolled devices: plans a whole task that protects one of them. With "
+            "--unit person or document the number of those.",
             low=1,
             high=1 << 40,
         ),
@@ -210,10 +212,12 @@ def _say(out: Output, plan: TaskPlan, cohort: int, rounds: int) -> None:
         f"{shown_up(plan.epsilon)} per {plan.unit} at delta {delta_shown(plan.delta)} after "
         f"{rounds} rounds, with as few as {plan.survivors_min} of {cohort} surviving; no "
         "amplification is claimed, and time must not show "
-        f"{'one example more' if plan.unit == 'example' else 'the data'} (report_slot_s)"
+        f"{'the data' if plan.unit == 'device' else f'one {plan.unit} more'} (report_slot_s)"
     )
     if plan.period > 1:
-        out.say(f"an example is in at most {plan.sums} of {rounds} sums; a device may be in all")
+        out.say(
+            f"one {plan.unit} is in at most {plan.sums} of {rounds} sums; a device may be in all"
+        )
     if rounds % plan.period:
         whole = plan.sums * plan.period
         out.say(f"the last pass is not whole: {whole} rounds cost the same epsilon")
@@ -261,7 +265,7 @@ def _say_signal(out: Output, plan: TaskPlan, left: Signal) -> None:
     from dp.planning.signal import ENOUGH
 
     out.say(
-        f"period {plan.period}: a sum has {left.divisor:.5g} examples, the public divisor; a "
+        f"period {plan.period}: a sum has {left.divisor:.5g} {plan.unit}s, the public divisor; a "
         f"device computes {left.gradients_per_device:.3g} gradients and sends "
         f"{left.bytes_per_device} bytes in all, on average"
     )

@@ -133,7 +133,7 @@ _ALONE = {
     "audit verify": "max-epsilon witnesses-min",
     "bench mask": "degree dropout repeat threads",
     "bench protocol": "clients repeat",
-    "demo": "drop rounds",
+    "demo": "drop period rounds",
     "enroll": "count days",
     "join": "max-download-mb max-epsilon max-total-epsilon min-witnesses rounds",
     "plan cohort": "corrupt dropout",

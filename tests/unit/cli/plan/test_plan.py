@@ -116,7 +116,9 @@ def test_a_period_is_planned_by_the_sums_that_an_example_is_in() -> None:
     assert more.noise_multiplier == pytest.approx(every.noise_multiplier, rel=2e-3)
     arguments = ("--cohort", "8", "--rounds", "10", "--epsilon", "4", "--period", "4")
     text = CliRunner().invoke(app, ["plan", "task", *arguments, "--unit", "example"]).stdout
-    assert "an example is in at most 3 of 10 sums; a device may be in all" in " ".join(text.split())
+    assert "one example is in at most 3 of 10 sums; a device may be in all" in " ".join(
+        text.split()
+    )
     refused = invoke("plan", "task", *arguments, code=1)
     assert refused["error"]["reason"] == "schedule-without-examples"
     refused = invoke("plan", "task", *arguments, "--unit", "example", "--period", "11", code=1)
@@ -139,6 +141,30 @@ def test_a_whole_task_is_planned_into_a_file_that_task_create_takes(tmp_path: Pa
     assert planned_costs(manifest)[0].last == keys["epsilon"] <= 8
     again = invoke(*WHOLE, "--out", str(file), code=1)
     assert again["error"]["reason"] == "out-taken"
+
+
+@pytest.mark.parametrize("unit", ["person", "document"])
+def test_a_task_of_persons_is_planned_as_one_of_examples_with_room_for_their_rows(
+    unit: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "support-bot.json"
+    keys = invoke(*WHOLE, "--unit", unit, "--length", "768", "--out", str(file))
+    rows = invoke(*WHOLE, "--length", "768")
+    assert (keys["unit"], keys["task"]["unit"]) == (unit, unit)
+    assert (keys["epsilon"], keys["noise_multiplier"]) == (
+        rows["epsilon"],
+        rows["noise_multiplier"],
+    )
+    assert keys["task"]["examples_max"] == 16 * rows["task"]["examples_max"]
+    adapter = adapter_spec(tiny()[0], "ffa-lora", 4, 8, ("o_proj",), bytes(32))
+    spec = parse_spec(file.read_bytes(), toml=False)
+    privacy = built(msgspec.structs.replace(spec, adapter=adapter)).example_privacy
+    assert (privacy.protects, privacy.unit_rows_max, privacy.period) == (unit, 16, 4)
+    assert keys["costs"]["example"] > keys["epsilon"]  # a row of it, by an exchange
+    text = " ".join(CliRunner().invoke(app, [*WHOLE, "--unit", unit]).output.split())
+    assert f"per {unit} at delta" in text
+    assert f"time must not show one {unit} more" in text
+    assert f"one {unit} is in at most 2 of 8 sums" in text
 
 
 def test_a_whole_plan_says_what_it_leaves() -> None:
