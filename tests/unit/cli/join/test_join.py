@@ -230,8 +230,8 @@ def test_examples_that_are_cut_are_told_and_are_no_failure(
     [
         ({"min_cohort": 99}, "--min-cohort"),
         ({"min_corrupt": 99}, "--min-corrupt"),
-        ({"max_epsilon": 1e-3}, "--max-epsilon"),
-        ({"max_total_epsilon": 1e-3}, "--max-total-epsilon"),
+        ({"max_epsilon": 1e-3}, "--max-epsilon, --unit"),
+        ({"max_total_epsilon": 1e-3}, "--max-total-epsilon, --unit"),
         ({"partner_keys": frozenset((b"q" * 32,))}, "--trust-partner"),
         ({"max_download_bytes": 1}, "--max-download-mb"),
         ({"require": "local"}, "--without-noise"),
