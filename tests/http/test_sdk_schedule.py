@@ -453,8 +453,14 @@ async def test_a_look_that_is_refused_ends_the_run_before_training(tmp_path: Pat
         other = LedgerRead(ledger=ledger, size=1, hashes=(b"another ledger's task, and its hash",))
         plan_second_look(fleet.journal(), time.time() + 600, restored=False, read=other)
         events: list[Event] = []
+
+        def tell(event: Event) -> None:
+            events.append(event)
+            if event.kind == "training":
+                raise Killed  # it would wait for a cohort
+
         with pytest.raises(LedgerRefusal, match="ledger-forked"):
-            await fleet.run(0, events.append)
+            await fleet.run(0, tell)
         assert [event.kind for event in events] == ["aborted"]
         assert fleet.canaries.parts == [0]
         assert (await world.view())["waiting"] == 0

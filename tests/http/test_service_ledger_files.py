@@ -92,7 +92,9 @@ async def test_a_device_is_served_all_that_is_committed_also_while_witnesses_are
         monkeypatch.setattr(Witnesses, "cosign", silent)
         assert await committed(server, 1) == before + 1
         first = asyncio.create_task(shown(server))
-        await asked.wait()  # its publication has read the database, and waits
+        waits = asyncio.create_task(asked.wait())  # its publication has read the database
+        await asyncio.wait({first, waits}, return_when=asyncio.FIRST_COMPLETED)
+        assert not first.done()
         assert await committed(server, 2) == before + 2
         second = asyncio.create_task(shown(server))
         answer.set()
