@@ -19,11 +19,13 @@ from tests.kits.readme import blocks, readme_policy, readme_spec
 
 
 class Gradients:
-    """Three made-up gradients, clipped one by one."""
+    """Three made-up gradients, clipped one by one, each in its turn."""
+
+    schedules_examples = True
 
     def contribute(self, job: TrainingJob) -> Mapping[str, np.ndarray]:
         total = ExampleSum(job.manifest, os.urandom)
-        for number in range(3):
+        for number in job.places(3):
             total.add(np.full(job.manifest.segments[0].length, 0.01 * (number + 1)))
         return {"gradient": total.total}
 
