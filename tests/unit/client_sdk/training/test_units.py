@@ -129,13 +129,14 @@ class TestSensitivity:
 
     def test_a_persons_sum_is_that_of_its_gradients(self) -> None:
         """Far within the clip, so that nothing is shortened: sums, not means."""
-        wide = task(clip=1e4)
-        scale = wide.segments[0].scale
-        both, *each = (
-            gradient(of(("anna",) * len(pairs), pairs), wide) / scale
+        wide = task(clip=8.0)
+        both, first, second = (
+            gradient(of(("anna",) * len(pairs), pairs), wide)
             for pairs in (PAIRS[:2], PAIRS[:1], PAIRS[1:2])
         )
-        assert np.allclose(both, each[0] + each[1], atol=3 / scale)
+        assert norm(both) < 0.9 * wide.segments[0].clip_units
+        rounding = norm(both - first - second)
+        assert all(4 * rounding < norm(each) for each in (first, second))
 
     @pytest.mark.parametrize("micro_batch", [1, 2, 4])
     def test_passes_do_not_part_a_person(self, micro_batch: int) -> None:
