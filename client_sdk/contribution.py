@@ -24,6 +24,10 @@ from secagg.manifest import Manifest, encode_manifest, manifest_digest
 __all__ = ["Contributor", "TrainingJob", "check_contributor", "check_values", "zero_contribution"]
 
 
+def _unheard(done: int, total: int) -> None:
+    """Where nobody asks how far the work is."""
+
+
 @dataclass(frozen=True)
 class TrainingJob:
     """One round's work.
@@ -38,7 +42,10 @@ class TrainingJob:
             after clip and noise. None elsewhere.
         clip: of this version, where the clip adapts; an ``ExampleSum`` needs it. None: it is fixed.
         deadline_s: seconds from now after which the result is ignored; None without a limit.
-        stop: set when the result is no longer wanted; long work should look at it now and then.
+        stop: set when the result is no longer wanted: it is late, or the app stops or pauses the
+            run, or a condition of its policy fails. Long work looks at it now and then, and raises.
+        progress: to be called with how much is done, and of how much, in units of one's own; cheap,
+            as often as one likes. The app hears of it as events ``progress``, nobody else does.
         part: of the examples, the one that this contribution is made of, from 0
             (:meth:`places`); None: the task has no schedule, all examples serve.
         known: compares a list of examples with the one before (:meth:`check_list`).
@@ -58,6 +65,7 @@ class TrainingJob:
     part: int | None = None
     known: Callable[[Sequence[bytes]], None] | None = None
     known_units: Callable[[Mapping[str, int], int], tuple[list[int], int]] | None = None
+    progress: Callable[[int, int], None] = _unheard
 
     def groups(self, units: Sequence[str | None]) -> list[tuple[int, ...]]:
         """Rows that are one unit of protection: of each unit its rows, at the unit's place.

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from client_sdk.accounts.device_account import DeviceAccount
+from client_sdk.conditions import Conditions
 from client_sdk.errors import PolicyRefusal
 from client_sdk.transfer_sizes import download_size, upload_size
 from dp.accounting.budget import ALL_UNITS, Unit, charges_of, cost_of
@@ -98,8 +99,10 @@ class PrivacyPolicy:
             in the transfer of one model.
         witnesses: verifier keys of ledger witnesses (C2SP, type 0x04) that this device trusts.
         min_witnesses: how many of them must have cosigned every checkpoint; None: all.
-        may_train: called at check-in; False ends the run. For instance, whether the device is
-            charging and on an unmetered network.
+        may_train: called at check-in and about every second until this device masks: while a model
+            comes, in training, and while a cohort is waited for. False ends the run
+            (``not-now``). A function or :class:`client_sdk.Conditions`; called in the event loop's
+            thread, so it returns at once.
     """
 
     min_cohort: int = 10
@@ -170,10 +173,21 @@ class PrivacyPolicy:
                 ``step-too-short``, ``held-too-long`` or ``not-now``.
         """
         self.admit_terms(manifest, own_partner=own_partner, account=account)
+        self.demand_now()
+
+    def demand_now(self) -> None:
+        """Return if the app wants to train now.
+
+        Raises:
+            PolicyRefusal: ``not-now``; ``found``: the conditions that do not hold, where
+                ``may_train`` is a :class:`client_sdk.conditions.Conditions`.
+        """
         if not self.may_train():
+            missed = self.may_train.missed if isinstance(self.may_train, Conditions) else ()
             raise PolicyRefusal(
                 "not-now",
                 "The app does not want to train now.",
+                found=", ".join(missed) or None,
                 remedy="Run again when may_train of this app's policy says yes.",
             )
 

@@ -36,6 +36,10 @@ _CHUNK_BYTES_MIN = 1 << 14
 _STUCK_MAX = 8  # transfers in a row that bring nothing new
 
 
+def unnoted(done: int, total: int) -> None:
+    """Where nobody asks how far a transfer is."""
+
+
 class Transport:
     """One aggregator, as one device sees it. Use as an async context manager."""
 
@@ -117,8 +121,12 @@ class Transport:
 
         await self._http.retry(post)
 
-    async def upload(self, session: str, payload: bytes) -> None:
+    async def upload(
+        self, session: str, payload: bytes, note: Callable[[int, int], None] = unnoted
+    ) -> None:
         """Upload a vector from where the server has it, until its last byte is acknowledged.
+
+        ``note`` hears how many bytes are acknowledged, and of how many.
 
         Raises:
             TransportError: also ``upload-conflict`` if the server's offsets make no sense.
@@ -129,6 +137,7 @@ class Transport:
         stuck = 0
         while not state.complete:
             offset = state.received_bytes
+            note(offset, len(payload))
             if not 0 <= offset <= len(payload) or stuck > _STUCK_MAX:
                 raise TransportError(
                     "upload-conflict",
@@ -139,10 +148,16 @@ class Transport:
             state = await self._http.retry(lambda: self._put_chunk(path, offset, payload))  # noqa: B023
             stuck = 0 if state.received_bytes > offset else stuck + 1
 
-    async def download_model(self, digest: bytes, size_bytes: int, part: Path) -> None:
+    async def download_model(
+        self,
+        digest: bytes,
+        size_bytes: int,
+        part: Path,
+        note: Callable[[int, int], None] = unnoted,
+    ) -> None:
         """Append to ``part`` until it has ``size_bytes``; resumes a broken transfer by range.
 
-        The caller checks the digest.
+        The caller checks the digest. ``note`` hears how many bytes are there, and of how many.
         """
         most, stuck = 0, 0
         while (have := _size(part)) < size_bytes:
@@ -154,7 +169,7 @@ class Transport:
                     expected=size_bytes,
                     found=most,
                 )
-            await self._http.retry(lambda: self._fetch_range(digest, have, size_bytes, part))
+            await self._http.retry(lambda: self._fetch_range(digest, have, size_bytes, part, note))
         if have > size_bytes:
             os.unlink(part)
             raise TransportError(
@@ -197,7 +212,14 @@ class Transport:
                 raise
             return state
 
-    async def _fetch_range(self, digest: bytes, have: int, size_bytes: int, part: Path) -> None:
+    async def _fetch_range(
+        self,
+        digest: bytes,
+        have: int,
+        size_bytes: int,
+        part: Path,
+        note: Callable[[int, int], None],
+    ) -> None:
         """Append what comes; an error is raised only if nothing came."""
         headers = {"Range": f"bytes={have}-"} if have else {}
         grown = 0
@@ -214,6 +236,7 @@ class Transport:
                 async for piece in response.content.iter_chunked(1 << 18):
                     _append(part, piece)
                     grown += len(piece)
+                    note((have if resumed else 0) + grown, size_bytes)
                     if grown > size_bytes:
                         return
         except TransportError as error:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from client_sdk.errors import ContributionError, TaskRefusal
 from client_sdk.training.adapted import AdaptedModel, fingerprint_of, without_adapter
 from client_sdk.training.algorithms import ALGORITHMS
+from client_sdk.training.algorithms.passes import Passes
 from client_sdk.training.algorithms.products import sketched
 from client_sdk.training.algorithms.work import Work, rows_per_pass
 from client_sdk.training.algorithms.zeroth_order import passes_alone
@@ -225,6 +226,7 @@ class LoraTrainer:
             correction=job.correction,
             clip=job.clip,
             left_out=self._left_out,
+            passes=Passes(job.progress),
         )
         values = algorithm(manifest, work)
         if not has_privacy(manifest) and len(self._left_out) == len(rows):

@@ -60,8 +60,10 @@ def local_steps(
     start = work.adapted.flat()
     losses = []
     optimiser = LocalOptimiser(training, len(start))
+    steps = steps_of(training, len(work.usable))
+    work.passes.expect(steps)
     with work.gradients() as gradients:
-        for _ in range(steps_of(training, len(work.usable))):
+        for _ in range(steps):
             work.check_time()
             if privacy is None:
                 gradient, loss = _plain_step(work, gradients, training)

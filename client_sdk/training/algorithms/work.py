@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from client_sdk.errors import ContributionError
 from client_sdk.training.adapted import AdaptedModel
+from client_sdk.training.algorithms.passes import Passes
 from client_sdk.training.dataset import LeftOut, together_or_apart, told
 from client_sdk.training.examples import Row
 from client_sdk.training.gradients import ExampleGradients, Method
@@ -40,6 +41,7 @@ class Work:
         part: places of the units that serve in this round, rising; None: all.
         left_out: by place, the examples that count as zero: the empty ones, and those that raise
             or are not finite in this round.
+        passes: counts the rows of :meth:`micro_batches`.
     """
 
     adapted: AdaptedModel
@@ -57,6 +59,7 @@ class Work:
     part: NDArray[np.int64] | None = None
     left_out: dict[int, LeftOut] = field(default_factory=dict)
     groups: Sequence[tuple[int, ...]] | None = None
+    passes: Passes = field(default_factory=Passes)
 
     @property
     def places(self) -> NDArray[np.int64]:
@@ -152,11 +155,14 @@ class Work:
         """
         size = rows_per_pass(self.adapted, self.method, self.micro_batch, alone=alone)
         chosen = self.present(places)
+        self.passes.begin(len(chosen))
         for tested, run in itertools.groupby(chosen, lambda r: len(r.tokens) <= TESTED_TOKENS_MAX):
             rows, most = list(run), size if tested else 1
             for start in range(0, len(rows), most):
                 self.check_time()
-                yield rows[start : start + most]
+                part = rows[start : start + most]
+                yield part
+                self.passes.passed(len(part))
 
     def check_time(self) -> None:
         if self.stopped():

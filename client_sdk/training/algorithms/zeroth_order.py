@@ -72,6 +72,7 @@ def _slopes(
     start = work.adapted.flat()
     rows = work.present(batch)
     slopes = np.zeros((len(rows), training.directions))
+    work.passes.expect(1 + 2 * training.directions)
     centre = _losses(manifest, work, batch)
     for number in range(training.directions if rows else 0):
         signs = direction(seed, work.version, number, work.adapted.length)
