@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from client_sdk.rounds.result import RunResult
     from client_sdk.training.trainer import LoraTrainer
 
+__version__: str  # of the installed package
+
 __all__ = [
     "Client",
     "ClientError",
@@ -73,6 +75,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.import_module("secagg").__version__
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     home = importlib.import_module(f"{__name__}.{_HOMES.get(name, 'errors')}")

@@ -11,6 +11,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import secagg
 from secagg_cli.extras import EXTRA_OF
 
 PACKAGES_MAX = 20
@@ -91,11 +92,15 @@ def test_an_app_that_only_imports_the_sdk_pays_for_nothing_yet() -> None:
         "assert set(client_sdk.__all__) <= set(dir(client_sdk))\n"
         "for name in sorted(set(client_sdk.__all__) - {'LoraTrainer'}):\n"
         "    assert getattr(client_sdk, name).__name__ == name\n"
+        "print(client_sdk.__version__)\n"
         "try: client_sdk.Nobody\n"
         "except AttributeError as error: print(error)\n"
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "module 'client_sdk' has no attribute 'Nobody'\n"
+    assert done.stdout.splitlines() == [
+        secagg.__version__,
+        "module 'client_sdk' has no attribute 'Nobody'",
+    ]
 
 
 def test_all_that_a_device_runs_without_training_runs_on_its_packages_alone() -> None:
