@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from client_sdk.accounts.period_limits import PeriodLimits
     from client_sdk.client import Client
     from client_sdk.contribution import Contributor, TrainingJob
     from client_sdk.errors import (
@@ -48,6 +49,7 @@ __all__ = [
     "NetworkError",
     "OutputError",
     "ParticipantSettings",
+    "PeriodLimits",
     "PolicyRefusal",
     "PrivacyPolicy",
     "RunResult",
@@ -67,6 +69,7 @@ _HOMES = {
     "LoraTrainer": "training.trainer",
     "NetworkError": "network.connections",
     "ParticipantSettings": "rounds.device",
+    "PeriodLimits": "accounts.period_limits",
     "PrivacyPolicy": "policy",
     "RunResult": "rounds.result",
     "TrainingJob": "contribution",

@@ -11,9 +11,10 @@ from pathlib import Path
 from client_sdk.accounts.data_door import DataChoice, DataDoor, default_root
 from client_sdk.accounts.device_account import DeviceAccount
 from client_sdk.accounts.recovery import LEAVES_MAX, Recovered
+from client_sdk.accounts.usage import Usage
 from client_sdk.contribution import Contributor
 from client_sdk.enrolment import check_bundle, load_bundle
-from client_sdk.errors import StateError
+from client_sdk.errors import PolicyRefusal, StateError
 from client_sdk.events import Event, OnEvent
 from client_sdk.ledger.evidence import Quarantined
 from client_sdk.ledger.watch import LedgerWatch
@@ -254,7 +255,8 @@ class Client:
     def resume(self) -> RunResult:
         """Finish a pending session, without a contributor; nothing to do without one.
 
-        ``refusals`` of the result says why the present policy dropped it, as :meth:`run` does.
+        ``refusals`` of the result says why the present policy dropped it, as :meth:`run` does, or
+        which limit of a period keeps it from going on now: then it is still pending.
 
         Raises:
             TransportError, LedgerRefusal, ClockError, StateError: as :meth:`run`.
@@ -268,11 +270,15 @@ class Client:
         tally = Tally()
         with self._opened() as (journal, account):
             now = ServerTime(journal, self._clock, self._steady)
-            async with self._connect(now) as transport:
-                device = self._device(journal, account, transport, now, self._deliver)
+            usage = self._usage(journal, now)
+            async with self._connect(now, usage) as transport:
+                device = self._device(journal, account, transport, now, usage, self._deliver)
                 if account.is_new:
                     await recover_charges(device)
-                outcome = await finish_pending(device)
+                try:
+                    outcome = await finish_pending(device)
+                except PolicyRefusal as refusal:
+                    return RunResult(refusals=(refusal,))
             if outcome is None:
                 return RunResult()
             tally.add(outcome)
@@ -298,8 +304,9 @@ class Client:
         """As :meth:`recover_account`, inside an event loop."""
         with self._opened() as (journal, account):
             now = ServerTime(journal, self._clock, self._steady)
-            async with self._connect(now) as transport:
-                device = self._device(journal, account, transport, now, self._deliver)
+            usage = self._usage(journal, now)
+            async with self._connect(now, usage) as transport:
+                device = self._device(journal, account, transport, now, usage, self._deliver)
                 return await recover_charges(device, leaves_max)
 
     def renew_data_account(self) -> int:
@@ -351,14 +358,19 @@ class Client:
     ) -> RunResult:
         with self._opened() as (journal, account):
             now = ServerTime(journal, self._clock, self._steady)
-            async with self._connect(now) as transport:
-                device = self._device(journal, account, transport, now, deliver)
+            usage = self._usage(journal, now)
+            async with self._connect(now, usage) as transport:
+                device = self._device(journal, account, transport, now, usage, deliver)
                 await self._tell_account(device, task)
                 await recover_new(device, task)
                 tally = await take_part(device, contributor, task, rounds)
             return tally.result(account, task, self._folder)
 
-    def _connect(self, now: ServerTime) -> Transport:
+    def _usage(self, journal: Journal, now: ServerTime) -> Usage | None:
+        limits = self.policy.per_period
+        return None if limits is None else Usage(journal, limits, now)
+
+    def _connect(self, now: ServerTime, usage: Usage | None) -> Transport:
         bundle = self._bundle
 
         def issue(now_s: int) -> str:
@@ -366,7 +378,7 @@ class Client:
                 Secret(bundle.identity_seed), bundle.certificate, bundle.task_key, now_s
             )
 
-        return Transport(bundle.server, issue, self._transport, now)
+        return Transport(bundle.server, issue, self._transport, now, usage)
 
     def _device(
         self,
@@ -374,6 +386,7 @@ class Client:
         account: DeviceAccount,
         transport: Transport,
         now: ServerTime,
+        usage: Usage | None,
         deliver: _Deliver,
     ) -> RunningDevice:
         return RunningDevice(
@@ -396,6 +409,7 @@ class Client:
             time=now,
             settings=self._settings,
             sleep=self._sleep,
+            usage=usage,
         )
 
     async def _deliver(self, event: Event) -> None:

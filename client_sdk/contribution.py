@@ -21,7 +21,15 @@ from client_sdk.payload import check_values, zero_contribution
 from dp.schedule import period_of, places_of
 from secagg.manifest import Manifest, encode_manifest, manifest_digest
 
-__all__ = ["Contributor", "TrainingJob", "check_contributor", "check_values", "zero_contribution"]
+__all__ = [
+    "Contributor",
+    "TrainingJob",
+    "check_contributor",
+    "check_memory",
+    "check_values",
+    "memory_needed",
+    "zero_contribution",
+]
 
 
 def _unheard(done: int, total: int) -> None:
@@ -161,6 +169,10 @@ class Contributor(Protocol):
     each of ``job.groups(units)``, and of nothing else, before one ``ExampleSum.add``; that a name
     stays with its person; and that no row is of two.
 
+    A contributor may have ``memory_bytes(manifest)``: the most resident memory, in bytes, that a
+    process will have while it contributes to such a task; None where it cannot say. A policy with
+    ``max_memory_bytes`` admits no contributor that does not say.
+
     A contributor may have, of the last job and for the device's user alone: ``left_out``
     (:class:`client_sdk.training.dataset.LeftOut`), the examples that counted as zero; ``cut``
     (:class:`client_sdk.training.dataset.Cut`), those that counted, but not whole; ``examples``, the
@@ -205,6 +217,42 @@ def check_contributor(manifest: Manifest, contributor: object) -> None:
             remedy="Use LoraTrainer, which adds it; or add the manifest's noise in contribute() "
             "and declare it; or take part in a task whose noise is added with the mask "
             "(privacy = 'distributed').",
+        )
+
+
+def memory_needed(manifest: Manifest, contributor: object) -> int | None:
+    """Bytes of resident memory, by the contributor's own word; None where it says nothing."""
+    say = getattr(contributor, "memory_bytes", None)
+    found: int | None = None if say is None else say(manifest)
+    return found
+
+
+def check_memory(manifest: Manifest, contributor: object, most_bytes: int | None) -> None:
+    """Refuse a contributor that needs more memory than the policy gives, or does not say.
+
+    Raises:
+        PolicyRefusal: ``memory-undeclared``, ``memory-too-large``.
+    """
+    if most_bytes is None:
+        return
+    needed = memory_needed(manifest, contributor)
+    if needed is None:
+        raise PolicyRefusal(
+            "memory-undeclared",
+            "The policy limits the memory of training, and this contributor does not say what it "
+            "needs.",
+            expected=f"memory_bytes(manifest) of at most {most_bytes}",
+            remedy="Give the contributor a method memory_bytes(manifest), or take max_memory_bytes "
+            "out of this app's policy.",
+        )
+    if needed > most_bytes:
+        raise PolicyRefusal(
+            "memory-too-large",
+            "Training would need more memory than the policy allows.",
+            expected=f"at most {most_bytes}",
+            found=needed,
+            remedy="Ask for a task with shorter examples or a smaller model, or raise "
+            "max_memory_bytes in this app's policy.",
         )
 
 

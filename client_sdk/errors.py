@@ -56,7 +56,25 @@ class Unreached(TransportError):
 
 
 class PolicyRefusal(ClientError):
-    """This device refuses: the offer is weaker than its own policy. Nothing was trained or sent."""
+    """This device refuses: the offer is weaker than its own policy. Nothing was trained or sent.
+
+    Attributes:
+        again_at: Unix seconds from which the same would be admitted, if nothing else is used, by a
+            limit per period; None: time alone changes nothing.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        message: str,
+        *,
+        expected: object = None,
+        found: object = None,
+        remedy: str | None = None,
+        again_at: float | None = None,
+    ) -> None:
+        self.again_at = again_at
+        super().__init__(reason, message, expected=expected, found=found, remedy=remedy)
 
 
 class LedgerRefusal(ClientError):

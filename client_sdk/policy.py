@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from client_sdk.accounts.device_account import DeviceAccount
+from client_sdk.accounts.period_limits import PeriodLimits
+from client_sdk.accounts.usage import Usage
 from client_sdk.conditions import Conditions
 from client_sdk.errors import PolicyRefusal
 from client_sdk.transfer_sizes import download_size, upload_size
@@ -89,14 +91,20 @@ class PrivacyPolicy:
         partner_keys: Ed25519 keys whose devices may be in a cohort with this one; None: the key
             that certified this device.
         allowed_models: names of base models that may be trained; None: any.
+        allowed_fingerprints: SHA-256 fingerprints (32 bytes) of the weights of base models that may
+            be trained, whatever a task calls them; None: any.
         max_upload_bytes: largest masked vector.
         max_download_bytes: largest model file; also what a device keeps of models on its disk.
+        max_memory_bytes: most resident memory that training may need, by the contributor's own
+            ``memory_bytes(manifest)``; None: no limit. With one, a contributor that cannot say is
+            refused.
         max_tokens: longest example that a task may ask to be kept, in tokens.
         max_training_s: longest that a contributor may take; None: no limit.
         min_step_s: shortest step of a cohort and shortest report slot. A shorter one calls
             devices dropped that are only far away, and charges them all the same.
         max_hold_s: longest that a task may hold this device: in one cohort, in one report slot, or
             in the transfer of one model.
+        per_period: limits of bytes, training time and epsilon in any stretch of time; None: none.
         witnesses: verifier keys of ledger witnesses (C2SP, type 0x04) that this device trusts.
         min_witnesses: how many of them must have cosigned every checkpoint; None: all.
         may_train: called at check-in and about every second until this device masks: while a model
@@ -115,12 +123,15 @@ class PrivacyPolicy:
     min_corrupt: int | None = None
     partner_keys: frozenset[bytes] | None = None
     allowed_models: frozenset[str] | None = None
+    allowed_fingerprints: frozenset[bytes] | None = None
     max_upload_bytes: int = 256 << 20
     max_download_bytes: int = 512 << 20
+    max_memory_bytes: int | None = None
     max_tokens: int = 8_192
     max_training_s: float | None = _DAY_S
     min_step_s: float = 1.0
     max_hold_s: float = _DAY_S
+    per_period: PeriodLimits | None = None
     witnesses: frozenset[str] = frozenset()
     min_witnesses: int | None = None
     may_train: Callable[[], bool] = field(default=_always)
@@ -160,8 +171,17 @@ class PrivacyPolicy:
         """The partner keys that count for this device."""
         return frozenset((own_partner,)) if self.partner_keys is None else self.partner_keys
 
-    def admit(self, manifest: Manifest, *, own_partner: bytes, account: DeviceAccount) -> None:
+    def admit(
+        self,
+        manifest: Manifest,
+        *,
+        own_partner: bytes,
+        account: DeviceAccount,
+        usage: Usage | None = None,
+    ) -> None:
         """Return if this device may take part in the task's next round.
+
+        ``usage``: of ``per_period``; needed where that has a limit.
 
         Raises:
             PolicyRefusal: ``manifest-unsound`` (what the validator of task creation refuses),
@@ -170,9 +190,12 @@ class PrivacyPolicy:
                 ``own-releases``, ``own-budget``, ``own-total-budget``, ``partner-unknown``,
                 ``corrupt-too-few``, ``model-cohort-too-small``, ``model-not-allowed``,
                 ``upload-too-large``, ``download-too-large``, ``tokens-too-many``,
-                ``step-too-short``, ``held-too-long`` or ``not-now``.
+                ``step-too-short``, ``held-too-long``, ``epsilon-of-period``, ``bytes-of-period``,
+                ``training-of-period`` or ``not-now``.
         """
-        self.admit_terms(manifest, own_partner=own_partner, account=account)
+        self.admit_terms(manifest, own_partner=own_partner, account=account, usage=usage)
+        if self.per_period is not None and usage is not None:
+            self.per_period.admit_work(manifest, usage)
         self.demand_now()
 
     def demand_now(self) -> None:
@@ -192,18 +215,30 @@ class PrivacyPolicy:
             )
 
     def admit_terms(
-        self, manifest: Manifest, *, own_partner: bytes, account: DeviceAccount
+        self,
+        manifest: Manifest,
+        *,
+        own_partner: bytes,
+        account: DeviceAccount,
+        usage: Usage | None = None,
     ) -> None:
-        """As :meth:`admit` where nothing is trained any more.
+        """As :meth:`admit` where nothing is fetched or trained any more.
 
         Raises:
-            PolicyRefusal: as :meth:`admit`, but for ``not-now``.
+            PolicyRefusal: as :meth:`admit`, but for ``not-now``, ``bytes-of-period`` and
+                ``training-of-period``.
         """
         self._admit_structure(manifest, own_partner)
         account.demand_untaken(manifest)
         self._admit_privacy(manifest, account)
         self._admit_work(manifest)
         self._admit_corrupt(manifest)
+        if (
+            self.per_period is not None
+            and usage is not None
+            and privacy_modes(manifest) != {"none"}
+        ):
+            self.per_period.admit_epsilon(manifest, self.counted(manifest), account, usage)
 
     def _admit_structure(self, manifest: Manifest, own_partner: bytes) -> None:
         try:
@@ -252,6 +287,17 @@ class PrivacyPolicy:
                 found=model.name,
                 remedy="If you trust this model, add its name to allowed_models in this app's "
                 "policy.",
+            )
+        if self.allowed_fingerprints is not None and (
+            model is not None and model.fingerprint not in self.allowed_fingerprints
+        ):
+            raise PolicyRefusal(
+                "model-not-allowed",
+                "The weights of this base model are not on the policy's list.",
+                expected=sorted(print_.hex() for print_ in self.allowed_fingerprints),
+                found=model.fingerprint.hex(),
+                remedy="If you trust these weights, add their fingerprint to allowed_fingerprints "
+                "in this app's policy.",
             )
 
     def _admit_corrupt(self, manifest: Manifest) -> None:
@@ -368,17 +414,24 @@ class PrivacyPolicy:
             )
         self._admit_cost(manifest, account)
 
+    def counted(self, manifest: Manifest) -> list[tuple[Unit, bool]]:
+        """The units whose cost counts in a task with noise.
+
+        And whether those tasks count too that make no statement about one, at what can be derived.
+        """
+        stated = {charge.unit for charge in charges_of(manifest) if charge.stated}
+        units = [unit for unit in ALL_UNITS if unit in stated or unit in self.units]
+        return [(unit, unit in self.units) for unit in units]
+
     def _admit_cost(self, manifest: Manifest, account: DeviceAccount) -> None:
         """Each unit that counts stays within the limits, in this task and in all of them."""
         stated = {charge.unit for charge in charges_of(manifest) if charge.stated}
         whole, task, every = {}, {}, {}
-        for unit in ALL_UNITS:
-            if unit not in stated and unit not in self.units:
-                continue
+        for unit, derived in self.counted(manifest):
             after, total = account.after(manifest, unit)
             whole[unit] = cost_of(unit, manifest, manifest.budget.releases_max)
             task[unit] = after.epsilon
-            every[unit] = total.bounded if unit in self.units else total.stated or 0.0
+            every[unit] = total.bounded if derived else total.stated or 0.0
         for reason, message, limit, costs, remedy in (
             (
                 "epsilon-too-large",

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
@@ -142,6 +142,10 @@ class DeviceAccount:
         """Contexts (hex) of all cohorts that this folder charged, in the order of their charges."""
         return tuple(entry.cohort for entry in self._record.account.entries)
 
+    def counted_cohorts(self) -> tuple[str, ...]:
+        """As :meth:`cohorts`, with those that others charged for the same data."""
+        return tuple(entry.cohort for entry in self._whole().entries)
+
     def has_charged(self, ctx: bytes) -> bool:
         """Whether a cohort was charged, by this folder or by one over the same data."""
         return self._whole().entry(ctx.hex()) is not None
@@ -177,6 +181,16 @@ class DeviceAccount:
             task.total(unit, more, manifest.task),
             self._whole().total(unit, more, manifest.task),
         )
+
+    def after_of(self, manifest: Manifest, unit: Unit, cohorts: Container[str]) -> Total:
+        """What the charges of some cohorts (hex) and one contribution more will have cost a unit.
+
+        Of all tasks, at the account's delta.
+        """
+        counted = tuple(entry for entry in self._whole().entries if entry.cohort in cohorts)
+        some = msgspec.structs.replace(self._whole(), entries=counted)
+        next_ = charges_of(manifest, part=self._next_part(manifest))
+        return some.total(unit, next_, manifest.task)
 
     def served(self, contribution: str) -> bytes | None:
         """The cohort (ctx) that a contribution was last charged for; None if it never was."""

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import NoReturn
+from typing import NoReturn, Protocol
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -24,6 +24,7 @@ from secagg.errors import ConfigurationError
 from secagg.proxies import Proxy, proxy_for
 
 _CA_BYTES_MAX = 16 << 20
+_LINE_BYTES = 64  # of a head beside its fields: first line, and fields that aiohttp adds itself
 _SHOWN_CHARACTERS = 200  # of what somebody else says
 _CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----[A-Za-z0-9+/=\s]+-----END CERTIFICATE-----")
 _CHECK_NETWORK = "Check the network and the aggregator's address."
@@ -38,6 +39,19 @@ class NetworkError(ClientError):
     """The app's own choices for the network cannot be used: a file of certificates, a variable."""
 
 
+class Meter(Protocol):
+    """Counts bytes of HTTP: heads and bodies, what is resent with them."""
+
+    async def spend(self, count: int) -> None:
+        """Count bytes that are about to pass; raises if they may not."""
+
+    def give_back(self, count: int) -> None:
+        """Bytes that were counted and did not pass; negative: that passed beyond them."""
+
+    async def close(self) -> None:
+        """Nothing passes any more."""
+
+
 class Network:
     """Requests from this process. Use as an async context manager.
 
@@ -47,6 +61,7 @@ class Network:
         ca_file: PEM file of the only certificates of authorities to trust; None: those of the
             system, or of OpenSSL's ``SSL_CERT_FILE`` and ``SSL_CERT_DIR``.
         environment: variables; None: this process's.
+        meter: counts what passes, before it does; None: nothing is counted.
     """
 
     def __init__(
@@ -56,8 +71,10 @@ class Network:
         trust_env: bool = True,
         ca_file: str | Path | None = None,
         environment: Mapping[str, str] | None = None,
+        meter: Meter | None = None,
     ) -> None:
         self._user_agent = user_agent
+        self._meter = meter
         self._environment = (
             (os.environ if environment is None else environment) if trust_env else {}
         )
@@ -86,6 +103,8 @@ class Network:
         if self._session is not None:
             await self._session.close()
             self._session = None
+        if self._meter is not None:
+            await self._meter.close()
 
     @asynccontextmanager
     async def ask(
@@ -113,6 +132,8 @@ class Network:
         if proxy is not None:
             (sent if url.startswith("http:") else to_proxy).update(proxy.headers)
         via = "" if proxy is None else f" through the proxy {proxy.url}"
+        if self._meter is not None:
+            await self._meter.spend(len(asked) + _head_bytes(sent) + len(body or b""))
         try:
             async with self._session.request(
                 method,
@@ -127,7 +148,8 @@ class Network:
             ) as response:
                 if response.status == 407 and proxy is not None:
                     _refused_by(proxy, asked, 407)
-                yield response
+                async with _counted(response, self._meter):
+                    yield response
         except aiohttp.ClientHttpProxyError as error:
             if proxy is None:
                 raise
@@ -171,6 +193,24 @@ class Network:
             raise Unreached(
                 "unreachable", f"{url} is not a URL: {error}.", remedy=_CHECK_NETWORK
             ) from error
+
+
+@asynccontextmanager
+async def _counted(response: aiohttp.ClientResponse, meter: Meter | None) -> AsyncIterator[None]:
+    """Count an answer: what it promises before it is read, and then what came."""
+    if meter is None:
+        yield
+        return
+    promised = response.content_length or 0
+    await meter.spend(_head_bytes(response.headers) + promised)
+    try:
+        yield
+    finally:
+        meter.give_back(promised - response.content.total_bytes)
+
+
+def _head_bytes(headers: Mapping[str, str]) -> int:
+    return _LINE_BYTES + sum(len(name) + len(value) + 4 for name, value in headers.items())
 
 
 def foreign(

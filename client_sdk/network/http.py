@@ -22,7 +22,7 @@ import msgspec
 import tenacity
 
 from client_sdk.errors import TransportError, Unreached
-from client_sdk.network.connections import Network, foreign, is_page
+from client_sdk.network.connections import Meter, Network, foreign, is_page
 from client_sdk.network.server_time import ServerTime
 from secagg.http_api import ACCESS_TOKEN_MAX_S, Problem
 
@@ -74,9 +74,14 @@ class TransportSettings:
     ca_file: str | Path | None = None
 
 
-def network_of(settings: TransportSettings) -> Network:
-    """The way out that these settings choose; to be entered."""
-    return Network(settings.user_agent, trust_env=settings.trust_env, ca_file=settings.ca_file)
+def network_of(settings: TransportSettings, meter: Meter | None = None) -> Network:
+    """The way out that these settings choose; to be entered. ``meter`` counts what passes."""
+    return Network(
+        settings.user_agent,
+        trust_env=settings.trust_env,
+        ca_file=settings.ca_file,
+        meter=meter,
+    )
 
 
 def is_transient(error: BaseException) -> bool:

@@ -71,6 +71,10 @@ class ServerTime:
             return self._clock()
         return self._moved_on(self._word)
 
+    def believed(self) -> float | None:
+        """:meth:`now`, if it rests on a word of the aggregator's; None before any."""
+        return None if self._word is None else self.now()
+
     @property
     def wrong_by_s(self) -> float:
         """How far :meth:`now` may be from a word that would be believed."""
@@ -91,8 +95,8 @@ class ServerTime:
                 "server-time-back",
                 f"The aggregator's time is {_span(latest_s - said_s)} behind the latest that this "
                 "device has seen.",
-                expected=f"{_text(latest_s - DRIFT_S)} or later",
-                found=_text(said_s),
+                expected=f"{shown_time(latest_s - DRIFT_S)} or later",
+                found=shown_time(said_s),
                 remedy="Ask the operator whether the aggregator's clock was set back. If this "
                 "device once believed a time that had not come, remove 'server-time' from its "
                 "state folder.",
@@ -131,8 +135,8 @@ def _clock_wrong(said_s: float, own_s: float) -> ClockError:
     return ClockError(
         "clock-wrong",
         f"This device's clock is {_span(abs(said_s - own_s))} {side} the aggregator's.",
-        expected=f"{_text(said_s)}, give or take {CLOCK_WRONG_S / 60:.0f} minutes",
-        found=_text(own_s),
+        expected=f"{shown_time(said_s)}, give or take {CLOCK_WRONG_S / 60:.0f} minutes",
+        found=shown_time(own_s),
         remedy="Set this device's clock and run again. If it is right, the aggregator's is wrong: "
         "tell its operator.",
     )
@@ -146,7 +150,7 @@ def _span(seconds: float) -> str:
     return f"{seconds / 60:.0f} minutes"
 
 
-def _text(seconds: float) -> str:
+def shown_time(seconds: float) -> str:
     """UTC to the second; the bare number where no calendar has it."""
     try:
         at = datetime.datetime.fromtimestamp(seconds, datetime.UTC)

@@ -13,7 +13,7 @@ from types import TracebackType
 from urllib.parse import quote
 
 from client_sdk.errors import StateError, TransportError, Unreached
-from client_sdk.network.connections import foreign
+from client_sdk.network.connections import Meter, foreign
 from client_sdk.network.http import (
     PROBLEM_BYTES_MAX,
     QUOTED_BYTES,
@@ -49,10 +49,11 @@ class Transport:
         issue_token: Callable[[int], str],
         settings: TransportSettings | None = None,
         time: ServerTime | None = None,
+        meter: Meter | None = None,
     ) -> None:
-        """As :class:`client_sdk.network.http.Http`."""
+        """As :class:`client_sdk.network.http.Http`; ``meter`` counts the bytes that pass."""
         self.settings = settings or TransportSettings()
-        self._network = network_of(self.settings)
+        self._network = network_of(self.settings, meter)
         self._http = Http(server, issue_token, self._network, self.settings, time)
         self._chunk_bytes = self.settings.chunk_bytes
 

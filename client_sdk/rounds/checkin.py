@@ -149,9 +149,10 @@ async def check_in(device: RunningDevice, task: str, offer: Offer) -> CheckIn:
             manifest,
             own_partner=device.bundle.certificate.partner_key,
             account=device.account,
+            usage=device.usage,
         )
     except PolicyRefusal as refusal:
-        if refusal.reason != "not-now":
+        if refusal.reason != "not-now" and refusal.again_at is None:
             forget_models(device.journal.models)
         raise
     await look_again(device, manifest, debits=False)

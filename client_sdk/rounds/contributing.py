@@ -9,6 +9,7 @@ late is replaced by zeros, to which the noise is added.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,7 @@ from client_sdk.contribution import (
     Contributor,
     TrainingJob,
     check_contributor,
+    check_memory,
 )
 from client_sdk.errors import ContributionError, TaskRefusal
 from client_sdk.events import Event
@@ -78,12 +80,14 @@ class Training:
 
         Raises:
             PolicyRefusal: ``local-noise-undeclared``, ``schedule-undeclared``,
-                ``units-undeclared``, or the contributor's ``TaskRefusal``.
+                ``units-undeclared``, ``memory-undeclared``, ``memory-too-large``, or the
+                contributor's ``TaskRefusal``.
             ContributionError: the contributor failed where its failure may be known.
             LedgerRefusal: SCAFFOLD: the ledger's word on an earlier release does not verify.
         """
         device, task = self._device, checkin.manifest.task
         check_contributor(checkin.manifest, self._contributor)
+        check_memory(checkin.manifest, self._contributor, device.policy.max_memory_bytes)
         if has_control(checkin.manifest):
             await self._settle(checkin)
         report_s = self._report_at(checkin)
@@ -197,6 +201,8 @@ class Training:
         """Call the contributor in its thread, within the time that slot and policy leave."""
         device = self._device
         limits = [math.inf if (most := device.policy.max_training_s) is None else most]
+        if device.usage is not None:
+            limits.append(device.usage.training_left_s())
         if report_s is not None:
             left_s = report_s - device.time.steady()
             limits.append(left_s - device.settings.slot_reserve_s)
@@ -205,7 +211,8 @@ class Training:
         try:
             async with asyncio.timeout(deadline_s):
                 await self._previous()
-                return await self._start(checkin, deadline_s)
+                async with self._counted(checkin.manifest.task):
+                    return await self._start(checkin, deadline_s)
         except TimeoutError as error:
             self._stop.set()
             raise ContributionError(
@@ -214,6 +221,10 @@ class Training:
                 expected=f"{limit_s:.1f} s",
                 remedy="Use fewer examples or steps, or a longer report slot.",
             ) from error
+
+    def _counted(self, task: str) -> contextlib.AbstractAsyncContextManager[None]:
+        usage = self._device.usage
+        return contextlib.nullcontext() if usage is None else usage.training(task)
 
     async def _previous(self) -> None:
         """Wait for a call that ran late in an earlier round: a trainer is used by one at a time."""

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from client_sdk.accounts.device_account import DeviceAccount
+from client_sdk.accounts.usage import Usage
 from client_sdk.events import Event, EventKind
 from client_sdk.ledger.watch import LedgerWatch
 from client_sdk.network.server_time import ServerTime
@@ -38,7 +39,10 @@ class ParticipantSettings:
 
 @dataclass
 class RunningDevice:
-    """The parts of one running client. ``time`` is what it judges by; ``sleep`` waits seconds."""
+    """The parts of one running client. ``time`` is what it judges by; ``sleep`` waits seconds.
+
+    ``usage``: what counts towards the limits per period; None: the policy has none.
+    """
 
     bundle: EnrolmentBundle
     policy: PrivacyPolicy
@@ -51,6 +55,7 @@ class RunningDevice:
     time: ServerTime
     settings: ParticipantSettings = field(default_factory=ParticipantSettings)
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    usage: Usage | None = None
 
     def gave(self, manifest: Manifest, model_digest: bytes) -> bytes | None:
         """The cohort (ctx) for which this device may give no further vector from a model.
@@ -74,7 +79,10 @@ class RunningDevice:
             PolicyRefusal: as :meth:`client_sdk.policy.PrivacyPolicy.admit_terms`.
         """
         self.policy.admit_terms(
-            manifest, own_partner=self.bundle.certificate.partner_key, account=self.account
+            manifest,
+            own_partner=self.bundle.certificate.partner_key,
+            account=self.account,
+            usage=self.usage,
         )
 
     async def hear_time(self, task: str) -> None:

@@ -34,6 +34,17 @@ async def take_part(
     """
     training = Training(device, contributor)
     tally = Tally(told=training.told)
+    try:
+        await _rounds(device, training, tally, task, rounds)
+    except PolicyRefusal as refusal:
+        tally.refusals.append(refusal)
+        await device.emit("refused", task, reason=refusal.reason, message=str(refusal))
+    return tally
+
+
+async def _rounds(
+    device: RunningDevice, training: Training, tally: Tally, task: str, rounds: int | None
+) -> None:
     pace = Pace(device)
     failures = 0
     pending = await finish_pending(device)
@@ -64,10 +75,6 @@ async def take_part(
                 pace.wait_for_newer(offer.model.version)
                 continue
             contribution = await training.contribution(checkin)
-        except PolicyRefusal as refusal:
-            tally.refusals.append(refusal)
-            await device.emit("refused", task, reason=refusal.reason, message=str(refusal))
-            break
         except LedgerRefusal as error:
             await tell_fault(device, task, error)
             raise
@@ -101,7 +108,6 @@ async def take_part(
             raise outcome.fault
         tally.add(outcome)
         await pace.after(outcome)
-    return tally
 
 
 async def _demand_no_quarantine(device: RunningDevice, task: str) -> None:

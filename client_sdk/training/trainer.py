@@ -39,6 +39,7 @@ from client_sdk.training.dataset import (
 )
 from client_sdk.training.examples import Example, Row
 from client_sdk.training.gradients import Method, check_method
+from client_sdk.training.memory import task_bytes
 from client_sdk.training.self_test import Way, check_rows_apart
 from client_sdk.training.units import beyond, units_of
 from dp.contracts.algorithms.averaging import has_privacy
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 
     from client_sdk.contribution import TrainingJob
 
+MICRO_BATCH = 4
 THREADS_VARIABLE = "SECAGG_TORCH_THREADS"
 _SELF_TEST_SCALE = 0.02
 
@@ -98,7 +100,7 @@ class LoraTrainer:
         tokenizer: PreTrainedTokenizerBase,
         dataset: Sequence[Example] | str | os.PathLike[str],
         *,
-        micro_batch: int = 4,
+        micro_batch: int = MICRO_BATCH,
         method: Method = "hooks",
         threads: int | None = None,
         rank: int | None = None,
@@ -161,6 +163,20 @@ class LoraTrainer:
         """The examples that counted in the last job, but not whole: for this device's user."""
         rows = () if self._rows is None else self._rows[1]
         return cut_of(self._dataset, (row for row in rows if row.index not in self._left_out))
+
+    def memory_bytes(self, manifest: Manifest) -> int | None:
+        """Resident memory that training for the task takes at its peak, as it is planned, in bytes.
+
+        None for a model whose sizes are not known by Llama's names
+        (:func:`client_sdk.training.memory.task_bytes`).
+        """
+        floats = [p.element_size() for p in self._base.parameters() if p.is_floating_point()]
+        return task_bytes(
+            self._base.config,
+            manifest,
+            micro_batch=1 if self._method == "loop" else self._micro_batch,
+            precision="float32" if max(floats, default=4) >= 4 else "bfloat16",
+        )
 
     def contribute(self, job: TrainingJob) -> Mapping[str, NDArray[Any]]:
         """Train one round; values by segment name, as the manifest's algorithm defines them.

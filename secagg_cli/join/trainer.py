@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from client_sdk import TrainingJob
     from client_sdk.training.dataset import Cut, LeftOut
     from client_sdk.training.examples import Example
+    from secagg.manifest import Manifest
 
 
 class LazyTrainer:
@@ -55,7 +56,7 @@ class LazyTrainer:
         from client_sdk import TaskRefusal
 
         if self._trainer is None:
-            name = self._name(job)
+            name = self._name(job.manifest)
             try:
                 self._trainer = self._loading.result() if self._loading else self._load(name)
             except SecaggError as error:  # of the model, not of the data
@@ -68,6 +69,21 @@ class LazyTrainer:
                 ) from error
         values: Mapping[str, np.ndarray] = self._trainer.contribute(job)
         return values
+
+    def memory_bytes(self, manifest: Manifest) -> int | None:
+        """As :meth:`client_sdk.LoraTrainer.memory_bytes`; the model's config alone is read."""
+        if manifest.base_model is None:
+            return None
+        from transformers import AutoConfig
+
+        from client_sdk.training.memory import task_bytes
+        from client_sdk.training.trainer import MICRO_BATCH
+        from secagg_cli.models.cache import ensure_model
+
+        config = AutoConfig.from_pretrained(
+            ensure_model(self._name(manifest), progress=self._progress)
+        )
+        return task_bytes(config, manifest, micro_batch=MICRO_BATCH, precision="float32")
 
     @property
     def left_out(self) -> Sequence[LeftOut]:
@@ -97,16 +113,16 @@ class LazyTrainer:
             model, tokenizer = load_model(ensure_model(name, progress=self._progress))
             return LoraTrainer(model, tokenizer, self._rows)
 
-    def _name(self, job: TrainingJob) -> str:
+    def _name(self, manifest: Manifest) -> str:
         from client_sdk import TaskRefusal
 
-        if job.manifest.base_model is None:
+        if manifest.base_model is None:
             raise TaskRefusal(
                 "task-without-model",
                 "This task trains no model.",
                 remedy="Contribute its vector with the SDK; see client_sdk.Contributor.",
             )
-        named = job.manifest.base_model.name
+        named = manifest.base_model.name
         if self._model is None and named not in self._allowed:
             raise TaskRefusal(
                 "model-not-allowed", f"Nobody here has allowed the base model {named!r}."

@@ -365,3 +365,24 @@ class TestPersons:
         assert refusal(task, manifest, tmp_path / "b") == "epsilon-too-large"
         every = dataclasses.replace(loose, max_total_epsilon=0.99 * stated)
         assert refusal(every, manifest, tmp_path / "c", charges=3) == "own-total-budget"
+
+
+def test_weights_are_admitted_by_what_they_are_whatever_they_are_called(tmp_path: Path) -> None:
+    manifest = make_manifest(fedsgd_spec(), VERIFIER)
+    assert manifest.base_model is not None
+    admit(with_fingerprints(manifest.base_model.fingerprint), manifest, tmp_path)
+    with pytest.raises(PolicyRefusal) as caught:
+        admit(with_fingerprints(b"f" * 32), manifest, tmp_path)
+    error = caught.value
+    assert (error.reason, error.expected, error.found) == (
+        "model-not-allowed",
+        [(b"f" * 32).hex()],
+        bytes(32).hex(),
+    )
+    admit(with_fingerprints(b"f" * 32), manifest_of(), tmp_path)  # it trains no model
+
+
+def with_fingerprints(*allowed: bytes) -> PrivacyPolicy:
+    return dataclasses.replace(
+        EASY, max_epsilon=1e6, max_total_epsilon=1e6, allowed_fingerprints=frozenset(allowed)
+    )
