@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from client_sdk.network.connections import NetworkError
     from client_sdk.network.http import TransportSettings
     from client_sdk.policy import PrivacyPolicy
+    from client_sdk.repointing import repoint_bundles
     from client_sdk.rounds.device import ParticipantSettings
     from client_sdk.rounds.result import RunResult
     from client_sdk.training.trainer import LoraTrainer
@@ -59,6 +60,7 @@ __all__ = [
     "TransportError",
     "TransportSettings",
     "Unreached",
+    "repoint_bundles",
 ]
 
 
@@ -74,6 +76,7 @@ _HOMES = {
     "RunResult": "rounds.result",
     "TrainingJob": "contribution",
     "TransportSettings": "network.http",
+    "repoint_bundles": "repointing",
 }
 
 

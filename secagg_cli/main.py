@@ -19,7 +19,7 @@ from secagg_cli.exit_codes import EXIT_REFUSED, EXIT_USAGE
 from secagg_cli.extras import wants_json
 from secagg_cli.join import command as join
 from secagg_cli.network import networked
-from secagg_cli.operator import devices, enroll, serve, task
+from secagg_cli.operator import bundle, devices, enroll, serve, task
 from secagg_cli.output import answered, end_of_output, open_streams, print_json
 from secagg_cli.plan import command as plan
 from secagg_cli.state import account, session
@@ -54,6 +54,7 @@ app.add_typer(task.app, name="task")
 app.add_typer(enroll.partner_app, name="partner")
 app.add_typer(devices.app, name="device")
 app.command("enroll")(networked(enroll.enroll))
+app.add_typer(bundle.app, name="bundle")
 app.command("join")(networked(join.join))
 app.add_typer(account.app, name="account")
 app.add_typer(session.app, name="session")

@@ -7,6 +7,7 @@ always verified.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import ssl
@@ -25,6 +26,8 @@ from secagg.proxies import Proxy, proxy_for
 
 _CA_BYTES_MAX = 16 << 20
 _LINE_BYTES = 64  # of a head beside its fields: first line, and fields that aiohttp adds itself
+_PIECE_BYTES = 1 << 16
+_PAUSE_AFTER_BYTES = 64
 _SHOWN_CHARACTERS = 200  # of what somebody else says
 _CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----[A-Za-z0-9+/=\s]+-----END CERTIFICATE-----")
 _CHECK_NETWORK = "Check the network and the aggregator's address."
@@ -115,10 +118,12 @@ class Network:
         body: bytes | None = None,
         query: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
+        pause_s: float = 0.0,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """One request and its answer, of any status but a proxy's refusal, while it is read.
 
-        The caller sets the deadline.
+        The caller sets the deadline. A body is sent once. ``pause_s``: seconds after its first
+        bytes; what is answered meanwhile ends it.
 
         Raises:
             Unreached: also while the answer is read.
@@ -129,6 +134,8 @@ class Network:
         proxy = self._proxy(url)
         sent = dict(headers or {})
         to_proxy: dict[str, str] = {}
+        if body is not None:
+            sent["Content-Length"] = str(len(body))
         if proxy is not None:
             (sent if url.startswith("http:") else to_proxy).update(proxy.headers)
         via = "" if proxy is None else f" through the proxy {proxy.url}"
@@ -139,7 +146,7 @@ class Network:
                 method,
                 url,
                 params=query,
-                data=body,
+                data=None if body is None else _once(body, pause_s),
                 headers=sent,
                 allow_redirects=False,
                 proxy=None if proxy is None else proxy.url,
@@ -211,6 +218,16 @@ async def _counted(response: aiohttp.ClientResponse, meter: Meter | None) -> Asy
 
 def _head_bytes(headers: Mapping[str, str]) -> int:
     return _LINE_BYTES + sum(len(name) + len(value) + 4 for name, value in headers.items())
+
+
+async def _once(body: bytes, pause_s: float) -> AsyncIterator[bytes]:
+    """A body that aiohttp cannot send a second time by itself, as it does with bytes of a PUT."""
+    begins = _PAUSE_AFTER_BYTES if pause_s else 0
+    if begins:
+        yield body[:begins]
+        await asyncio.sleep(pause_s)
+    for start in range(begins, len(body), _PIECE_BYTES):
+        yield body[start : start + _PIECE_BYTES]
 
 
 def foreign(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
+import math
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -49,11 +50,13 @@ class TransportSettings:
     Attributes:
         patience_s: how long a request is retried without progress before it fails; a restart of
             the aggregator should fit in.
-        request_s: total deadline of one small request, besides the time it asks the server to wait.
-        transfer_s: total deadline of one chunk up or one stretch of a model down.
+        request_s: total deadline of one small request, besides the time it asks the server to wait,
+            and of one chunk up; in a cohort two thirds of the phase that it is for at most.
+        transfer_s: total deadline of a vector's last chunk or one stretch of a model down.
         poll_s: how long one long-poll waits at the server.
         backoff_first_s, backoff_max_s, jitter_s: waits between retries.
-        chunk_bytes: size of an upload's chunks.
+        chunk_bytes: most of one chunk of an upload; it is also at most a sixteenth of the vector,
+            or 16 KiB, and fits the rate at which the network took the chunks before.
         user_agent: how the app names itself to the server.
         ledger_s: total deadline of one look at the ledger, however many files it needs.
         trust_env: whether HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY count.
@@ -116,6 +119,7 @@ class Http:
         self._token: str | None = None
         self._token_until = 0.0
         self._network = network
+        self.most_s = math.inf  # that any one request takes, with its wait at the server
 
     async def json(
         self,
@@ -175,13 +179,16 @@ class Http:
         headers: dict[str, str] | None = None,
         wait_s: float = 0.0,
         total_s: float | None = None,
+        pause_s: float = 0.0,
         auth: bool = True,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """One request; yields a response of status 2xx, or raises ``TransportError``.
 
         A rejected token is made anew once, by the server's clock where that is to be believed.
+        ``pause_s``: as :meth:`client_sdk.network.connections.Network.ask`.
         """
         total_s = total_s if total_s is not None else self.settings.request_s + wait_s
+        total_s = min(total_s, self.most_s)
         try:
             async with asyncio.timeout(total_s):
                 for renewed in (False, True):
@@ -190,7 +197,7 @@ class Http:
                         sent["Authorization"] = f"Bearer {self._access_token()}"
                     url = self._server + path
                     async with self._network.ask(
-                        method, url, body=body, query=query, headers=sent
+                        method, url, body=body, query=query, headers=sent, pause_s=pause_s
                     ) as response:
                         if response.status == 401 and auth and not renewed:
                             self._token = None

@@ -7,7 +7,8 @@ repeated.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from urllib.parse import quote
@@ -19,25 +20,20 @@ from client_sdk.network.http import (
     QUOTED_BYTES,
     Http,
     TransportSettings,
-    is_transient,
     network_of,
     read_capped,
-    read_json,
 )
 from client_sdk.network.server_time import ServerTime
+from client_sdk.network.uploads import ChunkSizes, VectorUpload, unnoted
 from dp.tlog.tiles import resource_bytes_max
-from secagg.http_api import AdvertAccepted, Mail, Offer, UploadState
+from secagg.http_api import AdvertAccepted, Mail, Offer
 from secagg.limits import MANIFEST_BYTES_MAX, REVOCATION_BYTES_MAX
 from secagg.messages import FRAME_BYTES_MAX
 
 _OFFER_BYTES_MAX = 2 * MANIFEST_BYTES_MAX  # base64
 _MAIL_BYTES_MAX = 2 * FRAME_BYTES_MAX + 65_536
-_CHUNK_BYTES_MIN = 1 << 14
+_POLL_PART = 0.75  # of a request's limit; the rest is for its way
 _STUCK_MAX = 8  # transfers in a row that bring nothing new
-
-
-def unnoted(done: int, total: int) -> None:
-    """Where nobody asks how far a transfer is."""
 
 
 class Transport:
@@ -55,7 +51,7 @@ class Transport:
         self.settings = settings or TransportSettings()
         self._network = network_of(self.settings, meter)
         self._http = Http(server, issue_token, self._network, self.settings, time)
-        self._chunk_bytes = self.settings.chunk_bytes
+        self._sizes = ChunkSizes(self.settings)
 
     async def __aenter__(self) -> Transport:
         """Raises: NetworkError: ``ca-file``."""
@@ -73,6 +69,7 @@ class Transport:
     async def offer(self, task: str, after_version: int | None, wait_s: float) -> Offer:
         """The current offer; with ``after_version`` the server waits for a newer model."""
         query = {} if after_version is None else {"after_version": str(after_version)}
+        wait_s = min(wait_s, _POLL_PART * self._http.most_s)
         try:
             return await self._http.json(
                 "GET",
@@ -101,8 +98,22 @@ class Transport:
             "POST", "/v1/adverts", AdvertAccepted, PROBLEM_BYTES_MAX, advert
         )
 
+    @contextmanager
+    def within(self, seconds: float) -> Iterator[None]:
+        """No request that is made inside takes longer, with its wait at the server.
+
+        What nobody answers is so repeated while there is time. A poll waits three quarters of it.
+        """
+        before = self._http.most_s
+        self._http.most_s = seconds
+        try:
+            yield
+        finally:
+            self._http.most_s = before
+
     async def messages(self, session: str, after: int, wait_s: float) -> tuple[bytes, ...]:
         """Messages with sequence numbers from ``after`` + 1; empty if none came in time."""
+        wait_s = min(wait_s, _POLL_PART * self._http.most_s)
         mail = await self._http.json(
             "GET",
             f"/v1/sessions/{session}/messages",
@@ -117,8 +128,8 @@ class Transport:
         async def post() -> None:
             path = f"/v1/sessions/{session}/messages"
             async with self._http.request("POST", path, message) as response:
-                if body := await response.content.read(QUOTED_BYTES):
-                    raise foreign(response, body)  # the aggregator takes it without a word
+                if response.status != 204:  # the aggregator takes it without a word
+                    raise foreign(response, await response.content.read(QUOTED_BYTES))
 
         await self._http.retry(post)
 
@@ -133,21 +144,7 @@ class Transport:
             TransportError: also ``upload-conflict`` if the server's offsets make no sense.
         """
         path = f"/v1/sessions/{session}/vector"
-        self._chunk_bytes = self.settings.chunk_bytes
-        state = await self._http.json("GET", path, UploadState, PROBLEM_BYTES_MAX)
-        stuck = 0
-        while not state.complete:
-            offset = state.received_bytes
-            note(offset, len(payload))
-            if not 0 <= offset <= len(payload) or stuck > _STUCK_MAX:
-                raise TransportError(
-                    "upload-conflict",
-                    "The server's upload offset does not fit the vector.",
-                    expected=f"0..{len(payload)}, rising",
-                    found=offset,
-                )
-            state = await self._http.retry(lambda: self._put_chunk(path, offset, payload))  # noqa: B023
-            stuck = 0 if state.received_bytes > offset else stuck + 1
+        await VectorUpload(self._http, path, payload, self._sizes, note).run()
 
     async def download_model(
         self,
@@ -191,27 +188,6 @@ class Transport:
                 raise
 
         return await self._http.retry(get)
-
-    async def _put_chunk(self, path: str, offset: int, payload: bytes) -> UploadState:
-        """One chunk; if it broke or the offset was stale, the server's own offset instead.
-
-        After a broken chunk the next ones are smaller: a slow network should still get one across.
-        """
-        chunk = payload[offset : offset + self._chunk_bytes]
-        try:
-            async with self._http.request(
-                "PUT", path, chunk, query={"offset": str(offset)}, total_s=self.settings.transfer_s
-            ) as response:
-                return await read_json(response, UploadState, PROBLEM_BYTES_MAX)
-        except TransportError as error:
-            if error.own_status != 409 and not is_transient(error):
-                raise
-            self._chunk_bytes = max(_CHUNK_BYTES_MIN, self._chunk_bytes // 2)
-            async with self._http.request("GET", path) as response:
-                state = await read_json(response, UploadState, PROBLEM_BYTES_MAX)
-            if state.received_bytes <= offset and not state.complete and error.own_status != 409:
-                raise
-            return state
 
     async def _fetch_range(
         self,

@@ -24,6 +24,7 @@ from client_sdk.payload import encoded
 from client_sdk.rounds import faults
 from client_sdk.rounds.device import RunningDevice
 from client_sdk.rounds.examples_told import ExamplesTold
+from client_sdk.rounds.phases import answer_within_s, news_within_s
 from client_sdk.rounds.scaffold_control import DeviceControl
 from client_sdk.rounds.schedule import demand_count, look_again, part_at
 from client_sdk.rounds.session import Session
@@ -112,10 +113,13 @@ class Participant:
                 the journal keeps the session, once.
         """
         while True:
-            outcome = await self._perform()
+            transport = self._device.transport
+            with transport.within(answer_within_s(self._session)):
+                outcome = await self._perform()
             if outcome is not None:
                 return outcome
-            await self._receive()
+            with transport.within(news_within_s(self._session)):
+                await self._receive()
 
     # ---- effects
 

@@ -8,11 +8,9 @@ import gzip
 import hashlib
 import os
 import time
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import aiohttp.test_utils
-import msgspec
 import pytest
 from aiohttp import web
 
@@ -20,55 +18,8 @@ from client_sdk.errors import ClockError, TransportError
 from client_sdk.network.http import TransportSettings
 from client_sdk.network.server_time import ServerTime
 from client_sdk.network.transport import Transport
-from secagg.http_api import AdvertAccepted, Mail, Problem, UploadState
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-QUICK = TransportSettings(
-    patience_s=1.0,
-    request_s=0.5,
-    transfer_s=2.0,
-    poll_s=0.1,
-    backoff_first_s=0.001,
-    backoff_max_s=0.01,
-    jitter_s=0.001,
-    chunk_bytes=1 << 16,
-)
-DEVICE = "/v1/sessions/s"
-
-
-class Served:
-    """A server of one handler on loopback, and a transport to it."""
-
-    def __init__(self, handler: Handler, settings: TransportSettings = QUICK) -> None:
-        self.requests: list[web.Request] = []
-        self._handler = handler
-        self._settings = settings
-        self.tokens = 0
-
-    async def _handle(self, request: web.Request) -> web.StreamResponse:
-        self.requests.append(request)
-        return await self._handler(request)
-
-    def _issue(self, now_s: int) -> str:
-        self.tokens += 1
-        self.issued_at = now_s
-        return f"token-{self.tokens}"
-
-    async def __aenter__(self) -> tuple[Served, Transport]:
-        app = web.Application(client_max_size=1 << 30)
-        app.router.add_route("*", "/{path:.*}", self._handle)
-        self._server = aiohttp.test_utils.TestServer(app)
-        await self._server.start_server()
-        self._transport = Transport(str(self._server.make_url("/")), self._issue, self._settings)
-        return self, await self._transport.__aenter__()
-
-    async def __aexit__(self, *error: object) -> None:
-        await self._transport.__aexit__(None, None, None)
-        await self._server.close()
-
-
-def json(body: object, status: int = 200, **headers: str) -> web.Response:
-    return web.Response(body=msgspec.json.encode(body), status=status, headers=headers)
+from secagg.http_api import AdvertAccepted, Mail, Problem
+from tests.kits.transports import DEVICE, QUICK, Handler, Served, json
 
 
 def failing_first(times: int, status: int, answer: object, **headers: str) -> Handler:
@@ -105,7 +56,7 @@ async def test_the_servers_own_reason_is_told_at_once(status: int) -> None:
 async def test_patience_ends_and_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
     """A library in somebody's app, and in commands whose standard output is JSON."""
     quick = TransportSettings(
-        patience_s=0.05, backoff_first_s=0.001, backoff_max_s=0.01, jitter_s=0.0
+        patience_s=0.3, backoff_first_s=0.001, backoff_max_s=0.01, jitter_s=0.0
     )
     async with Served(failing_first(10**6, 503, None), quick) as (served, transport):
         with pytest.raises(TransportError) as caught:
@@ -261,93 +212,6 @@ async def test_a_token_is_renewed_before_it_ends() -> None:
         now += 301
         await transport.messages("s", 0, 0.0)
         assert served.tokens == 2
-
-
-class UploadServer:
-    """Keeps a vector; breaks the connection after ``break_after`` bytes of every chunk."""
-
-    def __init__(self, size: int, break_after: int | None = None) -> None:
-        self.size = size
-        self.break_after = break_after
-        self.kept = bytearray()
-        self.chunks: list[tuple[int, int]] = []
-
-    async def __call__(self, request: web.Request) -> web.StreamResponse:
-        if request.method == "PUT":
-            offset = int(request.query["offset"])
-            if offset != len(self.kept):
-                return json(Problem(reason="upload-offset", message="Elsewhere."), 409)
-            before = len(self.kept)
-            async for piece in request.content.iter_any():
-                self.kept += piece
-                taken = len(self.kept) - before
-                if self.break_after is not None and taken >= self.break_after:
-                    del self.kept[before + self.break_after :]
-                    self.chunks.append((offset, self.break_after))
-                    assert request.transport is not None
-                    request.transport.abort()
-                    return web.Response()
-            self.chunks.append((offset, len(self.kept) - before))
-        complete = len(self.kept) == self.size
-        return json(UploadState(received_bytes=len(self.kept), complete=complete))
-
-
-async def test_an_upload_goes_in_chunks() -> None:
-    payload = os.urandom(150_000)
-    server = UploadServer(len(payload))
-    async with Served(server) as (_, transport):
-        await transport.upload("s", payload)
-    assert server.kept == payload
-    assert [offset for offset, _ in server.chunks] == [0, 65_536, 131_072]
-
-
-async def test_an_upload_goes_on_where_the_server_has_it() -> None:
-    payload = os.urandom(150_000)
-    server = UploadServer(len(payload))
-    server.kept += payload[:100_001]
-    async with Served(server) as (_, transport):
-        await transport.upload("s", payload)
-    assert server.kept == payload
-    assert server.chunks[0][0] == 100_001
-
-
-async def test_a_complete_upload_sends_nothing_again() -> None:
-    payload = os.urandom(1_000)
-    server = UploadServer(len(payload))
-    server.kept += payload
-    async with Served(server) as (_, transport):
-        await transport.upload("s", payload)
-    assert server.chunks == []
-
-
-async def test_a_network_that_breaks_every_chunk_still_gets_it_across() -> None:
-    payload = os.urandom(150_000)
-    server = UploadServer(len(payload), break_after=20_000)
-    async with Served(server) as (_, transport):
-        await transport.upload("s", payload)
-    assert server.kept == payload
-    assert min(size for _, size in server.chunks[2:-1]) >= 16_384
-
-
-async def test_a_server_with_senseless_offsets_is_given_up() -> None:
-    async def senseless(request: web.Request) -> web.Response:
-        return json(UploadState(received_bytes=10**9, complete=False))
-
-    async with Served(senseless) as (_, transport):
-        with pytest.raises(TransportError) as caught:
-            await transport.upload("s", b"payload")
-        assert caught.value.reason == "upload-conflict"
-
-
-async def test_a_server_that_never_advances_is_given_up() -> None:
-    async def stuck(request: web.Request) -> web.Response:
-        await request.read()
-        return json(UploadState(received_bytes=0, complete=False))
-
-    async with Served(stuck) as (_, transport):
-        with pytest.raises(TransportError) as caught:
-            await transport.upload("s", b"payload")
-        assert caught.value.reason == "upload-conflict"
 
 
 class ModelServer:

@@ -20,6 +20,7 @@ import msgspec
 import numpy as np
 import safetensors.numpy
 from aiohttp import web
+from msgspec.structs import replace
 
 from aggregator.http import connections
 from aggregator.http.app import SERVICE, build_app
@@ -248,6 +249,10 @@ class World:
                 not_after,
             )
         return self._bundles[name]
+
+    def reroute(self, name: str, port: int) -> None:
+        """From now on this device finds the service at another port, such as a proxy's."""
+        self._bundles[name] = replace(self.bundle(name), server=f"http://127.0.0.1:{port}")
 
     def device(
         self,

@@ -1,0 +1,133 @@
+"""How large the chunks of an upload are, and one vector's way up in such chunks.
+
+What is lost on the way has to be sent again, so a chunk is a small part of its vector. What has
+arrived is never sent again on purpose: whenever a chunk's answer did not come, the aggregator is
+asked how far it is before another byte of the vector is sent.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from client_sdk.errors import TransportError
+from client_sdk.network.http import (
+    PROBLEM_BYTES_MAX,
+    Http,
+    TransportSettings,
+    is_transient,
+    read_json,
+)
+from secagg.http_api import UploadState
+
+CHUNK_BYTES_FIRST = 1 << 14
+_CHUNK_BYTES_MIN = 1 << 12
+_PARTS = 16  # of a vector; one chunk is at most so small a part of a large one
+_GROWTH = 4
+_EIGHTH = 0.125  # of a request's deadline that a chunk is expected to take
+_STUCK_MAX = 8  # answers in a row that bring nothing new
+_PAUSE_S = (0.1, 1.0)  # least and most
+
+
+def unnoted(done: int, total: int) -> None:
+    """Where nobody asks how far a transfer is."""
+
+
+class ChunkSizes:
+    """Sizes that fit the rate at which this network took the chunks before, in bytes."""
+
+    def __init__(self, settings: TransportSettings) -> None:
+        self._most = settings.chunk_bytes
+        self._aim_s = _EIGHTH * min(settings.request_s, settings.transfer_s)
+        self._size = CHUNK_BYTES_FIRST
+
+    def of(self, vector_bytes: int) -> int:
+        """Of the next chunk of such a vector."""
+        return min(self._size, self._most, max(CHUNK_BYTES_FIRST, vector_bytes // _PARTS))
+
+    def took(self, size: int, seconds: float) -> None:
+        """A chunk was taken. One that is shorter than the vector allowed says nothing."""
+        fits = int(size / max(seconds, 1e-3) * self._aim_s)
+        self._size = max(_CHUNK_BYTES_MIN, min(_GROWTH * size, fits))
+
+    def broke(self) -> None:
+        """A chunk's answer did not come."""
+        self._size = max(_CHUNK_BYTES_MIN, self._size // _GROWTH)
+
+
+class VectorUpload:
+    """One vector on its way to one session."""
+
+    def __init__(
+        self,
+        http: Http,
+        path: str,
+        payload: bytes,
+        sizes: ChunkSizes,
+        note: Callable[[int, int], None] = unnoted,
+    ) -> None:
+        """``note`` hears how many bytes are acknowledged, and of how many."""
+        self._http = http
+        self._path = path
+        self._payload = payload
+        self._sizes = sizes
+        self._note = note
+        self._pause_s = 0.0  # after a chunk's first bytes, from the first broken one on
+
+    async def run(self) -> None:
+        """Send from where the aggregator has it, until the last byte is acknowledged.
+
+        Raises:
+            TransportError: also ``upload-conflict`` if the server's offsets make no sense.
+        """
+        state, stuck = await self._received(), 0
+        while not state.complete:
+            offset = state.received_bytes
+            self._note(offset, len(self._payload))
+            if not 0 <= offset <= len(self._payload) or stuck > _STUCK_MAX:
+                raise TransportError(
+                    "upload-conflict",
+                    "The server's upload offset does not fit the vector.",
+                    expected=f"0..{len(self._payload)}, rising",
+                    found=offset,
+                )
+            state = await self._http.retry(lambda: self._put(offset))  # noqa: B023
+            stuck = 0 if state.received_bytes > offset else stuck + 1
+
+    async def _received(self) -> UploadState:
+        return await self._http.json("GET", self._path, UploadState, PROBLEM_BYTES_MAX)
+
+    async def _put(self, offset: int) -> UploadState:
+        """One chunk; if it broke or the offset was stale, the server's own offset instead.
+
+        From the first broken one on, a chunk begins with a few bytes and a pause: something between
+        that refuses at once is heard before the rest is sent.
+        """
+        transfer_s, request_s = self._http.settings.transfer_s, self._http.settings.request_s
+        size = self._sizes.of(len(self._payload))
+        chunk = self._payload[offset : offset + size]
+        last = offset + len(chunk) == len(self._payload)  # the server then adds it to the sum
+        begun_s = time.monotonic()
+        try:
+            async with self._http.request(
+                "PUT",
+                self._path,
+                chunk,
+                query={"offset": str(offset)},
+                total_s=transfer_s if last else min(transfer_s, request_s),
+                pause_s=self._pause_s,
+            ) as response:
+                state = await read_json(response, UploadState, PROBLEM_BYTES_MAX)
+        except TransportError as error:
+            if error.own_status != 409 and not is_transient(error):
+                raise
+            self._sizes.broke()
+            asked_s = time.monotonic()
+            state = await self._received()
+            self._pause_s = min(max(_PAUSE_S[0], 2 * (time.monotonic() - asked_s)), _PAUSE_S[1])
+            if state.received_bytes <= offset and not state.complete and error.own_status != 409:
+                raise
+            return state
+        if len(chunk) == size:
+            self._sizes.took(size, time.monotonic() - begun_s - self._pause_s)
+        return state

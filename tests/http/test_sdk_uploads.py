@@ -1,0 +1,164 @@
+"""A vector's way up: in chunks that fit the network, and no byte twice that has arrived."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+
+import pytest
+from aiohttp import web
+
+from client_sdk.errors import TransportError
+from client_sdk.network.transport import Transport
+from client_sdk.network.uploads import CHUNK_BYTES_FIRST, ChunkSizes
+from secagg.http_api import UploadState
+from tests.kits.fault_proxy import FaultProxy, Schedule, faulty
+from tests.kits.transports import QUICK, Served, UploadServer, json
+
+
+async def test_an_upload_goes_in_chunks() -> None:
+    payload = os.urandom(150_000)
+    server = UploadServer(len(payload))
+    async with Served(server) as (_, transport):
+        await transport.upload("s", payload)
+    assert server.kept == payload
+    assert [size for _, size in server.chunks][:-1] == [16_384] * 9
+
+
+async def test_an_upload_goes_on_where_the_server_has_it() -> None:
+    payload = os.urandom(150_000)
+    server = UploadServer(len(payload))
+    server.kept += payload[:100_001]
+    async with Served(server) as (_, transport):
+        await transport.upload("s", payload)
+    assert server.kept == payload
+    assert server.chunks[0][0] == 100_001
+
+
+async def test_a_complete_upload_sends_nothing_again() -> None:
+    payload = os.urandom(1_000)
+    server = UploadServer(len(payload))
+    server.kept += payload
+    async with Served(server) as (_, transport):
+        await transport.upload("s", payload)
+    assert server.chunks == []
+
+
+async def test_a_network_that_breaks_every_chunk_still_gets_it_across() -> None:
+    payload = os.urandom(150_000)
+    server = UploadServer(len(payload), break_after=20_000)
+    async with Served(server) as (_, transport):
+        await transport.upload("s", payload)
+    assert server.kept == payload
+    assert min(size for _, size in server.chunks[2:-1]) >= 16_384
+
+
+async def test_a_server_with_senseless_offsets_is_given_up() -> None:
+    async def senseless(request: web.Request) -> web.Response:
+        return json(UploadState(received_bytes=10**9, complete=False))
+
+    async with Served(senseless) as (_, transport):
+        with pytest.raises(TransportError) as caught:
+            await transport.upload("s", b"payload")
+        assert caught.value.reason == "upload-conflict"
+
+
+async def test_a_server_that_never_advances_is_given_up() -> None:
+    async def stuck(request: web.Request) -> web.Response:
+        await request.read()
+        return json(UploadState(received_bytes=0, complete=False))
+
+    async with Served(stuck) as (_, transport):
+        with pytest.raises(TransportError) as caught:
+            await transport.upload("s", b"payload")
+        assert caught.value.reason == "upload-conflict"
+
+
+# -- over a bad network -------------------------------------------------------------------------
+
+PATIENT = dataclasses.replace(QUICK, patience_s=20.0, request_s=5.0, transfer_s=5.0)
+
+
+async def sent_through(fault: str, rate: float, seed: int, size: int, **parts: float) -> FaultProxy:
+    """A vector's way through a proxy, to a server that must have it in the end."""
+    payload = os.urandom(size)
+    server = UploadServer(size)
+    async with (
+        Served(server, PATIENT) as (served, _),
+        faulty(served.address, Schedule((fault,), rate, seed), **parts) as proxy,
+        Transport(f"http://127.0.0.1:{proxy.port}", lambda now_s: "token", PATIENT) as transport,
+    ):
+        await transport.upload("s", payload)
+    assert server.kept == payload
+    return proxy
+
+
+@pytest.mark.parametrize("fault", ["cut", "lost-answer", "duplicate"])
+async def test_what_arrived_is_not_sent_again(fault: str) -> None:
+    """Also not by aiohttp, which would repeat a PUT whose connection died under its answer."""
+    proxy = await sent_through(fault, 0.5, seed=1, size=300_000)
+    assert proxy.met[fault] > 3
+    assert proxy.vector == 300_000
+
+
+@pytest.mark.parametrize("fault", ["502", "portal"])
+async def test_what_refuses_at_once_gets_little_of_a_vector(fault: str) -> None:
+    proxy = await sent_through(fault, 0.4, seed=2, size=600_000, delay_s=0.2)
+    assert proxy.met[fault] > 3
+    assert proxy.vector < 1.1 * 600_000
+
+
+async def test_the_server_is_asked_how_far_it_is_before_anything_is_sent_again() -> None:
+    """Also where the first question is lost as well."""
+    payload, server = os.urandom(100_000), UploadServer(100_000)
+    lost = 0
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        nonlocal lost
+        answer = await server(request)
+        if server.chunks and lost < 3:
+            lost += 1
+            assert request.transport is not None
+            request.transport.abort()
+        return answer
+
+    async with Served(handler) as (served, transport):
+        await transport.upload("s", payload)
+        asked = [request.method for request in served.requests]
+    assert server.kept == payload
+    assert asked[:5] == ["GET", "PUT", "GET", "GET", "GET"]
+    assert sum(size for _, size in server.chunks) == len(payload)
+
+
+def test_a_chunk_is_a_small_part_of_its_vector_and_fits_the_rate() -> None:
+    sizes = ChunkSizes(
+        dataclasses.replace(QUICK, chunk_bytes=1 << 20, request_s=8.0, transfer_s=80)
+    )
+    assert sizes.of(975_000) == CHUNK_BYTES_FIRST
+    for _ in range(4):
+        sizes.took(sizes.of(975_000), 0.01)
+    assert sizes.of(975_000) == 975_000 // 16
+    sizes.took(60_000, 6.0)  # 10 kB/s, and a chunk should take a second
+    assert sizes.of(975_000) == 10_000
+    sizes.took(10_000, 100.0)
+    assert sizes.of(975_000) == 4_096
+    sizes.took(4_096, 0.001)
+    sizes.broke()
+    assert sizes.of(975_000) == 4_096
+
+
+async def test_a_stalled_chunk_is_repeated_within_its_phase() -> None:
+    payload, server, stalled = os.urandom(50_000), UploadServer(50_000), asyncio.Event()
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        if request.method == "PUT" and not stalled.is_set():
+            stalled.set()
+            await asyncio.Event().wait()
+        return await server(request)
+
+    async with Served(handler, PATIENT) as (_, transport):
+        async with asyncio.timeout(PATIENT.request_s):
+            with transport.within(0.2):
+                await transport.upload("s", payload)
+    assert server.kept == payload
