@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dp.contracts.algorithms.registry import has_control
+from dp.contracts.algorithms.registry import algorithm_of, has_control
 from secagg.lora.forms import vector_length
 from secagg.manifest import Manifest
 from secagg.ring import packed_size, payload_length
@@ -15,6 +15,11 @@ def upload_size(manifest: Manifest) -> int:
     encoding = manifest.encoding
     length = payload_length(manifest.data_length, encoding.slice_length)
     return packed_size(length, encoding.ring_bits)
+
+
+def needs_model(manifest: Manifest) -> bool:
+    """Whether a contribution is made from the global model; a statistic has none, but its sum."""
+    return algorithm_of(manifest).has_adapter
 
 
 def model_length(manifest: Manifest) -> int:

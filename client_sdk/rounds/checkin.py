@@ -25,7 +25,7 @@ from client_sdk.rounds.device import RunningDevice
 from client_sdk.rounds.revocations import refresh
 from client_sdk.rounds.schedule import count_of, look_again
 from client_sdk.state.models import demand_plain, forget_models, part_of, remove_model
-from client_sdk.transfer_sizes import download_size, model_tensors
+from client_sdk.transfer_sizes import download_size, model_tensors, needs_model
 from client_sdk.transfer_sizes import model_length as model_length
 from dp.accounting.figures import upper
 from dp.errors import MechanismError
@@ -39,6 +39,7 @@ from secagg.manifest import Manifest, decode_manifest, manifest_digest
 
 DISK_MARGIN_BYTES = 64 << 20  # left free beside a download, for the journal and for others
 _PAUSED_WAIT_S = 5.0
+_NO_MODEL = {"vector": np.zeros(0, np.float32)}
 _TIME_MAX_S = 1e11  # Unix seconds; the year 5138
 
 
@@ -119,7 +120,7 @@ async def next_offer(
 
 
 async def check_in(device: RunningDevice, task: str, offer: Offer) -> CheckIn:
-    """Verify and admit an offer, and bring its model to this device.
+    """Verify and admit an offer, and bring its model to this device, if its task has one.
 
     Raises:
         RemoteProtocolError: as :func:`verify_offer`, or ``manifest-ledger``, ``offer-malformed``,
@@ -157,7 +158,7 @@ async def check_in(device: RunningDevice, task: str, offer: Offer) -> CheckIn:
         raise
     await look_again(device, manifest, debits=False)
     count = count_of(device, manifest)
-    model = await fetch_model(device, manifest, offer)
+    model = await fetch_model(device, manifest, offer) if needs_model(manifest) else _NO_MODEL
     clip = await proven_clip(device, manifest, digest, offer, model)
     await device.ledger.verify_models(
         frozenset((offer.model.digest,)),

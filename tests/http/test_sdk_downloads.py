@@ -17,9 +17,11 @@ from client_sdk import LedgerRefusal, StateError, TransportError
 from client_sdk.rounds.checkin import DISK_MARGIN_BYTES
 from client_sdk.state.keystore import open_storage_key
 from client_sdk.transfer_sizes import MODEL_HEADER_BYTES, download_size
+from dp.contracts import BudgetSpec
 from dp.tlog.tiles import resource_bytes_max
 from secagg.http_api import Offer, Problem
-from tests.kits.world import POLICY, QUICK, TASK, OneHot, World, plain_spec
+from tests.kits.quadratics import Quadratic, quadratic_spec
+from tests.kits.world import POLICY, QUICK, TASK, World, plain_spec, run_all
 
 IMPATIENT = replace(QUICK, patience_s=0.2, poll_s=0.2)
 _Usage = namedtuple("_Usage", "total used free")
@@ -61,7 +63,7 @@ def serve(world: World, content: bytes | None = None, status: int = 200, **offer
 async def run(world: World, **parts: Any) -> Any:
     device = world.device("d0", transport=IMPATIENT, **parts)
     async with asyncio.timeout(20.0):  # whoever is let in waits for a cohort that never comes
-        return await device.run_async(OneHot(0), task=TASK, rounds=1)
+        return await device.run_async(Quadratic(0), task=TASK, rounds=1)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +86,7 @@ async def test_a_part_stays_only_where_the_transfer_may_go_on(
     reason: str,
     left: list[str],
 ) -> None:
-    async with World(tmp_path, plain_spec()) as world:
+    async with World(tmp_path, quadratic_spec("fedavg")) as world:
         digest = offered.get("digest", hashlib.sha256(content).digest())
         left_behind(world, digest, b"\2" * 32, b"\3" * 32)
         serve(world, content, status, **offered)
@@ -94,7 +96,7 @@ async def test_a_part_stays_only_where_the_transfer_may_go_on(
 
 
 async def test_a_part_that_is_a_link_is_refused_before_the_first_byte(tmp_path: Path) -> None:
-    async with World(tmp_path, plain_spec()) as world:
+    async with World(tmp_path, quadratic_spec("fedavg")) as world:
         serve(world, b"x" * 90)
         left_behind(world)
         thesis = tmp_path / "thesis"
@@ -107,7 +109,7 @@ async def test_a_part_that_is_a_link_is_refused_before_the_first_byte(tmp_path: 
 
 
 async def test_models_that_never_come_do_not_pile_up(tmp_path: Path) -> None:
-    async with World(tmp_path, plain_spec()) as world:
+    async with World(tmp_path, quadratic_spec("fedavg")) as world:
         for number in range(3):
             serve(world, b"", 503, digest=bytes((number,)) * 32, size_bytes=200)
             left_behind(world, bytes((number,)) * 32)
@@ -118,7 +120,7 @@ async def test_models_that_never_come_do_not_pile_up(tmp_path: Path) -> None:
 
 async def test_a_transfer_has_a_deadline_in_all(tmp_path: Path) -> None:
     """The policy's limit is cut down between admission and transfer, so that no test waits."""
-    async with World(tmp_path, plain_spec()) as world:
+    async with World(tmp_path, quadratic_spec("fedavg")) as world:
         serve(world, b"x" * 90)
         drip = world.gate
         assert drip is not None
@@ -148,7 +150,7 @@ async def test_a_transfer_has_a_deadline_in_all(tmp_path: Path) -> None:
 async def test_a_disk_without_room_is_said_before_the_first_byte(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with World(tmp_path, plain_spec()) as world:
+    async with World(tmp_path, quadratic_spec("fedavg")) as world:
         asked: list[str] = []
 
         async def gate(request: web.Request, body: bytes) -> None:
@@ -168,7 +170,7 @@ async def test_a_disk_without_room_is_said_before_the_first_byte(
 
 
 async def test_a_refused_task_leaves_no_model_but_not_now_does(tmp_path: Path) -> None:
-    async with World(tmp_path, plain_spec()) as world:
+    async with World(tmp_path, quadratic_spec("fedavg")) as world:
         for policy, left in (
             (replace(POLICY, may_train=lambda: False), 1),
             (replace(POLICY, min_cohort=10), 0),
@@ -180,7 +182,7 @@ async def test_a_refused_task_leaves_no_model_but_not_now_does(tmp_path: Path) -
 
 
 async def test_one_model_lies_on_the_disk_and_none_when_the_task_is_over(tmp_path: Path) -> None:
-    spec = plain_spec(budget=msgspec.structs.replace(plain_spec().budget, releases_max=2))
+    spec = quadratic_spec("fedavg", budget=BudgetSpec(max_epsilon=None, releases_max=2))
     async with World(tmp_path, spec) as world:
         left_behind(world, b"\2" * 32)
         devices = [world.device(f"d{n}") for n in range(4)]
@@ -188,7 +190,7 @@ async def test_one_model_lies_on_the_disk_and_none_when_the_task_is_over(tmp_pat
         async def take_part(rounds: int | None) -> None:
             await asyncio.gather(
                 *(
-                    device.run_async(OneHot(n), task=TASK, rounds=rounds)
+                    device.run_async(Quadratic(n), task=TASK, rounds=rounds)
                     for n, device in enumerate(devices)
                 )
             )
@@ -196,6 +198,21 @@ async def test_one_model_lies_on_the_disk_and_none_when_the_task_is_over(tmp_pat
         await take_part(1)
         assert models(world) == [""]
         await take_part(None)
+        assert models(world) == []
+
+
+async def test_a_sum_needs_no_model_and_fetches_none(tmp_path: Path) -> None:
+    """Whatever the offer says of it: what such a task calls its model is the last sum."""
+    async with World(tmp_path, plain_spec()) as world:
+        asked: list[str] = []
+
+        async def gate(request: web.Request, body: bytes) -> None:
+            asked.append(request.path)
+
+        world.gate = gate
+        results = await run_all(world, rounds=2)
+        assert [len(result.releases) for result in results] == [2] * 4
+        assert not [path for path in asked if path.startswith("/v1/models/")]
         assert models(world) == []
 
 
@@ -224,7 +241,7 @@ def test_every_file_of_the_ledger_has_a_limit_of_its_kind(path: str, limit: int)
 
 
 async def test_a_ledger_file_beyond_its_limit_is_not_read_to_the_end(tmp_path: Path) -> None:
-    async with World(tmp_path, plain_spec()) as world:
+    async with World(tmp_path, quadratic_spec("fedavg")) as world:
 
         async def gate(request: web.Request, body: bytes) -> bytes | None:
             return bytes((1 << 20) + 1) if request.path == "/ledger/checkpoint" else None

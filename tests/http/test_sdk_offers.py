@@ -23,6 +23,7 @@ from secagg.http_api import Offer
 from secagg.manifest import Manifest, decode_manifest, encode_manifest
 from secagg.secret import Secret
 from secagg_cli.join.trainer import LazyTrainer
+from tests.kits.quadratics import Quadratic, quadratic_spec
 from tests.kits.world import QUICK, TASK, Killed, OneHot, World, plain_spec
 
 IMPATIENT = replace(QUICK, patience_s=0.2, poll_s=0.2)
@@ -212,7 +213,7 @@ async def test_an_offer_of_an_impossible_model_is_refused(
 async def test_another_model_than_offered_is_refused_and_thrown_away(
     tmp_path: Path, size_change: int
 ) -> None:
-    async with World(tmp_path, plain_spec()) as world:
+    async with World(tmp_path, quadratic_spec("fedavg")) as world:
         size = (await world.get_offer("d0")).model.size_bytes + size_change
 
         async def gate(request: web.Request, body: bytes) -> bytes | None:
@@ -220,5 +221,5 @@ async def test_another_model_than_offered_is_refused_and_thrown_away(
 
         world.gate = gate
         with pytest.raises(TransportError) as caught:
-            await world.device("d0", transport=IMPATIENT).run_async(OneHot(0), task=TASK)
+            await world.device("d0", transport=IMPATIENT).run_async(Quadratic(0), task=TASK)
         assert caught.value.reason == ("model-size" if size_change else "model-digest")
