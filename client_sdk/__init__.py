@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         Unreached,
     )
     from client_sdk.events import Event
+    from client_sdk.forgetting import Forgotten
     from client_sdk.network.connections import NetworkError
     from client_sdk.network.http import TransportSettings
     from client_sdk.policy import PrivacyPolicy
@@ -45,6 +46,7 @@ __all__ = [
     "Contributor",
     "EnrolmentError",
     "Event",
+    "Forgotten",
     "LedgerRefusal",
     "LoraTrainer",
     "NetworkError",
@@ -68,6 +70,7 @@ _HOMES = {
     "Client": "client",
     "Contributor": "contribution",
     "Event": "events",
+    "Forgotten": "forgetting",
     "LoraTrainer": "training.trainer",
     "NetworkError": "network.connections",
     "ParticipantSettings": "rounds.device",

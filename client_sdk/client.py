@@ -6,8 +6,10 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
+from client_sdk import forgetting
 from client_sdk.accounts.data_door import DataChoice, DataDoor, default_root
 from client_sdk.accounts.device_account import DeviceAccount
 from client_sdk.accounts.recovery import LEAVES_MAX, Recovered
@@ -16,6 +18,7 @@ from client_sdk.contribution import Contributor
 from client_sdk.enrolment import check_bundle, load_bundle
 from client_sdk.errors import PolicyRefusal, StateError
 from client_sdk.events import Event, OnEvent
+from client_sdk.forgetting import Forgotten
 from client_sdk.ledger.evidence import Quarantined
 from client_sdk.ledger.watch import LedgerWatch
 from client_sdk.maintenance import StateFolder
@@ -76,10 +79,12 @@ class Client:
         clock: Callable[[], float] = time.time,
         steady: Callable[[], float] = steady_clock,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        bundle_file: Path | None = None,
     ) -> None:
         """``clock`` is Unix seconds on this device, ``steady`` seconds that nobody sets.
 
         ``data``: None: the account counts this folder alone, and the app knows it.
+        ``bundle_file``: where the bundle lies, for :meth:`forget`; None: in no file.
         """
         self.policy = policy
         self._bundle = bundle
@@ -93,6 +98,8 @@ class Client:
         self._clock = clock
         self._steady = steady
         self._sleep = sleep
+        self._bundle_file = bundle_file
+        self._forgotten = False
 
     @classmethod
     def from_bundle(
@@ -131,6 +138,7 @@ class Client:
             EnrolmentError: the bundle is unreadable, damaged or has ended.
             StateError: the state folder does not open; ``data-id``: an empty or a long one.
         """
+        bundle_file = None if isinstance(bundle, EnrolmentBundle) else Path(bundle)
         if not isinstance(bundle, EnrolmentBundle):
             bundle = load_bundle(Path(bundle))
         check_bundle(bundle, clock())
@@ -152,6 +160,7 @@ class Client:
             settings=settings,
             data=data,
             clock=clock,
+            bundle_file=bundle_file,
         )
 
     @property
@@ -322,10 +331,55 @@ class Client:
         with self._opened(renew=True) as (_, account):
             return 0 if account.data is None else account.data.renewed
 
+    def forget(self, *, also_account: bool = False, end_session: bool = False) -> Forgotten:
+        """Delete this device: identity, journal, models and what else its state folder holds.
+
+        What was spent of the data stays and counts on, in the record of the data set or, where the
+        folder counts alone, in the folder with its key. A process that is killed in here leaves a
+        folder that no client runs with; the next call goes on. Afterwards this client does nothing
+        more. Works without a network.
+
+        Args:
+            also_account: the app's second word: forget what was spent too. The same data may then
+                be spent again.
+            end_session: also while a masked vector is on its way. Its cohort goes on without this
+                device, and the charge stays.
+
+        Raises:
+            StateError: ``state-in-use``; ``session-pending``: a masked vector is on its way;
+                ``account-shared``: other folders count on the account; ``data-account-missing``:
+                the account that is to stay is not there; ``state-damaged``; ``forgotten``: it is.
+        """
+        self._demand_remembered()
+        with Lock(self._folder):
+            forgotten = forgetting.forget(
+                self._folder,
+                self._key,
+                self._identity_key,
+                self._door,
+                bundle_file=self._bundle_file,
+                also_account=also_account,
+                end_session=end_session,
+                delta=self.policy.max_delta,
+            )
+        self._forgotten = True
+        return replace(forgotten, kept=forgetting.sweep(self._folder))
+
+    def _demand_remembered(self) -> None:
+        """Raises: StateError: ``forgotten``."""
+        if self._forgotten:
+            raise StateError(
+                "forgotten",
+                "This device was forgotten.",
+                remedy="Enrol a new device, and make a client from its bundle.",
+            )
+
     @contextmanager
     def _opened(self, *, renew: bool = False) -> Iterator[tuple[Journal, DeviceAccount]]:
         """This device's folder under its lock, and its account with what shares it."""
+        self._demand_remembered()
         with Lock(self._folder):
+            forgetting.demand_not_forgotten(self._folder, self._key, self._identity_key)
             journal = own_journal(self._folder, self._key, self._identity_key)
             account = _whole_account(journal, self.policy.max_delta)
             if self._data is not None:

@@ -248,6 +248,20 @@ def look_at(journal: Journal) -> DataAccount | None:
     return DataAccount(registry, mark.tag, member, record, 0.0)
 
 
+def drop_record(journal: Journal) -> None:
+    """Forget what was spent of the data that a state folder serves; nothing to do twice.
+
+    Raises:
+        StateError: as :class:`client_sdk.accounts.registry.Registry`.
+    """
+    mark = journal.load_record(MARK, Mark)
+    if mark is None or not mark.tag or not Registry.has_key(Path(mark.registry)):
+        return
+    registry = Registry(Path(mark.registry))
+    with registry.lock():
+        registry.remove(mark.tag)
+
+
 def _registry(place: Path, *, joined: bool, renew: bool) -> Registry:
     """A registry whose key is gone, but not its records, or not its folders, is not a new one."""
     if not renew and not Registry.has_key(place) and (joined or Registry.has_records(place)):

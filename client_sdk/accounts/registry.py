@@ -17,6 +17,7 @@ from client_sdk.errors import StateError
 from client_sdk.state.durable_files import (
     make_private_folder,
     read_state,
+    remove_durably,
     unwritable,
     write_durably,
 )
@@ -150,6 +151,10 @@ class Registry:
     def save(self, tag: str, record: DataRecord) -> None:
         """On disk when it returns; call it under :meth:`lock`."""
         write_durably(self.folder / tag, self._key.seal(_LABEL + tag, msgspec.json.encode(record)))
+
+    def remove(self, tag: str) -> None:
+        """Forget a data set's record, if it is there; call it under :meth:`lock`."""
+        remove_durably(self.folder / tag)
 
     def set_aside(self, tag: str) -> None:
         """Move a record that does not open out of the way."""

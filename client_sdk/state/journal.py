@@ -15,6 +15,9 @@ One state folder belongs to one device and one process at a time:
 ``quarantine``     tasks that are refused on a ledger (:mod:`client_sdk.ledger.evidence`)
 ``evidence-*``     what such a ledger showed: JSON, not sealed
 ``places-*``       which example is at which place, per schedule (:mod:`client_sdk.state.places`)
+``units-*``        which person or document is at which place, per schedule
+``usage``          what was used of limits per period (:mod:`client_sdk.accounts.usage`)
+``forgetting``     the device is being forgotten (:mod:`client_sdk.forgetting`)
 ``second-look``    when to look for lost charges once more (:mod:`client_sdk.accounts.recovery`)
 ``control-*``      SCAFFOLD's control variate, per task (:mod:`client_sdk.rounds.scaffold_control`)
 ``revocations-*``  the newest revocation list seen, per partner
@@ -239,6 +242,23 @@ def load_effect(stored: StoredEffect, payload: bytes | None) -> Effect:
         case StoredEffect(kind="Failed", texts=(reason, message), blobs=(culprit,)):
             return Failed(reason, message, culprit or None)
     raise StateError("state-damaged", f"A journalled effect {stored.kind!r} does not fit.")
+
+
+_OWN = (
+    *("session", "vector", "contribution", "account", "data", "server-time", "owner"),
+    *("second-look", "quarantine", "usage", "checkpoint-*", "evidence-*", "places-*", "units-*"),
+    *("control-*", "revocations-*"),
+)
+
+
+def own_files(folder: Path) -> list[Path]:
+    """What clients keep in a state folder, but key, lock and models; the session first.
+
+    With what a kill left of a file that was being replaced.
+    """
+    names = [each for name in _OWN for each in (name, f"{name}.new")]
+    found = dict.fromkeys(path for name in names for path in sorted(folder.glob(name)))
+    return [path for path in found if path.is_file()]
 
 
 class Lock:

@@ -19,7 +19,12 @@ import nacl.exceptions
 import nacl.pwhash.argon2id as argon2id
 
 from client_sdk.errors import StateError
-from client_sdk.state.durable_files import make_private_folder, read_state, write_durably
+from client_sdk.state.durable_files import (
+    make_private_folder,
+    read_state,
+    remove_durably,
+    write_durably,
+)
 from secagg.files.folders import demand_own_folder
 from secagg.files.text import TextFile
 from secagg.hashing import derive, encode_parts
@@ -92,7 +97,7 @@ def open_storage_key(
     folder: Path,
     passphrase: str | None = None,
     *,
-    kept: tuple[str, ...] = ("lock",),
+    kept: tuple[str, ...] = ("lock", "forgetting"),
     operations: int = argon2id.OPSLIMIT_MODERATE,
     memory_bytes: int = argon2id.MEMLIMIT_MODERATE,
 ) -> StorageKey:
@@ -131,6 +136,16 @@ def open_storage_key(
             raise StateError("keystore-damaged", f"{path} holds no key of {KEY_BYTES} bytes.")
         return StorageKey(Secret(stored.key))
     return _open_with_passphrase(path, stored, passphrase)
+
+
+def drop_storage_key(folder: Path) -> None:
+    """Remove a folder's key; nothing that is sealed under it opens again.
+
+    Raises:
+        StateError: ``state-unwritable``.
+    """
+    remove_durably(folder / f"{FILE}.new")
+    remove_durably(folder / FILE)
 
 
 def _create(path: Path, passphrase: str | None, operations: int, memory_bytes: int) -> StorageKey:
