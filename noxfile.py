@@ -79,6 +79,24 @@ def bench(session: nox.Session) -> None:
         )
 
 
+@nox.session(venv_backend="venv")
+def examples(session: nox.Session) -> None:
+    """The examples with the wheel that a partner installs, in an environment of their own."""
+    folder = tempfile.mkdtemp(dir=session.create_tmp())
+    session.run("pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, ".")
+    [wheel] = Path(folder).glob("secagg-*.whl")
+    pip = ("--quiet", "--no-compile", "-c", "constraints.txt")
+    session.install(*pip, str(wheel))
+    session.run("python", "-I", "examples/check_install.py")
+    apps = sorted(path.parent for path in Path("examples").glob("*/app.py"))
+    for trains in (False, True):
+        if trains:
+            session.install(*pip, f"{wheel}[train]")
+        for app in apps:
+            if (app / "model.py").is_file() == trains:
+                session.run("python", "-I", "-m", "unittest", "discover", str(app))
+
+
 @nox.session
 def docs(session: nox.Session) -> None:
     """What README and pages say is what the code does."""
