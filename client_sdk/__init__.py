@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from client_sdk.accounts.period_limits import PeriodLimits
     from client_sdk.client import Client
+    from client_sdk.conditions import Conditions
     from client_sdk.contribution import Contributor, TrainingJob
     from client_sdk.errors import (
         ClientError,
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
         LedgerRefusal,
         OutputError,
         PolicyRefusal,
+        RunningLoopError,
         StateError,
         TaskRefusal,
         TransportError,
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from client_sdk.repointing import repoint_bundles
     from client_sdk.rounds.device import ParticipantSettings
     from client_sdk.rounds.result import RunResult
+    from client_sdk.rounds.steering import StopSignal
     from client_sdk.training.trainer import LoraTrainer
 
 __version__: str  # of the installed package
@@ -42,6 +45,7 @@ __all__ = [
     "Client",
     "ClientError",
     "ClockError",
+    "Conditions",
     "ContributionError",
     "Contributor",
     "EnrolmentError",
@@ -56,7 +60,9 @@ __all__ = [
     "PolicyRefusal",
     "PrivacyPolicy",
     "RunResult",
+    "RunningLoopError",
     "StateError",
+    "StopSignal",
     "TaskRefusal",
     "TrainingJob",
     "TransportError",
@@ -68,6 +74,7 @@ __all__ = [
 
 _HOMES = {
     "Client": "client",
+    "Conditions": "conditions",
     "Contributor": "contribution",
     "Event": "events",
     "Forgotten": "forgetting",
@@ -77,6 +84,7 @@ _HOMES = {
     "PeriodLimits": "accounts.period_limits",
     "PrivacyPolicy": "policy",
     "RunResult": "rounds.result",
+    "StopSignal": "rounds.steering",
     "TrainingJob": "contribution",
     "TransportSettings": "network.http",
     "repoint_bundles": "repointing",

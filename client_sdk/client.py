@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from client_sdk.accounts.recovery import LEAVES_MAX, Recovered
 from client_sdk.accounts.usage import Usage
 from client_sdk.contribution import Contributor
 from client_sdk.enrolment import check_bundle, load_bundle
-from client_sdk.errors import PolicyRefusal, StateError
+from client_sdk.errors import PolicyRefusal, RunningLoopError, StateError
 from client_sdk.events import Event, OnEvent
 from client_sdk.forgetting import Forgotten
 from client_sdk.ledger.evidence import Quarantined
@@ -26,10 +27,12 @@ from client_sdk.network.http import TransportSettings
 from client_sdk.network.server_time import ServerTime, steady_clock
 from client_sdk.network.transport import Transport
 from client_sdk.policy import PrivacyPolicy
+from client_sdk.rounds.contributing import Training
 from client_sdk.rounds.device import ParticipantSettings, RunningDevice
-from client_sdk.rounds.missing_charges import recover_charges, recover_new
+from client_sdk.rounds.missing_charges import recover_charges
 from client_sdk.rounds.pending import finish_pending
 from client_sdk.rounds.result import RunResult, Tally
+from client_sdk.rounds.steering import Interrupted, Steering, StopSignal
 from client_sdk.rounds.taking_part import take_part
 from client_sdk.state.journal import Journal, Lock
 from client_sdk.state.keystore import StorageKey, open_storage_key
@@ -39,6 +42,20 @@ from secagg.http_api import EnrolmentBundle
 from secagg.secret import Secret
 
 _Deliver = Callable[[Event], Awaitable[None]]
+
+
+def _demand_no_loop(call: str) -> None:
+    """Raises: RunningLoopError."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise RunningLoopError(
+        "loop-running",
+        f"Client.{call}() blocks and begins an event loop of its own; this thread is in one.",
+        remedy=f"Await Client.{call}_async() here, or call {call}() in a thread: "
+        f"await asyncio.to_thread(client.{call}, ...).",
+    )
 
 
 def _whole_account(journal: Journal, delta: float) -> DeviceAccount:
@@ -100,6 +117,8 @@ class Client:
         self._sleep = sleep
         self._bundle_file = bundle_file
         self._forgotten = False
+        self._pause = threading.Event()
+        self._under_way = False
 
     @classmethod
     def from_bundle(
@@ -199,14 +218,31 @@ class Client:
         """
         return StateFolder(self._folder, self._key, self._identity_key).release_quarantine(task)
 
-    def run(self, contributor: Contributor, *, task: str, rounds: int | None = None) -> RunResult:
+    def run(
+        self,
+        contributor: Contributor,
+        *,
+        task: str,
+        rounds: int | None = None,
+        stop: StopSignal | None = None,
+    ) -> RunResult:
         """Take part until ``rounds`` releases hold this device's contribution, or the task ends.
 
         Blocks; runs an event loop of its own. A pending session is finished first. While nothing
         was charged for it the present policy holds for it too: it is dropped (``aborted``, with the
         policy's reason) if the policy refuses its task, or has other terms (``policy-changed``).
+        One of another task is dropped too (``other-task``), unless a cohort counts on this device
+        already: then the event ``waiting`` says for how many seconds at most.
+
+        Args:
+            rounds: None: until the task ends.
+            stop: ends the run once its ``is_set()`` says so: a ``threading.Event``, set from any
+                thread. Training ends within one micro-batch, and a cohort that does not count on
+                this device yet is left. One that does is finished within ``stop_wait_s`` of the
+                settings; after that the session stays in the journal (``pending`` of the result).
 
         Raises:
+            RunningLoopError: ``loop-running``: called inside an event loop.
             TransportError: the aggregator was out of reach for longer than the patience, or
                 refused this device. The journal keeps what is pending.
             LedgerRefusal: the ledger forked, was rolled back, or does not show what it must;
@@ -220,16 +256,27 @@ class Client:
                 ``data-account-missing``, ``data-of-another``
                 (:meth:`client_sdk.accounts.data_door.DataDoor.open`).
         """
-        return asyncio.run(self.run_async(contributor, task=task, rounds=rounds))
+        _demand_no_loop("run")
+        return asyncio.run(self.run_async(contributor, task=task, rounds=rounds, stop=stop))
 
     async def run_async(
-        self, contributor: Contributor, *, task: str, rounds: int | None = None
+        self,
+        contributor: Contributor,
+        *,
+        task: str,
+        rounds: int | None = None,
+        stop: StopSignal | None = None,
     ) -> RunResult:
         """As :meth:`run`, inside an event loop."""
-        return await self._take_part(contributor, task, rounds, self._deliver)
+        return await self._take_part(contributor, task, rounds, stop, self._deliver)
 
     async def participate(
-        self, contributor: Contributor, *, task: str, rounds: int | None = None
+        self,
+        contributor: Contributor,
+        *,
+        task: str,
+        rounds: int | None = None,
+        stop: StopSignal | None = None,
     ) -> AsyncGenerator[Event, None]:
         """As :meth:`run`, yielding every event; the participant waits while the app looks at one.
 
@@ -243,7 +290,7 @@ class Client:
             handed.put_nowait((event, seen))
             await seen
 
-        work = asyncio.create_task(self._take_part(contributor, task, rounds, deliver))
+        work = asyncio.create_task(self._take_part(contributor, task, rounds, stop, deliver))
         get = asyncio.create_task(handed.get())
         try:
             while True:
@@ -261,33 +308,59 @@ class Client:
             get.cancel()
             await asyncio.gather(work, get, return_exceptions=True)
 
-    def resume(self) -> RunResult:
-        """Finish a pending session, without a contributor; nothing to do without one.
+    def pause(self) -> None:
+        """Let this client's run rest until :meth:`resume`, or one that is yet to begin.
 
-        ``refusals`` of the result says why the present policy dropped it, as :meth:`run` does, or
-        which limit of a period keeps it from going on now: then it is still pending.
+        From any thread; returns at once. Training ends within one micro-batch and begins anew
+        afterwards. A cohort that does not count on this device yet is left, and joined again later;
+        one that does is finished first. The event ``paused`` says that nothing goes on any more.
+        A pause is not kept on disk: a new client has none.
+        """
+        self._pause.set()
+
+    def resume(self, *, stop: StopSignal | None = None) -> RunResult:
+        """Lift a pause; else finish a pending session, without a contributor.
+
+        After :meth:`pause`, or while a run of this client is under way, it returns at once and may
+        be called from any thread. Otherwise it blocks until the session that an earlier process
+        left is finished; nothing to do without one. ``refusals`` of the result says why the
+        present policy dropped it, as :meth:`run` does, or which limit of a period keeps it from
+        going on now: then it is still pending.
 
         Raises:
+            RunningLoopError: ``loop-running``: called inside an event loop, where it would block.
             TransportError, LedgerRefusal, ClockError, StateError: as :meth:`run`.
         """
-        return asyncio.run(self.resume_async())
+        if self._lift_pause():
+            return RunResult()
+        _demand_no_loop("resume")
+        return asyncio.run(self.resume_async(stop=stop))
 
-    async def resume_async(self) -> RunResult:
+    def _lift_pause(self) -> bool:
+        """Whether that is what :meth:`resume` is for now."""
+        lifted = self._pause.is_set() or self._under_way
+        self._pause.clear()
+        return lifted
+
+    async def resume_async(self, *, stop: StopSignal | None = None) -> RunResult:
         """As :meth:`resume`, inside an event loop."""
-        if not self.has_pending():
+        if self._lift_pause() or not self.has_pending():
             return RunResult()
         tally = Tally()
-        with self._opened() as (journal, account):
+        with self._opened() as (journal, account), self._runs():
             now = ServerTime(journal, self._clock, self._steady)
             usage = self._usage(journal, now)
             async with self._connect(now, usage) as transport:
-                device = self._device(journal, account, transport, now, usage, self._deliver)
+                device = self._device(journal, account, transport, now, usage, self._deliver, stop)
                 if account.is_new:
                     await recover_charges(device)
                 try:
                     outcome = await finish_pending(device)
                 except PolicyRefusal as refusal:
                     return RunResult(refusals=(refusal,))
+                except Interrupted as wish:
+                    pending = self.has_pending()
+                    return RunResult(stopped=wish.reason == "stopped", pending=pending)
             if outcome is None:
                 return RunResult()
             tally.add(outcome)
@@ -307,6 +380,7 @@ class Client:
             LedgerRefusal, BudgetError: as :func:`client_sdk.accounts.recovery.recover`.
             TransportError, StateError: as :meth:`run`.
         """
+        _demand_no_loop("recover_account")
         return asyncio.run(self.recover_account_async(leaves_max))
 
     async def recover_account_async(self, leaves_max: int = LEAVES_MAX) -> Recovered:
@@ -408,17 +482,34 @@ class Client:
             door.tell()
 
     async def _take_part(
-        self, contributor: Contributor, task: str, rounds: int | None, deliver: _Deliver
+        self,
+        contributor: Contributor,
+        task: str,
+        rounds: int | None,
+        stop: StopSignal | None,
+        deliver: _Deliver,
     ) -> RunResult:
-        with self._opened() as (journal, account):
+        with self._opened() as (journal, account), self._runs():
             now = ServerTime(journal, self._clock, self._steady)
             usage = self._usage(journal, now)
             async with self._connect(now, usage) as transport:
-                device = self._device(journal, account, transport, now, usage, deliver)
+                device = self._device(journal, account, transport, now, usage, deliver, stop)
                 await self._tell_account(device, task)
-                await recover_new(device, task)
-                tally = await take_part(device, contributor, task, rounds)
+                training = Training(device, contributor)
+                tally = await take_part(device, training, task, rounds)
+            await training.settled()  # after the network is gone: nobody sees how long it takes
+            tally.pending = self.has_pending()
+            if tally.stopped:
+                await device.emit("stopped", task, pending=tally.pending)
             return tally.result(account, task, self._folder)
+
+    @contextmanager
+    def _runs(self) -> Iterator[None]:
+        self._under_way = True
+        try:
+            yield
+        finally:
+            self._under_way = False
 
     def _usage(self, journal: Journal, now: ServerTime) -> Usage | None:
         limits = self.policy.per_period
@@ -442,7 +533,14 @@ class Client:
         now: ServerTime,
         usage: Usage | None,
         deliver: _Deliver,
+        stop: StopSignal | None = None,
     ) -> RunningDevice:
+        steering = Steering(stop, self._pause, self.policy.demand_now)
+
+        async def tell(event: Event) -> None:
+            await deliver(event)
+            steering.look()
+
         return RunningDevice(
             bundle=self._bundle,
             policy=self.policy,
@@ -459,11 +557,12 @@ class Client:
                 Secret(self._bundle.identity_seed),
                 self._transport.ledger_s,
             ),
-            deliver=deliver,
+            deliver=tell,
             time=now,
             settings=self._settings,
             sleep=self._sleep,
             usage=usage,
+            steering=steering,
         )
 
     async def _deliver(self, event: Event) -> None:

@@ -123,6 +123,10 @@ class ClockError(ClientError):
     """The device's clock and the aggregator's cannot both be right, or the latter went back."""
 
 
+class RunningLoopError(ClientError, RuntimeError):
+    """A call that blocks was made inside a running event loop (``loop-running``)."""
+
+
 class StateError(ClientError):
     """The state folder is in use, damaged, or sealed under another key."""
 

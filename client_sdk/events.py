@@ -14,6 +14,8 @@ EventKind = Literal[
     "checked-in",  # the offer passed the policy; the model is on disk (detail: no_finite_total, the
     # tasks that leave no finite total, this one or earlier ones, of an example or of a unit that
     # the policy counts; others, epsilon of the other tasks)
+    "progress",  # of training, a download or an upload, at most one a second (detail: what, done,
+    # total, seconds_left; of training stays here: it is as secret as the batch)
     "training",  # the contributor starts (detail: part and period, where examples serve in turn)
     "trained",  # its contribution is journalled (detail: reused, failed, seconds)
     "examples-left-out",  # some counted as zero (detail: examples, reasons, first); stays here
@@ -32,7 +34,11 @@ EventKind = Literal[
     "released",  # the release is in the ledger, proof verified
     "aborted",  # this session ended without a release
     "refused",  # this device refuses the task under its policy
-    "waiting",  # the task is paused, or the next model is awaited, or the server is out of reach
+    "waiting",  # the task is paused, the next model is awaited, the server is out of reach, or a
+    # cohort of another task counts on this device (other-task; detail: pending, seconds at most)
+    "paused",  # the app has paused the run, and nothing goes on any more
+    "continued",  # the app has lifted its pause
+    "stopped",  # the app has stopped the run (detail: pending, whether a session is unfinished)
     "finished",  # the task is over
 ]
 

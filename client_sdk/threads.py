@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from collections.abc import Callable, Coroutine
+from typing import Any, ParamSpec, TypeVar
 
 _T = TypeVar("_T")
 _P = ParamSpec("_P")
@@ -49,3 +49,25 @@ def start_in_thread(work: Callable[[], _T]) -> asyncio.Future[_T]:
 
     threading.Thread(target=run, name="secagg-contributor", daemon=True).start()
     return future
+
+
+async def beside(work: Coroutine[Any, Any, _T], watch: Coroutine[Any, Any, None]) -> _T:
+    """The result of ``work``. ``watch`` ends with it; what ``watch`` raises first ends ``work``.
+
+    Work that has its result all the same gives it.
+
+    Raises:
+        What ``work`` raises, or ``watch``.
+    """
+    working, watching = asyncio.create_task(work), asyncio.create_task(watch)
+    try:
+        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done() and watching.exception() is None:
+            await asyncio.wait({working})
+    finally:
+        for task in (working, watching):
+            task.cancel()
+        await asyncio.gather(working, watching, return_exceptions=True)
+    if working.cancelled() and not watching.cancelled() and (error := watching.exception()):
+        raise error
+    return await working

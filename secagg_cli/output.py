@@ -165,6 +165,8 @@ class Output:
 def _exit_code(error: SecaggError) -> int:
     if error.unreached:
         return EXIT_UNREACHABLE
+    if error.reason == "interrupted":
+        return EXIT_INTERRUPTED
     return EXIT_USAGE if isinstance(error, UnusableArgument) else EXIT_REFUSED
 
 

@@ -162,4 +162,4 @@ class Watch:
                 continue
             for index in set(indices) - live.cohort.state.excluded:
                 with contextlib.suppress(CohortOver, SecaggError):  # it has gone on meanwhile
-                    await live.cohort.submit(Exclude(index))
+                    await live.cohort.submit(Exclude(index, self._core.clock()))

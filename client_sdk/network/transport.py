@@ -125,13 +125,23 @@ class Transport:
         return mail.messages
 
     async def post_message(self, session: str, message: bytes) -> None:
-        async def post() -> None:
-            path = f"/v1/sessions/{session}/messages"
-            async with self._http.request("POST", path, message) as response:
+        await self._say("POST", f"/v1/sessions/{session}/messages", message)
+
+    async def withdraw(self, session: str) -> None:
+        """Leave a session before its masking set is fixed.
+
+        Raises:
+            TransportError: ``withdraw-late``: it is; or as every request.
+        """
+        await self._say("DELETE", f"/v1/sessions/{session}")
+
+    async def _say(self, method: str, path: str, message: bytes | None = None) -> None:
+        async def say() -> None:
+            async with self._http.request(method, path, message) as response:
                 if response.status != 204:  # the aggregator takes it without a word
                     raise foreign(response, await response.content.read(QUOTED_BYTES))
 
-        await self._http.retry(post)
+        await self._http.retry(say)
 
     async def upload(
         self, session: str, payload: bytes, note: Callable[[int, int], None] = unnoted

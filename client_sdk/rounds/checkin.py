@@ -22,6 +22,7 @@ from client_sdk.errors import PolicyRefusal, StateError, TransportError
 from client_sdk.events import Event
 from client_sdk.network.http import is_transient
 from client_sdk.rounds.device import RunningDevice
+from client_sdk.rounds.progress import Progress
 from client_sdk.rounds.revocations import refresh
 from client_sdk.rounds.schedule import count_of, look_again
 from client_sdk.state.models import demand_plain, forget_models, part_of, remove_model
@@ -276,7 +277,7 @@ async def fetch_model(
     demand_plain(path, part_of(path))
     if not await asyncio.to_thread(_holds, path, model.digest):
         remove_model(path)
-        await _download(device, model.digest, model.size_bytes, path)
+        await _download(device, manifest.task, model.digest, model.size_bytes, path)
     try:
         return _read_model(path, model_tensors(manifest))
     except TransportError:
@@ -284,13 +285,18 @@ async def fetch_model(
         raise
 
 
-async def _download(device: RunningDevice, digest: bytes, size_bytes: int, path: Path) -> None:
+async def _download(
+    device: RunningDevice, task: str, digest: bytes, size_bytes: int, path: Path
+) -> None:
     """Bring a model to ``path``. Its part stays only where the same transfer may go on later."""
     part, most_s = part_of(path), device.policy.max_hold_s
+    progress = Progress(device, "download", task)
     try:
         _demand_room(part, size_bytes)
         async with asyncio.timeout(most_s):
-            await device.transport.download_model(digest, size_bytes, part)
+            transport = device.transport
+            transfer = transport.download_model(digest, size_bytes, part, progress.note)
+            await progress.during(transfer)
         if not await asyncio.to_thread(_holds, part, digest):
             raise TransportError(
                 "model-digest",

@@ -29,6 +29,7 @@ from client_sdk.payload import hides_failures, prepared, zero_contribution
 from client_sdk.rounds.checkin import CheckIn
 from client_sdk.rounds.device import RunningDevice
 from client_sdk.rounds.examples_told import ExamplesTold
+from client_sdk.rounds.progress import Progress
 from client_sdk.rounds.scaffold_control import DeviceControl, settle
 from client_sdk.rounds.schedule import part_at
 from client_sdk.state.journal import Contribution
@@ -85,12 +86,25 @@ class Training:
             ContributionError: the contributor failed where its failure may be known.
             LedgerRefusal: SCAFFOLD: the ledger's word on an earlier release does not verify.
         """
-        device, task = self._device, checkin.manifest.task
+        device = self._device
         check_contributor(checkin.manifest, self._contributor)
         check_memory(checkin.manifest, self._contributor, device.policy.max_memory_bytes)
         if has_control(checkin.manifest):
             await self._settle(checkin)
         report_s = self._report_at(checkin)
+        try:
+            return await self._ready(checkin, report_s)
+        except asyncio.CancelledError:
+            # Of training that was still at work nothing is left either. Else what is small, and so
+            # ready before a pause comes, would be reported, and what is large drawn anew: whether a
+            # device reports would show its batch, and batches would have another distribution.
+            if report_s is not None:
+                device.journal.drop_contribution()
+            raise
+
+    async def _ready(self, checkin: CheckIn, report_s: float | None) -> Contribution:
+        """The contribution, at the time of the report."""
+        device, task = self._device, checkin.manifest.task
         contribution = self.reusable(checkin)
         if contribution is not None:
             self.recall(contribution)
@@ -100,7 +114,8 @@ class Training:
         else:
             started = device.time.steady()
             await device.deliver(Event("training", task, detail=_terms(checkin)))
-            contribution = await self._compute(checkin, report_s)
+            progress = Progress(device, "training", task)
+            contribution = await progress.during(self._compute(checkin, report_s, progress))
             told = await self._tell_examples(checkin.manifest)
             contribution = told.stored_in(contribution)
             await finish_in_thread(device.journal.save_contribution, contribution)
@@ -115,6 +130,11 @@ class Training:
         if report_s is not None:
             await device.sleep(max(0.0, report_s - device.time.steady()))
         return contribution
+
+    async def settled(self) -> None:
+        """Wait for a contributor that was told to end, for as long as a stop may take."""
+        if self._running is not None:
+            await asyncio.wait({self._running}, timeout=self._device.settings.stop_wait_s)
 
     def _report_at(self, checkin: CheckIn) -> float | None:
         """When to report in, by the steady clock: no later word of the aggregator moves it."""
@@ -181,10 +201,12 @@ class Training:
         journal.drop_contribution()
         return None
 
-    async def _compute(self, checkin: CheckIn, report_s: float | None) -> Contribution:
+    async def _compute(
+        self, checkin: CheckIn, report_s: float | None, progress: Progress
+    ) -> Contribution:
         manifest, failed = checkin.manifest, None
         try:
-            values = prepared(manifest, await self._call(checkin, report_s), checkin.clip)
+            values = prepared(manifest, await self._call(checkin, report_s, progress), checkin.clip)
         except TaskRefusal:
             raise  # says nothing about the data
         except ContributionError as error:
@@ -197,7 +219,9 @@ class Training:
             checkin.digest, digest, values, failed, checkin.control, version, checkin.count
         )
 
-    async def _call(self, checkin: CheckIn, report_s: float | None) -> Mapping[str, np.ndarray]:
+    async def _call(
+        self, checkin: CheckIn, report_s: float | None, progress: Progress
+    ) -> Mapping[str, np.ndarray]:
         """Call the contributor in its thread, within the time that slot and policy leave."""
         device = self._device
         limits = [math.inf if (most := device.policy.max_training_s) is None else most]
@@ -212,7 +236,7 @@ class Training:
             async with asyncio.timeout(deadline_s):
                 await self._previous()
                 async with self._counted(checkin.manifest.task):
-                    return await self._start(checkin, deadline_s)
+                    return await self._start(checkin, deadline_s, progress)
         except TimeoutError as error:
             self._stop.set()
             raise ContributionError(
@@ -232,7 +256,9 @@ class Training:
             self._stop.set()
             await asyncio.wait({self._running})
 
-    async def _start(self, checkin: CheckIn, deadline_s: float | None) -> Mapping[str, np.ndarray]:
+    async def _start(
+        self, checkin: CheckIn, deadline_s: float | None, progress: Progress
+    ) -> Mapping[str, np.ndarray]:
         self._stop = threading.Event()
         job = TrainingJob(
             manifest=checkin.manifest,
@@ -246,6 +272,7 @@ class Training:
             known=self._known_places(checkin),
             known_units=self._known_units(checkin),
             stop=self._stop,
+            progress=progress.note,
         )
 
         def work() -> Mapping[str, np.ndarray]:

@@ -13,6 +13,7 @@ from client_sdk.ledger.watch import LedgerWatch
 from client_sdk.network.server_time import ServerTime
 from client_sdk.network.transport import Transport
 from client_sdk.policy import PrivacyPolicy
+from client_sdk.rounds.steering import Steering
 from client_sdk.state.journal import Journal
 from secagg.http_api import EnrolmentBundle
 from secagg.manifest import Manifest
@@ -28,6 +29,8 @@ class ParticipantSettings:
         abort_wait_first_s, abort_wait_max_s: waits between attempts after aborted ones; the first
             repeat comes at once.
         slot_reserve_s: how long before a public slot the contributor must be done.
+        stop_wait_s: how long a run that the app stops may still take: to finish a cohort that
+            counts on this device, and then again for the contributor to see that it is to end.
     """
 
     advert_lifetime_s: float = 3_600.0
@@ -35,6 +38,7 @@ class ParticipantSettings:
     abort_wait_first_s: float = 1.0
     abort_wait_max_s: float = 60.0
     slot_reserve_s: float = 0.5
+    stop_wait_s: float = 5.0
 
 
 @dataclass
@@ -56,6 +60,7 @@ class RunningDevice:
     settings: ParticipantSettings = field(default_factory=ParticipantSettings)
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     usage: Usage | None = None
+    steering: Steering = field(default_factory=Steering)
 
     def gave(self, manifest: Manifest, model_digest: bytes) -> bytes | None:
         """The cohort (ctx) for which this device may give no further vector from a model.

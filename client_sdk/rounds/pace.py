@@ -8,6 +8,7 @@ from client_sdk.rounds.device import RunningDevice
 from client_sdk.rounds.participant import Outcome
 
 _TOO_OLD = ("model-superseded", "advert-stale")  # of the model: there is a newer one to train from
+_OWN_WISH = ("paused", "stopped", "not-now", "other-task")  # of the app, not the cohort's trouble
 
 
 class Pace:
@@ -31,6 +32,8 @@ class Pace:
             self._aborts = 0
         elif outcome.reason == "left-out":  # the cohort goes on without this device
             self.until_s = outcome.ends_by_s
+        elif outcome.reason in _OWN_WISH:
+            self.after_version = None
         elif outcome.reason not in _TOO_OLD:
             self.after_version = None
             if self._aborts:

@@ -7,6 +7,7 @@ performed again, with the same bytes, and no contributor is needed for it.
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 from collections.abc import Awaitable
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from client_sdk.rounds import faults
 from client_sdk.rounds.device import RunningDevice
 from client_sdk.rounds.examples_told import ExamplesTold
 from client_sdk.rounds.phases import answer_within_s, news_within_s
+from client_sdk.rounds.progress import Progress
 from client_sdk.rounds.scaffold_control import DeviceControl
 from client_sdk.rounds.schedule import demand_count, look_again, part_at
 from client_sdk.rounds.session import Session
@@ -100,6 +102,7 @@ class Participant:
     def __init__(self, device: RunningDevice, session: Session) -> None:
         self._device = device
         self._session = session
+        self.waits = False  # for mail: what there was to send has been sent
         self._bad_messages = 0
         self._superseded = False
         self._evidence: Path | None = None
@@ -113,11 +116,13 @@ class Participant:
                 the journal keeps the session, once.
         """
         while True:
-            transport = self._device.transport
+            transport, self.waits = self._device.transport, False
             with transport.within(answer_within_s(self._session)):
                 outcome = await self._perform()
             if outcome is not None:
                 return outcome
+            self.waits = True
+            self._device.steering.look()
             with transport.within(news_within_s(self._session)):
                 await self._receive()
 
@@ -170,7 +175,8 @@ class Participant:
                     await transport.post_message(session.id, message)
                 case Upload(header, payload):
                     await transport.post_message(session.id, header)
-                    await transport.upload(session.id, payload)
+                    progress = Progress(self._device, "upload", session.record.task, session.id)
+                    await progress.during(transport.upload(session.id, payload, progress.note))
         except TransportError as error:
             if self.may_come_later(error):
                 raise
@@ -475,6 +481,13 @@ class Participant:
 
     def _ends_by_s(self) -> float:
         return self._session.ends_by_s + self._device.settings.opening_s
+
+    @property
+    def seconds_left(self) -> int:
+        """Most that the session may still take."""
+        state = self._session.state
+        end_s = state.expires_at if isinstance(state, Advertised) else self._ends_by_s()
+        return max(0, math.ceil(end_s - self._device.time.now()))
 
     async def _tell(self, kind: EventKind, **detail: object) -> None:
         await self._device.emit(kind, self._session.record.task, self._session.id, **detail)

@@ -12,17 +12,24 @@ from dataclasses import replace
 from client_sdk.errors import PolicyRefusal, StateError, TransportError
 from client_sdk.rounds.device import RunningDevice
 from client_sdk.rounds.examples_told import ExamplesTold
+from client_sdk.rounds.exchange import exchange, withdraw
 from client_sdk.rounds.participant import Outcome, Participant, note_given
 from client_sdk.rounds.schedule import part_at
 from client_sdk.rounds.session import Session
 from client_sdk.state.journal import Contribution, Journal
-from secagg.client import Advertised, AwaitingVector, Checked, Shared
+from secagg.client import Advertised, AwaitingVector, Checked, Failed, Finished, Shared
 
 
-async def finish_pending(device: RunningDevice) -> Outcome | None:
+async def finish_pending(device: RunningDevice, task: str | None = None) -> Outcome | None:
     """Drive a session that an earlier process left to its end; None where there is none.
 
+    Args:
+        task: that the app wants to take part in. A session of another one is left if no cohort
+            counts on this device yet (``other-task``); else the app is told for how long it may
+            have to wait.
+
     Raises:
+        Interrupted: the app stops or pauses the run.
         TransportError, LedgerRefusal, StateError: as :meth:`Participant.run`.
     """
     session = Session.resume(device.journal, device.bundle, device.time.now)
@@ -31,7 +38,7 @@ async def finish_pending(device: RunningDevice) -> Outcome | None:
     note_given(device.account, session)
     participant = Participant(device, session)
     try:
-        await device.hear_time(session.record.task)
+        await device.steering.free(device.hear_time(session.record.task))
     except TransportError as error:
         if participant.may_come_later(error):
             raise  # else: of a task that is not offered, the mailbox says what became
@@ -44,11 +51,35 @@ async def finish_pending(device: RunningDevice) -> Outcome | None:
     try:
         check_pending(device, session)
     except PolicyRefusal as refusal:
+        if session.may_leave:
+            await withdraw(device, session)
         await session.cancel(refusal.reason, f"The unfinished session was dropped: {refusal}")
         dropped = refusal
-    outcome = await participant.run()
+    if dropped is None and task not in (None, session.record.task):
+        await _give_way(device, session, participant, str(task))
+    outcome = await exchange(device, session, conditions=False)  # it trains no more
     part = None if contribution is None else part_at(session.manifest, contribution.count)
+    dropped = dropped or outcome.refusal
     return replace(outcome, refusal=dropped, failed=failed, told=told, part=part)
+
+
+async def _give_way(
+    device: RunningDevice, session: Session, participant: Participant, task: str
+) -> None:
+    """For the task that the app wants: leave the session, or say for how long it goes on."""
+    if session.may_leave and await withdraw(device, session):
+        await session.cancel("other-task", f"The app wants to take part in {task!r} now.")
+        return
+    if isinstance(session.state, Failed | Finished):
+        return  # it ends at once
+    await device.emit(
+        "waiting",
+        task,
+        reason="other-task",
+        message="A cohort of another task counts on this device; that session is finished first.",
+        pending=session.record.task,
+        seconds=participant.seconds_left,
+    )
 
 
 def check_pending(device: RunningDevice, session: Session) -> None:

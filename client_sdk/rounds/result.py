@@ -43,6 +43,9 @@ class RunResult:
             contributor does not say.
         owned: examples that name a person or document under ``unit``, though the task protects each
             example by itself; a policy with ``units={"person"}`` refuses such tasks.
+        stopped: whether the app's stop ended the run.
+        pending: whether a session is unfinished: a cohort counts on this device. The next run, or
+            ``Client.resume``, finishes it.
     """
 
     releases: tuple[Outcome, ...] = ()
@@ -59,6 +62,8 @@ class RunResult:
     cut: tuple[Cut, ...] = ()
     examples: int | None = None
     owned: int = 0
+    stopped: bool = False
+    pending: bool = False
 
     @property
     def used(self) -> int | None:
@@ -79,6 +84,8 @@ class Tally:
     evidence: list[Path] = field(default_factory=list)
     told: ExamplesTold = field(default_factory=ExamplesTold)
     failed: list[str] = field(default_factory=list)
+    stopped: bool = False
+    pending: bool = False
 
     def add(self, outcome: Outcome) -> None:
         if outcome.evidence is not None:
@@ -111,4 +118,6 @@ class Tally:
             tuple(cut[index] for index in sorted(cut.keys() - left_out.keys())),
             self.told.examples,
             self.told.owned,
+            stopped=self.stopped,
+            pending=self.pending,
         )

@@ -172,6 +172,11 @@ class Session:
         return [load_effect(stored, self._payload) for stored in self.record.effects]
 
     @property
+    def may_leave(self) -> bool:
+        """Whether the masking set is not fixed yet, as far as this device knows."""
+        return isinstance(self.state, Advertised | Shared | Checked)
+
+    @property
     def ends_by_s(self) -> float:
         """The server's time by which an honest cohort has taken all its steps."""
         deadlines = self.manifest.deadlines

@@ -6,6 +6,7 @@ Everything here runs in one event loop and between two awaits, so nothing needs 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 from collections.abc import Callable
@@ -92,6 +93,18 @@ class Cohort:
             RemoteProtocolError: the message breaks a rule.
         """
         self._step(server.Received(index, message, self._clock()))
+        self.hurry()
+
+    def exclude(self, index: int) -> None:
+        """Go on without a device that has left.
+
+        Raises:
+            Refused: ``withdraw-late``.
+        """
+        with contextlib.suppress(LocalProtocolError):  # the masking set is fixed
+            self._step(server.Exclude(index, self._clock()))
+        if index in server.masking_set_of(self.state):
+            raise Refused(409, "withdraw-late", "The masking set is fixed, with this device.")
         self.hurry()
 
     def added(self, index: int) -> bool:
@@ -296,6 +309,17 @@ class Formation:
         self._sitting_out.discard(identity)
         self.consider()
         return session
+
+    def withdraw(self, session: Session) -> None:
+        """Let a device go.
+
+        Raises:
+            Refused: ``withdraw-late``.
+        """
+        session.stale = session.cohort is None
+        if session.cohort is not None:
+            session.cohort.exclude(session.index)
+        self.consider()
 
     def seen(self, identity: bytes) -> None:
         """A device is there."""

@@ -34,6 +34,7 @@ class Routes:
                 web.get("/v1/tasks/{task}/offer", self._offer),
                 web.get("/v1/models/{digest:[0-9a-f]{64}}", self._model),
                 web.post("/v1/adverts", self._advert),
+                web.delete(_SESSION, self._withdraw),
                 web.get(f"{_SESSION}/messages", self._mail),
                 web.post(f"{_SESSION}/messages", self._message),
                 web.get(f"{_SESSION}/vector", self._received),
@@ -81,6 +82,10 @@ class Routes:
         identity = self._device(request)
         session = self._formation.report_in(identity, await request.read())
         return _json(http_api.AdvertAccepted(session=session.id))
+
+    async def _withdraw(self, request: web.Request) -> web.Response:
+        self._formation.withdraw(self._session(request))
+        return web.Response(status=204)
 
     async def _mail(self, request: web.Request) -> web.Response:
         session, after, until = self._session(request), int(request.query["after"]), _until(request)

@@ -94,9 +94,13 @@ class Cancel:
 
 @dataclass(frozen=True)
 class Exclude:
-    """The aggregator bars a device, which was banned after the roster closed."""
+    """The aggregator bars a device, which was banned or has left after the roster closed.
+
+    The phase ends if it waited for nobody else; not where ``now_s`` is None, as in logs of before.
+    """
 
     index: int
+    now_s: float | None = None
 
 
 DriverEvent = VectorAdded | Tick | SumUnmasked | SumRefused | ReleaseCommitted | Cancel | Exclude

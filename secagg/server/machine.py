@@ -179,7 +179,7 @@ def _follow(config: ServerConfig, state: Live, event: DriverEvent) -> Outcome:
         case _, Tick():
             return _on_tick(config, state, event)
         case Sharing() | Checking(), Exclude():
-            return _on_exclude(state, event)
+            return _on_exclude(config, state, event)
         case Masking(), VectorAdded():
             return _on_vector_added(config, state, event)
         case UnmaskingSum(), SumUnmasked():
@@ -230,16 +230,31 @@ def _on_ready(
     config: ServerConfig, state: Checking, event: Received, message: Ready | Complaint
 ) -> Outcome:
     state = _accept(collect.take_ready(state, event.index, message), event, message)
+    return _when_checked(config, state, event.now_s)
+
+
+def _when_checked(config: ServerConfig, state: Checking, now_s: float) -> Outcome:
+    """On to masking once every dealer that is not barred has answered."""
     if not state.excluded.union(state.answered).issuperset(state.dealers):
         return state, ()
-    return to_masking(config, state, event.now_s)
+    return to_masking(config, state, now_s)
 
 
-def _on_exclude(state: Sharing | Checking, event: Exclude) -> Outcome:
+def _on_exclude(config: ServerConfig, state: Sharing | Checking, event: Exclude) -> Outcome:
     """Bar a device: S will not hold it. It hears so when the phase ends, like all who are out."""
     if event.index in state.excluded:
         return state, ()
-    return replace(state, excluded=state.excluded | {event.index}), ()
+    state = replace(state, excluded=state.excluded | {event.index})
+    if event.now_s is None:
+        return state, ()
+    due = _due(state) if isinstance(state, Sharing) else frozenset[int]()
+    present = due.union(state.dealt) if isinstance(state, Sharing) else frozenset(state.dealers)
+    left = behind_enough(config, state.facts, present - state.excluded)
+    if not can_go_on(config, state.facts, left):
+        return abort(config, state, "too-few-left")  # at once, and the others are not at fault
+    if isinstance(state, Checking):
+        return _when_checked(config, state, event.now_s)
+    return (state, ()) if due else to_checking(config, state, event.now_s)
 
 
 def _on_masked_input(

@@ -47,14 +47,14 @@ TABLE: Table[Live, DeviceMessage | DriverEvent, State] = {
         Deals: (Sharing, Checking, Aborted),
         Refusal: (Sharing, Checking, Aborted),
         Tick: (Sharing, Checking, Aborted),
-        Exclude: (Sharing,),
+        Exclude: (Sharing, Checking, Aborted),
         Cancel: (Aborted,),
     },
     Checking: {
         Ready: (Checking, Masking, Aborted),
         Complaint: (Checking, Masking, Aborted),
         Tick: (Checking, Masking, Aborted),
-        Exclude: (Checking,),
+        Exclude: (Checking, Masking, Aborted),
         Cancel: (Aborted,),
     },
     Masking: {

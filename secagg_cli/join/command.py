@@ -7,6 +7,7 @@ it: the command line names a folder (``--model``) or the names that may be used 
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import os
 import re
@@ -20,6 +21,7 @@ from rich.markup import escape
 from secagg_cli.audit.ledger_files import witness_keys
 from secagg_cli.exit_codes import EXIT_INCOMPLETE
 from secagg_cli.join.sentences import sentence
+from secagg_cli.join.stopping import stop_on_signals
 from secagg_cli.join.trainer import LazyTrainer
 from secagg_cli.join.training_data import left_out, listed, read_rows, some, used_of
 from secagg_cli.network import transport_settings
@@ -222,7 +224,10 @@ def join(
             on_event=on_event,
             transport=transport_settings(),
         )
-        result = client.run(trainer, task=task, rounds=rounds)
+        # A held device waits for a line in the thread that would look at the stop.
+        stopping = contextlib.nullcontext() if held else stop_on_signals()
+        with stopping as stop:
+            result = client.run(trainer, task=task, rounds=rounds, stop=stop)
         if not events and not held:
             say_totals(out, result.totals)
         if result.failed:
@@ -260,11 +265,18 @@ def join(
             "owned": result.owned,
             "failed": list(result.failed),
         }
+        if result.stopped:
+            out.refuse(_stopped(pending=result.pending), done)
         if result.refusals:
             out.refuse(_in_options(result.refusals[-1]), done)
         out.result(done)
         if result.left_out or result.failed or used == 0:
             raise typer.Exit(EXIT_INCOMPLETE)
+
+
+def _stopped(*, pending: bool) -> CommandError:
+    again = "A cohort counts on this device: run again soon, and its part is finished first."
+    return CommandError("interrupted", "Stopped.", remedy=again if pending else None)
 
 
 def _in_options(refusal: PolicyRefusal) -> PolicyRefusal | CommandError:

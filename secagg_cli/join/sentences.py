@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 _REASONS = {  # of waiting, in words
     "model-given": "this device gave a vector for this model; it waits for the next",
+    "other-task": "a cohort of another task counts on this device",
     "task-paused": "the task is paused",
     "unreachable": "the aggregator is out of reach",
 }
@@ -35,6 +36,8 @@ def sentence(event: Event, state: Path) -> str:
             f"{event.detail['examples']} examples name whose they are, and the task protects each "
             "example by itself"
         )
+    if event.kind == "stopped":
+        return "stopped: a cohort counts on this device" if event.detail["pending"] else "stopped"
     detail = {key: value for key, value in event.detail.items() if value is not None}
     if (tasks := detail.pop("no_finite_total", None)) is not None:
         detail["all tasks together"] = (

@@ -6,6 +6,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -61,9 +62,11 @@ class Sent:
             self.distinct[session, kind].add(message)
             await post(transport, session, message)
 
-        async def recording_upload(transport: Transport, session: str, payload: bytes) -> None:
+        async def recording_upload(
+            transport: Transport, session: str, payload: bytes, *note: Any
+        ) -> None:
             self.distinct[session, "payload"].add(payload)
-            await upload(transport, session, payload)
+            await upload(transport, session, payload, *note)
 
         monkeypatch.setattr(Transport, "post_message", recording_post)
         monkeypatch.setattr(Transport, "upload", recording_upload)

@@ -44,6 +44,9 @@ _TABLE: dict[tuple[str, str], _Operation] = {
     ),
     ("get", "/v1/revocations/{digest}"): _Operation("A revocation list", _DEVICE, None, _OCTETS),
     ("post", "/v1/adverts"): _Operation("Report in", _DEVICE, _OCTETS, http_api.AdvertAccepted),
+    ("delete", "/v1/sessions/{session}"): _Operation(
+        "Leave before the masking set is fixed", _DEVICE, None, None
+    ),
     ("get", "/v1/sessions/{session}/messages"): _Operation("Mail", _DEVICE, None, http_api.Mail),
     ("post", "/v1/sessions/{session}/messages"): _Operation(
         "Send a message", _DEVICE, _OCTETS, None

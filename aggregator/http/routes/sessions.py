@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from dataclasses import dataclass
 
 from aiohttp import web
@@ -14,11 +15,12 @@ from aggregator.errors import Kind, Refusal, conflict, not_found
 from aggregator.http.responses import wait
 from aggregator.intake import bodies
 from aggregator.service import Service
-from aggregator.store import reads
+from aggregator.store import reads, sessions
 from secagg import http_api, limits
+from secagg.errors import LocalProtocolError
 from secagg.messages import KINDS, Complaint, Deals, MaskedInput, Unmask
 from secagg.ranges import EXACT_MAX
-from secagg.server import Received, State, senders_of
+from secagg.server import Exclude, Received, State, masking_set_of, senders_of
 from secagg.server.transitions import TABLE, TERMINAL
 
 _ENVELOPE = 512  # bytes around a message: the frame, the signer and its signature
@@ -152,8 +154,32 @@ def routes(service: Service) -> list[web.RouteDef]:
             http_api.UploadState(received_bytes=received, complete=uploads.added(index))
         )
 
+    async def withdraw(request: web.Request) -> web.Response:
+        """Let a device go of which no vector is awaited yet: nobody waits for it then."""
+        session = await find(request)
+        if session.cohort is None:
+            async with core.database.write() as connection:
+                await sessions.drop_waiting(connection, session.id)
+            if await sessions.identity_of(core.database, session.id) is None:
+                return web.Response(status=204)
+            session = await find(request)  # a cohort was quicker
+        try:
+            cohort = (await live(session)).cohort
+            with contextlib.suppress(LocalProtocolError):  # the masking set is fixed
+                await cohort.submit(Exclude(session.index, core.clock()))
+        except CohortOver:
+            return web.Response(status=204)
+        if session.index in masking_set_of(cohort.state):
+            raise conflict(
+                "withdraw-late",
+                "The masking set is fixed, and this device is in it.",
+                remedy="Send the masked vector, or let the cohort's deadline pass.",
+            )
+        return web.Response(status=204)
+
     base = "/v1/sessions/{session:[0-9a-f]{64}}"
     return [
+        web.delete(base, withdraw),
         web.get(f"{base}/messages", get_messages),
         web.post(f"{base}/messages", post_message),
         web.get(f"{base}/vector", get_vector),

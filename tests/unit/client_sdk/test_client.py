@@ -62,7 +62,9 @@ def test_the_package_names_what_it_has() -> None:
 async def test_an_event_whose_sender_was_cancelled_meanwhile_does_not_end_the_run() -> None:
     shown, cancelled = asyncio.Event(), asyncio.Event()
 
-    async def take_part(_one: object, _task: str, _rounds: object, deliver: Any) -> None:
+    async def take_part(
+        _one: object, _task: str, _rounds: object, _stop: object, deliver: Any
+    ) -> None:
         sender = asyncio.create_task(deliver("first"))
         await shown.wait()
         sender.cancel()

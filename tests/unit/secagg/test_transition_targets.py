@@ -68,6 +68,23 @@ def refuse_one_by_one(
     assert state.phase == end
 
 
+def exclude_one_by_one(run: Run, phase: str) -> None:
+    """The aggregator bars devices that it still waits for, until the others cannot go on; and the
+    last one that it waits for."""
+    state, now_s = run.server_states[phase], run.aggregator.now_s
+    for index in range(CLIENTS):
+        if state.phase == phase:
+            state, _ = server.step(run.task.server, state, server.Exclude(index, now_s))
+    assert state.phase == "aborted"
+    assert state.reason == "too-few-left"
+    events = [event for before, event in run.aggregator.trace if before.phase == phase]
+    last = server.Exclude(events[-1].index, now_s)
+    state = run.server_states[phase]
+    for event in (*events[:-1], last):
+        state, _ = server.step(run.task.server, state, event)
+    assert state.phase != phase
+
+
 def phase_again(run: Run, phase: str, *, hopeless: bool, complaint: bool = False) -> None:
     """All events of a recorded phase once more; ``hopeless``: to the wrong end, since no secret
     can be opened, or one that was opened is not the dealer's."""
@@ -107,6 +124,7 @@ def test_every_target_of_the_aggregator_is_reached(monkeypatch: pytest.MonkeyPat
         server.step(run.task.server, state, server.Cancel("task-paused", 0.0))
         if phase in ("sharing", "checking"):
             server.step(run.task.server, state, server.Exclude(0))
+            exclude_one_by_one(run, phase)
         if phase in ("opening", "releasing"):
             server.step(run.task.server, state, server.SumRefused("release-failed", 0.0))
     assert moves == moves_of(SERVER)
