@@ -6,7 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,48 +14,31 @@ from client_sdk import forgetting
 from client_sdk.accounts.data_door import DataChoice, DataDoor, default_root
 from client_sdk.accounts.device_account import DeviceAccount
 from client_sdk.accounts.recovery import LEAVES_MAX, Recovered
-from client_sdk.accounts.usage import Usage
 from client_sdk.contribution import Contributor
 from client_sdk.enrolment import check_bundle, load_bundle
-from client_sdk.errors import PolicyRefusal, RunningLoopError, StateError
+from client_sdk.errors import PolicyRefusal, StateError
 from client_sdk.events import Event, OnEvent
 from client_sdk.forgetting import Forgotten
 from client_sdk.ledger.evidence import Quarantined
-from client_sdk.ledger.watch import LedgerWatch
 from client_sdk.maintenance import StateFolder
 from client_sdk.network.http import TransportSettings
-from client_sdk.network.server_time import ServerTime, steady_clock
-from client_sdk.network.transport import Transport
+from client_sdk.network.server_time import steady_clock
 from client_sdk.policy import PrivacyPolicy
 from client_sdk.rounds.contributing import Training
 from client_sdk.rounds.device import ParticipantSettings, RunningDevice
 from client_sdk.rounds.missing_charges import recover_charges
 from client_sdk.rounds.pending import finish_pending
 from client_sdk.rounds.result import RunResult, Tally
+from client_sdk.rounds.running import running_device
 from client_sdk.rounds.steering import Interrupted, Steering, StopSignal
 from client_sdk.rounds.taking_part import take_part
 from client_sdk.state.journal import Journal, Lock
 from client_sdk.state.keystore import StorageKey, open_storage_key
 from client_sdk.state.owner import own_journal
-from secagg.access_token import issue_access_token
+from client_sdk.threads import demand_no_loop
 from secagg.http_api import EnrolmentBundle
-from secagg.secret import Secret
 
 _Deliver = Callable[[Event], Awaitable[None]]
-
-
-def _demand_no_loop(call: str) -> None:
-    """Raises: RunningLoopError."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return
-    raise RunningLoopError(
-        "loop-running",
-        f"Client.{call}() blocks and begins an event loop of its own; this thread is in one.",
-        remedy=f"Await Client.{call}_async() here, or call {call}() in a thread: "
-        f"await asyncio.to_thread(client.{call}, ...).",
-    )
 
 
 def _whole_account(journal: Journal, delta: float) -> DeviceAccount:
@@ -256,7 +239,7 @@ class Client:
                 ``data-account-missing``, ``data-of-another``
                 (:meth:`client_sdk.accounts.data_door.DataDoor.open`).
         """
-        _demand_no_loop("run")
+        demand_no_loop("run")
         return asyncio.run(self.run_async(contributor, task=task, rounds=rounds, stop=stop))
 
     async def run_async(
@@ -333,7 +316,7 @@ class Client:
         """
         if self._lift_pause():
             return RunResult()
-        _demand_no_loop("resume")
+        demand_no_loop("resume")
         return asyncio.run(self.resume_async(stop=stop))
 
     def _lift_pause(self) -> bool:
@@ -348,10 +331,7 @@ class Client:
             return RunResult()
         tally = Tally()
         with self._opened() as (journal, account), self._runs():
-            now = ServerTime(journal, self._clock, self._steady)
-            usage = self._usage(journal, now)
-            async with self._connect(now, usage) as transport:
-                device = self._device(journal, account, transport, now, usage, self._deliver, stop)
+            async with self._running(journal, account, self._deliver, stop) as device:
                 if account.is_new:
                     await recover_charges(device)
                 try:
@@ -380,16 +360,13 @@ class Client:
             LedgerRefusal, BudgetError: as :func:`client_sdk.accounts.recovery.recover`.
             TransportError, StateError: as :meth:`run`.
         """
-        _demand_no_loop("recover_account")
+        demand_no_loop("recover_account")
         return asyncio.run(self.recover_account_async(leaves_max))
 
     async def recover_account_async(self, leaves_max: int = LEAVES_MAX) -> Recovered:
         """As :meth:`recover_account`, inside an event loop."""
         with self._opened() as (journal, account):
-            now = ServerTime(journal, self._clock, self._steady)
-            usage = self._usage(journal, now)
-            async with self._connect(now, usage) as transport:
-                device = self._device(journal, account, transport, now, usage, self._deliver)
+            async with self._running(journal, account, self._deliver) as device:
                 return await recover_charges(device, leaves_max)
 
     def renew_data_account(self) -> int:
@@ -490,10 +467,7 @@ class Client:
         deliver: _Deliver,
     ) -> RunResult:
         with self._opened() as (journal, account), self._runs():
-            now = ServerTime(journal, self._clock, self._steady)
-            usage = self._usage(journal, now)
-            async with self._connect(now, usage) as transport:
-                device = self._device(journal, account, transport, now, usage, deliver, stop)
+            async with self._running(journal, account, deliver, stop) as device:
                 await self._tell_account(device, task)
                 training = Training(device, contributor)
                 tally = await take_part(device, training, task, rounds)
@@ -511,58 +485,25 @@ class Client:
         finally:
             self._under_way = False
 
-    def _usage(self, journal: Journal, now: ServerTime) -> Usage | None:
-        limits = self.policy.per_period
-        return None if limits is None else Usage(journal, limits, now)
-
-    def _connect(self, now: ServerTime, usage: Usage | None) -> Transport:
-        bundle = self._bundle
-
-        def issue(now_s: int) -> str:
-            return issue_access_token(
-                Secret(bundle.identity_seed), bundle.certificate, bundle.task_key, now_s
-            )
-
-        return Transport(bundle.server, issue, self._transport, now, usage)
-
-    def _device(
+    def _running(
         self,
         journal: Journal,
         account: DeviceAccount,
-        transport: Transport,
-        now: ServerTime,
-        usage: Usage | None,
         deliver: _Deliver,
         stop: StopSignal | None = None,
-    ) -> RunningDevice:
-        steering = Steering(stop, self._pause, self.policy.demand_now)
-
-        async def tell(event: Event) -> None:
-            await deliver(event)
-            steering.look()
-
-        return RunningDevice(
-            bundle=self._bundle,
-            policy=self.policy,
-            partner_keys=self.policy.trusted_partners(self._bundle.certificate.partner_key),
-            journal=journal,
-            account=account,
-            transport=transport,
-            ledger=LedgerWatch(
-                transport,
-                journal,
-                self._bundle.ledger_verifier,
-                self._sleep,
-                self.policy.witness_policy,
-                Secret(self._bundle.identity_seed),
-                self._transport.ledger_s,
-            ),
-            deliver=tell,
-            time=now,
+    ) -> AbstractAsyncContextManager[RunningDevice]:
+        return running_device(
+            self._bundle,
+            self.policy,
+            journal,
+            account,
+            deliver,
+            Steering(stop, self._pause, self.policy.demand_now),
+            transport=self._transport,
             settings=self._settings,
+            clock=self._clock,
+            steady=self._steady,
             sleep=self._sleep,
-            usage=usage,
-            steering=steering,
         )
 
     async def _deliver(self, event: Event) -> None:

@@ -8,8 +8,28 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, ParamSpec, TypeVar
 
+from client_sdk.errors import RunningLoopError
+
 _T = TypeVar("_T")
 _P = ParamSpec("_P")
+
+
+def demand_no_loop(call: str) -> None:
+    """Return if a call of the client may block here.
+
+    Raises:
+        RunningLoopError: ``loop-running``.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise RunningLoopError(
+        "loop-running",
+        f"Client.{call}() blocks and begins an event loop of its own; this thread is in one.",
+        remedy=f"Await Client.{call}_async() here, or call {call}() in a thread: "
+        f"await asyncio.to_thread(client.{call}, ...).",
+    )
 
 
 async def finish_in_thread(work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:

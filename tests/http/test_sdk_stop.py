@@ -14,7 +14,8 @@ import pytest
 from aiohttp import web
 
 from client_sdk import Client, Event, ParticipantSettings
-from dp.contracts import BudgetSpec, DeadlineSpec
+from client_sdk.rounds import progress
+from dp.contracts import BudgetSpec, DeadlineSpec, SegmentSpec
 from tests.kits.world import TASK, Killed, NoContributor, OneHot, World, kill_at, plain_spec
 
 LEFT = ("checked-in", "training", "trained", "reported", "roster", "shared")
@@ -116,6 +117,48 @@ async def test_a_device_that_is_killed_while_it_is_paused_ends_released(
         with pytest.raises(Killed):
             await device.client.run_async(OneHot(0), task=TASK)
         await released(world.device("d0"), OneHot(0))
+
+
+async def test_a_device_that_is_killed_after_a_pause_in_its_upload_is_resumed_and_released(
+    tmp_path: Path,
+) -> None:
+    """It pauses once the cohort has ended; the kill comes before."""
+    async with among_others(tmp_path) as world:
+        kill = kill_at("uploaded")
+
+        def on_event(event: Event) -> None:
+            pause(event)
+            kill(event)
+
+        client = world.device("d0", on_event)
+        pause = when("uploading", client.pause)
+        with pytest.raises(Killed):
+            await client.run_async(OneHot(0), task=TASK)
+        again = world.device("d0")
+        assert again.has_pending()
+        assert len((await again.resume_async()).releases) == 1
+        assert (await world.sums()).tolist() == [1.0] * 4 + [0.0] * 12
+
+
+async def test_an_upload_says_how_far_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "EVERY_S", 0.0)
+    events: list[Event] = []
+    vector = (SegmentSpec(name="seen", length=60_000, clip=4.0),)
+    async with World(tmp_path, plain_spec(2, 2, segments=vector)) as world:
+        await asyncio.gather(
+            world.device("d0", events.append).run_async(OneHot(0), task=TASK, rounds=1),
+            world.device("d1").run_async(OneHot(1), task=TASK, rounds=1),
+        )
+    told = [event for event in events if event.kind == "progress"]
+    steps = [event.detail for event in told if event.detail["what"] == "upload"]
+    assert len(steps) >= 3
+    done = [int(str(step["done"])) for step in steps]
+    assert done == sorted(set(done))
+    assert {step["total"] for step in steps} == {max(int(str(s["total"])) for s in steps)}
+    assert all(event.session for event in told)
+    assert done[-1] <= int(str(steps[-1]["total"]))
 
 
 async def test_a_stop_that_cannot_wait_leaves_the_vector_to_a_later_run(tmp_path: Path) -> None:
