@@ -9,6 +9,7 @@ demo's. All clips, rates and seeds are tried one after the other, 80 s of one co
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 from collections.abc import Iterator
 from typing import Any
@@ -112,6 +113,7 @@ def _numbers(text: str) -> tuple[float, ...]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--model", default="smollm2", choices=("smollm2", "tiny"))
+    parser.add_argument("--form", default="ffa-lora", choices=("ffa-lora", "fedsvd"))
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--period", type=int, help="default: as the demo's rounds have it")
     parser.add_argument("--clip", type=_numbers, help="comma between; default: the preset's")
@@ -120,7 +122,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    demo = Demo(DemoOptions(args.model, 6, args.rounds, 0.3, 0.0, None, period=args.period))
+    options = DemoOptions(args.model, 6, args.rounds, 0.3, 0.0, None, form=args.form)
+    demo = Demo(dataclasses.replace(options, period=args.period))
     preset = demo.spec
     for clip in args.clip or (preset.clip,):
         for rate in args.rate or (preset.training.server_learning_rate,):

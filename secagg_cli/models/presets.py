@@ -23,7 +23,6 @@ MAX_TOKENS = 64
 MICRO_BATCH = 4
 HELD, HELD_MAX = 96, 160  # examples of a device: expected, and of the corpus's largest client
 SAMPLING_RATE = 0.25  # of local steps
-PASSES = 2  # with noise in the sum: most sums that one example is in
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class TrainingPreset:
     """
 
     clip: float = 1.0
-    noise_multiplier: float = 0.93
+    noise_multiplier: float = 1.3
     update_clip: float = 1.0
     local_steps: int = 1
     local_learning_rate: float = 1.0
@@ -72,7 +71,7 @@ _SMOLLM2 = Preset(
     slopes_rate=0.1,  # tiny's over the ratio of the adapters' lengths; not measured
     form_rates={"lora": 0.25, "product": 0.25},  # tiny's; not measured
     modes={
-        "distributed": TrainingPreset(server_learning_rate=9.0, examples=400.0),
+        "distributed": TrainingPreset(server_learning_rate=10.0, examples=400.0),
         "local": TrainingPreset(
             noise_multiplier=2.0,
             update_clip=256.0,
@@ -87,7 +86,7 @@ _TINY = Preset(
     slopes_rate=10.0,
     form_rates={"lora": 0.25, "product": 0.25},  # at 1 the loss may rise
     modes={
-        "distributed": TrainingPreset(server_learning_rate=8.0, examples=400.0),
+        "distributed": TrainingPreset(server_learning_rate=16.0, examples=400.0),
         "local": TrainingPreset(
             noise_multiplier=2.0,
             update_clip=16.0,
@@ -112,18 +111,15 @@ def adapter_for(model: str, form: AdapterKind, clients: int) -> AdapterPreset:
 
 
 def period_for(privacy: Privacy, form: AdapterKind, releases: int) -> int:
-    """Parts of the data, each in one release of a pass; 1: no schedule.
+    """Parts of the data, each in one release: an example is in one sum, however many there are.
 
-    An example is in at most ``PASSES`` sums however many the releases are, and in one where there
-    are fewer than two for each pass. RoLoRA's period is odd.
+    1: no schedule. RoLoRA's period is odd, so there an example may be in two.
     """
     if privacy != "distributed":
         return 1
-    passes = min(PASSES, max(1, releases // 2))
-    period = -(-releases // passes)
-    if form != "rolora" or period % 2:
-        return period
-    return period + 1 if period < releases else period - 1
+    if form != "rolora" or releases % 2:
+        return releases
+    return releases - 1
 
 
 def task_terms(
@@ -154,8 +150,8 @@ def task_terms(
         local_learning_rate=local,
         batch_size=round(HELD * sampling_rate / period),
         server_learning_rate=server,
-        # From PASSES parts on, smaller batches take shorter steps, with as much noise in each.
-        denominator=terms.examples / min(period, PASSES),
+        # Rates were measured with four parts; the same fits two and more.
+        denominator=terms.examples / min(period, 2),
         max_tokens=MAX_TOKENS,
         micro_batch=MICRO_BATCH,
     )

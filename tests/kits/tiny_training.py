@@ -19,7 +19,7 @@ from dp.encoding import decode, encode
 from secagg.manifest import Adapter, AdapterKind, BaseModel, Manifest
 from secagg.ring import add_into
 from secagg_cli.models.cache import ensure_model, load_model
-from secagg_cli.models.presets import PASSES, Privacy, preset_for, task_terms
+from secagg_cli.models.presets import Privacy, preset_for, task_terms
 from tests.kits.tasks import built, seeded, six
 
 torch.set_num_threads(1)  # threads cost more than such small layers take
@@ -58,7 +58,7 @@ def tiny_adapter(kind: AdapterKind = "ffa-lora") -> Adapter:
 
 
 QUARTERS = 4
-NOISE = 1.4  # for four releases that an example may be in; the demo's is for two
+NOISE = 1.4  # for four releases that an example may be in; the demo's is for one
 NEVER = 2.0**-30  # a rate at which no example is drawn; delta is then for as many as it may be from
 
 
@@ -81,7 +81,7 @@ def tiny_task(
     terms = task_terms("tiny", privacy, algorithm, period=period)
     if privacy == "distributed":
         terms["noise_multiplier"] = NOISE
-        drawn = terms["training"].denominator * min(period, PASSES) / QUARTERS
+        drawn = terms["training"].denominator * min(period, 2) / QUARTERS
         terms["training"] = msgspec.structs.replace(terms["training"], denominator=drawn)
     terms |= {"period": 1, "sampling_rate": 1 / QUARTERS, "examples_max": 128} | changes
     if terms.get("sampling_rate", 1.0) <= NEVER:
