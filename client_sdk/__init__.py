@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         Unreached,
     )
     from client_sdk.events import Event
+    from client_sdk.explanation import Explanation, UnitCost
     from client_sdk.forgetting import Forgotten
     from client_sdk.network.connections import NetworkError
     from client_sdk.network.http import TransportSettings
@@ -50,6 +51,7 @@ __all__ = [
     "Contributor",
     "EnrolmentError",
     "Event",
+    "Explanation",
     "Forgotten",
     "LedgerRefusal",
     "LoraTrainer",
@@ -67,6 +69,7 @@ __all__ = [
     "TrainingJob",
     "TransportError",
     "TransportSettings",
+    "UnitCost",
     "Unreached",
     "repoint_bundles",
 ]
@@ -77,6 +80,7 @@ _HOMES = {
     "Conditions": "conditions",
     "Contributor": "contribution",
     "Event": "events",
+    "Explanation": "explanation",
     "Forgotten": "forgetting",
     "LoraTrainer": "training.trainer",
     "NetworkError": "network.connections",
@@ -87,6 +91,7 @@ _HOMES = {
     "StopSignal": "rounds.steering",
     "TrainingJob": "contribution",
     "TransportSettings": "network.http",
+    "UnitCost": "explanation",
     "repoint_bundles": "repointing",
 }
 

@@ -9,10 +9,11 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from client_sdk import forgetting
 from client_sdk.accounts.data_door import DataChoice, DataDoor, default_root
-from client_sdk.accounts.device_account import DeviceAccount
+from client_sdk.accounts.device_account import DeviceAccount, whole_account
 from client_sdk.accounts.recovery import LEAVES_MAX, Recovered
 from client_sdk.contribution import Contributor
 from client_sdk.enrolment import check_bundle, load_bundle
@@ -38,24 +39,10 @@ from client_sdk.state.owner import own_journal
 from client_sdk.threads import demand_no_loop
 from secagg.http_api import EnrolmentBundle
 
+if TYPE_CHECKING:
+    from client_sdk.explanation import Explanation
+
 _Deliver = Callable[[Event], Awaitable[None]]
-
-
-def _whole_account(journal: Journal, delta: float) -> DeviceAccount:
-    """The account, if the checkpoints that were remembered before its first charge are there too.
-
-    Raises:
-        StateError: ``state-missing``.
-    """
-    account = DeviceAccount(journal, delta)
-    if account.cohorts() and not journal.has_checkpoints():
-        raise StateError(
-            "state-missing",
-            "The state folder has charges, but no checkpoint of any ledger: files were deleted.",
-            remedy="Restore the folder from a backup, or begin a new one: the account is found "
-            "again in the ledger.",
-        )
-    return account
 
 
 class Client:
@@ -369,6 +356,32 @@ class Client:
             async with self._running(journal, account, self._deliver) as device:
                 return await recover_charges(device, leaves_max)
 
+    def explain(self, task: str, contributor: Contributor | None = None) -> Explanation:
+        """What taking part in a task means for this device now, for its user to decide.
+
+        With the checks of a check-in: the manifest is signed by the aggregator that this device was
+        enrolled with, and the ledger bears it out. No model is fetched, and nothing is given. What
+        the policy would refuse is in ``refusals`` of the result.
+
+        Args:
+            contributor: for what training takes of memory, and what it does not declare.
+
+        Raises:
+            PolicyRefusal: ``manifest-unsound``: the manifest does not hold what it promises.
+            RemoteProtocolError, ClockError, LedgerRefusal, StateError, TransportError: as
+                :meth:`run`.
+        """
+        demand_no_loop("explain")
+        return asyncio.run(self.explain_async(task, contributor))
+
+    async def explain_async(self, task: str, contributor: Contributor | None = None) -> Explanation:
+        """As :meth:`explain`, inside an event loop."""
+        from client_sdk.rounds.explaining import explain  # with the words of reports
+
+        with self._opened() as (journal, account):
+            async with self._running(journal, account, self._deliver) as device:
+                return await explain(device, task, contributor)
+
     def renew_data_account(self) -> int:
         """The app's word to begin the data's account anew, where it was lost; how often it was.
 
@@ -432,7 +445,7 @@ class Client:
         with Lock(self._folder):
             forgetting.demand_not_forgotten(self._folder, self._key, self._identity_key)
             journal = own_journal(self._folder, self._key, self._identity_key)
-            account = _whole_account(journal, self.policy.max_delta)
+            account = whole_account(journal, self.policy.max_delta)
             if self._data is not None:
                 data = self._door(journal).open(account, renew=renew)
                 if data is not None:

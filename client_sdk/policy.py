@@ -9,21 +9,20 @@ it could weaken and the rule that it meets.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal
 
 from client_sdk.accounts.device_account import DeviceAccount
 from client_sdk.accounts.period_limits import PeriodLimits
 from client_sdk.accounts.usage import Usage
 from client_sdk.conditions import Conditions
 from client_sdk.errors import PolicyRefusal
+from client_sdk.privacy_modes import ANY_MODE, PrivacyMode, privacy_modes, repeats
 from client_sdk.transfer_sizes import download_size, upload_size
 from dp.accounting.budget import ALL_UNITS, Unit, charges_of, cost_of
 from dp.accounting.charges import GROUP_UNITS
 from dp.accounting.figures import limit_shown, upper
 from dp.contracts import check_manifest
-from dp.contracts.algorithms.registry import algorithm_of
 from dp.tlog.witness import WitnessPolicy
 from secagg.errors import SecaggError
 from secagg.graph.parameters import corrupt_floor
@@ -31,28 +30,6 @@ from secagg.manifest import Manifest
 
 SLOTS_WAITED_MAX = 2.0  # a slot leaves its whole length: late in one, at the end of the next
 _DAY_S = 86_400.0
-
-PrivacyMode = Literal["distributed", "local", "none"]
-_ANY: frozenset[PrivacyMode] = frozenset(("distributed", "local", "none"))
-
-
-def privacy_modes(manifest: Manifest) -> frozenset[PrivacyMode]:
-    """What protects a contribution: noise in the ring, noise of the device's own, or nothing."""
-    modes: set[PrivacyMode] = set()
-    if manifest.noise is not None:
-        modes.add("distributed")
-    if manifest.example_privacy is not None and manifest.example_privacy.mode == "local":
-        modes.add("local")
-    return frozenset(modes or {"none"})
-
-
-def repeats(manifest: Manifest) -> bool:
-    """Whether contributions are functions of the data alone, with no noise in the ring over them.
-
-    A model that moves makes a trained update another one from release to release; a statistic or an
-    evaluation of the same data stays what it was.
-    """
-    return manifest.noise is None and not algorithm_of(manifest).moves_model
 
 
 def _always() -> bool:
@@ -137,9 +114,9 @@ class PrivacyPolicy:
     may_train: Callable[[], bool] = field(default=_always)
 
     def __post_init__(self) -> None:
-        admitted = _ANY if self.require is None else self._as_set(self.require)
-        if not admitted or not admitted <= _ANY:
-            raise ValueError(f"require is {self.require!r}, not a set of {sorted(_ANY)}")
+        admitted = ANY_MODE if self.require is None else self._as_set(self.require)
+        if not admitted or not admitted <= ANY_MODE:
+            raise ValueError(f"require is {self.require!r}, not a set of {sorted(ANY_MODE)}")
         object.__setattr__(self, "require", admitted)
         units = frozenset((self.units,)) if isinstance(self.units, str) else frozenset(self.units)
         if not units <= set(ALL_UNITS):
@@ -193,10 +170,39 @@ class PrivacyPolicy:
                 ``step-too-short``, ``held-too-long``, ``epsilon-of-period``, ``bytes-of-period``,
                 ``training-of-period`` or ``not-now``.
         """
-        self.admit_terms(manifest, own_partner=own_partner, account=account, usage=usage)
-        if self.per_period is not None and usage is not None:
-            self.per_period.admit_work(manifest, usage)
-        self.demand_now()
+        for check in self._checks(manifest, own_partner, account, usage):
+            check()
+
+    def refusals(
+        self,
+        manifest: Manifest,
+        *,
+        own_partner: bytes,
+        account: DeviceAccount,
+        usage: Usage | None = None,
+    ) -> tuple[PolicyRefusal, ...]:
+        """All that :meth:`admit` would refuse, of each of its checks the first; empty: nothing.
+
+        A manifest that does not hold what it promises is refused for that alone.
+        """
+        found: list[PolicyRefusal] = []
+        for check in self._checks(manifest, own_partner, account, usage):
+            try:
+                check()
+            except PolicyRefusal as refusal:
+                found.append(refusal)
+                if refusal.reason == "manifest-unsound":
+                    break
+        return tuple(found)
+
+    def _checks(
+        self, manifest: Manifest, own_partner: bytes, account: DeviceAccount, usage: Usage | None
+    ) -> Iterator[Callable[[], None]]:
+        """What :meth:`admit` asks, in this order."""
+        yield from self._terms(manifest, own_partner, account, usage)
+        if (limits := self.per_period) is not None and usage is not None:
+            yield lambda: limits.admit_work(manifest, usage)
+        yield self.demand_now
 
     def demand_now(self) -> None:
         """Return if the app wants to train now.
@@ -228,17 +234,21 @@ class PrivacyPolicy:
             PolicyRefusal: as :meth:`admit`, but for ``not-now``, ``bytes-of-period`` and
                 ``training-of-period``.
         """
-        self._admit_structure(manifest, own_partner)
-        account.demand_untaken(manifest)
-        self._admit_privacy(manifest, account)
-        self._admit_work(manifest)
-        self._admit_corrupt(manifest)
-        if (
-            self.per_period is not None
-            and usage is not None
-            and privacy_modes(manifest) != {"none"}
-        ):
-            self.per_period.admit_epsilon(manifest, self.counted(manifest), account, usage)
+        for check in self._terms(manifest, own_partner, account, usage):
+            check()
+
+    def _terms(
+        self, manifest: Manifest, own_partner: bytes, account: DeviceAccount, usage: Usage | None
+    ) -> Iterator[Callable[[], None]]:
+        yield lambda: self._admit_structure(manifest, own_partner)
+        yield lambda: account.demand_untaken(manifest)
+        yield lambda: self._admit_privacy(manifest, account)
+        yield lambda: self._admit_work(manifest)
+        yield lambda: self._admit_corrupt(manifest)
+        limits = self.per_period
+        if limits is not None and usage is not None and privacy_modes(manifest) != {"none"}:
+            units = self.counted(manifest)
+            yield lambda: limits.admit_epsilon(manifest, units, account, usage)
 
     def _admit_structure(self, manifest: Manifest, own_partner: bytes) -> None:
         try:
@@ -375,7 +385,7 @@ class PrivacyPolicy:
 
     def _admit_privacy(self, manifest: Manifest, account: DeviceAccount) -> None:
         modes = privacy_modes(manifest)
-        admitted = self._as_set(self.require or _ANY)
+        admitted = self._as_set(self.require or ANY_MODE)
         if not modes & admitted:
             raise PolicyRefusal(
                 "privacy-mode",

@@ -22,7 +22,7 @@ from secagg_cli.network import networked
 from secagg_cli.operator import bundle, devices, enroll, serve, task
 from secagg_cli.output import answered, end_of_output, open_streams, print_json
 from secagg_cli.plan import command as plan
-from secagg_cli.state import account, forget, session
+from secagg_cli.state import account, explain, forget, session
 from secagg_cli.witness import command as witness
 
 app = typer.Typer(
@@ -58,6 +58,7 @@ app.add_typer(bundle.app, name="bundle")
 app.command("join")(networked(join.join))
 app.add_typer(account.app, name="account")
 app.add_typer(session.app, name="session")
+app.command("explain")(networked(explain.explain))
 app.command("forget")(forget.forget)
 app.add_typer(audit.app, name="audit")
 app.add_typer(witness.app, name="witness")

@@ -164,6 +164,10 @@ class DeviceAccount:
         stated = [found.stated for found in totals if found.stated is not None]
         return max(stated, default=math.inf if account.entries else 0.0)
 
+    def spent(self, task: str, unit: Unit) -> float:
+        """Spent in one task for one unit, unamplified, at the task's own delta; 0 before any."""
+        return self._of_task(task).epsilon(unit)
+
     def total(self, unit: Unit) -> Total:
         """Spent over all tasks for one unit, unamplified, at the account's delta."""
         return self._whole().total(unit)
@@ -337,6 +341,23 @@ class DeviceAccount:
             delta={**deltas, **self._record.deltas}.get(task, account.delta),
             entries=tuple(entry for entry in account.entries if entry.task == task),
         )
+
+
+def whole_account(journal: Journal, delta: float) -> DeviceAccount:
+    """The account, if the checkpoints that were remembered before its first charge are there too.
+
+    Raises:
+        StateError: ``state-missing``.
+    """
+    account = DeviceAccount(journal, delta)
+    if account.cohorts() and not journal.has_checkpoints():
+        raise StateError(
+            "state-missing",
+            "The state folder has charges, but no checkpoint of any ledger: files were deleted.",
+            remedy="Restore the folder from a backup, or begin a new one: the account is found "
+            "again in the ledger.",
+        )
+    return account
 
 
 def _with_deltas(record: _Record) -> list[tuple[Entry, float]]:

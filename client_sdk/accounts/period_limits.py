@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from client_sdk.accounts.device_account import DeviceAccount
 from client_sdk.errors import PolicyRefusal
 from client_sdk.network.server_time import shown_time
-from client_sdk.transfer_sizes import download_size, upload_size
+from client_sdk.transfer_sizes import download_size, needs_model, upload_size
 from dp.accounting.budget import Unit
 from dp.accounting.figures import limit_shown, upper
 from secagg.manifest import Manifest
@@ -56,7 +56,8 @@ class PeriodLimits:
             PolicyRefusal: ``bytes-of-period``, ``training-of-period``.
         """
         if self.max_bytes is not None:
-            needed = download_size(manifest) + upload_size(manifest) + MESSAGES_BYTES
+            model = download_size(manifest) if needs_model(manifest) else 0
+            needed = model + upload_size(manifest) + MESSAGES_BYTES
             usage.demand_bytes(needed)
         if self.max_training_s is not None:
             usage.demand_training(manifest.task)

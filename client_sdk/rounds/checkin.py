@@ -120,20 +120,17 @@ async def next_offer(
             return offer
 
 
-async def check_in(device: RunningDevice, task: str, offer: Offer) -> CheckIn:
-    """Verify and admit an offer, and bring its model to this device, if its task has one.
+async def verified(device: RunningDevice, task: str, offer: Offer) -> tuple[Manifest, bytes]:
+    """The manifest of an offer and its digest, and the ledger and account as they are now.
 
     Raises:
         RemoteProtocolError: as :func:`verify_offer`, or ``manifest-ledger``, ``offer-malformed``,
-            or as :func:`proven_clip` or :func:`client_sdk.rounds.revocations.refresh`.
+            or as :func:`client_sdk.rounds.revocations.refresh`.
         ClockError: as :meth:`client_sdk.network.server_time.ServerTime.hear`.
-        LedgerRefusal: the ledger forked or was rolled back, or does not name the model; as
-            :func:`client_sdk.rounds.schedule.look_again`.
-        PolicyRefusal: the policy's reason, or as :func:`client_sdk.rounds.schedule.count_of`.
-        TransportError, StateError: also as :func:`fetch_model`.
+        LedgerRefusal: the ledger forked or was rolled back.
+        StateError: ``data-account-missing``.
     """
     manifest = verify_offer(offer, task, device.bundle.task_key)
-    digest = manifest_digest(offer.manifest)
     if manifest.ledger_verifier != device.bundle.ledger_verifier:
         raise RemoteProtocolError(
             "manifest-ledger",
@@ -146,6 +143,34 @@ async def check_in(device: RunningDevice, task: str, offer: Offer) -> CheckIn:
     await device.ledger.advance()
     await refresh(device, manifest, offer)
     device.account.refresh()
+    return manifest, manifest_digest(offer.manifest)
+
+
+async def demand_in_ledger(device: RunningDevice, offer: Offer, task: str, digest: bytes) -> None:
+    """Return if the ledger names the offered model as one of the task.
+
+    Raises:
+        LedgerRefusal: ``model-not-in-ledger``; or the ledger itself does not verify.
+    """
+    await device.ledger.verify_models(
+        frozenset((offer.model.digest,)),
+        task=task,
+        manifest_digest=digest,
+        leaf_index=offer.model.leaf_index,
+    )
+
+
+async def check_in(device: RunningDevice, task: str, offer: Offer) -> CheckIn:
+    """Verify and admit an offer, and bring its model to this device, if its task has one.
+
+    Raises:
+        RemoteProtocolError, ClockError: as :func:`verified`, or as :func:`proven_clip`.
+        LedgerRefusal: the ledger forked or was rolled back, or does not name the model; as
+            :func:`client_sdk.rounds.schedule.look_again`.
+        PolicyRefusal: the policy's reason, or as :func:`client_sdk.rounds.schedule.count_of`.
+        TransportError, StateError: also as :func:`fetch_model`.
+    """
+    manifest, digest = await verified(device, task, offer)
     try:
         device.policy.admit(
             manifest,
@@ -161,12 +186,7 @@ async def check_in(device: RunningDevice, task: str, offer: Offer) -> CheckIn:
     count = count_of(device, manifest)
     model = await fetch_model(device, manifest, offer) if needs_model(manifest) else _NO_MODEL
     clip = await proven_clip(device, manifest, digest, offer, model)
-    await device.ledger.verify_models(
-        frozenset((offer.model.digest,)),
-        task=manifest.task,
-        manifest_digest=digest,
-        leaf_index=offer.model.leaf_index,
-    )
+    await demand_in_ledger(device, offer, manifest.task, digest)
     terms = {
         "version": offer.model.version,
         "releases": offer.releases,

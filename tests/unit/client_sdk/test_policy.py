@@ -11,7 +11,8 @@ import pytest
 
 from client_sdk.enrolment import new_partner_key
 from client_sdk.errors import PolicyRefusal
-from client_sdk.policy import PrivacyPolicy, privacy_modes, upload_size
+from client_sdk.policy import PrivacyPolicy, upload_size
+from client_sdk.privacy_modes import privacy_modes
 from dp.accounting.budget import UNITS, cost_of
 from dp.accounting.statements import headline, lines
 from dp.contracts import BudgetSpec, TaskSpec

@@ -13,7 +13,7 @@ from client_sdk.accounts.usage import BLOCK_BYTES, BLOCK_S, NAME, Usage
 from client_sdk.errors import ClockError, PolicyRefusal, StateError
 from client_sdk.network.server_time import ServerTime
 from client_sdk.policy import PrivacyPolicy
-from client_sdk.transfer_sizes import download_size, upload_size
+from client_sdk.transfer_sizes import upload_size
 from dp.accounting.budget import cost_of
 from secagg.manifest import Manifest
 from tests.kits.data_accounts import ONE, TWO, Folder
@@ -300,7 +300,7 @@ def test_an_epsilon_that_one_round_exceeds_never_fits(phone: Phone) -> None:
 
 
 def test_a_round_that_does_not_fit_is_refused_before_it_begins(phone: Phone) -> None:
-    needed = download_size(ONE) + upload_size(ONE) + MESSAGES_BYTES
+    needed = upload_size(ONE) + MESSAGES_BYTES
     limits = PeriodLimits(max_bytes=needed + 100, max_training_s=10.0)
     policy = PrivacyPolicy(min_cohort=4, max_epsilon=1e6, max_total_epsilon=1e6, per_period=limits)
     phone.limits = limits

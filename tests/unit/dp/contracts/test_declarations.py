@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 import dp
 from aggregator.store.models import vector_length
-from client_sdk.policy import repeats
+from client_sdk.privacy_modes import repeats
 from dp.contracts import ALGORITHMS, algorithm_of, check_manifest
 from dp.contracts.algorithms.evaluation import Evaluation
 from dp.contracts.algorithms.fedavg import FedAvg
