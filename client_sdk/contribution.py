@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from client_sdk.errors import PolicyRefusal, TaskRefusal
+from client_sdk.errors import ContributionError, PolicyRefusal, TaskRefusal
 from client_sdk.payload import check_values, zero_contribution
 from dp.schedule import period_of, places_of
 from secagg.manifest import Manifest, encode_manifest, manifest_digest
@@ -51,7 +51,8 @@ class TrainingJob:
         clip: of this version, where the clip adapts; an ``ExampleSum`` needs it. None: it is fixed.
         deadline_s: seconds from now after which the result is ignored; None without a limit.
         stop: set when the result is no longer wanted: it is late, or the app stops or pauses the
-            run, or a condition of its policy fails. Long work looks at it now and then, and raises.
+            run, or a condition of its policy fails. Long work calls :meth:`demand_wanted` now and
+            then.
         progress: to be called with how much is done, and of how much, in units of one's own; cheap,
             as often as one likes. The app hears of it as events ``progress``, nobody else does.
         part: of the examples, the one that this contribution is made of, from 0
@@ -74,6 +75,15 @@ class TrainingJob:
     known: Callable[[Sequence[bytes]], None] | None = None
     known_units: Callable[[Mapping[str, int], int], tuple[list[int], int]] | None = None
     progress: Callable[[int, int], None] = _unheard
+
+    def demand_wanted(self) -> None:
+        """Return if the result is still wanted.
+
+        Raises:
+            ContributionError: ``training-stopped``: let it leave ``contribute``.
+        """
+        if self.stop.is_set():
+            raise ContributionError("training-stopped", "The result is no longer wanted.")
 
     def groups(self, units: Sequence[str | None]) -> list[tuple[int, ...]]:
         """Rows that are one unit of protection: of each unit its rows, at the unit's place.

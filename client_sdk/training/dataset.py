@@ -213,15 +213,21 @@ def cut_of(dataset: Sequence[Example], rows: Iterable[Row]) -> tuple[Cut, ...]:
 
 
 def encode_rows(
-    tokenizer: PreTrainedTokenizerBase, dataset: Sequence[Example], max_tokens: int, takes: Input
+    tokenizer: PreTrainedTokenizerBase,
+    dataset: Sequence[Example],
+    max_tokens: int,
+    takes: Input,
+    demand_wanted: Callable[[], None] = lambda: None,
 ) -> tuple[tuple[Row, ...], tuple[LeftOut, ...]]:
     """One row for each example, empty where it fails, and which those are.
 
-    Rows are cut after ``max_tokens``, or where the model's places end.
+    Rows are cut after ``max_tokens``, or where the model's places end. ``demand_wanted`` is called
+    before each; what it raises ends all.
     """
     rows, left_out = [], []
     most = min(max_tokens, takes.context_tokens or max_tokens)
     for index in range(len(dataset)):
+        demand_wanted()
         row = Row((), ())
         try:
             example = dataset[index]

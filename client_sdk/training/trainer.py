@@ -203,6 +203,7 @@ class LoraTrainer:
             )
         manifest = _trains(job.manifest)
         micro_batch = max(1, min(self._micro_batch, manifest.training.micro_batch))
+        job.demand_wanted()
         try:
             adapted = self._prepare(manifest, micro_batch)
             adapted.choose(job.version)
@@ -221,7 +222,7 @@ class LoraTrainer:
                 "tokenizer",
                 found=f"{type(error).__name__}: {error}",
             ) from error
-        rows, empty = self._encode(manifest.training.max_tokens)
+        rows, empty = self._encode(manifest.training.max_tokens, job.demand_wanted)
         self._left_out = {one.index: one for one in empty}
         groups = self._groups(job, rows)
         places = job.places(len(groups))
@@ -327,12 +328,14 @@ class LoraTrainer:
             )
         self._tested.add((way, size, max_tokens))
 
-    def _encode(self, max_tokens: int) -> tuple[tuple[Row, ...], tuple[LeftOut, ...]]:
+    def _encode(
+        self, max_tokens: int, demand_wanted: Callable[[], None]
+    ) -> tuple[tuple[Row, ...], tuple[LeftOut, ...]]:
         if self._rows is None or self._rows[0] != max_tokens:
             takes = Input.of(self._base)
             self._rows = (
                 max_tokens,
-                *encode_rows(self._tokenizer, self._dataset, max_tokens, takes),
+                *encode_rows(self._tokenizer, self._dataset, max_tokens, takes, demand_wanted),
             )
         return self._rows[1:]
 
