@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import math
 import os
 import re
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -40,6 +42,7 @@ from secagg_cli.state.account import (
 if TYPE_CHECKING:
     from client_sdk import Event, PolicyRefusal
 
+_PROGRESS_S = 10.0  # between two lines about it
 _OPTIONS = {  # of what a remedy names, where the command line has one
     "min_cohort": "--min-cohort",
     "min_corrupt": "--min-corrupt",
@@ -191,11 +194,16 @@ def join(
         from client_sdk.enrolment import load_bundle
         from client_sdk.training.dataset import in_file, reasons_of
 
+        progress_s = -math.inf
+
         def on_event(event: Event) -> None:
+            nonlocal progress_s
             if events or held:
                 sys.stdout.write(event.to_json() + "\n")
                 sys.stdout.flush()
-            else:
+            elif event.kind != "progress" or time.monotonic() - progress_s >= _PROGRESS_S:
+                if event.kind == "progress":
+                    progress_s = time.monotonic()
                 out.say(sentence(event, client.state_dir))
             if event.kind in held and not sys.stdin.readline():
                 os._exit(1)  # end of file: whoever conducted this device is gone

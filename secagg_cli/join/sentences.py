@@ -36,6 +36,10 @@ def sentence(event: Event, state: Path) -> str:
             f"{event.detail['examples']} examples name whose they are, and the task protects each "
             "example by itself"
         )
+    if event.kind == "progress":
+        left = event.detail["seconds_left"]
+        rest = "" if left is None else f", about {left:.0f} s left"
+        return f"{event.detail['what']}: {event.detail['done']} of {event.detail['total']}{rest}"
     if event.kind == "stopped":
         return "stopped: a cohort counts on this device" if event.detail["pending"] else "stopped"
     detail = {key: value for key, value in event.detail.items() if value is not None}

@@ -70,6 +70,17 @@ def test_a_refusal_after_releases_tells_what_was_done(
             "waiting: this device gave a vector for this model; it waits for the next, version 3",
         ),
         ("waiting", {"reason": "task-paused"}, "waiting: the task is paused"),
+        (
+            "progress",
+            {"what": "upload", "done": 40, "total": 90, "seconds_left": 2.4},
+            "upload: 40 of 90, about 2 s left",
+        ),
+        (
+            "progress",
+            {"what": "training", "done": 1, "total": 9, "seconds_left": None},
+            "training: 1 of 9",
+        ),
+        ("stopped", {"pending": True}, "stopped: a cohort counts on this device"),
         ("refused", {"reason": "own-budget", "message": "Enough."}, "refused: Enough."),
         ("reported", {"leaf_index": 4}, "reported: leaf index 4"),
     ],
