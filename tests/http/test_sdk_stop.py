@@ -23,6 +23,7 @@ EITHER = ("checked",)  # the masking set may be fixed before the word that the d
 COUNTED = ("masking", "uploading", "uploaded", "confirmed", "unmasked")
 OTHER = "other"
 LONG = DeadlineSpec(share_s=300, check_s=300, masked_input_s=300, confirm_s=300, unmask_s=300)
+PATIENT = ParticipantSettings(abort_wait_first_s=0.05, opening_s=20.0, stop_wait_s=60.0)
 QUIET_S = 100.0  # a cohort that waits for a deadline has failed its test
 
 
@@ -69,7 +70,7 @@ async def test_a_stop_at_any_step_leaves_a_cohort_that_can_do_without_and_ends_o
     async with among_others(tmp_path) as world:
         for kind in LEFT + EITHER + COUNTED:
             stop = threading.Event()
-            device = world.device("d0", when(kind, stop.set))
+            device = world.device("d0", when(kind, stop.set), settings=PATIENT)
             result = await device.run_async(OneHot(0), task=TASK, stop=stop)
             assert (result.stopped, result.pending) == (True, False), kind
             assert kind in EITHER or len(result.releases) == (kind in COUNTED), kind
@@ -199,8 +200,12 @@ async def test_a_run_that_is_stopped_or_paused_before_it_begins_asks_for_nothing
 
         client = world.device("d0", on_event)
         client.pause()
-        assert (await client.run_async(NoContributor(), task=TASK, stop=stop)).stopped
-        assert (await client.run_async(NoContributor(), task=TASK, stop=stop)).stopped
+
+        def run() -> bool:
+            return client.run(NoContributor(), task=TASK, stop=stop).stopped
+
+        assert await asyncio.to_thread(run)
+        assert await asyncio.to_thread(run)
         assert asked == []
         assert events == ["paused", "stopped", "stopped"]
 

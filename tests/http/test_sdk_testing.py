@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -95,6 +97,27 @@ async def test_the_masks_of_lost_devices_come_off_and_a_lost_one_goes_on_later()
         assert service.releases[1].sums["counts"] == pytest.approx(
             sum_of(*given), abs=4 * release.grid["counts"]
         )
+        audit(service)
+
+
+@pytest.mark.parametrize("kind", ["shared", "masking"])
+async def test_a_device_that_is_stopped_leaves_while_it_may(kind: str) -> None:
+    stop = threading.Event()
+
+    def on_event(event: Event) -> None:
+        if event.kind == kind:
+            stop.set()
+
+    async with testing.Aggregator(TASK, devices=DEVICES) as service:
+        first, *others = contributors()
+        leaving = service.client(on_event=on_event)
+        results = await asyncio.gather(
+            leaving.run_async(first, task="counts", stop=stop),
+            *(service.client().run_async(one, task="counts", rounds=1) for one in others),
+        )
+        assert [len(result.releases) for result in results] == [int(kind == "masking"), 1, 1, 1]
+        assert (results[0].stopped, results[0].pending) == (True, False)
+        assert service.releases[0].survivors == (4 if kind == "masking" else 3)
         audit(service)
 
 
