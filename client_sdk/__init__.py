@@ -13,15 +13,17 @@ if TYPE_CHECKING:
     from client_sdk.accounts.period_limits import PeriodLimits
     from client_sdk.client import Client
     from client_sdk.conditions import Conditions
-    from client_sdk.contribution import Contributor, TrainingJob
+    from client_sdk.contribution import Contributor, ExampleSum, TrainingJob
     from client_sdk.errors import (
         ClientError,
         ClockError,
+        ConfigurationError,
         ContributionError,
         EnrolmentError,
         LedgerRefusal,
         OutputError,
         PolicyRefusal,
+        RemoteProtocolError,
         RunningLoopError,
         StateError,
         TaskRefusal,
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from client_sdk.policy import PrivacyPolicy
     from client_sdk.repointing import repoint_bundles
     from client_sdk.rounds.device import ParticipantSettings
+    from client_sdk.rounds.participant import Outcome
     from client_sdk.rounds.result import RunResult
     from client_sdk.rounds.steering import StopSignal
     from client_sdk.training.trainer import LoraTrainer
@@ -47,20 +50,24 @@ __all__ = [
     "ClientError",
     "ClockError",
     "Conditions",
+    "ConfigurationError",
     "ContributionError",
     "Contributor",
     "EnrolmentError",
     "Event",
+    "ExampleSum",
     "Explanation",
     "Forgotten",
     "LedgerRefusal",
     "LoraTrainer",
     "NetworkError",
+    "Outcome",
     "OutputError",
     "ParticipantSettings",
     "PeriodLimits",
     "PolicyRefusal",
     "PrivacyPolicy",
+    "RemoteProtocolError",
     "RunResult",
     "RunningLoopError",
     "StateError",
@@ -81,9 +88,11 @@ _HOMES = {
     "Contributor": "contribution",
     "Event": "events",
     "Explanation": "explanation",
+    "ExampleSum": "contribution",
     "Forgotten": "forgetting",
     "LoraTrainer": "training.trainer",
     "NetworkError": "network.connections",
+    "Outcome": "rounds.participant",
     "ParticipantSettings": "rounds.device",
     "PeriodLimits": "accounts.period_limits",
     "PrivacyPolicy": "policy",

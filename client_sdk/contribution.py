@@ -18,11 +18,13 @@ from numpy.typing import NDArray
 
 from client_sdk.errors import ContributionError, PolicyRefusal, TaskRefusal
 from client_sdk.payload import check_values, zero_contribution
+from dp.example_sum import ExampleSum
 from dp.schedule import period_of, places_of
 from secagg.manifest import Manifest, encode_manifest, manifest_digest
 
 __all__ = [
     "Contributor",
+    "ExampleSum",
     "TrainingJob",
     "check_contributor",
     "check_memory",

@@ -1,12 +1,15 @@
 """Errors of the device SDK: one small tree, stable reasons, and what to do next.
 
-``RemoteProtocolError`` from :mod:`secagg` is raised too, where a signed message breaks the rules.
+``RemoteProtocolError`` of :mod:`secagg.errors` is raised too, where a signed message breaks the
+rules, and ``ConfigurationError`` for a choice that cannot be used; neither is a ``ClientError``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+from secagg.errors import ConfigurationError as ConfigurationError
+from secagg.errors import RemoteProtocolError as RemoteProtocolError
 from secagg.errors import SecaggError
 
 

@@ -109,10 +109,12 @@ class Routes:
 
     async def _chunk(self, request: web.Request) -> web.Response:
         session = self._session(request)
-        chunk = await request.read()
         cohort = self._cohort(session)
         self._upload(session)  # refuses what was not announced
-        cohort.append(session.index, int(request.query["offset"]), chunk)
+        offset = int(request.query["offset"])
+        async for part in request.content.iter_any():  # what comes before it breaks is kept
+            cohort.append(session.index, offset, part)
+            offset += len(part)
         return self._upload(session)
 
     async def _ledger(self, request: web.Request) -> web.Response:
@@ -189,6 +191,8 @@ async def _problems(
     """Errors as the service tells them."""
     try:
         return await handler(request)
+    except ConnectionError:  # nobody is there any more who could hear
+        return web.Response(status=400)
     except SecaggError as error:
         status = 422
         if isinstance(error, Refused):
