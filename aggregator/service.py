@@ -19,6 +19,7 @@ from aggregator.cohorts.standing import Membership
 from aggregator.cohorts.wakeups import Wakeups
 from aggregator.cohorts.watch import Watch
 from aggregator.core import Core
+from aggregator.deltas import Deltas
 from aggregator.intake.callers import Callers
 from aggregator.intake.open_requests import Intake
 from aggregator.keys import load_keys, private_text
@@ -99,6 +100,7 @@ class Service:
         )
         self.watch = Watch(core, self.tasks, self.driver, self.partners, self.wakeups)
         self.janitor = Janitor(core)
+        self.deltas = Deltas(core)
         self.intake = Intake(settings)
         self.access = DeviceAccess(
             core.keys.task_public,

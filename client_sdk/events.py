@@ -14,6 +14,7 @@ EventKind = Literal[
     "checked-in",  # the offer passed the policy; the model is on disk (detail: no_finite_total, the
     # tasks that leave no finite total, this one or earlier ones, of an example or of a unit that
     # the policy counts; others, epsilon of the other tasks)
+    "delta-refused",  # a model's delta was wrong; the whole model is fetched (detail: reason)
     "progress",  # of training, a download or an upload, at most one a second (detail: what, done,
     # total, seconds_left; of training stays here: it is as secret as the batch)
     "training",  # the contributor starts (detail: part and period, where examples serve in turn)

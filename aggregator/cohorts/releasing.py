@@ -6,11 +6,13 @@ leaf, checkpoint, receipts and the end of the cohort are one commit.
 
 import asyncio
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 
 from aggregator.algorithms import StepInput, server_step
 from aggregator.algorithms.clipping import real_sums
+from aggregator.algorithms.rounding import rounded
 from aggregator.cohorts.actor import Cohort
 from aggregator.cohorts.charging import Charging, Computed, entry_of, facts_of
 from aggregator.cohorts.unmasking import UnmaskedSum
@@ -83,10 +85,11 @@ class Releaser:
         _demand_noise(measured)
         sums = decode(manifest, payload, survivors=counted.survivors, rotation_seed=state.ctx)
         kept = models.load_state(blobs, before.model, before.optimiser)
+        vector = models.load(blobs, before.model)
         step = server_step(
             StepInput(
                 manifest,
-                models.load(blobs, before.model),
+                vector,
                 kept,
                 sums,
                 version=before.number,
@@ -95,6 +98,7 @@ class Releaser:
                 lag=before.number - state.facts.models[-1].version,
             )
         )
+        step = replace(step, vector=rounded(manifest, vector, step.vector))
         in_real_units, _ = real_sums(manifest, sums, kept)
         return Computed(
             step=step,

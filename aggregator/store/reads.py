@@ -70,6 +70,25 @@ async def has_model(database: Database, digest: str) -> bool:
     return bool(await database.rows(query))
 
 
+async def present_models(database: Database) -> set[str]:
+    """Digests of all tasks' present versions, hex."""
+    query = sa.select(versions.c.digest).join(tasks, _OF_TASK)
+    return {row.digest for row in await database.rows(query)}
+
+
+async def is_older(database: Database, digest: str, model: str, most: int) -> bool:
+    """Whether ``digest`` is at most ``most`` versions before ``model``, of the same task; hex."""
+    older, newer = versions.alias(), versions.alias()
+    behind = newer.c.version - older.c.version
+    query = (
+        sa.select(older.c.version)
+        .join(newer, newer.c.task == older.c.task)
+        .where(older.c.digest == digest, newer.c.digest == model, behind > 0, behind <= most)
+        .limit(1)
+    )
+    return bool(await database.rows(query))
+
+
 @dataclass(frozen=True)
 class StoredSession:
     """``identity``: hex. ``newest_version``: of its task. ``cohort``, ``roster_index``: None while

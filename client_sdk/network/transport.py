@@ -13,8 +13,9 @@ from pathlib import Path
 from types import TracebackType
 from urllib.parse import quote
 
-from client_sdk.errors import StateError, TransportError, Unreached
+from client_sdk.errors import TransportError, Unreached
 from client_sdk.network.connections import Meter, foreign
+from client_sdk.network.deltas import DeltaDownload
 from client_sdk.network.http import (
     PROBLEM_BYTES_MAX,
     QUOTED_BYTES,
@@ -23,6 +24,7 @@ from client_sdk.network.http import (
     network_of,
     read_capped,
 )
+from client_sdk.network.part_files import append, size_of, truncate
 from client_sdk.network.server_time import ServerTime
 from client_sdk.network.uploads import ChunkSizes, VectorUpload, unnoted
 from dp.tlog.tiles import resource_bytes_max
@@ -168,7 +170,7 @@ class Transport:
         The caller checks the digest. ``note`` hears how many bytes are there, and of how many.
         """
         most, stuck = 0, 0
-        while (have := _size(part)) < size_bytes:
+        while (have := size_of(part)) < size_bytes:
             most, stuck = max(most, have), 0 if have > most else stuck + 1
             if stuck > _STUCK_MAX:
                 raise TransportError(
@@ -183,6 +185,21 @@ class Transport:
             raise TransportError(
                 "model-size", "The model is larger than offered.", expected=size_bytes, found=have
             )
+
+    async def download_delta(
+        self,
+        model: bytes,
+        held: bytes,
+        size_max: int,
+        part: Path | None,
+        folder: Path,
+        note: Callable[[int, int], None] = unnoted,
+    ) -> Path:
+        """As :class:`client_sdk.network.deltas.DeltaDownload`; ``note`` as for a model."""
+        most_s = self.settings.transfer_s
+        return await DeltaDownload(self._http, model, held, size_max, most_s, note).run(
+            part, folder
+        )
 
     async def ledger(self, path: str) -> bytes | None:
         """A file of the public ledger (``checkpoint`` or ``tile/...``); None if it is not there."""
@@ -219,40 +236,18 @@ class Transport:
             ) as response:
                 resumed = response.status == 206
                 if not resumed:
-                    _truncate(part)
+                    truncate(part)
                 async for piece in response.content.iter_chunked(1 << 18):
-                    _append(part, piece)
+                    append(part, piece)
                     grown += len(piece)
                     note((have if resumed else 0) + grown, size_bytes)
                     if grown > size_bytes:
                         return
         except TransportError as error:
             if error.own_status == 416:
-                _truncate(part)
+                truncate(part)
             if not grown:
                 raise
             return
         if not grown:
             raise Unreached("unreachable", "The model's transfer was empty.")
-
-
-def _size(part: Path) -> int:
-    return os.path.getsize(part) if os.path.exists(part) else 0
-
-
-def _truncate(part: Path) -> None:
-    _write(part, b"", "wb")
-
-
-def _append(part: Path, piece: bytes) -> None:
-    _write(part, piece, "ab")
-
-
-def _write(part: Path, piece: bytes, mode: str) -> None:
-    try:
-        with open(part, mode) as file:
-            file.write(piece)
-    except OSError as error:
-        raise StateError(
-            "disk", f"The model cannot be written: {error}.", remedy="Make room on the disk."
-        ) from error

@@ -21,11 +21,19 @@ import safetensors.numpy
 from client_sdk.errors import PolicyRefusal, StateError, TransportError
 from client_sdk.events import Event
 from client_sdk.network.http import is_transient
+from client_sdk.network.part_files import append, size_of, truncate
 from client_sdk.rounds.device import RunningDevice
+from client_sdk.rounds.model_deltas import rebuilt
 from client_sdk.rounds.progress import Progress
 from client_sdk.rounds.revocations import refresh
 from client_sdk.rounds.schedule import count_of, look_again
-from client_sdk.state.models import demand_plain, forget_models, part_of, remove_model
+from client_sdk.state.models import (
+    demand_plain,
+    forget_models,
+    held_beside,
+    part_of,
+    remove_model,
+)
 from client_sdk.transfer_sizes import download_size, model_tensors, needs_model
 from client_sdk.transfer_sizes import model_length as model_length
 from dp.accounting.figures import upper
@@ -34,7 +42,7 @@ from dp.ledger.trusted_log import LEAVES_MAX
 from dp.noise.adaptive_clip import checked_clip, first_clip
 from secagg.errors import RemoteProtocolError
 from secagg.hashing import encode_parts
-from secagg.http_api import Offer
+from secagg.http_api import ModelVersion, Offer
 from secagg.limits import DIGEST_BYTES
 from secagg.manifest import Manifest, decode_manifest, manifest_digest
 
@@ -275,8 +283,9 @@ async def fetch_model(
 ) -> dict[str, np.ndarray]:
     """``vector`` and, with SCAFFOLD, ``control``; from disk or by a resumable download.
 
-    Both are float32[d], read-only. Where the clip adapts also ``clip``, float64[1]. One file is
-    left on the disk: this model, or what has come of it so far.
+    Both are float32[d], read-only. Where the clip adapts also ``clip``, float64[1]. A model that
+    the device holds is what the next one is told from, and goes when that is whole: one file is
+    left on the disk, or until then what has come and what is held.
 
     Raises:
         TransportError: ``model-size``, ``model-digest``, ``model-late`` or ``model-malformed``.
@@ -293,11 +302,15 @@ async def fetch_model(
             expected=size_max,
             found=model.size_bytes,
         )
-    forget_models(device.journal.models, keep=path)
+    held, begun = held_beside(path)
+    if size_of(part_of(path)):
+        begun = None  # the whole is under way
+    forget_models(device.journal.models, keep=path, also=(held, begun))
     demand_plain(path, part_of(path))
     if not await asyncio.to_thread(_holds, path, model.digest):
         remove_model(path)
-        await _download(device, manifest.task, model.digest, model.size_bytes, path)
+        await _download(device, manifest, model, path, held, begun)
+    forget_models(device.journal.models, keep=path)
     try:
         return _read_model(path, model_tensors(manifest))
     except TransportError:
@@ -306,17 +319,33 @@ async def fetch_model(
 
 
 async def _download(
-    device: RunningDevice, task: str, digest: bytes, size_bytes: int, path: Path
+    device: RunningDevice,
+    manifest: Manifest,
+    model: ModelVersion,
+    path: Path,
+    held: Path | None,
+    begun: Path | None,
 ) -> None:
-    """Bring a model to ``path``. Its part stays only where the same transfer may go on later."""
+    """Bring a model to ``path``, as a delta or whole.
+
+    Its part stays only where the same transfer may go on later.
+    """
     part, most_s = part_of(path), device.policy.max_hold_s
-    progress = Progress(device, "download", task)
+    digest, size_bytes = model.digest, model.size_bytes
+    progress = Progress(device, "download", manifest.task)
     try:
         _demand_room(part, size_bytes)
         async with asyncio.timeout(most_s):
-            transport = device.transport
-            transfer = transport.download_model(digest, size_bytes, part, progress.note)
-            await progress.during(transfer)
+            content = None
+            if not size_of(part):
+                told = rebuilt(device, manifest, model, held, begun, path.parent, progress.note)
+                content = await progress.during(told)
+            if content is not None:
+                await asyncio.to_thread(_write_part, part, content)
+            else:
+                transport = device.transport
+                transfer = transport.download_model(digest, size_bytes, part, progress.note)
+                await progress.during(transfer)
         if not await asyncio.to_thread(_holds, part, digest):
             raise TransportError(
                 "model-digest",
@@ -337,6 +366,11 @@ async def _download(
             remove_model(part)
         raise
     part.replace(path)
+
+
+def _write_part(part: Path, content: bytes) -> None:
+    truncate(part)
+    append(part, content)
 
 
 def _demand_room(part: Path, size_bytes: int) -> None:

@@ -1,13 +1,15 @@
-"""The folder ``models`` of a state folder: one model, or the part that has come of it.
+"""The folder ``models`` of a state folder: one model, or the parts that have come of the next one.
 
-A model's file has its digest as its name, 64 hex digits, and a part has ``.part`` behind it. Only
-plain files of such names are removed or written. What else lies there is the user's and stays.
+A model's file has its digest as its name, 64 hex digits, and a part has ``.part`` behind it; the
+part of a delta has the delta's digest. Only plain files of such names are removed or written. What
+else lies there is the user's and stays.
 """
 
 from __future__ import annotations
 
 import re
 import stat
+from collections.abc import Collection
 from pathlib import Path
 
 from client_sdk.errors import StateError
@@ -57,13 +59,34 @@ def demand_plain(*paths: Path) -> None:
             )
 
 
-def forget_models(folder: Path, *, keep: Path | None = None) -> None:
-    """Remove every model and part of one from ``folder`` but ``keep`` and its part.
+def held_beside(model: Path) -> tuple[Path | None, Path | None]:
+    """The newest other model in the folder of ``model``, and the newest part of a delta.
 
     Raises:
         StateError: as :func:`models_folder`.
     """
-    kept = () if keep is None else (keep, part_of(keep))
+    folder = models_folder(model.parent.parent)
+    try:
+        own = [path for path in folder.iterdir() if _OURS.fullmatch(path.name)]
+        others = [path for path in own if path not in (model, part_of(model))]
+        plain = [path for path in others if stat.S_ISREG(_kind(path) or 0)]
+        plain.sort(key=lambda path: path.lstat().st_mtime_ns)
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    models = [path for path in plain if not path.suffix]
+    parts = [path for path in plain if path.suffix]
+    return models[-1] if models else None, parts[-1] if parts else None
+
+
+def forget_models(
+    folder: Path, *, keep: Path | None = None, also: Collection[Path | None] = ()
+) -> None:
+    """Remove every model and part of one from ``folder`` but ``keep``, its part, and ``also``.
+
+    Raises:
+        StateError: as :func:`models_folder`.
+    """
+    kept = (*also, *(() if keep is None else (keep, part_of(keep))))
     try:
         for path in models_folder(folder.parent).iterdir():
             if path not in kept and _OURS.fullmatch(path.name):

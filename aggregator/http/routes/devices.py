@@ -9,7 +9,7 @@ from aiohttp import web
 from aggregator.cohorts import formation
 from aggregator.cohorts.standing import refuse_barred
 from aggregator.errors import Kind, Refusal
-from aggregator.http.responses import model_file, wait
+from aggregator.http.responses import delta_file, model_file, wait
 from aggregator.intake import bodies
 from aggregator.service import Service
 from aggregator.store import reads
@@ -66,6 +66,12 @@ def routes(service: Service) -> list[web.RouteDef]:
         service.callers.device(request)
         return await model_file(service, request.match_info["digest"])
 
+    async def delta(request: web.Request) -> web.StreamResponse:
+        service.callers.device(request)
+        return await delta_file(
+            service, request, request.match_info["digest"], request.match_info["held"]
+        )
+
     async def advert(request: web.Request) -> web.Response:
         identity = service.callers.device(request)
         async with service.intake.body(request, identity, _ADVERT_CAP) as signed:
@@ -97,5 +103,6 @@ def routes(service: Service) -> list[web.RouteDef]:
         web.get("/v1/revocations/{digest:[0-9a-f]{64}}", revocation_list),
         web.get("/v1/tasks/{task}/offer", offer),
         web.get("/v1/models/{digest:[0-9a-f]{64}}", model),
+        web.get("/v1/deltas/{digest:[0-9a-f]{64}}/{held:[0-9a-f]{64}}", delta, allow_head=False),
         web.post("/v1/adverts", advert),
     ]

@@ -36,6 +36,12 @@ _TABLE: dict[tuple[str, str], _Operation] = {
     ("get", "/v1/models/{digest}"): _Operation(
         "A model version, with Range", _DEVICE, None, _OCTETS
     ),
+    ("get", "/v1/deltas/{digest}/{held}"): _Operation(
+        "The present model told from the one that is held (zeros: none), with Range and If-Range",
+        _DEVICE,
+        None,
+        _OCTETS,
+    ),
     ("post", "/v1/revocations"): _Operation(
         "A partner's signed revocation list",
         _DEVICE,

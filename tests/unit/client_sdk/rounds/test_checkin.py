@@ -8,6 +8,7 @@ import hashlib
 import shutil
 from collections import namedtuple
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ import safetensors.numpy
 from msgspec.structs import replace
 
 from client_sdk.errors import SecaggError, StateError, TransportError
+from client_sdk.network.deltas import NO_DELTA
 from client_sdk.rounds.checkin import DISK_MARGIN_BYTES, fetch_model
 from client_sdk.transfer_sizes import model_tensors
 from secagg.http_api import Offer
@@ -34,7 +36,12 @@ class Serves:
         self.content = content
         self.asked: list[tuple[bytes, int]] = []
 
-    async def download_model(self, digest: bytes, size_bytes: int, part: Path) -> None:
+    async def download_delta(
+        self, model: bytes, held: bytes, size_max: int, part: Path | None, folder: Path, note: Any
+    ) -> Path:
+        raise TransportError(NO_DELTA, "There is none.")
+
+    async def download_model(self, digest: bytes, size_bytes: int, part: Path, note: Any) -> None:
         self.asked.append((digest, size_bytes))
         await asyncio.to_thread(part.write_bytes, self.content)
 

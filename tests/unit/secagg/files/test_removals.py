@@ -26,7 +26,7 @@ ADMITTED = {
     "secagg/files/folders.py remove_files rmdir": "a folder that is empty, named as ours",
     "client_sdk/accounts/registry.py _set_aside replace": STATE,
     "client_sdk/network/transport.py download_model unlink": "a plain file: its caller saw to it",
-    "client_sdk/network/transport.py _write open": "a plain file: its caller saw to it",
+    "client_sdk/network/part_files.py _write open": "a plain file: its caller saw to it",
     "client_sdk/outputs.py write_file open": "a device or a pipe, which is not a file",
     "client_sdk/outputs.py write_folder rename": STAGED,
     "client_sdk/outputs.py _folders rmdir": "a folder that this call made, and that is empty",
