@@ -34,8 +34,11 @@ def left_in(folder: Path) -> list[Path]:
 async def serving(
     answer: Callable[[web.Request], Awaitable[web.StreamResponse]],
 ) -> AsyncIterator[Transport]:
+    async def handle(request: web.Request) -> web.StreamResponse:
+        return await answer(request)
+
     app = web.Application()
-    app.router.add_get("/{path:.*}", answer)
+    app.router.add_get("/{path:.*}", handle)
     async with (
         aiohttp.test_utils.TestServer(app) as server,
         Transport(str(server.make_url("/")), lambda now_s: "token", QUICK) as transport,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import tempfile
 from pathlib import Path
 from types import ModuleType
 
@@ -60,3 +61,16 @@ def test_the_ledger_s_lists_are_measured_on_a_ledger_that_verifies(
     measured = script("ledger").measure(devices, 2)
     assert measured["list_bytes"] == (33 * devices if apart else 0)
     assert measured["record_bytes"] < 2_500
+
+
+def test_bytes_of_a_release_are_counted_on_real_files_and_messages() -> None:
+    from benchmarks import communication
+
+    manifest = communication.manifest_of("tiny", "ffa-lora", "fedsgd", "distributed", 6)
+    with tempfile.TemporaryDirectory() as folder:
+        down = communication.downloads(manifest, Path(folder))
+    assert down.from_previous < down.from_nothing < down.whole / 3
+    assert down.whole < communication.plain_bytes("tiny")
+    small, large = communication.messages(3), communication.messages(5)
+    assert (small.neighbours, large.neighbours) == (2, 4)
+    assert 3_000 < small.up < large.up < large.down
