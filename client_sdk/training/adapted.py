@@ -1,4 +1,4 @@
-"""The app's model with the manifest's adapter in it, checked before anything is trained.
+"""A twin of the app's model with the manifest's adapter in it, checked before anything is trained.
 
 Only adapters that this project knows to give right per-example gradients and a right peft folder
 are injected (plain LoRA on linear layers): no DoRA, no embeddings, no bias, no dropout. Where a
@@ -21,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 from client_sdk.errors import ContributionError, TaskRefusal
 from client_sdk.training.coins import torch_states_kept
 from client_sdk.training.lora import base_fingerprint, tied_targets, vector_to_tensors
+from client_sdk.training.twin import twin_of
 from secagg.lora.forms import sent_length, size, trained, vector_length
 from secagg.manifest import Adapter, TrainingManifest
 
@@ -45,14 +46,15 @@ class AdaptedModel:
     def __init__(
         self, model: PreTrainedModel, manifest: TrainingManifest, fingerprint: bytes
     ) -> None:
-        """Inject the adapter into ``model`` in place.
+        """Inject the adapter into a twin of ``model``, which itself stays as it is.
 
         Args:
             fingerprint: :func:`client_sdk.training.lora.base_fingerprint` of ``model``.
 
         Raises:
             TaskRefusal: ``task-without-adapter``, ``base-model``, ``adapter-tensors``,
-                ``adapter-targets``, ``adapter-tied``, ``model-adapted``.
+                ``adapter-targets``, ``adapter-tied``, ``model-adapted``; or as
+                :func:`client_sdk.training.twin.twin_of`.
         """
         if manifest.base_model is None:
             raise without_adapter()
@@ -66,7 +68,6 @@ class AdaptedModel:
                 "own: float32 fits all.",
             )
         self.adapter = manifest.adapter
-        self._thawed = [p for p in model.parameters() if p.requires_grad]
         self.model = _inject(model, self.adapter)
         self._tensors = _adapter_tensors(self.model)
         self._check_tensors()
@@ -147,15 +148,8 @@ class AdaptedModel:
 
     @property
     def base(self) -> PreTrainedModel:
-        """The app's model under the adapter."""
+        """The twin of the app's model, under the adapter."""
         return cast("PreTrainedModel", self.model.get_base_model())
-
-    def unload(self) -> PreTrainedModel:
-        """Take the adapter out again; the base model as the app gave it."""
-        base: PreTrainedModel = self.model.unload()
-        for parameter in self._thawed:
-            parameter.requires_grad_(True)
-        return base
 
     def _check_tensors(self) -> None:
         expected = {
@@ -166,7 +160,6 @@ class AdaptedModel:
         if expected != found:
             # Said by name, for a tensor that is left out is a tensor silently not trained.
             wrong = sorted(set(expected.items()) ^ set(found.items()))[:4]
-            self.unload()
             raise TaskRefusal(
                 "adapter-tensors",
                 f"The adapter of the manifest does not fit this model, for instance {wrong}.",
@@ -231,17 +224,17 @@ def _inject(model: PreTrainedModel, adapter: Adapter) -> PeftModel:
         bias="none",
         init_lora_weights=False,
     )
-    model.requires_grad_(False)
-    known = {id(module) for module in model.modules()}
+    twin = twin_of(model)
+    known = {id(module) for module in twin.modules()}
     # The first values, which the manifest's replace, are drawn from torch's generator.
-    with torch_states_kept(model), warnings.catch_warnings():
+    with torch_states_kept(twin), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft uses transformers' old names
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")  # it corrects
-        injected = get_peft_model(model, config, adapter_name=_NAME)
+        injected = get_peft_model(twin, config, adapter_name=_NAME)
     assert isinstance(injected, PeftModel)  # noqa: S101  (mixed adapters are another type)
     for module in injected.modules():
         if id(module) not in known:  # new modules start in training mode
-            module.training = model.training
+            module.training = twin.training
     return injected
 
 

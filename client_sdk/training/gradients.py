@@ -8,14 +8,12 @@ one example's gradient depends on its neighbours and clipping no longer bounds i
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
-from opacus.grad_sample import GradSampleHooks
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn import functional
@@ -24,13 +22,10 @@ from client_sdk.errors import ContributionError
 from client_sdk.training.coins import without_coins
 from client_sdk.training.dataset import together_or_apart
 from client_sdk.training.examples import Row
+from client_sdk.training.opacus_hooks import QuietHooks
 
 if TYPE_CHECKING:
     from types import TracebackType
-
-# Said by torch of the first layer's B when its A is frozen: its input needs no gradient, as it
-# should be. The self-test has compared these gradients with the loop's.
-warnings.filterwarnings("ignore", message="Full backward hook is firing when gradients")
 
 Method = Literal["hooks", "loop"]
 _Pass = tuple[Tensor, list[Tensor]]  # losses, [rows], and per parameter gradients, [rows, *shape]
@@ -222,7 +217,7 @@ class ExampleGradients:
         self._length = length
         self._failed = failed
         self._check_time = check_time
-        self._hooks: GradSampleHooks | None = None
+        self._hooks: QuietHooks | None = None
 
     def __enter__(self) -> ExampleGradients:
         with ExitStack() as stack:
@@ -339,7 +334,7 @@ class ExampleGradients:
         return losses.detach(), gradients
 
     def _hook(self) -> None:
-        self._hooks = GradSampleHooks(self._model, loss_reduction="sum", strict=True)
+        self._hooks = QuietHooks(self._model)
 
     def _unhook(self) -> None:
         if self._hooks is None:

@@ -40,6 +40,11 @@ __all__ = [
     "write_peft_folder",
 ]
 
+_WRAPPERS = {  # of torch, and where each keeps the model
+    "OptimizedModule": "_orig_mod",
+    "DataParallel": "module",
+    "DistributedDataParallel": "module",
+}
 _PREFIX = "base_model.model."  # peft's, in every adapter file
 _HEADS = ("classifier", "score")  # peft saves and loads these with an adapter of type SEQ_CLS
 _FINGERPRINT_CHUNK = 1 << 22
@@ -175,8 +180,7 @@ def adapter_spec(
         raise ConfigurationError(
             "adapter-rank", "The rank is out of range.", expected="1..1024", found=rank
         )
-    if not hasattr(model, "named_modules"):
-        model = _skeleton(model)
+    model = unwrapped(model) if hasattr(model, "named_modules") else _skeleton(model)
     a_shapes, b_shapes, order = {}, {}, []
     found: set[str] = set()
     for name, module in model.named_modules():
@@ -228,6 +232,13 @@ def adapter_spec(
     )
 
 
+def unwrapped(model: Any) -> Any:
+    """The model within ``torch.compile(model)`` or a wrapper of data-parallel training."""
+    while (inner := _WRAPPERS.get(type(model).__name__)) is not None:
+        model = getattr(model, inner)
+    return model
+
+
 def tied_targets(model: Any, target_modules: Sequence[str]) -> set[str]:
     """Those targets whose weights another module uses too.
 
@@ -271,6 +282,7 @@ def base_fingerprint(model: nn.Module) -> bytes:
     loaded in its own half precision or in float32. Tensors of an injected adapter are left out and
     tied weights count once.
     """
+    model = unwrapped(model)
     hasher = hashlib.sha256(encode_parts("base-model"))
     for name, parameter in model.named_parameters():
         if ".lora_" in name:

@@ -53,7 +53,7 @@ def survey_clip(
     """One pass over the first ``EXAMPLES_MAX`` examples, or fewer where the adapter is large.
 
     Args:
-        model: the task's base model; the adapter is injected in place.
+        model: the task's base model, which stays as it is.
         dataset: as of :class:`client_sdk.training.trainer.LoraTrainer`.
         tell: called with the examples that are done, and all.
 

@@ -17,7 +17,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from client_sdk.errors import ContributionError, TaskRefusal
@@ -39,8 +38,10 @@ from client_sdk.training.dataset import (
 )
 from client_sdk.training.examples import Example, Row
 from client_sdk.training.gradients import Method, check_method
+from client_sdk.training.lora import unwrapped
 from client_sdk.training.memory import task_bytes
 from client_sdk.training.self_test import Way, check_rows_apart
+from client_sdk.training.torch_threads import torch_threads
 from client_sdk.training.units import beyond, units_of
 from dp.contracts.algorithms.averaging import has_privacy
 from dp.contracts.algorithms.registry import algorithm_of
@@ -62,9 +63,10 @@ class LoraTrainer:
     """Trains the task's LoRA adapter on local examples (a ``client_sdk.Contributor``).
 
     Args:
-        model: a transformers causal language model or sequence classifier. The trainer freezes it
-            (a classifier's head too) and injects the task's adapter; ``trainer.model`` is then the
-            peft model.
+        model: a transformers causal language model or sequence classifier, which stays as it is:
+            the app may use it meanwhile. The trainer works on a twin over the same weights, which
+            take no memory twice (:mod:`client_sdk.training.twin`); ``trainer.model`` is then that
+            twin with the task's adapter, a peft model.
         tokenizer: the model's tokenizer.
         dataset: the path of a file (JSON lines or a JSON array), or a sequence: a list, a
             ``Dataset`` of Hugging Face's ``datasets``, or anything with a length and an item at
@@ -82,7 +84,8 @@ class LoraTrainer:
         method: ``hooks`` (Opacus) or ``loop``: one example at a time, least memory, and right for
             models in half precision and models that mix the rows of a pass. Holds for zeroth order
             and evaluation too.
-        threads: torch threads of this process; default from ``SECAGG_TORCH_THREADS``, else torch's.
+        threads: torch threads of this process during a job; default from
+            ``SECAGG_TORCH_THREADS``, else torch's.
         rank: for tasks whose adapter's form is ``product``: this device's own rank, at most the
             task's. It stays hidden in the sum.
         random_bytes: source of every coin (sampling, rounding, noise): the operating system's.
@@ -108,7 +111,7 @@ class LoraTrainer:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         check_method(method)
-        self._base = model
+        self._base: PreTrainedModel = unwrapped(model)
         self._tokenizer = tokenizer
         self._dataset = open_dataset(dataset)
         self._micro_batch = micro_batch
@@ -136,7 +139,10 @@ class LoraTrainer:
 
     @property
     def model(self) -> PeftModel | PreTrainedModel:
-        """The model with the adapter as the last job left it; the base model before any job."""
+        """The twin with the adapter as the last job left it; the app's own model before any job.
+
+        While a job runs its adapter changes, and holds made-up values of the self-test at first.
+        """
         return self._base if self._adapted is None else self._adapted.model
 
     @property
@@ -190,9 +196,11 @@ class LoraTrainer:
             ContributionError: ``training-deadline``, ``training-stopped``, and without noise
                 ``examples-failed``. With noise in the ring the device then sends zero plus noise.
         """
+        with torch_threads(self._threads):
+            return self._contribute(job)
+
+    def _contribute(self, job: TrainingJob) -> Mapping[str, NDArray[Any]]:
         deadline_s = None if job.deadline_s is None else self._clock() + job.deadline_s
-        if self._threads is not None:
-            torch.set_num_threads(self._threads)
         algorithm = ALGORITHMS.get(job.manifest.algorithm)
         if algorithm is None:
             raise TaskRefusal(
@@ -292,13 +300,11 @@ class LoraTrainer:
         try:
             self._self_test(self._adapted, manifest, micro_batch)
         except BaseException:
-            self._unload()  # with the test's values in its adapter it would answer otherwise
+            self._unload()  # its adapter has the test's values
             raise
         return self._adapted
 
     def _unload(self) -> None:
-        if self._adapted is not None:
-            self._base = self._adapted.unload()
         self._adapted = None
         self._tested.clear()
 

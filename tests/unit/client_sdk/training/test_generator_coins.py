@@ -46,8 +46,6 @@ from secagg.manifest import BaseModel, Manifest
 from tests.kits.tasks import built, seeded, six
 from tests.kits.tiny_training import job, tiny, tiny_task
 
-pytestmark = pytest.mark.filterwarnings("ignore:Full backward hook is firing")
-
 VOCABULARY = 1024  # that of the tiny tokenizer
 TEXTS = ("What is AI?", "Who are you?", "Hi", "Do you like music?", "And the weather, how is it?")
 PAIRS = [(text, f"{text} {text[: 5 * i]} I see.") for i, text in enumerate(TEXTS)]
@@ -461,6 +459,7 @@ def test_rows_longer_than_the_self_test_s_never_share_a_pass(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model, passes = model_of(), []
+    first_layer(model).register_forward_hook(lambda _m, inputs, _o: passes.append(len(inputs[0])))
     it = LoraTrainer(model, tokenizer(), PAIRS, threads=1, random_bytes=seeded(3))
     manifest = task_for(model)
     it.contribute(job(manifest))
@@ -468,7 +467,7 @@ def test_rows_longer_than_the_self_test_s_never_share_a_pass(
     lengths = sorted(len(row.tokens) for row in it._rows[1])
     monkeypatch.setattr(work_module, "TESTED_TOKENS_MAX", lengths[1])
     tested = sum(length <= lengths[1] for length in lengths)
-    first_layer(model).register_forward_hook(lambda _m, inputs, _o: passes.append(len(inputs[0])))
+    passes.clear()
     it.contribute(job(manifest))
     assert 2 <= tested <= 3
     assert passes == [tested] + [1] * (len(PAIRS) - tested)
