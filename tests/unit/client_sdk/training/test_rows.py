@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from peft import PeftModel
 
 from client_sdk.contribution import check_values
 from client_sdk.errors import ContributionError, TaskRefusal
@@ -404,7 +405,7 @@ class TestDifferentiation:
         def late(*_: Any) -> None:
             now[0] += 1.0
 
-        handle = it._base.model.layers[0].register_forward_pre_hook(late)
+        handle = passed(it).model.layers[0].register_forward_pre_hook(late)
         failing = failing_at_mark(it, RuntimeError, backward=False)
         with failing, pytest.raises(ContributionError, match="training-deadline"):
             it.contribute(job(manifest, deadline_s=3.0))
@@ -513,6 +514,12 @@ def of_classifier() -> Manifest:
     return manifest_of("bert", "ffa-lora", model_of("bert"), clip=1e-3)
 
 
+def passed(it: LoraTrainer) -> Any:
+    """The model that passes are made of: the app's before the first job, then its twin."""
+    model: Any = it.model
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
 @contextmanager
 def failing_at_mark(it: LoraTrainer, error: type[BaseException], backward: bool) -> Iterator[None]:
     """The model raises in its second layer for every batch with the mark, forward or backward."""
@@ -529,7 +536,7 @@ def failing_at_mark(it: LoraTrainer, error: type[BaseException], backward: bool)
         hidden.register_hook(fail)
 
     with _marked(it) as marked:
-        handle = it._base.model.layers[-1].register_forward_hook(look)
+        handle = passed(it).model.layers[-1].register_forward_hook(look)
         try:
             yield
         finally:
@@ -544,7 +551,7 @@ def not_finite_at_mark(it: LoraTrainer) -> Iterator[None]:
         has = torch.tensor([_has_mark(row) for row in inputs[0].tolist()])
         return torch.where(has[:, None, None], torch.inf, output)
 
-    handle = it._base.get_input_embeddings().register_forward_hook(spoil)
+    handle = passed(it).get_input_embeddings().register_forward_hook(spoil)
     try:
         yield
     finally:
@@ -559,7 +566,7 @@ def _marked(it: LoraTrainer) -> Iterator[list[bool]]:
     def look(_module: Any, inputs: Any) -> None:
         marked.append(any(_has_mark(row) for row in inputs[0].tolist()))
 
-    handle = it._base.get_input_embeddings().register_forward_pre_hook(look)
+    handle = passed(it).get_input_embeddings().register_forward_pre_hook(look)
     try:
         yield marked
     finally:
