@@ -98,6 +98,7 @@ class Client:
         policy: PrivacyPolicy | None = None,
         state_dir: str | Path | None = None,
         passphrase: str | None = None,
+        keyring: bool = False,
         data_id: str | None = None,
         registry_dir: str | Path | None = None,
         on_event: OnEvent | None = None,
@@ -111,6 +112,8 @@ class Client:
             policy: this device's veto; the default refuses tasks without noise.
             state_dir: this device's own folder; by default in the user's state folder, by identity.
             passphrase: seals the state under Argon2id; None: under a key file of mode 0600.
+            keyring: keep the key of a new folder in the operating system's keyring (extra
+                ``keyring``) in place of that file; a folder that has it there is opened anyway.
             data_id: the app's own stable name of the data set that the contributor works on. All
                 identities and folders of this user that name the same one share one account: its
                 limits hold for them together. None: folders in the user's state folder count as
@@ -143,7 +146,7 @@ class Client:
             bundle,
             policy or PrivacyPolicy(),
             folder,
-            open_storage_key(folder, passphrase),
+            open_storage_key(folder, passphrase, keyring=keyring),
             on_event=on_event,
             transport=transport,
             settings=settings,

@@ -16,6 +16,7 @@ EXTRA_OF = {
     ),
     **dict.fromkeys(("gguf", "chatterbot_corpus", "yaml", "psutil"), "demo"),
     "asyncpg": "postgres",
+    "keyring": "keyring",
 }
 """Module -> extra of ``pyproject.toml``."""
 

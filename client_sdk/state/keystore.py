@@ -2,8 +2,9 @@
 
 Either a key file that only its owner can read (the default: protects backups of other files, not
 against who reads the whole folder), or Argon2id over a passphrase (RFC 9106) that only the app
-knows. Sealing is XChaCha20-Poly1305 with random 192-bit nonces; each blob is bound to its name,
-so that blobs cannot be swapped. An old copy of the whole folder still opens: a device that can be
+knows, or a key in the operating system's keyring (:mod:`client_sdk.state.os_keyring`). Sealing is
+XChaCha20-Poly1305 with random 192-bit nonces; each blob is bound to its name, so that blobs cannot
+be swapped. An old copy of the whole folder still opens where its key is: a device that can be
 rolled back counts as corrupt, no key can stop that.
 """
 
@@ -19,6 +20,7 @@ import nacl.exceptions
 import nacl.pwhash.argon2id as argon2id
 
 from client_sdk.errors import StateError
+from client_sdk.state import os_keyring
 from client_sdk.state.durable_files import (
     make_private_folder,
     read_state,
@@ -42,10 +44,13 @@ _OPERATIONS_MAX = 64
 
 
 class _KeyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """``check`` is an empty text sealed under the key: tells a wrong passphrase at once."""
+    """``check`` is an empty text sealed under the key: tells a wrong passphrase at once.
+
+    ``salt``: of a key in a keyring, the name of its entry.
+    """
 
     version: Literal[1] = 1
-    kind: Literal["file", "argon2id"]
+    kind: Literal["file", "argon2id", "keyring"]
     key: bytes = b""
     salt: bytes = b""
     operations: int = 0
@@ -97,6 +102,7 @@ def open_storage_key(
     folder: Path,
     passphrase: str | None = None,
     *,
+    keyring: bool = False,
     kept: tuple[str, ...] = ("lock", "forgetting"),
     operations: int = argon2id.OPSLIMIT_MODERATE,
     memory_bytes: int = argon2id.MEMLIMIT_MODERATE,
@@ -105,31 +111,49 @@ def open_storage_key(
 
     ``operations`` and ``memory_bytes`` set the cost of Argon2id when the key file is made (256 MiB
     and about 0.7 s by default); later the file's own values count. ``kept``: what the folder may
-    hold besides, where it has no key.
+    hold besides, where it has no key. ``keyring``: a new key goes to the system's keyring; one that
+    is there already is found without a word.
 
     Raises:
         StateError: ``state-folder-taken`` (it holds other things and no key),
             ``keystore-open`` (others can read the key file), ``keystore-damaged``,
             ``keystore-kind`` (made with a passphrase and opened without, or the other way round),
-            ``passphrase-wrong``; ``state-unwritable``, ``state-unreadable``.
+            ``passphrase-wrong``; ``state-unwritable``, ``state-unreadable``;
+            ``keyring-entry-gone``, or as :mod:`client_sdk.state.os_keyring`.
     """
+    if keyring and passphrase is not None:
+        raise StateError(
+            "keystore-kind",
+            "A state folder is sealed in one way.",
+            expected="a passphrase or a keyring",
+            found="both",
+            remedy="Give one of the two.",
+        )
     demand_own_folder(
         folder, "state folder", (FILE,), (*kept, f"{FILE}.new"), StateError, "state-folder-taken"
     )
     make_private_folder(folder)
     path = folder / FILE
-    if read_state(path) is None:
-        return _create(path, passphrase, operations, memory_bytes)
-    try:
-        stored = msgspec.json.decode(_FILE.read(path), type=_KeyFile)
-    except (msgspec.MsgspecError, ValueError) as error:
-        raise StateError("keystore-damaged", f"{path} does not parse: {error}.") from error
+    stored = _stored(path)
+    if stored is None:
+        return _create(path, passphrase, keyring, operations, memory_bytes)
     if (stored.kind == "argon2id") != (passphrase is not None):
         raise StateError(
             "keystore-kind",
             "The state folder is sealed in another way.",
             expected="a passphrase" if stored.kind == "argon2id" else "no passphrase",
             found="a passphrase" if passphrase is not None else "no passphrase",
+        )
+    if stored.kind == "keyring":
+        return _open_with_keyring(folder, stored)
+    if keyring:
+        raise StateError(
+            "keystore-kind",
+            "The state folder has its key in a file beside it.",
+            expected="a key file",
+            found="a keyring",
+            remedy="Go on without a keyring, or forget the device and enrol a new one with it: "
+            "what was spent of data with a data id stays counted.",
         )
     if passphrase is None:
         if len(stored.key) != KEY_BYTES:
@@ -142,13 +166,35 @@ def drop_storage_key(folder: Path) -> None:
     """Remove a folder's key; nothing that is sealed under it opens again.
 
     Raises:
-        StateError: ``state-unwritable``.
+        StateError: ``state-unwritable``, or as :mod:`client_sdk.state.os_keyring`.
     """
+    stored = _stored(folder / FILE)
+    if stored is not None and stored.kind == "keyring":
+        os_keyring.drop(stored.salt.hex())
     remove_durably(folder / f"{FILE}.new")
     remove_durably(folder / FILE)
 
 
-def _create(path: Path, passphrase: str | None, operations: int, memory_bytes: int) -> StorageKey:
+def _stored(path: Path) -> _KeyFile | None:
+    """Raises: StateError: ``keystore-damaged``, ``keystore-open``, ``state-unreadable``."""
+    if read_state(path) is None:
+        return None
+    try:
+        return msgspec.json.decode(_FILE.read(path), type=_KeyFile)
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise StateError("keystore-damaged", f"{path} does not parse: {error}.") from error
+
+
+def _create(
+    path: Path, passphrase: str | None, keyring: bool, operations: int, memory_bytes: int
+) -> StorageKey:
+    if keyring:
+        secret, entry = Secret(os.urandom(KEY_BYTES)), os.urandom(argon2id.SALTBYTES)
+        os_keyring.keep(entry.hex(), secret)
+        key = StorageKey(secret)
+        stored = _KeyFile(kind="keyring", salt=entry, check=key.seal(_CHECK_LABEL, b""))
+        write_durably(path, msgspec.json.encode(stored))
+        return key
     if passphrase is None:
         secret = Secret(os.urandom(KEY_BYTES))
         key, stored = StorageKey(secret), _KeyFile(kind="file", key=secret.reveal())
@@ -163,6 +209,25 @@ def _create(path: Path, passphrase: str | None, operations: int, memory_bytes: i
             check=key.seal(_CHECK_LABEL, b""),
         )
     write_durably(path, msgspec.json.encode(stored))
+    return key
+
+
+def _open_with_keyring(folder: Path, stored: _KeyFile) -> StorageKey:
+    secret = os_keyring.find(stored.salt.hex())
+    if secret is None and (folder / "forgetting").exists():  # its key is the last that goes
+        remove_durably(folder / FILE)
+        return open_storage_key(folder, keyring=True)
+    if secret is None or len(secret) != KEY_BYTES:
+        raise StateError(
+            "keyring-entry-gone",
+            f"The key of {folder} is not in this user's keyring.",
+            found=f"no key under {os_keyring.SERVICE}, {stored.salt.hex()}",
+            remedy="Unlock or restore the keyring that the folder was made with. Without its key "
+            "the folder cannot be read: begin a new one, and its account is found again in the "
+            "ledger.",
+        )
+    key = StorageKey(secret)
+    key.open(_CHECK_LABEL, stored.check)
     return key
 
 

@@ -92,6 +92,12 @@ def join(
     ] = None,
     state: StateOption = None,
     data_id: DataIdOption = None,
+    keyring: Annotated[
+        bool,
+        typer.Option(
+            "--keyring", help="Keep the key of a new state folder in the system's keyring."
+        ),
+    ] = False,
     rounds: Annotated[int | None, number("Be in so many releases; default: all.", low=1)] = None,
     min_cohort: Annotated[int, number("Refuse sums of fewer devices.", low=2, high=10_000)] = 10,
     min_corrupt: Annotated[
@@ -228,6 +234,7 @@ def join(
             bundle,
             policy=policy,
             state_dir=state,
+            keyring=keyring,
             data_id=data_id,
             on_event=on_event,
             transport=transport_settings(),
