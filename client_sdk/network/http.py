@@ -51,7 +51,7 @@ class TransportSettings:
         patience_s: how long a request is retried without progress before it fails; a restart of
             the aggregator should fit in.
         request_s: total deadline of one small request, besides the time it asks the server to wait,
-            and of one chunk up; in a cohort two thirds of the phase that it is for at most.
+            and of one chunk up; in a cohort half of the step that it is for at most.
         transfer_s: total deadline of a vector's last chunk or one stretch of a model down.
         poll_s: how long one long-poll waits at the server.
         backoff_first_s, backoff_max_s, jitter_s: waits between retries.

@@ -26,7 +26,7 @@ from client_sdk.network.http import (
 )
 from client_sdk.network.part_files import append, size_of, truncate
 from client_sdk.network.server_time import ServerTime
-from client_sdk.network.uploads import ChunkSizes, VectorUpload, unnoted
+from client_sdk.network.uploads import ChunkPace, VectorUpload, unnoted
 from dp.tlog.tiles import resource_bytes_max
 from secagg.http_api import AdvertAccepted, Mail, Offer
 from secagg.limits import MANIFEST_BYTES_MAX, REVOCATION_BYTES_MAX
@@ -53,7 +53,7 @@ class Transport:
         self.settings = settings or TransportSettings()
         self._network = network_of(self.settings, meter)
         self._http = Http(server, issue_token, self._network, self.settings, time)
-        self._sizes = ChunkSizes(self.settings)
+        self._pace = ChunkPace(self.settings)
 
     async def __aenter__(self) -> Transport:
         """Raises: NetworkError: ``ca-file``."""
@@ -156,7 +156,7 @@ class Transport:
             TransportError: also ``upload-conflict`` if the server's offsets make no sense.
         """
         path = f"/v1/sessions/{session}/vector"
-        await VectorUpload(self._http, path, payload, self._sizes, note).run()
+        await VectorUpload(self._http, path, payload, self._pace, note).run()
 
     async def download_model(
         self,

@@ -1,4 +1,4 @@
-"""How large the chunks of an upload are, and one vector's way up in such chunks.
+"""How large the chunks of an upload are and how long each may take; a vector's way up in them.
 
 What is lost on the way has to be sent again, so a chunk is a small part of its vector. What has
 arrived is never sent again on purpose: whenever a chunk's answer did not come, the aggregator is
@@ -24,7 +24,8 @@ CHUNK_BYTES_FIRST = 1 << 14
 _CHUNK_BYTES_MIN = 1 << 12
 _PARTS = 16  # of a vector; one chunk is at most so small a part of a large one
 _GROWTH = 4
-_EIGHTH = 0.125  # of a request's deadline that a chunk is expected to take
+_AIM = 1 / 8  # of a deadline that a chunk is expected to take
+_LEAST = 1 / 6  # of request_s
 _STUCK_MAX = 8  # answers in a row that bring nothing new
 _PAUSE_S = (0.1, 1.0)  # least and most
 
@@ -33,26 +34,35 @@ def unnoted(done: int, total: int) -> None:
     """Where nobody asks how far a transfer is."""
 
 
-class ChunkSizes:
-    """Sizes that fit the rate at which this network took the chunks before, in bytes."""
+class ChunkPace:
+    """Sizes in bytes, and deadlines, that fit the rate at which a network took chunks before."""
 
     def __init__(self, settings: TransportSettings) -> None:
         self._most = settings.chunk_bytes
-        self._aim_s = _EIGHTH * min(settings.request_s, settings.transfer_s)
+        self._most_s = min(settings.request_s, settings.transfer_s)
         self._size = CHUNK_BYTES_FIRST
+        self._expected_s = self._most_s  # of a chunk of that size
 
-    def of(self, vector_bytes: int) -> int:
+    def size(self, vector_bytes: int) -> int:
         """Of the next chunk of such a vector."""
         return min(self._size, self._most, max(CHUNK_BYTES_FIRST, vector_bytes // _PARTS))
 
+    def within_s(self) -> float:
+        """Deadline of the next chunk: a network that stalls is left soon."""
+        return min(self._most_s, max(_LEAST * self._most_s, self._expected_s / _AIM))
+
     def took(self, size: int, seconds: float) -> None:
-        """A chunk was taken. One that is shorter than the vector allowed says nothing."""
-        fits = int(size / max(seconds, 1e-3) * self._aim_s)
-        self._size = max(_CHUNK_BYTES_MIN, min(_GROWTH * size, fits))
+        """A chunk was taken, that was no shorter than it might be."""
+        rate = size / max(seconds, 1e-3)
+        self._size = max(_CHUNK_BYTES_MIN, min(_GROWTH * size, int(rate * _AIM * self._most_s)))
+        self._expected_s = self._size / rate
 
     def broke(self) -> None:
         """A chunk's answer did not come."""
         self._size = max(_CHUNK_BYTES_MIN, self._size // _GROWTH)
+        self._expected_s = min(
+            self._most_s, 2 * max(self._expected_s, _LEAST * _AIM * self._most_s)
+        )
 
 
 class VectorUpload:
@@ -63,14 +73,14 @@ class VectorUpload:
         http: Http,
         path: str,
         payload: bytes,
-        sizes: ChunkSizes,
+        pace: ChunkPace,
         note: Callable[[int, int], None] = unnoted,
     ) -> None:
         """``note`` hears how many bytes are acknowledged, and of how many."""
         self._http = http
         self._path = path
         self._payload = payload
-        self._sizes = sizes
+        self._pace = pace
         self._note = note
         self._pause_s = 0.0  # after a chunk's first bytes, from the first broken one on
 
@@ -103,8 +113,7 @@ class VectorUpload:
         From the first broken one on, a chunk begins with a few bytes and a pause: something between
         that refuses at once is heard before the rest is sent.
         """
-        transfer_s, request_s = self._http.settings.transfer_s, self._http.settings.request_s
-        size = self._sizes.of(len(self._payload))
+        size = self._pace.size(len(self._payload))
         chunk = self._payload[offset : offset + size]
         last = offset + len(chunk) == len(self._payload)  # the server then adds it to the sum
         begun_s = time.monotonic()
@@ -114,14 +123,14 @@ class VectorUpload:
                 self._path,
                 chunk,
                 query={"offset": str(offset)},
-                total_s=transfer_s if last else min(transfer_s, request_s),
+                total_s=self._http.settings.transfer_s if last else self._pace.within_s(),
                 pause_s=self._pause_s,
             ) as response:
                 state = await read_json(response, UploadState, PROBLEM_BYTES_MAX)
         except TransportError as error:
             if error.own_status != 409 and not is_transient(error):
                 raise
-            self._sizes.broke()
+            self._pace.broke()
             asked_s = time.monotonic()
             state = await self._received()
             self._pause_s = min(max(_PAUSE_S[0], 2 * (time.monotonic() - asked_s)), _PAUSE_S[1])
@@ -129,5 +138,5 @@ class VectorUpload:
                 raise
             return state
         if len(chunk) == size:
-            self._sizes.took(size, time.monotonic() - begun_s - self._pause_s)
+            self._pace.took(size, time.monotonic() - begun_s - self._pause_s)
         return state

@@ -16,7 +16,7 @@ _STEPS = {
     "confirmed": ("confirm_s", "unmask_s"),
     "unmasked": ("unmask_s", None),
 }
-PART = 2 / 3  # of a step; the rest is for the repeat
+PARTS = (1 / 2, 2 / 3)  # of a step; the rest is for the repeat
 
 
 def answer_within_s(session: Session) -> float:
@@ -31,4 +31,4 @@ def news_within_s(session: Session) -> float:
 
 def _part_of(session: Session, which: int) -> float:
     step = _STEPS.get(session.state.phase, (None, None))[which]
-    return math.inf if step is None else PART * getattr(session.manifest.deadlines, step)
+    return math.inf if step is None else PARTS[which] * getattr(session.manifest.deadlines, step)

@@ -69,7 +69,7 @@ async def test_a_request_that_stalls_is_repeated_within_its_phase(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begins: str
 ) -> None:
     """A message, and a poll: nobody waits for either as long as for other requests."""
-    monkeypatch.setattr(phases, "PART", 0.02)  # of 60 s
+    monkeypatch.setattr(phases, "PARTS", (0.02, 0.02))  # of 60 s
     slow = {f"{step}_s": 60.0 for step in ("share", "check", "masked_input", "confirm", "unmask")}
     deadlines = DeadlineSpec(report_s=60.0, **slow)
     async with World(tmp_path, plain_spec(4, survivors=4, deadlines=deadlines)) as world:

@@ -11,16 +11,18 @@ from aiohttp import web
 
 from client_sdk.errors import TransportError
 from client_sdk.network.transport import Transport
-from client_sdk.network.uploads import CHUNK_BYTES_FIRST, ChunkSizes
+from client_sdk.network.uploads import CHUNK_BYTES_FIRST, ChunkPace
 from secagg.http_api import UploadState
 from tests.kits.fault_proxy import FaultProxy, Schedule, faulty
 from tests.kits.transports import QUICK, Served, UploadServer, json
+
+PATIENT = dataclasses.replace(QUICK, patience_s=20.0, request_s=30.0, transfer_s=30.0)
 
 
 async def test_an_upload_goes_in_chunks() -> None:
     payload = os.urandom(150_000)
     server = UploadServer(len(payload))
-    async with Served(server) as (_, transport):
+    async with Served(server, PATIENT) as (_, transport):
         await transport.upload("s", payload)
     assert server.kept == payload
     assert [size for _, size in server.chunks][:-1] == [16_384] * 9
@@ -30,7 +32,7 @@ async def test_an_upload_goes_on_where_the_server_has_it() -> None:
     payload = os.urandom(150_000)
     server = UploadServer(len(payload))
     server.kept += payload[:100_001]
-    async with Served(server) as (_, transport):
+    async with Served(server, PATIENT) as (_, transport):
         await transport.upload("s", payload)
     assert server.kept == payload
     assert server.chunks[0][0] == 100_001
@@ -40,25 +42,25 @@ async def test_a_complete_upload_sends_nothing_again() -> None:
     payload = os.urandom(1_000)
     server = UploadServer(len(payload))
     server.kept += payload
-    async with Served(server) as (_, transport):
+    async with Served(server, PATIENT) as (_, transport):
         await transport.upload("s", payload)
     assert server.chunks == []
 
 
 async def test_a_network_that_breaks_every_chunk_still_gets_it_across() -> None:
     payload = os.urandom(150_000)
-    server = UploadServer(len(payload), break_after=20_000)
-    async with Served(server) as (_, transport):
+    server = UploadServer(len(payload), break_after=10_000)
+    async with Served(server, PATIENT) as (_, transport):
         await transport.upload("s", payload)
     assert server.kept == payload
-    assert min(size for _, size in server.chunks[2:-1]) >= 16_384
+    assert {size for _, size in server.chunks[:-1]} == {10_000, 4_096}
 
 
 async def test_a_server_with_senseless_offsets_is_given_up() -> None:
     async def senseless(request: web.Request) -> web.Response:
         return json(UploadState(received_bytes=10**9, complete=False))
 
-    async with Served(senseless) as (_, transport):
+    async with Served(senseless, PATIENT) as (_, transport):
         with pytest.raises(TransportError) as caught:
             await transport.upload("s", b"payload")
         assert caught.value.reason == "upload-conflict"
@@ -69,15 +71,13 @@ async def test_a_server_that_never_advances_is_given_up() -> None:
         await request.read()
         return json(UploadState(received_bytes=0, complete=False))
 
-    async with Served(stuck) as (_, transport):
+    async with Served(stuck, PATIENT) as (_, transport):
         with pytest.raises(TransportError) as caught:
             await transport.upload("s", b"payload")
         assert caught.value.reason == "upload-conflict"
 
 
 # -- over a bad network -------------------------------------------------------------------------
-
-PATIENT = dataclasses.replace(QUICK, patience_s=20.0, request_s=5.0, transfer_s=5.0)
 
 
 async def sent_through(fault: str, rate: float, seed: int, size: int, **parts: float) -> FaultProxy:
@@ -123,7 +123,7 @@ async def test_the_server_is_asked_how_far_it_is_before_anything_is_sent_again()
             request.transport.abort()
         return answer
 
-    async with Served(handler) as (served, transport):
+    async with Served(handler, PATIENT) as (served, transport):
         await transport.upload("s", payload)
         asked = [request.method for request in served.requests]
     assert server.kept == payload
@@ -132,20 +132,32 @@ async def test_the_server_is_asked_how_far_it_is_before_anything_is_sent_again()
 
 
 def test_a_chunk_is_a_small_part_of_its_vector_and_fits_the_rate() -> None:
-    sizes = ChunkSizes(
-        dataclasses.replace(QUICK, chunk_bytes=1 << 20, request_s=8.0, transfer_s=80)
-    )
-    assert sizes.of(975_000) == CHUNK_BYTES_FIRST
+    settings = dataclasses.replace(QUICK, chunk_bytes=1 << 20, request_s=8.0, transfer_s=80.0)
+    pace = ChunkPace(settings)
+    assert (pace.size(975_000), pace.within_s()) == (CHUNK_BYTES_FIRST, 8.0)
     for _ in range(4):
-        sizes.took(sizes.of(975_000), 0.01)
-    assert sizes.of(975_000) == 975_000 // 16
-    sizes.took(60_000, 6.0)  # 10 kB/s, and a chunk should take a second
-    assert sizes.of(975_000) == 10_000
-    sizes.took(10_000, 100.0)
-    assert sizes.of(975_000) == 4_096
-    sizes.took(4_096, 0.001)
-    sizes.broke()
-    assert sizes.of(975_000) == 4_096
+        pace.took(pace.size(975_000), 0.01)
+    assert pace.size(975_000) == 975_000 // 16
+    pace.took(60_000, 6.0)  # 10 kB/s, and a chunk should take a second
+    assert pace.size(975_000) == 10_000
+    pace.took(10_000, 100.0)
+    assert pace.size(975_000) == 4_096
+    pace.took(4_096, 0.001)
+    pace.broke()
+    assert pace.size(975_000) == 4_096
+
+
+def test_a_chunk_is_waited_for_as_long_as_its_rate_lets_expect() -> None:
+    pace = ChunkPace(dataclasses.replace(QUICK, request_s=24.0, transfer_s=80.0))
+    pace.took(16_384, 0.1)
+    assert pace.within_s() == 4.0
+    waits = []
+    for _ in range(4):
+        pace.broke()
+        waits.append(pace.within_s())
+    assert waits == [8.0, 16.0, 24.0, 24.0]
+    pace.took(4_096, 1.0)
+    assert pace.within_s() == pytest.approx(24.0, rel=0.01)
 
 
 async def test_a_stalled_chunk_is_repeated_within_its_phase() -> None:

@@ -26,6 +26,7 @@ FAULTS: Mapping[str, str] = {
     "stall": "the request is taken whole, and nobody answers",
     "half-open": "nothing is read and nothing is answered",
     "slow": "both ways at bytes_per_s",
+    "slow-down": "the answer at bytes_per_s",
     "slow-up": "the request at bytes_per_s, passed on when it is whole",
     "duplicate": "the request arrives twice; the second answer is passed on",
     "reorder": "the request arrives up to delay_s later",
@@ -177,7 +178,7 @@ class FaultProxy:
             writer.write(answer[: self.schedule.random.randrange(1, len(answer))])
             await writer.drain()
             return False
-        await self._write(writer, answer, paced=fault == "slow")
+        await self._write(writer, answer, paced=fault in ("slow", "slow-down"))
         return True
 
     async def _drop(
