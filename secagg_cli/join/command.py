@@ -40,9 +40,14 @@ from secagg_cli.state.account import (
 )
 
 if TYPE_CHECKING:
-    from client_sdk import Event, PolicyRefusal
+    from client_sdk import Event, PeriodLimits, PolicyRefusal
 
 _PROGRESS_S = 10.0  # between two lines about it
+_PERIOD_OPTIONS = {  # by reason
+    "bytes-of-period": "--period-mb",
+    "training-of-period": "--period-minutes",
+    "epsilon-of-period": "--period-epsilon",
+}
 _OPTIONS = {  # of what a remedy names, where the command line has one
     "min_cohort": "--min-cohort",
     "min_corrupt": "--min-corrupt",
@@ -54,6 +59,7 @@ _OPTIONS = {  # of what a remedy names, where the command line has one
     "partner_keys": "--trust-partner",
     "data_id": "--data-id",
     "max_download_bytes": "--max-download-mb",
+    "max_memory_bytes": "--max-memory-mb",
 }
 
 
@@ -143,6 +149,21 @@ def join(
     max_download_mb: Annotated[
         int, number("Refuse tasks whose model file may be larger.", low=1)
     ] = 512,
+    max_memory_mb: Annotated[
+        int | None, number("Refuse tasks whose training may take more memory.", low=1)
+    ] = None,
+    period_days: Annotated[
+        int, number("What the limits per period count: so many days back.", low=1, high=366)
+    ] = 30,
+    period_mb: Annotated[
+        int | None, number("Send and receive at most so much in a period.", low=1)
+    ] = None,
+    period_minutes: Annotated[
+        float | None, number("Train for at most so long in a period.", above=0)
+    ] = None,
+    period_epsilon: Annotated[
+        float | None, number("Spend at most so much in a period, over all tasks.", above=0)
+    ] = None,
     witness: Annotated[
         list[str] | None,
         typer.Option(
@@ -227,6 +248,8 @@ def join(
             partner_keys=(others | own) or None,
             allowed_models=allowed if allowed or model is None else None,
             max_download_bytes=max_download_mb << 20,
+            max_memory_bytes=None if max_memory_mb is None else max_memory_mb << 20,
+            per_period=_per_period(period_days, period_mb, period_minutes, period_epsilon),
             witnesses=frozenset(witness_keys(witness or ())),
             min_witnesses=min_witnesses,
         )
@@ -294,11 +317,29 @@ def _stopped(*, pending: bool) -> CommandError:
     return CommandError("interrupted", "Stopped.", remedy=again if pending else None)
 
 
+def _per_period(
+    days: int, mb: int | None, minutes: float | None, epsilon: float | None
+) -> PeriodLimits | None:
+    """None where nothing is limited."""
+    from client_sdk import PeriodLimits
+
+    if mb is None and minutes is None and epsilon is None:
+        return None
+    return PeriodLimits(
+        period_s=days * 86_400.0,
+        max_bytes=None if mb is None else mb << 20,
+        max_training_s=None if minutes is None else minutes * 60.0,
+        max_epsilon=epsilon,
+    )
+
+
 def _in_options(refusal: PolicyRefusal) -> PolicyRefusal | CommandError:
     """A refusal whose way out is an option of this command."""
     if refusal.reason != "model-not-allowed":
         named = re.findall(r"\w+", refusal.remedy or "")
         options = [option for field, option in _OPTIONS.items() if field in named]
+        if refusal.reason in _PERIOD_OPTIONS:
+            options = [_PERIOD_OPTIONS[refusal.reason]]
         if options:
             refusal.remedy = f"{refusal.remedy} Here that is {', '.join(options)}."
         return refusal

@@ -14,6 +14,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from client_sdk.accounts.period_limits import PeriodLimits
 from client_sdk.policy import PrivacyPolicy
 from client_sdk.training.lora import adapter_spec
 from dp.accounting.statements import checked_multiplier
@@ -86,6 +87,7 @@ VALIDATIONS: dict[str, Validation] = {
     "demo --device-noise": lambda value: value and checked_multiplier(value),
     "join --min-cohort": lambda value: (_cohort(value), PrivacyPolicy(min_cohort=value)),
     "join --min-corrupt": lambda value: PrivacyPolicy(min_corrupt=value),
+    "join --period-days": lambda value: PeriodLimits(period_s=value * 86_400.0),
     "simulate --clients": _cohort,
     "simulate --length": LENGTHS,
     "simulate --bits": _bits,
@@ -135,7 +137,8 @@ _ALONE = {
     "bench protocol": "clients repeat",
     "demo": "drop period rounds",
     "enroll": "count days",
-    "join": "max-download-mb max-epsilon max-total-epsilon min-witnesses rounds",
+    "join": "max-download-mb max-epsilon max-memory-mb max-total-epsilon min-witnesses "
+    "period-epsilon period-mb period-minutes rounds",
     "plan cohort": "corrupt dropout",
     "plan memory": "available batch length",
     "serve": "admin-port port",

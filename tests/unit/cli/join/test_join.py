@@ -93,6 +93,25 @@ def test_join_s_options_are_words_for_the_policy(
     assert larger.max_download_bytes == 1 << 30
 
 
+def test_limits_per_period_and_of_memory_are_words_for_the_policy(
+    policies: list[client_sdk.PrivacyPolicy], tmp_path: Path
+) -> None:
+    assert policy_of(policies, tmp_path, "--period-days", "7").per_period is None
+    words = ("--period-days", "7", "--period-mb", "50", "--period-minutes", "30")
+    limits = policy_of(policies, tmp_path, *words, "--period-epsilon", "0.5").per_period
+    assert limits == client_sdk.PeriodLimits(7 * 86_400.0, 50 << 20, 1_800.0, 0.5)
+    assert policy_of(policies, tmp_path, "--max-memory-mb", "900").max_memory_bytes == 900 << 20
+
+
+@pytest.mark.parametrize(
+    ("reason", "option"),
+    [("bytes-of-period", "--period-mb"), ("training-of-period", "--period-minutes")],
+)
+def test_a_refusal_of_a_period_names_its_option(reason: str, option: str) -> None:
+    refusal = _in_options(client_sdk.PolicyRefusal(reason, "Too much.", remedy="Raise max_bytes."))
+    assert option in str(refusal.remedy)
+
+
 def test_a_resumed_session_names_its_task_and_how_to_end_it(tmp_path: Path) -> None:
     event = client_sdk.Event("resumed", "stats", "ab", {"phase": "advertised"})
     said = sentence(event, tmp_path)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from transformers import GPT2Config, LlamaConfig
+import torch
+from transformers import GPT2Config, LlamaConfig, MixtralConfig
 
-from client_sdk.training.memory import plan_memory
+from client_sdk.training.memory import plan_memory, task_bytes
+from client_sdk.training.trainer import LoraTrainer
 from secagg.errors import ConfigurationError
+from tests.kits.tiny_training import tiny, tiny_task
 
 SMOLLM2 = LlamaConfig(
     vocab_size=49_152,
@@ -49,3 +52,32 @@ def test_longer_rows_and_larger_ranks_take_more_half_precision_less():
 def test_models_with_other_names_of_sizes_are_refused():
     with pytest.raises(ConfigurationError, match="planner-model"):
         plan_memory(GPT2Config())
+
+
+def test_a_task_s_training_is_planned_by_its_own_terms_and_a_tenth_more():
+    manifest = tiny_task("none")
+    assert manifest.training is not None
+    config = tiny()[0].config
+    terms = {
+        "rank": manifest.adapter.rank,
+        "targets": manifest.adapter.target_modules,
+        "length": manifest.training.max_tokens,
+    }
+    most = min(3, manifest.training.micro_batch)
+    peak = plan_memory(config, batch=most, **terms).peak_bytes
+    found = task_bytes(config, manifest, micro_batch=3, precision="float32")
+    assert found == peak + peak // 10
+    assert task_bytes(GPT2Config(), manifest, micro_batch=3, precision="float32") is None
+    assert task_bytes(MixtralConfig(), manifest, micro_batch=3, precision="float32") is None
+
+
+def test_a_trainer_says_what_its_model_takes():
+    model, tokenizer = tiny()
+    manifest = tiny_task("none")
+    hooks, loop = (
+        LoraTrainer(model, tokenizer, [], micro_batch=4, method=method).memory_bytes(manifest)
+        for method in ("hooks", "loop")
+    )
+    assert 400 << 20 < loop < hooks
+    half = LoraTrainer(model.to(torch.bfloat16), tokenizer, [], method="loop")
+    assert half.memory_bytes(manifest) < loop
