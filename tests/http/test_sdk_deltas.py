@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
+import aiohttp
 import numpy as np
 import pytest
 from aiohttp import web
@@ -15,7 +18,9 @@ from aggregator.store import deltas
 from client_sdk import PrivacyPolicy
 from client_sdk.contribution import TrainingJob, zero_contribution
 from dp.contracts import BudgetSpec, CohortSpec, DeadlineSpec, TaskSpec
+from secagg.access_token import issue_access_token
 from secagg.manifest import Adapter, TensorShape
+from secagg.secret import Secret
 from tests.kits.device import fedsgd_spec
 from tests.kits.world import TASK, World
 
@@ -47,6 +52,14 @@ def noisy_spec() -> TaskSpec:
 class Zeros:
     def contribute(self, job: TrainingJob) -> Mapping[str, np.ndarray]:
         return zero_contribution(job.manifest)
+
+
+def authorised(world: World) -> dict[str, str]:
+    bundle = world.bundle("d0")
+    token = issue_access_token(
+        Secret(bundle.identity_seed), bundle.certificate, bundle.task_key, int(time.time())
+    )
+    return {"Authorization": f"Bearer {token}"}
 
 
 def fetched(world: World) -> dict[str, int]:
@@ -97,6 +110,29 @@ async def test_models_come_as_deltas_and_missed_versions_as_one(
         assert missed.size_bytes <= from_nothing.size_bytes
         monkeypatch.setattr(deltas, "VERSIONS_BACK", 1)
         assert await served.shortest(model, first) == from_nothing  # too long ago
+
+        url, file = f"{world.url}/v1/deltas/{model}/{held}", from_held.path.read_bytes()
+        async with aiohttp.ClientSession(headers=authorised(world)) as http:
+
+            async def ask(**headers: str) -> tuple[int, str | None, bytes]:
+                async with http.get(url, headers=headers) as answer:
+                    assert answer.status in (200, 206)
+                    assert answer.headers["ETag"] == f'"{hashlib.sha256(file).hexdigest()}"'
+                    ranged = answer.headers.get("Content-Range")
+                    return answer.status, ranged, await answer.read()
+
+            tag, last = f'"{from_held.digest}"', len(file) - 1
+            assert await ask() == (200, None, file)
+            rest = (206, f"bytes 90-{last}/{len(file)}", file[90:])
+            assert await ask(**{"Range": "bytes=90-", "If-Range": tag}) == rest
+            assert await ask(Range="bytes=90-") == rest
+            for range_, of in (("90-", '"another"'), (f"{len(file)}-", tag), ("x", tag)):
+                asked = {"Range": f"bytes={range_}", "If-Range": of}
+                assert await ask(**asked) == (200, None, file)
+            async with http.get(f"{world.url}/v1/deltas/{held}/{model}") as answer:
+                assert (answer.status, (await answer.json())["reason"]) == (404, "no-delta")
+        async with aiohttp.ClientSession() as http, http.get(url) as answer:
+            assert answer.status == 401
 
         from_held.path.unlink()  # by a replica that knows of a newer version
         served.forget(from_held)
