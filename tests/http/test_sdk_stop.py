@@ -109,7 +109,7 @@ async def test_a_pause_rests_until_it_is_lifted_from_another_thread(tmp_path: Pa
             assert (await world.sums()).tolist() == [1.0] * 4 + [0.0] * 12
 
 
-@pytest.mark.parametrize("kind", ["training", "shared", "uploading"])
+@pytest.mark.parametrize("kind", ["training", "shared"])
 async def test_a_device_that_is_killed_while_it_is_paused_ends_released(
     tmp_path: Path, kind: str
 ) -> None:
