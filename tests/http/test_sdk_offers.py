@@ -137,8 +137,10 @@ def signed(manifest: Manifest, seed: Secret) -> dict[str, Any]:
     return {"manifest": encoded, "manifest_signature": bytes(signature.signature)}
 
 
-async def refused_offer(tmp_path: Path, change: Callable[[World, Offer], Offer]) -> str:
-    async with World(tmp_path, plain_spec()) as world:
+async def refused_offer(
+    tmp_path: Path, change: Callable[[World, Offer], Offer], spec: TaskSpec | None = None
+) -> str:
+    async with World(tmp_path, spec or plain_spec()) as world:
         change_offer(world, lambda offer: change(world, offer))
         contributor = OneHot(0)
         with pytest.raises((RemoteProtocolError, TransportError)) as caught:
@@ -206,7 +208,7 @@ async def test_an_offer_of_an_impossible_model_is_refused(
     def swap(_: World, offer: Offer) -> Offer:
         return msgspec.structs.replace(offer, model=msgspec.structs.replace(offer.model, **changes))
 
-    assert await refused_offer(tmp_path, swap) == reason
+    assert await refused_offer(tmp_path, swap, quadratic_spec("fedavg")) == reason
 
 
 @pytest.mark.parametrize("size_change", [-16, 0, 16])
