@@ -25,7 +25,7 @@ def secret_batches(**deadlines: float) -> TaskSpec:
     return fedsgd_spec(
         task=TASK,
         cohort=CohortSpec(size_min=4, size_max=4, survivors_min=3),
-        deadlines=DeadlineSpec(report_s=60.0, **deadlines),
+        deadlines=DeadlineSpec(**{"report_s": 60.0} | deadlines),
         budget=BudgetSpec(max_epsilon=None, delta=1e-5, releases_max=10),
     )
 
@@ -67,7 +67,8 @@ async def a_round_after_an_abort(world: World, kind: str) -> tuple[list[Batches]
     return contributors, results
 
 
-SHORT = {"share_s": 2.0, "check_s": 2.0, "masked_input_s": 2.0}
+# After an abort a session is kept until its report has expired.
+SHORT = {"report_s": 15.0, "share_s": 2.0, "check_s": 2.0, "masked_input_s": 2.0}
 
 
 @pytest.mark.parametrize(("kind", "batches", "charged"), [("roster", 1, 0), ("masking", 2, 1)])
