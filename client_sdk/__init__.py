@@ -32,12 +32,14 @@ if TYPE_CHECKING:
     )
     from client_sdk.events import Event
     from client_sdk.explanation import Explanation, UnitCost
+    from client_sdk.failures import TrainingFailure
     from client_sdk.forgetting import Forgotten
     from client_sdk.network.connections import NetworkError
     from client_sdk.network.http import TransportSettings
     from client_sdk.policy import PrivacyPolicy
     from client_sdk.repointing import repoint_bundles
     from client_sdk.rounds.device import ParticipantSettings
+    from client_sdk.rounds.failing import FailingTask
     from client_sdk.rounds.participant import Outcome
     from client_sdk.rounds.result import RunResult
     from client_sdk.rounds.steering import StopSignal
@@ -57,6 +59,7 @@ __all__ = [
     "Event",
     "ExampleSum",
     "Explanation",
+    "FailingTask",
     "Forgotten",
     "LedgerRefusal",
     "LoraTrainer",
@@ -73,6 +76,7 @@ __all__ = [
     "StateError",
     "StopSignal",
     "TaskRefusal",
+    "TrainingFailure",
     "TrainingJob",
     "TransportError",
     "TransportSettings",
@@ -89,6 +93,7 @@ _HOMES = {
     "Event": "events",
     "Explanation": "explanation",
     "ExampleSum": "contribution",
+    "FailingTask": "rounds.failing",
     "Forgotten": "forgetting",
     "LoraTrainer": "training.trainer",
     "NetworkError": "network.connections",
@@ -98,6 +103,7 @@ _HOMES = {
     "PrivacyPolicy": "policy",
     "RunResult": "rounds.result",
     "StopSignal": "rounds.steering",
+    "TrainingFailure": "failures",
     "TrainingJob": "contribution",
     "TransportSettings": "network.http",
     "UnitCost": "explanation",

@@ -27,6 +27,7 @@ from client_sdk.network.server_time import steady_clock
 from client_sdk.policy import PrivacyPolicy
 from client_sdk.rounds.contributing import Training
 from client_sdk.rounds.device import ParticipantSettings, RunningDevice
+from client_sdk.rounds.failing import FailingTask
 from client_sdk.rounds.missing_charges import recover_charges
 from client_sdk.rounds.pending import finish_pending
 from client_sdk.rounds.result import RunResult, Tally
@@ -190,6 +191,24 @@ class Client:
             StateError: ``state-in-use``, ``state-damaged``.
         """
         return StateFolder(self._folder, self._key, self._identity_key).release_quarantine(task)
+
+    def failing(self) -> tuple[FailingTask, ...]:
+        """Tasks in which training failed, how often in a row, and the last failure of each.
+
+        Raises:
+            StateError: ``state-in-use``, ``state-damaged``.
+        """
+        return StateFolder(self._folder, self._key, self._identity_key).failing()
+
+    def try_again(self, task: str) -> bool:
+        """Take part again in a task from which training that failed keeps this device away.
+
+        For when the app has mended what the failures say; whether any failure was counted.
+
+        Raises:
+            StateError: ``state-in-use``, ``state-damaged``.
+        """
+        return StateFolder(self._folder, self._key, self._identity_key).try_again(task)
 
     def run(
         self,

@@ -7,6 +7,7 @@ rules, and ``ConfigurationError`` for a choice that cannot be used; neither is a
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Self
 
 from secagg.errors import ConfigurationError as ConfigurationError
 from secagg.errors import RemoteProtocolError as RemoteProtocolError
@@ -109,7 +110,20 @@ class LedgerRefusal(ClientError):
 
 
 class ContributionError(ClientError):
-    """The app's contributor failed, ran late, or returned something that does not fit."""
+    """The app's contributor failed, ran late, or returned something that does not fit.
+
+    Attributes:
+        row: place of the example that failed, from 0; None: not of one example.
+        tensor: name of the tensor that does not fit; None: not of one tensor.
+    """
+
+    row: int | None = None
+    tensor: str | None = None
+
+    def at(self, *, row: int | None = None, tensor: str | None = None) -> Self:
+        """This error, of one example or tensor."""
+        self.row, self.tensor = row, tensor
+        return self
 
 
 class TaskRefusal(PolicyRefusal, ContributionError):

@@ -18,7 +18,8 @@ EventKind = Literal[
     "progress",  # of training, a download or an upload, at most one a second (detail: what, done,
     # total, seconds_left; of training stays here: it is as secret as the batch)
     "training",  # the contributor starts (detail: part and period, where examples serve in turn)
-    "trained",  # its contribution is journalled (detail: reused, failed, seconds)
+    "trained",  # its contribution is journalled (detail: reused, failed, seconds; failure, row,
+    # tensor, of a training that gave nothing of the examples)
     "examples-left-out",  # some counted as zero (detail: examples, reasons, first); stays here
     "examples-cut",  # some counted, but not whole (detail: examples, first); stays here
     "units-unprotected",  # examples name a person or document, and the task protects each example
@@ -33,8 +34,8 @@ EventKind = Literal[
     "confirmed",  # the survivor set is signed
     "unmasked",  # shares are revealed
     "released",  # the release is in the ledger, proof verified
-    "aborted",  # this session ended without a release
-    "refused",  # this device refuses the task under its policy
+    "aborted",  # this session ended without a release (detail: also failure, row, tensor)
+    "refused",  # this device refuses the task under its policy (detail: also failure, row, tensor)
     "waiting",  # the task is paused, the next model is awaited, the server is out of reach, or a
     # cohort of another task counts on this device (other-task; detail: pending, seconds at most)
     "paused",  # the app has paused the run, and nothing goes on any more

@@ -15,6 +15,7 @@ from client_sdk.accounts.data_door import look_at
 from client_sdk.accounts.device_account import DeviceAccount
 from client_sdk.errors import StateError
 from client_sdk.ledger.evidence import Quarantine, Quarantined
+from client_sdk.rounds.failing import FailingTask, FailingTasks
 from client_sdk.state.journal import Journal, Lock
 from client_sdk.state.keystore import StorageKey, open_storage_key
 from client_sdk.state.owner import own_journal
@@ -118,6 +119,24 @@ class StateFolder:
         """
         with Lock(self.folder):
             return Quarantine(self._journal()).release(task)
+
+    def failing(self) -> tuple[FailingTask, ...]:
+        """Tasks in which training failed, and how often in a row.
+
+        Raises:
+            StateError: ``state-in-use``, ``state-damaged``.
+        """
+        with Lock(self.folder, reading=True):
+            return FailingTasks(self._journal()).entries
+
+    def try_again(self, task: str) -> bool:
+        """Take part again in a task in which training failed; whether any failure was counted.
+
+        Raises:
+            StateError: ``state-in-use``, ``state-damaged``.
+        """
+        with Lock(self.folder):
+            return FailingTasks(self._journal()).clear(task)
 
     def account(self, delta: float) -> DeviceAccount:
         """What the folder has spent, and what counts with it; also while its device runs.

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from client_sdk.contribution import (
@@ -25,10 +26,12 @@ from client_sdk.contribution import (
 )
 from client_sdk.errors import ContributionError, TaskRefusal
 from client_sdk.events import Event
+from client_sdk.failures import TrainingFailure
 from client_sdk.payload import hides_failures, prepared, zero_contribution
 from client_sdk.rounds.checkin import CheckIn
 from client_sdk.rounds.device import RunningDevice
 from client_sdk.rounds.examples_told import ExamplesTold
+from client_sdk.rounds.failing import FailingTasks
 from client_sdk.rounds.progress import Progress
 from client_sdk.rounds.scaffold_control import DeviceControl, settle
 from client_sdk.rounds.schedule import part_at
@@ -73,6 +76,7 @@ class Training:
         self._device = device
         self._contributor = contributor
         self.told = ExamplesTold()
+        self.failures: list[TrainingFailure] = []
         self._running: asyncio.Future[Mapping[str, np.ndarray]] | None = None
         self._stop = threading.Event()
 
@@ -110,7 +114,8 @@ class Training:
             self.recall(contribution)
             version = version_of(contribution, checkin)
             failed = {} if contribution.failed is None else {"failed": contribution.failed}
-            await device.emit("trained", task, version=version, reused=True, **failed)
+            shown = failed | _shown(contribution)
+            await device.emit("trained", task, version=version, reused=True, **shown)
         else:
             started = device.time.steady()
             await device.deliver(Event("training", task, detail=_terms(checkin)))
@@ -119,6 +124,7 @@ class Training:
             told = await self._tell_examples(checkin.manifest)
             contribution = told.stored_in(contribution)
             await finish_in_thread(device.journal.save_contribution, contribution)
+            await self._note(task, contribution.failure)
             await device.emit(
                 "trained",
                 task,
@@ -126,6 +132,7 @@ class Training:
                 reused=False,
                 failed=contribution.failed,
                 seconds=round(device.time.steady() - started, 3),
+                **_shown(contribution),
             )
         if report_s is not None:
             await device.sleep(max(0.0, report_s - device.time.steady()))
@@ -144,8 +151,19 @@ class Training:
         return None if report_s is None else time.steady() + (report_s - now_s)
 
     def recall(self, contribution: Contribution) -> None:
-        """Count the examples that were left out of a contribution of an earlier process."""
+        """Count what was told of a contribution of an earlier process or cohort."""
         self.told.add(ExamplesTold.of_contribution(contribution))
+        if contribution.failure is not None and contribution.failure not in self.failures:
+            self.failures.append(contribution.failure)
+
+    async def _note(self, task: str, failure: TrainingFailure | None) -> None:
+        """Tell the app of a training that failed, and count it; one that succeeds ends the row."""
+        failing = FailingTasks(self._device.journal)
+        if failure is None:
+            await finish_in_thread(failing.clear, task)
+        else:
+            self.failures.append(failure)
+            await finish_in_thread(failing.note, task, failure)
 
     @property
     def left_out(self) -> dict[int, LeftOut]:
@@ -205,19 +223,21 @@ class Training:
         self, checkin: CheckIn, report_s: float | None, progress: Progress
     ) -> Contribution:
         manifest, failed = checkin.manifest, None
+        digest, version = checkin.offer.model.digest, checkin.offer.model.version
         try:
             values = prepared(manifest, await self._call(checkin, report_s, progress), checkin.clip)
-        except TaskRefusal:
-            raise  # says nothing about the data
+            failure = _told_by(self._contributor, version)
         except ContributionError as error:
-            if not hides_failures(manifest):
+            # A refusal of the task says nothing about the data.
+            if isinstance(error, TaskRefusal) or not hides_failures(manifest):
+                await self._note(manifest.task, TrainingFailure.of(error, version, "nothing"))
                 raise
             values, failed = zero_contribution(manifest), str(error)
-        digest = checkin.offer.model.digest
-        version = checkin.offer.model.version
-        return Contribution.of(
+            failure = TrainingFailure.of(error, version, "zeros")
+        contribution = Contribution.of(
             checkin.digest, digest, values, failed, checkin.control, version, checkin.count
         )
+        return msgspec.structs.replace(contribution, failure=failure)
 
     async def _call(
         self, checkin: CheckIn, report_s: float | None, progress: Progress
@@ -278,7 +298,7 @@ class Training:
         def work() -> Mapping[str, np.ndarray]:
             try:
                 return self._contributor.contribute(job)
-            except TaskRefusal:
+            except ContributionError:
                 raise
             except BaseException as error:  # a panic of a compiled library is not an Exception
                 raise ContributionError(
@@ -320,6 +340,18 @@ class Training:
             return None
         state = DeviceControl(self._device.journal, checkin.manifest, checkin.digest)
         return state.correction(checkin.control)
+
+
+def _told_by(contributor: object, version: int) -> TrainingFailure | None:
+    """What a contributor says of its last job, where nothing of the examples is in its values."""
+    failure = getattr(contributor, "failure", None)
+    if not isinstance(failure, TrainingFailure):
+        return None
+    return msgspec.structs.replace(failure, version=version, given="zeros")
+
+
+def _shown(contribution: Contribution) -> dict[str, Any]:
+    return {} if contribution.failure is None else contribution.failure.shown()
 
 
 def _terms(checkin: CheckIn) -> dict[str, object]:

@@ -17,6 +17,7 @@ from typing import TypeVar
 from client_sdk.accounts.device_account import DeviceAccount
 from client_sdk.errors import LedgerRefusal, PolicyRefusal, StateError, TransportError
 from client_sdk.events import EventKind
+from client_sdk.failures import TrainingFailure
 from client_sdk.ledger.evidence import QUARANTINED_FOR, Quarantine, Quarantined
 from client_sdk.ledger.files import unreadable
 from client_sdk.ledger.receipts import check_release
@@ -71,6 +72,7 @@ class Outcome:
     ``evidence``: what the ledger showed, where that ended the exchange; ``fault``: the error, where
     the ledger's record contradicts what the device knows. ``refusal``: why the policy dropped it.
     ``failed``: why zeros took the contribution's place; None: it was the contributor's.
+    ``failure``: why nothing of the examples was in the contribution of an earlier process.
     ``told``: of the examples in the contribution of an earlier process. ``part``: of the examples,
     the one that the contribution was of, from 0; None: of all, the task has no schedule.
     """
@@ -85,6 +87,7 @@ class Outcome:
     fault: LedgerRefusal | None = None
     refusal: PolicyRefusal | None = None
     failed: str | None = None
+    failure: TrainingFailure | None = None
     told: ExamplesTold | None = None
     part: int | None = None
 

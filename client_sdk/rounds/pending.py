@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from client_sdk.errors import PolicyRefusal, StateError, TransportError
+from client_sdk.failures import TrainingFailure
 from client_sdk.rounds.device import RunningDevice
 from client_sdk.rounds.examples_told import ExamplesTold
 from client_sdk.rounds.exchange import exchange, withdraw
@@ -46,7 +47,10 @@ async def finish_pending(device: RunningDevice, task: str | None = None) -> Outc
     contribution = _contribution_of(device.journal, session)
     failed = None if contribution is None else contribution.failed
     told = None if contribution is None else ExamplesTold.of_contribution(contribution)
-    shown = {} if failed is None else {"failed": failed}
+    failure = None if contribution is None else _failure_of(contribution)
+    shown: dict[str, object] = {} if failed is None else {"failed": failed}
+    if failure is not None:
+        shown |= failure.shown()
     await device.emit("resumed", session.record.task, session.id, phase=phase, **shown)
     try:
         check_pending(device, session)
@@ -60,7 +64,7 @@ async def finish_pending(device: RunningDevice, task: str | None = None) -> Outc
     outcome = await exchange(device, session, conditions=False)  # it trains no more
     part = None if contribution is None else part_at(session.manifest, contribution.count)
     dropped = dropped or outcome.refusal
-    return replace(outcome, refusal=dropped, failed=failed, told=told, part=part)
+    return replace(outcome, refusal=dropped, failed=failed, failure=failure, told=told, part=part)
 
 
 async def _give_way(
@@ -115,6 +119,16 @@ def check_pending(device: RunningDevice, session: Session) -> None:
 
 def _shown(survivors_min: int, partner_keys: frozenset[bytes]) -> dict[str, object]:
     return {"min_cohort": survivors_min, "partner_keys": sorted(key.hex() for key in partner_keys)}
+
+
+def _failure_of(contribution: Contribution) -> TrainingFailure | None:
+    """Of one that an older software journalled, what its text says."""
+    if contribution.failure is not None or contribution.failed is None:
+        return contribution.failure
+    version = contribution.model_version
+    return TrainingFailure(
+        reason="contribution-failed", message=contribution.failed, version=version, given="zeros"
+    )
 
 
 def _contribution_of(journal: Journal, session: Session) -> Contribution | None:

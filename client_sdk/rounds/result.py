@@ -7,6 +7,7 @@ from pathlib import Path
 
 from client_sdk.accounts.device_account import DeviceAccount
 from client_sdk.errors import PolicyRefusal
+from client_sdk.failures import TrainingFailure
 from client_sdk.rounds.examples_told import ExamplesTold
 from client_sdk.rounds.participant import Outcome
 from client_sdk.training.dataset import Cut, LeftOut
@@ -46,6 +47,11 @@ class RunResult:
         stopped: whether the app's stop ended the run.
         pending: whether a session is unfinished: a cohort counts on this device. The next run, or
             ``Client.resume``, finishes it.
+        failures: each training of this run that gave nothing of the examples, with its reason and,
+            where one is known, the row or tensor: also what refused the task, and what is not in
+            ``failed`` since all examples counted as zero. After three in a row that are not of the
+            examples alone the device stays away (``training-failing``) until
+            :meth:`client_sdk.Client.try_again`.
     """
 
     releases: tuple[Outcome, ...] = ()
@@ -64,6 +70,7 @@ class RunResult:
     owned: int = 0
     stopped: bool = False
     pending: bool = False
+    failures: tuple[TrainingFailure, ...] = ()
 
     @property
     def used(self) -> int | None:
@@ -86,12 +93,15 @@ class Tally:
     failed: list[str] = field(default_factory=list)
     stopped: bool = False
     pending: bool = False
+    failures: list[TrainingFailure] = field(default_factory=list)
 
     def add(self, outcome: Outcome) -> None:
         if outcome.evidence is not None:
             self.evidence.append(outcome.evidence)
         if outcome.told is not None:
             self.told.add(outcome.told)
+        if outcome.failure is not None:
+            self.failures.append(outcome.failure)
         if outcome.failed is not None:
             self.failed.append(outcome.failed)
         if outcome.reason is None:
@@ -119,5 +129,6 @@ class Tally:
             self.told.examples,
             self.told.owned,
             stopped=self.stopped,
+            failures=tuple(self.failures),
             pending=self.pending,
         )

@@ -12,6 +12,7 @@ from client_sdk.rounds.checkin import CheckIn, check_in, next_offer
 from client_sdk.rounds.contributing import Training, version_of
 from client_sdk.rounds.device import RunningDevice
 from client_sdk.rounds.exchange import exchange
+from client_sdk.rounds.failing import FAILURES_MAX, FailingTasks
 from client_sdk.rounds.faults import tell_fault
 from client_sdk.rounds.missing_charges import recover_charges, recover_new
 from client_sdk.rounds.pace import Pace
@@ -24,8 +25,6 @@ from client_sdk.rounds.steering import Interrupted
 from client_sdk.state.journal import Contribution
 from client_sdk.state.models import forget_models
 from secagg.http_api import Offer
-
-_FAILURES_MAX = 3  # of a contributor in a row, where a failure may be known
 
 
 async def take_part(
@@ -49,7 +48,7 @@ class Participation:
         self._training = training
         self._task = task
         self._rounds = rounds
-        self._tally = Tally(told=training.told)
+        self._tally = Tally(told=training.told, failures=training.failures)
         self._pace = Pace(device)
         self._failures = 0
 
@@ -61,8 +60,10 @@ class Participation:
             self._tally.stopped = True
         except PolicyRefusal as refusal:
             self._tally.refusals.append(refusal)
+            of_training = isinstance(refusal, ContributionError) and self._training.failures
+            told = self._training.failures[-1].shown() if of_training else {}
             await self._device.emit(
-                "refused", self._task, reason=refusal.reason, message=str(refusal)
+                "refused", self._task, reason=refusal.reason, message=str(refusal), **told
             )
         return self._tally
 
@@ -118,6 +119,7 @@ class Participation:
             Interrupted, LedgerRefusal, ContributionError, TransportError: as the run.
         """
         device, task, steering = self._device, self._task, self._device.steering
+        FailingTasks(device.journal).check(task)
         waits = next_offer(device, task, self._pace.after_version, self._pace.until_s)
         offer = await steering.free(waits)
         if offer is None:
@@ -136,8 +138,9 @@ class Participation:
                 raise
             self._failures += 1
             self._tally.aborted += 1
-            await device.emit("aborted", task, reason=error.reason, message=str(error))
-            if self._failures >= _FAILURES_MAX:
+            told = self._training.failures[-1].shown() if self._training.failures else {}
+            await device.emit("aborted", task, reason=error.reason, message=str(error), **told)
+            if self._failures >= FAILURES_MAX:
                 raise
             self._pace.wait_for_newer(offer.model.version)
             return None

@@ -12,6 +12,7 @@ One state folder belongs to one device and one process at a time:
 ``data``           which data set it spends of (:mod:`client_sdk.accounts.data_door`)
 ``server-time``    the latest time of the aggregator's that it believed
 ``checkpoint-*``   the last checkpoint seen, per ledger
+``failing``        tasks in which training fails in a row (:mod:`client_sdk.rounds.failing`)
 ``quarantine``     tasks that are refused on a ledger (:mod:`client_sdk.ledger.evidence`)
 ``evidence-*``     what such a ledger showed: JSON, not sealed
 ``places-*``       which example is at which place, per schedule (:mod:`client_sdk.state.places`)
@@ -41,6 +42,7 @@ import msgspec
 import numpy as np
 
 from client_sdk.errors import StateError
+from client_sdk.failures import TrainingFailure
 from client_sdk.state.durable_files import (
     make_private_folder,
     read_state,
@@ -140,6 +142,7 @@ class Contribution(_Record, frozen=True, kw_only=True):
     that counted, but not whole; ``examples``: places of the data set, -1 where nobody said.
     ``count``: charges of the task's schedule before it, from which its part follows; None without a
     schedule. ``owned``: examples that named a unit which the task does not protect as one.
+    ``failure``: why nothing of the examples is in it.
     """
 
     version: int = _VERSION
@@ -155,6 +158,7 @@ class Contribution(_Record, frozen=True, kw_only=True):
     examples: int = -1
     count: int | None = None
     owned: int = 0
+    failure: TrainingFailure | None = None
 
     @staticmethod
     def of(

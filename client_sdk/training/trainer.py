@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client_sdk.errors import ContributionError, TaskRefusal
+from client_sdk.failures import TrainingFailure
 from client_sdk.training.adapted import AdaptedModel, fingerprint_of, without_adapter
 from client_sdk.training.algorithms import ALGORITHMS
 from client_sdk.training.algorithms.passes import Passes
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
 MICRO_BATCH = 4
 THREADS_VARIABLE = "SECAGG_TORCH_THREADS"
 _SELF_TEST_SCALE = 0.02
+_MEMORY = "Use LoraTrainer(..., method='loop') or a smaller micro_batch, or shorter examples."
 
 
 class LoraTrainer:
@@ -127,6 +129,7 @@ class LoraTrainer:
         self._rows: tuple[int, tuple[Row, ...], tuple[LeftOut, ...]] | None = None  # by max_tokens
         self._left_out: dict[int, LeftOut] = {}
         self._owned = 0
+        self._failure: TrainingFailure | None = None
 
     # Every local step of every algorithm that admits local noise
     # (client_sdk.training.algorithms.steps).
@@ -163,6 +166,12 @@ class LoraTrainer:
     def owned(self) -> int:
         """Examples of the last job that name a unit, in a task that does not protect it as one."""
         return self._owned
+
+    @property
+    def failure(self) -> TrainingFailure | None:
+        """Why nothing of the examples is in the values of the last job: ``dataset-empty``, none
+        can be used, or ``examples-failed``, each of which a gradient was computed failed."""
+        return self._failure
 
     @property
     def cut(self) -> tuple[Cut, ...]:
@@ -230,6 +239,7 @@ class LoraTrainer:
                 "tokenizer",
                 found=f"{type(error).__name__}: {error}",
             ) from error
+        self._failure = None
         rows, empty = self._encode(manifest.training.max_tokens, job.demand_wanted)
         self._left_out = {one.index: one for one in empty}
         groups = self._groups(job, rows)
@@ -254,6 +264,7 @@ class LoraTrainer:
             passes=Passes(job.progress),
         )
         values = algorithm(manifest, work)
+        self._failure = self._nothing_counted(rows, work.tried)
         if not has_privacy(manifest) and len(self._left_out) == len(rows):
             raise ContributionError(
                 "examples-failed",
@@ -276,6 +287,22 @@ class LoraTrainer:
         refused += beyond(units, groups, privacy.protects)
         self._left_out |= {one.index: one for one in refused}
         return groups
+
+    def _nothing_counted(self, rows: Sequence[Row], tried: set[int]) -> TrainingFailure | None:
+        """Where noise hides it the values look like any others: so the app is told."""
+        if any(row.tokens for row in rows):
+            reason, message = "examples-failed", f"Of {len(tried)} examples each failed."
+            if not tried or not tried <= self._left_out.keys():
+                return None
+        else:
+            reason, message = "dataset-empty", "No example of this data set can be used."
+        first = next((one for one in self.left_out if not tried or one.index in tried), None)
+        return TrainingFailure(
+            reason=reason,
+            message=f"{message} {first or ''}".strip(),
+            remedy=_MEMORY if first is not None and "MemoryError" in first.sentence else None,
+            row=None if first is None else first.index,
+        )
 
     def _start_products(self, adapted: AdaptedModel) -> Mapping[str, NDArray[np.float32]] | None:
         """For ``product``: cut the start to this device's rank, and remember it."""

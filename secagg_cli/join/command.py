@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import msgspec
 import typer
 from rich.markup import escape
 
@@ -268,10 +269,11 @@ def join(
             result = client.run(trainer, task=task, rounds=rounds, stop=stop)
         if not events and not held:
             say_totals(out, result.totals)
-        if result.failed:
+        if failed := len(result.failures) or len(result.failed):
+            last = result.failures[-1] if result.failures else result.failed[-1]
             out.warn(
-                f"{len(result.failed)} times this device gave nothing of its examples, since "
-                f"training failed: {result.failed[-1]}"
+                f"{failed} times this device gave nothing of its examples, since training failed: "
+                f"{last}"
             )
         dropped = tuple(in_file(rows, one) for one in result.left_out)
         cut = tuple(in_file(rows, one) for one in result.cut)
@@ -302,13 +304,14 @@ def join(
             "cut_examples": listed(rows, cut),
             "owned": result.owned,
             "failed": list(result.failed),
+            "failures": [msgspec.to_builtins(failure) for failure in result.failures],
         }
         if result.stopped:
             out.refuse(_stopped(pending=result.pending), done)
         if result.refusals:
             out.refuse(_in_options(result.refusals[-1]), done)
         out.result(done)
-        if result.left_out or result.failed or used == 0:
+        if result.left_out or result.failed or result.failures or used == 0:
             raise typer.Exit(EXIT_INCOMPLETE)
 
 

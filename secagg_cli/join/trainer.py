@@ -13,7 +13,7 @@ from secagg_cli.output import CommandError
 if TYPE_CHECKING:
     import numpy as np
 
-    from client_sdk import TrainingJob
+    from client_sdk import TrainingFailure, TrainingJob
     from client_sdk.training.dataset import Cut, LeftOut
     from client_sdk.training.examples import Example
     from secagg.manifest import Manifest
@@ -59,7 +59,14 @@ class LazyTrainer:
             name = self._name(job.manifest)
             try:
                 self._trainer = self._loading.result() if self._loading else self._load(name)
-            except SecaggError as error:  # of the model, not of the data
+            except Exception as error:  # of the model, not of the data
+                if not isinstance(error, SecaggError):
+                    raise TaskRefusal(
+                        "model-failed",
+                        f"The model {name} cannot be loaded.",
+                        found=f"{type(error).__name__}: {error}",
+                        remedy="Give a whole model that this machine's memory holds.",
+                    ) from error
                 raise TaskRefusal(
                     error.reason,
                     error.message,
@@ -99,6 +106,11 @@ class LazyTrainer:
     def examples(self) -> int | None:
         """As :attr:`client_sdk.LoraTrainer.examples`."""
         return None if self._trainer is None else self._trainer.examples
+
+    @property
+    def failure(self) -> TrainingFailure | None:
+        """As :attr:`client_sdk.LoraTrainer.failure`."""
+        return None if self._trainer is None else self._trainer.failure
 
     @property
     def owned(self) -> int:

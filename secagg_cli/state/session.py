@@ -36,20 +36,23 @@ def show(
     passphrase_file: PassphraseOption = None,
     format: FormatOption = Format.text,
 ) -> None:
-    """What is unfinished, and which tasks are refused on a ledger."""
+    """What is unfinished, which tasks are refused on a ledger, and in which training fails."""
     with Output(format) as out:
         state = _open(folder, passphrase_file)
-        pending, refused = state.pending(), state.quarantined()
+        pending, refused, failing = state.pending(), state.quarantined(), state.failing()
         if pending is None:
             out.say("no session is unfinished")
         else:
             out.say(f"unfinished: {pending.phase}, task {pending.task or 'unknown'}")
         for entry in refused:
             out.say(f"refused: task {entry.task}, {entry.reason}, see {folder / entry.evidence}")
+        for task in failing:
+            out.say(f"failing: task {task.task}, {task.count} times in a row, last: {task.last}")
         out.result(
             {
                 "session": None if pending is None else asdict(pending),
                 "quarantined": [msgspec.to_builtins(entry) for entry in refused],
+                "failing": [msgspec.to_builtins(task) for task in failing],
             }
         )
 
@@ -79,6 +82,20 @@ def release_quarantine(
         lifted = _open(folder, passphrase_file).release_quarantine(task)
         out.say(f"{len(lifted)} lifted")
         out.result({"released": [msgspec.to_builtins(entry) for entry in lifted]})
+
+
+@app.command("try-again")
+def try_again(
+    folder: FolderArgument,
+    task: Annotated[str, typer.Option(help="The task to take part in again.")],
+    passphrase_file: PassphraseOption = None,
+    format: FormatOption = Format.text,
+) -> None:
+    """Begin again with a task in which training failed in a row, once that is mended."""
+    with Output(format) as out:
+        counted = _open(folder, passphrase_file).try_again(task)
+        out.say("this device takes part again" if counted else "no failure was counted")
+        out.result({"cleared": counted})
 
 
 def _open(folder: Path, passphrase_file: Path | None) -> StateFolder:

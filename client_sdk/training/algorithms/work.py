@@ -42,6 +42,7 @@ class Work:
         left_out: by place, the examples that count as zero: the empty ones, and those that raise
             or are not finite in this round.
         passes: counts the rows of :meth:`micro_batches`.
+        tried: places of those rows.
     """
 
     adapted: AdaptedModel
@@ -59,6 +60,7 @@ class Work:
     part: NDArray[np.int64] | None = None
     left_out: dict[int, LeftOut] = field(default_factory=dict)
     groups: Sequence[tuple[int, ...]] | None = None
+    tried: set[int] = field(default_factory=set)
     passes: Passes = field(default_factory=Passes)
 
     @property
@@ -161,6 +163,7 @@ class Work:
             for start in range(0, len(rows), most):
                 self.check_time()
                 part = rows[start : start + most]
+                self.tried.update(row.index for row in part)
                 yield part
                 self.passes.passed(len(part))
 

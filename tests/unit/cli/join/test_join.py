@@ -168,6 +168,36 @@ def test_training_that_failed_is_told_though_the_release_succeeded(
     assert sentence(trained, tmp_path) == "trained: version 0"
 
 
+def test_a_failure_is_told_with_its_row_and_gives_its_exit_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where nothing but the failure says that nothing was learnt."""
+    failure = client_sdk.TrainingFailure(
+        reason="examples-failed", message="Each failed.", remedy="Mend it.", row=0, given="zeros"
+    )
+    result = client_sdk.RunResult(failures=(failure,), examples=1)
+    done = joined(tmp_path, monkeypatch, '{"prompt": "a", "answer": "b"}\n', result)
+    assert done.exit_code == EXIT_INCOMPLETE
+    (told,) = json.loads(done.stdout)["failures"]
+    assert (told["reason"], told["row"], told["tensor"]) == ("examples-failed", 0, None)
+    assert "training failed: Each failed. [examples-failed] Mend it." in done.stderr
+
+
+def test_a_model_that_cannot_be_loaded_is_refused_and_not_hidden_as_zeros(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever the data: memory that runs out while it is loaded, say."""
+
+    def fails(*_: object, **__: object) -> Path:
+        raise MemoryError("too large")
+
+    monkeypatch.setattr(secagg_cli.models.cache, "ensure_model", fails)
+    work: TrainingJob = job(make_manifest(fedsgd_spec(), VERIFIER))
+    with pytest.raises(client_sdk.TaskRefusal, match="MemoryError") as caught:
+        LazyTrainer([("a", "b")], "x").contribute(work)
+    assert caught.value.reason == "model-failed"
+
+
 def test_examples_that_counted_as_zero_are_told_in_text_json_and_exit_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
