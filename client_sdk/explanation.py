@@ -147,9 +147,8 @@ class Explanation:
             f"Task {name} {doing}. The data stay here; an update leaves, masked.",
             f"The update is added to those of at least {self.survivors_min - 1} others before "
             "anybody can read it.",
-            "The server opens the sum with the help of the devices in it, and only the sum. It "
-            f"could open this device's own update with more than {self.corrupt_max} of the other "
-            "devices on its side.",
+            "The server opens the sum with the help of the devices in it, and only the sum, as "
+            f"long as {_helpers(self.corrupt_max)} with it to open this device's own update.",
         ]
         if self.state != "open":
             said.append(f"The task is {self.state} now.")
@@ -323,6 +322,12 @@ def _costs(
 def shown_name(name: str) -> str:
     """A name that somebody else chose, in quotes: nothing in it moves a cursor or ends a line."""
     return repr(name if len(name) <= _NAME_MAX else name[:_NAME_MAX] + "...")
+
+
+def _helpers(count: int) -> str:
+    if count == 0:
+        return "no other device works"
+    return f"at most {count} other device{' works' if count == 1 else 's work'}"
 
 
 def _the(unit: str) -> str:

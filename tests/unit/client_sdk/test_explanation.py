@@ -44,6 +44,10 @@ def test_the_figures_are_those_of_manifest_and_account(tmp_path: Path) -> None:
     text = found.text()
     assert f"epsilon {shown_up(device.spent, 2)} of 8 is spent in this task" in text
     assert f"at least {ONE.cohort.survivors_min - 1} others" in text
+    assert ONE.cohort.corrupt_max == 1
+    assert "as long as at most 1 other device works with it" in text
+    none = replace(found, corrupt_max=0).text()
+    assert "as long as no other device works with it" in none
 
 
 def test_a_megabyte_is_said_as_one(tmp_path: Path) -> None:
