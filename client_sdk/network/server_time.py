@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import datetime
 import struct
+import sys
 import time
 from collections.abc import Callable
 
@@ -33,6 +34,8 @@ _SECONDS = struct.Struct("<d")
 
 def steady_clock() -> float:
     """Seconds of a clock that nobody sets, and that goes on during suspend where there is one."""
+    if sys.platform == "win32":
+        return time.monotonic()
     for name in ("CLOCK_BOOTTIME", "CLOCK_MONOTONIC"):  # Linux; macOS
         if (clock := getattr(time, name, None)) is not None:
             return time.clock_gettime(clock)

@@ -1,0 +1,81 @@
+"""docs/sdk-api.md from the docstrings: ``python -m docs.sdk_api > docs/sdk-api.md``."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import client_sdk
+from client_sdk import testing
+
+ROOT = Path(__file__).resolve().parents[1]
+HEAD = """# The SDK's public names
+
+Made by `python -m docs.sdk_api` from the docstrings, of which it shows the beginning;
+`help(client_sdk.Client.run)` shows the rest: units, defaults and every error. What has no line here
+may change with any version.
+"""
+Declared = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef | ast.Assign
+
+
+def page() -> str:
+    parts = [HEAD, "\n## `client_sdk`\n"]
+    parts += [_entry(name, f"client_sdk/{_home(name)}.py") for name in client_sdk.__all__]
+    parts.append("\n## `client_sdk.testing`, for an app's own tests\n")
+    parts += [_entry(name, "client_sdk/testing/__init__.py") for name in testing.__all__]
+    return "\n".join(parts)
+
+
+def _home(name: str) -> str:
+    return client_sdk._HOMES.get(name, "errors").replace(".", "/")
+
+
+def _entry(name: str, file: str) -> str:
+    node = _declared(name, file)
+    if isinstance(node, ast.Assign):
+        return f"- **`{name}`** {ast.unparse(node.value)}"
+    lines = [f"- **`{name}`** {_first(node)}"]
+    if isinstance(node, ast.ClassDef):
+        lines += [
+            f"    - `{_called(each)}` {_first(each)}"
+            for each in node.body
+            if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef)
+            and not each.name.startswith("_")
+        ]
+    return "\n".join(lines)
+
+
+def _declared(name: str, file: str) -> Declared:
+    for node in ast.parse((ROOT / file).read_text("utf-8")).body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
+            return node
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:
+            return node
+        if isinstance(node, ast.ImportFrom) and name in {each.name for each in node.names}:
+            return _declared(name, f"{str(node.module).replace('.', '/')}.py")
+    raise LookupError(f"{file} does not declare {name}")
+
+
+def _called(node: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
+    names = {ast.unparse(each) for each in node.decorator_list}
+    if names & {"property", "cached_property"}:
+        return node.name
+    given = [each.arg for each in node.args.args if each.arg not in ("self", "cls")]
+    given += [f"{each.arg}=" for each in node.args.kwonlyargs]
+    wait = "await " if isinstance(node, ast.AsyncFunctionDef) else ""
+    if node.returns is not None and ast.unparse(node.returns).startswith("AsyncGenerator"):
+        wait = "async for event in "
+    return f"{wait}{node.name}({', '.join(given)})"
+
+
+def _first(node: ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> str:
+    """The first paragraph of a docstring, on one line, without the marks of its references."""
+    text = (ast.get_docstring(node) or "").split("\n\n")[0]
+    text = " ".join(text.replace("``", "`").split())
+    for mark in (":class:", ":meth:", ":func:", ":mod:", ":attr:"):
+        text = text.replace(mark, "")
+    return text.replace("`~", "`")
+
+
+if __name__ == "__main__":
+    print(page())
