@@ -16,11 +16,16 @@ from numpy.typing import NDArray
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import PretrainedConfig
-from transformers.pytorch_utils import Conv1D
 
 from client_sdk.errors import ContributionError, TaskRefusal
 from client_sdk.training.coins import torch_states_kept
-from client_sdk.training.lora import base_fingerprint, tied_targets, vector_to_tensors
+from client_sdk.training.lora import (
+    base_fingerprint,
+    candidates_said,
+    linear_targets,
+    tied_targets,
+    vector_to_tensors,
+)
 from client_sdk.training.twin import twin_of
 from secagg.lora.forms import sent_length, size, trained, vector_length
 from secagg.manifest import Adapter, TrainingManifest
@@ -66,7 +71,7 @@ class AdaptedModel:
                 found=fingerprint.hex(),
                 remedy="Load the same checkpoint, not quantised, and in no narrower type than its "
                 "own: float32 fits all.",
-            )
+            ).at(tensor=_misfit(model, manifest.adapter))
         self.adapter = manifest.adapter
         self.model = _inject(model, self.adapter)
         self._tensors = _adapter_tensors(self.model)
@@ -175,6 +180,24 @@ def fingerprint_of(model: nn.Module) -> bytes:
         TaskRefusal: ``model-adapted`` if the model has an adapter already; ``model-kind`` of an
             encoder-decoder that generates: it would be taught to repeat what its encoder reads.
     """
+    check_kind(model)
+    if isinstance(model, PeftModel) or any(".lora_" in n for n, _ in model.named_parameters()):
+        raise TaskRefusal(
+            "model-adapted",
+            "The model has an adapter already.",
+            remedy="Give the base model; the trainer injects the task's adapter itself.",
+        )
+    return base_fingerprint(model)
+
+
+def check_kind(model: nn.Module) -> None:
+    """Return if rows of this package are what the model reads and answers.
+
+    Raises:
+        TaskRefusal: ``model-kind``: an encoder-decoder that generates, a model that reads no
+            tokens, or one that is neither a language model nor a sequence classifier of at least
+            two classes.
+    """
     config = getattr(model, "config", None)
     generates = getattr(model, "can_generate", None)
     if getattr(config, "is_encoder_decoder", False) and generates is not None and generates():
@@ -186,27 +209,57 @@ def fingerprint_of(model: nn.Module) -> bytes:
             found=type(model).__name__,
             remedy="Choose a task of a decoder-only model.",
         )
-    if isinstance(model, PeftModel) or any(".lora_" in n for n, _ in model.named_parameters()):
+    kinds = [kind.__name__ for kind in type(model).__mro__]
+    if generates is None or isinstance(model, PeftModel):
+        return  # what it is shows when it runs
+    reads = getattr(model, "main_input_name", "input_ids") == "input_ids"
+    classifies = any(kind.endswith("ForSequenceClassification") for kind in kinds)
+    classes = int(getattr(config, "num_labels", 2)) if classifies else 2
+    if not reads or classes < 2 or not (generates() or classifies):
         raise TaskRefusal(
-            "model-adapted",
-            "The model has an adapter already.",
-            remedy="Give the base model; the trainer injects the task's adapter itself.",
+            "model-kind",
+            "The model is no language model that reads tokens, and no classifier of texts into "
+            "classes.",
+            expected="a decoder-only language model, or a sequence classifier of two classes or "
+            "more",
+            found=f"{kinds[0]}, {classes} classes" if classifies else kinds[0],
+            remedy="Load the checkpoint with AutoModelForCausalLM or "
+            "AutoModelForSequenceClassification, or choose another task.",
         )
-    return base_fingerprint(model)
+
+
+def check_adapter(model: PreTrainedModel, adapter: Adapter) -> None:
+    """Return if a device that is given ``model`` can have this adapter in it.
+
+    Raises:
+        TaskRefusal: ``model-kind``, ``adapter-targets``, ``adapter-tied``, ``model-copy``.
+    """
+    check_kind(model)
+    _inject(model, adapter)
+
+
+def _misfit(model: nn.Module, adapter: Adapter) -> str | None:
+    """The first tensor of the adapter for which the model has no layer of its size."""
+    sizes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    for shape in (*adapter.trainable, *adapter.frozen):
+        layer, _, side = shape.name.removeprefix("base_model.model.").partition(".lora_")
+        weight = sizes.get(f"{layer}.weight", ())
+        if (shape.columns if side.startswith("A") else shape.rows) not in weight:
+            return shape.name
+    return None
 
 
 def _inject(model: PreTrainedModel, adapter: Adapter) -> PeftModel:
-    if not set(adapter.target_modules) <= {
-        name.rpartition(".")[2]
-        for name, m in model.named_modules()
-        if type(m) in (nn.Linear, Conv1D)
-    }:
+    missing = sorted(set(adapter.target_modules) - linear_targets(model))
+    if missing:
         raise TaskRefusal(
             "adapter-targets",
             "Some targets of the adapter are not plain linear layers of this model.",
             expected=list(adapter.target_modules),
-            remedy="Load the model without quantisation, or ask for another task.",
-        )
+            found=f"without {', '.join(missing)}",
+            remedy=f"{candidates_said(model)} Ask for a task with such targets, or load the model "
+            "without quantisation.",
+        ).at(tensor=missing[0])
     if tied := tied_targets(model, adapter.target_modules):
         raise TaskRefusal(
             "adapter-tied",
@@ -230,7 +283,16 @@ def _inject(model: PreTrainedModel, adapter: Adapter) -> PeftModel:
     with torch_states_kept(twin), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft uses transformers' old names
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")  # it corrects
-        injected = get_peft_model(twin, config, adapter_name=_NAME)
+        try:
+            injected = get_peft_model(twin, config, adapter_name=_NAME)
+        except ValueError as error:  # of a family whose layers are used past their forward pass
+            raise TaskRefusal(
+                "adapter-targets",
+                "These targets take no adapter in this model.",
+                expected=list(adapter.target_modules),
+                found=str(error),
+                remedy=candidates_said(model),
+            ) from error
     assert isinstance(injected, PeftModel)  # noqa: S101  (mixed adapters are another type)
     for module in injected.modules():
         if id(module) not in known:  # new modules start in training mode

@@ -45,6 +45,8 @@ _WRAPPERS = {  # of torch, and where each keeps the model
     "DataParallel": "module",
     "DistributedDataParallel": "module",
 }
+_LINEAR = ("torch.nn.modules.linear", "Linear")
+_OWN_KINDS = "transformers.models."
 _PREFIX = "base_model.model."  # peft's, in every adapter file
 _HEADS = ("classifier", "score")  # peft saves and loads these with an adapter of type SEQ_CLS
 _FINGERPRINT_CHUNK = 1 << 22
@@ -203,7 +205,7 @@ def adapter_spec(
             "Some targets of the adapter are not linear layers of this model.",
             expected=sorted(target_modules),
             found=sorted(found),
-            remedy="Name linear layers by the last part of their path, such as q_proj.",
+            remedy=candidates_said(model),
         )
     if tied := tied_targets(model, target_modules):
         raise ConfigurationError(
@@ -256,13 +258,34 @@ def tied_targets(model: Any, target_modules: Sequence[str]) -> set[str]:
     return {name.rpartition(".")[2] for name in shared} & set(target_modules)
 
 
+def candidates_said(model: Any) -> str:
+    """A sentence with the layers that an adapter may have in this model."""
+    names = linear_targets(model)
+    known = ", ".join(sorted(names - tied_targets(model, sorted(names))))
+    if not known:
+        return "This model has no plain linear layer: load it without quantisation."
+    return f"Name linear layers by the last part of their path; this model has {known}."
+
+
+def linear_targets(model: Any) -> set[str]:
+    """The last parts of the paths of layers that take an adapter; some may be tied."""
+    return {name.rpartition(".")[2] for name, m in model.named_modules() if _linear_size(m)}
+
+
 def _linear_size(module: Any) -> tuple[int, int] | None:
-    """Inputs and outputs of a linear layer, or of GPT-2's transposed one; else None."""
-    if hasattr(module, "in_features"):
-        return int(module.in_features), int(module.out_features)
-    if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
+    """Inputs and outputs of a plain linear layer, or of GPT-2's transposed one; else None.
+
+    Plain is torch's own, and what a model of transformers derives from it (``FalconLinear``). Other
+    libraries' are not: their weights may be quantised, or used past the layer.
+    """
+    kind = type(module)
+    if kind.__name__ == "Conv1D" and hasattr(module, "nf"):
         return int(module.nx), int(module.nf)
-    return None
+    if not any((k.__module__, k.__name__) == _LINEAR for k in kind.__mro__):
+        return None
+    if (kind.__module__, kind.__name__) != _LINEAR and not kind.__module__.startswith(_OWN_KINDS):
+        return None
+    return int(module.in_features), int(module.out_features)
 
 
 def _skeleton(config: Any) -> nn.Module:

@@ -130,6 +130,7 @@ class LoraTrainer:
         self._left_out: dict[int, LeftOut] = {}
         self._owned = 0
         self._failure: TrainingFailure | None = None
+        self._tokenizer_fits = False
 
     # Every local step of every algorithm that admits local noise
     # (client_sdk.training.algorithms.steps).
@@ -223,6 +224,7 @@ class LoraTrainer:
         job.demand_wanted()
         try:
             adapted = self._prepare(manifest, micro_batch)
+            self._check_tokenizer(adapted)
             adapted.choose(job.version)
             adapted.load(job.vector)
             start = self._start_products(adapted)
@@ -330,6 +332,29 @@ class LoraTrainer:
             self._unload()  # its adapter has the test's values
             raise
         return self._adapted
+
+    def _check_tokenizer(self, adapted: AdaptedModel) -> None:
+        """What follows from the tokenizer alone; a token that was added to it may be unused.
+
+        Raises:
+            TaskRefusal: ``model-tokenizer``.
+        """
+        if self._tokenizer_fits or not hasattr(self._tokenizer, "get_vocab"):
+            return
+        table: Any = adapted.base.get_input_embeddings()
+        size, added = table.weight.shape[0], set(self._tokenizer.get_added_vocab())
+        known: Any = self._tokenizer.get_vocab()
+        beyond = sum(token >= size for word, token in known.items() if word not in added)
+        if beyond:
+            names = {id(p): name for name, p in adapted.base.named_parameters()}
+            raise TaskRefusal(
+                "model-tokenizer",
+                "The tokenizer is another model's: it has tokens that this one does not have.",
+                expected=f"tokens below {size}",
+                found=f"{beyond} beyond",
+                remedy="Load the tokenizer from the model's own folder.",
+            ).at(tensor=names.get(id(table.weight)))
+        self._tokenizer_fits = True
 
     def _unload(self) -> None:
         self._adapted = None

@@ -42,13 +42,16 @@ class AdapterKind(enum.StrEnum):
 def _describe(
     model: str, kind: AdapterKind, rank: int, alpha: int, targets: str, sketch: int
 ) -> dict[str, Any]:
+    from client_sdk.training.adapted import check_adapter, check_kind
     from secagg_cli.models.cache import ensure_model, load_model
     from secagg_cli.models.describe import describe
     from secagg_cli.models.presets import AdapterPreset
 
     loaded, _ = load_model(ensure_model(model))
+    check_kind(loaded)
     preset = AdapterPreset(kind.value, rank, alpha, tuple(targets.split(",")), sketch)
     base_model, adapter = describe(loaded, model, preset)
+    check_adapter(loaded, adapter)
     return {"base_model": base_model, "adapter": adapter}
 
 
