@@ -92,6 +92,7 @@ class Network:
         self._session = aiohttp.ClientSession(
             headers={"User-Agent": self._user_agent, "Accept-Encoding": "identity"},
             auto_decompress=False,
+            connector=aiohttp.TCPConnector(use_dns_cache=False),  # an aggregator may move
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=None),
         )

@@ -13,19 +13,12 @@ import pytest
 from msgspec.structs import replace
 
 from client_sdk import Client, Event, Unreached
-from tests.kits.bad_networks import QUICK, Ended, run_fleet
+from tests.kits.bad_networks import HASTY, QUICK, run_fleet
 from tests.kits.boxes import Authority
 from tests.kits.fault_proxy import Schedule, faulty
 from tests.kits.world import POLICY, TASK, OneHot, World, plain_spec
 
 pytestmark = pytest.mark.usefixtures("no_proxies")
-
-
-async def release_over(folder: Path, *faults: str, rate: float, seed: int) -> Ended:
-    """Every device meets the same faults, each by a seed of its own."""
-    ended = await run_fleet(folder, lambda number: Schedule(faults, rate, 100 * seed + number))
-    assert ended.ends == ("released",) * 3, ended
-    return ended
 
 
 @pytest.mark.parametrize(
@@ -40,8 +33,9 @@ async def release_over(folder: Path, *faults: str, rate: float, seed: int) -> En
 async def test_a_fleet_releases_over_a_bad_network_and_little_is_sent_again(
     tmp_path: Path, faults: tuple[str, ...]
 ) -> None:
-    rate = 0.08 if "stall" in faults else 0.3
-    ended = await release_over(tmp_path, *faults, rate=rate, seed=3)
+    pace, rate = (HASTY, 0.05) if "stall" in faults else (QUICK, 0.3)
+    ended = await run_fleet(tmp_path, lambda number: Schedule(faults, rate, 300 + number), pace)
+    assert ended.ends == ("released",) * 3, ended
     assert ended.sent_again <= 0.1, ended
     assert ended.seconds < QUICK.run_s
 
@@ -117,5 +111,6 @@ async def test_a_name_that_moves_to_another_machine_is_followed(
         others = (
             world.device(f"d{n}").run_async(OneHot(n), task=TASK, rounds=1) for n in (1, 2, 3)
         )
-        results = await asyncio.gather(mine, *others)
+        async with asyncio.timeout(60.0):
+            results = await asyncio.gather(mine, *others)
     assert [len(result.releases) for result in results] == [1] * 4

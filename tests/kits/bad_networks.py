@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +45,7 @@ REPORTED = Pace(TransportSettings(), step_s=25.0, run_s=150.0)
 QUICK = Pace(
     TransportSettings(
         patience_s=10.0,
-        request_s=2.0,
+        request_s=12.0,
         transfer_s=5.0,
         poll_s=2.0,
         backoff_first_s=0.01,
@@ -57,6 +57,7 @@ QUICK = Pace(
     bytes_per_s=100_000.0,
     delay_s=0.2,
 )
+HASTY = replace(QUICK, transport=replace(QUICK.transport, request_s=2.0, poll_s=1.0))
 
 
 @dataclass
