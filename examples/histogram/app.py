@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from client_sdk import Client, Event, PrivacyPolicy, RunResult, TrainingJob
+from client_sdk import Client, ClientError, Event, PrivacyPolicy, RunResult, TrainingJob
 
 TASK = "screen-time"
 BINS = 16
@@ -44,7 +44,10 @@ def take_part(bundle: str | Path, state: str | Path, minutes: Sequence[float]) -
 
 def main() -> None:
     bundle, state, minutes = sys.argv[1:4]
-    result = take_part(bundle, state, np.loadtxt(minutes, ndmin=1).tolist())
+    try:
+        result = take_part(bundle, state, np.loadtxt(minutes, ndmin=1).tolist())
+    except ClientError as error:
+        sys.exit(str(error))  # reason, both values and the way out
     for refusal in result.refusals:
         print(refusal)
     print(f"{len(result.releases)} release, epsilon {result.epsilon:.2f} spent in this task")
