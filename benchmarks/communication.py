@@ -220,7 +220,7 @@ def messages_table(sizes: Sequence[int]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--models", default="tiny,smollm2", help="of tiny and smollm2; empty: none")
-    parser.add_argument("--sizes", default="6,60,1000", help="devices of a cohort, comma between")
+    parser.add_argument("--sizes", default="6,60,200", help="devices of a cohort, comma between")
     args = parser.parse_args()
     for model in filter(None, args.models.split(",")):
         print(f"\n{model}\n", *forms_table(model, 6), sep="\n", flush=True)
