@@ -96,20 +96,20 @@ class Training:
         if has_control(checkin.manifest):
             await self._settle(checkin)
         report_s = self._report_at(checkin)
-        try:
-            return await self._ready(checkin, report_s)
-        except asyncio.CancelledError:
-            # Of training that was still at work nothing is left either. Else what is small, and so
-            # ready before a pause comes, would be reported, and what is large drawn anew: whether a
-            # device reports would show its batch, and batches would have another distribution.
-            if report_s is not None:
-                device.journal.drop_contribution()
-            raise
+        return await self._ready(checkin, report_s)
 
     async def _ready(self, checkin: CheckIn, report_s: float | None) -> Contribution:
-        """The contribution, at the time of the report."""
+        """The contribution, at the time of the report.
+
+        With a slot it is journalled then and not before: a pause, a stop or a kill leaves as little
+        of what is ready as of training that is at work. Else what is small, and so ready in time,
+        would be reported and what is large drawn anew: whether a device reports would show its
+        batch, and batches would have another distribution.
+        """
         device, task = self._device, checkin.manifest.task
+        journal = device.journal
         contribution = self.reusable(checkin)
+        new = contribution is None
         if contribution is not None:
             self.recall(contribution)
             version = version_of(contribution, checkin)
@@ -123,7 +123,8 @@ class Training:
             contribution = await progress.during(self._compute(checkin, report_s, progress))
             told = await self._tell_examples(checkin.manifest)
             contribution = told.stored_in(contribution)
-            await finish_in_thread(device.journal.save_contribution, contribution)
+            if report_s is None:
+                await finish_in_thread(journal.save_contribution, contribution)
             await self._note(task, contribution.failure)
             await device.emit(
                 "trained",
@@ -136,6 +137,8 @@ class Training:
             )
         if report_s is not None:
             await device.sleep(max(0.0, report_s - device.time.steady()))
+            if new:
+                await finish_in_thread(journal.save_contribution, contribution)
         return contribution
 
     async def settled(self) -> None:

@@ -97,10 +97,10 @@ def test_conditions_that_nobody_gave_are_not_asked() -> None:
 
 
 @pytest.mark.parametrize("ready", [True, False])
-async def test_what_a_pause_meets_before_its_slot_is_forgotten_whether_ready_or_not(
+async def test_what_a_pause_or_a_kill_meets_before_its_slot_is_forgotten_whether_ready_or_not(
     tmp_path: Path, ready: bool
 ) -> None:
-    """Else a pause would let small batches through and have large ones drawn anew."""
+    """Else either would let small batches through and have large ones drawn anew."""
     setting, reached = Setting(tmp_path), asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -118,11 +118,20 @@ async def test_what_a_pause_meets_before_its_slot_is_forgotten_whether_ready_or_
     training = Training(setting.device, Runs(work))
     reporting = asyncio.create_task(training.contribution(checkin_of(SLOTTED)))
     await reached.wait()
-    assert (setting.device.journal.load_contribution() is not None) == ready
+    assert setting.device.journal.load_contribution() is None  # what a kill would leave
     reporting.cancel()
     await asyncio.gather(reporting, return_exceptions=True)
     await training.settled()
     assert setting.device.journal.load_contribution() is None
+
+
+async def test_what_is_reported_at_its_slot_is_journalled(tmp_path: Path) -> None:
+    setting = Setting(tmp_path)
+    training = Training(setting.device, Runs(lambda job: zero_contribution(job.manifest)))
+    found = await training.contribution(checkin_of(SLOTTED))
+    kept = setting.device.journal.load_contribution()
+    assert kept is not None
+    assert kept.name == found.name
 
 
 async def test_progress_is_told_at_a_bounded_rate_with_the_seconds_that_are_left(
