@@ -21,7 +21,7 @@ import math
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
@@ -34,6 +34,7 @@ FORMAT = 1
 _EXPONENT_MAX = 256
 _GRID_BITS = 30
 _GRID_PLANES_MAX = _GRID_BITS - 6  # eight bits with the sign, and the others
+_TENSORS_MAX = 16
 _SAMPLE = 256
 _RAW = -15  # deflate without a frame of its own
 _PATTERNS: dict[str, Any] = {"float32": np.uint32, "float64": np.uint64}
@@ -45,7 +46,7 @@ class _Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_lik
     name: str
     coding: Literal["grid", "bits"]
     exponent: int
-    planes: tuple[bytes, ...]
+    planes: Annotated[tuple[bytes, ...], msgspec.Meta(max_length=_GRID_PLANES_MAX)]
 
 
 class _Delta(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
@@ -54,7 +55,7 @@ class _Delta(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like
     format: int
     base: bytes
     header: bytes
-    tensors: tuple[_Tensor, ...]
+    tensors: Annotated[tuple[_Tensor, ...], msgspec.Meta(max_length=_TENSORS_MAX)]
 
 
 _encoder = msgspec.msgpack.Encoder()

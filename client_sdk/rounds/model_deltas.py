@@ -42,7 +42,7 @@ async def rebuilt(
         note: hears how many bytes of the delta are there, and of how many.
 
     Raises:
-        TransportError: the aggregator is out of reach.
+        TransportError: the aggregator is out of reach or busy.
         StateError: ``disk``.
     """
     base = await asyncio.to_thread(_read, held)
@@ -51,7 +51,7 @@ async def rebuilt(
             model.digest, base.digest, model.size_bytes - 1, begun, folder, note
         )
     except TransportError as error:
-        if is_transient(error):
+        if is_transient(error) and error.own_status != 500:
             raise
         if begun is not None:
             remove_model(begun)

@@ -109,6 +109,28 @@ def test_a_bomb_is_refused_before_it_opens() -> None:
     tracemalloc.stop()
 
 
+@pytest.mark.parametrize(
+    ("tensors", "piece"),
+    [(("clip", "vector"), b"\xc4\x00"), ((), msgspec.msgpack.encode(["", "grid", 0, []]))],
+    ids=["planes", "tensors"],
+)
+def test_many_small_pieces_take_no_memory(tensors: tuple[str, ...], piece: bytes) -> None:
+    """Each would be an object of many times its bytes."""
+    many = b"\xdd" + (100_000).to_bytes(4, "big") + piece * 100_000
+    delta = b"\x94" + b"".join(map(msgspec.msgpack.encode, (1, b"", HEADER)))
+    if tensors:
+        delta += b"\x92" + b"".join(
+            b"\x94" + msgspec.msgpack.encode(name) + b"\xa4grid\x00" + many for name in tensors
+        )
+    else:
+        delta += many
+    tracemalloc.start()
+    with pytest.raises(RemoteProtocolError, match="does not parse"):
+        decode(delta, Base(), EXPECTED, len(HEADER))
+    assert tracemalloc.get_traced_memory()[1] < 1 << 16
+    tracemalloc.stop()
+
+
 def squeeze_of(plane: bytes) -> bytes:
     squeeze = zlib.compressobj(9, zlib.DEFLATED, -15)
     return squeeze.compress(plane) + squeeze.flush()

@@ -126,9 +126,10 @@ async def test_a_model_is_rebuilt_and_takes_the_place_of_the_one_held(
         (delta(file_of(np.arange(LENGTH) + 2)), "delta-digest"),
         (delta(held=file_of(np.ones(LENGTH))), "delta-malformed"),
         (TransportError("delta-digest", "Damaged."), "delta-digest"),
+        (TransportError("internal", "It cannot be made.", status=500), "internal"),
         (TransportError(NO_DELTA, "There is none."), None),
     ],
-    ids=["no delta", "another model", "another base", "damaged", "none"],
+    ids=["no delta", "another model", "another base", "damaged", "failed", "none"],
 )
 async def test_without_a_right_delta_the_whole_model_comes_once(
     tmp_path: Path, answer: bytes | Exception, told: str | None
