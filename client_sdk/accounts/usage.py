@@ -161,6 +161,7 @@ class Usage:
             StateError: ``state-unwritable``.
         """
         began_s, counted_s = self._time.steady(), 0.0
+        least_s = self._record.trained.get(task, 0.0)  # unless it comes to its end
 
         async def count(ahead_s: float) -> None:
             nonlocal counted_s
@@ -179,13 +180,14 @@ class Usage:
         counting = asyncio.create_task(keep_counting())
         try:
             yield
+            least_s = 0.0
         finally:
             counting.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await counting
+            took_s = max(least_s, self._time.steady() - began_s)
             self._record = msgspec.structs.replace(
-                self._record,
-                trained={**self._record.trained, task: self._time.steady() - began_s},
+                self._record, trained={**self._record.trained, task: took_s}
             )
             await count(0.0)
 

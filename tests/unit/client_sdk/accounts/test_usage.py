@@ -199,6 +199,24 @@ def test_training_is_counted_and_the_last_one_must_fit_again(phone: Phone) -> No
     assert phone.started().training_s() == 60.0
 
 
+def test_training_that_is_interrupted_does_not_show_how_long_the_next_takes(phone: Phone) -> None:
+    train(phone, 60.0)
+    phone.later(31 * DAY)
+
+    async def stopped() -> None:
+        async with phone.usage.training("one"):
+            phone.steady_s += 45.0
+            raise asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(stopped())
+    with pytest.raises(PolicyRefusal) as caught:
+        phone.usage.demand_training("one")
+    assert caught.value.found == "45.0 s used and 60.0 s more"
+    train(phone, 5.0)
+    phone.usage.demand_training("one")
+
+
 def test_a_kill_while_training_counts_a_block_more(phone: Phone) -> None:
     async def killed() -> float:
         async with phone.usage.training("one"):
