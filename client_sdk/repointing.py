@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec.structs import replace
@@ -47,7 +48,9 @@ def repoint(bundle: EnrolmentBundle, server: str, info: ServerInfo) -> Enrolment
                 remedy="Give the new address of the aggregator that the device was enrolled with. "
                 "For another aggregator the partner enrols its devices anew.",
             )
-    if bundle.server.startswith("https:") and server.startswith("http:"):
+    moved = replace(bundle, server=server.rstrip("/"))
+    check_bundle(moved)
+    if (urlsplit(bundle.server).scheme, urlsplit(server).scheme) == ("https", "http"):
         raise EnrolmentError(
             "server-plain",
             "The new address would give up the encryption that the old one has.",
@@ -55,8 +58,6 @@ def repoint(bundle: EnrolmentBundle, server: str, info: ServerInfo) -> Enrolment
             found=server,
             remedy="Give an address that begins with https://.",
         )
-    moved = replace(bundle, server=server.rstrip("/"))
-    check_bundle(moved)
     return moved
 
 

@@ -130,6 +130,8 @@ BUNDLE = create_bundle("https://old.example", bytes(32), VERIFIER, PARTNER.seed,
         ("https://new.example", replace(info_of(BUNDLE), task_key=bytes(31) + b"1"), "task key"),
         ("https://new.example", replace(info_of(BUNDLE), ledger_verifier=VERIFIER + "x"), "ledger"),
         ("http://new.example", info_of(BUNDLE), "encryption"),
+        ("HTTP://new.example", info_of(BUNDLE), "encryption"),
+        (" http://new.example", info_of(BUNDLE), "encryption"),
         ("https://user:word@new.example", info_of(BUNDLE), "cannot be used"),
     ],
 )
