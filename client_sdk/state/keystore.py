@@ -214,7 +214,7 @@ def _create(
 
 def _open_with_keyring(folder: Path, stored: _KeyFile) -> StorageKey:
     secret = os_keyring.find(stored.salt.hex())
-    if secret is None and (folder / "forgetting").exists():  # its key is the last that goes
+    if secret is None and _all_forgotten(folder):  # its key is the last that goes
         remove_durably(folder / FILE)
         return open_storage_key(folder, keyring=True)
     if secret is None or len(secret) != KEY_BYTES:
@@ -229,6 +229,13 @@ def _open_with_keyring(folder: Path, stored: _KeyFile) -> StorageKey:
     key = StorageKey(secret)
     key.open(_CHECK_LABEL, stored.check)
     return key
+
+
+def _all_forgotten(folder: Path) -> bool:
+    """Whether a device was forgotten here up to its key: nothing is left that the key opens."""
+    from client_sdk.state.journal import own_files  # which knows this module
+
+    return (folder / "forgetting").exists() and not own_files(folder)
 
 
 def _open_with_passphrase(path: Path, stored: _KeyFile, passphrase: str) -> StorageKey:

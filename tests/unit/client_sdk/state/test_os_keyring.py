@@ -154,6 +154,20 @@ def test_forgetting_takes_the_key_out_of_the_keyring(ring: FileKeyring, tmp_path
     assert charges(device(tmp_path, "second")) == 1
 
 
+def test_a_keyring_that_is_away_while_a_device_is_forgotten_costs_no_account(
+    ring: FileKeyring, tmp_path: Path
+) -> None:
+    """A key that is not found is not a key that is gone."""
+    client = device(tmp_path, "first")
+    spend(client)
+    folder = tmp_path / "first"
+    (folder / "forgetting").write_bytes(b"begun")
+    before = (folder / "storage.key").read_bytes()
+    with chosen(FileKeyring(tmp_path / "other.json")):
+        assert refused(folder, keyring=True).reason == "keyring-entry-gone"
+    assert (folder / "storage.key").read_bytes() == before
+
+
 @pytest.mark.parametrize("step", range(3))
 def test_a_kill_while_the_key_goes_is_made_up_for(
     ring: FileKeyring, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
