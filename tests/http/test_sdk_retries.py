@@ -20,7 +20,7 @@ from tests.kits.quadratics import local_spec, quadratic_spec
 from tests.kits.world import POLICY, TASK, Killed, World, kill_at, plain_spec
 
 STRICT = dataclasses.replace(POLICY, repeat_without_noise=False)
-SHORT = DeadlineSpec(report_s=60.0, masked_input_s=1.0)
+SHORT = DeadlineSpec(report_s=60.0, masked_input_s=2.0)
 
 
 class Zeros:
@@ -136,7 +136,7 @@ async def test_with_noise_in_the_sum_a_new_contribution_is_computed_for_the_retr
 ) -> None:
     noisy = plain_spec(
         device_noise_multiplier=8.0,
-        deadlines=DeadlineSpec(report_s=15.0, masked_input_s=1.0),  # the retry waits for it
+        deadlines=DeadlineSpec(report_s=15.0, masked_input_s=3.0),  # the retry waits for it
         budget=BudgetSpec(max_epsilon=None, delta=1e-5, releases_max=10),
     )
     async with World(tmp_path, noisy) as world:
