@@ -387,7 +387,7 @@ class LoraTrainer:
         self._tested.add((way, size, max_tokens))
 
     def _encode(
-        self, max_tokens: int, demand_wanted: Callable[[], None]
+        self, max_tokens: int, demand_wanted: Callable[[], None] = lambda: None
     ) -> tuple[tuple[Row, ...], tuple[LeftOut, ...]]:
         if self._rows is None or self._rows[0] != max_tokens:
             takes = Input.of(self._base)
