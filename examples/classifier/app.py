@@ -40,7 +40,7 @@ def main() -> None:
     result = take_part(*sys.argv[1:4])
     for refusal in result.refusals:
         print(refusal)
-    for failure in result.failed:  # zeros took the place of a contribution: for this user alone
+    for failure in result.failures:  # zeros took the place of a contribution: for this user alone
         print("training failed:", failure)
     for example in result.left_out:
         print("not used:", example)

@@ -37,7 +37,7 @@ class ClassifierTest(unittest.IsolatedAsyncioTestCase):
             [release] = service.releases
             self.assertEqual(release.survivors, 3)
             for result in results:
-                self.assertEqual(result.failed, ())
+                self.assertEqual(result.failures, ())
                 self.assertEqual(result.used, len(REVIEWS))
                 self.assertLess(0.0, result.epsilon)
                 self.assertLess(result.epsilon, POLICY.max_epsilon)

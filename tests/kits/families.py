@@ -82,6 +82,16 @@ FAMILIES: dict[str, Family] = {
     ),
     "GPTNeoXForCausalLM": Family(_PLAIN | _MARKS, ("query_key_value",)),
     "GPTJForCausalLM": Family(_GPT | _MARKS | {"rotary_dim": 4}),
+    "FalconForCausalLM": Family(
+        {
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "vocab_size": _VOCABULARY,
+        }
+        | _MARKS,
+        ("query_key_value",),
+    ),
     "BloomForCausalLM": Family(
         {"hidden_size": 32, "n_layer": 2, "n_head": 4, "vocab_size": _VOCABULARY} | _MARKS,
         ("query_key_value",),
@@ -122,25 +132,12 @@ _SEQ2SEQ = {
 }
 # With the stable reason of the refusal.
 REFUSED: dict[str, tuple[Family, str]] = {
-    "FalconForCausalLM": (
-        Family(
-            {
-                "hidden_size": 32,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 4,
-                "vocab_size": _VOCABULARY,
-            }
-            | _MARKS,
-            ("query_key_value",),
-        ),
-        "adapter-targets",
-    ),
     "MambaForCausalLM": (
         Family(
             {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": _VOCABULARY} | _MARKS,
             ("in_proj", "out_proj"),
         ),
-        "model-failed",
+        "adapter-targets",
     ),
     "T5ForConditionalGeneration": (
         Family(
@@ -181,7 +178,7 @@ REFUSED: dict[str, tuple[Family, str]] = {
                 "patch_size": 16,
             }
         ),
-        "model-failed",
+        "model-kind",
     ),
 }
 
