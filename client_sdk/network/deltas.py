@@ -23,17 +23,18 @@ from secagg.limits import DIGEST_BYTES
 _TAG = re.compile(r'"([0-9a-f]{64})"')
 _RANGE = re.compile(r"bytes ([0-9]{1,16})-[0-9]{1,16}/([0-9]{1,16})")
 _PIECE_BYTES = 1 << 18
-_STUCK_MAX = 8  # answers in a row that bring nothing new
+_STUCK_MAX = 8  # answers in a row that begin anew
 _HAS_NONE = (404, 405)  # also of an older aggregator, or of a proxy that knows no such path
 NO_DELTA = "no-delta"
 
 
 @dataclass(frozen=True)
 class _Begun:
-    """A delta's part, and how long it will be."""
+    """A delta's part, how long it will be, and whether this answer went on with it."""
 
     part: Path
     size_bytes: int
+    resumed: bool
 
 
 class DeltaDownload:
@@ -72,7 +73,7 @@ class DeltaDownload:
         """
         if part is not None and is_whole(part):
             return part
-        most, stuck = 0, 0
+        stuck = 0
         while stuck <= _STUCK_MAX:
             begun = await self._http.retry(lambda: self._answer(part, folder))  # noqa: B023
             have = size_of(begun.part)
@@ -85,8 +86,8 @@ class DeltaDownload:
                     "The delta of the model is not what its digest says.",
                     expected=begun.part.stem,
                 )
-            stuck = 0 if begun.part == part and have > most else stuck + 1
-            part, most = begun.part, have
+            stuck = 0 if begun.resumed else stuck + 1
+            part = begun.part
         raise TransportError("delta-malformed", "The transfer of the delta does not advance.")
 
     async def _answer(self, part: Path | None, folder: Path) -> _Begun:
@@ -147,7 +148,7 @@ class DeltaDownload:
             truncate(new)
         elif new != part or ranged is None or int(ranged[1]) != have:
             raise TransportError("delta-malformed", "The answer is another range.")
-        return _Begun(new, size)
+        return _Begun(new, size, resumed=response.status == 206)
 
 
 def is_whole(part: Path) -> bool:

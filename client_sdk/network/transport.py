@@ -35,7 +35,7 @@ from secagg.messages import FRAME_BYTES_MAX
 _OFFER_BYTES_MAX = 2 * MANIFEST_BYTES_MAX  # base64
 _MAIL_BYTES_MAX = 2 * FRAME_BYTES_MAX + 65_536
 _POLL_PART = 0.75  # of a request's limit; the rest is for its way
-_STUCK_MAX = 8  # transfers in a row that bring nothing new
+_STUCK_MAX = 8  # transfers in a row that begin anew
 
 
 class Transport:
@@ -169,17 +169,19 @@ class Transport:
 
         The caller checks the digest. ``note`` hears how many bytes are there, and of how many.
         """
-        most, stuck = 0, 0
+        stuck = 0
         while (have := size_of(part)) < size_bytes:
-            most, stuck = max(most, have), 0 if have > most else stuck + 1
             if stuck > _STUCK_MAX:
                 raise TransportError(
                     "model-size",
                     "The model's transfer does not advance.",
                     expected=size_bytes,
-                    found=most,
+                    found=have,
                 )
-            await self._http.retry(lambda: self._fetch_range(digest, have, size_bytes, part, note))
+            resumed = await self._http.retry(
+                lambda: self._fetch_range(digest, have, size_bytes, part, note)
+            )
+            stuck = 0 if resumed else stuck + 1
         if have > size_bytes:
             os.unlink(part)
             raise TransportError(
@@ -223,10 +225,11 @@ class Transport:
         size_bytes: int,
         part: Path,
         note: Callable[[int, int], None],
-    ) -> None:
-        """Append what comes; an error is raised only if nothing came."""
+    ) -> bool:
+        """Append what comes: whether it went on where the part ends. An error is raised only if
+        nothing came."""
         headers = {"Range": f"bytes={have}-"} if have else {}
-        grown = 0
+        grown, resumed = 0, False
         try:
             async with self._http.request(
                 "GET",
@@ -242,12 +245,12 @@ class Transport:
                     grown += len(piece)
                     note((have if resumed else 0) + grown, size_bytes)
                     if grown > size_bytes:
-                        return
+                        break
         except TransportError as error:
             if error.own_status == 416:
                 truncate(part)
             if not grown:
                 raise
-            return
         if not grown:
             raise Unreached("unreachable", "The model's transfer was empty.")
+        return resumed

@@ -162,3 +162,29 @@ async def test_an_answer_without_a_strong_tag_is_no_delta(tmp_path: Path, tag: s
             await transport.download_delta(MODEL, HELD, WHOLE, None, tmp_path)
     assert caught.value.reason == "delta-malformed"
     assert left_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("form", ["delta", "whole"])
+async def test_a_transfer_that_always_begins_anew_ends(tmp_path: Path, form: str) -> None:
+    """One byte more each time would come to half of the square of its length."""
+    content, answers = os.urandom(300), 0
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        nonlocal answers
+        answers += 1
+        response = web.StreamResponse(headers={"ETag": f'"{tag_of(content)}"'})
+        response.content_length = len(content)
+        await response.prepare(request)
+        await response.write(content[:answers])
+        assert request.transport is not None
+        request.transport.close()
+        return response
+
+    async with serving(answer) as transport:
+        if form == "delta":
+            transfer = transport.download_delta(MODEL, HELD, WHOLE, None, tmp_path)
+        else:
+            transfer = transport.download_model(MODEL, len(content), tmp_path / "part")
+        with pytest.raises(TransportError, match="does not advance"):
+            await transfer
+    assert answers < 20
