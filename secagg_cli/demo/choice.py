@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, get_args
 
 from secagg.errors import ConfigurationError
@@ -106,6 +105,12 @@ def _choices(name: str | None, modes: tuple[Privacy, ...]) -> Iterator[Choice]:
             yield Choice(algorithm, form, mode)
 
 
+# What tells torch's linear layer, without torch.
+_LINEAR = type(
+    "Linear", (), {"__module__": "torch.nn.modules.linear", "in_features": 64, "out_features": 64}
+)
+
+
 class _OneLayer:
     """As much of a model as a task's description looks at, before any model is loaded."""
 
@@ -114,7 +119,7 @@ class _OneLayer:
 
     def named_modules(self, remove_duplicate: bool = True) -> Iterator[tuple[str, object]]:
         for name in self._targets:
-            yield name, SimpleNamespace(in_features=64, out_features=64)
+            yield name, _LINEAR()
 
     def named_parameters(self) -> Iterator[tuple[str, object]]:
         yield from ()
