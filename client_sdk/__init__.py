@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         PolicyRefusal,
         RemoteProtocolError,
         RunningLoopError,
+        SecaggError,
         StateError,
         TaskRefusal,
         TransportError,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from client_sdk.rounds.participant import Outcome
     from client_sdk.rounds.result import RunResult
     from client_sdk.rounds.steering import StopSignal
+    from client_sdk.training.lora import base_fingerprint
     from client_sdk.training.trainer import LoraTrainer
 
 __version__: str  # of the installed package
@@ -73,6 +75,7 @@ __all__ = [
     "RemoteProtocolError",
     "RunResult",
     "RunningLoopError",
+    "SecaggError",
     "StateError",
     "StopSignal",
     "TaskRefusal",
@@ -82,6 +85,7 @@ __all__ = [
     "TransportSettings",
     "UnitCost",
     "Unreached",
+    "base_fingerprint",
     "repoint_bundles",
 ]
 
@@ -107,6 +111,7 @@ _HOMES = {
     "TrainingJob": "contribution",
     "TransportSettings": "network.http",
     "UnitCost": "explanation",
+    "base_fingerprint": "training.lora",
     "repoint_bundles": "repointing",
 }
 

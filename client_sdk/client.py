@@ -248,7 +248,7 @@ class Client:
                 ``data-account-missing``, ``data-of-another``
                 (:meth:`client_sdk.accounts.data_door.DataDoor.open`).
         """
-        demand_no_loop("run")
+        demand_no_loop("client.run")
         return asyncio.run(self.run_async(contributor, task=task, rounds=rounds, stop=stop))
 
     async def run_async(
@@ -325,7 +325,7 @@ class Client:
         """
         if self._lift_pause():
             return RunResult()
-        demand_no_loop("resume")
+        demand_no_loop("client.resume")
         return asyncio.run(self.resume_async(stop=stop))
 
     def _lift_pause(self) -> bool:
@@ -369,7 +369,7 @@ class Client:
             LedgerRefusal, BudgetError: as :func:`client_sdk.accounts.recovery.recover`.
             TransportError, StateError: as :meth:`run`.
         """
-        demand_no_loop("recover_account")
+        demand_no_loop("client.recover_account")
         return asyncio.run(self.recover_account_async(leaves_max))
 
     async def recover_account_async(self, leaves_max: int = LEAVES_MAX) -> Recovered:
@@ -393,7 +393,7 @@ class Client:
             RemoteProtocolError, ClockError, LedgerRefusal, StateError, TransportError: as
                 :meth:`run`.
         """
-        demand_no_loop("explain")
+        demand_no_loop("client.explain")
         return asyncio.run(self.explain_async(task, contributor))
 
     async def explain_async(self, task: str, contributor: Contributor | None = None) -> Explanation:

@@ -2,6 +2,7 @@
 
 ``RemoteProtocolError`` of :mod:`secagg.errors` is raised too, where a signed message breaks the
 rules, and ``ConfigurationError`` for a choice that cannot be used; neither is a ``ClientError``.
+``SecaggError`` is the base of them all.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Self
 
 from secagg.errors import ConfigurationError as ConfigurationError
 from secagg.errors import RemoteProtocolError as RemoteProtocolError
-from secagg.errors import SecaggError
+from secagg.errors import SecaggError as SecaggError
 
 
 class ClientError(SecaggError):

@@ -89,6 +89,8 @@ def check_values(manifest: Manifest, values: Mapping[str, np.ndarray]) -> dict[s
             "The contribution must have exactly the manifest's segments.",
             expected=expected,
             found=sorted(values) if isinstance(values, Mapping) else type(values).__name__,
+            remedy="Return a mapping of these names from a plain function: contribute is called in "
+            "a thread, without await.",
         )
     checked = {}
     for segment in own:
@@ -99,6 +101,7 @@ def check_values(manifest: Manifest, values: Mapping[str, np.ndarray]) -> dict[s
                 f"Segment {segment.name!r} has the wrong shape.",
                 expected=(segment.length,),
                 found=array.shape,
+                remedy="Return it in one dimension, as long as the manifest's segment.",
             )
         if array.dtype.kind not in ("iu" if is_batch_secret(manifest) else "iuf"):
             raise ContributionError(
@@ -106,6 +109,9 @@ def check_values(manifest: Manifest, values: Mapping[str, np.ndarray]) -> dict[s
                 f"Segment {segment.name!r} has the wrong type.",
                 expected="integers" if is_batch_secret(manifest) else "real numbers",
                 found=str(array.dtype),
+                remedy="Return what an ExampleSum has added up."
+                if is_batch_secret(manifest)
+                else "Return numbers.",
             )
         array = array.astype(np.float64 if array.dtype.kind == "f" else np.int64)
         if array.dtype.kind == "f" and not np.isfinite(array).all():
@@ -114,6 +120,7 @@ def check_values(manifest: Manifest, values: Mapping[str, np.ndarray]) -> dict[s
                 f"Segment {segment.name!r} has values that are not finite.",
                 expected="finite",
                 found=f"{int((~np.isfinite(array)).sum())} of {segment.length} not finite",
+                remedy="Look for a division by zero, or a training that diverges.",
             )
         checked[segment.name] = np.ascontiguousarray(array)
     return checked

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from client_sdk.accounts.device_account import DeviceAccount
 from client_sdk.accounts.period_limits import PeriodLimits
@@ -18,6 +19,7 @@ from client_sdk.accounts.usage import Usage
 from client_sdk.conditions import Conditions
 from client_sdk.errors import PolicyRefusal
 from client_sdk.privacy_modes import ANY_MODE, PrivacyMode, privacy_modes, repeats
+from client_sdk.settings_fields import check_fields
 from client_sdk.transfer_sizes import download_size, upload_size
 from dp.accounting.budget import ALL_UNITS, Unit, charges_of, cost_of
 from dp.accounting.charges import GROUP_UNITS
@@ -26,6 +28,7 @@ from dp.contracts import check_manifest
 from dp.tlog.witness import WitnessPolicy
 from secagg.errors import SecaggError
 from secagg.graph.parameters import corrupt_floor
+from secagg.limits import DIGEST_BYTES
 from secagg.manifest import Manifest
 
 SLOTS_WAITED_MAX = 2.0  # a slot leaves its whole length: late in one, at the end of the next
@@ -118,15 +121,23 @@ class PrivacyPolicy:
         if not admitted or not admitted <= ANY_MODE:
             raise ValueError(f"require is {self.require!r}, not a set of {sorted(ANY_MODE)}")
         object.__setattr__(self, "require", admitted)
-        units = frozenset((self.units,)) if isinstance(self.units, str) else frozenset(self.units)
+        units = self._as_set(self.units)
         if not units <= set(ALL_UNITS):
             raise ValueError(f"units is {self.units!r}, not a set of {sorted(ALL_UNITS)}")
         object.__setattr__(self, "units", units)
+        check_fields(self)
+        if self.per_period is not None and not isinstance(self.per_period, PeriodLimits):
+            raise ValueError(f"per_period is {self.per_period!r}, not PeriodLimits(...)")
+        if not callable(self.may_train):
+            raise ValueError(f"may_train is {self.may_train!r}, not a function or Conditions(...)")
+        for print_ in self.allowed_fingerprints or ():
+            if len(print_) != DIGEST_BYTES:
+                raise ValueError(
+                    f"allowed_fingerprints holds {len(print_)} bytes, not {DIGEST_BYTES}: "
+                    "bytes.fromhex(...) takes hex"
+                )
         if self.min_cohort < 2:
             raise ValueError(f"min_cohort is {self.min_cohort}; a sum needs 2 devices")
-        if self.min_corrupt is not None and self.min_corrupt < 0:
-            raise ValueError(f"min_corrupt is {self.min_corrupt}; it cannot be negative")
-
         self.witness_policy  # noqa: B018  refuses what no checkpoint could meet
 
     @property
@@ -141,8 +152,9 @@ class PrivacyPolicy:
         return WitnessPolicy.of(sorted(self.witnesses), self.min_witnesses)
 
     @staticmethod
-    def _as_set(modes: PrivacyMode | Iterable[PrivacyMode]) -> frozenset[PrivacyMode]:
-        return frozenset((modes,)) if isinstance(modes, str) else frozenset(modes)
+    def _as_set(named: Any) -> frozenset[Any]:
+        several = isinstance(named, Iterable) and not isinstance(named, str)
+        return frozenset(named) if several else frozenset((named,))
 
     def trusted_partners(self, own_partner: bytes) -> frozenset[bytes]:
         """The partner keys that count for this device."""

@@ -19,6 +19,7 @@ from client_sdk import outputs
 from client_sdk.enrolment import check_bundle, load_bundle
 from client_sdk.errors import EnrolmentError
 from client_sdk.network.http import Http, TransportSettings, network_of
+from client_sdk.threads import demand_no_loop
 from secagg.http_api import EnrolmentBundle, ServerInfo
 
 _INFO_BYTES_MAX = 16_384
@@ -80,7 +81,9 @@ def repoint_bundles(
             file was changed.
         TransportError: nobody answers at the new address, or not as an aggregator does.
         OutputError: a file cannot be written.
+        RunningLoopError: ``loop-running``.
     """
+    demand_no_loop("repoint_bundles", awaited=False)
     loaded = [(outputs.place_of(path), load_bundle(Path(path))) for path in bundles]
     info = asyncio.run(_info(server, transport or TransportSettings()))
     moved = [(path, before, repoint(before, server, info)) for path, before in loaded]

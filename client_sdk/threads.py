@@ -14,8 +14,8 @@ _T = TypeVar("_T")
 _P = ParamSpec("_P")
 
 
-def demand_no_loop(call: str) -> None:
-    """Return if a call of the client may block here.
+def demand_no_loop(call: str, *, awaited: bool = True) -> None:
+    """Return if a call of the client may block here; ``call``: as the app writes it.
 
     Raises:
         RunningLoopError: ``loop-running``.
@@ -26,9 +26,11 @@ def demand_no_loop(call: str) -> None:
         return
     raise RunningLoopError(
         "loop-running",
-        f"Client.{call}() blocks and begins an event loop of its own; this thread is in one.",
-        remedy=f"Await Client.{call}_async() here, or call {call}() in a thread: "
-        f"await asyncio.to_thread(client.{call}, ...).",
+        f"{call}() blocks and begins an event loop of its own; this thread is in one.",
+        remedy=f"Await {call}_async() here, or call it in a thread: "
+        f"await asyncio.to_thread({call}, ...)."
+        if awaited
+        else f"Call it in a thread: await asyncio.to_thread({call}, ...).",
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import client_sdk
@@ -21,9 +22,19 @@ Declared = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef | ast.Assign
 def page() -> str:
     parts = [HEAD, "\n## `client_sdk`\n"]
     parts += [_entry(name, f"client_sdk/{_home(name)}.py") for name in client_sdk.__all__]
+    parts.append("\n## Kinds of events\n\n`Event.kind`; `Event.detail` has what is named here.\n")
+    parts += [f"- `{kind}` {said}" for kind, said in _event_kinds()]
     parts.append("\n## `client_sdk.testing`, for an app's own tests\n")
     parts += [_entry(name, "client_sdk/testing/__init__.py") for name in testing.__all__]
     return "\n".join(parts)
+
+
+def _event_kinds() -> list[tuple[str, str]]:
+    """Each kind with the comment beside it."""
+    text = (ROOT / "client_sdk/events.py").read_text("utf-8")
+    listed = text.partition("EventKind = Literal[")[2].partition("\n]\n")[0]
+    found = re.findall(r'"([a-z-]+)",  # ((?:.*)(?:\n    # .*)*)', listed)
+    return [(kind, said.replace("\n    # ", " ")) for kind, said in found]
 
 
 def _home(name: str) -> str:
@@ -36,6 +47,7 @@ def _entry(name: str, file: str) -> str:
         return f"- **`{name}`** {ast.unparse(node.value)}"
     lines = [f"- **`{name}`** {_first(node)}"]
     if isinstance(node, ast.ClassDef):
+        lines += _fields(node)
         lines += [
             f"    - `{_called(each)}` {_first(each)}"
             for each in node.body
@@ -43,6 +55,23 @@ def _entry(name: str, file: str) -> str:
             and not each.name.startswith("_")
         ]
     return "\n".join(lines)
+
+
+def _fields(node: ast.ClassDef) -> list[str]:
+    """Attributes that the class declares, and what a call of it takes beyond them."""
+    declared = [
+        each.target.id
+        for each in node.body
+        if isinstance(each, ast.AnnAssign)
+        and isinstance(each.target, ast.Name)
+        and not each.target.id.startswith("_")
+        and "ClassVar" not in ast.unparse(each.annotation)
+    ]
+    lines = [f"    - fields: {', '.join(f'`{name}`' for name in declared)}"] if declared else []
+    for each in node.body:
+        if isinstance(each, ast.FunctionDef) and each.name == "__init__":
+            lines.append(f"    - `{node.name}{_called(each).removeprefix('__init__')}`")
+    return lines
 
 
 def _declared(name: str, file: str) -> Declared:

@@ -101,7 +101,7 @@ def base_url(server: str) -> str:
             "The server's address cannot be used.",
             expected="http://HOST:PORT or https://HOST, without user, query and fragment",
             found=None if "@" in server else server,  # it may hold a password
-            remedy="Give --server, or set SECAGG_SERVER.",
+            remedy="Give --server or SECAGG_SERVER such an address, http:// or https:// first.",
         )
     return server.rstrip("/")
 

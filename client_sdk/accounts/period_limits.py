@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from client_sdk.accounts.device_account import DeviceAccount
 from client_sdk.errors import PolicyRefusal
 from client_sdk.network.server_time import shown_time
+from client_sdk.settings_fields import check_fields
 from client_sdk.transfer_sizes import download_size, needs_model, upload_size
 from dp.accounting.budget import Unit
 from dp.accounting.figures import limit_shown, upper
@@ -46,6 +47,7 @@ class PeriodLimits:
     max_epsilon: float | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 60.0 <= self.period_s <= 366 * 86_400.0:
             raise ValueError(f"period_s is {self.period_s:g}, not from 60 s to 366 days")
 

@@ -25,6 +25,7 @@ import tenacity
 from client_sdk.errors import TransportError, Unreached
 from client_sdk.network.connections import Meter, Network, foreign, is_page
 from client_sdk.network.server_time import ServerTime
+from client_sdk.settings_fields import check_fields
 from secagg.http_api import ACCESS_TOKEN_MAX_S, Problem
 
 _T = TypeVar("_T")
@@ -75,6 +76,9 @@ class TransportSettings:
     ledger_s: float = 600.0
     trust_env: bool = True
     ca_file: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 def network_of(settings: TransportSettings, meter: Meter | None = None) -> Network:

@@ -12,7 +12,9 @@ import asyncio
 import contextlib
 import math
 import threading
+import traceback
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -304,9 +306,11 @@ class Training:
             except ContributionError:
                 raise
             except BaseException as error:  # a panic of a compiled library is not an Exception
+                where = traceback.extract_tb(error.__traceback__)[-1]
                 raise ContributionError(
                     "contribution-failed",
                     f"The contributor failed: {type(error).__name__}: {error}.",
+                    remedy=f"Look at {Path(where.filename).name}, line {where.lineno}.",
                 ) from error
 
         self._running = start_in_thread(work)

@@ -14,6 +14,7 @@ from client_sdk.network.server_time import ServerTime
 from client_sdk.network.transport import Transport
 from client_sdk.policy import PrivacyPolicy
 from client_sdk.rounds.steering import Steering
+from client_sdk.settings_fields import check_fields
 from client_sdk.state.journal import Journal
 from secagg.http_api import EnrolmentBundle
 from secagg.manifest import Manifest
@@ -39,6 +40,9 @@ class ParticipantSettings:
     abort_wait_max_s: float = 60.0
     slot_reserve_s: float = 0.5
     stop_wait_s: float = 5.0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass

@@ -29,6 +29,7 @@ class Progress:
         self._session = session
         self._first: tuple[int, float] | None = None  # done, and when
         self._latest: tuple[int, int] | None = None  # done, and of how much
+        self._told: tuple[int, int] | None = None
 
     def note(self, done: int, total: int) -> None:
         """``done`` of ``total`` is done. From any thread, as often as one likes."""
@@ -37,27 +38,31 @@ class Progress:
         self._latest = (done, total)
 
     async def during(self, work: Coroutine[Any, Any, _T]) -> _T:
-        """The result of ``work``; the app hears meanwhile what was noted last."""
-        return await beside(work, self._tell())
+        """The result of ``work``; the app hears meanwhile what was noted last, and at its end."""
+        result = await beside(work, self._tell_on())
+        await self._tell()
+        return result
 
-    async def _tell(self) -> None:
-        told = None
+    async def _tell_on(self) -> None:
         while True:
             await asyncio.sleep(EVERY_S)
-            latest = self._latest
-            if latest is None or latest == told:
-                continue
-            told = latest
-            done, total = latest
-            await self._device.emit(
-                "progress",
-                self._task,
-                self._session,
-                what=self._what,
-                done=done,
-                total=total,
-                seconds_left=self._seconds_left(done, total),
-            )
+            await self._tell()
+
+    async def _tell(self) -> None:
+        latest = self._latest
+        if latest is None or latest == self._told:
+            return
+        self._told = latest
+        done, total = latest
+        await self._device.emit(
+            "progress",
+            self._task,
+            self._session,
+            what=self._what,
+            done=done,
+            total=total,
+            seconds_left=self._seconds_left(done, total),
+        )
 
     def _seconds_left(self, done: int, total: int) -> float | None:
         """At the pace since the first note; None before there is one."""

@@ -292,7 +292,8 @@ class Lock:
             raise StateError(
                 "state-in-use",
                 f"The state folder {self._path.parent} is in use.",
-                remedy="Give every device, and every concurrent client, a folder of its own.",
+                remedy="If a run of this app is under way on it, stop that and wait for its end. "
+                "Another device, or a client beside this one, has a folder of its own.",
             ) from error
         self._file = file
         return self

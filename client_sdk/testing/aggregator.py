@@ -8,7 +8,7 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import msgspec
 from aiohttp import web
@@ -190,8 +190,11 @@ class Aggregator:
         Returns:
             Of each device what :meth:`client_sdk.Client.run` returns; None for a lost one. Running
             a lost client again goes on from its state folder.
+            A contributor that fails counts as a survivor where noise hides its zeros: look at
+            ``failures`` too.
 
         Raises:
+            ValueError: ``lost`` names no client or event, or an event that did not come.
             What a client raised first; the others are stopped.
         """
         given = list(contributor) if isinstance(contributor, Sequence) else [contributor]
@@ -199,6 +202,12 @@ class Aggregator:
         if len(each) != len(clients):
             raise ValueError(f"{len(each)} contributors for {len(clients)} clients")
         gone = dict(lost or {})
+        for place, event in gone.items():
+            if place not in range(len(clients)) or event not in get_args(EventKind):
+                raise ValueError(
+                    f"lost has {{{place!r}: {event!r}}}; it takes a place below {len(clients)} and "
+                    f"an event: {', '.join(get_args(EventKind))}"
+                )
         for client in clients:
             self._formation.expect(self._identity(client))
 
@@ -210,9 +219,9 @@ class Aggregator:
                 events = client.participate(each[place], task=self.task, rounds=rounds)
                 async for event in events:
                     if event.kind == gone[place]:
-                        break
-                await events.aclose()
-                return None
+                        await events.aclose()
+                        return None
+                raise ValueError(f"device {place} was not lost: no event {gone[place]!r} came")
             finally:
                 self._formation.lose(self._identity(client))
 

@@ -18,12 +18,12 @@ from model import small_model
 
 from client_sdk import (
     Client,
-    ClientError,
     Conditions,
     Event,
     LoraTrainer,
     PrivacyPolicy,
     RunResult,
+    SecaggError,
 )
 
 TASK = "small-talk"
@@ -51,7 +51,7 @@ class Learner:
     def __init__(self, client: Client, trainer: LoraTrainer) -> None:
         self.client = client
         self.result: RunResult | None = None
-        self.error: ClientError | None = None
+        self.error: SecaggError | None = None
         self._trainer = trainer
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._take_part, name="learner", daemon=True)
@@ -74,7 +74,7 @@ class Learner:
     def _take_part(self) -> None:
         try:
             self.result = self.client.run(self._trainer, task=TASK, stop=self._stop)
-        except ClientError as error:  # reason, both values and the way out
+        except SecaggError as error:  # reason, both values and the way out
             self.error = error
 
 

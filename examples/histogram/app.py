@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from client_sdk import Client, ClientError, Event, PrivacyPolicy, RunResult, TrainingJob
+from client_sdk import Client, Event, PrivacyPolicy, RunResult, SecaggError, TrainingJob
 
 TASK = "screen-time"
 BINS = 16
@@ -46,7 +46,7 @@ def main() -> None:
     bundle, state, minutes = sys.argv[1:4]
     try:
         result = take_part(bundle, state, np.loadtxt(minutes, ndmin=1).tolist())
-    except ClientError as error:
+    except SecaggError as error:
         sys.exit(str(error))  # reason, both values and the way out
     for refusal in result.refusals:
         print(refusal)

@@ -29,6 +29,7 @@ class HistogramTest(unittest.IsolatedAsyncioTestCase):
             self.assertLess(float(off.max()), 6 * release.deviation["minutes"])
             self.assertGreater(float(off.max()), 0.0)  # the noise is real
             for result in results:
+                self.assertEqual(result.failures, ())
                 self.assertEqual(len(result.releases), 1)
                 self.assertLess(result.epsilon, POLICY.max_epsilon)
 

@@ -22,10 +22,10 @@ import numpy as np
 
 from client_sdk import (
     Client,
-    ClientError,
     Event,
     PrivacyPolicy,
     RunResult,
+    SecaggError,
     TrainingJob,
     TransportSettings,
 )
@@ -90,7 +90,7 @@ class App:
                     result = self.client.resume()  # a cohort counts on this device
                 gone = self.client.forget()
                 tell("forgotten", account=gone.account, lasting=list(gone.lasting))
-        except ClientError as error:
+        except SecaggError as error:
             tell("error", reason=error.reason, message=str(error), remedy=error.remedy)
             return 1
         self.sum_up(result)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import codecs
 import os
 import stat
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,7 +114,7 @@ def open_to_others(descriptor: int) -> int | None:
     Nothing is demanded of what is not a plain file, such as a pipe, nor where nobody keeps them.
     """
     found = os.fstat(descriptor)
-    if os.name == "nt" or not stat.S_ISREG(found.st_mode):
+    if sys.platform == "win32" or not stat.S_ISREG(found.st_mode):
         return None
     read_only = bool(os.fstatvfs(descriptor).f_flag & os.ST_RDONLY)
     fixed = read_only or found.st_uid != os.geteuid()

@@ -78,6 +78,14 @@ async def test_the_sum_is_exact_and_each_vector_alone_says_nothing() -> None:
         assert [len(task.releases) for task in audited.tasks] == [1]
 
 
+@pytest.mark.parametrize("lost", [{0: "uploded"}, {9: "uploaded"}, {0: "continued"}])
+async def test_who_is_not_lost_as_said_ends_the_test(lost: dict[int, Any]) -> None:
+    """No test passes since a name was misspelt, or since nothing of the kind happened."""
+    async with testing.Aggregator(TASK, devices=DEVICES) as service:
+        with pytest.raises(ValueError, match="lost"):
+            await service.run(service.clients(DEVICES), contributors(), lost=lost)
+
+
 async def test_the_masks_of_lost_devices_come_off_and_a_lost_one_goes_on_later() -> None:
     async with testing.Aggregator(TASK, devices=DEVICES) as service:
         given, clients = contributors(), service.clients(DEVICES)

@@ -340,5 +340,5 @@ def test_a_record_that_does_not_open_is_damage(phone: Phone) -> None:
 
 @pytest.mark.parametrize("period_s", [0.0, 59.0, 367 * DAY, float("nan")])
 def test_a_period_is_a_minute_to_a_year(period_s: float) -> None:
-    with pytest.raises(ValueError, match="366 days"):
+    with pytest.raises(ValueError, match="period_s"):
         PeriodLimits(period_s=period_s)

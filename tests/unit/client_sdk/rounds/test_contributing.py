@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import re
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -218,6 +219,7 @@ async def test_a_failure_without_noise_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ContributionError, match="MemoryError") as caught:
         await Training(setting.device, Runs(fails)).contribution(checkin_of(PLAIN))
     assert caught.value.reason == "contribution-failed"
+    assert re.fullmatch(rf"Look at {Path(__file__).name}, line \d+\.", str(caught.value.remedy))
     assert setting.device.journal.load_contribution() is None
 
 

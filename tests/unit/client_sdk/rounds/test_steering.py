@@ -166,6 +166,19 @@ async def test_progress_is_told_at_a_bounded_rate_with_the_seconds_that_are_left
     ]
 
 
+@pytest.mark.parametrize("noted", [[], [(3, 3)]])
+async def test_work_that_is_quick_says_its_end_and_nothing_that_it_did_not_note(
+    tmp_path: Path, noted: list[tuple[int, int]]
+) -> None:
+    setting = Setting(tmp_path)
+    meter = progress.Progress(setting.device, "training", "stats")
+    for done, total in noted:
+        meter.note(done, total)
+    await meter.during(asyncio.sleep(0))
+    told = [(event.detail["done"], event.detail["total"]) for event in setting.events]
+    assert told == noted
+
+
 async def test_what_the_app_raises_at_a_progress_event_ends_the_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
