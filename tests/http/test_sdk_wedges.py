@@ -306,7 +306,11 @@ def test_a_session_that_nobody_can_read_is_shown_and_reset(tmp_path: Path) -> No
     assert invoke("show", str(tmp_path))["session"]["phase"] == "unreadable"
     assert invoke("reset", str(tmp_path)) == {"reset": True}
     assert journal.load_blob("account") == b"a"
-    assert invoke("show", str(tmp_path)) == {"session": None, "quarantined": []}
+    assert invoke("show", str(tmp_path)) == {
+        "session": None,
+        "quarantined": [],
+        "failing": [],
+    }
 
 
 def test_the_command_makes_no_folder(tmp_path: Path) -> None:
