@@ -252,7 +252,7 @@ def load_effect(stored: StoredEffect, payload: bytes | None) -> Effect:
 _OWN = (
     *("session", "vector", "contribution", "account", "data", "server-time", "owner"),
     *("second-look", "quarantine", "usage", "checkpoint-*", "evidence-*", "places-*", "units-*"),
-    *("control-*", "revocations-*"),
+    *("control-*", "revocations-*", "failing"),
 )
 
 

@@ -59,7 +59,7 @@ def spend(client: Client, ctx: bytes = bytes(32)) -> None:
     with client._opened() as (journal, account):
         account.debit(ONE, ctx, "contribution")
         journal.save_blob("checkpoint-x", b"checkpoint")
-        for name in ("places-x", "server-time", "control-x", "revocations-x", "usage"):
+        for name in ("places-x", "server-time", "control-x", "revocations-x", "usage", "failing"):
             journal.save_blob(name, b"content")
         journal.save_open("evidence-x", b"{}")
         (journal.models / ("0" * 64)).write_bytes(b"model")
