@@ -15,7 +15,7 @@ EventKind = Literal[
     # tasks that leave no finite total, this one or earlier ones, of an example or of a unit that
     # the policy counts; others, epsilon of the other tasks)
     "delta-refused",  # a model's delta was wrong; the whole model is fetched (detail: reason)
-    "progress",  # of training, a download or an upload, one a second at most and one at its end
+    "progress",  # of training, a download or an upload, one a second at most, the last at its end
     # (detail: what, done, total, seconds_left; of training it stays here: it is as secret as the
     # batch)
     "training",  # the contributor starts (detail: part and period, where examples serve in turn)

@@ -38,9 +38,13 @@ class Progress:
         self._latest = (done, total)
 
     async def during(self, work: Coroutine[Any, Any, _T]) -> _T:
-        """The result of ``work``; the app hears meanwhile what was noted last, and at its end."""
+        """The result of ``work``; the app hears meanwhile what was noted last.
+
+        It hears the end too, if it has heard of a beginning.
+        """
         result = await beside(work, self._tell_on())
-        await self._tell()
+        if self._told is not None:
+            await self._tell()
         return result
 
     async def _tell_on(self) -> None:

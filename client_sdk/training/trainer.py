@@ -123,6 +123,7 @@ class LoraTrainer:
         self._random_bytes = random_bytes
         self._clock = clock
         self._fingerprint: bytes | None = None
+        self._weights: list[tuple[int, int]] = []  # that it is of
         self._adapted: AdaptedModel | None = None
         # With rows in a pass and tokens in a row; of the present adapter.
         self._tested: set[tuple[Way, int, int]] = set()
@@ -316,8 +317,9 @@ class LoraTrainer:
 
     def _prepare(self, manifest: TrainingManifest, micro_batch: int) -> AdaptedModel:
         """The model with the task's adapter, tested for what this task does with it."""
-        if self._fingerprint is None:
-            self._fingerprint = fingerprint_of(self._base)
+        weights = _versions(self._base)
+        if self._fingerprint is None or weights != self._weights:
+            self._fingerprint, self._weights = fingerprint_of(self._base), weights
         if self._adapted is not None:
             same_base = manifest.base_model is not None and (
                 manifest.base_model.fingerprint == self._fingerprint
@@ -450,6 +452,11 @@ def _pad_token(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | Peft
         if token is not None and 0 <= token < table.weight.shape[0]:
             return int(token)
     return 0  # masked and without loss, so any token serves
+
+
+def _versions(model: Any) -> list[tuple[int, int]]:
+    """Where weights lie and how often they were written to: what an app's own training moves."""
+    return [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in model.parameters()]
 
 
 def _threads_from_environment() -> int | None:

@@ -166,17 +166,31 @@ async def test_progress_is_told_at_a_bounded_rate_with_the_seconds_that_are_left
     ]
 
 
-@pytest.mark.parametrize("noted", [[], [(3, 3)]])
-async def test_work_that_is_quick_says_its_end_and_nothing_that_it_did_not_note(
-    tmp_path: Path, noted: list[tuple[int, int]]
+@pytest.mark.parametrize("quick", [True, False])
+async def test_a_bar_that_has_begun_comes_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: bool
 ) -> None:
+    monkeypatch.setattr(progress, "EVERY_S", 0.01)
     setting = Setting(tmp_path)
+    begun = asyncio.Event()
+    deliver = setting.device.deliver
+
+    async def telling(event: Any) -> None:
+        await deliver(event)
+        begun.set()
+
+    setting.device.deliver = telling
     meter = progress.Progress(setting.device, "training", "stats")
-    for done, total in noted:
-        meter.note(done, total)
-    await meter.during(asyncio.sleep(0))
+
+    async def work() -> None:
+        meter.note(1, 3)
+        if not quick:
+            await begun.wait()
+        meter.note(3, 3)
+
+    await meter.during(work())
     told = [(event.detail["done"], event.detail["total"]) for event in setting.events]
-    assert told == noted
+    assert told == ([] if quick else [(1, 3), (3, 3)])
 
 
 async def test_what_the_app_raises_at_a_progress_event_ends_the_work(

@@ -223,6 +223,16 @@ class Keeps(nn.Module):
         return out
 
 
+def test_a_base_that_the_app_has_trained_meanwhile_is_another_one() -> None:
+    model = model_of()
+    device, manifest = trainer_of(model), task_of("llama")
+    device.contribute(job(manifest))
+    with torch.no_grad():
+        model.lm_head.weight.mul_(1.5)
+    with pytest.raises(TaskRefusal, match="base-model"):
+        device.contribute(job(manifest))
+
+
 def test_hooks_and_patched_methods_are_the_twin_s_own() -> None:
     """Else the app's modules, without an adapter and in their own modes, would be trained."""
     model = Keeps()
