@@ -15,7 +15,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from client_sdk.enrolment import new_partner_key
-from client_sdk.transfer_sizes import model_length
+from client_sdk.transfer_sizes import model_length, needs_model
 from dp.accounting.budget import Account
 from dp.accounting.statements import ReleaseFacts, guaranteed_variance, headline, lines
 from dp.contracts import TaskSpec, build_manifest
@@ -251,7 +251,7 @@ class Books:
             if moved.shape != self._vector.shape or not np.isfinite(moved).all():
                 raise ValueError(f"step gave {moved.shape}, or numbers that are not finite")
             return moved
-        if self.manifest.algorithm == "sum":
+        if not needs_model(self.manifest):
             sums = [release.sums[segment.name] for segment in self.manifest.segments]
             return np.concatenate(sums).astype(np.float32)
         return self._vector
