@@ -60,7 +60,7 @@ def coverage(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """The short benchmarks, and the demo at its smallest."""
+    """The short benchmarks."""
     vectors = ("--clients", "20", "--length", "100000")
     session.run("secagg", "doctor")
     session.run("secagg", "bench", "mask", *vectors, "--bits", "24", "--dropout", "0.1")
@@ -77,11 +77,6 @@ def bench(session: nox.Session) -> None:
         *("python", "-m", "benchmarks.quality", "run", "--clients", "2", "--steps", "2"),
         *("--seeds", "1", "--rates", "4", "--rows", "FedAvg,FFA-LoRA"),
     )
-    with tempfile.TemporaryDirectory() as folder:
-        session.run(
-            *("secagg", "demo", "--model", "smollm2", "--clients", "3", "--rounds", "1"),
-            *("--drop", "0", "--out", str(Path(folder, "demo"))),
-        )
 
 
 @nox.session(venv_backend="venv")

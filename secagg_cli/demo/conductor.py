@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 SILENCE_MAX_S = 900.0  # a device's training may take long; nothing at all for this long is a fault
 _POLL_S = 1.0
+_ENDING_S = 2.0  # from a broken connection to the end of a process that was killed
 _ATTEMPTS_WITH_KILLS = 2  # after that a round runs undisturbed, so that the demo ends
 
 
@@ -116,11 +117,11 @@ class Conductor:
         try:
             return self._operator.task(self._task)
         except CommandError:
-            self.check_service()  # the better reason, if the process is gone
+            self.check_service(_ENDING_S)  # the better reason, if the process is gone
             raise
 
-    def check_service(self) -> None:
-        error = self._service.failed()
+    def check_service(self, within_s: float = 0.0) -> None:
+        error = self._service.failed(within_s)
         if error is not None:
             raise error
 

@@ -76,11 +76,15 @@ class Service:
             self._children.end(self._process)
             self._process = None
 
-    def failed(self) -> CommandError | None:
-        """The error to raise if the process has ended by itself."""
-        if self._process is None or self._process.poll() is None:
+    def failed(self, within_s: float = 0.0) -> CommandError | None:
+        """The error to raise if the process has ended by itself, or does so within that time."""
+        if self._process is None:
             return None
-        return self._failure(f"ended with code {self._process.returncode}")
+        try:
+            code = self._process.wait(within_s)
+        except subprocess.TimeoutExpired:
+            return None
+        return self._failure(f"ended with code {code}")
 
     def operator(self) -> Operator:
         return Operator.at(self.url, self.data_dir / "operator.token")

@@ -21,6 +21,15 @@ NUMBERS = (signal.SIGINT, signal.SIGTERM)
 def test_the_first_signal_asks_and_the_second_ends(
     number: signal.Signals, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    # A shell that runs the tests in the background has children ignore Ctrl-C.
+    found = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        _ask_twice(number, capfd)
+    finally:
+        signal.signal(signal.SIGINT, found)
+
+
+def _ask_twice(number: signal.Signals, capfd: pytest.CaptureFixture[str]) -> None:
     before = [signal.getsignal(each) for each in NUMBERS]
     with stop_on_signals() as stop:
         assert not stop.is_set()
