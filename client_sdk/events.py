@@ -25,6 +25,8 @@ EventKind = Literal[
     "examples-cut",  # some counted, but not whole (detail: examples, first); stays here
     "units-unprotected",  # examples name a person or document, and the task protects each example
     # by itself (detail: examples); stays here
+    "values-shortened",  # a segment of a task without training is longer than its clip, and is sent
+    # as long as that (detail: segment, norm, clip); stays here
     "reported",  # the advert is accepted
     "roster",  # the cohort has closed and this device is in it
     "shared",  # deals are sent

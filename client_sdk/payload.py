@@ -34,7 +34,7 @@ from dp.errors import MechanismError
 from dp.noise.adaptive_clip import adapts, with_below
 from dp.noise.sampling import poisson_batch
 from dp.schedule import period_of
-from secagg.manifest import Manifest, training_manifest
+from secagg.manifest import Manifest, Segment, training_manifest
 from secagg.ring import Lanes
 from secagg.secret import Secret
 
@@ -142,6 +142,23 @@ def prepared(
     if clip is None or is_batch_secret(manifest):
         return checked
     return with_below(manifest, checked, clip)
+
+
+def beyond_clip(
+    manifest: Manifest, values: Mapping[str, np.ndarray]
+) -> list[tuple[Segment, float]]:
+    """Of a task without training, the segments whose L2 norm is above their clip, with the norm.
+
+    There the numbers are the app's own, and :mod:`dp.encoding` shortens them. A trained update, and
+    what a clip that adapts is to halve, is meant to be clipped.
+    """
+    if manifest.training is not None or manifest.clip_adaptation is not None:
+        return []
+    norms = [
+        (segment, float(np.linalg.norm(np.asarray(values[segment.name], np.float64))))
+        for segment in manifest.segments
+    ]
+    return [(segment, norm) for segment, norm in norms if norm > segment.clip]
 
 
 def weighed(

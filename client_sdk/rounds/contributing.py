@@ -29,7 +29,7 @@ from client_sdk.contribution import (
 from client_sdk.errors import ContributionError, TaskRefusal
 from client_sdk.events import Event
 from client_sdk.failures import TrainingFailure
-from client_sdk.payload import hides_failures, prepared, zero_contribution
+from client_sdk.payload import beyond_clip, hides_failures, prepared, zero_contribution
 from client_sdk.rounds.checkin import CheckIn
 from client_sdk.rounds.device import RunningDevice
 from client_sdk.rounds.examples_told import ExamplesTold
@@ -227,11 +227,19 @@ class Training:
     async def _compute(
         self, checkin: CheckIn, report_s: float | None, progress: Progress
     ) -> Contribution:
-        manifest, failed = checkin.manifest, None
+        device, manifest, failed = self._device, checkin.manifest, None
         digest, version = checkin.offer.model.digest, checkin.offer.model.version
         try:
             values = prepared(manifest, await self._call(checkin, report_s, progress), checkin.clip)
             failure = _told_by(self._contributor, version)
+            for segment, norm in beyond_clip(manifest, values):
+                await device.emit(
+                    "values-shortened",
+                    manifest.task,
+                    segment=segment.name,
+                    norm=norm,
+                    clip=segment.clip,
+                )
         except ContributionError as error:
             # A refusal of the task says nothing about the data.
             if isinstance(error, TaskRefusal) or not hides_failures(manifest):

@@ -476,3 +476,21 @@ async def test_examples_that_are_cut_are_told_to_the_app_once_and_kept(tmp_path:
         {"examples": 2, "first": "Example 1: only the first 64 of 70 tokens are used."},
     ]
     assert (training.told.cut, training.told.examples) == ({3: first, 1: second}, 5)
+
+
+async def test_numbers_longer_than_their_clip_are_told(tmp_path: Path) -> None:
+    """They are sent shortened; only the app can choose another clip, or count otherwise."""
+    segment = NOISY.segments[0]
+    longer = np.full(segment.length, 2.0 * segment.clip)
+    for name, values, told in (
+        ("long", longer, [{"segment": "counts", "norm": 4.0 * segment.clip, "clip": segment.clip}]),
+        ("short", longer / 4, []),
+    ):
+        setting = Setting(tmp_path / name)
+
+        def gives(job: TrainingJob, values: np.ndarray = values) -> dict[str, np.ndarray]:
+            return {"counts": values}
+
+        await Training(setting.device, Runs(gives)).contribution(checkin_of(NOISY))
+        found = [event.detail for event in setting.events if event.kind == "values-shortened"]
+        assert found == told
