@@ -18,11 +18,12 @@ from secagg_cli.demo import command as demo
 from secagg_cli.exit_codes import EXIT_REFUSED, EXIT_USAGE
 from secagg_cli.extras import wants_json
 from secagg_cli.join import command as join
+from secagg_cli.join import explain
 from secagg_cli.network import networked
 from secagg_cli.operator import bundle, devices, enroll, serve, task
 from secagg_cli.output import answered, end_of_output, open_streams, print_json
 from secagg_cli.plan import command as plan
-from secagg_cli.state import account, explain, forget, session
+from secagg_cli.state import account, forget, session
 from secagg_cli.witness import command as witness
 
 app = typer.Typer(

@@ -85,9 +85,15 @@ LENGTHS = _between(1, limits.VECTOR_LENGTH_MAX)
 VALIDATIONS: dict[str, Validation] = {
     "demo --clients": lambda value: (load_clients(value), _cohort(value)),
     "demo --device-noise": lambda value: value and checked_multiplier(value),
-    "join --min-cohort": lambda value: (_cohort(value), PrivacyPolicy(min_cohort=value)),
-    "join --min-corrupt": lambda value: PrivacyPolicy(min_corrupt=value),
-    "join --period-days": lambda value: PeriodLimits(period_s=value * 86_400.0),
+    **{
+        f"{command} --{option}": validation
+        for command in ("explain", "join")
+        for option, validation in {
+            "min-cohort": lambda value: (_cohort(value), PrivacyPolicy(min_cohort=value)),
+            "min-corrupt": lambda value: PrivacyPolicy(min_corrupt=value),
+            "period-days": lambda value: PeriodLimits(period_s=value * 86_400.0),
+        }.items()
+    },
     "simulate --clients": _cohort,
     "simulate --length": LENGTHS,
     "simulate --bits": _bits,
@@ -127,6 +133,10 @@ VALIDATIONS: dict[str, Validation] = {
     "bench protocol --length": LENGTHS,
     "bench protocol --bits": _bits,
 }
+_OF_A_POLICY = (
+    "max-download-mb max-epsilon max-memory-mb max-total-epsilon min-witnesses "
+    "period-epsilon period-mb period-minutes"
+)
 # Without other validation: counts of work, shares of it, and limits that a user sets.
 _ALONE = {
     "account recover": "leaves-max",
@@ -137,8 +147,8 @@ _ALONE = {
     "bench protocol": "clients repeat",
     "demo": "drop period rounds",
     "enroll": "count days",
-    "join": "max-download-mb max-epsilon max-memory-mb max-total-epsilon min-witnesses "
-    "period-epsilon period-mb period-minutes rounds",
+    "explain": _OF_A_POLICY,
+    "join": f"{_OF_A_POLICY} rounds",
     "plan cohort": "corrupt dropout",
     "plan memory": "available batch length",
     "serve": "admin-port port",

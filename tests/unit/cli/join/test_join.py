@@ -26,7 +26,7 @@ from client_sdk.training.row_files import RowFile, read_file
 from secagg.errors import ConfigurationError
 from secagg.lora.forms import vector_length
 from secagg_cli.exit_codes import EXIT_INCOMPLETE
-from secagg_cli.join.command import _in_options
+from secagg_cli.join.policy import in_options
 from secagg_cli.join.sentences import sentence
 from secagg_cli.join.trainer import LazyTrainer
 from secagg_cli.join.training_data import LISTED_MAX
@@ -108,7 +108,7 @@ def test_limits_per_period_and_of_memory_are_words_for_the_policy(
     [("bytes-of-period", "--period-mb"), ("training-of-period", "--period-minutes")],
 )
 def test_a_refusal_of_a_period_names_its_option(reason: str, option: str) -> None:
-    refusal = _in_options(client_sdk.PolicyRefusal(reason, "Too much.", remedy="Raise max_bytes."))
+    refusal = in_options(client_sdk.PolicyRefusal(reason, "Too much.", remedy="Raise max_bytes."))
     assert option in str(refusal.remedy)
 
 
@@ -294,7 +294,7 @@ def test_a_refusal_names_the_option_of_this_command(
     manifest = make_manifest(sum_spec(), VERIFIER)
     with pytest.raises(client_sdk.PolicyRefusal) as caught:
         policy.admit(manifest, own_partner=PARTNER.key, account=account_in(tmp_path))
-    remedy = str(_in_options(caught.value).remedy)
+    remedy = str(in_options(caught.value).remedy)
     assert remedy.endswith(f"Here that is {option}." if option else "in this app's policy.")
 
 

@@ -54,3 +54,20 @@ def test_people_get_the_text(arguments: list[str]) -> None:
     assert ran.exit_code == 0
     assert ran.stdout.startswith("This app's policy refuses the task now:")
     assert "What this does not protect:" in ran.stdout
+
+
+def test_it_is_judged_by_the_options_of_join(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judges = []
+
+    def explain(self: Client, task: str) -> Explanation:
+        judges.append(self.policy)
+        return explained(ONE, account_in(tmp_path / "account"))
+
+    monkeypatch.setattr(Client, "explain", explain)
+    invoke(*arguments, "--min-cohort", "4", "--max-epsilon", "2", "--period-mb", "7")
+    (policy,) = judges
+    assert (policy.min_cohort, policy.max_epsilon) == (4, 2.0)
+    assert policy.per_period is not None
+    assert policy.per_period.max_bytes == 7 << 20
