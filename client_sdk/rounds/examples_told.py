@@ -59,7 +59,8 @@ class ExamplesTold:
     def with_turnless(self, manifest: Manifest) -> ExamplesTold:
         """With the examples beyond the places that a task's schedule gives a turn to.
 
-        Where it protects persons or documents, the places are theirs, and nothing is added.
+        Where it protects persons or documents, the places are theirs, and the contributor says it
+        (:func:`client_sdk.training.units.without_turn`).
         """
         served, privacy = places_served(manifest), manifest.example_privacy
         if privacy is not None and privacy.protects != "example":

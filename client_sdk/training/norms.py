@@ -10,13 +10,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from client_sdk.errors import ContributionError
 from client_sdk.training.adapted import AdaptedModel, without_adapter
 from client_sdk.training.dataset import Input, encode_rows, reasons_of
+from client_sdk.training.examples import Row
 from client_sdk.training.gradients import ExampleGradients
+from client_sdk.training.units import units_of
 from secagg.manifest import TrainingManifest
 
 if TYPE_CHECKING:
@@ -31,12 +34,14 @@ SHARES = (1.0, 0.5, 0.25)  # of the median norm: clips that are tried
 
 @dataclass(frozen=True)
 class ClipSurvey:
-    """Gradients of ``examples`` examples at the start of a training.
+    """Gradients of ``units`` units of protection at the start of a training: of examples, or of
+    persons or documents, each the sum over its rows.
 
-    ``left_out``: examples that were looked at and have no gradient.
+    ``examples``: rows in them; ``left_out``: rows that were looked at and are in none.
     ``signals``: for each clip that was tried the length of the mean of clipped gradients over it.
     """
 
+    units: int
     examples: int
     left_out: int
     median: float
@@ -59,7 +64,7 @@ def survey_clip(
 
     Raises:
         TaskRefusal: as :class:`AdaptedModel`.
-        ContributionError: ``examples-too-few``: fewer than two of them have a gradient.
+        ContributionError: ``examples-too-few``: fewer than two units have a gradient.
     """
     if manifest.base_model is None:
         raise without_adapter()
@@ -69,20 +74,24 @@ def survey_clip(
     most = min(len(dataset), EXAMPLES_MAX, max(2, NUMBERS_MAX // adapted.length))
     examples = [dataset[place] for place in range(most)]
     rows, left_out = encode_rows(tokenizer, examples, manifest.training.max_tokens, takes)
-    found = []
+    found = {}
     # One at a time: the reference of per-example gradients, for any model.
     one = ExampleGradients(adapted.model, adapted.parameters, pad_token=0, method="loop")
     with one as passes:
         for done, row in enumerate(rows, 1):
             if row.tokens:
                 passes.run([row])
-                found.append(passes.flat()[0].numpy())
+                if (gradient := passes.flat()[0].numpy()).any():
+                    found[row.index] = gradient
             tell(done, most)
-    gradients = np.array([gradient for gradient in found if gradient.any()])
+    members = [
+        own for group in _groups(rows, manifest) if (own := [r for r in group if r in found])
+    ]
+    gradients = np.array([sum(found[row] for row in own) for own in members])
     if len(gradients) < 2:
         raise ContributionError(
             "examples-too-few",
-            "A median needs at least two examples that have a gradient.",
+            "A median needs at least two gradients of units.",
             expected="at least 2",
             found=f"{len(gradients)} of {most}; left out: {reasons_of(left_out) or 'none'}",
         )
@@ -92,7 +101,21 @@ def survey_clip(
         (share * median, mean_length(gradients, np.minimum(1 / norms, 1 / (share * median))))
         for share in SHARES
     )
-    return ClipSurvey(len(gradients), most - len(gradients), median, signals)
+    used = sum(map(len, members))
+    return ClipSurvey(len(gradients), used, most - used, median, signals)
+
+
+def _groups(rows: Sequence[Row], manifest: TrainingManifest) -> list[list[int]]:
+    """The rows of each unit that the task protects, as many as it takes of one."""
+    privacy = manifest.example_privacy
+    if privacy is None or privacy.unit_rows_max is msgspec.UNSET:
+        return [[row.index] for row in rows]
+    names, _ = units_of(rows, privacy.protects)
+    groups: dict[str, list[int]] = {}
+    for row, name in zip(rows, names, strict=True):
+        if name is not None:
+            groups.setdefault(name, []).append(row.index)
+    return [own[: privacy.unit_rows_max] for own in groups.values()]
 
 
 def mean_length(vectors: NDArray[np.float32], weights: NDArray[np.float32]) -> float:

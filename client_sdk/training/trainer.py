@@ -43,9 +43,10 @@ from client_sdk.training.lora import unwrapped
 from client_sdk.training.memory import task_bytes
 from client_sdk.training.self_test import Way, check_rows_apart
 from client_sdk.training.torch_threads import torch_threads
-from client_sdk.training.units import beyond, units_of
+from client_sdk.training.units import beyond, units_of, without_turn
 from dp.contracts.algorithms.averaging import has_privacy
 from dp.contracts.algorithms.registry import algorithm_of
+from dp.schedule import places_served
 from secagg.errors import ConfigurationError, SecaggError
 from secagg.manifest import Manifest, TrainingManifest, training_manifest
 
@@ -288,6 +289,7 @@ class LoraTrainer:
         units, refused = units_of(rows, privacy.protects)
         groups = job.groups(units)
         refused += beyond(units, groups, privacy.protects)
+        refused += without_turn(groups, places_served(job.manifest), privacy.protects)
         self._left_out |= {one.index: one for one in refused}
         return groups
 

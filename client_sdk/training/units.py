@@ -47,6 +47,24 @@ def beyond(
     ]
 
 
+def without_turn(groups: Sequence[Sequence[int]], served: int | None, unit: str) -> list[LeftOut]:
+    """The rows of units beyond the places to which a task's schedule gives a turn.
+
+    Args:
+        served: as :func:`dp.schedule.places_served`.
+    """
+    if served is None:
+        return []
+    sentence = (
+        f"It has no turn: of each device the {unit}s at the first {served} places serve in this "
+        f"task. Take part with it in another task, or ask the operator for one with a larger "
+        "examples_max or period."
+    )
+    return [
+        LeftOut(row, "example-without-turn", sentence) for group in groups[served:] for row in group
+    ]
+
+
 def _refused(row: Row, unit: str) -> LeftOut:
     if row.owners:
         return LeftOut(

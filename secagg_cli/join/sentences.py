@@ -47,6 +47,8 @@ def sentence(event: Event, state: Path) -> str:
         detail["all tasks together"] = (
             f"have no finite epsilon, because of {tasks}; the others cost {detail.pop('others')}"
         )
+    if (micro := detail.pop("epsilon_micro", None)) is not None:
+        detail["epsilon"] = f"{int(str(micro)) / 1e6:.4g}"
     if "message" in detail:  # it says the reason
         detail.pop("reason", None)
     if detail.get("reason") in _REASONS:

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from dp.contracts.spec import UNIT_ROWS
+from dp.contracts.units import ROWS_MAX
 from secagg_cli.operator.task import AdapterKind
 from secagg_cli.output import Format, FormatOption, Output
 from secagg_cli.ranges import number
+
+
+class DataUnit(enum.StrEnum):
+    example = "example"
+    person = "person"
+    document = "document"
 
 
 def clip(
@@ -24,6 +33,13 @@ def clip(
     targets: Annotated[
         str, typer.Option(help="Linear layers to adapt, by the last part of their names.")
     ] = "q_proj,v_proj",
+    unit: Annotated[
+        DataUnit,
+        typer.Option(help="Whom the task protects: the rows of one are summed before the clip."),
+    ] = DataUnit.example,
+    unit_rows_max: Annotated[
+        int, number("Rows that are used of a person or document.", low=1, high=ROWS_MAX)
+    ] = UNIT_ROWS,
     format: FormatOption = Format.text,
 ) -> None:
     """The median norm of gradients, on rows that are public: nothing here is private."""
@@ -42,7 +58,13 @@ def clip(
         form = AdapterPreset(adapter.value, rank, alpha, tuple(targets.split(",")))
         base_model, described = describe(loaded, model, form)
         manifest = build_manifest(
-            TaskSpec(task="clip", base_model=base_model, adapter=described),
+            TaskSpec(
+                task="clip",
+                base_model=base_model,
+                adapter=described,
+                unit=unit.value,
+                unit_rows_max=unit_rows_max,
+            ),
             created_at=0,
             task_key=bytes(32),
             ledger_verifier=verifier_key("plan", bytes(32)),
@@ -58,8 +80,8 @@ def clip(
                 lambda done, all_: progress.update(shown, completed=done, total=all_),
             )
         out.say(
-            f"median norm {found.median:.4g} of {found.examples} gradients at the start of a "
-            f"training; {found.left_out} examples had none"
+            f"median norm {found.median:.4g} of the gradients of {found.units} {unit.value}s at "
+            f"the start of a training; {found.left_out} rows are in none"
         )
         for clip, signal in found.signals:
             out.say(f"clip {clip:.4g}: the mean of clipped gradients is {signal:.3g} clips long")
@@ -67,6 +89,8 @@ def clip(
         out.result(
             {
                 "model": model,
+                "unit": unit.value,
+                "units": found.units,
                 "examples": found.examples,
                 "left_out": found.left_out,
                 "median": found.median,

@@ -73,6 +73,10 @@ def _terms(**changes: Any) -> None:
     check_manifest(msgspec.structs.replace(manifest, adapter=adapter))
 
 
+def _unit_rows(value: int) -> None:
+    tiny_task("distributed", unit="person", unit_rows_max=value, examples_max=1 << 16)
+
+
 def _bits(value: int) -> None:
     _between(RING_BITS_MIN, RING_BITS_MAX)(value)
 
@@ -111,6 +115,7 @@ VALIDATIONS: dict[str, Validation] = {
     "plan task --signal": lambda value: _examples(signal=value),
     "plan task --rank": _rank,
     "plan clip --rank": _rank,
+    "plan clip --unit-rows-max": _unit_rows,
     "plan clip --alpha": lambda value: _terms(alpha=value),
     "plan task --length": lambda value: _plan(length=value),
     "plan task --dropout": lambda value: _plan(dropout=value),

@@ -83,6 +83,7 @@ def test_a_refusal_after_releases_tells_what_was_done(
         ("stopped", {"pending": True}, "stopped: a cohort counts on this device"),
         ("refused", {"reason": "own-budget", "message": "Enough."}, "refused: Enough."),
         ("reported", {"leaf_index": 4}, "reported: leaf index 4"),
+        ("released", {"epsilon_micro": 2_977_412}, "released: epsilon 2.977"),
     ],
 )
 def test_events_are_told_in_words(

@@ -218,6 +218,13 @@ def test_plan_clip_measures_public_rows(tmp_path: Path) -> None:
     assert [one["clip"] / keys["median"] for one in keys["signals"]] == [1.0, 0.5, 0.25]
     assert all(0 <= one["signal"] <= 1 for one in keys["signals"])
 
+    of = zip(rows, ("ann", "ann", "bob"), strict=True)
+    file.write_text("\n".join(json.dumps({**row, "unit": name}) for row, name in of))
+    keys = invoke("plan", "clip", *words, "--unit", "person")
+    assert (keys["unit"], keys["units"], keys["examples"]) == ("person", 2, 3)
+    keys = invoke("plan", "clip", *words, "--unit", "person", "--unit-rows-max", "1")
+    assert (keys["units"], keys["examples"], keys["left_out"]) == (2, 2, 1)
+
 
 def test_what_a_new_task_costs_is_told_with_the_sums_that_an_example_is_in() -> None:
     budget = BudgetSpec(max_epsilon=None, releases_max=8)

@@ -36,7 +36,7 @@ def test_clips_are_tried_on_the_gradients_of_examples() -> None:
     rows = [PAIRS[0], UNUSABLE, *PAIRS[1:]]
     found = survey_clip(*tiny(), rows, manifest, lambda *done: told.append(done))
     assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
-    assert (found.examples, found.left_out) == (3, 1)
+    assert (found.units, found.examples, found.left_out) == (3, 3, 1)
     assert found.median == pytest.approx(np.median(norms), rel=1e-4)
     assert [clip / found.median for clip, _ in found.signals] == [1.0, 0.5, 0.25]
     for clip, signal in found.signals:
@@ -44,6 +44,27 @@ def test_clips_are_tried_on_the_gradients_of_examples() -> None:
         products = units @ units.T
         pairs = (products.sum() - np.trace(products)) / 6
         assert signal == pytest.approx(np.sqrt(max(0.0, pairs)), rel=1e-3)
+
+
+def test_rows_of_a_person_are_summed_before_the_norm() -> None:
+    """Two of Ann's three rows are taken; the one that names nobody is in no gradient."""
+    manifest = training_manifest(tiny_task("distributed", unit="person", unit_rows_max=2))
+    named = [
+        {**pair, "unit": name} for pair, name in zip(PAIRS, ("ann", "bob", "ann"), strict=True)
+    ]
+    third = {"prompt": "What is ice?", "answer": "Cold.", "unit": "ann"}
+    found = survey_clip(*tiny(), [*named, third, {"prompt": "Who?", "answer": "I."}], manifest)
+    assert (found.units, found.examples, found.left_out) == (2, 3, 2)
+
+    model, tokenizer = tiny()
+    adapted = AdaptedModel(model, manifest, manifest.base_model.fingerprint)
+    adapted.load(np.zeros(adapted.vector_length, np.float32))
+    rows, _ = encode_rows(tokenizer, PAIRS, manifest.training.max_tokens, Input.of(model))
+    with ExampleGradients(adapted.model, adapted.parameters, pad_token=0) as together:
+        together.run(rows)
+        ann, bob, ann_too = together.flat().double().numpy()
+    norms = [np.linalg.norm(ann + ann_too), np.linalg.norm(bob)]
+    assert found.median == pytest.approx(np.median(norms), rel=1e-4)
 
 
 def test_a_median_needs_two_examples() -> None:

@@ -195,6 +195,13 @@ class TestRowsThatFail:
         assert [(one.index, one.reason) for one in it.left_out] == [(7, "example-unit-full")]
         assert np.array_equal(found, gradient(ROWS[:7]))
 
+    def test_rows_of_persons_without_a_turn_are_told(self) -> None:
+        few = task(period=2, budget=BudgetSpec(max_epsilon=None), examples_max=1)  # two persons
+        it = trainer(of(("anna", "bert", "anna", "carl", "bert")))
+        it.contribute(job(few, part=0))
+        assert [(one.index, one.reason) for one in it.left_out] == [(3, "example-without-turn")]
+        assert "the persons at the first 2 places" in it.left_out[0].sentence
+
     def test_which_rows_are_used_follows_from_the_person_alone(self) -> None:
         """Others between them, before them, none at all."""
         own = of(("anna",) * 5)
