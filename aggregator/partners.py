@@ -91,6 +91,19 @@ class Partners:
         self.keys: frozenset[bytes] = frozenset()
         self.admitted: frozenset[bytes] = frozenset()
         self.removed: frozenset[bytes] = frozenset()
+        self._looking = asyncio.Lock()
+
+    async def added_elsewhere(self, key: bytes) -> bool:
+        """Whether a partner that is not known here is one: another replica may just have added it.
+
+        One look at a time: callers without a partner wait for each other.
+        """
+        async with self._looking:
+            if key not in self.admitted and await partners.takes_part(
+                self._core.database, key.hex()
+            ):
+                await self.load()
+        return key in self.admitted
 
     async def load(self) -> None:
         async with self._core.database.read() as connection:

@@ -15,13 +15,13 @@ class Callers:
         self._operator = operator
         self._intake = intake
 
-    def device(self, request: web.Request) -> bytes:
+    async def device(self, request: web.Request) -> bytes:
         """The Ed25519 identity key (32 bytes) of the calling device; its request is counted.
 
         Raises:
             Refusal: ``token-missing``, as ``DeviceAccess.identity``, or as ``Intake.enter``.
         """
-        identity = self._devices.identity(_bearer(request))
+        identity = await self._devices.identity(_bearer(request))
         self._intake.enter(request, identity)
         return identity
 

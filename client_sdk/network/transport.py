@@ -153,7 +153,8 @@ class Transport:
         ``note`` hears how many bytes are acknowledged, and of how many.
 
         Raises:
-            TransportError: also ``upload-conflict`` if the server's offsets make no sense.
+            TransportError: also ``upload-conflict`` if the server's offsets make no sense for as
+                long as the patience lasts.
         """
         path = f"/v1/sessions/{session}/vector"
         await VectorUpload(self._http, path, payload, self._pace, note).run()

@@ -7,6 +7,8 @@ asked how far it is before another byte of the vector is sent.
 
 from __future__ import annotations
 
+import asyncio
+import secrets
 import time
 from collections.abc import Callable
 
@@ -20,13 +22,13 @@ from client_sdk.network.http import (
 )
 from secagg.http_api import UploadState
 
+CONFLICT = "upload-conflict"
 CHUNK_BYTES_FIRST = 1 << 14
 _CHUNK_BYTES_MIN = 1 << 12
 _PARTS = 16  # of a vector; one chunk is at most so small a part of a large one
 _GROWTH = 4
 _AIM = 1 / 8  # of a deadline that a chunk is expected to take
 _LEAST = 1 / 6  # of request_s
-_STUCK_MAX = 8  # answers in a row that bring nothing new
 _PAUSE_S = (0.1, 1.0)  # least and most
 
 
@@ -88,21 +90,31 @@ class VectorUpload:
         """Send from where the aggregator has it, until the last byte is acknowledged.
 
         Raises:
-            TransportError: also ``upload-conflict`` if the server's offsets make no sense.
+            TransportError: also ``upload-conflict`` if the server's offsets make no sense for as
+                long as the patience lasts.
         """
-        state, stuck = await self._received(), 0
+        settings, most = self._http.settings, len(self._payload)
+        state = await self._received()
+        advanced_s, wait_s = time.monotonic(), settings.backoff_first_s
         while not state.complete:
             offset = state.received_bytes
-            self._note(offset, len(self._payload))
-            if not 0 <= offset <= len(self._payload) or stuck > _STUCK_MAX:
+            self._note(offset, most)
+            if 0 <= offset <= most:
+                state = await self._http.retry(lambda: self._put(offset))  # noqa: B023
+            else:
+                state = await self._received()
+            if state.complete or offset < state.received_bytes <= most:
+                advanced_s, wait_s = time.monotonic(), settings.backoff_first_s
+                continue
+            if time.monotonic() - advanced_s > settings.patience_s:
                 raise TransportError(
-                    "upload-conflict",
+                    CONFLICT,
                     "The server's upload offset does not fit the vector.",
-                    expected=f"0..{len(self._payload)}, rising",
-                    found=offset,
+                    expected=f"0..{most}, rising",
+                    found=state.received_bytes,
                 )
-            state = await self._http.retry(lambda: self._put(offset))  # noqa: B023
-            stuck = 0 if state.received_bytes > offset else stuck + 1
+            await asyncio.sleep(wait_s + settings.jitter_s * secrets.SystemRandom().random())
+            wait_s = min(2 * wait_s, settings.backoff_max_s)
 
     async def _received(self) -> UploadState:
         return await self._http.json("GET", self._path, UploadState, PROBLEM_BYTES_MAX)

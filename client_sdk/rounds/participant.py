@@ -22,6 +22,7 @@ from client_sdk.ledger.evidence import QUARANTINED_FOR, Quarantine, Quarantined
 from client_sdk.ledger.files import unreadable
 from client_sdk.ledger.receipts import check_release
 from client_sdk.network.http import is_transient
+from client_sdk.network.uploads import CONFLICT
 from client_sdk.payload import encoded
 from client_sdk.rounds import faults
 from client_sdk.rounds.device import RunningDevice
@@ -472,7 +473,12 @@ class Participant:
         return True
 
     def may_come_later(self, error: TransportError) -> bool:
-        """Whether nothing was answered; from the session's end on, whether nobody answered."""
+        """Whether nothing was answered; from the session's end on, whether nobody answered.
+
+        Offsets that make no sense are an answer: the mailbox says how the cohort went on.
+        """
+        if error.reason == CONFLICT:
+            return False
         return error.status is None or (
             (error.unreached or is_transient(error)) and not self.is_over()
         )

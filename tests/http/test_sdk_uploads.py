@@ -5,16 +5,21 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
+from pathlib import Path
 
 import pytest
 from aiohttp import web
 
+from client_sdk import Event
 from client_sdk.errors import TransportError
 from client_sdk.network.transport import Transport
 from client_sdk.network.uploads import CHUNK_BYTES_FIRST, ChunkPace
+from dp.contracts import DeadlineSpec
 from secagg.http_api import UploadState
 from tests.kits.fault_proxy import FaultProxy, Schedule, faulty
 from tests.kits.transports import QUICK, Served, UploadServer, json
+from tests.kits.world import QUICK as WORLD_QUICK
+from tests.kits.world import TASK, OneHot, World, plain_spec
 
 PATIENT = dataclasses.replace(QUICK, patience_s=20.0, request_s=30.0, transfer_s=30.0)
 
@@ -60,7 +65,7 @@ async def test_a_server_with_senseless_offsets_is_given_up() -> None:
     async def senseless(request: web.Request) -> web.Response:
         return json(UploadState(received_bytes=10**9, complete=False))
 
-    async with Served(senseless, PATIENT) as (_, transport):
+    async with Served(senseless) as (_, transport):
         with pytest.raises(TransportError) as caught:
             await transport.upload("s", b"payload")
         assert caught.value.reason == "upload-conflict"
@@ -71,10 +76,40 @@ async def test_a_server_that_never_advances_is_given_up() -> None:
         await request.read()
         return json(UploadState(received_bytes=0, complete=False))
 
-    async with Served(stuck, PATIENT) as (_, transport):
+    async with Served(stuck) as (_, transport):
         with pytest.raises(TransportError) as caught:
             await transport.upload("s", b"payload")
         assert caught.value.reason == "upload-conflict"
+
+
+async def test_offsets_that_make_no_sense_end_no_run(tmp_path: Path) -> None:
+    """The device waits for what its mailbox says of the cohort, and goes on with the next one."""
+    told: list[Event] = []
+    task = plain_spec(deadlines=DeadlineSpec(report_s=60.0, masked_input_s=3.0))
+    async with World(tmp_path, task) as world:
+        settings = dataclasses.replace(WORLD_QUICK, patience_s=0.2)
+        liar_to = world.device("d0", on_event=told.append, transport=settings)
+
+        async def gate(request: web.Request, _: bytes) -> web.Response | None:
+            session = next((event.session for event in told if event.session), "none")
+            if request.path.endswith(f"{session}/vector"):
+                return json(UploadState(received_bytes=10**9, complete=False))
+            return None
+
+        world.gate = gate
+        lost = asyncio.create_task(liar_to.run_async(OneHot(0), task=TASK, rounds=1))
+        results = await asyncio.gather(
+            *(world.device(f"d{n}").run_async(OneHot(n), task=TASK, rounds=1) for n in (1, 2, 3))
+        )
+        assert [len(result.releases) for result in results] == [1, 1, 1]
+        while "aborted" not in [event.kind for event in told]:
+            assert not lost.done()
+            await asyncio.sleep(0.01)
+        reasons = [event.detail["reason"] for event in told if event.kind == "waiting"]
+        assert "upload-conflict" in reasons
+        assert not lost.done()
+        lost.cancel()
+        await asyncio.gather(lost, return_exceptions=True)
 
 
 # -- over a bad network -------------------------------------------------------------------------

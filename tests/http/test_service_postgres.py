@@ -127,6 +127,13 @@ async def test_a_liar_is_banned_on_every_replica(tmp_path, url):
         assert finished(await run(devices(two, 4))) == 4
 
 
+async def test_a_partner_that_one_replica_added_is_known_to_the_other_at_once(tmp_path, url):
+    async with pair(tmp_path, url, poll_s=600.0) as (_, two):
+        device = Device(two, 0, one_hot(0), stop_before="advert")
+        await device.run()
+        assert device.advert  # its offer was answered: no poll had told replica two
+
+
 async def test_two_replicas_take_any_request_of_one_cohort(tmp_path, url):
     async with pair(tmp_path, url) as (one, two):
         fleet = [Device(Balanced(one, two), number, one_hot(number)) for number in range(4)]

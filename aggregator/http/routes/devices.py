@@ -29,7 +29,7 @@ def routes(service: Service) -> list[web.RouteDef]:
         )
 
     async def offer(request: web.Request) -> web.Response:
-        await refuse_barred(core, service.callers.device(request))
+        await refuse_barred(core, await service.callers.device(request))
         task = await service.tasks.get(request.match_info["task"])
         after = request.query.get("after_version")
         after_version = None if after is None else bodies.query_int(request, "after_version", 0)
@@ -63,17 +63,17 @@ def routes(service: Service) -> list[web.RouteDef]:
         )
 
     async def model(request: web.Request) -> web.StreamResponse:
-        service.callers.device(request)
+        await service.callers.device(request)
         return await model_file(service, request.match_info["digest"])
 
     async def delta(request: web.Request) -> web.StreamResponse:
-        service.callers.device(request)
+        await service.callers.device(request)
         return await delta_file(
             service, request, request.match_info["digest"], request.match_info["held"]
         )
 
     async def advert(request: web.Request) -> web.Response:
-        identity = service.callers.device(request)
+        identity = await service.callers.device(request)
         async with service.intake.body(request, identity, _ADVERT_CAP) as signed:
             name = formation.task_named_in(signed)
             task = await service.tasks.get(name)
@@ -83,7 +83,7 @@ def routes(service: Service) -> list[web.RouteDef]:
 
     async def revoke(request: web.Request) -> web.Response:
         """A partner comes under a token of its own key, as a device that it certified."""
-        partner = service.callers.device(request)
+        partner = await service.callers.device(request)
         if partner not in service.partners.keys:
             raise Refusal(
                 Kind.FORBIDDEN, "revocations-not-yours", "Only a partner revokes certificates."
@@ -93,7 +93,7 @@ def routes(service: Service) -> list[web.RouteDef]:
         return bodies.json_response(shown)
 
     async def revocation_list(request: web.Request) -> web.Response:
-        service.callers.device(request)
+        await service.callers.device(request)
         data = await service.partners.revocation_list(request.match_info["digest"])
         return web.Response(body=data, content_type="application/octet-stream")
 

@@ -44,7 +44,7 @@ def routes(service: Service) -> list[web.RouteDef]:
     core, settings, driver = service.core, service.core.settings, service.driver
 
     async def find(request: web.Request) -> ServedSession:
-        identity, name = service.callers.device(request), request.match_info["session"]
+        identity, name = await service.callers.device(request), request.match_info["session"]
         if (member := driver.member(name)) is not None:
             _demand_own(member.identity, identity)
             return ServedSession(name, member.task, member.cohort, member.index, False, identity)
