@@ -26,6 +26,7 @@ from aggregator.keys import load_keys, private_text
 from aggregator.ledger.log import Ledger
 from aggregator.partners import Partners
 from aggregator.settings.options import Settings
+from aggregator.starting import LOCK, DataFolder, demand_own_database
 from aggregator.store.blobs import BlobStore
 from aggregator.store.database import Database
 from aggregator.tasks import Tasks
@@ -33,7 +34,16 @@ from secagg.errors import ConfigurationError
 from secagg.files.folders import demand_own_folder, file_in_the_way
 
 _MARKS = ("replica.id", "secagg.db")
-_KEPT = ("blobs", "keys", "ledger", "uploads", "operator.token*", "replica.id.*", "secagg.db-*")
+_KEPT = (
+    "blobs",
+    "keys",
+    "ledger",
+    "uploads",
+    "operator.token*",
+    "replica.id.*",
+    "secagg.db-*",
+    LOCK,
+)
 
 
 def _demand_own(settings: Settings) -> None:
@@ -70,6 +80,7 @@ class Service:
         _make(settings.data_dir, "--data-dir or SECAGG_DATA_DIR", 0o700)
         _make(settings.keys_path, "SECAGG_KEYS_DIR", 0o700)
         _make(settings.blobs_path, "SECAGG_BLOB_DIR", 0o777)
+        self._folder = DataFolder(settings.data_dir)
         self.core = core = Core(
             settings=settings,
             keys=load_keys(settings.keys_path),
@@ -113,7 +124,22 @@ class Service:
         self.ready = False
 
     async def start(self) -> None:
-        await self.core.database.migrate()
+        """
+        Raises:
+            ConfigurationError: ``data-dir-in-use``; as ``Database.prepare``,
+                ``demand_own_database`` and ``Ledger.start``.
+        """
+        self._folder.take()
+        try:
+            await self._start()
+        except BaseException:
+            self._folder.release()
+            raise
+
+    async def _start(self) -> None:
+        core = self.core
+        await core.database.prepare()
+        await demand_own_database(core.database, core.keys, core.settings.ledger_name)
         await self.partners.load()
         await self.ledger.start()
         await self.watch.start()
@@ -134,6 +160,7 @@ class Service:
         await self.core.database.checkpoint()
         self.core.pool.shutdown(wait=True, cancel_futures=True)
         await self.core.database.close()
+        self._folder.release()
 
     async def healthy(self) -> bool:
         """Whether the database answers."""

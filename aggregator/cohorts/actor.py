@@ -295,7 +295,11 @@ async def put_mail(
     delivered: Mapping[int, int],
     effects: Sequence[Effect],
 ) -> None:
-    """Insert the messages of ``Deliver`` effects behind those already ``delivered`` per index."""
+    """Insert the messages of ``Deliver`` effects behind those already ``delivered`` per index.
+
+    Of rosters and inboxes the number alone is kept, except the first device's roster: it tells
+    what a cohort was, should a newer software not replay its log.
+    """
     letters = await asyncio.to_thread(_letters, session_ids, delivered, effects)
     await mail.put(connection, letters)
 
@@ -303,11 +307,13 @@ async def put_mail(
 def _letters(
     session_ids: Sequence[str], delivered: Mapping[int, int], effects: Sequence[Effect]
 ) -> list[tuple[str, int, bytes]]:
-    """Signs the messages: in a thread, for a cohort's rosters and inboxes take a while."""
+    """Signs the messages that are stored: in a thread."""
     counts = dict(delivered)
     letters = []
     for effect in effects:
         if isinstance(effect, Deliver):
             counts[effect.index] = number = counts.get(effect.index, 0) + 1
-            letters.append((session_ids[effect.index], number, effect.message))
+            is_told_again = effect.large and (effect.index, number) != (0, 1)
+            message = mail.MADE_ANEW if is_told_again else effect.message
+            letters.append((session_ids[effect.index], number, message))
     return letters

@@ -165,6 +165,17 @@ class Driver:
             raise CohortOver
         return live
 
+    async def letter(self, cohort: str, index: int, number: int) -> bytes | None:
+        """A roster or an inbox from the cohort's log; None once nobody can need it."""
+        try:
+            actor = (await self.get(cohort)).cohort
+        except CohortOver:
+            return None
+        if actor.replay.mail.get(index, 0) < number:
+            await actor.refresh()  # another replica has delivered it
+        found = actor.replay.letter(index, number)
+        return None if found is None else await asyncio.to_thread(found.make)
+
     # -- loading ------------------------------------------------------------------------------
 
     async def _load(self, cohort: str) -> Live | None:

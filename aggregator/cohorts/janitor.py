@@ -2,7 +2,8 @@
 
 Mail stays for ``mail_retention_s`` after a cohort's end, since a device that was away still wants
 its receipt. Uploads and partial sums of cohorts that are no longer open are left-overs of a crash
-between the terminal commit and the removal.
+between the terminal commit and the removal. Of each task's models the newest 65 stay: a cohort may
+admit so many versions, deltas are told from 32 of them, and a copy of the database names them.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from aggregator.cohorts.standing import forget_old
 from aggregator.cohorts.uploads import UPLOADS
 from aggregator.core import Core
 from aggregator.logs import get_logger
-from aggregator.store import cohorts, refusals, sessions
+from aggregator.store import cohorts, models, refusals, sessions, tasks
 from secagg.files.folders import remove_files
 
 _log = get_logger("janitor")
@@ -54,10 +55,19 @@ class Janitor:
             await forget_old(connection, now)
             await refusals.forget_old(connection, now)
             open_now = await cohorts.open_now(connection)
+        await self._forget_models()
         await self._core.database.checkpoint()
         for folder, names in folders:
             if folder.name not in open_now:
                 await asyncio.to_thread(remove_files, folder, names)
+
+    async def _forget_models(self) -> None:
+        old = await tasks.old_versions(self._core.database)
+        if old.versions:
+            blobs = self._core.blobs
+            await asyncio.to_thread(models.forget, blobs, old.models, old.optimisers)
+            async with self._core.database.write() as connection:
+                await tasks.forget_versions(connection, old)
 
     def _folders(self) -> list[tuple[Path, re.Pattern[str]]]:
         """Folders that are named as a cohort's, and the names of the files that are ours there."""

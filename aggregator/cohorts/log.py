@@ -2,7 +2,8 @@
 
 An event is stored as its kind and MessagePack of its fields. Replaying a log through the
 deterministic machine gives the state and every effect again, so nothing that follows from the
-events is stored a second time, except the mail that devices fetch.
+events is stored a second time, except the mail that devices fetch. Rosters and inboxes, nearly all
+of its bytes, are not stored either: they are made anew for whoever asks.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import msgspec
 from secagg.server import (
     AcceptUpload,
     Cancel,
+    Checking,
     Deliver,
     Effect,
     Event,
@@ -23,6 +25,7 @@ from secagg.server import (
     ReleaseCommitted,
     RemoveMasks,
     ServerConfig,
+    Sharing,
     State,
     SumRefused,
     SumUnmasked,
@@ -77,11 +80,13 @@ class Replay:
     """A cohort's state and what its effects have asked for so far.
 
     ``mail``: messages delivered so far, by roster index. ``uploads``: accepted headers.
+    ``large``: number and effect of a device's last roster or inbox, while it may be answered.
     """
 
     state: State
     seq: int = 0
     mail: dict[int, int] = field(default_factory=dict)
+    large: dict[int, tuple[int, Deliver]] = field(default_factory=dict)
     uploads: dict[int, AcceptUpload] = field(default_factory=dict)
     plan: UnmaskingPlan | None = None
     wake_at_s: float | None = None
@@ -89,13 +94,22 @@ class Replay:
     def absorb(self, effects: Iterable[Effect]) -> None:
         for effect in effects:
             if isinstance(effect, Deliver):
-                self.mail[effect.index] = self.mail.get(effect.index, 0) + 1
+                self.mail[effect.index] = number = self.mail.get(effect.index, 0) + 1
+                if effect.large:
+                    self.large[effect.index] = number, effect
             elif isinstance(effect, AcceptUpload):
                 self.uploads[effect.index] = effect
             elif isinstance(effect, RemoveMasks):
                 self.plan = effect.plan
             elif isinstance(effect, Wake):
                 self.wake_at_s = effect.at_s
+        if not isinstance(self.state, Sharing | Checking):
+            self.large.clear()
+
+    def letter(self, index: int, number: int) -> Deliver | None:
+        """The roster or inbox that is this message of a device; None once nobody can need it."""
+        last, effect = self.large.get(index, (0, None))
+        return effect if last == number else None
 
     def woken(self, wake_at_s: float, again_s: float | None) -> None:
         """The time ``wake_at_s`` was acted on; wake at ``again_s``, unless a newer one is set."""

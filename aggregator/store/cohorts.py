@@ -107,10 +107,7 @@ async def close(
     await connection.execute(
         sa.update(tasks).where(tasks.c.task == task, tasks.c.cohort == cohort).values(cohort=None)
     )
-    await connection.execute(
-        sa.update(cohort_events).where(cohort_events.c.cohort == cohort).values(payload=b"")
-    )
-    for table in (contributions, partial_sums):
+    for table in (cohort_events, contributions, partial_sums):
         await connection.execute(sa.delete(table).where(table.c.cohort == cohort))
 
 

@@ -9,19 +9,18 @@ update or an insert under a primary key.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import alembic.command
-import alembic.config
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
+from aggregator.store import migrating
 from aggregator.store.urls import postgres_arguments
 from secagg.errors import ConfigurationError
 
@@ -68,25 +67,60 @@ class Database:
             sa.event.listen(self._engine.sync_engine, "connect", _configure_sqlite)
             sa.event.listen(self._engine.sync_engine, "begin", _begin_sqlite)
 
-    async def migrate(self) -> None:
-        """Bring the schema to the newest version; safe when replicas start together.
+    async def prepare(self) -> None:
+        """Make the schema of a new database, or bring an older SQLite file up; safe when replicas
+        start together.
+
+        Raises:
+            ConfigurationError: ``schema-newer``; ``schema-older`` on PostgreSQL; as
+                :meth:`migrate`.
+        """
+        await self._move(migrating.of_code(), self._prepare)
+
+    def _prepare(self, connection: sa.Connection, target: str) -> None:
+        found = migrating.of_database(connection)
+        if found is not None and not self.is_sqlite:
+            migrating.demand_present(found)
+        if found != target:
+            migrating.upgrade(connection, target)
+
+    async def migrate(self, target: str = migrating.NEWEST) -> None:
+        """Bring the schema up to a version.
 
         Raises:
             ConfigurationError: ``database-taken``: a SQLite file that is not of this service;
-                ``database-unreachable``.
+                ``database-unreachable``; ``schema-newer``; ``schema-unknown``.
         """
+        await self._move(target, migrating.upgrade)
+
+    async def migrate_down(self, target: str) -> None:
+        """Bring the schema down to a version; ``base`` removes all.
+
+        Raises:
+            ConfigurationError: as :meth:`migrate`.
+        """
+        await self._move(target, migrating.downgrade)
+
+    async def _move(self, target: str, move: Callable[[sa.Connection, str], None]) -> None:
+        """In one transaction; on PostgreSQL no two replicas do so at once."""
         if self._reader is not None:
             await asyncio.to_thread(_demand_own_file, self._reader)
         await self._demand_answer()
-        async with self._engine.connect() as connection:
+        async with self.write() as connection:
             if not self.is_sqlite:
-                await connection.execute(sa.select(sa.func.pg_advisory_lock(_MIGRATION_LOCK)))
-                await connection.commit()
-            await connection.run_sync(_upgrade)
-            await connection.commit()
-            if not self.is_sqlite:
-                await connection.execute(sa.select(sa.func.pg_advisory_unlock(_MIGRATION_LOCK)))
-                await connection.commit()
+                lock = sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)
+                await connection.execute(sa.select(lock))
+            await connection.run_sync(move, target)
+
+    async def schema(self) -> str | None:
+        """The version of the schema; None: there is none yet.
+
+        Raises:
+            ConfigurationError: ``database-unreachable``.
+        """
+        await self._demand_answer()
+        async with self.read() as connection:
+            return await connection.run_sync(migrating.of_database)
 
     async def _demand_answer(self) -> None:
         try:
@@ -241,14 +275,6 @@ def _configure_sqlite(connection: Any, _: Any) -> None:
 def _begin_sqlite(connection: sa.Connection) -> None:
     writes = connection.get_execution_options().get("sqlite_write", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-
-def _upgrade(connection: sa.Connection) -> None:
-    config = alembic.config.Config()
-    scripts = str(Path(__file__).parent / "migrations")
-    config.set_main_option("script_location", scripts.replace("%", "%%"))  # it interpolates
-    config.attributes["connection"] = connection
-    alembic.command.upgrade(config, "head")
 
 
 def _is_deadlock(error: DBAPIError) -> bool:

@@ -9,6 +9,9 @@ import sqlalchemy as sa
 from aggregator.store.database import Connection
 from aggregator.store.schema import mail, sessions
 
+_ROSTER, _INBOX, _CONFIRMATIONS = 1, 2, 5  # numbers in the mail of a device that went on so far
+MADE_ANEW = b""  # a message that the cohort's log gives again
+
 
 async def put(connection: Connection, letters: Iterable[tuple[str, int, bytes]]) -> None:
     """Insert (session, number from 1, signed message)."""
@@ -39,16 +42,20 @@ async def message(connection: Connection, session: str, number: int) -> bytes | 
 
 
 async def forget_bulk(connection: Connection, cohort: str) -> None:
-    """Remove rosters and inboxes, nearly all the bytes of a cohort's mail.
+    """Remove rosters, inboxes and confirmations, nearly all the bytes of a cohort's mail.
 
-    Who has not fetched them was left out; what says so, and every later message, stays.
+    Who has not fetched a roster or an inbox was left out; what says so, and every later message,
+    stays. Who has confirmed needs no more than the receipt.
     """
     later = mail.alias()
     members = sa.select(sessions.c.session).where(sessions.c.cohort == cohort)
-    went_on = sa.exists().where(later.c.session == mail.c.session, later.c.number > 2)
+    went_on = sa.exists().where(later.c.session == mail.c.session, later.c.number > mail.c.number)
     await connection.execute(
         sa.delete(mail).where(
             mail.c.session.in_(members),
-            sa.or_(mail.c.number == 1, sa.and_(mail.c.number == 2, went_on)),
+            sa.or_(
+                mail.c.number == _ROSTER,
+                sa.and_(mail.c.number.in_((_INBOX, _CONFIRMATIONS)), went_on),
+            ),
         )
     )

@@ -8,7 +8,7 @@ float64. Both are bound to the version by the file's digest.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,6 +74,13 @@ def store(
 
 def load(blobs: BlobStore, digest: bytes) -> NDArray[np.float32]:
     return safetensors.numpy.load(blobs.get(f"{MODELS}/{digest.hex()}"))["vector"]
+
+
+def forget(blobs: BlobStore, digests: Iterable[str], optimisers: Iterable[str]) -> None:
+    """Remove files by their digests, hex; what is gone already does not matter."""
+    for folder, found in ((MODELS, digests), (OPTIMISERS, optimisers)):
+        for digest in found:
+            blobs.delete(f"{folder}/{digest}")
 
 
 def store_optimiser(blobs: BlobStore, state: dict[str, NDArray[np.float64]]) -> bytes | None:

@@ -12,6 +12,13 @@ import sqlalchemy as sa
 metadata = sa.MetaData()
 _Hex = sa.String(64)
 
+service_facts = sa.Table(
+    "service_facts",  # of the one service whose database this is; see aggregator.store.identity
+    metadata,
+    sa.Column("name", sa.String(32), primary_key=True),
+    sa.Column("value", sa.Text, nullable=False),
+)
+
 partners = sa.Table(
     "partners",
     metadata,
@@ -108,12 +115,12 @@ refusals = sa.Table(
 )
 
 cohort_events = sa.Table(
-    "cohort_events",
+    "cohort_events",  # removed when the cohort has ended
     metadata,
     sa.Column("cohort", _Hex, sa.ForeignKey("cohorts.cohort"), primary_key=True),
     sa.Column("seq", sa.Integer, primary_key=True),
     sa.Column("kind", sa.String(32), nullable=False),
-    sa.Column("payload", sa.LargeBinary, nullable=False),  # emptied when the cohort has ended
+    sa.Column("payload", sa.LargeBinary, nullable=False),
 )
 
 mail = sa.Table(
@@ -121,7 +128,7 @@ mail = sa.Table(
     metadata,
     sa.Column("session", _Hex, sa.ForeignKey("sessions.session"), primary_key=True),
     sa.Column("number", sa.Integer, primary_key=True),  # from 1
-    sa.Column("message", sa.LargeBinary, nullable=False),
+    sa.Column("message", sa.LargeBinary, nullable=False),  # empty: the cohort's log gives it
 )
 
 contributions = sa.Table(

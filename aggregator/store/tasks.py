@@ -14,6 +14,7 @@ from aggregator.store.models import Stored
 from aggregator.store.schema import tasks, versions
 from aggregator.views import TaskState
 from dp.accounting.budget import Account
+from secagg.limits import VERSIONS_BACK_MAX
 
 
 async def signed_manifest(database: Database, task: str) -> tuple[bytes, bytes] | None:
@@ -150,6 +151,47 @@ async def trained_on(connection: Connection, task: str, version: int) -> Trained
         .where(tasks.c.task == task)
     )
     return TrainedOn(**found.one()._mapping)
+
+
+_KEPT_BACK = VERSIONS_BACK_MAX  # versions that a cohort may admit; deltas look back less far
+
+
+@dataclass(frozen=True)
+class Old:
+    """Versions that nobody can need any more: (task, number), and the digests, hex, of files that
+    no other version has."""
+
+    versions: tuple[tuple[str, int], ...]
+    models: frozenset[str]
+    optimisers: frozenset[str]
+
+
+async def old_versions(database: Database) -> Old:
+    """Those behind the newest 65 of each task."""
+    behind = tasks.c.version - versions.c.version
+    query = sa.select(
+        versions.c.task,
+        versions.c.version,
+        versions.c.digest,
+        versions.c.optimiser_digest,
+        (behind > _KEPT_BACK).label("old"),
+    ).join(tasks, tasks.c.task == versions.c.task)
+    rows = await database.rows(query)
+    old, kept = [row for row in rows if row.old], [row for row in rows if not row.old]
+    return Old(
+        tuple((row.task, row.version) for row in old),
+        frozenset(row.digest for row in old) - {row.digest for row in kept},
+        frozenset(row.optimiser_digest for row in old if row.optimiser_digest)
+        - {row.optimiser_digest for row in kept},
+    )
+
+
+async def forget_versions(connection: Connection, old: Old) -> None:
+    """Call it once their files are gone."""
+    for task, version in old.versions:
+        await connection.execute(
+            sa.delete(versions).where(versions.c.task == task, versions.c.version == version)
+        )
 
 
 # -- its one open cohort ------------------------------------------------------------------------

@@ -21,11 +21,11 @@ from client_sdk.state.durable_files import (
     unwritable,
     write_durably,
 )
-from client_sdk.state.journal import lock_file
 from client_sdk.state.keystore import FILE as _KEY
 from client_sdk.state.keystore import StorageKey, open_storage_key
 from dp.accounting.budget import Entry
 from secagg.files.folders import demand_own_folder
+from secagg.files.locks import lock_file
 
 _RECORD = "[0-9a-f]" * 32
 _KEPT = ("lock", _RECORD, f"{_RECORD}.new", f"{_RECORD}.damaged", f"{_KEY}.new", f"{_KEY}.damaged")

@@ -33,7 +33,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -54,6 +53,7 @@ from client_sdk.state.durable_files import (
 from client_sdk.state.keystore import StorageKey
 from client_sdk.state.models import models_folder
 from secagg.client import Effect, Failed, Finished, ProvideVector, Send, Upload
+from secagg.files.locks import lock_file
 from secagg.messages import AdmittedModel
 from secagg.secret import Secret
 
@@ -307,18 +307,6 @@ class Lock:
         if self._file is not None:
             self._file.close()
             self._file = None
-
-
-def lock_file(file: IO[bytes]) -> None:
-    """Raises: OSError: somebody else has it. Closing the file frees it, and so does the kernel."""
-    if sys.platform == "win32":
-        import msvcrt
-
-        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-    else:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 class Journal:

@@ -143,7 +143,8 @@ def to_checking(config: ServerConfig, state: Sharing, now_s: float) -> Outcome:
         **fields, deadline_s=deadline_s, dealt=state.dealt, dealers=dealers, accusations={}
     )
     effects += (
-        Deliver(recipient, partial(_inbox, config, state, recipient)) for recipient in dealers
+        Deliver(recipient, partial(_inbox, config, state, recipient), large=True)
+        for recipient in dealers
     )
     return checking, (*effects, Wake(deadline_s))
 

@@ -116,13 +116,16 @@ class Deliver:
     """Put a signed message into the mailbox of the device with this roster index.
 
     ``make`` gives the message's bytes, the same each time. They are made when they are read: the
-    rosters of a cohort of thousands do not fit in memory all at once.
+    rosters of a cohort of thousands do not fit in memory all at once. ``large``: a roster or an
+    inbox, which repeats for one device what adverts and deals say already. Nobody needs it once
+    the phase has passed in which it is answered.
     """
 
     __match_args__ = ("index", "message")
 
     index: int
     make: Callable[[], bytes] = field(repr=False)
+    large: bool = False
 
     @property
     def message(self) -> bytes:

@@ -118,7 +118,7 @@ def open_cohort(
     state = Sharing(facts=facts, accepted={}, dealt={}, signed_deals={}, deadline_s=deadline_s)
     signed_adverts = tuple(signed for _, signed in checked)
     effects: list[Effect] = [
-        Deliver(index, partial(_roster, config, facts, signed_adverts, index))
+        Deliver(index, partial(_roster, config, facts, signed_adverts, index), large=True)
         for index in range(facts.size)
     ]
     return state, (*effects, Wake(deadline_s))

@@ -19,8 +19,11 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from aggregator.cohorts import driver
-from aggregator.store.database import Conflict
+from aggregator.settings.options import Settings
+from aggregator.store import migrating
+from aggregator.store.database import Conflict, Database
 from aggregator.store.schema import tasks
+from secagg.errors import ConfigurationError
 from secagg.messages import Advert, peek, sign
 from secagg.revocation import sign_revocations
 from tests.kits.service import (
@@ -36,7 +39,9 @@ from tests.kits.service import (
     served,
     spec,
 )
+from tests.kits.starting import refused
 from tests.kits.upgrades import first_version, goes_on, migrated
+from tests.kits.walked import walk
 
 _names = (f"case{number}" for number in itertools.count())
 
@@ -239,8 +244,48 @@ async def test_a_service_goes_on_with_the_data_of_the_first_version(tmp_path, ur
     await target.dispose()
     source.dispose()
     (folder / "secagg.db").unlink()
+    with pytest.raises(ConfigurationError, match="schema-older"):
+        async with served(folder, database_url=url):
+            pass
+    database = Database(Settings.load(database_url=url).database)
+    await database.migrate()
+    await database.close()
     async with served(folder, database_url=url) as server:
         await goes_on(server)
+
+
+async def test_an_older_schema_is_left_to_the_operator(tmp_path, url):
+    """Other replicas may be at work on it."""
+    async with served(tmp_path / "one", database_url=url):
+        pass
+    database = Database(Settings.load(database_url=url).database)
+    await database.migrate_down("0002")
+    error = await refused({"data_dir": tmp_path / "one", "database_url": url})
+    assert (error.reason, error.expected, error.found) == (
+        "schema-older",
+        migrating.of_code(),
+        "0002",
+    )
+    assert await database.schema() == "0002"
+    await database.close()
+
+
+async def test_every_migration_goes_up_and_down_with_data(url):
+    database = Database(Settings.load(database_url=url).database)
+    await walk(database)
+    await database.close()
+
+
+async def test_of_two_services_that_begin_on_one_database_one_wins(tmp_path, url):
+    both = [Served(tmp_path / name, database_url=url) for name in ("one", "two")]
+    try:
+        ends = await asyncio.gather(*(each.start() for each in both), return_exceptions=True)
+        (refusal,) = [end for end in ends if end is not None]
+        assert refusal.reason == "keys-of-another-service"
+    finally:
+        for each in both:
+            await each.stop()
+            each.release_port()
 
 
 async def test_writers_that_wait_for_each_other_are_in_conflict(tmp_path, url):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from aiohttp import web
@@ -16,6 +17,7 @@ from aggregator.http.responses import wait
 from aggregator.intake import bodies
 from aggregator.service import Service
 from aggregator.store import reads, sessions
+from aggregator.store.mail import MADE_ANEW
 from secagg import http_api, limits
 from secagg.errors import LocalProtocolError
 from secagg.messages import KINDS, Complaint, Deals, MaskedInput, Unmask
@@ -80,9 +82,11 @@ def routes(service: Service) -> list[web.RouteDef]:
         while True:
             with core.signals.listen(f"session:{session.id}") as arrived:
                 rows = await reads.mail_after(core.database, session.id, after, _MAIL_BATCH)
-                found = tuple(message for _, message in rows)
-                if after == 0 and rows and rows[0][0] > 1:
-                    raise stale()  # the roster is gone: the cohort has ended without this device
+                if rows and session.cohort is None:
+                    session = await find(request)
+                found = await delivered(session, rows)
+                if after == 0 and rows and 1 not in found:
+                    raise stale()  # the roster is gone: the cohort went on without this device
                 left = until - loop.time()
                 if found or left <= 0 or not service.ready:
                     break
@@ -93,7 +97,20 @@ def routes(service: Service) -> list[web.RouteDef]:
                 session = await find(request)
         if not found and session.stale:
             raise stale()
-        return bodies.json_response(http_api.Mail(messages=found))
+        return bodies.json_response(http_api.Mail(messages=tuple(found.values())))
+
+    async def delivered(
+        session: ServedSession, rows: Sequence[tuple[int, bytes]]
+    ) -> dict[int, bytes]:
+        """Number -> message, without those that nobody can need any more."""
+        found: dict[int, bytes] = {}
+        for number, message in rows:
+            letter: bytes | None = message
+            if message == MADE_ANEW and session.cohort is not None:
+                letter = await driver.letter(session.cohort, session.index, number)
+            if letter:
+                found[number] = letter
+        return found
 
     async def post_message(request: web.Request) -> web.Response:
         session = await find(request)

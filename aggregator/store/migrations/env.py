@@ -1,4 +1,4 @@
-"""Runs the migrations on the connection that ``Database.migrate`` hands over."""
+"""Runs the migrations on the connection that ``aggregator.store.migrating`` hands over."""
 
 from alembic import context
 

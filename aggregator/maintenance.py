@@ -1,0 +1,110 @@
+"""Work on the database of a service that does not run: what ``secagg db`` does."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from aggregator.keys import load_keys
+from aggregator.settings.options import Settings
+from aggregator.starting import DataFolder, demand_own_database, facts_of
+from aggregator.store import migrating
+from aggregator.store.database import Database
+from secagg.errors import ConfigurationError
+
+
+class Maintenance:
+    """One database, for the length of a context."""
+
+    def __init__(self, settings: Settings) -> None:
+        """
+        Raises:
+            ConfigurationError: ``keys-missing`` or ``database-missing``, which a service would
+                make.
+        """
+        url = settings.database
+        self._database = Database(url)
+        keys = [settings.keys_path / name for name in ("task.key", "ledger.key")]
+        self._demand("keys-missing", *keys)
+        if self._database.is_sqlite:
+            self._demand("database-missing", Path(url.database or ""))
+        self._settings = settings
+        self._keys = load_keys(settings.keys_path)
+
+    def _demand(self, reason: str, *files: Path) -> None:
+        for file in files:
+            if not file.exists():
+                raise ConfigurationError(
+                    reason,
+                    f"There is no {file}.",
+                    remedy="Give the settings of the service: --config or --data-dir, "
+                    "SECAGG_KEYS_DIR and SECAGG_DATABASE_URL.",
+                )
+
+    async def __aenter__(self) -> Maintenance:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._database.close()
+
+    async def check(self) -> dict[str, Any]:
+        """Whether a service would start on this database, also beside one that runs; writes
+        nothing.
+
+        Raises:
+            ConfigurationError: ``schema-newer``, ``schema-older``, and as
+                :func:`aggregator.starting.demand_own_database`.
+        """
+        found = await self._database.schema()
+        migrating.demand_present(found)
+        await self._demand_own()
+        return self._found(found)
+
+    async def upgrade(self, target: str | None) -> dict[str, Any]:
+        """Bring the schema up to a version; None: the newest.
+
+        Raises:
+            ConfigurationError: ``data-dir-in-use``; as ``Database.migrate`` and
+                :func:`aggregator.starting.demand_own_database`.
+        """
+        return await self._moved(self._database.migrate, target or migrating.NEWEST)
+
+    async def downgrade(self, target: str) -> dict[str, Any]:
+        """As :meth:`upgrade`, down."""
+        return await self._moved(self._database.migrate_down, target)
+
+    async def _moved(self, move: Callable[[str], Awaitable[None]], target: str) -> dict[str, Any]:
+        with self._alone():
+            await self._demand_own()
+            await move(target)
+            await self._database.checkpoint()
+            return self._found(await self._database.schema())
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        if not self._settings.data_dir.is_dir():  # of a replica that ran elsewhere
+            yield
+            return
+        folder = DataFolder(self._settings.data_dir)
+        folder.take()
+        try:
+            yield
+        finally:
+            folder.release()
+
+    async def _demand_own(self) -> None:
+        name = self._settings.ledger_name
+        await demand_own_database(self._database, self._keys, name, enter=False)
+
+    def _found(self, schema: str | None) -> dict[str, Any]:
+        facts = facts_of(self._keys, self._settings.ledger_name)
+        named = {name.replace("-", "_"): value for name, value in facts.items()}
+        return {"schema": schema or "none", "schema_of_software": migrating.of_code(), **named}
