@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import math
+from collections.abc import Collection, Mapping
 
 import msgspec
 
 from aggregator.cohorts import refusals
 from aggregator.cohorts.choosing import Clash, WaitingDevice, choose
+from aggregator.cohorts.driver import Live
+from aggregator.cohorts.drop_outs import NOT_DEALING_MIN
 from aggregator.cohorts.formation import ready_of
+from aggregator.cohorts.progress import progress_of
 from aggregator.cohorts.standing import standing_of
 from aggregator.cohorts.strikes import Standing, eligible
 from aggregator.core import Core
-from aggregator.store import reads, sessions
+from aggregator.pseudonyms import pseudonym
+from aggregator.store import drop_outs, reads, sessions
 from aggregator.tasks import Task
-from aggregator.views import TaskView
+from aggregator.views import CohortView, NotDealingView, TaskView
 from dp.schedule import participations, period_of
 from secagg.manifest import CohortRules
 
 _ENDED_SHOWN = 16
+_NOT_DEALING_SHOWN = 16
 
 
-async def task_view(core: Core, task: Task) -> TaskView:
-    """Everything about one task, as one moment has it."""
+async def task_view(core: Core, task: Task, live: Mapping[str, Live]) -> TaskView:
+    """Everything about one task, as one moment has it. ``live``: the cohorts served here."""
     manifest = task.manifest
     async with core.database.read() as connection:
         now = await reads.current_in(connection, task.name)
@@ -39,6 +45,9 @@ async def task_view(core: Core, task: Task) -> TaskView:
         standing = await standing_of(connection, task.name, present)
         banned = await reads.bans_of(connection, task.name)
         refused = await refusals.newest(connection, task.name)
+        idle = await drop_outs.devices_not_dealing(
+            connection, task.name, NOT_DEALING_MIN, _NOT_DEALING_SHOWN
+        )
         cohort = await reads.cohort_view(connection, now.cohort)
     return TaskView(
         task=task.name,
@@ -72,7 +81,31 @@ async def task_view(core: Core, task: Task) -> TaskView:
         if cohort is not None or now.state != "open"
         else _why_waiting(core, manifest.cohort, present, clashes, standing, banned),
         refusals=refused,
-        cohort=cohort,
+        not_dealing=tuple(
+            NotDealingView(
+                device=pseudonym(core, device.identity),
+                cohorts=device.cohorts,
+                first_at=device.first_at,
+                last_at=device.last_at,
+            )
+            for device in idle
+        ),
+        cohort=None if cohort is None else _with_progress(cohort, live, core.clock()),
+    )
+
+
+def _with_progress(view: CohortView, live: Mapping[str, Live], now: float) -> CohortView:
+    served = live.get(view.cohort)
+    if served is None:
+        return view
+    at = progress_of(served.cohort)
+    return msgspec.structs.replace(
+        view,
+        phase=at.phase,
+        done=at.done,
+        due=at.due,
+        deadline_at=at.deadline_s if math.isfinite(at.deadline_s) else None,
+        stuck=at.is_stuck(now),
     )
 
 

@@ -24,6 +24,7 @@ from aggregator.intake.callers import Callers
 from aggregator.intake.open_requests import Intake
 from aggregator.keys import load_keys, private_text
 from aggregator.ledger.log import Ledger
+from aggregator.measures import Measures
 from aggregator.partners import Partners
 from aggregator.settings.options import Settings
 from aggregator.starting import LOCK, DataFolder, demand_own_database
@@ -110,6 +111,7 @@ class Service:
             self.wakeups,
         )
         self.watch = Watch(core, self.tasks, self.driver, self.partners, self.wakeups)
+        self.measures = Measures(core, self.tasks, self.driver, self.ledger)
         self.janitor = Janitor(core)
         self.deltas = Deltas(core)
         self.intake = Intake(settings)

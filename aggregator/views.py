@@ -75,12 +75,18 @@ class ReleaseView(_View, frozen=True, kw_only=True):
 
 
 class CohortView(_View, frozen=True, kw_only=True):
-    """The cohort under way."""
+    """The cohort under way. ``done`` of the ``due`` devices have come through the phase; both None
+    while this replica does not serve the cohort yet. ``deadline_at``: None where the phase has
+    none. ``stuck``: the phase should have ended long ago."""
 
     cohort: str
     phase: str
     size: int
     opened_at: float
+    done: int | None = None
+    due: int | None = None
+    deadline_at: float | None = None
+    stuck: bool = False
 
 
 class EndedCohort(_View, frozen=True, kw_only=True):
@@ -104,6 +110,16 @@ class RosterRefusal(_View, frozen=True, kw_only=True):
     expires_at: float
 
 
+class NotDealingView(_View, frozen=True, kw_only=True):
+    """A device that dealt in none of the last ``cohorts`` that took it; each of them waited for it.
+    ``device``: its pseudonym in the log."""
+
+    device: str
+    cohorts: int
+    first_at: float
+    last_at: float
+
+
 class TaskRow(_View, frozen=True, kw_only=True):
     task: str
     state: TaskState
@@ -122,7 +138,7 @@ class TaskView(_View, frozen=True, kw_only=True):
     words; None while one is under way. ``refusals``: of rosters, newest first. ``cohort``: the open
     one. ``sums_max``: of ``releases_max`` sums, those that one example can be in (all of them but
     where batches are scheduled). ``aborted``: how many cohorts ended without a charge;
-    ``ended_free``: the newest of them.
+    ``ended_free``: the newest of them. ``not_dealing``: devices that hold every cohort up.
     """
 
     task: str
@@ -147,6 +163,7 @@ class TaskView(_View, frozen=True, kw_only=True):
     banned: int = 0
     why_waiting: str | None = None
     refusals: tuple[RosterRefusal, ...] = ()
+    not_dealing: tuple[NotDealingView, ...] = ()
     cohort: CohortView | None
 
 

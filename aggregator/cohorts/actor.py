@@ -86,6 +86,7 @@ class Cohort:
         self._committed = committed
         self._measured: NoiseInterval | None = None
         self._failed = False
+        self._phase_since_s = core.clock()
         self.ended_elsewhere = False  # by another replica
         self._queue: asyncio.Queue[Batch] = asyncio.Queue()
         self._worker = asyncio.create_task(self._work(), name=f"cohort-{cohort[:8]}")
@@ -97,6 +98,11 @@ class Cohort:
     @property
     def over(self) -> bool:
         return self.ended_elsewhere or self.state.phase in TERMINAL
+
+    @property
+    def phase_since_s(self) -> float:
+        """Since when this replica has seen the phase, Unix seconds."""
+        return self._phase_since_s
 
     @property
     def measured(self) -> NoiseInterval | None:
@@ -203,7 +209,7 @@ class Cohort:
             self.replay.absorb(stepped.effects)
             self._deliver(stepped.effects)
             self._succeed(stepped.batches)
-            self._committed(self, before, stepped.effects)
+            self._tell(before, stepped.effects)
             return
         self._fail(batches, CohortOver())
 
@@ -270,7 +276,12 @@ class Cohort:
         else:
             await asyncio.to_thread(catch_up, self.task.config, replay, missed)
         self.core.signals.notify(*(f"session:{session}" for session in self.sessions))
-        self._committed(self, before, ())
+        self._tell(before, ())
+
+    def _tell(self, before: str, effects: Sequence[Effect]) -> None:
+        if self.state.phase != before:
+            self._phase_since_s = self.core.clock()
+        self._committed(self, before, effects)
 
     def _succeed(self, batches: Sequence[Batch]) -> None:
         for batch in batches:

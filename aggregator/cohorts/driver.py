@@ -214,7 +214,6 @@ class Driver:
         )
         live = self._live[cohort] = Live(self._core, actor)
         self._members.update(live.members())
-        self._core.metrics.open_cohorts.set(len(self._live))
         # Who waits here for what another replica has committed would miss it otherwise.
         self._core.signals.notify(*(f"session:{session}" for session in members))
         self.maybe_unmask(live)
@@ -296,7 +295,6 @@ class Driver:
     async def _ended(self, live: Live) -> None:
         cohort = live.cohort
         self._forget(live)
-        self._core.metrics.open_cohorts.set(len(self._live))
         await live.close(ended=True)
         await asyncio.to_thread(self._core.blobs.delete_files, f"partial/{cohort.id}", SUMS)
         await self._ending.published(cohort, mine=not cohort.ended_elsewhere)

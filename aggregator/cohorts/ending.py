@@ -1,13 +1,12 @@
 """The end of a cohort: what it is charged, whom it convicts or puts in question, and erasure."""
 
 import asyncio
-import math
 import secrets
 from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from aggregator.cohorts import standing
+from aggregator.cohorts import drop_outs, standing
 from aggregator.cohorts.abandoning import UNREADABLE, may_have_sent, tell_abandoned, told_in
 from aggregator.cohorts.actor import Cohort
 from aggregator.cohorts.charging import Charging, entry_of, refundable
@@ -34,6 +33,7 @@ from secagg.server import (
     Ended,
     Finding,
     Received,
+    Released,
     State,
     survivors_of,
 )
@@ -87,6 +87,8 @@ class Ending:
         if ended.reason is None:
             survivors = [state.facts.identity(index) for index in survivors_of(state)]
             await standing.forgive(connection, cohort.task.name, survivors)
+        if isinstance(state, Aborted | Released):
+            await drop_outs.keep(connection, self._core, cohort.task.name, state, now)
         await cohorts.close(connection, cohort.task.name, cohort.id, ended.reason, now)
 
     async def abandon(self, task: Task, cohort: str, log: Sequence[tuple[str, bytes]]) -> None:
@@ -194,23 +196,15 @@ class Ending:
         )
 
     async def published(self, cohort: Cohort, *, mine: bool) -> None:
-        """After the terminal commit: files of the ledger, metrics, log.
+        """After the terminal commit: files of the ledger, log.
 
-        ``mine``: this replica made the commit; counters and the log tell a cohort once.
+        ``mine``: this replica made the commit; the log tells a cohort once.
         """
         await self._ledger.publish()
-        state, task, metrics = cohort.state, cohort.task.name, self._core.metrics
-        async with self._core.database.read() as connection:
-            last = await charges.newest(connection, task)
-        metrics.releases.labels(task).set(0 if last is None else last.release)
-        spent = 0.0 if last is None else last.epsilon
-        metrics.epsilon.labels(task).set(math.inf if spent is None else spent)
+        state, task = cohort.state, cohort.task.name
         if not mine:
             return
         survivors = len(survivors_of(state))
-        metrics.cohorts.labels(task, state.phase).inc()
-        metrics.devices.labels(task, "survived").inc(survivors)
-        metrics.devices.labels(task, "dropped").inc(len(state.roster) - survivors)
         _log.info(
             "cohort-ended",
             task=task,

@@ -15,9 +15,13 @@ from secagg.server import Aborted
 
 Fault = Literal["service", "devices", "unknown"]
 LATE_S = 30.0  # a deadline that is noticed later than this passed while no replica was there
-_MISSED = frozenset(
-    ("too-few-dealers", "too-few-ready", "too-few-vectors", "too-few-confirmations")
-) | {"too-few-shares"}
+MISSED = {  # reason -> step at which devices were missed
+    "too-few-dealers": "sharing",
+    "too-few-ready": "checking",
+    "too-few-vectors": "masking",
+    "too-few-confirmations": "confirming",
+    "too-few-shares": "unmasking",
+}
 REFUSED_SUMS = frozenset(("check-coordinates", "noise-measured-missing"))
 
 
@@ -33,7 +37,7 @@ def fault_of(reason: str, *, late_s: float, failed: bool, restarted: bool) -> Fa
         return "devices"
     if reason in REFUSED_SUMS:
         return "unknown" if failed else "devices"
-    if reason not in _MISSED:
+    if reason not in MISSED:
         return "service"
     if late_s > LATE_S:
         return "service"
@@ -59,7 +63,7 @@ def lacking(state: Aborted, survivors_min: int) -> str | None:
     Args:
         survivors_min: devices that must be in a sum.
     """
-    if state.reason not in _MISSED:
+    if state.reason not in MISSED:
         return None
     missed, floor = len(state.silent), f"at least {survivors_min} are needed"
     match state.reason:

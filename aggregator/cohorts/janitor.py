@@ -13,11 +13,12 @@ import re
 from pathlib import Path
 
 from aggregator.cohorts.adding import SUMS
+from aggregator.cohorts.drop_outs import NOT_DEALING_KEPT_S
 from aggregator.cohorts.standing import forget_old
 from aggregator.cohorts.uploads import UPLOADS
 from aggregator.core import Core
 from aggregator.logs import get_logger
-from aggregator.store import cohorts, models, refusals, sessions, tasks
+from aggregator.store import cohorts, drop_outs, models, refusals, sessions, tasks
 from secagg.files.folders import remove_files
 
 _log = get_logger("janitor")
@@ -54,6 +55,7 @@ class Janitor:
             await sessions.forget_old(connection, now - self._core.settings.mail_retention_s)
             await forget_old(connection, now)
             await refusals.forget_old(connection, now)
+            await drop_outs.forget_old(connection, now - NOT_DEALING_KEPT_S)
             open_now = await cohorts.open_now(connection)
         await self._forget_models()
         await self._core.database.checkpoint()

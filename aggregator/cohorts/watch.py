@@ -58,6 +58,7 @@ class Watch:
                 try:
                     await self._poll()
                 except Exception:
+                    self._core.metrics.poll_failures.inc()
                     _log.exception("poll-failed")
                 polled = loop.time()
             with contextlib.suppress(TimeoutError):
@@ -132,6 +133,7 @@ class Watch:
                 await self._look_at(cohort, seq)
             except Exception:
                 _log.exception("poll-failed", cohort=cohort)
+                self._core.metrics.poll_failures.inc()
         for cohort, live in tuple(self._driver.live.items()):
             if cohort not in open_now and not live.cohort.over:
                 await live.cohort.refresh()

@@ -100,6 +100,7 @@ def public(settings: Settings, metrics: Metrics) -> Connections:
             _log.warning("connections-capped", wanted=most, connections=fit, open_files_max=files)
         most = min(most, fit)
     per_address = min(settings.connections_per_address, max(1, most // 2))
+    metrics.connections_max.set(most)
     return _with_deadlines(settings, most, per_address, metrics)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from nacl.signing import SigningKey
 
 from aggregator.core import Core
-from aggregator.ledger.witnesses import Witnesses
+from aggregator.ledger.witnesses import Witnesses, WitnessNow
 from aggregator.store import records as stored
 from aggregator.store.database import Connection
 from dp.errors import LogForked, LogShrank
@@ -78,7 +78,10 @@ class Ledger:
             origin = path.read_text("utf-8").partition("\n")[0]
             public = bytes(SigningKey(self._core.keys.ledger.reveal()).verify_key)
             verifier = notes.parse_verifier(notes.verifier_key(origin, public))
-            return notes.open_checkpoint(path.read_bytes(), verifier)
+            note = path.read_bytes()
+            checkpoint = notes.open_checkpoint(note, verifier)
+            self._witnesses.saw(note, checkpoint.size)
+            return checkpoint
         except (SecaggError, ValueError) as error:
             raise ConfigurationError(
                 "ledger-folder-taken",
@@ -107,6 +110,10 @@ class Ledger:
                 "state. Devices that saw the published checkpoint refuse any other log. Nothing "
                 "was changed.",
             ) from error
+
+    def witnesses(self, size: int) -> list[WitnessNow]:
+        """What each witness has cosigned of the first ``size`` leaves, as this replica knows."""
+        return self._witnesses.standing(size)
 
     async def size(self) -> int:
         async with self._core.database.read() as connection:
@@ -175,6 +182,7 @@ class Ledger:
         before = await asyncio.to_thread(path.read_bytes) if path.is_file() else b""
         note = self._witnesses.carry_over(before, note)
         note = await self._witnesses.cosign(note, size, tree.subtree)
+        self._witnesses.saw(note, size)
         self._lacking = bool(self._witnesses.lacking(note))
         return note
 

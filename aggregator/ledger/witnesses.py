@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import aiohttp
 import structlog
@@ -29,6 +30,15 @@ _TRIES = 2  # the first learns what the witness remembers
 _log = structlog.get_logger(__name__)
 
 
+class WitnessNow(NamedTuple):
+    """``lag``: records of the ledger that it has not cosigned. ``answered_at``: Unix seconds by its
+    clock, of its last cosignature; None before the first."""
+
+    name: str
+    lag: int
+    answered_at: int | None
+
+
 class Witnesses:
     """Witnesses of one log, by verifier key and URL. What one of them fails to do is logged."""
 
@@ -36,7 +46,21 @@ class Witnesses:
         self._urls = {parse_witness(key): url.rstrip("/") for key, url in urls.items()}
         self._timeout_s = timeout_s
         self._sizes: dict[Verifier, int] = {}  # what each of them cosigned last
+        self._seen: dict[Verifier, tuple[int, int]] = {}  # last cosignature: of what size, and when
         self._session: aiohttp.ClientSession | None = None
+
+    def saw(self, note: bytes, size: int) -> None:
+        """Remember who has cosigned the checkpoint of ``size`` leaves, and when."""
+        for witness, at in cosigned_at(note, self._urls).items():
+            self._seen[witness] = (size, at)
+
+    def standing(self, size: int) -> list[WitnessNow]:
+        """Of each witness, for a ledger of ``size`` leaves."""
+        now = []
+        for witness in sorted(self._urls):
+            seen, at = self._seen.get(witness, (0, None))
+            now.append(WitnessNow(witness.name, max(0, size - seen), at))
+        return now
 
     def lacking(self, note: bytes) -> set[Verifier]:
         """Witnesses that have not cosigned the note."""

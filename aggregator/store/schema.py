@@ -114,6 +114,24 @@ refusals = sa.Table(
     sa.Column("expires_at", sa.Float(53), nullable=False),
 )
 
+drop_outs = sa.Table(
+    "drop_outs",  # of ended cohorts: how many devices did not come through which step
+    metadata,
+    sa.Column("cohort", _Hex, sa.ForeignKey("cohorts.cohort"), primary_key=True),
+    sa.Column("step", sa.String(16), primary_key=True),
+    sa.Column("devices", sa.Integer, nullable=False),
+)
+
+not_dealing = sa.Table(
+    "not_dealing",  # devices that have dealt in none of the last cohorts which took them
+    metadata,
+    sa.Column("task", sa.String(200), sa.ForeignKey("tasks.task"), primary_key=True),
+    sa.Column("identity", _Hex, primary_key=True),
+    sa.Column("cohorts", sa.Integer, nullable=False),  # in a row
+    sa.Column("first_at", sa.Float(53), nullable=False),
+    sa.Column("last_at", sa.Float(53), nullable=False),
+)
+
 cohort_events = sa.Table(
     "cohort_events",  # removed when the cohort has ended
     metadata,

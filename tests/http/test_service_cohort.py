@@ -15,6 +15,7 @@ from dp.contracts import BudgetSpec
 from dp.ledger.verification import verify_ledger
 from secagg import client, messages, ring
 from secagg.keys import signing_key
+from tests.kits.scraping import admin, scrape
 from tests.kits.service import (
     DEADLINE_S,
     TASK,
@@ -275,17 +276,15 @@ async def test_the_privacy_statements_of_a_release_are_computed_once(tmp_path, m
         for name, module in tuple(sys.modules.items()):
             if name.startswith(("aggregator.", "dp.")) and vars(module).get("lines") is lines:
                 monkeypatch.setattr(module, "lines", counted)
-        registry = server.service.core.metrics.registry
-
-        def told(view):
-            spent = view["releases"][-1]["epsilon"]
-            return registry.get_sample_value("secagg_epsilon", {"task": TASK}) == spent
-
         for _ in range(2):
             assert finished(await run(devices(server, 4))) == 4
-            await server.until(told)
+            view = await server.until(lambda view: view["cohort"] is None)
+            async with admin(server) as url:
+                found = await scrape(url)
+            spent = found.value("secagg_epsilon", task=TASK, unit="device")
+            assert spent == view["releases"][-1]["epsilon"]
         assert asked == [1, 2]
         monkeypatch.undo()
         result = await audit(server)
         assert result.verified, result.problems
-        assert registry.get_sample_value("secagg_charges", {"task": TASK}) == 2
+        assert found.value("secagg_charges", task=TASK) == 2

@@ -3,7 +3,6 @@
 import asyncio
 import hashlib
 import re
-from contextlib import asynccontextmanager
 
 import aiohttp
 import alembic.autogenerate
@@ -11,14 +10,13 @@ import alembic.migration
 import msgspec
 import pytest
 import sqlalchemy as sa
-from aiohttp import web
 
-from aggregator.http.app import build_admin_app
 from aggregator.http.dashboard.charts import steps
 from aggregator.http.routes.openapi import document
 from aggregator.store.schema import metadata
 from dp.ledger.verification import verify_ledger
 from secagg import http_api
+from tests.kits.scraping import admin
 from tests.kits.service import (
     TASK,
     Device,
@@ -43,15 +41,6 @@ async def fetch(url, **headers):
         return answer.status, await answer.read(), answer.headers
 
 
-@asynccontextmanager
-async def admin(server):
-    runner = web.AppRunner(build_admin_app(server.service))
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    yield f"http://127.0.0.1:{runner.addresses[0][1]}"
-    await runner.cleanup()
-
-
 async def test_the_operators_port_shows_health_metrics_and_every_release(server):
     async with admin(server) as url:  # of a task of any kind: neither "none" nor an epsilon
         assert ">nothing spent<" in (await fetch(f"{url}/"))[1].decode()
@@ -73,13 +62,14 @@ async def test_the_operators_port_shows_health_metrics_and_every_release(server)
         assert (await fetch(f"{url}/tasks/none"))[0] == 404
         _, body, _ = await fetch(f"{url}/metrics")
         metrics = body.decode()
-        assert f'secagg_cohorts_total{{outcome="released",task="{TASK}"}} 1.0' in metrics
+        released = f'secagg_cohorts_total{{outcome="released",reason="",task="{TASK}"}} 1.0'
+        assert released in metrics
         assert f'secagg_devices_total{{fate="dropped",task="{TASK}"}} 1.0' in metrics
         assert "secagg_open_cohorts 0.0" in metrics
-        # The task adds no noise: that is not an epsilon of 0, and not "none".
-        assert f'secagg_epsilon{{task="{TASK}"}} +Inf' in metrics
+        # The task adds no noise: that is not an epsilon of 0.
+        assert "secagg_epsilon{" not in metrics
         assert "The task adds no noise: no epsilon bounds what its sums show." in text
-        assert '<td class="number">no noise</td>' in text
+        assert '<td class="number wide">no noise</td>' in text
         assert "no noise" in (await fetch(f"{url}/"))[1].decode()
         server.service.ready = False
         assert (await fetch(f"{url}/readyz"))[0] == 503
@@ -185,10 +175,13 @@ async def test_the_migrations_make_exactly_the_schema(server):
         assert await connection.run_sync(compare) == []
 
 
-def test_a_chart_has_a_bar_for_each_value_and_escapes_its_title():
-    chart = steps("<b>", [1.0, None, 2.0], limit=4.0)
+def test_a_chart_has_a_bar_for_each_value_axes_with_units_and_an_escaped_title():
+    chart = steps("<b>", [1.0, None, 2.0], limit=4.0, unit="devices")
     assert chart.count('class="bar"') == 2
     assert chart.count('class="limit"') == 1
+    assert ">devices</text>" in chart
+    assert ">charge</text>" in chart
+    assert ">budget 4</text>" in chart
     assert "<b>" not in chart
     assert steps("empty", [None]) == ""
 
@@ -207,7 +200,7 @@ async def test_the_operators_page_says_why_a_cohort_failed_and_whom_it_cost(tmp_
         page = (await fetch(f"{url}/tasks/{TASK}"))[1].decode()
         lacked = "2 of 4 vectors came; at least 3 are needed"
         assert f"charged: too-few-vectors; fault: devices; {lacked}; 2 struck</td>" in page
-        assert "<td>too-few-dealers</td>" in page
+        assert "<td>ended: too-few-dealers</td>" in page
         lines = [msgspec.json.decode(line) for line in capfd.readouterr().err.splitlines()]
         told = [
             (line["event"], line.get("devices") or line.get("lacking"))

@@ -39,7 +39,7 @@ def routes(service: Service) -> list[web.RouteDef]:
             spec = bodies.parse_json(sent, TaskSpec)
         task = await service.tasks.create(spec)
         service.wakeups.consider(task.name)
-        view = await task_view(service.core, task)
+        view = await task_view(service.core, task, service.driver.live)
         rules = task.manifest.cohort
         planned = await asyncio.to_thread(planned_costs, task.manifest)
         return bodies.json_response(
@@ -63,7 +63,7 @@ def routes(service: Service) -> list[web.RouteDef]:
 
     async def view_of(request: web.Request) -> views.TaskView:
         task = await service.tasks.get(request.match_info["task"])
-        view = await task_view(service.core, task)
+        view = await task_view(service.core, task, service.driver.live)
         await service.ledger.publish()  # what the view shows is in the folder
         return view
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from docs import states
+from docs import metrics, states
 from secagg import limits, masks, messages, ring
 from secagg.context import masking_set_digest, pair_seed, pseudonym
 from secagg.hashing import digest, encode_parts
@@ -147,6 +147,12 @@ def test_check_values_of_the_protocol_page_hold() -> None:
     ]
     rows = PROTOCOL.split("## Check values")[1].split("\n## ")[0]
     assert re.findall(r"\| `([0-9a-f ]+)` \|$", rows, re.MULTILINE) == values
+
+
+def test_the_page_of_metrics_is_that_of_the_registry() -> None:
+    assert (ROOT / "docs" / "metrics.md").read_text() == metrics.page(), (
+        "python -m docs.metrics > docs/metrics.md"
+    )
 
 
 def test_metrics_have_the_names_that_the_docs_say() -> None:
