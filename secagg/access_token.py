@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Collection
+from functools import lru_cache
 
 import msgspec
 
@@ -15,7 +16,7 @@ from secagg.errors import RemoteProtocolError
 from secagg.hashing import encode_parts
 from secagg.http_api import ACCESS_TOKEN_MAX_S, AccessToken
 from secagg.keys import signing_key, verify_certificate, verify_signature
-from secagg.limits import CLOCK_SKEW_S
+from secagg.limits import CLOCK_SKEW_S, COHORT_MAX
 from secagg.messages import Certificate
 from secagg.secret import Secret
 
@@ -72,8 +73,15 @@ def verify_access_token(
         )
     verify_certificate(decoded.certificate, partner_keys, now_s)
     identity_key = decoded.certificate.identity_key
-    if not verify_signature(identity_key, signed, decoded.signature):
+    _verify_token_signature(identity_key, signed, decoded.signature)
+    return identity_key
+
+
+@lru_cache(maxsize=COHORT_MAX)
+def _verify_token_signature(identity_key: bytes, signed: bytes, signature: bytes) -> None:
+    """The part of a token that no time changes: a device shows the same one for minutes. A failure
+    is not remembered."""
+    if not verify_signature(identity_key, signed, signature):
         raise RemoteProtocolError(
             "token-signature", "The access token was not signed by the device it names."
         )
-    return identity_key

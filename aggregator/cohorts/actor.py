@@ -311,8 +311,9 @@ async def put_mail(
     Of rosters and inboxes the number alone is kept, except the first device's roster: it tells
     what a cohort was, should a newer software not replay its log.
     """
-    letters = await asyncio.to_thread(_letters, session_ids, delivered, effects)
-    await mail.put(connection, letters)
+    if any(isinstance(effect, Deliver) for effect in effects):
+        letters = await asyncio.to_thread(_letters, session_ids, delivered, effects)
+        await mail.put(connection, letters)
 
 
 def _letters(

@@ -127,9 +127,6 @@ async def try_form(core: Core, task: Task) -> Formed | NotYet:
         stored = await tasks.forming(connection, task.name)
         if stored.state != "open" or stored.cohort is not None:
             return NotYet(None)
-        attempts, ended_at = await cohorts.attempts(connection, task.name, stored.version)
-        last_opened_at = await cohorts.last_opened_at(connection, task.name)
-        clashes = await clashes_of(connection, task.name, now)
         found = await sessions.waiting(
             connection,
             task.name,
@@ -138,6 +135,11 @@ async def try_form(core: Core, task: Task) -> Formed | NotYet:
             with_barred=False,
         )
         rows = _newest_of_each(found)
+        if len(rows) < rules.size_min:
+            return NotYet(None)
+        attempts, ended_at = await cohorts.attempts(connection, task.name, stored.version)
+        last_opened_at = await cohorts.last_opened_at(connection, task.name)
+        clashes = await clashes_of(connection, task.name, now)
         present = [ready_of(row) for row in rows]
         standing = await standing_of(connection, task.name, present)
     free, again_s = eligible(present, standing, now)

@@ -116,9 +116,7 @@ class Ledger:
         return self._witnesses.standing(size)
 
     async def size(self) -> int:
-        async with self._core.database.read() as connection:
-            head = await stored.head(connection)
-        return 0 if head is None else head.size
+        return await stored.present_size(self._core.database)
 
     def _sign(self, size: int, root: bytes) -> str:
         checkpoint = notes.Checkpoint(self._name, size, root)
@@ -158,12 +156,13 @@ class Ledger:
         nothing is new. It renders other replicas' leaves as well.
         """
         async with self._publishing:
+            size = await self.size()
+            if size == self._rendered and not everything and not self._may_ask_again():
+                return
             async with self._core.database.read() as connection:
                 head = await stored.head(connection)
                 assert head is not None  # noqa: S101  from the first start
                 rendered = 0 if everything else self._rendered
-                if head.size == rendered and not everything and not self._may_ask_again():
-                    return
                 first = rendered - rendered % tiles.TILE_WIDTH
                 records = await stored.leaves(connection, first, head.size)
                 tree = await self._committed(connection, head.size)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,12 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
-from aggregator.store import migrating
+from aggregator.store import migrating, sqlite_driver
 from aggregator.store.urls import postgres_arguments
 from secagg.errors import ConfigurationError
 
 _BUSY_MS = 30_000  # how long SQLite waits for another process's write
+_INLINE_BUSY_MS = 20  # where the event loop would wait
 _QUIET_S = 1.0
 _MIGRATION_LOCK = 0x5EC_A66  # PostgreSQL advisory lock: one replica migrates at a time
 
@@ -47,7 +48,9 @@ class Database:
         options: dict[str, Any] = {"pool_pre_ping": not self.is_sqlite, "hide_parameters": True}
         if self.is_sqlite and parsed.database:
             Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-            options["connect_args"] = {"timeout": _BUSY_MS / 1_000}
+            options["async_creator"] = partial(
+                sqlite_driver.connect, parsed.database, timeout=_BUSY_MS / 1_000
+            )
         else:
             options["pool_size"] = 10
         if parsed.drivername == "postgresql+asyncpg":
@@ -61,7 +64,10 @@ class Database:
                 f"PostgreSQL needs the package {error.name}, which is not installed.",
                 remedy="pip install 'secagg[postgres]'",
             ) from error
-        self._reader = _sqlite_reader(parsed) if self.is_sqlite and parsed.database else None
+        self._reader = self._inline = None
+        if self.is_sqlite and parsed.database:
+            self._reader = _sqlite_reader(parsed, _BUSY_MS)
+            self._inline = _sqlite_reader(parsed, _INLINE_BUSY_MS)
         self._writer = asyncio.Lock()
         if self.is_sqlite:
             sa.event.listen(self._engine.sync_engine, "connect", _configure_sqlite)
@@ -155,6 +161,16 @@ class Database:
             found: Sequence[sa.Row[Any]] = (await connection.execute(statement)).all()
             return found
 
+    async def few(self, statement: sa.Select[Any]) -> Sequence[sa.Row[Any]]:
+        """As :meth:`rows`, for a query that finds a few small rows by a key.
+
+        On SQLite it runs in the event loop: that takes 0.07 ms, a thread and back three times that.
+        """
+        if self._inline is not None:
+            with suppress(DBAPIError):  # another process keeps the file for a moment
+                return _all_rows(self._inline, statement)
+        return await self.rows(statement)
+
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncConnection]:
         """One transaction; commits at the end, rolls back on an exception.
@@ -210,8 +226,9 @@ class Database:
 
     async def close(self) -> None:
         await self._engine.dispose()
-        if self._reader is not None:
-            self._reader.dispose()
+        for reader in (self._reader, self._inline):
+            if reader is not None:
+                reader.dispose()
 
 
 async def _connect_postgres(arguments: Mapping[str, Any]) -> Any:
@@ -220,12 +237,12 @@ async def _connect_postgres(arguments: Mapping[str, Any]) -> Any:
     return await asyncpg.connect(**arguments)
 
 
-def _sqlite_reader(url: sa.URL) -> sa.Engine:
+def _sqlite_reader(url: sa.URL, busy_ms: int) -> sa.Engine:
     """Connections for single queries in threads; each query is a transaction of its own."""
     reader = sa.create_engine(
         url.set(drivername="sqlite"),
         hide_parameters=True,
-        connect_args={"timeout": _BUSY_MS / 1_000},
+        connect_args={"timeout": busy_ms / 1_000},
         isolation_level="AUTOCOMMIT",
     )
 

@@ -34,7 +34,7 @@ async def removed_keys(connection: Connection) -> list[str]:
 
 async def takes_part(database: Database, key: str) -> bool:
     query = sa.select(partners.c.name).where(partners.c.partner_key == key)
-    return bool(await database.rows(query))
+    return bool(await database.few(query))
 
 
 async def takes_part_in(connection: Connection, key: str) -> bool:
@@ -113,7 +113,7 @@ async def replace_list(
 
 async def lists_of(database: Database, keys: Sequence[bytes]) -> tuple[Revocations, ...]:
     """What devices are told of the newest lists of these partners."""
-    rows = await database.rows(
+    rows = await database.few(
         sa.select(
             revocation_lists.c.partner,
             revocation_lists.c.number,

@@ -54,7 +54,7 @@ _CURRENT = sa.select(
 
 async def current(database: Database, task: str) -> Current:
     """The present version of a task that there is."""
-    (row,) = await database.rows(_CURRENT.where(tasks.c.task == task))
+    (row,) = await database.few(_CURRENT.where(tasks.c.task == task))
     return Current(**row._mapping)
 
 
@@ -67,7 +67,7 @@ async def current_in(connection: Connection, task: str) -> Current:
 async def has_model(database: Database, digest: str) -> bool:
     """Whether some version has the model file with this digest, hex."""
     query = sa.select(versions.c.digest).where(versions.c.digest == digest).limit(1)
-    return bool(await database.rows(query))
+    return bool(await database.few(query))
 
 
 async def present_models(database: Database) -> set[str]:
@@ -104,7 +104,7 @@ class StoredSession:
 
 
 async def session(database: Database, name: str) -> StoredSession | None:
-    rows = await database.rows(
+    rows = await database.few(
         sa.select(
             sessions.c.identity,
             sessions.c.task,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from aggregator.store.database import Connection, expect_one
+from aggregator.store.database import Connection, Database, expect_one
 from aggregator.store.schema import ledger_head, ledger_leaves
 
 
@@ -29,6 +29,12 @@ async def head(connection: Connection) -> Head | None:
     found = await connection.execute(sa.select(ledger_head.c.size, ledger_head.c.checkpoint))
     row = found.first()
     return None if row is None else Head(**row._mapping)
+
+
+async def present_size(database: Database) -> int:
+    """Number of leaves that are committed; 0 before :func:`begin`."""
+    rows = await database.few(sa.select(ledger_head.c.size))
+    return rows[0].size if rows else 0
 
 
 async def locked_size(connection: Connection) -> int:

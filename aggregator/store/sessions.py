@@ -19,7 +19,7 @@ from aggregator.store.standing import barred
 
 async def identity_of(database: Database, session: str) -> str | None:
     """Hex, of the device whose session it is; None if there is no such session."""
-    rows = await database.rows(sa.select(sessions.c.identity).where(sessions.c.session == session))
+    rows = await database.few(sa.select(sessions.c.identity).where(sessions.c.session == session))
     return rows[0].identity if rows else None
 
 

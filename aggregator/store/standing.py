@@ -32,7 +32,7 @@ async def is_revoked(database: Database, identity: str, partner: str) -> bool:
     query = sa.select(revoked.c.partner).where(
         revoked.c.identity == identity, revoked.c.partner == partner
     )
-    return bool(await database.rows(query))
+    return bool(await database.few(query))
 
 
 # -- bans ---------------------------------------------------------------------------------------
@@ -83,7 +83,7 @@ _BANNED = sa.select(bans.c.kind, bans.c.handle, bans.c.task, bans.c.cohort)
 
 
 async def banned(database: Database, identity: str) -> Banned | None:
-    rows = await database.rows(_BANNED.where(bans.c.identity == identity))
+    rows = await database.few(_BANNED.where(bans.c.identity == identity))
     return Banned(**rows[0]._mapping) if rows else None
 
 
