@@ -132,7 +132,9 @@ class Service:
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True)
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
-        self.url: str = json.loads(line)["listening"]["url"]
+        listening = json.loads(line)["listening"]
+        self.url: str = listening["url"]
+        self.admin_url: str = listening["admin_url"]
 
     def peak_bytes(self) -> int:
         status = Path(f"/proc/{self.process.pid}/status").read_text()
