@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+from aggregator.compute.pools import Pool
 from aggregator.keys import Keys
 from aggregator.metrics import Metrics
 from aggregator.settings.options import Settings
@@ -19,7 +20,8 @@ from aggregator.store.database import Database
 class Core:
     """``replica`` names this data folder, so that a restart takes its own leases up again.
     ``shard`` names this run of this process: its partial sums are its own.
-    ``pool`` runs what would block the event loop: vectors, unmasking, the machine's cryptography.
+    ``pool`` runs what would block the event loop: vectors, the machine's cryptography.
+    ``compute`` opens sums.
     """
 
     settings: Settings
@@ -28,6 +30,7 @@ class Core:
     blobs: BlobStore
     clock: Callable[[], float]
     pool: ThreadPoolExecutor
+    compute: Pool
     replica: str
     signals: Signals = field(default_factory=Signals)
     metrics: Metrics = field(default_factory=Metrics)

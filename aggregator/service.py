@@ -18,6 +18,7 @@ from aggregator.cohorts.releasing import Releaser
 from aggregator.cohorts.standing import Membership
 from aggregator.cohorts.wakeups import Wakeups
 from aggregator.cohorts.watch import Watch
+from aggregator.compute.pools import compute_pool
 from aggregator.core import Core
 from aggregator.deltas import Deltas
 from aggregator.intake.callers import Callers
@@ -82,13 +83,15 @@ class Service:
         _make(settings.keys_path, "SECAGG_KEYS_DIR", 0o700)
         _make(settings.blobs_path, "SECAGG_BLOB_DIR", 0o777)
         self._folder = DataFolder(settings.data_dir)
+        pool = ThreadPoolExecutor(settings.opening_threads, "unmasking")
         self.core = core = Core(
             settings=settings,
             keys=load_keys(settings.keys_path),
             database=Database(settings.database),
             blobs=BlobStore(settings.blobs_path),
             clock=clock,
-            pool=ThreadPoolExecutor(settings.opening_threads, "unmasking"),
+            pool=pool,
+            compute=compute_pool(settings, pool),
             replica=private_text(settings.data_dir / "replica.id", lambda: secrets.token_hex(8)),
         )
         if settings.operator_token is not None:
@@ -142,6 +145,7 @@ class Service:
         core = self.core
         await core.database.prepare()
         await demand_own_database(core.database, core.keys, core.settings.ledger_name)
+        await core.compute.start()
         await self.partners.load()
         await self.ledger.start()
         await self.watch.start()
@@ -160,6 +164,7 @@ class Service:
             await self.driver.close()
             await self.ledger.close()
         await self.core.database.checkpoint()
+        await self.core.compute.close()
         self.core.pool.shutdown(wait=True, cancel_futures=True)
         await self.core.database.close()
         self._folder.release()

@@ -437,7 +437,7 @@ async def grow_ledger(folder: Path, records: int, at_once: int) -> dict[str, Any
 
     replica = Replica(Settings.load(data_dir=folder, operator_token=TOKEN))
     core, ledger = replica.core, replica.ledger
-    await core.database.migrate()
+    await core.database.prepare()
     await ledger.start()
     append_s = publish_s = 0.0
     wrong: list[str] = []

@@ -1,8 +1,5 @@
-"""Removing masks and needless noise from a sum: in a thread pool, slice by slice, never on the
-event loop.
-
-The partial sums of all shards add up. The slices of one array are disjoint, so threads unmask them
-in place without locks; key stream and addition release the interpreter lock.
+"""Removing masks and needless noise from a sum, slice by slice, never on the event loop: in the
+pool that the settings choose (:mod:`aggregator.compute`). The partial sums of all shards add up.
 """
 
 from __future__ import annotations
@@ -17,13 +14,14 @@ from numpy.typing import NDArray
 
 from aggregator.cohorts.actor import Cohort
 from aggregator.cohorts.adding import blob_name
+from aggregator.compute.opening import Opening
 from aggregator.core import Core
 from aggregator.logs import get_logger
 from aggregator.store import cohorts, sums
-from dp.noise.removable import RemovablePart, Removed, removable_part, remove_parts
+from dp.noise.removable import RemovablePart, Removed, removable_part
 from secagg.ring import add_into, lane_dtype
 from secagg.server import masking_set_of, survivors_of
-from secagg.unmasking import UnmaskingPlan, check_sum, unmask_slice
+from secagg.unmasking import UnmaskingPlan, check_sum
 
 _log = get_logger("opening")
 _RENEWALS = 3  # within the length of a lease: one may be late and one be lost
@@ -88,49 +86,25 @@ async def unmasked_sum(core: Core, cohort: Cohort, plan: UnmaskingPlan) -> Unmas
     async with core.database.read() as connection:
         found = await sums.generations(connection, cohort.id)
     names = [blob_name(cohort.id, shard, generation) for shard, generation in found]
-    removed = None
     loop = asyncio.get_running_loop()
     with core.metrics.opening_seconds.time():
         total = await loop.run_in_executor(core.pool, _load, core, names, plan)
-        step = core.settings.opening_slice
-        await asyncio.gather(
-            *(
-                loop.run_in_executor(
-                    core.pool, unmask_slice, plan, total, lo, min(lo + step, plan.length)
-                )
-                for lo in range(0, plan.length, step)
-            )
-        )
         parts = await loop.run_in_executor(core.pool, _needless_noise, cohort, plan)
-        if parts:
-            stride = cohort.task.manifest.encoding.slice_length + 1
-            products = await asyncio.gather(
-                *(
-                    loop.run_in_executor(
-                        core.pool,
-                        remove_parts,
-                        total,
-                        parts,
-                        plan.ring_bits,
-                        lo,
-                        min(lo + stride, plan.length),
-                    )
-                    for lo in range(0, plan.length, stride)
-                )
-            )
-            removed = Removed(sum(part.variance for part in parts), sum(products))
+        opening = Opening(plan.ring_bits, plan.terms, parts)
+        products = await core.compute.take_off(opening, total)
+    removed = Removed(sum(part.variance for part in parts), sum(products)) if parts else None
     survivors = len(survivors_of(cohort.state))
     await asyncio.to_thread(check_sum, cohort.task.manifest, total, survivors)
     return UnmaskedSum(total, removed)
 
 
-def _needless_noise(cohort: Cohort, plan: UnmaskingPlan) -> list[RemovablePart]:
+def _needless_noise(cohort: Cohort, plan: UnmaskingPlan) -> tuple[RemovablePart, ...]:
     """The parts of the survivors' noise whose seeds were reconstructed."""
     members = len(masking_set_of(cohort.state))
-    return [
+    return tuple(
         removable_part(cohort.task.manifest, members, part.level, part.seed, cohort.state.ctx)
         for part in plan.noise_seeds
-    ]
+    )
 
 
 def _load(core: Core, names: list[str], plan: UnmaskingPlan) -> NDArray[np.unsignedinteger]:

@@ -94,6 +94,8 @@ class Settings(BaseSettings):
     witness_retry_s: float = Field(default=10.0, ge=0)  # before those that did not answer are asked
     opening_threads: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1)
     opening_slice: int = Field(default=1 << 18, ge=1)  # coordinates of one thread at a time
+    compute: Literal["local", "ray"] = "local"  # where masks are taken off a sum
+    ray_address: Text | None = None  # default: a cluster here, of opening_threads processes
     poll_s: float = Field(default=0.5, gt=0)  # how soon another replica's commits are seen
     long_poll_max_s: float = Field(default=30.0, gt=0)
     mail_retention_s: float = Field(default=3600.0, ge=0)  # mail of a cohort that has ended

@@ -152,7 +152,13 @@ def add_parts(data: NDArray[np.int64], parts: Sequence[RemovablePart]) -> None:
 
 
 def remove_parts(
-    payload: Lanes, parts: Sequence[RemovablePart], ring_bits: int, lo: int, hi: int
+    payload: Lanes,
+    parts: Sequence[RemovablePart],
+    ring_bits: int,
+    lo: int,
+    hi: int,
+    *,
+    first: int = 0,
 ) -> float:
     """Take the noise of all parts off payload coordinates ``lo`` to ``hi``, in place.
 
@@ -160,7 +166,8 @@ def remove_parts(
     overlap may be done at the same time.
 
     Args:
-        payload: lanes of the *whole* unmasked payload, check coordinates included.
+        payload: lanes of the *whole* unmasked payload, check coordinates included; or of its end
+            from slice ``first`` on.
         lo: a multiple of ``SLICE_LENGTH + 1``.
 
     Returns:
@@ -183,7 +190,7 @@ def remove_parts(
         lanes = payload[start + 1 : min(start + stride, hi)]
         noise = np.zeros(len(lanes), np.int64)
         for part in parts:
-            _draw(noise, part, start // stride)
+            _draw(noise, part, first + start // stride)
         np.subtract(lanes, noise.astype(lanes.dtype), out=lanes)
         np.bitwise_and(lanes, mask, out=lanes)
         product += float(noise.astype(np.float64) @ centred(lanes, ring_bits))

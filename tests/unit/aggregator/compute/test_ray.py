@@ -1,0 +1,131 @@
+"""Sums opened on a Ray cluster of two workers on this machine; one cluster for all tests."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from aggregator.compute import ray_pool
+from aggregator.compute.opening import Opening, take_off
+from aggregator.compute.ray_pool import RayPool
+from dp.contracts import SegmentSpec
+from dp.noise.removable import RemovablePart
+from secagg.errors import ConfigurationError
+from secagg.masks import MaskTerm
+from secagg.ring import lane_dtype
+from secagg.secret import Secret
+from tests.kits.service import current_sum, devices, finished, run, served, spec
+
+BITS, LENGTH, COORDINATES = 24, 300_000, 1 << 16
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[RayPool]:
+    made = RayPool(None, 2, COORDINATES)
+    asyncio.run(made.start())
+    yield made
+    asyncio.run(made.close())
+
+
+def opening(*, noise: bool = False) -> Opening:
+    terms = tuple(
+        MaskTerm(Secret(bytes([number]) * 32), 1 if number % 2 else -1) for number in range(3)
+    )
+    parts = tuple(RemovablePart(Secret(bytes([number]) * 32), 900) for number in (7, 8))
+    return Opening(BITS, terms, parts if noise else ())
+
+
+def masked() -> np.ndarray:
+    lanes = np.random.default_rng(5).integers(0, 1 << BITS, LENGTH, dtype=np.uint32)
+    return lanes.astype(lane_dtype(BITS))
+
+
+def here(work: Opening) -> tuple[np.ndarray, float]:
+    total = masked()
+    products = [take_off(work, total[lo:hi], lo) for lo, hi in work.cut(LENGTH, COORDINATES)]
+    return total, sum(products)
+
+
+async def demand_same(pool: RayPool, work: Opening) -> None:
+    total = masked()
+    products = await pool.take_off(work, total)
+    expected, product = here(work)
+    np.testing.assert_array_equal(total, expected)
+    assert sum(products) == product
+
+
+@pytest.mark.parametrize("noise", [False, True])
+async def test_the_cluster_gives_the_same_bits(
+    pool: RayPool, noise: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_pool, "take_off", None)  # nothing is computed in this process
+    await demand_same(pool, opening(noise=noise))
+
+
+async def test_a_slice_whose_worker_is_killed_is_computed_by_another(
+    pool: RayPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, died = ray_pool._on_worker, tmp_path / "died"
+
+    def dies_once(plain, lanes, lo):
+        if lo == COORDINATES and not died.exists():
+            died.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(plain, lanes, lo)
+
+    monkeypatch.setattr(pool, "_task", pool._remote(dies_once))
+    monkeypatch.setattr(ray_pool, "take_off", None)
+    await demand_same(pool, opening())
+    assert died.exists()
+
+
+async def test_what_the_cluster_cannot_compute_is_computed_here(
+    pool: RayPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(plain, lanes, lo):
+        raise MemoryError
+
+    monkeypatch.setattr(pool, "_task", pool._remote(fails))
+    computed = []
+
+    def take_off_here(work, lanes, lo):
+        computed.append(lo)
+        return take_off(work, lanes, lo)
+
+    monkeypatch.setattr(ray_pool, "take_off", take_off_here)
+    await demand_same(pool, opening())
+    assert sorted(computed) == list(range(0, LENGTH, COORDINATES))
+
+
+async def test_a_service_releases_a_sum_that_the_cluster_opened(
+    pool: RayPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_pool, "take_off", None)
+    task = spec(segments=(SegmentSpec(name="count", length=COORDINATES + 40, clip=1e4),))
+    async with served(tmp_path, task, compute="ray", opening_slice=COORDINATES) as server:
+        fleet = devices(server, 4)
+        for device in fleet:
+            device.value = np.ones(COORDINATES + 40)
+        assert finished(await run(fleet)) == 4
+        np.testing.assert_allclose(await current_sum(server), 4.0, atol=0.1)
+
+
+async def test_a_cluster_that_does_not_answer_is_refused(
+    pool: RayPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nobody(**_):
+        raise ConnectionError("nobody is there")
+
+    monkeypatch.setattr(pool._ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(pool._ray, "init", nobody)
+    away = RayPool("127.0.0.1:1", 2, COORDINATES)
+    with pytest.raises(ConfigurationError) as refused:
+        await away.start()
+    assert refused.value.reason == "compute-unreachable"
+    assert refused.value.expected == "127.0.0.1:1"
