@@ -26,8 +26,10 @@ from aggregator.store.schema import tasks
 from secagg.errors import ConfigurationError
 from secagg.messages import Advert, peek, sign
 from secagg.revocation import sign_revocations
+from tests.kits.scraping import admin, scrape
 from tests.kits.service import (
     PARTNER,
+    TASK,
     Device,
     Liar,
     Served,
@@ -151,6 +153,10 @@ async def test_two_replicas_take_any_request_of_one_cohort(tmp_path, url):
             assert len((await replica.view())["releases"]) == 1
             checkpoint = (replica.settings.data_dir / "ledger" / "checkpoint").read_text()
             assert checkpoint.split("\n")[1] == "2"
+        async with admin(one) as here, admin(two) as there:
+            found = await scrape(here)
+            assert found.value("secagg_devices_total", task=TASK, fate="survived") == 4
+            assert found.state() == (await scrape(there)).state()
 
 
 async def test_one_vector_through_both_replicas_at_once_counts_once(tmp_path, url):

@@ -26,6 +26,8 @@ from tests.kits.service import Served
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "deploy" / "prometheus" / "alerts.yml"
 DASHBOARD = ROOT / "deploy" / "grafana" / "secagg.json"
+_MOVING = ("secagg_disk_", "secagg_cohort_phase_age", "secagg_release_age")
+_MOVING += ("secagg_database_bytes", "secagg_blob_bytes")
 
 
 @asynccontextmanager
@@ -46,6 +48,14 @@ class Scrape:
 
     def value(self, name: str, **labels: str) -> float | None:
         return self.samples.get((name, tuple(sorted(labels.items()))))
+
+    def state(self) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+        """What every replica of a service must show alike, also after a restart."""
+        return {
+            key: value
+            for key, value in self.samples.items()
+            if key[0].removesuffix("_total") in STORED and not key[0].startswith(_MOVING)
+        }
 
     def of(self, name: str) -> dict[tuple[tuple[str, str], ...], float]:
         return {labels: value for (found, labels), value in self.samples.items() if found == name}

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from html import escape
 
-_WIDTH, _HEIGHT = 640, 240
-_LEFT, _RIGHT, _TOP, _BOTTOM = 76, 12, 28, 44
-_LABELS_MAX = 12  # along the x axis
+_WIDTH, _HEIGHT = 420, 200
+_LEFT, _RIGHT, _TOP, _BOTTOM = 68, 8, 28, 44
+_LABELS_MAX = 10  # along the x axis
 
 
 def _nearest(value: float) -> str:
