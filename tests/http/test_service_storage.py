@@ -47,7 +47,7 @@ async def test_rosters_and_inboxes_are_made_anew_and_not_stored(tmp_path: Path) 
             elif name == "header":
                 told[name] = [await asked_again(asking, 0)]
                 own = f"session = '{asking.session.rpartition('/')[2]}'"
-                place = f"SELECT roster_index FROM sessions WHERE {own}"
+                place = f"SELECT roster_index FROM sessions WHERE {own}"  # noqa: S608  ours
                 seated.append(stored_bytes(server, place))
                 large = "SELECT sum(length(message)) FROM mail WHERE number <= 2 AND session != "
                 first = "(SELECT session FROM sessions WHERE roster_index = 0)"
