@@ -28,6 +28,8 @@ def types(session: nox.Session) -> None:
             *("mypy", "--config-file", ".ci/portable.ini", "--platform", system),
             *("--cache-dir", f".mypy_cache/{system}", "-p", "client_sdk"),
         )
+    for app in ("histogram", "custom"):  # what a partner's own type checker sees
+        session.run("mypy", f"examples/{app}/app.py")
 
 
 def _folder(name: str) -> None:

@@ -14,7 +14,8 @@ HEAD = """# The SDK's public names
 
 Made by `python -m docs.sdk_api` from the docstrings, of which it shows the beginning;
 `help(client_sdk.Client.run)` shows the rest: units, defaults and every error. What has no line here
-may change with any version.
+may change with any version. What has one changes with a new minor version at most while secagg is
+at 0, and [the changelog](../CHANGELOG.md) says how. State folders of earlier versions are read on.
 """
 Declared = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef | ast.Assign
 

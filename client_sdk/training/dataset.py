@@ -118,9 +118,15 @@ class Input:
         config: Any = model.config
         most = getattr(config.get_text_config(), "max_position_embeddings", None)
         limits = [most] if isinstance(most, int) and most > 0 else []
-        for name, module in model.named_modules():
+        named = dict(model.named_modules())
+        of_text = next(
+            (name.rpartition(".")[0] for name, each in named.items() if each is table), ""
+        )
+        for name, module in named.items():
             # A table of learned places has as many rows; with a padding place they begin after it.
-            if "position" in name.rpartition(".")[2] and hasattr(module, "num_embeddings"):
+            # Beside the table of tokens: an image's places, elsewhere, are not a text's.
+            parent, _, last = name.rpartition(".")
+            if parent == of_text and "position" in last and hasattr(module, "num_embeddings"):
                 padding = getattr(module, "padding_idx", None)
                 limits.append(module.num_embeddings - (0 if padding is None else padding + 1))
         return cls(

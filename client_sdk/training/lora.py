@@ -21,6 +21,7 @@ from safetensors import safe_open
 from safetensors.numpy import save
 
 from client_sdk import outputs
+from client_sdk.errors import TaskRefusal
 from secagg.errors import ConfigurationError, LocalProtocolError
 from secagg.hashing import encode_parts
 from secagg.lora.forms import initial_tensor, tensors_to_vector, vector_length, vector_to_tensors
@@ -304,6 +305,9 @@ def base_fingerprint(model: nn.Module) -> bytes:
     Values are hashed as little-endian float32, so a checkpoint has one fingerprint whether it was
     loaded in its own half precision or in float32. Tensors of an injected adapter are left out and
     tied weights count once.
+
+    Raises:
+        TaskRefusal: ``model-offloaded``: a tensor is on no device.
     """
     model = unwrapped(model)
     hasher = hashlib.sha256(encode_parts("base-model"))
@@ -311,6 +315,14 @@ def base_fingerprint(model: nn.Module) -> bytes:
         if ".lora_" in name:
             continue
         name = name.removeprefix(_PREFIX).replace(".base_layer.", ".")
+        if parameter.is_meta:
+            raise TaskRefusal(
+                "model-offloaded",
+                "Weights of the model are not in memory.",
+                expected="every tensor on the CPU or a GPU",
+                found=f"{name} on no device",
+                remedy="Load the whole model, without device_map and offload folder.",
+            )
         shape = ",".join(map(str, parameter.shape))
         hasher.update(encode_parts("tensor", name.encode(), shape.encode()))
         flat = parameter.detach().reshape(-1)

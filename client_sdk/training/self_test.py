@@ -122,7 +122,9 @@ def _error_of(
         expected=f"relative error at most {SELF_TEST_ERROR_MAX}",
         found=error if wrong is None else wrong,
         remedy="Use LoraTrainer(..., method='loop'), which has passed its own self-test here"
-        + (", or load the model in float32." if _half(adapted) else "."),
+        + (", or load the model in float32" if _half(adapted) else "")
+        + (", or call model.gradient_checkpointing_disable()" if _checkpoints(adapted) else "")
+        + ".",
     )
 
 
@@ -193,6 +195,10 @@ def _precision(adapted: AdaptedModel) -> float:
     return max(
         torch.finfo(p.dtype).eps for p in adapted.model.parameters() if p.is_floating_point()
     )
+
+
+def _checkpoints(adapted: AdaptedModel) -> bool:
+    return any(getattr(each, "gradient_checkpointing", False) for each in adapted.model.modules())
 
 
 def _half(adapted: AdaptedModel) -> bool:

@@ -55,7 +55,12 @@ def exposure(manifest: Manifest) -> tuple[Exposure, ...]:
         ),
         Exposure(
             who="every participant",
-            what="the global model of each version, the cohort's roster"
+            what=(
+                "each released sum, if it asks for it"
+                if manifest.training is None
+                else "the global model of each version"
+            )
+            + ", the cohort's roster"
             + (", its own share of noise" if noisy else ""),
         ),
         Exposure(

@@ -97,6 +97,21 @@ FAMILIES: dict[str, Family] = {
         ("query_key_value",),
     ),
     "MptForCausalLM": Family(_BLOCKS | {"max_seq_len": 80}, ("Wqkv",)),
+    "LlavaForConditionalGeneration": Family(
+        {
+            "text_config": _GROUPED | _MARKS | {"model_type": "llama"},
+            "vision_config": {
+                "model_type": "clip_vision_model",
+                "hidden_size": 32,
+                "intermediate_size": 48,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 4,
+                "image_size": 32,
+                "patch_size": 16,  # five places: fewer than a text's
+                "projection_dim": 32,
+            },
+        }
+    ),
     "BertForSequenceClassification": Family(
         _PLAIN | {"num_labels": 2, "pad_token_id": 0}, ("query", "value")
     ),
@@ -211,10 +226,12 @@ def manifest_of(name: str, model: PreTrainedModel) -> Manifest:
     )
 
 
-def contribution_of(name: str) -> tuple[LoraTrainer, dict[str, Any]]:
-    """One contribution of a device with a model of this family."""
-    model = model_of(name)
+def contribution_of(
+    name: str, model: PreTrainedModel | None = None, **options: Any
+) -> tuple[LoraTrainer, dict[str, Any]]:
+    """One contribution of a device with a model of this family, with options of the trainer."""
+    model = model_of(name) if model is None else model
     manifest = manifest_of(name, model)
     kind = "bert" if name.endswith("SequenceClassification") else "llama"
-    trainer = LoraTrainer(model, tiny()[1], examples_for(kind), threads=1)
+    trainer = LoraTrainer(model, tiny()[1], examples_for(kind), threads=1, **options)
     return trainer, dict(trainer.contribute(job(manifest)))

@@ -457,8 +457,9 @@ class TestLoudFailures:
 
     def test_checkpointing_under_which_hooks_are_wrong_is_refused(self) -> None:
         """Not reentrant: hooks see the layers twice, and say nothing."""
-        with pytest.raises(ContributionError, match="gradient-self-test"):
+        with pytest.raises(ContributionError, match="gradient_checkpointing_disable") as caught:
             trainer_of(checkpointed(False)).contribute(job(tiny_task()))
+        assert caught.value.reason == "gradient-self-test"
 
 
 def checkpointed(reentrant: bool) -> Any:

@@ -152,3 +152,9 @@ def test_records_in_the_words_of_every_earlier_version_are_accepted_and_no_other
             f"the aggregator with {silent + 1} other devices{READERS}",
         ):
             assert wrong in words or not same_terms(recorded(line, wrong), manifest, line), wrong
+
+
+def test_a_participant_of_a_statistic_sees_no_model() -> None:
+    plain = statistics(("counts", 4, 1.0), privacy="none", device_noise_multiplier=2.0)
+    seen = {each.who: each.what for each in exposure(built(plain))}
+    assert seen["every participant"].startswith("each released sum, if it asks for it")
