@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import math
 import time
 from collections.abc import Callable
 
@@ -12,7 +13,9 @@ from aggregator.partners import Partners, partner_removed
 from secagg.access_token import verify_access_token
 from secagg.errors import RemoteProtocolError
 
-_BUCKETS_MAX = 100_000  # identities whose request rate is remembered
+_BUCKETS_MAX = 100_000  # identities, or addresses, that are remembered
+_WRONG_MAX = 10  # wrong tokens of one address at once
+_WRONG_S = 6.0  # seconds until it may show one more
 
 
 class DeviceAccess:
@@ -94,22 +97,46 @@ class DeviceAccess:
 
 
 class OperatorAccess:
-    """Compares the operator's token in constant time; keeps only its SHA-256."""
+    """Compares the operator's token in constant time; keeps only its SHA-256.
 
-    def __init__(self, token: str) -> None:
+    An address that shows wrong tokens is slowed down: beyond a few it is not compared what it
+    shows, until some seconds have passed for each of them.
+    """
+
+    def __init__(self, token: str, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._digest = hashlib.sha256(token.encode()).digest()
+        self._monotonic = monotonic
+        self._wrong: dict[str, tuple[float, float]] = {}  # address -> tries left, as of when
 
-    def require(self, token: str) -> None:
+    def require(self, token: str, address: str) -> None:
         """
         Raises:
-            Refusal: ``operator-token``.
+            Refusal: ``operator-token``; ``operator-token-tries``: nothing was compared.
         """
-        found = hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
-        if not hmac.compare_digest(found, self._digest):
+        now = self._monotonic()
+        left, before = self._wrong.get(address, (float(_WRONG_MAX), now))
+        left = min(float(_WRONG_MAX), left + (now - before) / _WRONG_S)
+        if left < 1:
+            wait_s = math.ceil((1 - left) * _WRONG_S)
             raise Refusal(
-                Kind.FORBIDDEN,
-                "operator-token",
-                "This is not the operator's token.",
-                remedy="Send the text of operator.token in the aggregator's data folder, or of its "
-                "setting operator_token.",
+                Kind.TOO_MANY,
+                "operator-token-tries",
+                "Too many wrong tokens came from this address.",
+                expected=f"{_WRONG_MAX}, and one more every {_WRONG_S:.0f} s",
+                remedy="Wait as long as Retry-After says; nothing was compared.",
+                retry_after_s=wait_s,
             )
+        found = hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
+        if hmac.compare_digest(found, self._digest):
+            return
+        self._wrong.pop(address, None)
+        self._wrong[address] = (left - 1, now)
+        if len(self._wrong) > _BUCKETS_MAX:
+            del self._wrong[next(iter(self._wrong))]
+        raise Refusal(
+            Kind.FORBIDDEN,
+            "operator-token",
+            "This is not the operator's token.",
+            remedy="Send the text of operator.token in the aggregator's data folder, or of its "
+            "setting operator_token.",
+        )

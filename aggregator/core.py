@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from aggregator.compute.pools import Pool
 from aggregator.keys import Keys
 from aggregator.metrics import Metrics
+from aggregator.pseudonyms import Pseudonyms
 from aggregator.settings.options import Settings
 from aggregator.signals import Signals
 from aggregator.store.blobs import BlobStore
@@ -36,6 +37,8 @@ class Core:
     metrics: Metrics = field(default_factory=Metrics)
     shard: str = field(default_factory=lambda: secrets.token_hex(8))
     started_at: float = field(init=False)  # Unix seconds
+    pseudonyms: Pseudonyms = field(init=False)
 
     def __post_init__(self) -> None:
+        self.pseudonyms = Pseudonyms(self.keys.task, self.clock)
         self.started_at = self.clock()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import json
+import os
 import signal
 import sys
 from pathlib import Path
@@ -13,40 +15,41 @@ from aiohttp import web
 
 from aggregator import logs
 from aggregator.http import connections
-from aggregator.http.app import SERVICE, build_admin_app, build_app
+from aggregator.http.admin_port import AdminPort
+from aggregator.http.app import SERVICE, build_app
 from aggregator.settings.options import Settings
 
-_SHUTDOWN_S = 10.0
+_DRAIN_S = 10.0  # for requests that are under way; what is cut off is resumed
+_WAIT_S = 5.0
+_log = logs.get_logger("main")
 
 
 def serve(settings: Settings) -> None:
-    """Serve until SIGINT or SIGTERM.
+    """Serve until SIGINT or SIGTERM; a second one ends the process at once, as a kill would.
 
-    Prints one JSON line ``{"listening": {"url": …, "admin_url": …, …}, "port": …}`` on standard
-    output when both ports are open; everything else goes to standard error.
+    Prints one JSON line ``{"listening": {"url": ..., "admin_url": ..., ...}, "port": ...}`` on
+    standard output when both ports are open; everything else goes to standard error.
     """
     logs.configure(settings.log_level)
+    logs.take_over()
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(_serve(settings))
+    logs.tell_left_out()
 
 
 async def _serve(settings: Settings) -> None:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for name in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(name, stop.set)
+    stopping = Stopping(wait_s(settings))
+    stopping.listen(asyncio.get_running_loop())
+    warn_of_open_host(settings)
     app = build_app(settings)
-    public = _runner(app)
-    admin = _runner(build_admin_app(app[SERVICE]))
+    service = app[SERVICE]
+    public = web.AppRunner(app, access_log=None, shutdown_timeout=_DRAIN_S)
+    admin = AdminPort(service, settings)
     try:
         await public.setup()
-        await admin.setup()
-        here = connections.public(settings, app[SERVICE].core.metrics)
+        here = connections.public(settings, service.core.metrics)
         url, port = await _listen(public, settings.host, settings.port, here)
-        there = connections.admin(settings)
-        admin_url, admin_port = await _listen(
-            admin, settings.admin_host, settings.admin_port, there
-        )
+        admin_url, admin_port = _shown(*await admin.start())
         listening = {
             "url": url,
             "port": port,
@@ -55,23 +58,81 @@ async def _serve(settings: Settings) -> None:
             "data_dir": str(settings.data_dir),
         }
         print(json.dumps({"listening": listening, "port": port}), flush=True)
-        await stop.wait()
+        await stopping.asked()
+        service.drain()
+        await stopping.wait()
     finally:
-        await admin.cleanup()
         await public.cleanup()
+        await admin.stop()
 
 
-def _runner(app: web.Application) -> web.AppRunner:
-    return web.AppRunner(app, access_log=None, shutdown_timeout=_SHUTDOWN_S)
+class Stopping:
+    """What SIGTERM and SIGINT bring: not ready for ``wait_s``, then the drain; a second one: the
+    end. SIGINT comes from somebody who watches, and waits for nothing."""
+
+    def __init__(self, wait_s: float) -> None:
+        self._wait_s = wait_s
+        self._asked = asyncio.Event()
+
+    def listen(self, loop: asyncio.AbstractEventLoop) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._ask, number)
+
+    def _ask(self, number: signal.Signals) -> None:
+        if self._asked.is_set():
+            _log.warning("stopped-at-once", signal=number.name)
+            os._exit(128 + number)  # everything is as durable as after a kill
+        if number is signal.SIGINT:
+            self._wait_s = 0.0
+        _log.info("stopping", signal=number.name, wait_s=self._wait_s, drain_s=_DRAIN_S)
+        self._asked.set()
+
+    async def asked(self) -> None:
+        await self._asked.wait()
+
+    async def wait(self) -> None:
+        await asyncio.sleep(self._wait_s)
+
+
+def wait_s(settings: Settings) -> float:
+    """Seconds between not ready and the drain: none where no balancer can be."""
+    if settings.shutdown_wait_s is not None:
+        return settings.shutdown_wait_s
+    return 0.0 if is_loopback(settings.host) else _WAIT_S
+
+
+def is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def warn_of_open_host(settings: Settings) -> None:
+    """Say once that the public port speaks HTTP to whoever reaches it."""
+    if settings.behind_proxy or is_loopback(settings.host):
+        return
+    _log.warning(
+        "http-without-tls",
+        host=settings.host,
+        remedy="Tokens of devices and operators cross the network readable. Let a proxy terminate "
+        "TLS in front of this port, let nobody else reach it, and set behind_proxy = true; or "
+        "listen on 127.0.0.1.",
+    )
 
 
 async def _listen(
     runner: web.AppRunner, host: str, port: int, allowed: connections.Connections
 ) -> tuple[str, int]:
     await connections.Site(runner, host, port, allowed).start()
-    bound = runner.addresses[-1]
-    shown = f"[{bound[0]}]" if ":" in bound[0] else bound[0]
-    return f"http://{shown}:{bound[1]}", bound[1]
+    return _shown(*runner.addresses[-1][:2])
+
+
+def _shown(host: str, port: int) -> tuple[str, int]:
+    shown = f"[{host}]" if ":" in host else host
+    return f"http://{shown}:{port}", port
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from aggregator.cohorts.progress import progress_of
 from aggregator.cohorts.standing import standing_of
 from aggregator.cohorts.strikes import Standing, eligible
 from aggregator.core import Core
-from aggregator.pseudonyms import pseudonym
 from aggregator.store import drop_outs, reads, sessions
 from aggregator.tasks import Task
 from aggregator.views import CohortView, NotDealingView, TaskView
@@ -83,7 +82,7 @@ async def task_view(core: Core, task: Task, live: Mapping[str, Live]) -> TaskVie
         refusals=refused,
         not_dealing=tuple(
             NotDealingView(
-                device=pseudonym(core, device.identity),
+                device=core.pseudonyms.device(bytes.fromhex(device.identity)),
                 cohorts=device.cohorts,
                 first_at=device.first_at,
                 last_at=device.last_at,

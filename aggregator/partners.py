@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+from nacl.bindings import crypto_core_ed25519_is_valid_point
+
 from aggregator.core import Core
 from aggregator.errors import Kind, Refusal, conflict, not_found
 from aggregator.ledger.log import Ledger
@@ -131,6 +133,14 @@ class Partners:
                 "A partner's key is an Ed25519 key.",
                 expected=f"{IDENTITY_KEY_BYTES} bytes",
                 found=f"{len(key)} bytes",
+            )
+        if not crypto_core_ed25519_is_valid_point(key):
+            raise Refusal(
+                Kind.INVALID,
+                "partner-key",
+                "These bytes are no public key: nobody can sign for them, or everybody could.",
+                found=key.hex(),
+                remedy="Give the key that `secagg partner key FILE` shows.",
             )
         try:
             async with self._core.database.write() as connection:

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from aggregator.access import DeviceAccess, OperatorAccess
+from aggregator.audit import AuditLog
 from aggregator.cohorts.charging import Charging
 from aggregator.cohorts.driver import Driver
 from aggregator.cohorts.ending import Ending
@@ -21,13 +22,15 @@ from aggregator.cohorts.watch import Watch
 from aggregator.compute.pools import compute_pool
 from aggregator.core import Core
 from aggregator.deltas import Deltas
+from aggregator.folders import close_database, close_to_others
 from aggregator.intake.callers import Callers
 from aggregator.intake.open_requests import Intake
 from aggregator.keys import load_keys, private_text
 from aggregator.ledger.log import Ledger
 from aggregator.measures import Measures
 from aggregator.partners import Partners
-from aggregator.settings.options import Settings
+from aggregator.readiness import NotReady, look
+from aggregator.settings.options import Settings, demand_token
 from aggregator.starting import LOCK, DataFolder, demand_own_database
 from aggregator.store.blobs import BlobStore
 from aggregator.store.database import Database
@@ -82,6 +85,10 @@ class Service:
         _make(settings.data_dir, "--data-dir or SECAGG_DATA_DIR", 0o700)
         _make(settings.keys_path, "SECAGG_KEYS_DIR", 0o700)
         _make(settings.blobs_path, "SECAGG_BLOB_DIR", 0o777)
+        close_to_others(settings.data_dir)
+        if settings.database.get_backend_name() == "sqlite" and settings.database.database:
+            close_database(Path(settings.database.database))
+        self.audit = AuditLog(settings.audit_log, clock)
         self._folder = DataFolder(settings.data_dir)
         pool = ThreadPoolExecutor(settings.opening_threads, "unmasking")
         self.core = core = Core(
@@ -99,6 +106,7 @@ class Service:
         else:
             path = settings.data_dir / "operator.token"
             token = private_text(path, lambda: secrets.token_urlsafe(32))
+            demand_token(token, path)
         self.ledger = Ledger(core)
         self.partners = Partners(core, self.ledger)
         self.tasks = Tasks(core, self.ledger)
@@ -125,8 +133,10 @@ class Service:
             settings.requests_per_s,
             settings.request_burst,
         )
-        self.callers = Callers(self.access, OperatorAccess(token), self.intake)
+        operator = OperatorAccess(token)
+        self.callers = Callers(self.access, operator, self.intake, core.pseudonyms)
         self.ready = False
+        self.draining = False
 
     async def start(self) -> None:
         """
@@ -152,6 +162,10 @@ class Service:
         self.janitor.start()
         self.ready = True
 
+    def drain(self) -> None:
+        """Not ready from now on, for balancers to notice; all else goes on."""
+        self.draining = True
+
     def end_waiting(self) -> None:
         """No longer ready: long polls end, so that a shutdown need not wait for them."""
         self.ready = False
@@ -169,6 +183,10 @@ class Service:
         await self.core.database.close()
         self._folder.release()
 
-    async def healthy(self) -> bool:
-        """Whether the database answers."""
-        return await self.core.database.answers()
+    async def not_ready(self) -> NotReady | None:
+        """Why this replica should get no requests; None: it should."""
+        if self.draining:
+            return NotReady("draining", "The service is being stopped.")
+        if not self.ready:
+            return NotReady("starting", "The service has not started yet, or has stopped.")
+        return await look(self.core, self.ledger)

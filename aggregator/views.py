@@ -112,7 +112,7 @@ class RosterRefusal(_View, frozen=True, kw_only=True):
 
 class NotDealingView(_View, frozen=True, kw_only=True):
     """A device that dealt in none of the last ``cohorts`` that took it; each of them waited for it.
-    ``device``: its pseudonym in the log."""
+    ``device``: its pseudonym in the log of today."""
 
     device: str
     cohorts: int
@@ -248,8 +248,18 @@ class StrikeView(_View, frozen=True, kw_only=True):
     last_at: float
 
 
+class NeverDealsView(_View, frozen=True, kw_only=True):
+    """``cohorts``: in a row of one task that took the device without its dealing. ``log_name``:
+    what logs and pages of today call the device."""
+
+    device: str
+    cohorts: int
+    log_name: str
+
+
 class DeviceList(_View, frozen=True, kw_only=True):
     """``strikes``: the most struck first."""
 
     bans: tuple[BanView, ...]
     strikes: tuple[StrikeView, ...]
+    never_deal: tuple[NeverDealsView, ...] = ()

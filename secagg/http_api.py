@@ -95,6 +95,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     ``type``: ``urn:secagg:problem:`` and the reason. ``title``: the reason in words. ``detail``: a
     sentence with both values. ``message``: the same; readers older than problem documents look
     for it. ``expected``, ``found``: the two values, where there are two. ``remedy``: the way out.
+    ``request_id``: under which the operator's log has the request.
     A reader ignores members that it does not know; of an older service it gets three.
     """
 
@@ -107,6 +108,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     detail: str = ""
     expected: Any = None
     found: Any = None
+    request_id: str | None = None
 
 
 class EnrolmentBundle(_Body, frozen=True):

@@ -105,6 +105,11 @@ class Cohort:
         return self._phase_since_s
 
     @property
+    def _named(self) -> dict[str, str]:
+        """What the log says of where a failure was."""
+        return {"cohort": self.id, "task": self.task.name, "phase": self.state.phase}
+
+    @property
     def measured(self) -> NoiseInterval | None:
         """The noise that the sum which this replica unmasked showed."""
         return self._measured
@@ -174,7 +179,7 @@ class Cohort:
                 raise
             except Exception as error:
                 self.work_failed()
-                _log.exception("commit-failed", cohort=self.id)
+                _log.exception("commit-failed", **self._named)
                 self._fail(batches, error)
                 others = any(not isinstance(e, Cancel) for b in batches for e in b.events)
                 if isinstance(error, SecaggError) and others:  # the decision is impossible
@@ -233,7 +238,7 @@ class Cohort:
                     events.append(event)
             except Exception as error:
                 if not isinstance(error, SecaggError | Unchanged):
-                    _log.exception("step-failed", cohort=self.id)
+                    _log.exception("step-failed", **self._named)
                 stepped.refused.append((batch, error))
                 continue
             stepped.state = state

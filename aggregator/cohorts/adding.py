@@ -97,7 +97,12 @@ class Adder:
             except Exception as error:
                 if not isinstance(error, CohortOver | SecaggError):
                     self._cohort.work_failed()
-                    _log.exception("add-failed", cohort=self._cohort.id)
+                    _log.exception(
+                        "add-failed",
+                        cohort=self._cohort.id,
+                        task=self._cohort.task.name,
+                        phase=self._cohort.state.phase,
+                    )
                 for job in group:
                     job.fail(error)
             finally:

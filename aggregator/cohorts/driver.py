@@ -25,6 +25,7 @@ from aggregator.cohorts.unmasking import claim_lease, renewed_lease, unmasked_su
 from aggregator.cohorts.uploads import Uploads
 from aggregator.cohorts.wakeups import Wakeups
 from aggregator.core import Core
+from aggregator.disk import full
 from aggregator.errors import not_found
 from aggregator.logs import get_logger
 from aggregator.store import cohorts, mail, sessions
@@ -142,7 +143,7 @@ class Driver:
     def _finished(self, task: asyncio.Task[None]) -> None:
         self._background.discard(task)
         if not task.cancelled() and task.exception() is not None:
-            _log.error("background-failed", task=task.get_name(), exc_info=task.exception())
+            _log.error("background-failed", work=task.get_name(), exc_info=task.exception())
 
     # -- what routes use --------------------------------------------------------------------
 
@@ -248,8 +249,14 @@ class Driver:
         state: State,
         effects: Sequence[Effect],
     ) -> None:
-        """Decisions in the transaction of the events: the debit, and the cohort's end."""
+        """Decisions in the transaction of the events: the debit, and the cohort's end.
+
+        Raises:
+            Refusal: ``disk-low``: nothing is debited, and the cohort ends.
+        """
         if fixes_masking_set(cohort.state, state):
+            if (low := await asyncio.to_thread(full, self._core.settings)) is not None:
+                raise low.refusal()
             await self._charging.reserve(connection, cohort)
         if isinstance(state, UnmaskingSum) and not isinstance(cohort.state, UnmaskingSum):
             await self._charging.spend(connection, cohort.task, cohort.id, facts_of(state))
@@ -281,8 +288,8 @@ class Driver:
             cohort=cohort.id,
             task=cohort.task.name,
             reason=refused.reason,
-            device=facts.identity(refused.index).hex(),
-            because_of=facts.identity(entry).hex() if entry >= 0 else None,
+            device=self._core.pseudonyms.device(facts.identity(refused.index)),
+            because_of=self._core.pseudonyms.device(facts.identity(entry)) if entry >= 0 else None,
         )
         reason = refused.reason if refused.reason in refusals.REASONS else "other"
         self._core.metrics.roster_refusals.labels(cohort.task.name, reason).inc()
@@ -338,7 +345,13 @@ class Driver:
                 break
             except Exception:
                 cohort.work_failed()
-                _log.exception("opening-failed", cohort=cohort.id, attempt=attempt)
+                _log.exception(
+                    "opening-failed",
+                    cohort=cohort.id,
+                    task=cohort.task.name,
+                    phase=cohort.state.phase,
+                    attempt=attempt,
+                )
         with contextlib.suppress(CohortOver, SecaggError):
             await cohort.submit(SumRefused(reason, self._core.clock()))
 

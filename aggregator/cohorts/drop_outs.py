@@ -12,8 +12,8 @@ from typing import Any
 from aggregator.cohorts.faults import MISSED
 from aggregator.core import Core
 from aggregator.logs import get_logger
-from aggregator.pseudonyms import pseudonym
 from aggregator.store import drop_outs as stored
+from aggregator.store import tasks
 from aggregator.store.database import Connection
 from secagg.messages import KINDS, Confirmation, Deals, Refusal, Unmask
 from secagg.server import Aborted, Released, masking_set_of
@@ -21,6 +21,7 @@ from secagg.server import Aborted, Released, masking_set_of
 _log = get_logger("drop-outs")
 
 NOT_DEALING_MIN = 3  # cohorts in a row: one may be a phone in a tunnel
+_SHOWN_MAX = 20  # of each task, the worst
 NOT_DEALING_KEPT_S = 7 * 86_400.0  # after the last of them
 
 
@@ -83,8 +84,25 @@ async def keep(
     for identity, cohorts in counted.items():
         if cohorts == NOT_DEALING_MIN:
             _log.warning(
-                "device-never-deals", task=task, device=pseudonym(core, identity), cohorts=cohorts
+                "device-never-deals",
+                task=task,
+                cohort=state.facts.cohort.hex(),
+                device=core.pseudonyms.device(bytes.fromhex(identity)),
+                cohorts=cohorts,
+                remedy="Its cohorts wait the whole share_s. secagg device list shows its key: tell "
+                "its partner, or secagg device ban KEY.",
             )
+
+
+async def not_dealing(core: Core) -> dict[str, int]:
+    """Identities (hex) of devices that deal in no cohort -> how many in a row of one task."""
+    found: dict[str, int] = {}
+    async with core.database.read() as connection:
+        for task, _ in await tasks.unfinished(connection):
+            rows = await stored.devices_not_dealing(connection, task, NOT_DEALING_MIN, _SHOWN_MAX)
+            for row in rows:
+                found[row.identity] = max(row.cohorts, found.get(row.identity, 0))
+    return found
 
 
 def _identities(state: Aborted | Released, indices: Iterable[int]) -> list[str]:

@@ -216,5 +216,5 @@ class Ending:
             else None,
             size=len(state.roster),
             survivors=survivors,
-            culprits=[culprit.hex()[:16] for culprit in state.culprits],
+            culprits=[self._core.pseudonyms.device(culprit) for culprit in state.culprits],
         )

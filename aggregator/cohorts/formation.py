@@ -24,6 +24,7 @@ from aggregator.cohorts.refusals import clashes_of
 from aggregator.cohorts.standing import refuse_barred, standing_of
 from aggregator.cohorts.strikes import eligible, is_struck, tiers
 from aggregator.core import Core
+from aggregator.disk import full
 from aggregator.errors import Kind, Refusal, conflict
 from aggregator.logs import get_logger
 from aggregator.store import cohorts, sessions, tasks
@@ -39,6 +40,7 @@ from secagg.server import check_advert
 
 _log = get_logger("formation")
 _ADVERT_MARGIN_S = 5  # an advert that expires sooner is not worth a roster
+_DISK_AGAIN_S = 10.0  # between looks whether space is free again
 
 
 @dataclass(frozen=True)
@@ -158,6 +160,17 @@ async def try_form(core: Core, task: Task) -> Formed | NotYet:
         due = max(arrived, ended_at) + task.manifest.deadlines.report_s
         if now < due:
             return NotYet(due)
+    if (low := await asyncio.to_thread(full, core.settings)) is not None:
+        _log.warning(
+            "cohort-held-back",
+            task=task.name,
+            reason="disk-low",
+            folder=str(low.folder),
+            free_bytes=low.free_bytes,
+            free_min=low.free_min,
+            remedy="Free space in the folder, or lower disk_free_min.",
+        )
+        return NotYet(now + _DISK_AGAIN_S)
     try:
         waiting = await _with_adverts(core, waiting)
         return await _form(core, task, stored.version, attempts, waiting, now)

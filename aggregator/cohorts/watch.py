@@ -13,6 +13,7 @@ from functools import partial
 
 from aggregator.cohorts import formation
 from aggregator.cohorts.actor import CohortOver
+from aggregator.cohorts.alarms import Stuck
 from aggregator.cohorts.driver import Driver, Live
 from aggregator.cohorts.standing import barred_members
 from aggregator.cohorts.wakeups import Wakeups
@@ -40,6 +41,7 @@ class Watch:
         self._driver = driver
         self._partners = partners
         self._wakeups = wakeups
+        self._stuck = Stuck(core.clock)
         self._seen: dict[str, tuple[int, str]] = {}  # task -> version and state
         self._busy: set[str] = set()  # cohorts and tasks that something is being done about
 
@@ -60,6 +62,7 @@ class Watch:
                 except Exception:
                     self._core.metrics.poll_failures.inc()
                     _log.exception("poll-failed")
+                self._stuck.look([live.cohort for live in self._driver.live.values()])
                 polled = loop.time()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._pause_s()):
@@ -106,7 +109,12 @@ class Watch:
         except (CohortOver, SecaggError):
             pass  # it has ended, or has no deadline any more
         except Exception:
-            _log.exception("tick-failed", cohort=live.cohort.id)
+            _log.exception(
+                "tick-failed",
+                cohort=live.cohort.id,
+                task=live.cohort.task.name,
+                phase=live.cohort.state.phase,
+            )
             again = self._core.clock() + _AGAIN_S
         replay.woken(wake, again)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
+from aggregator.http.audit import audited
 from aggregator.http.problems import Handler, problems
+from aggregator.http.requests import identified, show_id
 from aggregator.http.routes import admin, devices, ledger, openapi, operator, sessions
 from aggregator.service import Service
 from aggregator.settings.options import Settings
@@ -20,19 +22,28 @@ def build_app(settings: Settings, clock: Callable[[], float] = time.time) -> web
     """The public application; it starts and stops its :class:`Service` with itself."""
     service = Service(settings, clock)
     app = web.Application(
-        middlewares=[_measured(service), problems(service.core.metrics), service.intake.middleware]
+        middlewares=[
+            identified(settings.behind_proxy),
+            _measured(service),
+            audited(service),
+            problems(service.core.metrics),
+            service.intake.middleware,
+        ]
     )
     app[SERVICE] = service
     for module in (devices, sessions, ledger, operator, openapi):
         app.add_routes(module.routes(service))
     app.cleanup_ctx.append(_run)
+    app.on_response_prepare.append(show_id)
     app.on_shutdown.append(_let_go)
     return app
 
 
-def build_admin_app(service: Service) -> web.Application:
-    """Dashboard, health and metrics; for a port that only the operator reaches."""
-    app = web.Application(middlewares=[problems(service.core.metrics)])
+def build_admin_app(service: Service, inner: Sequence[Middleware] = ()) -> web.Application:
+    """Dashboard, health and metrics; for a port that only the operator reaches. ``inner``:
+    middlewares next to the pages."""
+    app = web.Application(middlewares=[identified(False), problems(service.core.metrics), *inner])
+    app.on_response_prepare.append(show_id)
     app.add_routes(admin.routes(service))
     return app
 

@@ -18,6 +18,7 @@ from aiohttp.http import HttpProcessingError
 from aiohttp.http_exceptions import LineTooLong
 
 from aggregator.http.problems import encode, problem
+from aggregator.http.requests import HEADER, new_id
 from aggregator.logs import get_logger
 from aggregator.metrics import Metrics
 from aggregator.settings.options import Settings
@@ -162,6 +163,7 @@ class Connection(web.RequestHandler):
         address = _network(transport.get_extra_info("peername"))
         if (refused := self._connections.admit(address)) is not None:
             self._connections.refused(refused[1])
+            _log.info("refused", reason=refused[1], remote=address)
             self._force_close, self._manager = True, None  # not begun: nothing to end
             assert isinstance(transport, asyncio.Transport)  # noqa: S101  narrows the type
             transport.write(_refusal(*refused))
@@ -207,6 +209,7 @@ class Connection(web.RequestHandler):
 
     def _end(self, reason: str) -> None:
         self._connections.refused(reason)
+        _log.info("refused", reason=reason, remote=self._address)
         self.force_close()
 
     def handle_error(
@@ -223,7 +226,8 @@ class Connection(web.RequestHandler):
         if isinstance(exc, LineTooLong):
             status, reason = 431, "header-too-large"
         self._connections.refused(reason)
-        _log.info("refused", reason=reason)
+        name = new_id()
+        _log.info("refused", reason=reason, remote=self._address, request_id=name)
         answer = problem(
             status,
             SecaggError(
@@ -233,6 +237,7 @@ class Connection(web.RequestHandler):
                 "of them.",
             ),
         )
+        answer.headers[HEADER] = name
         answer.force_close()
         return answer
 
@@ -244,6 +249,7 @@ class Connection(web.RequestHandler):
                 return await super().finish_response(request, resp, start_time)
         except TimeoutError:
             self._connections.refused("answer-not-taken")
+            _log.info("refused", reason="answer-not-taken", remote=self._address)
             self.force_close()
             return resp, True
 

@@ -9,6 +9,7 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from aggregator.errors import Kind, Refusal
+from aggregator.http.requests import id_of
 from aggregator.logs import get_logger
 from aggregator.metrics import Metrics
 from aggregator.store.database import Conflict
@@ -72,12 +73,12 @@ def problem(
     if agent.partition(" ")[0] == _BEFORE:
         body, kind = encode_before(error), "application/json"
     else:
-        body, kind = encode(status, error), PROBLEM_TYPE
+        body, kind = encode(status, error, id_of(request)), PROBLEM_TYPE
     return web.Response(status=status, body=body, content_type=kind, headers=headers)
 
 
-def encode(status: int, error: SecaggError) -> bytes:
-    """The problem document of an error."""
+def encode(status: int, error: SecaggError, request_id: str | None = None) -> bytes:
+    """The problem document of an error. ``request_id``: under which the log has it."""
     return msgspec.json.encode(
         Problem(
             reason=error.reason,
@@ -89,6 +90,7 @@ def encode(status: int, error: SecaggError) -> bytes:
             detail=error.detail,
             expected=_member(error.expected),
             found=_member(error.found),
+            request_id=request_id,
         )
     )
 
@@ -151,7 +153,7 @@ async def _answer(metrics: Metrics, request: web.Request, handler: Handler) -> w
             SecaggError(
                 "internal",
                 "The service failed.",
-                remedy="Retry; the operator's log has the cause.",
+                remedy=f"Retry; the operator's log has the cause (request {id_of(request)}).",
             ),
             request,
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import TypeVar
 
 import msgspec
@@ -19,6 +19,7 @@ from aggregator.settings.options import Settings
 from secagg.ranges import INT32_MAX
 
 _T = TypeVar("_T")
+_TEXT_SHOWN = 40
 
 
 def declared_size(request: web.Request, cap: int) -> int | None:
@@ -88,15 +89,40 @@ def parse_json(body: bytes, kind: type[_T]) -> _T:
     """A JSON body of the given type.
 
     Raises:
-        Refusal: 400 ``body-malformed``.
+        Refusal: 400 ``body-malformed``, 422 ``text-unusable``.
     """
     try:
-        return msgspec.json.decode(body, type=kind, strict=True)
+        parsed = msgspec.json.decode(body, type=kind, strict=True)
     except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError) as error:
         detail = str(error) if isinstance(error, msgspec.ValidationError) else "not valid JSON"
         raise Refusal(
             Kind.MALFORMED, "body-malformed", f"The body does not parse: {detail}."
         ) from error
+    # Half of a surrogate pair, which no database takes either, is not JSON to msgspec.
+    if b"u0000" in body and (text := next(_with_nul(msgspec.json.decode(body)), None)) is not None:
+        raise Refusal(
+            Kind.INVALID,
+            "text-unusable",
+            "A text holds a character that not every database takes.",
+            expected="no NUL",
+            found=repr(text[:_TEXT_SHOWN]),
+            remedy="Leave the character out.",
+        )
+    return parsed
+
+
+def _with_nul(value: object) -> Iterator[str]:
+    """Texts in a JSON document, names of members too, that PostgreSQL refuses."""
+    if isinstance(value, str):
+        if "\0" in value:
+            yield value
+    elif isinstance(value, dict):
+        for name, member in value.items():
+            yield from _with_nul(name)
+            yield from _with_nul(member)
+    elif isinstance(value, list):
+        for member in value:
+            yield from _with_nul(member)
 
 
 def query_number(request: web.Request, name: str, default: float, most: float) -> float:

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 from aiohttp import web
 
+from aggregator import logs
 from aggregator.access import DeviceAccess, OperatorAccess
 from aggregator.errors import Kind, Refusal
 from aggregator.intake.open_requests import Intake
+from aggregator.pseudonyms import Pseudonyms
+
+REMOTE = web.RequestKey("remote", str)  # the caller's address
 
 
 class Callers:
-    def __init__(self, devices: DeviceAccess, operator: OperatorAccess, intake: Intake) -> None:
+    def __init__(
+        self,
+        devices: DeviceAccess,
+        operator: OperatorAccess,
+        intake: Intake,
+        pseudonyms: Pseudonyms,
+    ) -> None:
         self._devices = devices
         self._operator = operator
         self._intake = intake
+        self._pseudonyms = pseudonyms
 
     async def device(self, request: web.Request) -> bytes:
         """The Ed25519 identity key (32 bytes) of the calling device; its request is counted.
@@ -22,15 +33,23 @@ class Callers:
             Refusal: ``token-missing``, as ``DeviceAccess.identity``, or as ``Intake.enter``.
         """
         identity = await self._devices.identity(_bearer(request))
+        logs.carry(device=self._pseudonyms.device(identity))
         self._intake.enter(request, identity)
         return identity
 
     def demand_operator(self, request: web.Request) -> None:
         """
         Raises:
-            Refusal: ``token-missing`` or ``operator-token``.
+            Refusal: ``token-missing``, or as ``OperatorAccess.require``.
         """
-        self._operator.require(_bearer(request))
+        self._operator.require(_bearer(request), request[REMOTE])
+
+    def operator_name(self, request: web.Request) -> str | None:
+        """What logs call the token that came, right or wrong; None: none came."""
+        try:
+            return self._pseudonyms.operator(_bearer(request))
+        except Refusal:
+            return None
 
 
 def _bearer(request: web.Request) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 import aiohttp
-import structlog
 
+from aggregator.logs import get_logger
 from dp.errors import LedgerError
 from dp.tlog.merkle import SubtreeReader, consistency_proof
 from dp.tlog.notes import Verifier, split_note
@@ -27,7 +28,9 @@ _ANSWER_BYTES_MAX = 16 << 10
 _ERROR_CHARACTERS_MAX = 300
 _TRIES = 2  # the first learns what the witness remembers
 
-_log = structlog.get_logger(__name__)
+_SILENT_S = 30.0  # from then on a witness is said to be silent, not only to have failed
+
+_log = get_logger("witnesses")
 
 
 class WitnessNow(NamedTuple):
@@ -48,6 +51,7 @@ class Witnesses:
         self._sizes: dict[Verifier, int] = {}  # what each of them cosigned last
         self._seen: dict[Verifier, tuple[int, int]] = {}  # last cosignature: of what size, and when
         self._session: aiohttp.ClientSession | None = None
+        self._silent_since: dict[Verifier, float] = {}  # seconds of a clock that is never set
 
     def saw(self, note: bytes, size: int) -> None:
         """Remember who has cosigned the checkpoint of ``size`` leaves, and when."""
@@ -99,7 +103,26 @@ class Witnesses:
                 note = add_cosignatures(note, answer, (witness,)) if answer else note
             except LedgerError as error:
                 _log.warning("witness-answer", witness=witness.name, reason=error.reason)
+        self._tell_silent(lacking, self.lacking(note))
         return note
+
+    def _tell_silent(self, asked: Collection[Verifier], silent: Collection[Verifier]) -> None:
+        now = time.monotonic()
+        for witness in asked:
+            if witness not in silent:
+                since = self._silent_since.pop(witness, None)
+                if since is not None:
+                    _log.info("witness-back", witness=witness.name, silent_s=round(now - since))
+                continue
+            since = self._silent_since.setdefault(witness, now)
+            if now - since >= _SILENT_S:
+                _log.error(
+                    "witness-silent",
+                    witness=witness.name,
+                    silent_s=round(now - since),
+                    remedy="Devices that demand this witness wait. Start it (secagg witness serve) "
+                    "or reach it at its URL, or take it out of the setting witnesses.",
+                )
 
     async def _ask(
         self,

@@ -61,7 +61,39 @@ def _default_data_dir() -> Path:
         ) from error
 
 
-Token = Annotated[SecretStr, Field(min_length=1)]
+TOKEN_MIN = 8  # characters; a drawn one has 43
+
+
+_TOKENS = f"{TOKEN_MIN} or more visible ASCII characters, without spaces"
+
+
+def _is_token(text: str) -> bool:
+    return len(text) >= TOKEN_MIN and all("!" <= letter <= "~" for letter in text)
+
+
+def _token(given: SecretStr) -> SecretStr:
+    if not _is_token(given.get_secret_value()):
+        raise ValueError(_TOKENS)
+    return given
+
+
+def demand_token(text: str, file: Path) -> None:
+    """Refuse a text of a file that is easily guessed, or that no request could carry.
+
+    Raises:
+        ConfigurationError: ``operator-token-weak``.
+    """
+    if not _is_token(text):
+        raise ConfigurationError(
+            "operator-token-weak",
+            f"{file} holds no token that could be used.",
+            expected=_TOKENS,
+            found=f"{len(text)} characters",
+            remedy="Remove the file, and the service draws a new one.",
+        )
+
+
+Token = Annotated[SecretStr, AfterValidator(_token)]
 
 
 class Settings(BaseSettings):
@@ -81,6 +113,8 @@ class Settings(BaseSettings):
     port: Port = 8080  # 0: any free port, printed on standard output
     admin_host: Text = "127.0.0.1"  # dashboard, health and metrics; keep it off the public net
     admin_port: Port = 8081
+    # A proxy in front terminates TLS and appends the caller's address to X-Forwarded-For.
+    behind_proxy: bool = False
 
     data_dir: Folder = Field(default_factory=_default_data_dir)
     blob_dir: Folder | None = None  # default data_dir/blobs
@@ -123,7 +157,14 @@ class Settings(BaseSettings):
     # A model at 2 KB/s is 1.2 MB in this time; a device goes on where it broke off.
     answer_max_s: float = Field(default=600.0, gt=0)  # for one answer to be taken
 
+    # Free bytes below which no cohort is formed or charged, and the service is not ready.
+    disk_free_min: int = Field(default=256 << 20, ge=0)
+    # Between SIGTERM and the drain, not ready but served: until balancers have noticed.
+    # None: 0 on a loopback address, 5 elsewhere.
+    shutdown_wait_s: float | None = Field(default=None, ge=0)
+
     log_level: LogLevel = "INFO"
+    audit_log: Path | None = None  # file of what operators do; None: standard error, as the log
 
     @classmethod
     def load(cls, config: Path | None = None, **overrides: Any) -> Settings:

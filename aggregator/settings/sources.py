@@ -25,6 +25,11 @@ from secagg.names import nearest
 
 _OTHERS = frozenset({"server", "ca_file", "parent_pid", "torch_threads"})
 _SECRETS = frozenset({"database_url", "operator_token"})
+_LISTED = "The settings and what they may be are listed in docs/service.md."
+_REMEDIES = {
+    "operator_token": "Leave it out, and the service draws one into its data folder; or make one: "
+    "python -c 'import secrets; print(secrets.token_urlsafe(32))'"
+}
 _SHOWN = 100
 _KUBERNETES = re.compile(
     r"secagg(_\w+)?_(port=(tcp|udp|sctp)://\S+:\d+|(service_host|service_port(_\w+)?"
@@ -120,7 +125,7 @@ def refusal(
         + (f" Nor can {', '.join(others)}." if others else ""),
         expected=first["msg"].removeprefix("Input should be ").removeprefix("Value error, "),
         found="(not shown)" if name in _SECRETS else str(first["input"])[:_SHOWN],
-        remedy="The settings and what they may be are listed in docs/service.md.",
+        remedy=_REMEDIES.get(name, _LISTED),
     )
 
 

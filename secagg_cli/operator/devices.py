@@ -46,6 +46,10 @@ def list_(
             out.say(f"  {struck.device}")
             last = _when(struck.last_at)
             out.say(f"    {struck.strikes} strike(s), score {struck.score}, last {last}")
+        for silent in found.never_deal:
+            out.say(f"  {silent.device}")
+            out.say(f"    {silent.cohorts} cohorts in a row without dealing")
+            out.say(f"    in today's log {silent.log_name}")
         out.result(msgspec.to_builtins(found))
 
 

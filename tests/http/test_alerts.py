@@ -96,7 +96,7 @@ async def test_a_service_at_rest_fires_no_alert_and_every_trouble_fires_its_own(
     tmp_path, monkeypatch
 ):
     data = tmp_path / "data"
-    named = Settings.load(data_dir=data, operator_token="token")
+    named = Settings.load(data_dir=data, operator_token="operator-token")
     log = verifier_key(named.ledger_name, identity_public_key(load_keys(named.keys_path).ledger))
     watching = Witness(tmp_path / "w.db", "w0.example", SEEDS[0], [log], time.time)
     five = spec(budget=BudgetSpec(max_epsilon=None, releases_max=5))

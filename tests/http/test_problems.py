@@ -48,6 +48,7 @@ async def test_a_refusal_says_in_members_what_a_program_acts_on(server: Served) 
     assert (status, msgspec.json.decode(body)) == (
         422,
         {
+            "request_id": headers["X-Request-Id"],
             "type": "urn:secagg:problem:partner-key",
             "title": "Partner key",
             "status": 422,

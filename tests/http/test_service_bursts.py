@@ -50,8 +50,14 @@ def test_many_connections_at_once_leave_descriptors_for_the_admin_port(tmp_path:
         service.send_signal(signal.SIGTERM)
         service.wait(QUIET_S)
         service.stdout.close()
-    events = [json.loads(line)["event"] for line in log.read_text().splitlines()]
-    assert events == ["connections-capped"]
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    first, *rest = [line["event"] for line in lines]
+    assert first == "connections-capped"
+    # Of hundreds of refused connections a few lines, with their address, and a count.
+    assert rest.count("refused") == rest.count("lines-left-out") + 4 == 5
+    assert {line["remote"] for line in lines if line["event"] == "refused"} == {"127.0.0.1"}
+    (left_out,) = [line for line in lines if line["event"] == "lines-left-out"]
+    assert left_out["of_reason"].startswith("connections-")
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,7 @@ async def test_every_answer_is_its_view_and_nothing_beside_it(server: Served) ->
     await released_charged_and_struck(server)
     key = "ab" * 32
     partner = bytes(SigningKey(PARTNER.reveal()).verify_key)
+    other = bytes(SigningKey(bytes(32)).verify_key)
     asked: list[tuple[str, str, Any, type]] = [
         ("GET", "/tasks", None, views.TaskList),
         ("GET", f"/tasks/{TASK}", None, views.TaskView),
@@ -54,8 +55,8 @@ async def test_every_answer_is_its_view_and_nothing_beside_it(server: Served) ->
         ("POST", f"/devices/{key}/ban", {"note": "n"}, views.BanMade),
         ("GET", "/devices", None, views.DeviceList),
         ("POST", "/partners", {"name": "p", "key": partner}, views.PartnerAdded),
-        ("POST", "/partners", {"name": "q", "key": bytes(32)}, views.PartnerAdded),
-        ("POST", f"/partners/{bytes(32).hex()}/remove", None, views.PartnerRemoved),
+        ("POST", "/partners", {"name": "q", "key": other}, views.PartnerAdded),
+        ("POST", f"/partners/{other.hex()}/remove", None, views.PartnerRemoved),
         ("GET", "/partners", None, views.PartnerList),
     ]
     for method, path, body, kind in asked:

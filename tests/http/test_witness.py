@@ -98,7 +98,7 @@ async def test_a_witness_that_is_away_stops_nothing(tmp_path: Path) -> None:
 async def test_the_published_checkpoint_is_cosigned_and_stays_so_over_a_restart(
     tmp_path: Path,
 ) -> None:
-    data = {"data_dir": tmp_path / "data", "operator_token": "token"}
+    data = {"data_dir": tmp_path / "data", "operator_token": "operator-token"}
     settings = Settings.load(**data)
     log = verifier_key(
         settings.ledger_name, identity_public_key(load_keys(settings.keys_path).ledger)

@@ -5,10 +5,7 @@ from __future__ import annotations
 from aiohttp import web
 
 from aggregator.http.dashboard import pages
-from aggregator.logs import get_logger
 from aggregator.service import Service
-
-_log = get_logger("admin")
 
 
 def routes(service: Service) -> list[web.RouteDef]:
@@ -16,15 +13,14 @@ def routes(service: Service) -> list[web.RouteDef]:
         return web.json_response({"status": "ok"})
 
     async def is_ready() -> bool:
-        try:
-            return service.ready and await service.healthy()
-        except Exception:
-            _log.exception("database-away")
-            return False
+        return await service.not_ready() is None
 
     async def readyz(_: web.Request) -> web.Response:
-        ready = await is_ready()
-        return web.json_response({"ready": ready}, status=200 if ready else 503)
+        found = await service.not_ready()
+        if found is None:
+            return web.json_response({"ready": True})
+        told = {"ready": False, "reason": found.reason, "detail": found.detail}
+        return web.json_response(told, status=503)
 
     async def metrics(_: web.Request) -> web.Response:
         return web.Response(

@@ -6,6 +6,7 @@ import asyncio
 
 from aiohttp import web
 
+from aggregator import logs
 from aggregator.cohorts import formation
 from aggregator.cohorts.standing import refuse_barred
 from aggregator.errors import Kind, Refusal
@@ -77,6 +78,7 @@ def routes(service: Service) -> list[web.RouteDef]:
         async with service.intake.body(request, identity, _ADVERT_CAP) as signed:
             name = formation.task_named_in(signed)
             task = await service.tasks.get(name)
+            logs.carry(task=task.name)
             session = await formation.report_in(core, task, identity, signed)
         service.wakeups.consider(task.name)
         return bodies.json_response(http_api.AdvertAccepted(session=session))

@@ -8,6 +8,8 @@ import msgspec
 from aiohttp import web
 
 from aggregator import views
+from aggregator.cohorts.drop_outs import not_dealing
+from aggregator.http.audit import about
 from aggregator.http.responses import model_file
 from aggregator.intake import bodies
 from aggregator.intake.open_requests import OPERATOR
@@ -26,6 +28,7 @@ def routes(service: Service) -> list[web.RouteDef]:
         service.callers.demand_operator(request)
         async with service.intake.body(request, OPERATOR, _SMALL_CAP) as sent:
             body = bodies.parse_json(sent, views.PartnerBody)
+        about(request, partner=body.key.hex()[:64], name=body.name[:100])
         await service.partners.add(body.name, body.key)
         return bodies.json_response(views.PartnerAdded(name=body.name, key=body.key))
 
@@ -37,6 +40,7 @@ def routes(service: Service) -> list[web.RouteDef]:
         service.callers.demand_operator(request)
         async with service.intake.body(request, OPERATOR, _SPEC_CAP) as sent:
             spec = bodies.parse_json(sent, TaskSpec)
+        about(request, task=spec.task[:100])
         task = await service.tasks.create(spec)
         service.wakeups.consider(task.name)
         view = await task_view(service.core, task, service.driver.live)
@@ -88,8 +92,20 @@ def routes(service: Service) -> list[web.RouteDef]:
     async def list_devices(request: web.Request) -> web.Response:
         service.callers.demand_operator(request)
         membership = service.membership
+        never = [
+            views.NeverDealsView(
+                device=identity,
+                cohorts=cohorts,
+                log_name=service.core.pseudonyms.device(bytes.fromhex(identity)),
+            )
+            for identity, cohorts in (await not_dealing(service.core)).items()
+        ]
         return bodies.json_response(
-            views.DeviceList(bans=await membership.bans(), strikes=await membership.strikes())
+            views.DeviceList(
+                bans=await membership.bans(),
+                strikes=await membership.strikes(),
+                never_deal=tuple(never),
+            )
         )
 
     async def ban(request: web.Request) -> web.Response:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
+from aggregator import logs
 from aggregator.cohorts.actor import Cohort, CohortOver
 from aggregator.cohorts.driver import Live
 from aggregator.cohorts.standing import refuse_barred
@@ -71,7 +72,10 @@ def routes(service: Service) -> list[web.RouteDef]:
                 "The session is in no cohort yet.",
                 remedy="Wait for the roster in the session's messages.",
             )
-        return await driver.get(session.cohort)
+        logs.carry(cohort=session.cohort, task=session.task)
+        served = await driver.get(session.cohort)
+        logs.carry(phase=served.cohort.state.phase)
+        return served
 
     async def get_messages(request: web.Request) -> web.Response:
         after = bodies.query_int(request, "after", 0)

@@ -106,7 +106,7 @@ def test_database_urls_get_an_asynchronous_driver(tmp_path):
 
 
 def test_the_token_does_not_show_in_the_settings(tmp_path):
-    assert "hunter2" not in repr(Settings(operator_token="hunter2", data_dir=tmp_path))
+    assert "hunter23" not in repr(Settings(operator_token="hunter23", data_dir=tmp_path))
 
 
 async def test_a_single_query_sees_the_last_commit_and_cannot_write(tmp_path):

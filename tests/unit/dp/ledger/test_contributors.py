@@ -172,7 +172,7 @@ async def test_a_device_finds_itself_in_a_list_beside_the_ledger(tmp_path: Path)
 
 
 async def test_the_service_serves_the_list_and_renders_it_again(tmp_path: Path) -> None:
-    settings = Settings.load(data_dir=tmp_path / "data", operator_token="token")
+    settings = Settings.load(data_dir=tmp_path / "data", operator_token="operator-token")
     record = release_record(MANIFEST, DIGEST, [], large(LIST))
     app = build_app(settings)
     async with TestClient(TestServer(app)) as client:

@@ -1,0 +1,75 @@
+"""The operators' audit log: who did what, from where, and with which result, one JSON line each.
+
+Lines go to the file of the setting ``audit_log``, or to standard error among the others. In a file
+no line is rate-limited away; on standard error wrong tokens, which anybody can send, are.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from aggregator.logs import get_logger
+from secagg.errors import ConfigurationError
+
+_log = get_logger("audit")
+_NOT_ADMITTED = (401, 403, 429)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Action:
+    """``who``: pseudonym of the token that came; None: none came. ``subject``: what it was about,
+    by names that are no secret. ``reason``: why it was refused."""
+
+    who: str | None
+    action: str
+    subject: dict[str, str]
+    remote: str
+    request_id: str
+    status: int
+    reason: str | None
+
+
+class AuditLog:
+    def __init__(self, file: Path | None, clock: Callable[[], float]) -> None:
+        """
+        Raises:
+            ConfigurationError: ``audit-log-unwritable``.
+        """
+        self._file = file
+        self._clock = clock
+        if file is not None:
+            try:
+                os.close(self._open(file))
+            except (OSError, ValueError) as error:
+                raise ConfigurationError(
+                    "audit-log-unwritable",
+                    f"The operators' audit log {file} cannot be opened: {error}.",
+                    remedy="Name with audit_log a file that this user may write, or leave it out.",
+                ) from error
+
+    def write(self, done: Action) -> None:
+        """Append one line. What cannot be written goes to the service's own log."""
+        line = {name: value for name, value in vars(done).items() if value not in (None, {})}
+        if self._file is None:
+            (_log.warning if done.status in _NOT_ADMITTED else _log.info)("operator", **line)
+            return
+        moment = datetime.datetime.fromtimestamp(self._clock(), datetime.UTC)
+        line = {"timestamp": moment.isoformat(), "event": "operator", **line}
+        try:
+            descriptor = self._open(self._file)
+            try:
+                os.write(descriptor, msgspec.json.encode(line) + b"\n")
+            finally:
+                os.close(descriptor)
+        except OSError:
+            _log.exception("audit-log-failed", file=str(self._file), line=line)
+
+    def _open(self, file: Path) -> int:
+        """Opened for each line, so that the file may be moved away to begin a new one."""
+        return os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)

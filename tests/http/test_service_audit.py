@@ -1,0 +1,146 @@
+"""The operators' audit log, and wrong tokens."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from nacl.signing import SigningKey
+
+from aggregator import logs
+from aggregator.access import OperatorAccess
+from aggregator.errors import Refusal
+from aggregator.service import Service
+from secagg.errors import ConfigurationError
+from tests.kits.log_lines import lines, of
+from tests.kits.service import TASK, TOKEN, Served, served, spec
+
+KEY = bytes(SigningKey(bytes(range(32))).verify_key)
+WRONG = "a-token-of-somebody-else"
+
+
+async def asked(
+    server: Served,
+    method: str,
+    path: str,
+    token: str | None,
+    body: bytes | None = None,
+    **more: str,
+) -> tuple[int, Any]:
+    headers = more if token is None else {"Authorization": f"Bearer {token}", **more}
+    url = f"{server.url}/v1/operator{path}"
+    async with (
+        aiohttp.ClientSession() as http,
+        http.request(method, url, headers=headers, data=body) as answer,
+    ):
+        await answer.read()
+        return answer.status, answer.headers
+
+
+def written(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+async def test_who_did_what_from_where_with_which_result(tmp_path: Path) -> None:
+    file = tmp_path / "audit.jsonl"
+    async with served(tmp_path / "data", spec(), audit_log=file) as server:
+        added, created = written(file)
+        assert added["subject"]["name"] == "p"
+        assert created["subject"] == {"task": TASK}
+        file.rename(tmp_path / "moved")  # a new one is begun
+        status, headers = await asked(server, "POST", f"/tasks/{TASK}/pause", TOKEN)
+        assert status == 200
+        await asked(server, "GET", "/tasks", TOKEN)  # only looked at
+        await asked(server, "GET", f"/tasks/{TASK}/model", TOKEN)  # leaves the service
+        await asked(server, "POST", f"/devices/{KEY.hex()}/ban", TOKEN, b"{}")
+        await asked(server, "POST", "/tasks/none/pause", TOKEN)
+        await asked(server, "GET", "/tasks", WRONG)
+        await asked(server, "GET", "/tasks", None)
+        paused, taken, banned, missed, wrong, none = told = written(file)
+        who = server.service.core.pseudonyms.operator(TOKEN)
+        assert paused == {
+            "timestamp": paused["timestamp"],
+            "event": "operator",
+            "who": who,
+            "action": "POST /v1/operator/tasks/{task}/pause",
+            "subject": {"task": TASK},
+            "remote": "127.0.0.1",
+            "request_id": headers["X-Request-Id"],
+            "status": 200,
+        }
+        assert taken["action"].endswith("/model")
+        assert banned["subject"] == {"device": server.service.core.pseudonyms.device(KEY)}
+        assert (missed["status"], missed["reason"]) == (404, "not-found")
+        assert (wrong["status"], wrong["reason"]) == (403, "operator-token")
+        assert wrong["who"] not in (who, None)
+        assert (none["status"], none.get("who")) == (401, None)
+        text = file.read_text()
+        assert not [hidden for hidden in (TOKEN, WRONG, KEY.hex()) if hidden in text]
+        assert len(told) == 6
+        assert file.stat().st_mode & 0o077 == 0
+
+
+async def test_without_a_file_the_audit_log_is_among_the_other_lines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with served(tmp_path, spec()) as server:
+        logs.configure()
+        capsys.readouterr()
+        await asked(server, "POST", f"/tasks/{TASK}/pause", TOKEN)
+        (line,) = of("operator", lines(capsys))
+        assert (line["component"], line["status"]) == ("audit", 200)
+
+
+async def test_an_audit_log_that_cannot_be_written_is_told_at_the_start_and_stops_no_operator(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    async with served(tmp_path / "data", spec(), audit_log=folder / "audit") as server:
+        logs.configure()
+        (folder / "audit").unlink()
+        folder.rmdir()
+        assert (await asked(server, "POST", f"/tasks/{TASK}/pause", TOKEN))[0] == 200
+        (line,) = of("audit-log-failed", lines(capsys))
+        assert line["line"]["action"].endswith("/pause")
+        settings = server.settings.model_copy(update={"audit_log": folder / "audit"})
+    with pytest.raises(ConfigurationError) as caught:
+        Service(settings)
+    assert caught.value.reason == "audit-log-unwritable"
+
+
+async def test_an_address_with_many_wrong_tokens_is_slowed_down_and_others_are_not(
+    tmp_path: Path,
+) -> None:
+    async with served(tmp_path, spec(), behind_proxy=True) as server:
+        attacker = {"X-Forwarded-For": "192.0.2.1, 198.51.100.7"}  # the last is the proxy's word
+        for _ in range(10):
+            assert (await asked(server, "GET", "/tasks", WRONG, **attacker))[0] == 403
+        status, headers = await asked(server, "GET", "/tasks", TOKEN, **attacker)
+        assert (status, headers["Retry-After"]) == (429, "6")
+        spoofed = {"X-Forwarded-For": "203.0.113.9, 198.51.100.7"}
+        assert (await asked(server, "GET", "/tasks", TOKEN, **spoofed))[0] == 429
+        other = {"X-Forwarded-For": "198.51.100.8"}
+        assert (await asked(server, "GET", "/tasks", TOKEN, **other))[0] == 200
+
+
+def test_a_wrong_token_is_allowed_again_after_a_while() -> None:
+    now = [0.0]
+    access = OperatorAccess(TOKEN, lambda: now[0])
+
+    def reason(token: str) -> str | None:
+        try:
+            access.require(token, "a")
+        except Refusal as error:
+            return error.reason
+        return None
+
+    assert [reason(WRONG) for _ in range(11)] == ["operator-token"] * 10 + ["operator-token-tries"]
+    now[0] = 6.0
+    assert reason(TOKEN) is None  # costs no try
+    assert [reason(WRONG) for _ in range(2)] == ["operator-token", "operator-token-tries"]
+    now[0] = 1_000.0
+    assert [reason(WRONG) for _ in range(11)] == ["operator-token"] * 10 + ["operator-token-tries"]

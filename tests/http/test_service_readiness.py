@@ -1,0 +1,123 @@
+"""When a replica says that it should get no requests, and what it then leaves alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from aggregator import disk, logs
+from aggregator.http.app import build_admin_app
+from tests.kits.log_lines import lines, of
+from tests.kits.service import Served, devices, finished, run, served, spec
+
+MORE_THAN_FREE = 1 << 62
+
+
+async def readiness(server: Served) -> tuple[int, str | None]:
+    runner = web.AppRunner(build_admin_app(server.service))
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    url = f"http://127.0.0.1:{runner.addresses[0][1]}/readyz"
+    async with aiohttp.ClientSession() as http, http.get(url) as answer:
+        told = await answer.json()
+    await runner.cleanup()
+    assert told["ready"] == (answer.status == 200)
+    assert told["ready"] or told["detail"]
+    return answer.status, told.get("reason")
+
+
+async def test_each_reason_is_named_and_goes_when_it_is_mended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with served(tmp_path, spec()) as server:
+        logs.configure()
+        service, well = server.service, (200, None)
+        assert await readiness(server) == well
+
+        key = tmp_path / "keys" / "task.key"
+        kept = key.read_text()
+        key.unlink()
+        assert await readiness(server) == (503, "keys-unusable")
+        assert not key.exists(), "a probe draws no key"
+        key.write_text("ab" * 32)
+        key.chmod(0o644)
+        assert await readiness(server) == (503, "keys-unusable")
+        key.chmod(0o600)
+        assert await readiness(server) == (503, "keys-unusable")
+        key.write_text(kept)
+        assert await readiness(server) == well
+
+        checkpoint = tmp_path / "ledger" / "checkpoint"
+        away = checkpoint.rename(tmp_path / "away")
+        assert await readiness(server) == (503, "ledger-unusable")
+        away.rename(checkpoint)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(server.settings, "disk_free_min", MORE_THAN_FREE)
+            assert await readiness(server) == (503, "disk-low")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(service.core.database, "answers", _away)
+            assert await readiness(server) == (503, "database-away")
+        assert await readiness(server) == well
+
+        service.drain()
+        assert await readiness(server) == (503, "draining")
+        told = lines(capsys)
+        assert {line["reason"] for line in of("not-ready", told)} == {
+            "keys-unusable",
+            "ledger-unusable",
+            "disk-low",
+            "database-away",
+        }
+        (line,) = of("database-away", told)
+        assert "Traceback" in line["exception"]
+
+
+async def _away() -> bool:
+    raise ConnectionRefusedError(111, "Connect call failed")
+
+
+async def test_below_the_mark_of_the_disk_no_cohort_is_formed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with served(tmp_path, spec(), disk_free_min=MORE_THAN_FREE) as server:
+        logs.configure()
+        fleet = devices(server, 4)
+        for device in fleet:
+            device.stop_before = "deals"
+        await server.until(lambda _: True)
+        for device in fleet:
+            async with aiohttp.ClientSession() as device.http:
+                await device.report_in()
+        view = await server.until(lambda view: view["waiting"] == 4)
+        told: list[dict[str, object]] = []
+        while not told:
+            view = await server.view()
+            told = of("cohort-held-back", lines(capsys))
+        assert told[0]["reason"] == "disk-low"
+        assert "disk_free_min" in str(told[0]["remedy"])
+        assert (view["cohort"], view["charges"]) == (None, 0)
+
+
+async def test_a_cohort_that_is_open_as_the_disk_falls_below_its_mark_is_not_charged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with served(tmp_path, spec()) as server:
+        fleet = devices(server, 4)
+        low = disk.Full(tmp_path, 1, 2)
+
+        async def falls(name: str) -> None:
+            if name == "ready":  # formed, and S is not fixed
+                monkeypatch.setattr("aggregator.cohorts.driver.full", lambda _: low)
+
+        fleet[0].hold = falls
+        assert finished(await run(fleet)) == 0
+        view = await server.until(lambda view: view["cohort"] is None)
+        assert (view["charges"], view["aborted"]) == (0, 1)
+        assert [row["reason"] for row in view["ended_free"]] == ["disk-low"]
+        monkeypatch.undo()
+        assert finished(await run(devices(server, 4))) == 4
