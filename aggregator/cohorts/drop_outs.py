@@ -67,9 +67,9 @@ def _from(state: Aborted | Released, kind: type[Any]) -> set[int]:
 async def keep(
     connection: Connection, core: Core, task: str, state: Aborted | Released, now: float
 ) -> None:
-    """Store where the cohort lost its devices, in the transaction that ends it."""
+    """Count where the cohort lost its devices, in the transaction that ends it."""
     lost = lost_at(state)
-    await stored.keep(connection, state.facts.cohort.hex(), lost)
+    await stored.count(connection, task, lost)
     if "sharing" not in lost:
         return
     dealt = _from(state, Deals)

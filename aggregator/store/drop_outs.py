@@ -15,13 +15,20 @@ from aggregator.store.database import Connection
 from aggregator.store.schema import drop_outs, not_dealing
 
 
-async def keep(connection: Connection, cohort: str, lost: Mapping[str, int]) -> None:
-    """Insert how many devices a cohort lost at each step; steps that lost none are left out."""
-    rows = [
-        {"cohort": cohort, "step": step, "devices": count} for step, count in lost.items() if count
-    ]
-    if rows:
-        await connection.execute(sa.insert(drop_outs), rows)
+async def count(connection: Connection, task: str, lost: Mapping[str, int]) -> None:
+    """Add what a cohort lost at each step to what its task's cohorts lost there before."""
+    for step, devices in lost.items():
+        if not devices:
+            continue
+        done = await connection.execute(
+            sa.update(drop_outs)
+            .where(drop_outs.c.task == task, drop_outs.c.step == step)
+            .values(devices=drop_outs.c.devices + devices)
+        )
+        if not done.rowcount:
+            await connection.execute(
+                sa.insert(drop_outs).values(task=task, step=step, devices=devices)
+            )
 
 
 async def count_not_dealing(

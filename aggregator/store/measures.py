@@ -99,19 +99,29 @@ class Ended(NamedTuple):
 
 
 async def ended(connection: Connection) -> list[Ended]:
-    released = (releases.c.cohort == cohorts.c.cohort) & (releases.c.outcome == "released")
-    rows = await connection.execute(
+    """Counted in one statement, so that no release falls between two."""
+    ends = (
         sa.select(
             cohorts.c.task,
             cohorts.c.state,
             cohorts.c.reason,
-            sa.func.count(),
-            sa.func.sum(cohorts.c.size),
-            sa.func.coalesce(sa.func.sum(releases.c.survivors), 0),
+            sa.func.count().label("cohorts"),
+            sa.func.sum(cohorts.c.size).label("devices"),
         )
-        .outerjoin(releases, released)
         .where(cohorts.c.state != "open")
         .group_by(cohorts.c.task, cohorts.c.state, cohorts.c.reason)
+        .subquery()
+    )
+    sums = (
+        sa.select(releases.c.task, sa.func.sum(releases.c.survivors).label("survived"))
+        .where(releases.c.outcome == "released")
+        .group_by(releases.c.task)
+        .subquery()
+    )
+    rows = await connection.execute(
+        sa.select(ends, sa.func.coalesce(sums.c.survived, 0)).outerjoin(
+            sums, (sums.c.task == ends.c.task) & (ends.c.state == "released")
+        )
     )
     return [Ended(*row) for row in rows]
 
@@ -119,11 +129,9 @@ async def ended(connection: Connection) -> list[Ended]:
 async def lost(connection: Connection) -> list[tuple[str, str, int]]:
     """(task, step, devices that its ended cohorts lost there)."""
     rows = await connection.execute(
-        sa.select(cohorts.c.task, drop_outs.c.step, sa.func.sum(drop_outs.c.devices))
-        .join(cohorts, cohorts.c.cohort == drop_outs.c.cohort)
-        .group_by(cohorts.c.task, drop_outs.c.step)
+        sa.select(drop_outs.c.task, drop_outs.c.step, drop_outs.c.devices)
     )
-    return [(row[0], row[1], int(row[2])) for row in rows]
+    return [(row[0], row[1], row[2]) for row in rows]
 
 
 async def waiting(connection: Connection, now: float) -> dict[str, int]:

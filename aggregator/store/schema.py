@@ -115,9 +115,9 @@ refusals = sa.Table(
 )
 
 drop_outs = sa.Table(
-    "drop_outs",  # of ended cohorts: how many devices did not come through which step
+    "drop_outs",  # how many devices did not come through which step of the ended cohorts
     metadata,
-    sa.Column("cohort", _Hex, sa.ForeignKey("cohorts.cohort"), primary_key=True),
+    sa.Column("task", sa.String(200), sa.ForeignKey("tasks.task"), primary_key=True),
     sa.Column("step", sa.String(16), primary_key=True),
     sa.Column("devices", sa.Integer, nullable=False),
 )

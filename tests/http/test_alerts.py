@@ -52,6 +52,8 @@ def test_every_expression_names_metrics_and_labels_that_the_service_exports():
         known = set().union(*(exported[name] for name in names))
         assert labels <= known | OF_PROMETHEUS, expression
     for rule in ALERTS.values():  # what a text names is left by its expression
+        assert rule["annotations"].keys() == {"summary", "description"}
+        assert rule["labels"]["severity"] in ("critical", "warning", "info")
         shown = set(re.findall(r"\$labels\.(\w+)", str(rule["annotations"])))
         named = set(re.findall(r"\bsecagg_\w+", rule["expr"]))
         assert shown <= set().union(*(exported[name] for name in named)) | OF_PROMETHEUS

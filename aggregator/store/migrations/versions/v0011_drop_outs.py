@@ -12,11 +12,11 @@ depends_on = None
 def upgrade() -> None:
     op.create_table(
         "drop_outs",
-        sa.Column("cohort", sa.String(length=64), nullable=False),
+        sa.Column("task", sa.String(length=200), nullable=False),
         sa.Column("step", sa.String(length=16), nullable=False),
         sa.Column("devices", sa.Integer(), nullable=False),
-        sa.ForeignKeyConstraint(["cohort"], ["cohorts.cohort"]),
-        sa.PrimaryKeyConstraint("cohort", "step"),
+        sa.ForeignKeyConstraint(["task"], ["tasks.task"]),
+        sa.PrimaryKeyConstraint("task", "step"),
     )
     op.create_table(
         "not_dealing",
