@@ -8,6 +8,7 @@ survivors there (design: masks that did not cancel are seen).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -81,9 +82,14 @@ def with_checks(data: NDArray[np.int64], ring_bits: int, slice_length: int) -> L
 
 def split_checks(payload: Lanes, slice_length: int) -> tuple[Lanes, Lanes]:
     """(check coordinates, data) of a payload; the inverse of :func:`with_checks`."""
-    is_check = np.zeros(len(payload), bool)
-    is_check[:: slice_length + 1] = True
-    return payload[is_check], payload[~is_check]
+    stride = slice_length + 1
+    checks = payload[::stride].copy()
+    data = np.empty(len(payload) - len(checks), payload.dtype)
+    for at in range(0, len(payload), stride):
+        piece = payload[at + 1 : at + stride]
+        start = at // stride * slice_length
+        data[start : start + len(piece)] = piece
+    return checks, data
 
 
 def add_into(accumulator: Lanes, vector: Lanes, ring_bits: int) -> None:
@@ -102,7 +108,9 @@ def add_into(accumulator: Lanes, vector: Lanes, ring_bits: int) -> None:
 def centred(lanes: Lanes, ring_bits: int) -> NDArray[np.int64]:
     """Two's complement: the representative in [-2^(b-1), 2^(b-1)) of each coordinate, int64."""
     signed: NDArray[np.int64] = lanes.astype(np.int64)
-    signed -= (signed >> (ring_bits - 1)) << ring_bits
+    wrapped = signed >> (ring_bits - 1)
+    wrapped <<= ring_bits
+    signed -= wrapped
     return signed
 
 
@@ -154,6 +162,26 @@ def unpack(buffer: bytes | memoryview, length: int, ring_bits: int) -> Lanes:
     Raises:
         RemoteProtocolError: ``vector-size`` or ``vector-padding``.
     """
+    lanes = np.empty(length, lane_dtype(ring_bits))
+    for start, chunk in _unpacked(buffer, length, ring_bits):
+        lanes[start : start + len(chunk)] = chunk
+    return lanes
+
+
+def add_packed(accumulator: Lanes, buffer: bytes | memoryview, ring_bits: int) -> None:
+    """accumulator += the packed vector in Z_{2^b}, in place; beside it one chunk is in memory.
+
+    Raises:
+        RemoteProtocolError: as :func:`unpack`; nothing was added.
+    """
+    for start, chunk in _unpacked(buffer, len(accumulator), ring_bits):
+        add_into(accumulator[start : start + len(chunk)], chunk, ring_bits)
+
+
+def _unpacked(
+    buffer: bytes | memoryview, length: int, ring_bits: int
+) -> Iterator[tuple[int, Lanes]]:
+    """(first coordinate, lanes) of the chunks; raises before the first one."""
     size = packed_size(length, ring_bits)
     if len(buffer) != size:
         raise RemoteProtocolError(
@@ -166,13 +194,11 @@ def unpack(buffer: bytes | memoryview, length: int, ring_bits: int) -> Lanes:
     spare_bits = size * 8 - length * ring_bits
     if spare_bits and int(packed[-1]) >> (8 - spare_bits):
         raise RemoteProtocolError("vector-padding", "The padding bits of the vector are not zero.")
-    lanes = np.empty(length, lane_dtype(ring_bits))
     for start in range(0, length, _PACK_CHUNK):
         count = min(_PACK_CHUNK, length - start)
         at = start // 8 * ring_bits
         piece = packed[at : at + packed_size(count, ring_bits)]
-        lanes[start : start + count] = _unpack_chunk(piece, count, ring_bits)
-    return lanes
+        yield start, _unpack_chunk(piece, count, ring_bits)
 
 
 def _unpack_chunk(piece: NDArray[np.uint8], count: int, ring_bits: int) -> Lanes:

@@ -12,7 +12,7 @@ import numpy as np
 from secagg.errors import LocalProtocolError, RemoteProtocolError
 from secagg.manifest import Manifest
 from secagg.masks import MaskTerm, apply_masks
-from secagg.ring import Lanes, centred, split_checks
+from secagg.ring import Lanes, centred
 from secagg.secret import Secret
 
 
@@ -70,7 +70,7 @@ def check_sum(manifest: Manifest, unmasked_payload: Lanes, survivors: int) -> No
     Raises:
         RemoteProtocolError: ``check-coordinates``.
     """
-    lanes, _ = split_checks(unmasked_payload, manifest.encoding.slice_length)
+    lanes = unmasked_payload[:: manifest.encoding.slice_length + 1]
     checks = centred(lanes, manifest.encoding.ring_bits)
     wrong = np.flatnonzero(checks != survivors)
     if len(wrong):

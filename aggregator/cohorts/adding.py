@@ -24,7 +24,7 @@ from aggregator.logs import get_logger
 from aggregator.store import sums
 from aggregator.store.database import Conflict, Connection
 from secagg.errors import SecaggError
-from secagg.ring import add_into, lane_dtype, payload_length, unpack
+from secagg.ring import add_packed, lane_dtype, payload_length
 from secagg.server import VectorAdded
 
 _log = get_logger("adding")
@@ -144,8 +144,7 @@ class Adder:
         added = []
         for job in group:
             try:
-                packed = self._uploads.packed(job.index)
-                add_into(total, unpack(packed, self._length, self._bits), self._bits)
+                add_packed(total, self._uploads.packed(job.index), self._bits)
             except (SecaggError, OSError) as error:
                 if isinstance(error, SecaggError):
                     self._uploads.drop(job.index)
@@ -157,7 +156,7 @@ class Adder:
         if not added:
             return None
         name = blob_name(self._cohort.id, self._core.shard, self._generation + 1)
-        self._core.blobs.put(name, total.tobytes())
+        self._core.blobs.put(name, total.data.cast("B"))
         return added, total
 
     async def _commit(self, added: tuple[list[_Job], NDArray[np.unsignedinteger]]) -> bool:

@@ -106,7 +106,7 @@ class Releaser:
                 blobs, manifest.task, before.number + 1, step.vector, step.optimiser
             ),
             optimiser=models.store_optimiser(blobs, step.optimiser),
-            sum_digest=hashlib.sha256(payload.tobytes()).digest(),
+            sum_digest=hashlib.sha256(payload.data).digest(),
             sum_norm=float(np.sqrt(sum(float(np.dot(v, v)) for v in in_real_units.values()))),
         )
 
