@@ -182,6 +182,7 @@ class Measures:
         for name, folder in (("data", settings.data_dir), ("blobs", settings.blobs_path)):
             usage = await asyncio.to_thread(shutil.disk_usage, folder)
             samples.put("secagg_disk_free_bytes", usage.free, name)
+            samples.put("secagg_disk_mark_bytes", settings.disk_free_min, name)
             samples.put("secagg_disk_size_bytes", usage.total, name)
 
 

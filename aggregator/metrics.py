@@ -118,6 +118,11 @@ STORED: dict[str, tuple[Family, tuple[str, ...], str]] = {
         ("folder",),
         "Free space of the file system of the data folder and of the blobs",
     ),
+    "secagg_disk_mark_bytes": (
+        GaugeMetricFamily,
+        ("folder",),
+        "disk_free_min: with less free, no cohort is formed and the replica is not ready",
+    ),
     "secagg_disk_size_bytes": (GaugeMetricFamily, ("folder",), "Size of that file system"),
 }
 

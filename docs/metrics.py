@@ -37,9 +37,9 @@ metric names a device, a partner, a cohort or a digest.
 - **A stuck cohort** is one whose deadline passed 60 s ago, or which has worked for 30 minutes in
   a phase without a deadline (`opening`, `releasing`).
 - **A device that never deals** has been in at least three cohorts in a row, and dealt in none.
-  The log (`device-never-deals`) and the task's page name its pseudonym of the day: 16 digits,
-  keyed by the service's task key. `secagg device list` has its key. It is forgotten when it
-  deals, or after seven days without a cohort.
+  The log (`device-never-deals`) and the task's page name its pseudonym of the day,
+  `secagg device list` its key. It is forgotten when it deals, or after seven days without a
+  cohort.
 - **A witness's lag** is of this replica, which asks by itself. A witness with a lag is silent, or
   refuses.
 
