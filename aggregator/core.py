@@ -13,7 +13,7 @@ from aggregator.metrics import Metrics
 from aggregator.pseudonyms import Pseudonyms
 from aggregator.settings.options import Settings
 from aggregator.signals import Signals
-from aggregator.store.blobs import BlobStore
+from aggregator.store.blobs import Blobs
 from aggregator.store.database import Database
 
 
@@ -28,7 +28,7 @@ class Core:
     settings: Settings
     keys: Keys
     database: Database
-    blobs: BlobStore
+    blobs: Blobs
     clock: Callable[[], float]
     pool: ThreadPoolExecutor
     compute: Pool

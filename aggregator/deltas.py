@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 
 from aggregator.core import Core
 from aggregator.store import deltas, reads
@@ -19,9 +18,9 @@ from aggregator.store.blobs import BlobMissing
 
 @dataclass(frozen=True)
 class Delta:
-    """A file of ``size_bytes``; ``digest``: its SHA-256, hex."""
+    """A blob of ``size_bytes``; ``digest``: its SHA-256, hex."""
 
-    path: Path
+    name: str
     digest: str
     size_bytes: int
 
@@ -87,4 +86,4 @@ class Deltas:
             content = blobs.get(name)
         except BlobMissing:
             return None
-        return Delta(blobs.path(name), hashlib.sha256(content).hexdigest(), len(content))
+        return Delta(name, hashlib.sha256(content).hexdigest(), len(content))

@@ -175,11 +175,14 @@ class Measures:
 
     async def _from_disk(self, samples: Samples) -> None:
         settings = self._core.settings
-        if time.monotonic() - self._walked_at >= SIZES_CACHED_S:
-            self._blob_bytes = await asyncio.to_thread(_bytes_in, settings.blobs_path)
-            self._walked_at = time.monotonic()
-        samples.put("secagg_blob_bytes", self._blob_bytes)
-        for name, folder in (("data", settings.data_dir), ("blobs", settings.blobs_path)):
+        places = {"data": settings.data_dir}
+        if settings.blob_url is None:  # an object store has metrics of its own
+            places["blobs"] = settings.blobs_path
+            if time.monotonic() - self._walked_at >= SIZES_CACHED_S:
+                self._blob_bytes = await asyncio.to_thread(_bytes_in, settings.blobs_path)
+                self._walked_at = time.monotonic()
+            samples.put("secagg_blob_bytes", self._blob_bytes)
+        for name, folder in places.items():
             usage = await asyncio.to_thread(shutil.disk_usage, folder)
             samples.put("secagg_disk_free_bytes", usage.free, name)
             samples.put("secagg_disk_mark_bytes", settings.disk_free_min, name)

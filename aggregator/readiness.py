@@ -30,6 +30,7 @@ async def look(core: Core, ledger: Ledger) -> NotReady | None:
     """What keeps a replica that has started from serving; None: nothing. Each is logged."""
     found = (
         await _database(core)
+        or await _blobs(core)
         or await asyncio.to_thread(_disk, core)
         or await asyncio.to_thread(_keys, core)
         or await asyncio.to_thread(_ledger, ledger.folder)
@@ -49,6 +50,17 @@ async def _database(core: Core) -> NotReady | None:
             "database-away",
             f"The database did not answer: {type(error).__name__}. The log has the cause.",
         )
+    return None
+
+
+async def _blobs(core: Core) -> NotReady | None:
+    try:
+        async with asyncio.timeout(_DATABASE_S):
+            await asyncio.to_thread(core.blobs.demand_answer)
+    except TimeoutError:
+        return NotReady("blobs-away", "The object store of blob_url did not answer in time.")
+    except SecaggError as error:
+        return NotReady("blobs-away", str(error))
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import glob
 import secrets
 import time
@@ -32,8 +33,9 @@ from aggregator.partners import Partners
 from aggregator.readiness import NotReady, look
 from aggregator.settings.options import Settings, demand_token
 from aggregator.starting import LOCK, DataFolder, demand_own_database
-from aggregator.store.blobs import BlobStore
+from aggregator.store.blobs import Blobs, BlobStore
 from aggregator.store.database import Database
+from aggregator.store.objects import ObjectStore
 from aggregator.tasks import Tasks
 from secagg.errors import ConfigurationError
 from secagg.files.folders import demand_own_folder, file_in_the_way
@@ -77,6 +79,13 @@ def _make(folder: Path, setting: str, mode: int) -> None:
         ) from error
 
 
+def _blobs(settings: Settings) -> Blobs:
+    if settings.blob_url is not None:
+        return ObjectStore(settings.blob_url)
+    _make(settings.blobs_path, "SECAGG_BLOB_DIR", 0o777)
+    return BlobStore(settings.blobs_path)
+
+
 class Service:
     """Build, then :meth:`start`; :meth:`close` stops as hard as a crash would, but tidily."""
 
@@ -84,7 +93,6 @@ class Service:
         _demand_own(settings)
         _make(settings.data_dir, "--data-dir or SECAGG_DATA_DIR", 0o700)
         _make(settings.keys_path, "SECAGG_KEYS_DIR", 0o700)
-        _make(settings.blobs_path, "SECAGG_BLOB_DIR", 0o777)
         close_to_others(settings.data_dir)
         if settings.database.get_backend_name() == "sqlite" and settings.database.database:
             close_database(Path(settings.database.database))
@@ -95,7 +103,7 @@ class Service:
             settings=settings,
             keys=load_keys(settings.keys_path),
             database=Database(settings.database),
-            blobs=BlobStore(settings.blobs_path),
+            blobs=_blobs(settings),
             clock=clock,
             pool=pool,
             compute=compute_pool(settings, pool),
@@ -153,6 +161,7 @@ class Service:
 
     async def _start(self) -> None:
         core = self.core
+        await asyncio.to_thread(core.blobs.demand_answer)
         await core.database.prepare()
         await demand_own_database(core.database, core.keys, core.settings.ledger_name)
         await core.compute.start()

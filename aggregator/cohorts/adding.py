@@ -3,7 +3,7 @@
 Every run of a process has a shard of its own: one array per cohort, written as a whole blob per
 *group* of vectors under the next generation number. One transaction then commits the generation,
 the unique claim (cohort, device) of every member, and their ``VectorAdded`` events. A crash
-before it leaves an orphaned blob that no row names; the files of the vectors are still there and
+before it leaves an orphaned blob that no row names; the parts of the vectors are still there and
 are added again. So a vector costs O(d), a group one write of O(d), and nobody is counted twice.
 """
 
@@ -23,7 +23,7 @@ from aggregator.errors import conflict
 from aggregator.logs import get_logger
 from aggregator.store import sums
 from aggregator.store.database import Conflict, Connection
-from secagg.errors import SecaggError
+from secagg.errors import RemoteProtocolError, SecaggError
 from secagg.ring import add_packed, lane_dtype, payload_length
 from secagg.server import VectorAdded
 
@@ -146,9 +146,9 @@ class Adder:
             try:
                 add_packed(total, self._uploads.packed(job.index), self._bits)
             except (SecaggError, OSError) as error:
-                if isinstance(error, SecaggError):
+                if isinstance(error, RemoteProtocolError):
                     self._uploads.drop(job.index)
-                else:
+                elif isinstance(error, OSError):
                     self._cohort.work_failed()
                 job.done.get_loop().call_soon_threadsafe(job.fail, error)
             else:
@@ -178,13 +178,24 @@ class Adder:
                     raise
                 await self._fail_late(jobs, events)
                 return False
-        self._core.blobs.delete(blob_name(self._cohort.id, self._core.shard, self._generation))
+        before = self._generation
         self._sum, self._generation = total, generation
+        await asyncio.get_running_loop().run_in_executor(self._core.pool, self._tidy, jobs, before)
         for job in jobs:
-            self._uploads.drop(job.index)
             if not job.done.done():
                 job.done.set_result(None)
         return True
+
+    def _tidy(self, jobs: list[_Job], generation: int) -> None:
+        """Remove what the new sum holds. Runs in a thread; what stays goes at the cohort's end."""
+        try:
+            if generation:
+                name = blob_name(self._cohort.id, self._core.shard, generation)
+                self._core.blobs.delete(name)
+            for job in jobs:
+                self._uploads.drop(job.index)
+        except OSError:
+            _log.exception("parts-not-removed", cohort=self._cohort.id)
 
     async def _is_durable(self, generation: int) -> bool:
         """Whether a commit whose answer was lost has happened all the same."""

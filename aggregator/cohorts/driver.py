@@ -44,6 +44,7 @@ from secagg.server import (
 
 _log = get_logger("driver")
 _UNMASKING_TRIES = 3
+_STORE_AGAIN_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class Live:
             await asyncio.gather(self._unmasking, return_exceptions=True)
         await self.cohort.close()
         if ended:
-            self.uploads.close()
+            await self.uploads.close()
 
 
 class Driver:
@@ -218,8 +219,8 @@ class Driver:
         # Who waits here for what another replica has committed would miss it otherwise.
         self._core.signals.notify(*(f"session:{session}" for session in members))
         self.maybe_unmask(live)
-        for index in live.uploads.complete():  # whole before a crash, but not yet in the sum
-            self.spawn(self._add(live, index), f"add-{cohort[:8]}")
+        if replay.uploads:
+            self.spawn(self._add_complete(live), f"add-{cohort[:8]}")
         self._wakeups.kick()
         return live
 
@@ -228,13 +229,14 @@ class Driver:
     ) -> None:
         with contextlib.suppress(Conflict):  # another replica was first
             await self._ending.abandon(task, cohort, log)
-        await asyncio.to_thread(self._core.blobs.delete_files, f"partial/{cohort}", SUMS)
+        await asyncio.to_thread(self._core.blobs.clear, f"partial/{cohort}", SUMS)
         self._core.signals.notify(*(f"session:{session}" for session in members))
         self._wakeups.consider(task.name)
 
-    async def _add(self, live: Live, index: int) -> None:
-        with contextlib.suppress(CohortOver, SecaggError):  # its device will hear when it asks
-            await live.adder.add(index)
+    async def _add_complete(self, live: Live) -> None:
+        """Add vectors that were whole before a crash, but not yet in the sum."""
+        adding = (live.adder.add(index) for index in await live.uploads.complete())
+        await asyncio.gather(*adding, return_exceptions=True)  # their devices hear when they ask
 
     async def take_up(self, cohort: str) -> None:
         """Serve a cohort that another replica, or an earlier run, has opened."""
@@ -302,8 +304,11 @@ class Driver:
     async def _ended(self, live: Live) -> None:
         cohort = live.cohort
         self._forget(live)
-        await live.close(ended=True)
-        await asyncio.to_thread(self._core.blobs.delete_files, f"partial/{cohort.id}", SUMS)
+        try:
+            await live.close(ended=True)
+            await asyncio.to_thread(self._core.blobs.clear, f"partial/{cohort.id}", SUMS)
+        except OSError:
+            _log.exception("parts-not-removed", cohort=cohort.id)  # the janitor tries again
         await self._ending.published(cohort, mine=not cohort.ended_elsewhere)
         async with self._core.database.write() as connection:
             await mail.forget_bulk(connection, cohort.id)
@@ -343,6 +348,11 @@ class Driver:
                 _log.warning("sum-refused", cohort=cohort.id, reason=error.reason)
                 reason = error.reason
                 break
+            except OSError:  # the store may be back at the poller's next look
+                cohort.work_failed()
+                _log.exception("opening-waits", cohort=cohort.id)
+                await asyncio.sleep(_STORE_AGAIN_S)
+                return
             except Exception:
                 cohort.work_failed()
                 _log.exception(

@@ -15,7 +15,7 @@ from pathlib import Path
 from aggregator.cohorts.adding import SUMS
 from aggregator.cohorts.drop_outs import NOT_DEALING_KEPT_S
 from aggregator.cohorts.standing import forget_old
-from aggregator.cohorts.uploads import UPLOADS
+from aggregator.cohorts.uploads import LEFT, UPLOADS
 from aggregator.core import Core
 from aggregator.logs import get_logger
 from aggregator.store import cohorts, drop_outs, models, refusals, sessions, tasks
@@ -23,6 +23,7 @@ from secagg.files.folders import remove_files
 
 _log = get_logger("janitor")
 _PERIOD_S = 60.0
+_BEFORE = re.compile("[0-9]+")
 _COHORT = re.compile("[0-9a-f]{64}")  # only our own are removed from a folder that was named
 
 
@@ -51,6 +52,7 @@ class Janitor:
         now = self._core.clock()
         # Listed before the query: a cohort that opens meanwhile is not in the list.
         folders = await asyncio.to_thread(self._folders)
+        before = await asyncio.to_thread(self._folders_of_before)
         async with self._core.database.write() as connection:
             await sessions.forget_old(connection, now - self._core.settings.mail_retention_s)
             await forget_old(connection, now)
@@ -60,8 +62,10 @@ class Janitor:
         await self._forget_models()
         await self._core.database.checkpoint()
         for folder, names in folders:
-            if folder.name not in open_now:
-                await asyncio.to_thread(remove_files, folder, names)
+            if folder.rpartition("/")[2] not in open_now:
+                await asyncio.to_thread(self._core.blobs.clear, folder, names)
+        for place in before:
+            await asyncio.to_thread(remove_files, place, _BEFORE)
 
     async def _forget_models(self) -> None:
         old = await tasks.old_versions(self._core.database)
@@ -71,14 +75,17 @@ class Janitor:
             async with self._core.database.write() as connection:
                 await tasks.forget_versions(connection, old)
 
-    def _folders(self) -> list[tuple[Path, re.Pattern[str]]]:
-        """Folders that are named as a cohort's, and the names of the files that are ours there."""
-        uploads = self._core.settings.data_dir / "uploads"
-        roots = ((uploads, UPLOADS), (self._core.blobs.path("partial"), SUMS))
+    def _folders(self) -> list[tuple[str, re.Pattern[str]]]:
+        """Folders that are named as a cohort's, and the names of the blobs that are ours there."""
         return [
-            (folder, names)
-            for root, names in roots
-            if root.is_dir()
-            for folder in root.iterdir()
-            if _COHORT.fullmatch(folder.name)
+            (f"{root}/{name}", names)
+            for root, names in ((UPLOADS, LEFT), ("partial", SUMS))
+            for name in self._core.blobs.folders(root)
+            if _COHORT.fullmatch(name)
         ]
+
+    def _folders_of_before(self) -> list[Path]:
+        """Where an older version had its uploads."""
+        root = self._core.settings.data_dir / "uploads"
+        found = root.iterdir() if root.is_dir() else ()
+        return [folder for folder in found if _COHORT.fullmatch(folder.name)]

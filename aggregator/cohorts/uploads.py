@@ -1,9 +1,12 @@
-"""Masked vectors under way: chunked, resumable files that live until the vector is added.
+"""Masked vectors under way: chunked and resumable on any replica, in the blob store.
 
-The signed ``MaskedInput`` header has fixed size and digest before the first byte comes. A file's
-length is its resume offset, so nothing else need be remembered across a restart. When the last
-byte is there and the digest matches, the vector goes to the cohort's adder, and the file is
-removed as soon as the sum that contains it is durable.
+The signed ``MaskedInput`` header has fixed size and digest before the first byte comes. What a
+request brings becomes one *part*, named by cohort, device, offset and length, and appears whole or
+not at all. How far a vector is follows from the names alone: parts may overlap, since a device
+sends the same bytes for the same place, and the digest decides. So any replica goes on where
+another stopped, two that write at once never mix, and nothing is remembered across a restart.
+When the last byte is there and the digest matches, the vector goes to the cohort's adder, and its
+parts are removed as soon as the sum that contains it is durable.
 """
 
 from __future__ import annotations
@@ -11,26 +14,66 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from aggregator.cohorts.actor import Cohort
 from aggregator.core import Core
 from aggregator.errors import Kind, Refusal, conflict
+from aggregator.store.blobs import ARRIVING, Arriving, BlobMissing
 from secagg.errors import RemoteProtocolError
-from secagg.files.folders import remove_files
 from secagg.server import AcceptUpload, Masking, survivors_of
 
-UPLOADS = re.compile("[0-9]+")  # names of its files: roster indices
+UPLOADS = "uploads"
+_PART = re.compile(r"[0-9]+-[0-9]+")
+LEFT = re.compile(rf"{_PART.pattern}|{ARRIVING.pattern}")  # what there may be at a cohort's end
+_PART_BYTES = 4_096  # of a vector cut into small parts; shorter ones are few
+_SHORT_PARTS_MAX = 1_024
+
+
+@dataclass(frozen=True, order=True)
+class Part:
+    """Bytes ``offset`` to ``end`` of a vector."""
+
+    offset: int
+    end: int
+
+    @classmethod
+    def named(cls, name: str) -> Part:
+        offset, length = map(int, name.split("-"))
+        return cls(offset, offset + length)
+
+    @property
+    def name(self) -> str:
+        return f"{self.offset}-{self.end - self.offset}"
+
+
+def reach(parts: Iterable[Part]) -> int:
+    """How many bytes from 0 on are there without a gap."""
+    end = 0
+    for part in sorted(parts):
+        if part.offset > end:
+            break
+        end = max(end, part.end)
+    return end
 
 
 @dataclass
 class _Slot:
-    """One device's transfer on this replica. ``writer``: the request that is appending."""
+    """One device's transfer on this replica. ``writer``: the request whose bytes are taken.
+    ``parts``: those that this replica knows of; the store may have more, or none of them any more.
+    """
 
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     writer: asyncio.Task[None] | None = None
+    parts: set[Part] = field(default_factory=set)
+
+    async def take_over(self) -> None:
+        """End a request that is under way; what it brought is kept."""
+        writer = self.writer
+        if writer is not None:
+            writer.cancel()
+            await asyncio.wait({writer})
 
 
 class Uploads:
@@ -39,7 +82,7 @@ class Uploads:
     def __init__(self, core: Core, cohort: Cohort) -> None:
         self._core = core
         self._cohort = cohort
-        self._folder = core.settings.data_dir / "uploads" / cohort.id
+        self._folder = f"{UPLOADS}/{cohort.id}"
         self._slots: dict[int, _Slot] = {}
 
     def ticket(self, index: int) -> AcceptUpload:
@@ -76,24 +119,30 @@ class Uploads:
         state = self._cohort.state
         return index in (state.added if isinstance(state, Masking) else survivors_of(state))
 
-    def complete(self) -> list[int]:
+    async def complete(self) -> list[int]:
         """Devices whose every byte is here while their vector is not yet in the sum."""
-        if not isinstance(self._cohort.state, Masking):
+        tickets = [t for t in self._cohort.replay.uploads.values() if not self.added(t.index)]
+        if not tickets or not isinstance(self._cohort.state, Masking):
             return []
-        tickets = self._cohort.replay.uploads.values()
-        waiting = [ticket for ticket in tickets if not self.added(ticket.index)]
-        return [t.index for t in waiting if self.received(t.index) == t.size_bytes]
+        sizes = await asyncio.to_thread(self._core.blobs.sizes, self._folder)
+        there: dict[int, dict[str, int]] = {}
+        for name, size in sizes.items():
+            index, _, part = name.partition("/")
+            if index.isdecimal():
+                there.setdefault(int(index), {})[part] = size
+        return [t.index for t in tickets if reach(_whole(there.get(t.index, {}))) == t.size_bytes]
 
-    def path(self, index: int) -> Path:
-        return self._folder / f"{index}"
-
-    def received(self, index: int) -> int:
-        if self.added(index):
-            return self.ticket(index).size_bytes
-        try:
-            return self.path(index).stat().st_size
-        except FileNotFoundError:
-            return 0
+    async def received(self, index: int) -> int:
+        """Bytes that the store has, whichever replicas took them; a request of this device that is
+        under way here ends, since its sender asks instead of waiting for it."""
+        slot = self._slot(index)
+        await slot.take_over()
+        async with slot.lock:
+            if not self.added(index):
+                await self._look(index, slot)
+            if not self.added(index) and reach(slot.parts) < self.ticket(index).size_bytes:
+                await self._cohort.refresh()  # another replica may have added and removed them
+            return self._received(index, slot)
 
     async def append(self, index: int, offset: int, body: AsyncIterator[bytes]) -> int:
         """Append a chunk; returns the bytes that are there then.
@@ -102,25 +151,34 @@ class Uploads:
         a connection broke is kept.
 
         Raises:
-            Refusal: ``upload-offset``, or as ``bodies.stream``.
+            Refusal: ``upload-offset``, ``upload-taken-over``, ``upload-parts``, or as
+                ``bodies.stream``.
         """
-        slot = self._slots.setdefault(index, _Slot())
+        slot = self._slot(index)
         if slot.writer is not None:
             slot.writer.cancel()
         async with slot.lock:
             ticket = self.ticket(index)
-            received = self.received(index)
+            if not self.added(index) and offset != reach(slot.parts):
+                await self._look(index, slot)
+                if offset != reach(slot.parts):
+                    await self._cohort.refresh()
+            received = self._received(index, slot)
             if self.added(index):
                 return received
             if offset != received:
-                raise conflict(
-                    "upload-offset",
-                    "The chunk does not continue what is there.",
-                    expected=received,
-                    found=offset,
-                    remedy="Ask GET …/vector where to go on.",
+                raise _elsewhere(received, offset)
+            if len(slot.parts) > _SHORT_PARTS_MAX + ticket.size_bytes // _PART_BYTES:
+                raise Refusal(
+                    Kind.TOO_MANY,
+                    "upload-parts",
+                    "The vector came in too many small parts.",
+                    expected=f"at least {_PART_BYTES} bytes a request",
+                    found=len(slot.parts),
+                    remedy="Send the rest in one request.",
                 )
-            slot.writer = asyncio.create_task(self._write(index, ticket.size_bytes, body))
+            work = self._write(index, slot, offset, ticket.size_bytes, body)
+            slot.writer = asyncio.create_task(work)
             try:
                 await slot.writer
             except asyncio.CancelledError:
@@ -130,50 +188,104 @@ class Uploads:
                 raise conflict("upload-taken-over", "A newer request continues this.") from None
             finally:
                 slot.writer = None
-            return self.received(index)
+            return self._received(index, slot)
 
-    async def _write(self, index: int, size: int, body: AsyncIterator[bytes]) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with self.path(index).open("ab") as file:
-            async for part in body:
-                if file.tell() + len(part) > size:
-                    raise Refusal(
-                        Kind.TOO_LARGE,
-                        "body-too-large",
-                        "The vector is longer than its header says.",
-                        expected=size,
-                        found=file.tell() + len(part),
-                    )
-                file.write(part)
-                self._core.metrics.upload_bytes.inc(len(part))
+    async def _write(
+        self, index: int, slot: _Slot, offset: int, size: int, body: AsyncIterator[bytes]
+    ) -> None:
+        with self._core.blobs.arriving(f"{self._folder}/{index}") as arriving:
+            try:
+                async for part in body:
+                    if offset + arriving.size + len(part) > size:
+                        raise Refusal(
+                            Kind.TOO_LARGE,
+                            "body-too-large",
+                            "The vector is longer than its header says.",
+                            expected=size,
+                            found=offset + arriving.size + len(part),
+                        )
+                    arriving.write(part)
+                    self._core.metrics.upload_bytes.inc(len(part))
+            finally:
+                if arriving.size:
+                    await self._keep(index, slot, offset, arriving)
 
-    def packed(self, index: int) -> bytes:
+    async def _keep(self, index: int, slot: _Slot, offset: int, arriving: Arriving) -> None:
+        part = Part(offset, offset + arriving.size)
+        try:
+            await asyncio.to_thread(arriving.keep, f"{self._folder}/{index}/{part.name}")
+        except FileNotFoundError:  # the vector is in the sum, or the cohort at its end
+            await self._cohort.refresh()
+            raise _elsewhere(self._received(index, slot), offset) from None
+        slot.parts.add(part)
+
+    def packed(self, index: int) -> memoryview:
         """The whole vector, if size and digest are right. Blocks; call it in a thread.
 
         Raises:
-            RemoteProtocolError: ``vector-digest``; the file is dropped and may be sent again.
+            RemoteProtocolError: ``vector-digest``; what came is dropped and may be sent again.
+            Refusal: ``upload-offset``: a part is gone, perhaps since another replica added it.
         """
         ticket = self.ticket(index)
-        data = self.path(index).read_bytes()
-        found = hashlib.sha256(data).digest()
-        if len(data) != ticket.size_bytes or found != ticket.vector_digest:
+        data = bytearray()
+        try:
+            for part in sorted(self._stored(index)):
+                if part.offset <= len(data) < part.end:
+                    found = self._core.blobs.get(f"{self._folder}/{index}/{part.name}")
+                    data += memoryview(found)[len(data) - part.offset :]
+        except BlobMissing:
+            data.clear()
+        if len(data) < ticket.size_bytes:
+            self._slot(index).parts.clear()
+            raise _elsewhere(len(data), ticket.size_bytes)
+        digest = hashlib.sha256(data).digest()
+        if len(data) != ticket.size_bytes or digest != ticket.vector_digest:
             self.drop(index)
             raise RemoteProtocolError(
                 "vector-digest",
                 "The vector's bytes are not those that its header announced.",
                 culprit=self._cohort.state.roster[index].identity_key,
                 expected=ticket.vector_digest.hex(),
-                found=found.hex(),
+                found=digest.hex(),
                 remedy="Send it again from offset 0.",
             )
-        return data
+        return memoryview(data)
 
     def drop(self, index: int) -> None:
-        self.path(index).unlink(missing_ok=True)
+        """Remove what came. Blocks; call it in a thread."""
+        self._slot(index).parts.clear()
+        self._core.blobs.clear(f"{self._folder}/{index}", _PART)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Forget everything, at the cohort's end."""
         for slot in self._slots.values():
-            if slot.writer is not None:
-                slot.writer.cancel()
-        remove_files(self._folder, UPLOADS)
+            await slot.take_over()
+        await asyncio.to_thread(self._core.blobs.clear, self._folder, LEFT)
+
+    def _slot(self, index: int) -> _Slot:
+        return self._slots.setdefault(index, _Slot())
+
+    def _received(self, index: int, slot: _Slot) -> int:
+        return self.ticket(index).size_bytes if self.added(index) else reach(slot.parts)
+
+    async def _look(self, index: int, slot: _Slot) -> None:
+        slot.parts = await asyncio.to_thread(self._stored, index)
+
+    def _stored(self, index: int) -> set[Part]:
+        return _whole(self._core.blobs.sizes(f"{self._folder}/{index}"))
+
+
+def _whole(sizes: Mapping[str, int]) -> set[Part]:
+    """Parts that are as long as their names say: a crash of the machine may cut one."""
+    parts = {Part.named(name): size for name, size in sizes.items() if _PART.fullmatch(name)}
+    return {part for part, size in parts.items() if size == part.end - part.offset}
+
+
+def _elsewhere(received: int, offset: int) -> Refusal:
+    return conflict(
+        "upload-offset",
+        "The chunk does not continue what is there.",
+        expected=received,
+        found=offset,
+        remedy="Ask GET …/vector where to go on.",
+    )

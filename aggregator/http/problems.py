@@ -12,6 +12,7 @@ from aggregator.errors import Kind, Refusal
 from aggregator.http.requests import id_of
 from aggregator.logs import get_logger
 from aggregator.metrics import Metrics
+from aggregator.store.blobs import BlobsUnavailable
 from aggregator.store.database import Conflict
 from secagg.errors import ConfigurationError, RemoteProtocolError, SecaggError
 from secagg.http_api import PROBLEM_TYPE, Problem
@@ -134,6 +135,19 @@ async def _answer(metrics: Metrics, request: web.Request, handler: Handler) -> w
         return problem(error.status, SecaggError(reason, error.reason or "Refused."), request)
     except ConnectionError:
         raise
+    except BlobsUnavailable as error:
+        _log.error("blobs-unavailable", route=_route(request), why=error.why, what=error.what)
+        metrics.refusals.labels(error.reason).inc()
+        return respond(
+            Refusal(
+                Kind.BUSY,
+                error.reason,
+                "The service's store of models and vectors does not answer.",
+                remedy="Send the request again; the operator's log has the cause.",
+                retry_after_s=1,
+            ),
+            request,
+        )
     except Conflict:
         metrics.refusals.labels("busy").inc()
         return respond(

@@ -3,24 +3,38 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import Mapping
 
 from aiohttp import web
 
 from aggregator.errors import Kind, Refusal, not_found
 from aggregator.service import Service
 from aggregator.store import reads
+from aggregator.store.blobs import BlobMissing, Readable
 from aggregator.store.models import MODELS
 
 _PIECE_BYTES = 1 << 18
+_KEPT = {"Cache-Control": "max-age=86400"}
 
 
-async def model_file(service: Service, digest: str) -> web.StreamResponse:
-    """A model of some version, with Range support; what has its digest never changes."""
-    known = await reads.has_model(service.core.database, digest)
-    path = service.core.blobs.path(f"{MODELS}/{digest}")
-    if not known or not path.is_file():
+async def model_file(service: Service, request: web.Request, digest: str) -> web.StreamResponse:
+    """A model of some version, with Range support; what has its digest never changes.
+
+    Raises:
+        Refusal: ``not-found``.
+        BlobMissing: the model is known, and gone from the store.
+    """
+    if not await reads.has_model(service.core.database, digest):
         raise not_found("model")
-    headers = {"Content-Type": "application/octet-stream", "Cache-Control": "max-age=86400"}
+    name, blobs = f"{MODELS}/{digest}", service.core.blobs
+    path = blobs.path(name)
+    if path is None:
+        blob = await asyncio.to_thread(blobs.open, name)
+        return await _streamed(request, blob, f'"{digest}"', _KEPT)
+    if not path.is_file():
+        raise BlobMissing(name)
+    headers = {"Content-Type": "application/octet-stream", **_KEPT}
     return web.FileResponse(path, headers=headers)
 
 
@@ -36,21 +50,29 @@ async def delta_file(
     if delta is None:
         raise _no_delta(model)
     try:
-        file = delta.path.open("rb")
-    except FileNotFoundError:  # another replica knows of a newer version
+        blob = await asyncio.to_thread(service.core.blobs.open, delta.name)
+    except BlobMissing:  # another replica knows of a newer version
         service.deltas.forget(delta)
         raise _no_delta(model) from None
-    tag, size = f'"{delta.digest}"', delta.size_bytes
+    return await _streamed(request, blob, f'"{delta.digest}"', {})
+
+
+async def _streamed(
+    request: web.Request, blob: Readable, tag: str, headers: Mapping[str, str]
+) -> web.StreamResponse:
+    size = blob.size
     start = _start_of(request, size) if request.headers.get("If-Range", tag) == tag else 0
-    response = web.StreamResponse(status=206 if start else 200, headers={"ETag": tag})
+    response = web.StreamResponse(status=206 if start else 200, headers={"ETag": tag, **headers})
     response.content_type = "application/octet-stream"
     response.content_length = size - start
     if start:
         response.headers["Content-Range"] = f"bytes {start}-{size - 1}/{size}"
-    with file:
-        file.seek(start)
+    with contextlib.closing(blob):
+        blob.seek(start)
         await response.prepare(request)
-        while piece := await asyncio.to_thread(file.read, _PIECE_BYTES):
+        while request.method != "HEAD" and (
+            piece := await asyncio.to_thread(blob.read, _PIECE_BYTES)
+        ):
             await response.write(piece)
     await response.write_eof()
     return response

@@ -23,6 +23,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy.engine import URL
 
 from aggregator.settings.sources import File, Variables, refusal
+from aggregator.store.objects import checked_url
 from aggregator.store.urls import parsed_url, sqlite_url
 from secagg.errors import ConfigurationError
 
@@ -61,6 +62,7 @@ def _default_data_dir() -> Path:
         ) from error
 
 
+BlobUrl = Annotated[str, AfterValidator(checked_url)]
 TOKEN_MIN = 8  # characters; a drawn one has 43
 
 
@@ -99,8 +101,8 @@ Token = Annotated[SecretStr, AfterValidator(_token)]
 class Settings(BaseSettings):
     """Settings of one replica.
 
-    Replicas of one service share ``database_url``, ``blob_dir`` and ``keys_dir``; ``data_dir`` is
-    each replica's own (uploads under way, the rendered ledger, and by default everything else).
+    Replicas of one service share ``database_url``, ``blob_dir`` or ``blob_url``, and ``keys_dir``;
+    ``data_dir`` is each replica's own (the rendered ledger, and by default everything else).
     ``Settings(...)`` reads what ``load`` reads; only ``load`` raises typed errors for bad values.
     """
 
@@ -118,6 +120,7 @@ class Settings(BaseSettings):
 
     data_dir: Folder = Field(default_factory=_default_data_dir)
     blob_dir: Folder | None = None  # default data_dir/blobs
+    blob_url: BlobUrl | None = None  # s3://bucket/prefix, in the place of blob_dir
     keys_dir: Folder | None = None  # default data_dir/keys
     database_url: SecretStr | None = None  # sqlite:///FILE or postgresql://...; default: data_dir
     operator_token: Token | None = None  # default: drawn into data_dir/operator.token
@@ -183,6 +186,13 @@ class Settings(BaseSettings):
         except ValidationError as error:
             raise refusal(cls, error, given) from None
         settings.database  # noqa: B018  a URL that does not parse is refused here
+        if settings.blob_url is not None and settings.blob_dir is not None:
+            raise ConfigurationError(
+                "settings-invalid",
+                "The settings blob_url and blob_dir name two stores.",
+                expected="one of them",
+                remedy="Take out the one that does not have the service's blobs.",
+            )
         return settings
 
     @classmethod

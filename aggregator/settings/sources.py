@@ -24,7 +24,7 @@ from secagg.files.text import TextFile
 from secagg.names import nearest
 
 _OTHERS = frozenset({"server", "ca_file", "parent_pid", "torch_threads"})
-_SECRETS = frozenset({"database_url", "operator_token"})
+_SECRETS = frozenset({"blob_url", "database_url", "operator_token"})
 _LISTED = "The settings and what they may be are listed in docs/service.md."
 _REMEDIES = {
     "operator_token": "Leave it out, and the service draws one into its data folder; or make one: "

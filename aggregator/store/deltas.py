@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import safetensors.numpy
 
-from aggregator.store.blobs import BlobStore
+from aggregator.store.blobs import Blobs
 from aggregator.store.models import MODELS
 from secagg.limits import DIGEST_BYTES
 from secagg.model_delta import Base, Tensors, decode, encode
@@ -31,14 +31,14 @@ def name_of(model: str, base: str) -> str:
     return f"{DELTAS}/{model}-{base}"
 
 
-def make(blobs: BlobStore, model: str, base: str) -> bool:
+def make(blobs: Blobs, model: str, base: str) -> bool:
     """Write the delta, unless it is there; False if it is no shorter than the model.
 
     Raises:
         BlobMissing: of one of the two.
     """
     name = name_of(model, base)
-    if blobs.path(name).is_file():
+    if blobs.exists(name):
         return True
     file = blobs.get(f"{MODELS}/{model}")
     header, tensors = _parts(file)
@@ -54,14 +54,12 @@ def make(blobs: BlobStore, model: str, base: str) -> bool:
     return True
 
 
-def prune(blobs: BlobStore, present: Collection[str]) -> None:
+def prune(blobs: Blobs, present: Collection[str]) -> None:
     """Remove the deltas of all models but these, hex."""
-    folder = blobs.path(DELTAS)
-    if folder.is_dir():
-        for path in folder.iterdir():
-            named = _NAME.fullmatch(path.name)
-            if named is not None and named[1] not in present:
-                blobs.delete(f"{DELTAS}/{path.name}")
+    for name in blobs.sizes(DELTAS):
+        named = _NAME.fullmatch(name)
+        if named is not None and named[1] not in present:
+            blobs.delete(f"{DELTAS}/{name}")
 
 
 def _parts(file: bytes) -> tuple[bytes, Tensors]:

@@ -16,7 +16,7 @@ import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from aggregator.store.blobs import BlobStore
+from aggregator.store.blobs import Blobs
 from dp.contracts.algorithms.registry import algorithm_of, has_control
 from dp.noise.adaptive_clip import first_clip
 from secagg.lora import forms
@@ -42,9 +42,7 @@ def vector_length(manifest: Manifest) -> int:
     return manifest.segments[0].length
 
 
-def initial(
-    blobs: BlobStore, manifest: Manifest, vector: NDArray[np.float32] | None = None
-) -> Stored:
+def initial(blobs: Blobs, manifest: Manifest, vector: NDArray[np.float32] | None = None) -> Stored:
     """Store version 0: ``vector``, or zeros; a control variate begins at zero, a clip at C_0."""
     zeros = np.zeros(vector_length(manifest), np.float32)
     state: dict[str, NDArray[Any]] = {CONTROL: zeros} if has_control(manifest) else {}
@@ -54,7 +52,7 @@ def initial(
 
 
 def store(
-    blobs: BlobStore,
+    blobs: Blobs,
     task: str,
     version: int,
     vector: NDArray[np.float32],
@@ -72,31 +70,31 @@ def store(
     return Stored(blobs.put_digest(MODELS, data), len(data))
 
 
-def load(blobs: BlobStore, digest: bytes) -> NDArray[np.float32]:
+def load(blobs: Blobs, digest: bytes) -> NDArray[np.float32]:
     return safetensors.numpy.load(blobs.get(f"{MODELS}/{digest.hex()}"))["vector"]
 
 
-def forget(blobs: BlobStore, digests: Iterable[str], optimisers: Iterable[str]) -> None:
+def forget(blobs: Blobs, digests: Iterable[str], optimisers: Iterable[str]) -> None:
     """Remove files by their digests, hex; what is gone already does not matter."""
     for folder, found in ((MODELS, digests), (OPTIMISERS, optimisers)):
         for digest in found:
             blobs.delete(f"{folder}/{digest}")
 
 
-def store_optimiser(blobs: BlobStore, state: dict[str, NDArray[np.float64]]) -> bytes | None:
+def store_optimiser(blobs: Blobs, state: dict[str, NDArray[np.float64]]) -> bytes | None:
     """Digest of the stored state without what the model file holds; None if that is all."""
     own = {name: values for name, values in state.items() if name not in _FOR_DEVICES}
     return blobs.put_digest(OPTIMISERS, safetensors.numpy.save(own)) if own else None
 
 
-def load_optimiser(blobs: BlobStore, digest: bytes | None) -> dict[str, NDArray[np.float64]]:
+def load_optimiser(blobs: Blobs, digest: bytes | None) -> dict[str, NDArray[np.float64]]:
     if digest is None:
         return {}
     return safetensors.numpy.load(blobs.get(f"{OPTIMISERS}/{digest.hex()}"))
 
 
 def load_state(
-    blobs: BlobStore, model: bytes, optimiser: bytes | None
+    blobs: Blobs, model: bytes, optimiser: bytes | None
 ) -> dict[str, NDArray[np.float64]]:
     """The algorithm's state that belongs to a version, from its two files."""
     state = load_optimiser(blobs, optimiser)

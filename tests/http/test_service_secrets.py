@@ -79,7 +79,7 @@ async def test_a_whole_cohort_leaves_none_of_its_secrets_behind(tmp_path, capsys
     for file in files:
         if file.parent.name != "keys":
             assert found_in(file.read_bytes(), secrets) == [], file
-    for folder in ("uploads", "blobs/partial"):
+    for folder in ("blobs/uploads", "blobs/partial"):
         assert list((tmp_path / folder).glob("*")) == []
 
 
@@ -105,6 +105,7 @@ async def test_a_vector_is_kept_only_until_it_is_in_the_sum(tmp_path):
         fleet[3].hold = hold
         running = [asyncio.create_task(device.run()) for device in fleet]
         await server.until(lambda _: len(in_sum(server)) == 3)
+        await server.until(lambda _: not list((tmp_path / "blobs/uploads").rglob("*-*")))
         kept = [file for file in tmp_path.rglob("*") if file.is_file()]
         for device in fleet[:3]:
             secrets = {"chunk": device.payload[10:42]}

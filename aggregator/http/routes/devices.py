@@ -65,7 +65,7 @@ def routes(service: Service) -> list[web.RouteDef]:
 
     async def model(request: web.Request) -> web.StreamResponse:
         await service.callers.device(request)
-        return await model_file(service, request.match_info["digest"])
+        return await model_file(service, request, request.match_info["digest"])
 
     async def delta(request: web.Request) -> web.StreamResponse:
         await service.callers.device(request)

@@ -20,11 +20,17 @@ async def test_the_janitor_removes_nothing_that_is_not_ours(tmp_path: Path) -> N
         f"uploads/{'cd' * 32}/photo.jpg",
         f"uploads/{'cd' * 32}/1/0",
         f"blobs/partial/{'cd' * 32}/thesis",
+        "blobs/uploads/holiday/0/0-5",
+        f"blobs/uploads/{'cd' * 32}/1/photo.jpg",
+        f"blobs/uploads/{'cd' * 32}/me/0-5",
         "elsewhere/0",
     ]
     ours = [
         f"uploads/{'ab' * 32}/0",
         f"uploads/{'cd' * 32}/0",
+        f"blobs/uploads/{'ab' * 32}/0/0-5",
+        f"blobs/uploads/{'cd' * 32}/1/5-12",
+        f"blobs/uploads/{'cd' * 32}/1/.arriving-{'1' * 16}",
         f"blobs/partial/{'ab' * 32}/{'0' * 16}-3",
         f"blobs/partial/{'ab' * 32}/.{'0' * 16}-4.{'1' * 16}",
     ]
@@ -36,7 +42,7 @@ async def test_the_janitor_removes_nothing_that_is_not_ours(tmp_path: Path) -> N
         await Janitor(server.service.core).sweep()
     assert all((data / file).exists() for file in theirs)
     assert not any((data / file).exists() for file in ours)  # left-overs of cohorts
-    for place in ("uploads", "blobs/partial"):
+    for place in ("uploads", "blobs/uploads", "blobs/partial"):
         assert not (data / place / ("ab" * 32)).exists()
 
 
