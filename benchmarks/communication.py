@@ -31,6 +31,7 @@ from dp.tlog.notes import verifier_key
 from secagg.graph.degrees import plan_rules
 from secagg.lora import forms
 from secagg.manifest import Adapter, AdapterKind, BaseModel, Manifest, TensorShape
+from secagg.message_sizes import DOWN, UP, message_sizes
 from secagg.simulation import Hooks, make_devices, make_task, run_cohort
 from secagg_cli.models.presets import adapter_for, task_terms
 
@@ -140,10 +141,12 @@ def downloads(manifest: Manifest, folder: Path) -> Downloads:
 
 @dataclass(frozen=True)
 class Messages:
-    """Mean bytes of a device's messages in one cohort, without the vector."""
+    """Mean bytes of a device's messages in one cohort, without the vector; and their bounds."""
 
     up: float
     down: float
+    up_max: int
+    down_max: int
     neighbours: int
 
 
@@ -176,7 +179,14 @@ def messages(clients: int) -> Messages:
     result = run_cohort(task, vectors, hooks=hooks, devices=devices)
     if result.total is None:
         raise SystemExit(f"the cohort of {clients} ended without a sum")
-    return Messages(carried["up"] / clients, carried["down"] / clients, degree or clients - 1)
+    bounds = message_sizes(task.manifest)
+    return Messages(
+        up=carried["up"] / clients,
+        down=carried["down"] / clients,
+        up_max=sum(bounds[kind] for kind in UP),
+        down_max=sum(bounds[kind] for kind in DOWN),
+        neighbours=degree or clients - 1,
+    )
 
 
 def plain_bytes(model: str) -> int:
@@ -210,10 +220,16 @@ def forms_table(model: str, clients: int) -> list[str]:
 
 
 def messages_table(sizes: Sequence[int]) -> list[str]:
-    rows = ["| devices | neighbours | messages up | messages down |", "|---|---|---|---|"]
+    rows = [
+        "| devices | neighbours | messages up | at most | messages down | at most |",
+        "|---|---|---|---|---|---|",
+    ]
     for clients in sizes:
         found = messages(clients)
-        rows.append(f"| {clients:,} | {found.neighbours} | {found.up:,.0f} | {found.down:,.0f} |")
+        rows.append(
+            f"| {clients:,} | {found.neighbours} | {found.up:,.0f} | {found.up_max:,} "
+            f"| {found.down:,.0f} | {found.down_max:,} |"
+        )
     return rows
 
 

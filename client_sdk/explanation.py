@@ -10,7 +10,7 @@ from client_sdk.accounts.period_limits import span
 from client_sdk.errors import PolicyRefusal
 from client_sdk.policy import PrivacyPolicy
 from client_sdk.privacy_modes import privacy_modes
-from client_sdk.transfer_sizes import needs_model, upload_size
+from client_sdk.transfer_sizes import messages_size, needs_model, upload_size
 from dp.accounting.budget import charges_of, cost_of
 from dp.accounting.figures import delta_shown, limit_shown, shown_up
 from dp.contracts.algorithms.registry import algorithm_of
@@ -69,6 +69,8 @@ class Explanation:
         counts: what the account counts: ``folder``, ``user`` or ``data``.
         upload_bytes, download_bytes: of one masked vector, and of the present model (0: none is
             needed); each round.
+        messages_up_bytes, messages_down_bytes: most of the protocol's messages beside them, each
+            round, as :func:`client_sdk.transfer_sizes.messages_size`.
         memory_bytes: of the training process, by the contributor's word; None: nobody said.
         hold_s: seconds that one cohort may hold this device at most.
         training_s: most that the contributor may take; None: no limit.
@@ -100,6 +102,8 @@ class Explanation:
     counts: str
     upload_bytes: int
     download_bytes: int
+    messages_up_bytes: int
+    messages_down_bytes: int
     memory_bytes: int | None
     hold_s: float
     training_s: float | None
@@ -214,7 +218,11 @@ class Explanation:
         return said
 
     def _effort(self) -> list[str]:
-        said = [f"Each round sends {_size(self.upload_bytes)}."]
+        said = [
+            f"Each round sends {_size(self.upload_bytes)}, and messages of at most "
+            f"{_size(self.messages_up_bytes)}; it fetches messages of at most "
+            f"{_size(self.messages_down_bytes)}."
+        ]
         if self.download_bytes:
             said.append(
                 f"Each round fetches a model of {_size(self.download_bytes)}, if it is new."
@@ -249,6 +257,7 @@ def explanation(
         memory_bytes: the contributor's word; None: nobody said.
         refusals: the policy's, and the contributor's.
     """
+    messages_up, messages_down = messages_size(manifest)
     modes = tuple(sorted(privacy_modes(manifest)))
     stated = [charge.unit for charge in charges_of(manifest) if charge.stated]
     algorithm, period = algorithm_of(manifest), period_of(manifest)
@@ -288,6 +297,8 @@ def explanation(
         counts="folder" if data is None else "data" if data.named else "user",
         upload_bytes=upload_size(manifest),
         download_bytes=offer.model.size_bytes if needs_model(manifest) else 0,
+        messages_up_bytes=messages_up,
+        messages_down_bytes=messages_down,
         memory_bytes=memory_bytes,
         hold_s=sum(steps),
         training_s=policy.max_training_s,

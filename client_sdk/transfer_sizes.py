@@ -1,10 +1,15 @@
-"""What a task has a device send and fetch: bytes of a masked vector, tensors of a model file."""
+"""What a task has a device send and fetch: bytes of a masked vector and of messages, tensors of a
+model file."""
 
 from __future__ import annotations
 
+import msgspec
+
 from dp.contracts.algorithms.registry import algorithm_of, has_control
+from secagg.http_api import Mail
 from secagg.lora.forms import vector_length
 from secagg.manifest import Manifest
+from secagg.message_sizes import DOWN, UP, message_sizes
 from secagg.ring import packed_size, payload_length
 
 MODEL_HEADER_BYTES = 65_536  # most that names and shapes take in a model file
@@ -15,6 +20,17 @@ def upload_size(manifest: Manifest) -> int:
     encoding = manifest.encoding
     length = payload_length(manifest.data_length, encoding.slice_length)
     return packed_size(length, encoding.ring_bits)
+
+
+def messages_size(manifest: Manifest) -> tuple[int, int]:
+    """Most bytes (up, down) of the protocol's messages in one round, as bodies of HTTP.
+
+    As :func:`secagg.message_sizes.message_sizes`; each message down comes in an answer of its own,
+    in base64. Heads are not in it, and neither is what is sent again.
+    """
+    sizes = message_sizes(manifest)
+    mail = [len(msgspec.json.encode(Mail(messages=(bytes(sizes[kind]),)))) for kind in DOWN]
+    return sum(sizes[kind] for kind in UP), sum(mail)
 
 
 def needs_model(manifest: Manifest) -> bool:

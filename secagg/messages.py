@@ -344,6 +344,12 @@ def sign(message: Message, ctx: bytes, key: nacl.signing.SigningKey) -> bytes:
     return _encoder.encode(Signed(frame, bytes(key.verify_key), signature))
 
 
+def signed_size(message: Message) -> int:
+    """Bytes of the :class:`Signed` that :func:`sign` makes of a message."""
+    key, signature = bytes(limits.IDENTITY_KEY_BYTES), bytes(limits.SIGNATURE_BYTES)
+    return len(_encoder.encode(Signed(encode(message), key, signature)))
+
+
 def peek(signed: bytes, *kinds: type[_M]) -> tuple[_M, Signed]:
     """Parse a :class:`Signed` *without* verifying it: (claimed message, envelope).
 

@@ -14,7 +14,7 @@ from client_sdk.accounts.device_account import DeviceAccount
 from client_sdk.errors import PolicyRefusal
 from client_sdk.network.server_time import shown_time
 from client_sdk.settings_fields import check_fields
-from client_sdk.transfer_sizes import download_size, needs_model, upload_size
+from client_sdk.transfer_sizes import download_size, messages_size, needs_model, upload_size
 from dp.accounting.budget import Unit
 from dp.accounting.figures import limit_shown, upper
 from secagg.manifest import Manifest
@@ -22,7 +22,7 @@ from secagg.manifest import Manifest
 if TYPE_CHECKING:
     from client_sdk.accounts.usage import Usage
 
-MESSAGES_BYTES = 256 << 10  # of one round beside model and vector: offers, polls, mail, ledger
+OTHER_BYTES = 256 << 10  # of one round beside these: heads of HTTP, offers, files of the ledger
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ class PeriodLimits:
         """
         if self.max_bytes is not None:
             model = download_size(manifest) if needs_model(manifest) else 0
-            needed = model + upload_size(manifest) + MESSAGES_BYTES
-            usage.demand_bytes(needed)
+            messages = sum(messages_size(manifest))
+            usage.demand_bytes(model + upload_size(manifest) + messages + OTHER_BYTES)
         if self.max_training_s is not None:
             usage.demand_training(manifest.task)
 

@@ -13,10 +13,12 @@ import pytest
 from aiohttp import web
 
 from client_sdk import Event, PeriodLimits, TrainingJob
+from client_sdk.accounts.period_limits import OTHER_BYTES
 from client_sdk.accounts.usage import BLOCK_BYTES, Usage
 from client_sdk.network.server_time import ServerTime
 from client_sdk.state.journal import Journal
 from client_sdk.state.keystore import open_storage_key
+from client_sdk.transfer_sizes import messages_size, upload_size
 from dp.contracts import SegmentSpec
 from tests.kits.world import POLICY, TASK, Killed, OneHot, World, kill_at, plain_spec
 
@@ -91,6 +93,27 @@ async def test_a_limit_that_is_reached_in_a_cohort_stops_the_traffic_and_keeps_t
         for other in others:
             other.cancel()
         await asyncio.gather(*others, return_exceptions=True)
+
+
+async def test_a_limit_without_room_for_the_messages_refuses_before_a_cohort(
+    tmp_path: Path,
+) -> None:
+    sent: list[str] = []
+
+    async def note(request: web.Request, body: bytes) -> None:
+        if request.method == "POST":
+            sent.append(request.path)
+
+    async with World(tmp_path, SPEC) as world:
+        world.gate = note
+        manifest = world.manifest()
+        most = upload_size(manifest) + OTHER_BYTES + sum(messages_size(manifest)) - 1
+        device = world.device("d0", policy=limited(PeriodLimits(max_bytes=most)))
+        async with asyncio.timeout(10.0):
+            result = await device.run_async(OneHot(0), task=TASK, rounds=1)
+    assert [refusal.reason for refusal in result.refusals] == ["bytes-of-period"]
+    assert sent == []
+    assert not device.has_pending()
 
 
 async def test_training_is_written_down_before_it_begins(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,10 @@ import pytest
 
 from client_sdk.explanation import Explanation
 from client_sdk.policy import PrivacyPolicy
-from client_sdk.transfer_sizes import upload_size
+from client_sdk.transfer_sizes import messages_size, upload_size
 from dp.accounting.budget import cost_of
 from dp.accounting.figures import shown_up
-from dp.contracts import SegmentSpec
+from dp.contracts import CohortSpec, SegmentSpec
 from tests.kits.data_accounts import ONE, Folder
 from tests.kits.device import (
     account_in,
@@ -41,6 +42,8 @@ def test_the_figures_are_those_of_manifest_and_account(tmp_path: Path) -> None:
     assert device.whole == pytest.approx(cost_of("device", ONE, 40))
     assert (found.charges, found.releases, found.releases_max) == (2, 2, 40)
     assert found.upload_bytes == upload_size(ONE)
+    up, down = messages_size(ONE)
+    assert (found.messages_up_bytes, found.messages_down_bytes) == (up, down)
     text = found.text()
     assert f"epsilon {shown_up(device.spent, 2)} of 8 is spent in this task" in text
     assert f"at least {ONE.cohort.survivors_min - 1} others" in text
@@ -58,6 +61,15 @@ def test_a_megabyte_is_said_as_one(tmp_path: Path) -> None:
     assert 2_000_000 < size < 4_000_000
     assert f"{-(-size // 100_000) / 10:g} MB" in text
     assert "No model is fetched." in text
+
+
+def test_the_messages_of_a_large_cohort_are_said(tmp_path: Path) -> None:
+    """They are more than the vector of four numbers by far."""
+    cohort = CohortSpec(size_min=60, size_max=60, survivors_min=50)
+    text = explained(make_manifest(sum_spec(cohort=cohort), VERIFIER), account_in(tmp_path)).text()
+    sent, fetched = re.findall(r"messages of at most ([0-9.]+) kB", text)
+    assert 124.3 < float(sent) < 1.3 * 124.3  # measured, docs/communication.md
+    assert 308.4 * 4 / 3 < float(fetched) < 1.3 * 308.4 * 4 / 3  # in base64
 
 
 def test_noise_and_its_absence_are_told_apart(tmp_path: Path) -> None:

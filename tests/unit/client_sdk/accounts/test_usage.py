@@ -8,16 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from client_sdk.accounts.period_limits import MESSAGES_BYTES, PeriodLimits
+from client_sdk.accounts.period_limits import OTHER_BYTES, PeriodLimits
 from client_sdk.accounts.usage import BLOCK_BYTES, BLOCK_S, NAME, Usage
 from client_sdk.errors import ClockError, PolicyRefusal, StateError
 from client_sdk.network.server_time import ServerTime
 from client_sdk.policy import PrivacyPolicy
-from client_sdk.transfer_sizes import upload_size
+from client_sdk.transfer_sizes import messages_size, upload_size
 from dp.accounting.budget import cost_of
+from dp.contracts import CohortSpec
 from secagg.manifest import Manifest
-from tests.kits.data_accounts import ONE, TWO, Folder
-from tests.kits.device import PARTNER, account_in, journal_in
+from tests.kits.data_accounts import NO_LIMIT, ONE, TWO, VERIFIER, Folder
+from tests.kits.device import PARTNER, account_in, journal_in, make_manifest, sum_spec
 
 DAY = 86_400.0
 NOW = 1_800_000_000.0
@@ -318,7 +319,7 @@ def test_an_epsilon_that_one_round_exceeds_never_fits(phone: Phone) -> None:
 
 
 def test_a_round_that_does_not_fit_is_refused_before_it_begins(phone: Phone) -> None:
-    needed = upload_size(ONE) + MESSAGES_BYTES
+    needed = upload_size(ONE) + sum(messages_size(ONE)) + OTHER_BYTES
     limits = PeriodLimits(max_bytes=needed + 100, max_training_s=10.0)
     policy = PrivacyPolicy(min_cohort=4, max_epsilon=1e6, max_total_epsilon=1e6, per_period=limits)
     phone.limits = limits
@@ -329,6 +330,24 @@ def test_a_round_that_does_not_fit_is_refused_before_it_begins(phone: Phone) -> 
     with pytest.raises(PolicyRefusal, match="bytes-of-period"):
         policy.admit(ONE, own_partner=PARTNER.key, account=account, usage=usage)
     policy.admit_terms(ONE, own_partner=PARTNER.key, account=account, usage=usage)
+
+
+@pytest.mark.parametrize(("size", "least"), [(6, 40_000), (60, 433_000), (128, 900_000)])
+def test_the_messages_of_a_round_are_kept_free_by_the_size_of_the_cohort(
+    phone: Phone, size: int, least: int
+) -> None:
+    """``least``: what the messages of such a cohort took, measured (docs/communication.md)."""
+    cohort = CohortSpec(size_min=size, size_max=size, survivors_min=size * 5 // 6)
+    manifest = make_manifest(sum_spec(cohort=cohort, budget=NO_LIMIT), VERIFIER)
+    messages = sum(messages_size(manifest))
+    assert messages > least
+    whole = upload_size(manifest) + OTHER_BYTES + messages
+    phone.limits = PeriodLimits(max_bytes=whole - 1)
+    with pytest.raises(PolicyRefusal, match="bytes-of-period") as caught:
+        phone.limits.admit_work(manifest, phone.started())
+    assert caught.value.found == f"0 used and {whole} more"
+    phone.limits = PeriodLimits(max_bytes=whole)
+    phone.limits.admit_work(manifest, phone.started())
 
 
 def test_a_record_that_does_not_open_is_damage(phone: Phone) -> None:
