@@ -109,8 +109,15 @@ async def test_the_published_checkpoint_is_cosigned_and_stays_so_over_a_restart(
         urls = {watching.verifier: str(server.make_url(""))}
         published = await published_by(Settings.load(**data, witnesses=urls))
     policy.check(published)
-    away = {watching.verifier: "http://127.0.0.1:9"}
-    assert await published_by(Settings.load(**data, witnesses=away)) == published
+    away = Settings.load(**data, witnesses={watching.verifier: "http://127.0.0.1:9"})
+    assert await published_by(away) == published
+    service = Service(away)
+    await service.start()
+    try:  # what a witness said last is known before it is asked again
+        assert service.ledger.witnesses(0) == [("w0.example", 0, 1_700_000_000)]
+        assert service.ledger.witnesses(2) == [("w0.example", 2, 1_700_000_000)]
+    finally:
+        await service.close()
 
 
 async def published_by(settings: Settings) -> bytes:
