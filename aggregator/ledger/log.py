@@ -78,10 +78,7 @@ class Ledger:
             origin = path.read_text("utf-8").partition("\n")[0]
             public = bytes(SigningKey(self._core.keys.ledger.reveal()).verify_key)
             verifier = notes.parse_verifier(notes.verifier_key(origin, public))
-            note = path.read_bytes()
-            checkpoint = notes.open_checkpoint(note, verifier)
-            self._witnesses.saw(note, checkpoint.size)
-            return checkpoint
+            return notes.open_checkpoint(path.read_bytes(), verifier)
         except (SecaggError, ValueError) as error:
             raise ConfigurationError(
                 "ledger-folder-taken",

@@ -9,6 +9,7 @@ import shutil
 import time
 from collections import namedtuple
 
+import aiohttp
 import yaml
 from aiohttp.test_utils import TestServer
 
@@ -115,8 +116,12 @@ async def test_a_service_at_rest_fires_no_alert_and_every_trouble_fires_its_own(
                 await never_dealing(server, idle, late=True)
             connections = await in_trouble(server, monkeypatch)
             troubled = await scrape(url)
+            async with aiohttp.ClientSession() as http, http.get(url) as answer:
+                page = await answer.text()
             assert len(connections) > 16
             monkeypatch.undo()
+    for said in ("is stuck in sharing", "Witness w0.example lacks", "of the last 3 cohorts of"):
+        assert said in page
     demand_alerts(tmp_path, series(healthy), "90m", set())
     away = {"SecaggAway"}
     demand_alerts(tmp_path, series(healthy, troubled), "73m", ALERTS.keys() - away)

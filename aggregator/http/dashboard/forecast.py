@@ -12,7 +12,7 @@ def ends_at(task: TaskView) -> float | None:
 
     None before the second charge, for a task that is not open, and with nothing left.
     """
-    left = task.releases_max - task.charges
+    left = task.releases_max - len(task.releases)
     times = [charge.released_at for charge in task.releases[-_CHARGES:]]
     if task.state != "open" or left <= 0 or len(times) < 2:
         return None
