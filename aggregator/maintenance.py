@@ -11,7 +11,7 @@ from typing import Any
 from aggregator.keys import load_keys
 from aggregator.settings.options import Settings
 from aggregator.starting import DataFolder, demand_own_database, facts_of
-from aggregator.store import migrating
+from aggregator.store import identity, migrating, resealing
 from aggregator.store.database import Database
 from secagg.errors import ConfigurationError
 
@@ -25,14 +25,14 @@ class Maintenance:
             ConfigurationError: ``keys-missing`` or ``database-missing``, which a service would
                 make.
         """
-        url = settings.database
-        self._database = Database(url)
         keys = [settings.keys_path / name for name in ("task.key", "ledger.key")]
         self._demand("keys-missing", *keys)
-        if self._database.is_sqlite:
+        url = settings.database
+        if url.get_backend_name() == "sqlite":
             self._demand("database-missing", Path(url.database or ""))
         self._settings = settings
         self._keys = load_keys(settings.keys_path)
+        self._database = Database(url, self._keys.cells)
 
     def _demand(self, reason: str, *files: Path) -> None:
         for file in files:
@@ -56,17 +56,18 @@ class Maintenance:
         await self._database.close()
 
     async def check(self) -> dict[str, Any]:
-        """Whether a service would start on this database, also beside one that runs; writes
-        nothing.
+        """Whether a service would start on this database and every sealed cell opens, also beside
+        one that runs; writes nothing.
 
         Raises:
+            CellRefused: ``cell-moved``.
             ConfigurationError: ``schema-newer``, ``schema-older``, and as
                 :func:`aggregator.starting.demand_own_database`.
         """
         found = await self._database.schema()
         migrating.demand_present(found)
         await self._demand_own()
-        return self._found(found)
+        return {**self._found(found), "sealed_cells": await resealing.opened(self._database)}
 
     async def upgrade(self, target: str | None) -> dict[str, Any]:
         """Bring the schema up to a version; None: the newest.
@@ -80,6 +81,21 @@ class Maintenance:
     async def downgrade(self, target: str) -> dict[str, Any]:
         """As :meth:`upgrade`, down."""
         return await self._moved(self._database.migrate_down, target)
+
+    async def reseal(self) -> dict[str, Any]:
+        """Seal everything under the first key, so that the others may go.
+
+        Raises:
+            CellRefused: as :meth:`check`.
+            ConfigurationError: as :meth:`check`; ``data-dir-in-use``.
+        """
+        with self._alone():
+            migrating.demand_present(await self._database.schema())
+            await self._demand_own()
+            count = await resealing.reseal(self._database)
+            await identity.only_sealing_key(self._database, self._database.cells.sealing)
+            await self._database.checkpoint()
+            return {"sealing_key": self._database.cells.sealing, "resealed": count}
 
     async def _moved(self, move: Callable[[str], Awaitable[None]], target: str) -> dict[str, Any]:
         with self._alone():

@@ -77,7 +77,8 @@ def _disk(core: Core) -> NotReady | None:
 
 def _keys(core: Core) -> NotReady | None:
     folder = core.settings.keys_path
-    missing = [name for name in ("task.key", "ledger.key") if not (folder / name).is_file()]
+    names = ("task.key", "ledger.key", "sealing.keys")
+    missing = [name for name in names if not (folder / name).is_file()]
     if missing:  # load_keys would draw new ones
         return NotReady("keys-unusable", f"{folder} lacks {', '.join(missing)}: restore it.")
     try:

@@ -99,10 +99,11 @@ class Service:
         self.audit = AuditLog(settings.audit_log, clock)
         self._folder = DataFolder(settings.data_dir)
         pool = ThreadPoolExecutor(settings.opening_threads, "unmasking")
+        keys = load_keys(settings.keys_path)
         self.core = core = Core(
             settings=settings,
-            keys=load_keys(settings.keys_path),
-            database=Database(settings.database),
+            keys=keys,
+            database=Database(settings.database, keys.cells),
             blobs=_blobs(settings),
             clock=clock,
             pool=pool,

@@ -12,7 +12,7 @@ from nacl.signing import SigningKey
 
 from aggregator.keys import Keys
 from aggregator.store import identity
-from aggregator.store.database import Database
+from aggregator.store.database import Conflict, Database
 from dp.tlog import notes
 from secagg.errors import ConfigurationError, SecaggError
 from secagg.files.locks import lock_file
@@ -84,7 +84,8 @@ async def demand_own_database(
         enter: whether a database that does not know yet is told whose it is.
 
     Raises:
-        ConfigurationError: ``keys-of-another-service`` or ``ledger-name-differs``.
+        ConfigurationError: ``keys-of-another-service``, ``ledger-name-differs`` or
+            ``sealing-key-missing``.
     """
     own = facts_of(keys, ledger_name)
     known = await identity.read(database)
@@ -93,6 +94,26 @@ async def demand_own_database(
         if enter:
             known = await identity.enter(database, own)
     _compare(own, known)
+    await _demand_sealing_keys(database, known, enter=enter)
+
+
+async def _demand_sealing_keys(database: Database, known: dict[str, str], *, enter: bool) -> None:
+    cells = database.cells
+    in_use = known.get(identity.SEALING_KEYS, "").split()
+    if enter:
+        with contextlib.suppress(Conflict):
+            in_use = await identity.enter_sealing_key(database, cells.ids, cells.sealing)
+        in_use += (await identity.read(database))[identity.SEALING_KEYS].split()
+    missing = [each for each in dict.fromkeys(in_use) if each not in cells.ids]
+    if missing:
+        raise ConfigurationError(
+            "sealing-key-missing",
+            "The database has cells under a key that this replica's sealing.keys does not have.",
+            expected=", ".join(dict.fromkeys(in_use)),
+            found=", ".join(cells.ids),
+            remedy="Name the folder of keys that all replicas share with SECAGG_KEYS_DIR, or put "
+            "the key back into sealing.keys. It may go once `secagg db reseal` ran.",
+        )
 
 
 async def _told_before(database: Database, keys: Keys) -> dict[str, str]:

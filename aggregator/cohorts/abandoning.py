@@ -13,6 +13,7 @@ from typing import TypeVar
 from aggregator.cohorts.log import RECEIVED, decode_event
 from aggregator.store import cohorts, mail
 from aggregator.store.database import Connection
+from aggregator.store.sealing import CellRefused
 from dp.ledger.records import ReleaseEntry
 from secagg import keys
 from secagg.context import context, roster_digest
@@ -92,12 +93,12 @@ async def told_in(connection: Connection, cohort: str) -> Told:
 
 
 async def _message(connection: Connection, session: str, number: int, kind: type[_M]) -> _M | None:
-    signed = await mail.message(connection, session, number)
-    if signed is None:
-        return None
     try:
+        signed = await mail.message(connection, session, number)
+        if signed is None:
+            return None
         message, _ = peek(signed, kind)
-    except RemoteProtocolError:
+    except (RemoteProtocolError, CellRefused):
         return None
     return message
 

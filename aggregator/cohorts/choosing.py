@@ -35,8 +35,8 @@ class WaitingDevice:
     """A device that waits. ``received_at``: when it began to, Unix seconds; a newer advert keeps
     the place of the one that it replaces.
 
-    ``identity``: of the device. ``partner``: whose it is. ``trusted``: partners whose devices it
-    accepts beside it, its own among them (empty: its own alone).
+    ``identity``: of the device, hashed. ``partner``: whose it is. ``trusted``: partners whose
+    devices it accepts beside it, its own among them (empty: its own alone).
     """
 
     session: str

@@ -19,7 +19,7 @@ from aggregator.cohorts.actor import Cohort, CohortOver
 from aggregator.cohorts.adding import SUMS, Adder
 from aggregator.cohorts.charging import Charging, facts_of
 from aggregator.cohorts.ending import Ending
-from aggregator.cohorts.log import OPENED, CohortFormed, Replay, begin, catch_up
+from aggregator.cohorts.log import OPENED, RECEIVED, CohortFormed, Replay, begin, catch_up
 from aggregator.cohorts.releasing import Releaser
 from aggregator.cohorts.unmasking import claim_lease, renewed_lease, unmasked_sum
 from aggregator.cohorts.uploads import Uploads
@@ -30,6 +30,7 @@ from aggregator.errors import not_found
 from aggregator.logs import get_logger
 from aggregator.store import cohorts, mail, sessions
 from aggregator.store.database import Conflict, Connection
+from aggregator.store.sealing import CELL_MOVED, CellRefused
 from aggregator.tasks import Task, Tasks
 from secagg.errors import SecaggError
 from secagg.server import (
@@ -45,6 +46,7 @@ from secagg.server import (
 _log = get_logger("driver")
 _UNMASKING_TRIES = 3
 _STORE_AGAIN_S = 1.0
+_UNREADABLE = [(RECEIVED, b"")]  # a log of which nothing can be said, not even who had sent
 
 
 @dataclass(frozen=True)
@@ -191,7 +193,7 @@ class Driver:
                     raise not_found("cohort")
                 if stored.state != "open":
                     return None
-                events = await cohorts.events_after(connection, cohort, -1)
+                events = await _log_of(connection, cohort)
                 members = await sessions.members(connection, cohort)
             task = await self._tasks.get(stored.task)
             try:
@@ -370,6 +372,16 @@ def fixes_masking_set(before: State, after: State) -> bool:
     """Whether the steps from ``before`` to ``after`` fixed S: from now on a device may send. A
     cohort that ended in the same commit has told its devices S as well."""
     return not masking_set_of(before) and bool(masking_set_of(after))
+
+
+async def _log_of(connection: Connection, cohort: str) -> list[tuple[str, bytes]]:
+    try:
+        return await cohorts.events_after(connection, cohort, -1)
+    except CellRefused as error:
+        if error.reason != CELL_MOVED:
+            raise
+        _log.exception("cell-moved", cohort=cohort)
+        return _UNREADABLE
 
 
 def _replay(task: Task, events: Sequence[tuple[str, bytes]]) -> Replay:

@@ -79,7 +79,7 @@ async def report_in(core: Core, task: Task, identity: bytes, signed: bytes) -> s
         await refuse_barred(core, identity, advert.certificate.partner_key)
         await _insert(core, task, session, identity, signed, advert, now)
         core.metrics.adverts.labels(task.name).inc()
-    elif known != identity.hex():
+    elif known != core.database.cells.name(identity.hex()):
         raise Refusal(Kind.FORBIDDEN, "advert-not-yours", "The advert is another device's.")
     return session
 

@@ -84,23 +84,16 @@ async def strike(
 
     A device is struck once for a cohort, whatever it is in question for.
     """
-    struck = await stored.struck_in(connection, cohort.hex())
-    found = [
-        (identity.hex(), partner.hex())
-        for identity, partner in devices
-        if identity.hex() not in struck
-    ]
-    await stored.strike(connection, cohort.hex(), kind, found, now)
-    return len(found)
+    found = [(identity.hex(), partner.hex()) for identity, partner in devices]
+    return await stored.strike(connection, cohort.hex(), kind, found, now)
 
 
 async def forgive(connection: Connection, task: str, identities: Iterable[bytes]) -> None:
     """Lighten the strikes in a task of devices that were in a sum that it released."""
-    released = {identity.hex() for identity in identities}
+    released = [identity.hex() for identity in identities]
     by_count: dict[int, list[str]] = defaultdict(list)
-    for identity, count in (await stored.strikes_by_device(connection, task)).items():
-        if identity in released:
-            by_count[count].append(identity)
+    for name, count in (await stored.strikes_by_device(connection, task, released)).items():
+        by_count[count].append(name)
     for count, found in by_count.items():
         await stored.lighten(connection, task, found, forgiven(1.0, count))
 
@@ -109,18 +102,14 @@ async def standing_of(
     connection: Connection, task: str, waiting: Sequence[WaitingDevice]
 ) -> Standing:
     """Strikes of devices that wait and of their partners, as a task sees them."""
-    by_identity: dict[str, list[Strike]] = defaultdict(list)
+    by_name: dict[str, list[Strike]] = defaultdict(list)
     by_partner: dict[str, dict[str, Strike]] = defaultdict(dict)
     for row in await stored.strikes_seen_from(connection, task):
         found = Strike(row.cohort, row.struck_at, row.weight, row.here)
-        by_identity[row.identity].append(found)
+        by_name[row.name].append(found)
         by_partner[row.partner][row.cohort] = Strike(row.cohort, row.struck_at)
     return Standing(
-        {
-            ready.session: by_identity[ready.identity]
-            for ready in waiting
-            if ready.identity in by_identity
-        },
+        {ready.session: by_name[ready.identity] for ready in waiting if ready.identity in by_name},
         {
             ready.session: tuple(by_partner[ready.partner].values())
             for ready in waiting
@@ -215,8 +204,8 @@ class Membership:
         """Devices with strikes that still count, the most struck first."""
         now = self._core.clock()
         of: dict[tuple[str, str], list[Strike]] = defaultdict(list)
-        for row in await stored.all_strikes(self._core.database):
-            of[row.identity, row.partner].append(Strike(row.cohort, row.struck_at, row.weight))
+        for identity, row in await stored.all_strikes(self._core.database):
+            of[identity, row.partner].append(Strike(row.cohort, row.struck_at, row.weight))
         listed = [
             StrikeView(
                 device=identity,

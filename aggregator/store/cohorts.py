@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from aggregator.store.database import Connection, expect_one
+from aggregator.store.database import Connection, cells_of, expect_one
 from aggregator.store.schema import cohort_events, cohorts, contributions, partial_sums, tasks
+from aggregator.store.sealing import EVENT
 
 # -- one cohort ---------------------------------------------------------------------------------
 
@@ -40,8 +41,9 @@ async def insert(
         )
     )
     kind, payload = event
+    sealed = cells_of(connection).seal(EVENT, (cohort, 0), payload)
     await connection.execute(
-        sa.insert(cohort_events).values(cohort=cohort, seq=0, kind=kind, payload=payload)
+        sa.insert(cohort_events).values(cohort=cohort, seq=0, kind=kind, payload=sealed)
     )
 
 
@@ -64,13 +66,17 @@ async def advance(
         .where(cohorts.c.state == "open")
         .values(seq=seq + len(events), phase=phase),
     )
-    await connection.execute(
-        sa.insert(cohort_events),
-        [
-            {"cohort": cohort, "seq": seq + n, "kind": kind, "payload": payload}
-            for n, (kind, payload) in enumerate(events, 1)
-        ],
-    )
+    cells = cells_of(connection)
+    rows = [
+        {
+            "cohort": cohort,
+            "seq": number,
+            "kind": kind,
+            "payload": cells.seal(EVENT, (cohort, number), payload),
+        }
+        for number, (kind, payload) in enumerate(events, seq + 1)
+    ]
+    await connection.execute(sa.insert(cohort_events), rows)
 
 
 async def abandon(connection: Connection, cohort: str, phase: str) -> None:
@@ -170,14 +176,18 @@ async def events_after(
     """(kind, payload) of the events behind number ``seq`` (-1: all), in order; at most so many.
 
     Their numbers have no gaps.
+
+    Raises:
+        CellRefused: one of them does not open.
     """
     rows = await connection.execute(
-        sa.select(cohort_events.c.kind, cohort_events.c.payload)
+        sa.select(cohort_events.c.seq, cohort_events.c.kind, cohort_events.c.payload)
         .where(cohort_events.c.cohort == cohort, cohort_events.c.seq > seq)
         .order_by(cohort_events.c.seq)
         .limit(most)
     )
-    return [(row.kind, row.payload) for row in rows]
+    cells = cells_of(connection)
+    return [(row.kind, cells.open(EVENT, (cohort, row.seq), row.payload)) for row in rows]
 
 
 # -- the cohorts of a task, and all -------------------------------------------------------------

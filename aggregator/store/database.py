@@ -21,6 +21,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from aggregator.store import migrating, sqlite_driver
+from aggregator.store.sealing import Cells
 from aggregator.store.urls import postgres_arguments
 from secagg.errors import ConfigurationError
 
@@ -41,11 +42,22 @@ class Conflict(Exception):
 class Database:
     """Connections and transactions of one replica."""
 
-    def __init__(self, url: str | sa.URL) -> None:
-        """Raises: ConfigurationError ``database-dependency``."""
+    def __init__(self, url: str | sa.URL, cells: Cells) -> None:
+        """
+        Args:
+            cells: seals what must not lie open.
+
+        Raises:
+            ConfigurationError: ``database-dependency``.
+        """
+        self.cells = cells
         parsed = make_url(url)
         self.is_sqlite = parsed.get_backend_name() == "sqlite"
-        options: dict[str, Any] = {"pool_pre_ping": not self.is_sqlite, "hide_parameters": True}
+        options: dict[str, Any] = {
+            "pool_pre_ping": not self.is_sqlite,
+            "hide_parameters": True,
+            "execution_options": {"cells": cells},
+        }
         if self.is_sqlite and parsed.database:
             Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
             options["async_creator"] = partial(
@@ -296,6 +308,14 @@ def _begin_sqlite(connection: sa.Connection) -> None:
 
 def _is_deadlock(error: DBAPIError) -> bool:
     return getattr(error.orig, "sqlstate", None) == "40P01"  # of PostgreSQL
+
+
+def cells_of(connection: Connection) -> Cells:
+    """What seals and opens the cells of its database."""
+    plain = connection.sync_connection
+    assert plain is not None  # noqa: S101  it was begun
+    cells: Cells = plain.get_execution_options()["cells"]
+    return cells
 
 
 async def expect_one(connection: AsyncConnection, statement: sa.Update | sa.Delete) -> None:

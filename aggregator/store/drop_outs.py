@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from aggregator.store.database import Connection
+from aggregator.store.database import Connection, cells_of
 from aggregator.store.schema import drop_outs, not_dealing
+from aggregator.store.sealing import NOT_DEALING_DEVICE
 
 
 async def count(connection: Connection, task: str, lost: Mapping[str, int]) -> None:
@@ -44,26 +45,37 @@ async def count_not_dealing(
     Returns:
         Identity of each missing device -> cohorts in a row in which it has not dealt.
     """
+    cells = cells_of(connection)
     found = await connection.execute(
         sa.select(not_dealing.c.identity, not_dealing.c.cohorts).where(not_dealing.c.task == task)
     )
     before = {row.identity: row.cohorts for row in found}
-    if back := before.keys() & set(dealt):
+    if back := before.keys() & {cells.name(identity) for identity in dealt}:
         await connection.execute(
             sa.delete(not_dealing).where(
                 not_dealing.c.task == task, not_dealing.c.identity.in_(back)
             )
         )
-    counted = {identity: before.get(identity, 0) + 1 for identity in missing}
-    for identity in counted.keys() & before.keys():
-        await connection.execute(
-            sa.update(not_dealing)
-            .where(not_dealing.c.task == task, not_dealing.c.identity == identity)
-            .values(cohorts=counted[identity], last_at=now)
-        )
+    named = {identity: cells.name(identity) for identity in missing}
+    counted = {identity: before.get(name, 0) + 1 for identity, name in named.items()}
+    for identity, name in named.items():
+        if name in before:
+            await connection.execute(
+                sa.update(not_dealing)
+                .where(not_dealing.c.task == task, not_dealing.c.identity == name)
+                .values(cohorts=counted[identity], last_at=now)
+            )
     new = [
-        {"task": task, "identity": identity, "cohorts": 1, "first_at": now, "last_at": now}
-        for identity in counted.keys() - before.keys()
+        {
+            "task": task,
+            "identity": name,
+            "device": cells.seal(NOT_DEALING_DEVICE, (task, name), bytes.fromhex(identity)),
+            "cohorts": 1,
+            "first_at": now,
+            "last_at": now,
+        }
+        for identity, name in named.items()
+        if name not in before
     ]
     if new:
         await connection.execute(sa.insert(not_dealing), new)
@@ -88,6 +100,7 @@ async def devices_not_dealing(
     rows = await connection.execute(
         sa.select(
             not_dealing.c.identity,
+            not_dealing.c.device,
             not_dealing.c.cohorts,
             not_dealing.c.first_at,
             not_dealing.c.last_at,
@@ -96,7 +109,13 @@ async def devices_not_dealing(
         .order_by(not_dealing.c.cohorts.desc(), not_dealing.c.identity)
         .limit(most)
     )
-    return [NotDealing(**row._mapping) for row in rows]
+    cells = cells_of(connection)
+    found = []
+    for row in rows.mappings():
+        values = dict(row)
+        device = cells.open(NOT_DEALING_DEVICE, (task, row["identity"]), values.pop("device"))
+        found.append(NotDealing(**{**values, "identity": device.hex()}))
+    return found
 
 
 async def forget_old(connection: Connection, before: float) -> None:

@@ -6,10 +6,14 @@ they are. Every later start compares: a replica with keys of its own would sign 
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import sqlalchemy as sa
 
 from aggregator.store.database import Conflict, Connection, Database
 from aggregator.store.schema import ledger_head, service_facts, tasks
+
+SEALING_KEYS = "sealing-keys"  # ids of the keys that seal cells, between spaces
 
 
 async def enter(database: Database, own: dict[str, str]) -> dict[str, str]:
@@ -26,6 +30,39 @@ async def enter(database: Database, own: dict[str, str]) -> dict[str, str]:
             pass
         known = await read(database)
     return known
+
+
+async def enter_sealing_key(database: Database, ids: Collection[str], sealing: str) -> list[str]:
+    """Note that a key seals from now on. Returns the keys that seal cells already; nothing is
+    noted if one of them is not among ``ids``.
+
+    Raises:
+        Conflict: another replica was first; try again.
+    """
+    async with database.write() as connection:
+        here = service_facts.c.name == SEALING_KEYS
+        noted = await connection.scalar(
+            sa.select(service_facts.c.value).where(here).with_for_update()
+        )
+        known = (noted or "").split()
+        if set(known) <= set(ids) and sealing not in known:
+            values = {"value": " ".join([*known, sealing])}
+            if noted is None:
+                values["name"] = SEALING_KEYS
+                await connection.execute(sa.insert(service_facts).values(values))
+            else:
+                await connection.execute(sa.update(service_facts).where(here).values(values))
+        return known
+
+
+async def only_sealing_key(database: Database, sealing: str) -> None:
+    """Note that no other key seals any cell."""
+    async with database.write() as connection:
+        await connection.execute(
+            sa.update(service_facts)
+            .where(service_facts.c.name == SEALING_KEYS)
+            .values(value=sealing)
+        )
 
 
 async def read(database: Database) -> dict[str, str]:

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 
 import sqlalchemy as sa
 
-from aggregator.store.database import Connection
+from aggregator.store.database import Connection, cells_of
 from aggregator.store.schema import mail, sessions
+from aggregator.store.sealing import MESSAGE
 
 _ROSTER, _INBOX, _CONFIRMATIONS = 1, 2, 5  # numbers in the mail of a device that went on so far
 MADE_ANEW = b""  # a message that the cohort's log gives again
@@ -15,8 +16,13 @@ MADE_ANEW = b""  # a message that the cohort's log gives again
 
 async def put(connection: Connection, letters: Iterable[tuple[str, int, bytes]]) -> None:
     """Insert (session, number from 1, signed message)."""
+    cells = cells_of(connection)
     rows = [
-        {"session": session, "number": number, "message": message}
+        {
+            "session": session,
+            "number": number,
+            "message": cells.seal(MESSAGE, (session, number), message),
+        }
         for session, number, message in letters
     ]
     if rows:
@@ -38,7 +44,7 @@ async def message(connection: Connection, session: str, number: int) -> bytes | 
     found: bytes | None = await connection.scalar(
         sa.select(mail.c.message).where(mail.c.session == session, mail.c.number == number)
     )
-    return found
+    return None if found is None else cells_of(connection).open(MESSAGE, (session, number), found)
 
 
 async def forget_bulk(connection: Connection, cohort: str) -> None:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import msgspec
 import sqlalchemy as sa
 
-from aggregator.store.database import Connection, Database
+from aggregator.store.database import Connection, Database, cells_of
 from aggregator.store.schema import partners, removed_partners, revocation_lists, revoked
+from aggregator.store.sealing import LIST, OVERHEAD_BYTES, REVOKED_DEVICE
 from aggregator.views import PartnerView
 from secagg.http_api import Revocations
 
@@ -101,12 +102,24 @@ async def replace_list(
     """Store a partner's list in the place of its last one. ``devices``: identity keys in it."""
     for table in (revocation_lists, revoked):
         await connection.execute(sa.delete(table).where(table.c.partner == partner))
+    cells = cells_of(connection)
     await connection.execute(
         sa.insert(revocation_lists).values(
-            partner=partner, number=number, digest=digest, signed=signed, received_at=now
+            partner=partner,
+            number=number,
+            digest=digest,
+            signed=cells.seal(LIST, (partner,), signed),
+            received_at=now,
         )
     )
-    listed = [{"partner": partner, "identity": key.hex()} for key in devices]
+    listed = [
+        {
+            "partner": partner,
+            "identity": (name := cells.name(key.hex())),
+            "device": cells.seal(REVOKED_DEVICE, (partner, name), key),
+        }
+        for key in devices
+    ]
     if listed:
         await connection.execute(sa.insert(revoked), listed)
 
@@ -126,7 +139,7 @@ async def lists_of(database: Database, keys: Sequence[bytes]) -> tuple[Revocatio
             partner=bytes.fromhex(row.partner),
             number=row.number,
             digest=bytes.fromhex(row.digest),
-            size_bytes=row.size,
+            size_bytes=row.size - OVERHEAD_BYTES,
         )
         for row in rows
     )
@@ -135,6 +148,9 @@ async def lists_of(database: Database, keys: Sequence[bytes]) -> tuple[Revocatio
 async def signed_list(database: Database, digest: str) -> bytes | None:
     """The revocation list with this digest, hex."""
     rows = await database.rows(
-        sa.select(revocation_lists.c.signed).where(revocation_lists.c.digest == digest)
+        sa.select(revocation_lists.c.partner, revocation_lists.c.signed).where(
+            revocation_lists.c.digest == digest
+        )
     )
-    return bytes(rows[0].signed) if rows else None
+    cells = database.cells
+    return cells.open(LIST, (rows[0].partner,), rows[0].signed) if rows else None

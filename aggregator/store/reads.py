@@ -18,6 +18,7 @@ from aggregator.store.schema import (
     tasks,
     versions,
 )
+from aggregator.store.sealing import MESSAGE
 from aggregator.views import CohortView, EndedCohort, ReleaseView, TaskRow, TaskState
 
 _OF_TASK = (versions.c.task == tasks.c.task) & (versions.c.version == tasks.c.version)
@@ -91,8 +92,8 @@ async def is_older(database: Database, digest: str, model: str, most: int) -> bo
 
 @dataclass(frozen=True)
 class StoredSession:
-    """``identity``: hex. ``newest_version``: of its task. ``cohort``, ``roster_index``: None while
-    it waits."""
+    """``identity``: hashed (:meth:`Cells.name`). ``newest_version``: of its task. ``cohort``,
+    ``roster_index``: None while it waits."""
 
     identity: str
     task: str
@@ -130,7 +131,10 @@ async def mail_after(
         .order_by(mail.c.number)
         .limit(most)
     )
-    return [(row.number, row.message) for row in rows]
+    cells = database.cells
+    return [
+        (row.number, cells.open(MESSAGE, (session_id, row.number), row.message)) for row in rows
+    ]
 
 
 async def task_rows(database: Database) -> tuple[TaskRow, ...]:

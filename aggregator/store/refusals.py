@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-from aggregator.store.database import Connection
+from aggregator.store.database import Connection, cells_of
 from aggregator.store.schema import refusals
+from aggregator.store.sealing import REFUSAL_DEVICE, REFUSAL_TARGET
 from aggregator.views import RosterRefusal
 
 
@@ -17,11 +18,12 @@ async def count_of_others(
     connection: Connection, task: str, identity: str, target: str, now: float
 ) -> int:
     """Refusals of a device that hold now, because of others than ``target``."""
+    cells = cells_of(connection)
     count = await connection.scalar(
         sa.select(sa.func.count()).where(
             refusals.c.task == task,
-            refusals.c.identity == identity,
-            refusals.c.target != target,
+            refusals.c.identity == cells.name(identity),
+            refusals.c.target != cells.name(target),
             refusals.c.expires_at > now,
         )
     )
@@ -39,18 +41,22 @@ async def keep(
     expires_at: float,
 ) -> None:
     """Store a refusal in the place of an earlier one of the same device because of the same."""
+    cells = cells_of(connection)
+    key = (task, cells.name(identity), cells.name(target))
     same = (
         refusals.c.task == task,
-        refusals.c.identity == identity,
-        refusals.c.target == target,
+        refusals.c.identity == key[1],
+        refusals.c.target == key[2],
     )
     times = await connection.scalar(sa.select(refusals.c.times).where(*same))
     await connection.execute(sa.delete(refusals).where(*same))
     await connection.execute(
         sa.insert(refusals).values(
             task=task,
-            identity=identity,
-            target=target,
+            identity=key[1],
+            target=key[2],
+            device=cells.seal(REFUSAL_DEVICE, key, bytes.fromhex(identity)),
+            target_device=cells.seal(REFUSAL_TARGET, key, bytes.fromhex(target)),
             reason=reason,
             times=(times or 0) + 1,
             refused_at=now,
@@ -60,7 +66,7 @@ async def keep(
 
 
 async def that_hold(connection: Connection, task: str, now: float) -> list[tuple[str, str]]:
-    """(identity, target) of the refusals that hold now."""
+    """(identity, target) of the refusals that hold now, both hashed."""
     rows = await connection.execute(
         sa.select(refusals.c.identity, refusals.c.target).where(
             refusals.c.task == task, refusals.c.expires_at > now
@@ -75,6 +81,8 @@ async def newest(connection: Connection, task: str, most: int) -> tuple[RosterRe
         sa.select(
             refusals.c.identity,
             refusals.c.target,
+            refusals.c.device,
+            refusals.c.target_device,
             refusals.c.reason,
             refusals.c.times,
             refusals.c.refused_at,
@@ -84,9 +92,16 @@ async def newest(connection: Connection, task: str, most: int) -> tuple[RosterRe
         .order_by(refusals.c.refused_at.desc())
         .limit(most)
     )
-    return tuple(
-        RosterRefusal(**{**row, "target": row["target"] or None}) for row in rows.mappings()
-    )
+    cells = cells_of(connection)
+    found = []
+    for row in rows.mappings():
+        values = dict(row)
+        key = (task, row["identity"], row["target"])
+        device = cells.open(REFUSAL_DEVICE, key, values.pop("device"))
+        target = cells.open(REFUSAL_TARGET, key, values.pop("target_device"))
+        named = {"identity": device.hex(), "target": target.hex() or None}
+        found.append(RosterRefusal(**{**values, **named}))
+    return tuple(found)
 
 
 async def forget_old(connection: Connection, now: float) -> None:

@@ -1,5 +1,7 @@
 """Tables. Identifiers and digests are hex, times are Unix seconds, sizes are bytes.
 
+What is sealed, and how names of devices are hashed: :mod:`aggregator.store.sealing`.
+
 ``cohort_events`` is the truth about a cohort: its log replays through ``secagg.server`` to the
 same state on any replica, and its primary key is the optimistic lock. What stands beside it in
 ``cohorts`` and ``sessions`` is a summary, written in the same transactions.
@@ -67,8 +69,9 @@ sessions = sa.Table(
     metadata,
     sa.Column("session", _Hex, primary_key=True),  # digest of the signed advert
     sa.Column("task", sa.String(200), sa.ForeignKey("tasks.task"), nullable=False),
-    sa.Column("identity", _Hex, nullable=False),
-    sa.Column("advert", sa.LargeBinary, nullable=False),
+    sa.Column("identity", _Hex, nullable=False),  # hashed
+    sa.Column("device", sa.LargeBinary, nullable=False),  # the identity key, sealed
+    sa.Column("advert", sa.LargeBinary, nullable=False),  # sealed
     sa.Column("model_version", sa.Integer, nullable=False),
     sa.Column("expires_at", sa.BigInteger, nullable=False),
     sa.Column("received_at", sa.Float(53), nullable=False),
@@ -106,8 +109,10 @@ refusals = sa.Table(
     "refusals",  # devices that refused a roster, because of whom, and until when that counts
     metadata,
     sa.Column("task", sa.String(200), sa.ForeignKey("tasks.task"), primary_key=True),
-    sa.Column("identity", _Hex, primary_key=True),
-    sa.Column("target", _Hex, primary_key=True),  # identity; empty: the roster as such
+    sa.Column("identity", _Hex, primary_key=True),  # hashed
+    sa.Column("target", _Hex, primary_key=True),  # hashed identity; empty: the roster as such
+    sa.Column("device", sa.LargeBinary, nullable=False),  # the identity keys, sealed
+    sa.Column("target_device", sa.LargeBinary, nullable=False),
     sa.Column("reason", sa.String(64), nullable=False),
     sa.Column("times", sa.Integer, nullable=False),
     sa.Column("refused_at", sa.Float(53), nullable=False),
@@ -126,7 +131,8 @@ not_dealing = sa.Table(
     "not_dealing",  # devices that have dealt in none of the last cohorts which took them
     metadata,
     sa.Column("task", sa.String(200), sa.ForeignKey("tasks.task"), primary_key=True),
-    sa.Column("identity", _Hex, primary_key=True),
+    sa.Column("identity", _Hex, primary_key=True),  # hashed
+    sa.Column("device", sa.LargeBinary, nullable=False),  # the identity key, sealed
     sa.Column("cohorts", sa.Integer, nullable=False),  # in a row
     sa.Column("first_at", sa.Float(53), nullable=False),
     sa.Column("last_at", sa.Float(53), nullable=False),
@@ -138,7 +144,7 @@ cohort_events = sa.Table(
     sa.Column("cohort", _Hex, sa.ForeignKey("cohorts.cohort"), primary_key=True),
     sa.Column("seq", sa.Integer, primary_key=True),
     sa.Column("kind", sa.String(32), nullable=False),
-    sa.Column("payload", sa.LargeBinary, nullable=False),
+    sa.Column("payload", sa.LargeBinary, nullable=False),  # sealed
 )
 
 mail = sa.Table(
@@ -146,14 +152,15 @@ mail = sa.Table(
     metadata,
     sa.Column("session", _Hex, sa.ForeignKey("sessions.session"), primary_key=True),
     sa.Column("number", sa.Integer, primary_key=True),  # from 1
-    sa.Column("message", sa.LargeBinary, nullable=False),  # empty: the cohort's log gives it
+    # Sealed; empty: the cohort's log gives it.
+    sa.Column("message", sa.LargeBinary, nullable=False),
 )
 
 contributions = sa.Table(
     "contributions",  # the unique claim of a device on its one place in the sum
     metadata,
     sa.Column("cohort", _Hex, sa.ForeignKey("cohorts.cohort"), primary_key=True),
-    sa.Column("identity", _Hex, primary_key=True),
+    sa.Column("identity", _Hex, primary_key=True),  # hashed
     sa.Column("shard", _Hex, nullable=False),
     sa.Column("generation", sa.Integer, nullable=False),
 )
@@ -199,14 +206,15 @@ ledger_head = sa.Table(
 bans = sa.Table(
     "bans",  # devices that are refused, whatever they send
     metadata,
-    sa.Column("identity", _Hex, primary_key=True),
+    sa.Column("identity", _Hex, primary_key=True),  # hashed
+    sa.Column("device", sa.LargeBinary, nullable=False),  # the identity key, sealed
     sa.Column("partner", _Hex, nullable=False),  # empty: not known
     sa.Column("kind", sa.String(64), nullable=False),  # of secagg.evidence, or "operator"
     sa.Column("task", sa.String(200), nullable=False),  # empty: none
     sa.Column("cohort", _Hex, nullable=False),  # empty: none
     sa.Column("handle", _Hex, nullable=False),  # how the ledger names the device in this ban
     sa.Column("note", sa.Text, nullable=False),
-    sa.Column("evidence", sa.LargeBinary, nullable=False),  # empty: none
+    sa.Column("evidence", sa.LargeBinary, nullable=False),  # sealed; empty: none
     sa.Column("transferable", sa.Boolean, nullable=False),  # whether others can check it
     sa.Column("banned_at", sa.Float(53), nullable=False),
 )
@@ -214,8 +222,9 @@ bans = sa.Table(
 strikes = sa.Table(
     "strikes",  # devices in question in a cohort that failed without a name
     metadata,
-    sa.Column("identity", _Hex, primary_key=True),
+    sa.Column("identity", _Hex, primary_key=True),  # hashed
     sa.Column("cohort", _Hex, primary_key=True),
+    sa.Column("device", sa.LargeBinary, nullable=False),  # the identity key, sealed
     sa.Column("partner", _Hex, nullable=False),
     sa.Column("kind", sa.String(64), nullable=False),
     sa.Column("weight", sa.Float(53), nullable=False),
@@ -228,7 +237,7 @@ revocation_lists = sa.Table(
     sa.Column("partner", _Hex, primary_key=True),
     sa.Column("number", sa.BigInteger, nullable=False),
     sa.Column("digest", _Hex, nullable=False),
-    sa.Column("signed", sa.LargeBinary, nullable=False),
+    sa.Column("signed", sa.LargeBinary, nullable=False),  # sealed
     sa.Column("received_at", sa.Float(53), nullable=False),
 )
 
@@ -236,5 +245,6 @@ revoked = sa.Table(
     "revoked",  # the devices in those lists
     metadata,
     sa.Column("partner", _Hex, primary_key=True),
-    sa.Column("identity", _Hex, primary_key=True, index=True),
+    sa.Column("identity", _Hex, primary_key=True, index=True),  # hashed
+    sa.Column("device", sa.LargeBinary, nullable=False),  # the identity key, sealed
 )

@@ -10,15 +10,16 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from aggregator.store.database import Connection, Database, expect_one
+from aggregator.store.database import Connection, Database, cells_of, expect_one
 from aggregator.store.schema import cohorts, mail, revoked, sessions
+from aggregator.store.sealing import ADVERT, SESSION_DEVICE
 from aggregator.store.standing import barred
 
 # -- devices that wait --------------------------------------------------------------------------
 
 
 async def identity_of(database: Database, session: str) -> str | None:
-    """Hex, of the device whose session it is; None if there is no such session."""
+    """Hashed, of the device whose session it is; None if there is no such session."""
     rows = await database.few(sa.select(sessions.c.identity).where(sessions.c.session == session))
     return rows[0].identity if rows else None
 
@@ -41,9 +42,11 @@ async def report_in(
     It keeps the time since which it waits. ``version``: of the model that it trained on. Times are
     Unix seconds.
     """
+    cells = cells_of(connection)
+    name = cells.name(identity.hex())
     present = (
         sessions.c.task == task,
-        sessions.c.identity == identity.hex(),
+        sessions.c.identity == name,
         sessions.c.cohort.is_(None),
     )
     since = await connection.scalar(
@@ -54,8 +57,9 @@ async def report_in(
         sa.insert(sessions).values(
             session=session,
             task=task,
-            identity=identity.hex(),
-            advert=advert,
+            identity=name,
+            device=cells.seal(SESSION_DEVICE, (session,), identity),
+            advert=cells.seal(ADVERT, (session,), advert),
             model_version=version,
             expires_at=expires_at,
             received_at=now,
@@ -68,8 +72,9 @@ async def report_in(
 
 @dataclass(frozen=True)
 class Waiting:
-    """A session that waits, without its advert. Keys are hex, times Unix seconds; ``trusted``:
-    keys of partners between spaces. ``waiting_since``: of the first advert that it replaced."""
+    """A session that waits, without its advert. ``identity`` is hashed, other keys are hex, times
+    Unix seconds; ``trusted``: keys of partners between spaces. ``waiting_since``: of the first
+    advert that it replaced."""
 
     session: str
     model_version: int
@@ -128,7 +133,8 @@ async def adverts(database: Database, names: Sequence[str]) -> dict[str, bytes]:
             sessions.c.session.in_(names), sessions.c.cohort.is_(None)
         )
     )
-    return {row.session: row.advert for row in rows}
+    cells = database.cells
+    return {row.session: cells.open(ADVERT, (row.session,), row.advert) for row in rows}
 
 
 async def drop_waiting(connection: Connection, session: str) -> None:
@@ -139,10 +145,9 @@ async def drop_waiting(connection: Connection, session: str) -> None:
 
 
 async def drop_waiting_of_device(connection: Connection, identity: bytes) -> None:
+    name = cells_of(connection).name(identity.hex())
     await connection.execute(
-        sa.delete(sessions).where(
-            sessions.c.identity == identity.hex(), sessions.c.cohort.is_(None)
-        )
+        sa.delete(sessions).where(sessions.c.identity == name, sessions.c.cohort.is_(None))
     )
 
 
@@ -195,8 +200,9 @@ async def members(connection: Connection, cohort: str) -> list[str]:
 async def partner_of(connection: Connection, identity: bytes) -> str | None:
     """Hex, of the partner of some session of a device, empty if it is not known; None if the
     device has no session."""
+    name = cells_of(connection).name(identity.hex())
     partner: str | None = await connection.scalar(
-        sa.select(sessions.c.partner).where(sessions.c.identity == identity.hex()).limit(1)
+        sa.select(sessions.c.partner).where(sessions.c.identity == name).limit(1)
     )
     return partner
 

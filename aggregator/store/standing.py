@@ -1,7 +1,7 @@
 """Bans, strikes and revoked certificates of devices.
 
 A function that takes a connection works in its caller's transaction. Identities and partners are
-hex, times are Unix seconds.
+hex, times are Unix seconds; a ``name`` is a hashed identity (:meth:`Cells.name`).
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
-from aggregator.store.database import Connection, Database
+from aggregator.store.database import Connection, Database, cells_of
 from aggregator.store.schema import bans, cohorts, partners, revoked, strikes
+from aggregator.store.sealing import BAN_DEVICE, BAN_EVIDENCE, STRIKE_DEVICE, plain_size
 from aggregator.views import BanView
 
 
@@ -29,8 +30,9 @@ def barred(identity: Any, partner: Any) -> sa.ColumnElement[bool]:
 
 async def is_revoked(database: Database, identity: str, partner: str) -> bool:
     """Whether this partner has revoked the device's certificate."""
+    name = database.cells.name(identity)
     query = sa.select(revoked.c.partner).where(
-        revoked.c.identity == identity, revoked.c.partner == partner
+        revoked.c.identity == name, revoked.c.partner == partner
     )
     return bool(await database.few(query))
 
@@ -53,16 +55,19 @@ class Ban(NamedTuple):
 
 
 async def ban(connection: Connection, ban: Ban, now: float) -> None:
+    cells = cells_of(connection)
+    name = cells.name(ban.identity.hex())
     await connection.execute(
         sa.insert(bans).values(
-            identity=ban.identity.hex(),
+            identity=name,
+            device=cells.seal(BAN_DEVICE, (name,), ban.identity),
             partner=ban.partner.hex(),
             kind=ban.kind,
             task=ban.task,
             cohort=ban.cohort.hex(),
             handle=ban.handle.hex(),
             note=ban.note,
-            evidence=ban.evidence,
+            evidence=cells.seal(BAN_EVIDENCE, (name,), ban.evidence),
             transferable=ban.transferable,
             banned_at=now,
         )
@@ -83,41 +88,46 @@ _BANNED = sa.select(bans.c.kind, bans.c.handle, bans.c.task, bans.c.cohort)
 
 
 async def banned(database: Database, identity: str) -> Banned | None:
-    rows = await database.few(_BANNED.where(bans.c.identity == identity))
+    rows = await database.few(_BANNED.where(bans.c.identity == database.cells.name(identity)))
     return Banned(**rows[0]._mapping) if rows else None
 
 
 async def banned_in(connection: Connection, identity: str) -> Banned | None:
     """As :func:`banned`, within a transaction."""
-    row = (await connection.execute(_BANNED.where(bans.c.identity == identity))).first()
+    name = cells_of(connection).name(identity)
+    row = (await connection.execute(_BANNED.where(bans.c.identity == name))).first()
     return None if row is None else Banned(**row._mapping)
 
 
 async def unban(connection: Connection, identity: str) -> None:
     """Remove a device's ban and its strikes."""
-    await connection.execute(sa.delete(bans).where(bans.c.identity == identity))
-    await connection.execute(sa.delete(strikes).where(strikes.c.identity == identity))
+    name = cells_of(connection).name(identity)
+    await connection.execute(sa.delete(bans).where(bans.c.identity == name))
+    await connection.execute(sa.delete(strikes).where(strikes.c.identity == name))
 
 
 async def evidence_of(database: Database, identity: str) -> bytes:
     """Why a device is banned; empty without evidence or ban."""
-    rows = await database.rows(sa.select(bans.c.evidence).where(bans.c.identity == identity))
-    return bytes(rows[0].evidence) if rows else b""
+    cells = database.cells
+    name = cells.name(identity)
+    rows = await database.rows(sa.select(bans.c.evidence).where(bans.c.identity == name))
+    return cells.open(BAN_EVIDENCE, (name,), rows[0].evidence) if rows else b""
 
 
 async def ban_views(database: Database) -> tuple[BanView, ...]:
     """All bans, the oldest first."""
     rows = await database.rows(sa.select(bans).order_by(bans.c.banned_at))
+    cells = database.cells
     return tuple(
         BanView(
-            device=row.identity,
+            device=cells.open(BAN_DEVICE, (row.identity,), row.device).hex(),
             partner=row.partner,
             kind=row.kind,
             task=row.task,
             cohort=row.cohort,
             handle=row.handle,
             note=row.note,
-            evidence_bytes=len(row.evidence),
+            evidence_bytes=plain_size(row.evidence),
             transferable=row.transferable,
             banned_at=row.banned_at,
         )
@@ -132,7 +142,7 @@ async def ban_views(database: Database) -> tuple[BanView, ...]:
 class StoredStrike:
     """``here``: whether the cohort is of a task that was asked for."""
 
-    identity: str
+    name: str
     partner: str
     cohort: str
     weight: float
@@ -145,7 +155,7 @@ def _of_task(task: str) -> sa.ColumnElement[bool]:
 
 
 _STRIKE = (
-    strikes.c.identity,
+    strikes.c.identity.label("name"),
     strikes.c.partner,
     strikes.c.cohort,
     strikes.c.weight,
@@ -159,21 +169,21 @@ async def strikes_seen_from(connection: Connection, task: str) -> list[StoredStr
     return [StoredStrike(**row._mapping) for row in rows]
 
 
-async def all_strikes(database: Database) -> list[StoredStrike]:
-    rows = await database.rows(sa.select(*_STRIKE))
-    return [StoredStrike(**row._mapping) for row in rows]
-
-
-async def struck_in(connection: Connection, cohort: str) -> set[str]:
-    """Identities that were struck for a cohort."""
-    known = await connection.execute(
-        sa.select(strikes.c.identity).where(strikes.c.cohort == cohort)
-    )
-    return set(known.scalars())
+async def all_strikes(database: Database) -> list[tuple[str, StoredStrike]]:
+    """(identity, strike)."""
+    cells = database.cells
+    rows = await database.rows(sa.select(*_STRIKE, strikes.c.device))
+    found = []
+    for row in rows:
+        values = dict(row._mapping)
+        device = cells.open(STRIKE_DEVICE, (row.name, row.cohort), values.pop("device"))
+        found.append((device.hex(), StoredStrike(**values)))
+    return found
 
 
 async def is_struck(connection: Connection, identity: str) -> bool:
-    query = sa.select(strikes.c.identity).where(strikes.c.identity == identity).limit(1)
+    name = cells_of(connection).name(identity)
+    query = sa.select(strikes.c.identity).where(strikes.c.identity == name).limit(1)
     return await connection.scalar(query) is not None
 
 
@@ -183,11 +193,18 @@ async def strike(
     kind: str,
     devices: Iterable[tuple[str, str]],
     now: float,
-) -> None:
-    """Insert a strike of weight 1 for each (identity, partner); none was struck for this cohort."""
+) -> int:
+    """Insert a strike of weight 1 for each (identity, partner) that was not struck for this cohort;
+    how many."""
+    cells = cells_of(connection)
+    known = await connection.execute(
+        sa.select(strikes.c.identity).where(strikes.c.cohort == cohort)
+    )
+    struck = set(known.scalars())
     rows = [
         {
-            "identity": identity,
+            "identity": name,
+            "device": cells.seal(STRIKE_DEVICE, (name, cohort), bytes.fromhex(identity)),
             "partner": partner,
             "cohort": cohort,
             "kind": kind,
@@ -195,28 +212,32 @@ async def strike(
             "struck_at": now,
         }
         for identity, partner in devices
+        if (name := cells.name(identity)) not in struck
     ]
     if rows:
         await connection.execute(sa.insert(strikes), rows)
+    return len(rows)
 
 
-async def strikes_by_device(connection: Connection, task: str) -> dict[str, int]:
-    """Identity -> number of its strikes in a task."""
+async def strikes_by_device(
+    connection: Connection, task: str, identities: Iterable[str]
+) -> dict[str, int]:
+    """Name -> number of its strikes in a task, of those of these devices that have any."""
+    cells = cells_of(connection)
+    names = {cells.name(identity) for identity in identities}
     counted = await connection.execute(
         sa.select(strikes.c.identity, sa.func.count())
         .where(_of_task(task))
         .group_by(strikes.c.identity)
     )
-    return {identity: count for identity, count in counted.all()}
+    return {name: count for name, count in counted.all() if name in names}
 
 
-async def lighten(
-    connection: Connection, task: str, identities: Sequence[str], factor: float
-) -> None:
+async def lighten(connection: Connection, task: str, names: Sequence[str], factor: float) -> None:
     """Multiply the weights of the strikes of these devices in a task."""
     await connection.execute(
         sa.update(strikes)
-        .where(strikes.c.identity.in_(identities), _of_task(task))
+        .where(strikes.c.identity.in_(names), _of_task(task))
         .values(weight=strikes.c.weight * factor)
     )
 

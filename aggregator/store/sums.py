@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 import sqlalchemy as sa
 
-from aggregator.store.database import Connection, expect_one
+from aggregator.store.database import Connection, cells_of, expect_one
 from aggregator.store.schema import contributions, partial_sums
 
 
@@ -35,12 +35,13 @@ async def add_group(
             .where(partial_sums.c.generation == generation - 1)
             .values(generation=generation),
         )
+    cells = cells_of(connection)
     await connection.execute(
         sa.insert(contributions),
         [
             {
                 "cohort": cohort,
-                "identity": identity.hex(),
+                "identity": cells.name(identity.hex()),
                 "shard": shard,
                 "generation": generation,
             }

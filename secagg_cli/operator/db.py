@@ -55,7 +55,8 @@ def check(
 ) -> None:
     """Say whether a service with these settings would start on its database; writes nothing.
 
-    It compares the version of the schema, the keys and the ledger's name.
+    It compares the version of the schema, the keys and the ledger's name, and opens all sealed
+    cells.
     """
     with Output(format) as output:
         _say(output, _on_database(config, data_dir, lambda database: database.check()))
@@ -86,3 +87,12 @@ def downgrade(
     """
     with Output(format) as output:
         _say(output, _on_database(config, data_dir, lambda database: database.downgrade(to)))
+
+
+@app.command("reseal")
+def reseal(
+    config: ConfigOption = None, data_dir: DataDirOption = None, format: FormatOption = Format.text
+) -> None:
+    """Seal what other keys sealed under the first of sealing.keys, so that the others may go."""
+    with Output(format) as output:
+        _say(output, _on_database(config, data_dir, lambda database: database.reseal()))

@@ -20,7 +20,9 @@ from secagg import client, limits
 from secagg.errors import SecaggError
 from secagg.messages import KINDS, Ready, Signed, peek, signature_input
 from secagg.server import Cancel, Received
+from tests.kits.sealed import replace_event
 from tests.kits.service import Device, Gone, Served, devices, finished, one_hot, run, served, spec
+from tests.kits.spoilers import rows
 from tests.kits.upgrades import audited, first_version, goes_on, migrated
 
 
@@ -130,9 +132,8 @@ def as_before(payload: bytes, device: Device) -> bytes:
 async def age(server: Served, fleet: list[Device]) -> None:
     """Make the log of the open cohort one that older software wrote."""
     by_key = {bytes(SigningKey(d.seed.reveal()).verify_key): d for d in fleet}
-    database = server.service.core.database
     aged = 0
-    for row in await database.rows(cohort_events.select()):
+    for row in await rows(server, cohort_events):
         if row.kind != RECEIVED:
             continue
         event = decode_event(row.kind, row.payload)
@@ -141,28 +142,31 @@ async def age(server: Served, fleet: list[Device]) -> None:
             _, envelope = peek(event.message, Ready)
         except SecaggError:
             continue
-        await _replace(server, row, as_before(row.payload, by_key[envelope.signer]))
+        aged_payload = as_before(row.payload, by_key[envelope.signer])
+        await replace_event(server, row.cohort, row.seq, aged_payload)
         aged += 1
     assert aged
 
 
-async def _replace(server: Served, row: Any, payload: bytes) -> None:
-    async with server.service.core.database.write() as connection:
-        await connection.execute(
-            sa.update(cohort_events)
-            .where(cohort_events.c.cohort == row.cohort, cohort_events.c.seq == row.seq)
-            .values(payload=payload)
-        )
-
-
 async def unreadable_opening(server: Served, _: list[Device]) -> None:
-    rows = await server.service.core.database.rows(cohort_events.select())
-    for row in rows:
+    for row in await rows(server, cohort_events):
         if row.seq == 0:
-            await _replace(server, row, b"\xc1")
+            await replace_event(server, row.cohort, row.seq, b"\xc1")
 
 
-@pytest.mark.parametrize("spoil", [age, unreadable_opening])
+async def swapped_cells(server: Served, _: list[Device]) -> None:
+    """As who can write into the database might: two cells trade places."""
+    first, second, *_ = await server.service.core.database.rows(cohort_events.select())
+    async with server.service.core.database.write() as connection:
+        for row, payload in ((first, second.payload), (second, first.payload)):
+            await connection.execute(
+                sa.update(cohort_events)
+                .where(cohort_events.c.cohort == row.cohort, cohort_events.c.seq == row.seq)
+                .values(payload=payload)
+            )
+
+
+@pytest.mark.parametrize("spoil", [age, unreadable_opening, swapped_cells])
 async def test_a_cohort_whose_log_does_not_replay_ends_at_once_with_its_charge(
     tmp_path: Path, spoil: Any
 ) -> None:

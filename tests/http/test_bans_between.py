@@ -146,7 +146,7 @@ async def test_two_adverts_of_one_device_that_crossed_stop_no_task(tmp_path: Pat
         twice = Device(server, 0, one_hot(0))
         async with aiohttp.ClientSession() as twice.http:
             await twice.report_in()
-        (first,) = await rows(server, sessions)
+        (first,) = await server.service.core.database.rows(sessions.select())
         newer = again(twice)
         running = [asyncio.create_task(newer.run())]
         await server.until(lambda view: view["waiting"] == 1 and newer.session != "")

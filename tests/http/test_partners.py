@@ -196,9 +196,11 @@ async def kept(server: Any, *said: tuple[int, int], at: float = 0.0, now: float 
 
 async def test_a_clash_holds_for_an_hour(tmp_path):
     async with two_partners(tmp_path) as server:
-        assert await kept(server, (1, 2), now=3_599.0) == {(name(1), name(2))}
+        hashed = server.service.core.database.cells.name
+        clash = (hashed(name(1)), hashed(name(2)))
+        assert await kept(server, (1, 2), now=3_599.0) == {clash}
         assert await kept(server, now=3_600.0) == frozenset()
-        assert await kept(server, (1, 2), at=3_600.0, now=3_601.0) == {(name(1), name(2))}
+        assert await kept(server, (1, 2), at=3_600.0, now=3_601.0) == {clash}
         assert (await server.view())["refusals"][0]["times"] == 2
         await Janitor(server.service.core).sweep()
         assert (await server.view())["refusals"] == []
@@ -209,8 +211,9 @@ async def test_who_objects_to_many_objects_to_rosters_as_such(tmp_path):
         said = [(1, other) for other in range(2, 14)]
         clashes = await kept(server, *said, (2, 3))
         assert len(clashes) == 8 + 1 + 1
-        assert (name(1), ANYBODY) in clashes
-        assert (name(2), name(3)) in clashes
+        hashed = server.service.core.database.cells.name
+        assert (hashed(name(1)), ANYBODY) in clashes
+        assert (hashed(name(2)), hashed(name(3))) in clashes
 
 
 @pytest.mark.parametrize("word", ["", "Reason", "a b", "x" * 65, "grund\n"])

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sqlalchemy as sa
 
 from aggregator.store.schema import cohort_events
 from dp.contracts import BudgetSpec
 from secagg import client
 from tests.kits.quadratics import quadratic_spec
+from tests.kits.sealed import replace_event
 from tests.kits.service import TASK, Device, Gone, Served, one_hot, served
+from tests.kits.spoilers import rows
 from tests.kits.upgrades import audited
 
 
@@ -74,10 +75,8 @@ async def test_a_cohort_of_which_nobody_sent_is_charged_under_a_schedule(
 async def test_so_is_one_whose_log_does_not_replay(tmp_path: Path, period: int) -> None:
     async with served(tmp_path, task(period)) as server:
         await debited(server)
-        async with server.service.core.database.write() as connection:
-            await connection.execute(
-                sa.update(cohort_events).where(cohort_events.c.seq == 0).values(payload=b"\xc1")
-            )
+        (opened,) = [row for row in await rows(server, cohort_events) if row.seq == 0]
+        await replace_event(server, opened.cohort, 0, b"\xc1")
         await server.restart()
         view = await server.until(lambda view: view["cohort"] is None)
         found = await audited(server)

@@ -20,6 +20,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from aggregator.cohorts import driver
+from aggregator.keys import load_keys
 from aggregator.settings.options import Settings
 from aggregator.store import migrating
 from aggregator.store.database import Conflict, Database
@@ -32,6 +33,7 @@ from secagg.messages import Advert, peek, sign
 from secagg.revocation import sign_revocations
 from tests.kits.round_robin import RoundRobin
 from tests.kits.scraping import admin, scrape
+from tests.kits.sealed import CELLS
 from tests.kits.service import (
     PARTNER,
     TASK,
@@ -346,7 +348,8 @@ async def test_a_service_goes_on_with_the_data_of_the_first_version(tmp_path, ur
     with pytest.raises(ConfigurationError, match="schema-older"):
         async with served(folder, database_url=url):
             pass
-    database = Database(Settings.load(database_url=url).database)
+    cells = load_keys(folder / "keys").cells
+    database = Database(Settings.load(database_url=url).database, cells)
     await database.migrate()
     await database.close()
     async with served(folder, database_url=url) as server:
@@ -357,7 +360,7 @@ async def test_an_older_schema_is_left_to_the_operator(tmp_path, url):
     """Other replicas may be at work on it."""
     async with served(tmp_path / "one", database_url=url):
         pass
-    database = Database(Settings.load(database_url=url).database)
+    database = Database(Settings.load(database_url=url).database, CELLS)
     await database.migrate_down("0002")
     error = await refused({"data_dir": tmp_path / "one", "database_url": url})
     assert (error.reason, error.expected, error.found) == (
@@ -370,7 +373,7 @@ async def test_an_older_schema_is_left_to_the_operator(tmp_path, url):
 
 
 async def test_every_migration_goes_up_and_down_with_data(url):
-    database = Database(Settings.load(database_url=url).database)
+    database = Database(Settings.load(database_url=url).database, CELLS)
     await walk(database)
     await database.close()
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from secagg import client
 from secagg.secret import Secret
+from tests.kits.sealed import plain
 from tests.kits.service import (
     Device,
     Served,
@@ -30,4 +31,7 @@ def again(device: Device) -> Device:
 
 
 async def rows(server: Served, table: Any) -> list[Any]:
-    return list(await server.service.core.database.rows(table.select()))
+    """All of a table, with sealed cells open."""
+    database = server.service.core.database
+    found = await database.rows(table.select())
+    return [plain(database.cells, table.name, row._mapping) for row in found]

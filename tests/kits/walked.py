@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import Any
 
 import sqlalchemy as sa
@@ -9,9 +10,23 @@ import sqlalchemy as sa
 from aggregator.store import migrating
 from aggregator.store.database import Database
 from aggregator.store.schema import metadata
+from aggregator.store.sealing import SEALED, Cells
 
 Rows = dict[str, list[dict[str, Any]]]
 _TEXT, _BYTES = "ab" * 32, b"bytes of it"
+_DEVICES = ("device", "target_device")
+_NAMED = defaultdict[str, tuple[str, ...]](
+    tuple,
+    {
+        "sessions": ("identity",),
+        "contributions": ("identity",),
+        "bans": ("identity",),
+        "strikes": ("identity",),
+        "refusals": ("identity", "target"),
+        "revoked": ("identity",),
+        "not_dealing": ("identity",),
+    },
+)
 
 
 def _value(column: sa.Column[Any]) -> Any:
@@ -29,14 +44,21 @@ def _value(column: sa.Column[Any]) -> Any:
 
 async def filled(database: Database) -> None:
     """One row in each table, with a value in each column."""
+    cells = database.cells
     async with database.write() as connection:
         for table in metadata.sorted_tables:
             row = {column.key: _value(column) for column in table.columns}
+            for named in _NAMED[table.name]:
+                row[named] = cells.name(_TEXT)
+            for place in SEALED:
+                if place.table == table.name:
+                    plain = bytes.fromhex(_TEXT) if place.column in _DEVICES else _BYTES
+                    row[place.column] = cells.seal(place, [row[n] for n in place.row], plain)
             await connection.execute(sa.insert(table).values(row))
 
 
 async def stored(database: Database) -> Rows:
-    """All rows of all tables that there are, as the database has them."""
+    """All rows of all tables that there are, with sealed cells open and identities for hashes."""
 
     def read(connection: sa.Connection) -> Rows:
         found = sa.MetaData()
@@ -48,7 +70,24 @@ async def stored(database: Database) -> Rows:
         }
 
     async with database.read() as connection:
-        return await connection.run_sync(read)
+        found = await connection.run_sync(read)
+    if any("device" in row for row in found.get("sessions", ())):
+        for table, rows in found.items():
+            for row in rows:
+                _open(database.cells, table, row)
+    return found
+
+
+def _open(cells: Cells, table: str, row: dict[str, Any]) -> None:
+    opened = {
+        place.column: cells.open(place, [row[name] for name in place.row], row[place.column])
+        for place in SEALED
+        if place.table == table
+    }
+    for named in _NAMED[table]:
+        assert row[named] == cells.name(_TEXT)
+        row[named] = _TEXT
+    row.update(opened)
 
 
 def same(found: Rows, before: Rows) -> bool:

@@ -55,7 +55,7 @@ def routes(service: Service) -> list[web.RouteDef]:
         if stored is None:
             await refuse_barred(core, identity)  # a ban removes sessions that wait
             raise not_found("session")
-        _demand_own(bytes.fromhex(stored.identity), identity)
+        _demand_own(stored.identity, core.database.cells.name(identity.hex()))
         rules = (await service.tasks.get(stored.task)).manifest.cohort
         stale = stored.cohort is None and (
             stored.model_version < stored.newest_version - rules.versions_back
@@ -222,7 +222,7 @@ def due_bytes(state: State, index: int) -> int:
     return small + max(due) * neighbours // limits.DEGREE_MAX
 
 
-def _demand_own(owner: bytes, caller: bytes) -> None:
+def _demand_own(owner: bytes | str, caller: bytes | str) -> None:
     if owner != caller:
         raise Refusal(Kind.FORBIDDEN, "session-not-yours", "The session is another device's.")
 

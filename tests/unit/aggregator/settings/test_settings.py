@@ -20,6 +20,7 @@ from aggregator.store.database import Database
 from aggregator.store.urls import parsed_url, postgres_arguments
 from secagg.errors import ConfigurationError
 from secagg_cli.main import app
+from tests.kits.sealed import CELLS
 
 NAMES = frozenset(Settings.model_fields) - {"config"}
 ODD = "?#%&=;: +@'\"\\~é"
@@ -269,7 +270,7 @@ def test_a_path_with_special_characters_is_the_file_that_is_meant(path: str) -> 
 @pytest.mark.parametrize("query", ["", "?sslmode=disable&application_name=x&connect_timeout=5"])
 async def test_a_database_that_does_not_answer_is_a_typed_error(query: str) -> None:
     pytest.importorskip("asyncpg")
-    database = Database(parsed_url(f"postgresql://u:{SECRET}@127.0.0.1:1/d{query}"))
+    database = Database(parsed_url(f"postgresql://u:{SECRET}@127.0.0.1:1/d{query}"), CELLS)
     with pytest.raises(ConfigurationError, match="database-unreachable") as caught:
         await database.migrate()
     assert "127.0.0.1:1" in str(caught.value)
@@ -278,7 +279,7 @@ async def test_a_database_that_does_not_answer_is_a_typed_error(query: str) -> N
 
 async def test_a_driver_s_word_on_a_bad_option_is_handed_on() -> None:
     pytest.importorskip("asyncpg")
-    database = Database(parsed_url("postgresql://u:p@127.0.0.1:1/d?sslmode=bogus"))
+    database = Database(parsed_url("postgresql://u:p@127.0.0.1:1/d?sslmode=bogus"), CELLS)
     with pytest.raises(ConfigurationError, match="verify-full"):
         await database.migrate()
 
@@ -292,7 +293,7 @@ def test_a_data_folder_may_have_any_name(
     folder.mkdir()
 
     async def migrate() -> None:
-        database = Database(Settings.load(data_dir=folder).database)
+        database = Database(Settings.load(data_dir=folder).database, CELLS)
         await database.migrate()
         await database.close()
 

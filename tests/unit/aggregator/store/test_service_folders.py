@@ -9,6 +9,7 @@ from aggregator.cohorts.janitor import Janitor
 from aggregator.settings.options import Settings
 from aggregator.store.database import Database
 from secagg.errors import ConfigurationError
+from tests.kits.sealed import CELLS
 from tests.kits.service import served
 
 
@@ -54,7 +55,7 @@ async def test_another_program_s_database_stays_as_it_is(tmp_path: Path) -> None
     before = file.read_bytes()
     for content in (before, b"no database at all" * 100):
         file.write_bytes(content)
-        database = Database(Settings(data_dir=tmp_path).database)
+        database = Database(Settings(data_dir=tmp_path).database, CELLS)
         with pytest.raises(ConfigurationError, match="database-taken"):
             await database.migrate()
         await database.close()

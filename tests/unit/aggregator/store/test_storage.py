@@ -16,6 +16,7 @@ from aggregator.store.blobs import BlobMissing, BlobStore
 from aggregator.store.database import Database
 from aggregator.store.schema import partners
 from secagg.errors import ConfigurationError
+from tests.kits.sealed import CELLS
 
 
 def test_a_blob_appears_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -110,7 +111,7 @@ def test_the_token_does_not_show_in_the_settings(tmp_path):
 
 
 async def test_a_single_query_sees_the_last_commit_and_cannot_write(tmp_path):
-    database = Database(f"sqlite+aiosqlite:///{tmp_path / 'x.db'}")
+    database = Database(f"sqlite+aiosqlite:///{tmp_path / 'x.db'}", CELLS)
     await database.migrate()
     query = sa.select(partners.c.name).order_by(partners.c.name)
     assert await database.rows(query) == []
