@@ -61,6 +61,11 @@ class Connection(aiosqlite.Connection):
     def cursor(self) -> Any:
         return _Cursor(self)
 
+    async def rollback(self) -> None:
+        """SQLAlchemy asks for one whenever a connection goes back to its pool."""
+        if self.in_transaction:
+            await super().rollback()
+
     async def visit(self, work: Any, *arguments: Any) -> None:
         """Run ``work(raw connection, *arguments)`` in the connection's thread."""
         await self._execute(partial(work, self._conn), *arguments)  # type: ignore[no-untyped-call]
