@@ -183,7 +183,10 @@ class Measures:
                 self._walked_at = time.monotonic()
             samples.put("secagg_blob_bytes", self._blob_bytes)
         for name, folder in places.items():
-            usage = await asyncio.to_thread(shutil.disk_usage, folder)
+            try:
+                usage = await asyncio.to_thread(shutil.disk_usage, folder)
+            except OSError:  # /readyz says what is wrong with it
+                continue
             samples.put("secagg_disk_free_bytes", usage.free, name)
             samples.put("secagg_disk_mark_bytes", settings.disk_free_min, name)
             samples.put("secagg_disk_size_bytes", usage.total, name)

@@ -112,7 +112,11 @@ STORED: dict[str, tuple[Family, tuple[str, ...], str]] = {
     # -- the replica and its stores
     "secagg_ready": (GaugeMetricFamily, (), "1 if /readyz says ready"),
     "secagg_database_bytes": (GaugeMetricFamily, (), "Size of the database"),
-    "secagg_blob_bytes": (GaugeMetricFamily, (), "Size of the stored models, sums and lists"),
+    "secagg_blob_bytes": (
+        GaugeMetricFamily,
+        (),
+        "Size of the folder of blobs; none where they are in an object store",
+    ),
     "secagg_disk_free_bytes": (
         GaugeMetricFamily,
         ("folder",),
