@@ -33,6 +33,7 @@ from aggregator.partners import Partners
 from aggregator.readiness import NotReady, look
 from aggregator.settings.options import Settings, demand_token
 from aggregator.starting import LOCK, DataFolder, demand_own_database
+from aggregator.store import replicas
 from aggregator.store.blobs import Blobs, BlobStore
 from aggregator.store.database import Database
 from aggregator.store.objects import ObjectStore
@@ -165,6 +166,8 @@ class Service:
         await asyncio.to_thread(core.blobs.demand_answer)
         await core.database.prepare()
         await demand_own_database(core.database, core.keys, core.settings.ledger_name)
+        async with core.database.write() as connection:
+            await replicas.started(connection, core.replica, core.started_at)
         await core.compute.start()
         await self.partners.load()
         await self.ledger.start()

@@ -29,6 +29,7 @@ from aggregator.disk import full
 from aggregator.errors import not_found
 from aggregator.logs import get_logger
 from aggregator.store import cohorts, mail, sessions
+from aggregator.store.blobs import BlobsUnavailable
 from aggregator.store.database import Conflict, Connection
 from aggregator.store.sealing import CELL_MOVED, CellRefused
 from aggregator.tasks import Task, Tasks
@@ -350,7 +351,7 @@ class Driver:
                 _log.warning("sum-refused", cohort=cohort.id, reason=error.reason)
                 reason = error.reason
                 break
-            except OSError:  # the store may be back at the poller's next look
+            except BlobsUnavailable:  # it may be back at the poller's next look
                 cohort.work_failed()
                 _log.exception("opening-waits", cohort=cohort.id)
                 await asyncio.sleep(_STORE_AGAIN_S)

@@ -21,7 +21,7 @@ from aggregator.cohorts.log import OPENED, RECEIVED, CohortFormed, decode_event
 from aggregator.core import Core
 from aggregator.ledger.log import Ledger
 from aggregator.logs import get_logger
-from aggregator.store import charges, cohorts
+from aggregator.store import charges, cohorts, replicas
 from aggregator.store.database import Connection
 from aggregator.store.standing import Ban
 from aggregator.tasks import Task
@@ -60,7 +60,7 @@ class Ending:
                 state.reason,
                 late_s=now - cohort.state.deadline_s,
                 failed=cohort.failed,
-                restarted=opened_at < self._core.started_at,
+                restarted=await replicas.any_started_since(connection, opened_at),
             )
             free = fault != "devices" and not any_byte_sent(state)
             if free and refundable(cohort.task.manifest):

@@ -21,6 +21,13 @@ service_facts = sa.Table(
     sa.Column("value", sa.Text, nullable=False),
 )
 
+replicas = sa.Table(
+    "replicas",  # when each was started last
+    metadata,
+    sa.Column("replica", _Hex, primary_key=True),
+    sa.Column("started_at", sa.Float(53), nullable=False),
+)
+
 partners = sa.Table(
     "partners",
     metadata,

@@ -192,6 +192,22 @@ async def test_one_vector_through_both_replicas_at_once_counts_once(tmp_path, ur
         assert (await current_sum(one))[:5].tolist() == [1, 1, 1, 1, 0]
 
 
+async def test_a_restart_of_another_replica_costs_nothing_while_nobody_had_sent(tmp_path, url):
+    """The replica that ends the cohort was there all the time; the devices' may not have been."""
+    async with pair(tmp_path, url) as (one, two):
+        fleet = devices(one, 4, stop_before="header")
+        await asyncio.gather(*(device.run() for device in fleet))
+        assert (await one.view())["charges"] == 1  # reserved: S is fixed
+        await two.restart()
+        await two.stop()
+        one.ahead_s += 61.0
+        view = await one.until(lambda view: view["cohort"] is None)
+        assert (view["charges"], view["releases"], view["aborted"]) == (0, [], 1)
+        _, listed = await one.operator("GET", "/devices")
+        assert listed["strikes"] == []
+        await two.start()
+
+
 async def test_a_vector_goes_on_at_any_replica(tmp_path, url):
     """Every part comes through another replica; none is asked for twice."""
     async with pair(tmp_path, url) as (one, two):
