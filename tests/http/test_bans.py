@@ -253,7 +253,7 @@ async def test_a_sum_that_the_service_fails_to_open_strikes_nobody(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def broken(*_: Any) -> None:
-        raise OSError("the disk is gone")
+        raise RuntimeError("it cannot")
 
     monkeypatch.setattr(releasing.Releaser, "release", broken)
     async with served(tmp_path, spec()) as server:
