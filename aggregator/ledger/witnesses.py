@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 import aiohttp
@@ -45,12 +45,18 @@ class WitnessNow(NamedTuple):
 class Witnesses:
     """Witnesses of one log, by verifier key and URL. What one of them fails to do is logged."""
 
-    def __init__(self, urls: Mapping[str, str], timeout_s: float) -> None:
+    def __init__(
+        self,
+        urls: Mapping[str, str],
+        timeout_s: float,
+        steady: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._urls = {parse_witness(key): url.rstrip("/") for key, url in urls.items()}
         self._timeout_s = timeout_s
         self._sizes: dict[Verifier, int] = {}  # what each of them cosigned last
         self._seen: dict[Verifier, tuple[int, int]] = {}  # last cosignature: of what size, and when
         self._session: aiohttp.ClientSession | None = None
+        self._steady = steady
         self._silent_since: dict[Verifier, float] = {}  # seconds of a clock that is never set
 
     def saw(self, note: bytes, size: int) -> None:
@@ -107,7 +113,7 @@ class Witnesses:
         return note
 
     def _tell_silent(self, asked: Collection[Verifier], silent: Collection[Verifier]) -> None:
-        now = time.monotonic()
+        now = self._steady()
         for witness in asked:
             if witness not in silent:
                 since = self._silent_since.pop(witness, None)

@@ -87,6 +87,9 @@ async def test_a_device_that_never_deals_is_told_under_a_pseudonym_until_it_deal
             page = await answer.text()
         assert f"<code>{device['device']}</code>" in page
         assert identity[:12] not in page
+        _, listed = await server.operator("GET", "/devices")  # whom to ban
+        (row,) = listed["never_deal"]
+        assert (row["device"], row["log_name"]) == (identity, device["device"])
         idle.stop_before = None
         await one_cohort(server, idle)
         found = await scrape(url)

@@ -19,6 +19,7 @@ from nacl.signing import SigningKey
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from aggregator import logs
 from aggregator.cohorts import driver
 from aggregator.keys import load_keys
 from aggregator.settings.options import Settings
@@ -31,11 +32,14 @@ from dp.contracts import SegmentSpec
 from secagg.errors import ConfigurationError
 from secagg.messages import Advert, peek, sign
 from secagg.revocation import sign_revocations
+from tests.kits.bad_bytes import nowhere_a_failure, texts_with_a_nul
+from tests.kits.log_lines import lines, of
 from tests.kits.round_robin import RoundRobin
 from tests.kits.scraping import admin, scrape
 from tests.kits.sealed import CELLS
 from tests.kits.service import (
     PARTNER,
+    QUIET_S,
     TASK,
     Device,
     Liar,
@@ -326,7 +330,9 @@ async def test_a_replica_that_dies_while_it_opens_is_replaced_by_the_other(
 
 async def test_text_that_a_database_refuses_is_no_failure_of_the_service(tmp_path, url):
     """PostgreSQL takes no NUL in a text, whoever sends it."""
-    async with served(tmp_path, spec(), database_url=url) as server:
+    async with served(tmp_path, spec(), database_url=url, requests_per_s=1e6) as server:
+        await nowhere_a_failure(server, Device(server, 1, one_hot(1)))
+        await texts_with_a_nul(server)
         device = Device(server, 0, one_hot(0), stop_before="advert")
         await device.run()
         async with aiohttp.ClientSession() as device.http:
@@ -342,6 +348,37 @@ async def test_text_that_a_database_refuses_is_no_failure_of_the_service(tmp_pat
         assert status == 400
         status, _ = await server.operator("POST", "/partners", {"name": "\0", "key": bytes(32)})
         assert status == 400
+
+
+async def test_a_database_that_is_away_is_told_with_its_cause_and_comes_back(
+    tmp_path, url, postgres, capsys
+):
+    async with served(tmp_path, spec(), database_url=url) as server:
+        logs.configure()
+        name = make_url(url).database
+        admin = await asyncpg.connect(postgres.get_uri())
+        await admin.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
+        await admin.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", name
+        )
+        assert (await server.service.not_ready()).reason == "database-away"
+        status, problem = await server.operator("GET", "/tasks")
+        assert (status, problem["reason"]) == (500, "internal")
+        told = lines(capsys)
+        (failed,) = of("failed", told)
+        assert failed["request_id"] == problem["request_id"]
+        async with asyncio.timeout(QUIET_S):  # the first polls meet the connections that broke
+            while not any("not currently accepting" in line.get("message", "") for line in told):
+                await asyncio.sleep(server.settings.poll_s)
+                told += lines(capsys)
+        for line in (failed, *of("database-away", told), *of("poll-failed", told)):
+            assert line["error"].startswith(("asyncpg.", "sqlalchemy."))
+            assert line["message"]
+            assert "Traceback" in line["exception"]
+        await admin.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
+        await admin.close()
+        assert await server.service.not_ready() is None
+        assert finished(await run(devices(server, 4))) == 4
 
 
 async def test_a_service_goes_on_with_the_data_of_the_first_version(tmp_path, url):

@@ -11,6 +11,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
+from aggregator import logs
 from aggregator.http.app import SERVICE
 from aggregator.keys import load_keys
 from aggregator.ledger.witnesses import Witnesses
@@ -21,6 +22,7 @@ from dp.tlog.notes import verifier_key
 from dp.tlog.witness import WitnessPolicy, encode_request
 from secagg.keys import identity_public_key
 from secagg_cli.witness.service import Witness, build_witness_app
+from tests.kits.log_lines import lines, of
 from tests.kits.witnesses import SEEDS, note, request, tree, witness
 from tests.kits.world import POLICY, TASK, OneHot, World, plain_spec
 
@@ -91,6 +93,30 @@ async def test_a_witness_that_is_away_stops_nothing(tmp_path: Path) -> None:
     try:
         assert await asking.cosign(note(5), 5, tree(5).subtree) == note(5)
         assert len(asking.lacking(note(5))) == 1
+    finally:
+        await asking.close()
+
+
+async def test_a_witness_that_stays_away_is_told_with_what_to_do_and_so_is_its_return(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logs.configure()
+    watching, now = witness(tmp_path), [0.0]
+    asking = Witnesses({watching.verifier: "http://127.0.0.1:9"}, 1.0, lambda: now[0])
+    try:
+        for now[0] in (0.0, 29.0, 31.0):
+            assert await asking.cosign(note(5), 5, tree(5).subtree) == note(5)
+        told = lines(capsys)
+        assert len(of("witness-unreachable", told)) == 3
+        (line,) = of("witness-silent", told)
+        assert (line["silent_s"], line["level"]) == (31, "error")
+        assert line["witness"] in watching.verifier
+        assert "secagg witness serve" in line["remedy"]
+        async with TestServer(build_witness_app(watching)) as server:
+            asking._urls = dict.fromkeys(asking._urls, str(server.make_url("")).rstrip("/"))
+            assert await asking.cosign(note(5), 5, tree(5).subtree) != note(5)
+        (line,) = lines(capsys)
+        assert (line["event"], line["silent_s"]) == ("witness-back", 31)
     finally:
         await asking.close()
 
