@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import aiohttp
@@ -11,7 +12,7 @@ from aiohttp import web
 from aggregator import disk, logs
 from aggregator.http.app import build_admin_app
 from tests.kits.log_lines import lines, of
-from tests.kits.service import Served, devices, finished, run, served, spec
+from tests.kits.service import QUIET_S, Served, devices, finished, run, served, spec
 
 MORE_THAN_FREE = 1 << 62
 
@@ -88,16 +89,14 @@ async def test_below_the_mark_of_the_disk_no_cohort_is_formed(
         logs.configure()
         fleet = devices(server, 4)
         for device in fleet:
-            device.stop_before = "deals"
-        await server.until(lambda _: True)
-        for device in fleet:
             async with aiohttp.ClientSession() as device.http:
                 await device.report_in()
         view = await server.until(lambda view: view["waiting"] == 4)
         told: list[dict[str, object]] = []
-        while not told:
-            view = await server.view()
-            told = of("cohort-held-back", lines(capsys))
+        async with asyncio.timeout(QUIET_S):
+            while not told:
+                view = await server.view()
+                told = of("cohort-held-back", lines(capsys))
         assert told[0]["reason"] == "disk-low"
         assert "disk_free_min" in str(told[0]["remedy"])
         assert (view["cohort"], view["charges"]) == (None, 0)
