@@ -13,6 +13,7 @@ from aggregator.store import database as module
 from aggregator.store import sqlite_driver
 from aggregator.store.database import Conflict, Database
 from aggregator.store.urls import sqlite_url
+from tests.kits.sealed import CELLS
 
 numbers = sa.Table(
     "numbers",
@@ -24,7 +25,7 @@ numbers = sa.Table(
 
 @pytest.fixture
 async def database(tmp_path: Path) -> AsyncIterator[Database]:
-    made = Database(sqlite_url(tmp_path / "numbers.db"))
+    made = Database(sqlite_url(tmp_path / "numbers.db"), CELLS)
     async with made.write() as connection:
         await connection.run_sync(numbers.metadata.create_all)
         rows = [{"number": number, "name": f"n{number}"} for number in range(5)]
