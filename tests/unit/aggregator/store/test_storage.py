@@ -2,16 +2,18 @@
 
 import hashlib
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors.numpy
 import sqlalchemy as sa
+from alembic.script import ScriptDirectory
 
 from aggregator.keys import load_keys, private_text
 from aggregator.settings.options import Settings
 from aggregator.signals import Signals
-from aggregator.store import models
+from aggregator.store import migrations, models
 from aggregator.store.blobs import BlobMissing, BlobStore
 from aggregator.store.database import Database
 from aggregator.store.schema import partners
@@ -133,3 +135,8 @@ async def test_a_signal_wakes_its_listeners_and_is_forgotten():
         signals.notify_all()
         assert other.is_set()
     assert signals._listeners == {}
+
+
+def test_migrations_are_one_line():
+    folder = Path(migrations.__file__).parent
+    assert len(ScriptDirectory(str(folder)).get_heads()) == 1
