@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import os
 import shutil
 import tempfile
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -32,6 +33,7 @@ from dp.contracts import SegmentSpec
 from secagg.errors import ConfigurationError
 from secagg.messages import Advert, peek, sign
 from secagg.revocation import sign_revocations
+from secagg.secret import Secret
 from tests.kits.bad_bytes import nowhere_a_failure, texts_with_a_nul
 from tests.kits.log_lines import lines, of
 from tests.kits.round_robin import RoundRobin
@@ -147,10 +149,14 @@ async def test_a_liar_is_banned_on_every_replica(tmp_path, url):
 
 
 async def test_a_partner_that_one_replica_added_is_known_to_the_other_at_once(tmp_path, url):
-    async with pair(tmp_path, url, poll_s=600.0) as (_, two):
-        device = Device(two, 0, one_hot(0), stop_before="advert")
+    async with pair(tmp_path, url, poll_s=600.0) as (one, two):
+        other = Secret(os.urandom(32))
+        key = bytes(SigningKey(other.reveal()).verify_key)
+        status, _ = await one.operator("POST", "/partners", {"name": "q", "key": key})
+        assert status == 200
+        device = Device(two, 0, one_hot(0), stop_before="advert", partner=other)
         await device.run()
-        assert device.advert  # its offer was answered: no poll had told replica two
+        assert device.gone  # its offer was answered, though no poll had told replica two
 
 
 async def test_two_replicas_take_any_request_of_one_cohort(tmp_path, url):
