@@ -455,11 +455,17 @@ class TestWhatAnAppGives:
     def test_a_model_that_cannot_be_prepared_is_refused(self):
         """Whatever the data: it would be zeros and noise in each release, and nobody would know."""
         it = trainer(PAIRS)
-        it._base.to("meta")
+        it._base.get_input_embeddings = lambda: None
         with pytest.raises(TaskRefusal) as refused:
             it.contribute(job(tiny_task()))
         assert refused.value.reason == "model-failed"
-        assert "meta" in str(refused.value.found)
+        assert "NoneType" in str(refused.value.found)
+
+    def test_a_model_whose_weights_are_not_in_memory_is_refused(self):
+        it = trainer(PAIRS)
+        it._base.to("meta")
+        with pytest.raises(TaskRefusal, match="model-offloaded"):
+            it.contribute(job(tiny_task()))
 
     def test_no_tokenizer_is_refused_too(self):
         it = LoraTrainer(tiny()[0], None, PAIRS)

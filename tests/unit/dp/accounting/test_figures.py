@@ -197,10 +197,11 @@ def test_the_dashboard_shows_no_less(cost: float) -> None:
         "cohort": None,
         "waiting": 0,
     }
-    page = environment().get_template("tasks.html").render(tasks=[task], partners=1)
+    template = environment().get_template("tasks.html")
+    page = template.render(tasks=[task], partners=1, attention=[], witnesses=[])
     assert f">{shown_up(cost)}<" in page
     chart = steps("Epsilon spent", [cost], 8.0, shown_up)
-    assert f"<title>1: {shown_up(cost)}</title>" in chart
+    assert f"<title>1: {shown_up(cost)}</title></rect>" in chart
 
 
 def test_an_attack_prints_its_lower_bound_rounded_down_and_the_upper_one_up(
