@@ -11,6 +11,7 @@ import pytest
 
 from client_sdk import Event, PrivacyPolicy
 from client_sdk.accounts.device_account import DeviceAccount
+from client_sdk.enrolment import new_partner_key
 from client_sdk.state.journal import Journal
 from client_sdk.state.keystore import open_storage_key
 from secagg.client import AwaitingVector, restore
@@ -105,8 +106,9 @@ async def test_an_advert_that_waits_is_replaced_when_the_policy_is_mended(
     told: list[Event] = []
     async with World(tmp_path, plain_spec(4)) as world:
         own = world.bundle("d0").certificate.partner_key
-        await world.post("/v1/operator/partners", {"name": "q", "key": b"q" * 32})
-        mended = of(min_cohort=2, partner_keys=frozenset((own, b"q" * 32)))
+        other = new_partner_key().key
+        await world.post("/v1/operator/partners", {"name": "q", "key": other})
+        mended = of(min_cohort=2, partner_keys=frozenset((own, other)))
         before = {"min_cohort": 3} if change == "min_cohort" else {"partner_keys": None}
         await killed(world, "reported", dataclasses.replace(mended, **before))
         device = world.device("d0", told.append, policy=mended)

@@ -12,6 +12,7 @@ import pytest
 from client_sdk import Event as Told
 from client_sdk import LedgerRefusal
 from client_sdk.accounts.device_account import DeviceAccount
+from client_sdk.enrolment import new_partner_key
 from client_sdk.rounds.session import Session
 from client_sdk.state.journal import Journal
 from client_sdk.state.keystore import open_storage_key
@@ -125,7 +126,7 @@ async def test_the_session_trusts_whom_the_device_trusts(tmp_path: Path, others:
     """Not whom the manifest lists: an aggregator may register any partner."""
     async with World(tmp_path, plain_spec(4)) as world:
         own = world.bundle("d0").certificate.partner_key
-        await world.post("/v1/operator/partners", {"name": "q", "key": b"q" * 32})
+        await world.post("/v1/operator/partners", {"name": "q", "key": new_partner_key().key})
         trusted = frozenset((own, *(bytes((n,)) * 32 for n in range(others))))
         policy = dataclasses.replace(POLICY, partner_keys=trusted)
         with pytest.raises(Killed):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import base64
-import os
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from client_sdk.enrolment import new_partner_key
 from dp.accounting.budget import cost_of
 from dp.contracts import BudgetSpec
 from tests.kits.service import served, spec
@@ -27,7 +27,7 @@ from tests.kits.service import served, spec
     ],
 )
 async def test_a_partner_s_name_is_told_its_limits(name: str, found: str, tmp_path: Path) -> None:
-    key = base64.b64encode(os.urandom(32)).decode()
+    key = base64.b64encode(new_partner_key().key).decode()
     async with served(tmp_path) as server:
         body = {"name": name, "key": key}
         status, answer = await server.operator("POST", "/partners", body)
@@ -48,7 +48,7 @@ async def test_a_partner_s_key_is_told_its_size(size: int, tmp_path: Path) -> No
 async def test_names_of_other_alphabets_are_names(tmp_path: Path) -> None:
     async with served(tmp_path) as server:
         for name in ("\u75c5\u9662 1", "Klinik S\xfcd", "x" * 200):
-            body = {"name": name, "key": base64.b64encode(os.urandom(32)).decode()}
+            body = {"name": name, "key": base64.b64encode(new_partner_key().key).decode()}
             assert (await server.operator("POST", "/partners", body))[0] == 200
 
 
