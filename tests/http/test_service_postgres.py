@@ -301,7 +301,8 @@ async def test_three_replicas_behind_a_balancer_lose_no_cohort_when_one_dies(tmp
         assert view["charges"] == 1
         found = await current_sum(one)
         assert np.allclose(found, 15.0, atol=0.2)  # rounding; a device is 1 or more
-        assert all(balancer.sent[replica.url, "PUT"] for replica in replicas)
+        # The one that died may have been away for all of the uploads.
+        assert all(balancer.sent[replica.url, "PUT"] for replica in (replicas[0], replicas[2]))
         await one.until(lambda _: not list((tmp_path / "blobs" / "uploads").rglob("*-*")))
 
 
