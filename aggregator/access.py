@@ -99,8 +99,8 @@ class DeviceAccess:
 class OperatorAccess:
     """Compares the operator's token in constant time; keeps only its SHA-256.
 
-    An address that shows wrong tokens is slowed down: beyond a few it is not compared what it
-    shows, until some seconds have passed for each of them.
+    An address that shows many wrong tokens is told to wait. Others may share it, so the right one
+    is always let in: what stands against guesses is the token's length.
     """
 
     def __init__(self, token: str, monotonic: Callable[[], float] = time.monotonic) -> None:
@@ -111,8 +111,12 @@ class OperatorAccess:
     def require(self, token: str, address: str) -> None:
         """
         Raises:
-            Refusal: ``operator-token``; ``operator-token-tries``: nothing was compared.
+            Refusal: ``operator-token``; ``operator-token-tries``: the next wrong one of an address
+                that showed many.
         """
+        found = hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
+        if hmac.compare_digest(found, self._digest):
+            return
         now = self._monotonic()
         left, before = self._wrong.get(address, (float(_WRONG_MAX), now))
         left = min(float(_WRONG_MAX), left + (now - before) / _WRONG_S)
@@ -123,12 +127,9 @@ class OperatorAccess:
                 "operator-token-tries",
                 "Too many wrong tokens came from this address.",
                 expected=f"{_WRONG_MAX}, and one more every {_WRONG_S:.0f} s",
-                remedy="Wait as long as Retry-After says; nothing was compared.",
+                remedy="Send the right token, or wait as long as Retry-After says.",
                 retry_after_s=wait_s,
             )
-        found = hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
-        if hmac.compare_digest(found, self._digest):
-            return
         self._wrong.pop(address, None)
         self._wrong[address] = (left - 1, now)
         if len(self._wrong) > _BUCKETS_MAX:

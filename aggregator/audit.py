@@ -1,16 +1,19 @@
 """The operators' audit log: who did what, from where, and with which result, one JSON line each.
 
 Lines go to the file of the setting ``audit_log``, or to standard error among the others. In a file
-no line is rate-limited away; on standard error wrong tokens, which anybody can send, are.
+no line is rate-limited away; on standard error wrong tokens, which anybody can send, are. A line
+that the file does not take goes to standard error, at every level of the log.
 """
 
 from __future__ import annotations
 
 import datetime
+import errno
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -19,6 +22,8 @@ from secagg.errors import ConfigurationError
 
 _log = get_logger("audit")
 _NOT_ADMITTED = (401, 403, 429)
+BROKEN_OFF: Literal["broken off"] = "broken off"  # the caller left before its answer was whole
+Status = int | Literal["broken off"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +36,7 @@ class Action:
     subject: dict[str, str]
     remote: str
     request_id: str
-    status: int
+    status: Status
     reason: str | None
 
 
@@ -43,6 +48,7 @@ class AuditLog:
         """
         self._file = file
         self._clock = clock
+        self._begins = b""  # what ends a line that did not come whole into the file
         if file is not None:
             try:
                 os.close(self._open(file))
@@ -54,7 +60,8 @@ class AuditLog:
                 ) from error
 
     def write(self, done: Action) -> None:
-        """Append one line. What cannot be written goes to the service's own log."""
+        """Append one line. What cannot be written goes to the service's own log, whole and each
+        time, but for wrong tokens."""
         line = {name: value for name, value in vars(done).items() if value not in (None, {})}
         if self._file is None:
             (_log.warning if done.status in _NOT_ADMITTED else _log.info)("operator", **line)
@@ -64,11 +71,22 @@ class AuditLog:
         try:
             descriptor = self._open(self._file)
             try:
-                os.write(descriptor, msgspec.json.encode(line) + b"\n")
+                self._append(descriptor, msgspec.json.encode(line) + b"\n")
             finally:
                 os.close(descriptor)
         except OSError:
-            _log.exception("audit-log-failed", file=str(self._file), line=line)
+            _log.exception("audit-log-failed", file=str(self._file))
+            tell = _log.warning if done.status in _NOT_ADMITTED else _log.critical
+            tell("operator", **{name: line[name] for name in line if name != "event"})
+
+    def _append(self, descriptor: int, line: bytes) -> None:
+        """Raises: OSError: also where a part alone was written."""
+        data = self._begins + line
+        written = os.write(descriptor, data)
+        if written < len(data):
+            self._begins = b"\n"
+            raise OSError(errno.ENOSPC, f"{written} of {len(data)} bytes were written")
+        self._begins = b""
 
     def _open(self, file: Path) -> int:
         """Opened for each line, so that the file may be moved away to begin a new one."""

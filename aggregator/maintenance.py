@@ -11,7 +11,7 @@ from typing import Any
 from aggregator.keys import load_keys
 from aggregator.settings.options import Settings
 from aggregator.starting import DataFolder, demand_own_database, facts_of
-from aggregator.store import identity, migrating, resealing
+from aggregator.store import cohorts, identity, migrating, resealing
 from aggregator.store.database import Database
 from secagg.errors import ConfigurationError
 
@@ -79,8 +79,32 @@ class Maintenance:
         return await self._moved(self._database.migrate, target or migrating.NEWEST)
 
     async def downgrade(self, target: str) -> dict[str, Any]:
-        """As :meth:`upgrade`, down."""
-        return await self._moved(self._database.migrate_down, target)
+        """As :meth:`upgrade`, down.
+
+        Raises:
+            ConfigurationError: as :meth:`upgrade`; ``cohort-open``.
+        """
+
+        async def move(version: str) -> None:
+            await self._demand_no_cohort()
+            await self._database.migrate_down(version)
+
+        return await self._moved(move, target)
+
+    async def _demand_no_cohort(self) -> None:
+        """An older service could not go on with a cohort of this one: it has other mail."""
+        async with self._database.write() as connection:
+            found = await cohorts.open_now(connection)
+        if not found:
+            return
+        raise ConfigurationError(
+            "cohort-open",
+            "A cohort is under way, and older software cannot go on with it.",
+            expected="no open cohort",
+            found=", ".join(name[:16] for name in found),
+            remedy="Start this version of the service again, pause its tasks (secagg task pause), "
+            "wait until secagg task show names no open cohort, stop it and try again.",
+        )
 
     async def reseal(self) -> dict[str, Any]:
         """Seal everything under the first key, so that the others may go.

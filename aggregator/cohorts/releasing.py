@@ -105,7 +105,9 @@ class Releaser:
             model=models.store(
                 blobs, manifest.task, before.number + 1, step.vector, step.optimiser
             ),
-            optimiser=models.store_optimiser(blobs, step.optimiser),
+            optimiser=models.store_optimiser(
+                blobs, manifest.task, before.number + 1, step.optimiser
+            ),
             sum_digest=hashlib.sha256(payload.data).digest(),
             sum_norm=float(np.sqrt(sum(float(np.dot(v, v)) for v in in_real_units.values()))),
         )

@@ -1,14 +1,20 @@
 """Slices of a sum as tasks of a Ray cluster.
 
 Ray repeats a task whose worker or machine died. A slice that the cluster cannot compute is computed
-here, so no cohort is lost to the cluster: the bits are the same. Mask keys and partial sums go to
-the workers in the clear, so the cluster is as trusted as the service (docs/adr/0042-compute.md).
+here, so no cohort is lost to the cluster: the bits are the same. The cluster is then left alone
+for some minutes, so that one that hangs is waited for once. Mask keys and masked slices of the sum
+go to the workers and into Ray's object store in the clear, so the cluster is as trusted as the
+service (docs/adr/0042-compute.md).
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
 import os
+import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -26,6 +32,7 @@ from secagg.secret import Secret
 _log = get_logger("compute")
 _RETRIES = 3  # of a task whose worker died
 _SLICE_MAX_S = 120.0  # then it is computed here; a slice takes seconds at most
+_LEFT_ALONE_S = 300.0  # a cluster that failed
 _PER_CPU = 2  # slices under way: one computes while the next one's bytes travel
 _STORE_BYTES = 256 << 20  # of a cluster on this machine; slices under way take a few MiB each
 
@@ -58,6 +65,8 @@ class RayPool:
         self._owner = ThreadPoolExecutor(1, "ray-owner")
         self._waiting: ThreadPoolExecutor | None = None
         self._connected = False  # by this pool: what it began it ends
+        self._left_alone_until = -math.inf  # by time.monotonic
+        self._here = threading.Semaphore(workers)  # slices that are computed in this process
 
     async def start(self) -> None:
         """
@@ -105,15 +114,28 @@ class RayPool:
         )
 
     def _slice(self, opening: Opening, plain: Any, lanes: Lanes, lo: int) -> float:
+        found = None
+        if time.monotonic() >= self._left_alone_until:
+            found = self._on_cluster(plain, lanes, lo)
+        if found is None:
+            with self._here:
+                return take_off(opening, lanes, lo)
+        np.copyto(lanes, found[0])
+        return float(found[1])
+
+    def _on_cluster(self, plain: Any, lanes: Lanes, lo: int) -> tuple[Lanes, float] | None:
+        """None: the cluster failed."""
+        task = None
         try:
-            opened, product = self._ray.get(
-                self._task.remote(plain, lanes, lo), timeout=_SLICE_MAX_S
-            )
+            task = self._task.remote(plain, lanes, lo)
+            found: tuple[Lanes, float] = self._ray.get(task, timeout=_SLICE_MAX_S)
         except Exception:  # Ray's, of many kinds; what is wrong with the slice shows here again
-            _log.exception("slice-computed-here", first_coordinate=lo)
-            return take_off(opening, lanes, lo)
-        np.copyto(lanes, opened)
-        return float(product)
+            self._left_alone_until = time.monotonic() + _LEFT_ALONE_S
+            _log.exception("slice-computed-here", first_coordinate=lo, left_alone_s=_LEFT_ALONE_S)
+            with contextlib.suppress(Exception):
+                self._ray.cancel(task, force=True)
+            return None
+        return found
 
     async def close(self) -> None:
         if self._waiting is not None:

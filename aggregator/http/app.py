@@ -8,9 +8,10 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
+from aggregator.audit import Status
 from aggregator.http.audit import audited
 from aggregator.http.problems import Handler, problems
-from aggregator.http.requests import identified, show_id
+from aggregator.http.requests import identified, show_id, status_after
 from aggregator.http.routes import admin, devices, ledger, openapi, operator, sessions
 from aggregator.service import Service
 from aggregator.settings.options import Settings
@@ -66,9 +67,16 @@ def _measured(service: Service) -> Middleware:
         started = time.monotonic()
         resource = request.match_info.route.resource
         route = f"{request.method} {resource.canonical}" if resource else "unknown"
-        response = await handler(request)
-        metrics.requests.labels(route, str(response.status)).inc()
-        metrics.request_seconds.labels(route).observe(time.monotonic() - started)
+        try:
+            response = await handler(request)
+        except BaseException as error:  # the caller left, or the service is being stopped
+            tell(route, status_after(error), started)
+            raise
+        tell(route, response.status, started)
         return response
+
+    def tell(route: str, status: Status, started: float) -> None:
+        metrics.requests.labels(route, str(status)).inc()
+        metrics.request_seconds.labels(route).observe(time.monotonic() - started)
 
     return measured

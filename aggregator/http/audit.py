@@ -6,8 +6,8 @@ import msgspec
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from aggregator.audit import Action
-from aggregator.http.requests import id_of
+from aggregator.audit import BROKEN_OFF, Action, Status
+from aggregator.http.requests import id_of, status_after
 from aggregator.intake.callers import REMOTE
 from aggregator.service import Service
 from secagg.http_api import Problem
@@ -28,14 +28,22 @@ def audited(service: Service) -> Middleware:
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        response = await handler(request)
+        try:
+            response = await handler(request)
+        except BaseException as error:  # the caller left, or the service is being stopped
+            tell(request, status_after(error), None)
+            raise
+        tell(request, response.status, _reason(response))
+        return response
+
+    def tell(request: web.Request, status: Status, reason: str | None) -> None:
         resource = request.match_info.route.resource
         route = resource.canonical if resource else ""
         if not route.startswith(_OPERATOR):
-            return response
+            return
         read = request.method in ("GET", "HEAD") and not route.endswith(_HANDED_OUT)
-        if read and response.status < 400:
-            return response
+        if read and (status == BROKEN_OFF or status < 400):
+            return
         named = dict(request.match_info)
         if "/devices/" in route:  # a device's key is in no log
             key = bytes.fromhex(named.pop("key"))
@@ -50,11 +58,10 @@ def audited(service: Service) -> Middleware:
                 | request.get(_SUBJECT, {}),
                 remote=request[REMOTE],
                 request_id=id_of(request) or "",
-                status=response.status,
-                reason=_reason(response),
+                status=status,
+                reason=reason,
             )
         )
-        return response
 
     return middleware
 

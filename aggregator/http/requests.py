@@ -8,6 +8,7 @@ import secrets
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
+from aggregator.audit import BROKEN_OFF, Status
 from aggregator.intake.callers import REMOTE
 from aggregator.logs import carrying
 
@@ -40,6 +41,11 @@ async def show_id(request: web.Request, response: web.StreamResponse) -> None:
     """For ``on_response_prepare``."""
     if (name := id_of(request)) is not None:
         response.headers[HEADER] = name
+
+
+def status_after(error: BaseException) -> Status:
+    """What became of a request whose handler raised."""
+    return error.status if isinstance(error, web.HTTPException) else BROKEN_OFF
 
 
 def _remote(request: web.Request, behind_proxy: bool) -> str:

@@ -87,9 +87,10 @@ def _drop_below_threshold(
 
 
 def _drop_repeats(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Failures and refusals are what others can bring about as often as they like."""
+    """Failures and refusals are what others can bring about as often as they like; what is
+    critical they cannot."""
     refused = event["event"] == "refused"
-    if event["level"] in ("debug", "info") and not refused:
+    if event["level"] in ("debug", "info", "critical") and not refused:
         return event
     kind = tuple(event.get(name) for name in _KIND)
     admitted, ended = (_refusals if refused else _failures).admit(kind, time.monotonic())

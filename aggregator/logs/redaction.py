@@ -3,31 +3,55 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
-_LOOKED_AT = 1 << 16  # characters of a text that are searched; what is beyond is left out
+_LOOKED_AT = 1 << 14  # characters of a text that are searched; what is beyond is left out
 _HEX_KEPT = 8  # digits that tell one digest from another
+_NAMES = "password|passwd|token|secret|seed|authorization|access_?key|api_?key|private_?key"
+_RANDOM_MIN = 0.25  # share of capitals and digits; random base64 has 0.56, a path few
 
-_PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (
-    (re.compile(r"://[^\s'\"]*@"), "://<redacted>@"),  # user and password of a URL
-    (re.compile(r"\[parameters: .*?\]\s*$", re.DOTALL | re.MULTILINE), "[parameters: <redacted>]"),
-    (re.compile(r"^\s*DETAIL: .*$", re.MULTILINE), "DETAIL: <redacted>"),  # PostgreSQL shows values
-    (re.compile(r"\b(bearer|basic) +[^\s'\",;]+", re.IGNORECASE), r"\1 <redacted>"),
+
+def _without_user(found: re.Match[str]) -> str:
+    """What stands between ``://`` and the last ``@`` is user and password."""
+    before, at, host = found[0].rpartition("@")
+    return f"://<redacted>@{host}" if at else before + host
+
+
+def _without_random(found: re.Match[str]) -> str:
+    text = found[0]
+    kinds = sum(c.isupper() for c in text), sum(c.isdigit() for c in text)
+    random = all(kinds) and not text.isupper() and sum(kinds) >= _RANDOM_MIN * len(text)
+    return "<redacted>" if random else text
+
+
+# Each is linear in the text: no part of it is looked at again from another beginning. Lines are
+# written on the event loop, and of texts that callers choose.
+_PATTERNS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
+    (re.compile(r"://[^\s'\"]*+"), _without_user),
+    (
+        re.compile(r"\[parameters: .*?(?:\][ \t]*$|\Z)", re.DOTALL | re.MULTILINE),
+        "[parameters: <redacted>]",
+    ),
+    (re.compile(r"^[ \t]*+DETAIL: .*$", re.MULTILINE), "DETAIL: <redacted>"),  # shows values
+    (re.compile(r"\b(bearer|basic) ++[^\s'\",;]++", re.IGNORECASE), r"\1 <redacted>"),
     (
         re.compile(
-            r"\b(\w*(?:password|passwd|token|secret|seed|authorization))(\s*[=:]\s*)[^\s,;)\]}]+",
+            rf"((?:{_NAMES})\w{{0,40}}['\"]?\s{{0,8}}[=:]\s{{0,8}})"
+            r"(?:\"[^\"]*+\"|'[^']*+'|[^\s,;)\]}]++)",
             re.IGNORECASE,
         ),
-        r"\1\2<redacted>",
+        r"\1<redacted>",
     ),
-    (re.compile(r"\bb'(?:[^'\\]|\\.)*(?:'|\Z)", re.DOTALL), "<bytes>"),
-    (re.compile(r'\bb"(?:[^"\\]|\\.)*(?:"|\Z)', re.DOTALL), "<bytes>"),
+    (re.compile(r"\bb'(?:[^'\\]|\\.)*+(?:'|\\?\Z)", re.DOTALL), "<bytes>"),
+    (re.compile(r'\bb"(?:[^"\\]|\\.)*+(?:"|\\?\Z)', re.DOTALL), "<bytes>"),
     (
-        re.compile(rf"(?<![0-9A-Za-z])([0-9a-fA-F]{{{_HEX_KEPT}}})[0-9a-fA-F]{{24,}}"),
+        re.compile(rf"(?<![0-9A-Za-z])([0-9a-fA-F]{{{_HEX_KEPT}}})[0-9a-fA-F]{{24,}}+"),
         r"\1...",
     ),
+    (re.compile(r"(?<![\w+/-])[\w+/-]{40,}+={0,2}", re.ASCII), _without_random),  # base64
     (  # base64url, such as a token: digits, small and capital letters, and long
         re.compile(
-            r"(?<![\w+-])(?=[\w+-]*\d)(?=[\w+-]*[A-Z])(?=[\w+-]*[a-z])[\w+-]{40,}={0,2}",
+            r"(?<![\w+-])(?=[\w+-]*\d)(?=[\w+-]*[A-Z])(?=[\w+-]*[a-z])[\w+-]{40,}+={0,2}",
             re.ASCII,
         ),
         "<redacted>",

@@ -81,10 +81,17 @@ def forget(blobs: Blobs, digests: Iterable[str], optimisers: Iterable[str]) -> N
             blobs.delete(f"{folder}/{digest}")
 
 
-def store_optimiser(blobs: Blobs, state: dict[str, NDArray[np.float64]]) -> bytes | None:
-    """Digest of the stored state without what the model file holds; None if that is all."""
+def store_optimiser(
+    blobs: Blobs, task: str, version: int, state: Mapping[str, NDArray[np.float64]]
+) -> bytes | None:
+    """Digest of the stored state without what the model file holds; None if that is all. No two
+    versions share a file, so that one is forgotten without a look at the others."""
     own = {name: values for name, values in state.items() if name not in _FOR_DEVICES}
-    return blobs.put_digest(OPTIMISERS, safetensors.numpy.save(own)) if own else None
+    if not own:
+        return None
+    # One entry of metadata: several have no order in the file.
+    data = safetensors.numpy.save(own, metadata={"version": f"{task} {version}"})
+    return blobs.put_digest(OPTIMISERS, data)
 
 
 def load_optimiser(blobs: Blobs, digest: bytes | None) -> dict[str, NDArray[np.float64]]:

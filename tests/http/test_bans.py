@@ -155,6 +155,10 @@ async def test_an_advert_of_a_banned_device_is_refused_in_any_task(tmp_path: Pat
             assert await rows(server, sessions) == []
             status, body = await device.request("GET", f"{device.session}/messages?after=0")
             assert (status, msgspec.json.decode(body)["reason"]) == (403, "device-banned")
+            model = (await server.view())["model_digest"]
+            for path in (f"/v1/models/{model}", f"/v1/deltas/{model}/{model}"):
+                status, body = await device.request("GET", path)
+                assert (status, msgspec.json.decode(body)["reason"]) == (403, "device-banned")
             device.state, (sent,) = client.advertise(
                 device.config,
                 model_version=0,

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
 from nacl.signing import SigningKey
 
 from aggregator import logs
 from aggregator.access import OperatorAccess
+from aggregator.audit import Action, AuditLog
 from aggregator.errors import Refusal
+from aggregator.http.routes import operator
 from aggregator.service import Service
 from secagg.errors import ConfigurationError
 from tests.kits.log_lines import lines, of
@@ -20,6 +26,7 @@ from tests.kits.service import TASK, TOKEN, Served, served, spec
 
 KEY = bytes(SigningKey(bytes(range(32))).verify_key)
 WRONG = "a-token-of-somebody-else"
+MODEL_ROUTE = "/v1/operator/tasks/{task}/model"
 
 
 async def asked(
@@ -38,6 +45,12 @@ async def asked(
     ):
         await answer.read()
         return answer.status, answer.headers
+
+
+def action(name: str) -> Action:
+    return Action(
+        who="w", action=name, subject={}, remote="r", request_id="1", status=200, reason=None
+    )
 
 
 def written(file: Path) -> list[dict[str, Any]]:
@@ -94,22 +107,64 @@ async def test_without_a_file_the_audit_log_is_among_the_other_lines(
         assert (line["component"], line["status"]) == ("audit", 200)
 
 
+@pytest.mark.parametrize("error", [ConnectionResetError, asyncio.CancelledError])
+async def test_a_model_whose_taking_is_broken_off_is_in_the_audit_log_and_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    async def breaks_off(*_: object) -> web.StreamResponse:
+        raise error
+
+    monkeypatch.setattr(operator, "model_file", breaks_off)
+    file = tmp_path / "audit.jsonl"
+    async with served(tmp_path / "data", spec(), audit_log=file) as server:
+        with contextlib.suppress(aiohttp.ClientError):
+            await asked(server, "GET", f"/tasks/{TASK}/model", TOKEN)
+        taken = written(file)[-1]
+        assert taken["action"] == f"GET {MODEL_ROUTE}"
+        assert (taken["status"], taken["subject"]) == ("broken off", {"task": TASK})
+        counted = server.service.core.metrics.requests.labels(f"GET {MODEL_ROUTE}", "broken off")
+        assert counted._value.get() >= 1  # a client may ask again
+
+
 async def test_an_audit_log_that_cannot_be_written_is_told_at_the_start_and_stops_no_operator(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "logs"
     folder.mkdir()
     async with served(tmp_path / "data", spec(), audit_log=folder / "audit") as server:
-        logs.configure()
+        logs.configure("ERROR")
         (folder / "audit").unlink()
         folder.rmdir()
-        assert (await asked(server, "POST", f"/tasks/{TASK}/pause", TOKEN))[0] == 200
-        (line,) = of("audit-log-failed", lines(capsys))
-        assert line["line"]["action"].endswith("/pause")
+        capsys.readouterr()
+        for _ in range(7):
+            assert (await asked(server, "POST", f"/tasks/{TASK}/pause", TOKEN))[0] == 200
+            await asked(server, "POST", f"/tasks/{TASK}/pause", WRONG)
+        told = lines(capsys)
+        assert of("audit-log-failed", told)
+        done = of("operator", told)
+        assert [line["action"].rpartition("/")[2] for line in done] == ["pause"] * 7
+        assert {line["who"] for line in done} == {server.service.core.pseudonyms.operator(TOKEN)}
         settings = server.settings.model_copy(update={"audit_log": folder / "audit"})
     with pytest.raises(ConfigurationError) as caught:
         Service(settings)
     assert caught.value.reason == "audit-log-unwritable"
+
+
+def test_a_line_that_came_into_the_file_in_part_is_told_and_spoils_no_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, write = tmp_path / "audit", os.write
+    log = AuditLog(file, lambda: 0.0)
+    logs.configure()
+    monkeypatch.setattr(os, "write", lambda at, data: write(at, data[: len(data) // 2]))
+    log.write(action("first"))
+    monkeypatch.undo()
+    log.write(action("second"))
+    log.write(action("third"))
+    (told,) = of("operator", lines(capsys))
+    assert told["action"] == "first"
+    _, second, third = file.read_text().splitlines()
+    assert [json.loads(line)["action"] for line in (second, third)] == ["second", "third"]
 
 
 async def test_an_address_with_many_wrong_tokens_is_slowed_down_and_others_are_not(
@@ -119,12 +174,13 @@ async def test_an_address_with_many_wrong_tokens_is_slowed_down_and_others_are_n
         attacker = {"X-Forwarded-For": "192.0.2.1, 198.51.100.7"}  # the last is the proxy's word
         for _ in range(10):
             assert (await asked(server, "GET", "/tasks", WRONG, **attacker))[0] == 403
-        status, headers = await asked(server, "GET", "/tasks", TOKEN, **attacker)
+        status, headers = await asked(server, "GET", "/tasks", WRONG, **attacker)
         assert (status, headers["Retry-After"]) == (429, "6")
         spoofed = {"X-Forwarded-For": "203.0.113.9, 198.51.100.7"}
-        assert (await asked(server, "GET", "/tasks", TOKEN, **spoofed))[0] == 429
+        assert (await asked(server, "GET", "/tasks", WRONG, **spoofed))[0] == 429
+        assert (await asked(server, "GET", "/tasks", TOKEN, **attacker))[0] == 200
         other = {"X-Forwarded-For": "198.51.100.8"}
-        assert (await asked(server, "GET", "/tasks", TOKEN, **other))[0] == 200
+        assert (await asked(server, "GET", "/tasks", WRONG, **other))[0] == 403
 
 
 def test_a_wrong_token_is_allowed_again_after_a_while() -> None:
@@ -139,6 +195,7 @@ def test_a_wrong_token_is_allowed_again_after_a_while() -> None:
         return None
 
     assert [reason(WRONG) for _ in range(11)] == ["operator-token"] * 10 + ["operator-token-tries"]
+    assert reason(TOKEN) is None  # others share the address
     now[0] = 6.0
     assert reason(TOKEN) is None  # costs no try
     assert [reason(WRONG) for _ in range(2)] == ["operator-token", "operator-token-tries"]

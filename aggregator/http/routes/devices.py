@@ -64,11 +64,11 @@ def routes(service: Service) -> list[web.RouteDef]:
         )
 
     async def model(request: web.Request) -> web.StreamResponse:
-        await service.callers.device(request)
+        await refuse_barred(core, await service.callers.device(request))
         return await model_file(service, request, request.match_info["digest"])
 
     async def delta(request: web.Request) -> web.StreamResponse:
-        await service.callers.device(request)
+        await refuse_barred(core, await service.callers.device(request))
         return await delta_file(
             service, request, request.match_info["digest"], request.match_info["held"]
         )

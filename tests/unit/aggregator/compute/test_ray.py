@@ -6,7 +6,9 @@ import asyncio
 import os
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -92,6 +94,7 @@ async def test_what_the_cluster_cannot_compute_is_computed_here(
         raise MemoryError
 
     monkeypatch.setattr(pool, "_task", pool._remote(fails))
+    monkeypatch.setattr(pool, "_left_alone_until", pool._left_alone_until)  # for the next test
     computed = []
 
     def take_off_here(work, lanes, lo):
@@ -101,6 +104,30 @@ async def test_what_the_cluster_cannot_compute_is_computed_here(
     monkeypatch.setattr(ray_pool, "take_off", take_off_here)
     await demand_same(pool, opening())
     assert sorted(computed) == list(range(0, LENGTH, COORDINATES))
+
+
+async def test_a_cluster_that_hangs_is_waited_for_once_and_left_alone_for_some_minutes() -> None:
+    waits, cancelled = [], []
+
+    def hangs(task: object, timeout: float) -> object:
+        waits.append(timeout)
+        raise TimeoutError
+
+    hung = RayPool(None, 2, COORDINATES)
+    hung._ray = SimpleNamespace(
+        put=lambda plain: plain, get=hangs, cancel=lambda task, force: cancelled.append(task)
+    )
+    hung._task = SimpleNamespace(remote=lambda *_: "task")
+    hung._waiting = ThreadPoolExecutor(1)
+    await demand_same(hung, opening(noise=True))
+    assert len(waits) == 1
+    assert cancelled == ["task"]
+    await demand_same(hung, opening())
+    assert len(waits) == 1
+    hung._left_alone_until -= ray_pool._LEFT_ALONE_S
+    await demand_same(hung, opening())
+    assert len(waits) == 2
+    await hung.close()
 
 
 async def test_a_service_releases_a_sum_that_the_cluster_opened(

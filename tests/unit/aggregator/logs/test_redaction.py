@@ -5,11 +5,14 @@ from __future__ import annotations
 import base64
 import json
 import os
+import random
 import secrets
+import time
 
 import pytest
 
 from aggregator import logs
+from aggregator.logs import redaction
 from aggregator.logs.redaction import shown
 from secagg.errors import ConfigurationError
 from tests.kits.log_lines import lines
@@ -28,6 +31,11 @@ HIDDEN = "Plan7edSecret"
         f"password={HIDDEN} host=h",
         f"cannot unpack b'\\x00{HIDDEN}\\'more' here",
         f'cannot unpack b"{HIDDEN}',
+        f'{{"operator_token": "{HIDDEN} {HIDDEN}", "name": "n"}}',
+        f"{{'sealing_seed': '{HIDDEN}'}}",
+        f"AWS_SECRET_ACCESS_KEY={HIDDEN}",
+        f"access_key: {HIDDEN}",
+        f"[parameters: ('{HIDDEN}', 1",
     ],
 )
 def test_what_could_be_a_secret_is_not_shown(text: str) -> None:
@@ -45,6 +53,42 @@ def test_keys_and_tokens_are_not_shown_and_digests_are_told_apart() -> None:
         assert text.endswith("expected 5")
         packed = base64.urlsafe_b64encode(key).decode()
         assert packed[:20] not in shown(packed + "A1a", 1_000)
+
+
+def test_base64_is_not_shown_where_it_has_slashes() -> None:
+    for seed in range(50):
+        packed = base64.b64encode(random.Random(seed).randbytes(48)).decode()
+        assert shown(f"found {packed}, expected 5", 1_000) == "found <redacted>, expected 5"
+    assert "bPxRfi" not in shown("key wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY", 600)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        "://",
+        "://a/ ",
+        "[parameters: ",
+        "\n",
+        "\n DETAIL",
+        "bearer ",
+        "password",
+        "password_",
+        "secret      ",
+        "token=\"'",
+        "b'\\",
+        "a1",
+        "aA1-",
+        "a/",
+    ],
+)
+def test_a_text_that_a_caller_chose_is_searched_in_linear_time(
+    part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redaction, "_LOOKED_AT", 1 << 17)
+    text = part * ((1 << 17) // len(part))
+    started = time.process_time()
+    shown(text, 600)
+    assert time.process_time() - started < 2.0  # quadratic: a minute and more
 
 
 def test_what_harms_nobody_stays_readable() -> None:

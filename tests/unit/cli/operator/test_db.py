@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,11 @@ def test_a_database_of_before_goes_up_and_down_and_up_again(tmp_path: Path) -> N
     assert db(data, "upgrade")["schema"] == migrating.of_code()
     found = db(data, "check")
     assert found["schema"] == found["schema_of_software"] == migrating.of_code()
+    refused = db(data, "downgrade", "--to", "0002", code=EXIT_REFUSED)  # it has a cohort
+    assert refused["reason"] == "cohort-open"
+    assert "secagg task pause" in refused["remedy"]
+    with contextlib.closing(sqlite3.connect(data / "secagg.db")) as database, database:
+        database.execute("UPDATE cohorts SET state = 'aborted' WHERE state = 'open'")
     assert db(data, "downgrade", "--to", "0002")["schema"] == "0002"
     assert db(data, "check", code=EXIT_REFUSED)["reason"] == "schema-older"
     assert db(data, "upgrade")["schema"] == migrating.of_code()
