@@ -107,7 +107,8 @@ async def test_what_the_cluster_cannot_compute_is_computed_here(
 
 
 async def test_a_cluster_that_hangs_is_waited_for_once_and_left_alone_for_some_minutes() -> None:
-    waits, cancelled = [], []
+    waits: list[float] = []
+    cancelled: list[object] = []
 
     def hangs(task: object, timeout: float) -> object:
         waits.append(timeout)
