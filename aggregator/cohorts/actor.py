@@ -88,6 +88,8 @@ class Cohort:
         self._failed = False
         self._phase_since_s = core.clock()
         self.ended_elsewhere = False  # by another replica
+        self._loop = asyncio.get_running_loop()
+        self._telling: asyncio.Task[None] | None = None
         self._queue: asyncio.Queue[Batch] = asyncio.Queue()
         self._worker = asyncio.create_task(self._work(), name=f"cohort-{cohort[:8]}")
 
@@ -125,8 +127,21 @@ class Cohort:
         return self._failed
 
     def work_failed(self) -> None:
-        """Work of this replica for the cohort has failed; it may yet succeed."""
-        self._failed = True
+        """Work of this replica for the cohort has failed; it may yet succeed. The database knows it
+        soon, since another replica may end the cohort. From any thread."""
+        if not self._failed:
+            self._failed = True
+            self._loop.call_soon_threadsafe(self._tell_failure)
+
+    def _tell_failure(self) -> None:
+        self._telling = asyncio.create_task(self._note_failure(), name=f"failed-{self.id[:8]}")
+
+    async def _note_failure(self) -> None:
+        try:
+            async with self.core.database.write() as connection:
+                await cohorts.work_failed(connection, self.id)
+        except Exception:
+            _log.exception("failure-not-noted", **self._named)
 
     async def submit(
         self, *events: Event, also: Also | None = None, must_change: bool = False
@@ -155,6 +170,8 @@ class Cohort:
 
     async def close(self) -> None:
         """Stop the worker; what is not committed is lost, as in a crash."""
+        if self._telling is not None:
+            await asyncio.wait({self._telling})
         self._worker.cancel()
         await asyncio.gather(self._worker, return_exceptions=True)
         self._fail_waiting(CohortOver())

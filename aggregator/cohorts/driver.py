@@ -47,6 +47,7 @@ from secagg.server import (
 _log = get_logger("driver")
 _UNMASKING_TRIES = 3
 _STORE_AGAIN_S = 1.0
+_SETTLE_S = 10.0  # for vectors that came before their deadline
 _UNREADABLE = [(RECEIVED, b"")]  # a log of which nothing can be said, not even who had sent
 
 
@@ -240,6 +241,15 @@ class Driver:
         """Add vectors that were whole before a crash, but not yet in the sum."""
         adding = (live.adder.add(index) for index in await live.uploads.complete())
         await asyncio.gather(*adding, return_exceptions=True)  # their devices hear when they ask
+
+    async def settle(self, live: Live) -> None:
+        """Before a deadline passes: a vector that is whole in the store has come in time. It is
+        added, or its being late is the service's failure."""
+        try:
+            async with asyncio.timeout(_SETTLE_S):
+                await self._add_complete(live)
+        except (TimeoutError, OSError):
+            live.cohort.work_failed()
 
     async def take_up(self, cohort: str) -> None:
         """Serve a cohort that another replica, or an earlier run, has opened."""

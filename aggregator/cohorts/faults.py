@@ -30,7 +30,7 @@ def fault_of(reason: str, *, late_s: float, failed: bool, restarted: bool) -> Fa
     Args:
         reason: why the cohort ended.
         late_s: seconds between the phase's deadline and its being noticed.
-        failed: the service's own work for this cohort has failed before.
+        failed: some replica's work for this cohort has failed before.
         restarted: the cohort is older than the process of some replica.
     """
     if reason in CONVICTED:

@@ -2,11 +2,13 @@
 
 The signed ``MaskedInput`` header has fixed size and digest before the first byte comes. What a
 request brings becomes one *part*, named by cohort, device, offset and length, and appears whole or
-not at all. How far a vector is follows from the names alone: parts may overlap, since a device
-sends the same bytes for the same place, and the digest decides. So any replica goes on where
-another stopped, two that write at once never mix, and nothing is remembered across a restart.
+not at all; many small ones become a larger one. How far a vector is follows from the names alone:
+parts may overlap, since a device sends the same bytes for the same place, and the digest decides.
+So any replica goes on where another stopped, two that write at once never mix, and nothing is
+remembered across a restart.
 When the last byte is there and the digest matches, the vector goes to the cohort's adder, and its
-parts are removed as soon as the sum that contains it is durable.
+parts are removed as soon as the sum that contains it is durable. A store that fails, or that lets
+one wait long, counts as a failure of the service for whose fault the cohort's end is.
 """
 
 from __future__ import annotations
@@ -14,8 +16,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from aggregator.cohorts.actor import Cohort
 from aggregator.core import Core
@@ -24,11 +29,15 @@ from aggregator.store.blobs import ARRIVING, Arriving, BlobMissing
 from secagg.errors import RemoteProtocolError
 from secagg.server import AcceptUpload, Masking, survivors_of
 
+_T = TypeVar("_T")
 UPLOADS = "uploads"
 _PART = re.compile(r"[0-9]+-[0-9]+")
 LEFT = re.compile(rf"{_PART.pattern}|{ARRIVING.pattern}")  # what there may be at a cohort's end
-_PART_BYTES = 4_096  # of a vector cut into small parts; shorter ones are few
-_SHORT_PARTS_MAX = 1_024
+_MERGED = 16
+_READ_AT_ONCE = 16  # parts of one vector
+_AHEAD_BYTES = 8 << 20  # of parts that are read before their turn
+_SLOW_S = 5.0  # a store that takes longer counts as one that fails
+_readers = ThreadPoolExecutor(2 * _READ_AT_ONCE, thread_name_prefix="parts")
 
 
 @dataclass(frozen=True, order=True)
@@ -45,17 +54,46 @@ class Part:
 
     @property
     def name(self) -> str:
-        return f"{self.offset}-{self.end - self.offset}"
+        return f"{self.offset}-{self.length}"
+
+    @property
+    def length(self) -> int:
+        return self.end - self.offset
+
+
+def chain(parts: Iterable[Part]) -> list[Part]:
+    """Those that cover the vector from 0 on without a gap, in order; each brings something."""
+    found: list[Part] = []
+    end = 0
+    for part in sorted(parts, key=lambda part: (part.offset, -part.end)):
+        if part.offset > end:
+            break
+        if part.end > end:
+            found.append(part)
+            end = part.end
+    return found
 
 
 def reach(parts: Iterable[Part]) -> int:
     """How many bytes from 0 on are there without a gap."""
-    end = 0
-    for part in sorted(parts):
-        if part.offset > end:
-            break
-        end = max(end, part.end)
-    return end
+    return max((part.end for part in chain(parts)), default=0)
+
+
+def crowd(found: Sequence[Part]) -> Sequence[Part]:
+    """The last parts of a chain, where they are to become one: 16 n of them that are all shorter
+    than 16^n bytes.
+
+    So a vector of less than 16^n bytes never has more than 16 n parts, in whatever pieces it comes,
+    while a byte is written again a few times for each power.
+    """
+    level, first = 0, len(found)
+    while first:
+        level += 1
+        while first and found[first - 1].length < _MERGED**level:
+            first -= 1
+        if len(found) - first >= _MERGED * level:
+            return found[first:]
+    return ()
 
 
 @dataclass
@@ -124,7 +162,7 @@ class Uploads:
         tickets = [t for t in self._cohort.replay.uploads.values() if not self.added(t.index)]
         if not tickets or not isinstance(self._cohort.state, Masking):
             return []
-        sizes = await asyncio.to_thread(self._core.blobs.sizes, self._folder)
+        sizes = await self._ask(self._core.blobs.sizes, self._folder)
         there: dict[int, dict[str, int]] = {}
         for name, size in sizes.items():
             index, _, part = name.partition("/")
@@ -151,8 +189,7 @@ class Uploads:
         a connection broke is kept.
 
         Raises:
-            Refusal: ``upload-offset``, ``upload-taken-over``, ``upload-parts``, or as
-                ``bodies.stream``.
+            Refusal: ``upload-offset``, ``upload-taken-over``, or as ``bodies.stream``.
         """
         slot = self._slot(index)
         if slot.writer is not None:
@@ -168,15 +205,7 @@ class Uploads:
                 return received
             if offset != received:
                 raise _elsewhere(received, offset)
-            if len(slot.parts) > _SHORT_PARTS_MAX + ticket.size_bytes // _PART_BYTES:
-                raise Refusal(
-                    Kind.TOO_MANY,
-                    "upload-parts",
-                    "The vector came in too many small parts.",
-                    expected=f"at least {_PART_BYTES} bytes a request",
-                    found=len(slot.parts),
-                    remedy="Send the rest in one request.",
-                )
+            await self._merge(index, slot)
             work = self._write(index, slot, offset, ticket.size_bytes, body)
             slot.writer = asyncio.create_task(work)
             try:
@@ -193,7 +222,7 @@ class Uploads:
     async def _write(
         self, index: int, slot: _Slot, offset: int, size: int, body: AsyncIterator[bytes]
     ) -> None:
-        with self._core.blobs.arriving(f"{self._folder}/{index}") as arriving:
+        with self._arriving(index) as arriving:
             try:
                 async for part in body:
                     if offset + arriving.size + len(part) > size:
@@ -204,7 +233,7 @@ class Uploads:
                             expected=size,
                             found=offset + arriving.size + len(part),
                         )
-                    arriving.write(part)
+                    self._put(arriving, part)
                     self._core.metrics.upload_bytes.inc(len(part))
             finally:
                 if arriving.size:
@@ -213,7 +242,7 @@ class Uploads:
     async def _keep(self, index: int, slot: _Slot, offset: int, arriving: Arriving) -> None:
         part = Part(offset, offset + arriving.size)
         try:
-            await asyncio.to_thread(arriving.keep, f"{self._folder}/{index}/{part.name}")
+            await self._ask(arriving.keep, f"{self._folder}/{index}/{part.name}")
         except FileNotFoundError:  # the vector is in the sum, or the cohort at its end
             await self._cohort.refresh()
             raise _elsewhere(self._received(index, slot), offset) from None
@@ -229,10 +258,8 @@ class Uploads:
         ticket = self.ticket(index)
         data = bytearray()
         try:
-            for part in sorted(self._stored(index)):
-                if part.offset <= len(data) < part.end:
-                    found = self._core.blobs.get(f"{self._folder}/{index}/{part.name}")
-                    data += memoryview(found)[len(data) - part.offset :]
+            for piece in self._pieces(index, chain(self._stored(index))):
+                data += piece
         except BlobMissing:
             data.clear()
         if len(data) < ticket.size_bytes:
@@ -269,7 +296,76 @@ class Uploads:
         return self.ticket(index).size_bytes if self.added(index) else reach(slot.parts)
 
     async def _look(self, index: int, slot: _Slot) -> None:
-        slot.parts = await asyncio.to_thread(self._stored, index)
+        slot.parts = await self._ask(self._stored, index)
+
+    async def _merge(self, index: int, slot: _Slot) -> None:
+        """Where many small parts came last, make one of them. It delays this device alone."""
+        run = crowd(chain(slot.parts))
+        if not run:
+            return
+        whole = Part(run[0].offset, run[-1].end)
+        inner = {p for p in slot.parts if whole.offset <= p.offset and p.end <= whole.end}
+        try:
+            await self._ask(self._merge_now, index, run, whole, inner - {whole})
+        except (BlobMissing, FileNotFoundError):  # another replica was first
+            await self._look(index, slot)
+        else:
+            slot.parts = slot.parts - inner | {whole}
+
+    def _merge_now(
+        self, index: int, run: Sequence[Part], whole: Part, inner: Iterable[Part]
+    ) -> None:
+        folder = f"{self._folder}/{index}"
+        with self._core.blobs.arriving(folder) as arriving:
+            for piece in self._pieces(index, run):
+                arriving.write(piece)
+            arriving.keep(f"{folder}/{whole.name}")
+        self._core.blobs.clear(folder, re.compile("|".join(part.name for part in inner)))
+
+    def _pieces(self, index: int, run: Sequence[Part]) -> Iterator[bytes]:
+        """The bytes that a chain, or some of it in a row, covers; read a few parts ahead."""
+        waiting: deque[tuple[Part, Future[bytes]]] = deque()
+        left, ahead = deque(run), 0
+        end = run[0].offset if run else 0
+        while left or waiting:
+            while left and len(waiting) < _READ_AT_ONCE:
+                if waiting and ahead + left[0].length > _AHEAD_BYTES:
+                    break
+                part = left.popleft()
+                ahead += part.length
+                name = f"{self._folder}/{index}/{part.name}"
+                waiting.append((part, _readers.submit(self._core.blobs.get, name)))
+            part, found = waiting.popleft()
+            ahead -= part.length
+            yield found.result()[end - part.offset :]
+            end = part.end
+
+    async def _ask(self, work: Callable[..., _T], *arguments: object) -> _T:
+        """Ask the store, in a thread."""
+        slow = asyncio.get_running_loop().call_later(_SLOW_S, self._cohort.work_failed)
+        try:
+            return await asyncio.to_thread(work, *arguments)
+        except FileNotFoundError:  # its caller knows why
+            raise
+        except OSError:
+            self._cohort.work_failed()
+            raise
+        finally:
+            slow.cancel()
+
+    def _arriving(self, index: int) -> Arriving:
+        try:
+            return self._core.blobs.arriving(f"{self._folder}/{index}")
+        except OSError:
+            self._cohort.work_failed()
+            raise
+
+    def _put(self, arriving: Arriving, data: bytes) -> None:
+        try:
+            arriving.write(data)
+        except OSError:
+            self._cohort.work_failed()
+            raise
 
     def _stored(self, index: int) -> set[Part]:
         return _whole(self._core.blobs.sizes(f"{self._folder}/{index}"))
@@ -278,7 +374,7 @@ class Uploads:
 def _whole(sizes: Mapping[str, int]) -> set[Part]:
     """Parts that are as long as their names say: a crash of the machine may cut one."""
     parts = {Part.named(name): size for name, size in sizes.items() if _PART.fullmatch(name)}
-    return {part for part, size in parts.items() if size == part.end - part.offset}
+    return {part for part, size in parts.items() if size == part.length}
 
 
 def _elsewhere(received: int, offset: int) -> Refusal:

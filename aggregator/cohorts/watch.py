@@ -105,6 +105,7 @@ class Watch:
         replay = live.cohort.replay
         again: float | None = None
         try:
+            await self._driver.settle(live)
             await live.cohort.submit(Tick(self._core.clock()))
         except (CohortOver, SecaggError):
             pass  # it has ended, or has no deadline any more

@@ -249,8 +249,9 @@ class _ArrivingFile(Arriving):
     def write(self, data: bytes) -> None:
         left = memoryview(data)
         while left:
-            left = left[self._file.write(left) :]
-        self.size += len(data)
+            written = self._file.write(left)
+            self.size += written  # also where the disk is full in the middle of it
+            left = left[written:]
 
     def keep(self, name: str) -> None:
         self._path.replace(self._root / name)

@@ -8,7 +8,14 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 
 from aggregator.store.database import Connection, cells_of, expect_one
-from aggregator.store.schema import cohort_events, cohorts, contributions, partial_sums, tasks
+from aggregator.store.schema import (
+    cohort_events,
+    cohorts,
+    contributions,
+    partial_sums,
+    service_facts,
+    tasks,
+)
 from aggregator.store.sealing import EVENT
 
 # -- one cohort ---------------------------------------------------------------------------------
@@ -115,6 +122,27 @@ async def close(
     )
     for table in (cohort_events, contributions, partial_sums):
         await connection.execute(sa.delete(table).where(table.c.cohort == cohort))
+    failure = service_facts.c.name == _failure_of(cohort)
+    await connection.execute(sa.delete(service_facts).where(failure))
+
+
+async def work_failed(connection: Connection, cohort: str) -> None:
+    """Work of some replica for an open cohort has failed; nothing happens once it has ended."""
+    stored = await progress(connection, cohort)
+    if stored is not None and stored.state == "open" and not await has_failed(connection, cohort):
+        await connection.execute(
+            sa.insert(service_facts).values(name=_failure_of(cohort), value=cohort)
+        )
+
+
+async def has_failed(connection: Connection, cohort: str) -> bool:
+    """Whether work of any replica for an open cohort has failed."""
+    here = service_facts.c.name == _failure_of(cohort)
+    return await connection.scalar(sa.select(service_facts.c.value).where(here)) is not None
+
+
+def _failure_of(cohort: str) -> str:
+    return f"failed-{cohort[:24]}"  # a name has at most 32 characters
 
 
 async def take_lease(

@@ -23,6 +23,7 @@ from client_sdk.network.http import (
 from secagg.http_api import UploadState
 
 CONFLICT = "upload-conflict"
+_DAMAGED = "vector-digest"  # and what came is dropped
 CHUNK_BYTES_FIRST = 1 << 14
 _CHUNK_BYTES_MIN = 1 << 12
 _PARTS = 16  # of a vector; one chunk is at most so small a part of a large one
@@ -85,6 +86,7 @@ class VectorUpload:
         self._pace = pace
         self._note = note
         self._pause_s = 0.0  # after a chunk's first bytes, from the first broken one on
+        self._sent_again = False  # from its beginning
 
     async def run(self) -> None:
         """Send from where the aggregator has it, until the last byte is acknowledged.
@@ -140,6 +142,9 @@ class VectorUpload:
             ) as response:
                 state = await read_json(response, UploadState, PROBLEM_BYTES_MAX)
         except TransportError as error:
+            if error.own_status == 400 and error.reason == _DAMAGED and not self._sent_again:
+                self._sent_again = True  # on its way or in the store, which a crash may damage
+                return await self._received()
             if error.own_status != 409 and not is_transient(error):
                 raise
             self._pace.broke()

@@ -15,7 +15,7 @@ from client_sdk.errors import TransportError
 from client_sdk.network.transport import Transport
 from client_sdk.network.uploads import CHUNK_BYTES_FIRST, ChunkPace
 from dp.contracts import DeadlineSpec
-from secagg.http_api import UploadState
+from secagg.http_api import Problem, UploadState
 from tests.kits.fault_proxy import FaultProxy, Schedule, faulty
 from tests.kits.transports import QUICK, Served, UploadServer, json
 from tests.kits.world import QUICK as WORLD_QUICK
@@ -80,6 +80,30 @@ async def test_a_server_that_never_advances_is_given_up() -> None:
         with pytest.raises(TransportError) as caught:
             await transport.upload("s", b"payload")
         assert caught.value.reason == "upload-conflict"
+
+
+@pytest.mark.parametrize("damages", [1, 2])
+async def test_a_vector_that_was_damaged_is_sent_again_once(damages: int) -> None:
+    """On its way, or in the store of a service whose machine crashed: what came is dropped."""
+    payload, server, damaged = os.urandom(40_000), UploadServer(40_000), 0
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        nonlocal damaged
+        answer = await server(request)
+        if request.method == "PUT" and len(server.kept) == server.size and damaged < damages:
+            damaged += 1
+            server.kept.clear()
+            return json(Problem(reason="vector-digest", message="Other bytes."), 400)
+        return answer
+
+    async with Served(handler, PATIENT) as (_, transport):
+        if damages == 1:
+            await transport.upload("s", payload)
+            assert server.kept == payload
+        else:
+            with pytest.raises(TransportError, match="Other bytes"):
+                await transport.upload("s", payload)
+    assert sum(size for _, size in server.chunks) == 2 * len(payload)
 
 
 async def test_offsets_that_make_no_sense_end_no_run(tmp_path: Path) -> None:

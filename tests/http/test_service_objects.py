@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,9 +13,11 @@ import pytest
 import safetensors.numpy
 
 from aggregator.cohorts import driver
+from aggregator.cohorts.adding import Adder
 from aggregator.store.blobs import BlobsUnavailable
+from aggregator.store.database import Conflict
 from tests.kits.objects import Door, s3_server
-from tests.kits.service import TASK, TOKEN, current_sum, devices, finished, served, spec
+from tests.kits.service import TASK, TOKEN, Served, current_sum, devices, finished, served, spec
 
 
 @pytest.fixture(scope="module")
@@ -72,3 +75,53 @@ async def test_a_sum_waits_for_a_store_that_is_away(
         assert finished(await asyncio.gather(*(d.run() for d in devices(server, 4)))) == 4
         (release,) = (await server.view())["releases"]
         assert (release["outcome"], away) == ("released", [5])
+
+
+async def test_a_store_that_is_away_until_the_deadline_strikes_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor where another replica ends the cohort, which met no failure itself."""
+
+    asked = []
+
+    def away(folder: str) -> None:
+        asked.append(folder)
+        raise BlobsUnavailable("write uploads", "no connection", "")
+
+    async with served(tmp_path, spec()) as server:
+        monkeypatch.setattr(server.service.core.blobs, "arriving", away)
+        runs = [asyncio.create_task(device.run()) for device in devices(server, 4)]
+        await server.until(lambda _: len(asked) == 4 and _failures(server) == 1)
+        (live,) = server.service.driver.live.values()
+        live.cohort._failed = False
+        server.ahead_s += 61.0
+        await asyncio.gather(*runs)
+        (release,) = (await server.view())["releases"]
+        assert (release["reason"], release["fault"]) == ("too-few-vectors", "unknown")
+        assert (await server.operator("GET", "/devices"))[1]["strikes"] == []
+        assert _failures(server) == 0
+
+
+def _failures(server: Served) -> int:
+    with sqlite3.connect(server.settings.data_dir / "secagg.db") as connection:
+        query = "SELECT count(*) FROM service_facts WHERE name LIKE 'failed-%'"
+        return int(connection.execute(query).fetchone()[0])
+
+
+async def test_a_vector_that_was_whole_before_its_deadline_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add, missed = Adder.add, [0]
+
+    async def late(self: Adder, index: int) -> None:
+        if missed[0] < 4:
+            missed[0] += 1
+            raise Conflict("the service did not come to add it")
+        await add(self, index)
+
+    monkeypatch.setattr(Adder, "add", late)
+    async with served(tmp_path, spec()) as server:
+        runs = [asyncio.create_task(device.run()) for device in devices(server, 4)]
+        await server.until(lambda _: missed[0] == 4)
+        server.ahead_s += 61.0
+        assert finished(await asyncio.gather(*runs)) == 4

@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -173,3 +174,26 @@ def test_a_url_is_a_bucket_and_has_no_credentials(tmp_path: Path, url: str) -> N
 def test_one_service_has_one_store(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="two stores"):
         Settings.load(data_dir=tmp_path, blob_dir=tmp_path / "b", blob_url="s3://bucket")
+
+
+def test_what_arrived_before_a_disk_was_full_is_named_by_its_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full:
+        def __init__(self, file: Any) -> None:
+            self._file = file
+            self.close = file.close
+            self._writes = 0
+
+        def write(self, data: bytes) -> int:
+            self._writes += 1
+            if self._writes == 2:
+                raise OSError(28, "No space left on device")
+            return int(self._file.write(data[:30]))
+
+    with BlobStore(tmp_path).arriving("uploads/c/0") as arriving:
+        monkeypatch.setattr(arriving, "_file", Full(arriving._file))  # type: ignore[attr-defined]
+        with pytest.raises(OSError, match="No space"):
+            arriving.write(bytes(100))
+        arriving.keep(f"uploads/c/0/0-{arriving.size}")
+    assert BlobStore(tmp_path).sizes("uploads/c/0") == {"0-30": 30}
