@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -20,7 +19,6 @@ from aggregator.store.database import Database
 @dataclass
 class Core:
     """``replica`` names this data folder, so that a restart takes its own leases up again.
-    ``shard`` names this run of this process: its partial sums are its own.
     ``pool`` runs what would block the event loop: vectors, the machine's cryptography.
     ``compute`` opens sums.
     """
@@ -35,7 +33,6 @@ class Core:
     replica: str
     signals: Signals = field(default_factory=Signals)
     metrics: Metrics = field(default_factory=Metrics)
-    shard: str = field(default_factory=lambda: secrets.token_hex(8))
     started_at: float = field(init=False)  # Unix seconds
     pseudonyms: Pseudonyms = field(init=False)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from aggregator.core import Core
 from aggregator.store import deltas, reads
-from aggregator.store.blobs import BlobMissing
+from aggregator.store.blobs import BlobDamaged, BlobMissing
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,6 @@ class Deltas:
                 return None
             name = deltas.name_of(model, base)
             content = blobs.get(name)
-        except BlobMissing:
+        except (BlobMissing, BlobDamaged):
             return None
         return Delta(name, hashlib.sha256(content).hexdigest(), len(content))

@@ -122,8 +122,7 @@ class Cohort:
 
     @property
     def failed(self) -> bool:
-        """Whether work of this replica for the cohort has failed, which weighs on whose fault an
-        end is."""
+        """Whether work of this replica for the cohort has failed."""
         return self._failed
 
     def work_failed(self) -> None:
@@ -274,7 +273,7 @@ class Cohort:
         seq, phase = self.replay.seq, stepped.state.phase
         events = [encode_event(event) for event in stepped.events]
         async with self.core.database.write() as connection:
-            await cohorts.advance(connection, self.id, seq, phase, events)
+            await cohorts.advance(connection, self.id, seq, phase, events, failed=self._failed)
             await put_mail(connection, self.sessions, self.replay.mail, stepped.effects)
             for batch in stepped.batches:
                 if batch.also is not None:

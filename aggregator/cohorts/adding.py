@@ -1,16 +1,20 @@
 """Adding vectors into the running partial sum, durably, each at most once.
 
-Every run of a process has a shard of its own: one array per cohort, written as a whole blob per
-*group* of vectors under the next generation number. One transaction then commits the generation,
+Every adder has a *shard* of its own: one array, written as a whole blob per *group* of vectors
+under the next generation number. One transaction then commits the generation and its blob's digest,
 the unique claim (cohort, device) of every member, and their ``VectorAdded`` events. A crash
 before it leaves an orphaned blob that no row names; the parts of the vectors are still there and
 are added again. So a vector costs O(d), a group one write of O(d), and nobody is counted twice.
+After a failure nobody knows which generation counts, or will once a lost commit or write arrives:
+the adder begins another shard, and never writes to a name again whose bytes may count.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import re
+import secrets
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,6 +27,7 @@ from aggregator.errors import conflict
 from aggregator.logs import get_logger
 from aggregator.store import sums
 from aggregator.store.database import Conflict, Connection
+from aggregator.store.sums import Partial
 from secagg.errors import RemoteProtocolError, SecaggError
 from secagg.ring import add_packed, lane_dtype, payload_length
 from secagg.server import VectorAdded
@@ -50,6 +55,15 @@ class _Job:
             self.done.set_exception(error)
 
 
+@dataclass(frozen=True)
+class _Group:
+    """Jobs, the shard's sum with their vectors in it, and as what it is written."""
+
+    jobs: list[_Job]
+    total: NDArray[np.unsignedinteger]
+    partial: Partial
+
+
 class Adder:
     """Adds the finished uploads of one cohort on one replica."""
 
@@ -61,7 +75,7 @@ class Adder:
         self._bits = manifest.encoding.ring_bits
         self._length = payload_length(manifest.data_length, manifest.encoding.slice_length)
         self._sum: NDArray[np.unsignedinteger] | None = None  # of generation self._generation
-        self._generation = 0
+        self._begin_shard()
         self._jobs: dict[int, _Job] = {}
         self._queue: asyncio.Queue[_Job] = asyncio.Queue()
         self._worker = asyncio.create_task(self._work(), name=f"adder-{cohort.id[:8]}")
@@ -87,6 +101,11 @@ class Adder:
             job.fail(CohortOver())
         self._sum = None
 
+    def _begin_shard(self) -> None:
+        self._shard = secrets.token_hex(8)
+        self._sum = None
+        self._generation = 0
+
     async def _work(self) -> None:
         while True:
             group = [await self._queue.get()]
@@ -95,6 +114,7 @@ class Adder:
             try:
                 await self._add_group(group)
             except Exception as error:
+                self._begin_shard()
                 if not isinstance(error, CohortOver | SecaggError):
                     self._cohort.work_failed()
                     _log.exception(
@@ -115,12 +135,10 @@ class Adder:
             group = [job for job in group if await self._still_wanted(job)]
             if not group:
                 return
-            added = await asyncio.get_running_loop().run_in_executor(
+            summed = await asyncio.get_running_loop().run_in_executor(
                 self._core.pool, self._sum_with, group
             )
-            if not added:
-                return
-            if await self._commit(added):
+            if summed is None or await self._commit(summed):
                 return
         raise Conflict("the group never became durable")
 
@@ -137,7 +155,7 @@ class Adder:
             return False
         return True
 
-    def _sum_with(self, group: list[_Job]) -> tuple[list[_Job], NDArray[np.unsignedinteger]] | None:
+    def _sum_with(self, group: list[_Job]) -> _Group | None:
         """The shard's sum plus the group's vectors, in a new array. Runs in a thread."""
         total = self._sum
         total = np.zeros(self._length, lane_dtype(self._bits)) if total is None else total.copy()
@@ -155,60 +173,63 @@ class Adder:
                 added.append(job)
         if not added:
             return None
-        name = blob_name(self._cohort.id, self._core.shard, self._generation + 1)
-        self._core.blobs.put(name, total.data.cast("B"))
-        return added, total
+        data = total.data.cast("B")
+        partial = Partial(self._shard, self._generation + 1, hashlib.sha256(data).digest())
+        self._core.blobs.put(blob_name(self._cohort.id, partial.shard, partial.generation), data)
+        return _Group(added, total, partial)
 
-    async def _commit(self, added: tuple[list[_Job], NDArray[np.unsignedinteger]]) -> bool:
+    async def _commit(self, group: _Group) -> bool:
         """Make the group durable; False if the group has to be formed anew."""
-        jobs, total = added
+        jobs, partial = group.jobs, group.partial
         now = self._core.clock()
-        generation = self._generation + 1
         events = [VectorAdded(job.index, now) for job in jobs]
 
         async def claim(connection: Connection) -> None:
-            await self._claim(connection, [job.index for job in jobs], generation)
+            await self._claim(connection, group)
 
         try:
             await self._cohort.submit(*events, also=claim, must_change=True)
         except Exception as error:
             await self._cohort.refresh()
-            if not await self._is_durable(generation):
+            if not await self._is_durable(group):
                 if not isinstance(error, Conflict | Unchanged | SecaggError):
                     raise
                 await self._fail_late(jobs, events)
                 return False
-        before = self._generation
-        self._sum, self._generation = total, generation
-        await asyncio.get_running_loop().run_in_executor(self._core.pool, self._tidy, jobs, before)
+        self._sum, self._generation = group.total, partial.generation
+        await asyncio.get_running_loop().run_in_executor(self._core.pool, self._tidy, group)
         for job in jobs:
             if not job.done.done():
                 job.done.set_result(None)
         return True
 
-    def _tidy(self, jobs: list[_Job], generation: int) -> None:
+    def _tidy(self, group: _Group) -> None:
         """Remove what the new sum holds. Runs in a thread; what stays goes at the cohort's end."""
+        before = group.partial.generation - 1
         try:
-            if generation:
-                name = blob_name(self._cohort.id, self._core.shard, generation)
+            if before:
+                name = blob_name(self._cohort.id, group.partial.shard, before)
                 self._core.blobs.delete(name)
-            for job in jobs:
+            for job in group.jobs:
                 self._uploads.drop(job.index)
         except OSError:
             _log.exception("parts-not-removed", cohort=self._cohort.id)
 
-    async def _is_durable(self, generation: int) -> bool:
+    async def _is_durable(self, group: _Group) -> bool:
         """Whether a commit whose answer was lost has happened all the same."""
+        identities = self._identities(group)
         async with self._core.database.read() as connection:
-            found = await sums.generation_of(connection, self._cohort.id, self._core.shard)
-        return found == generation
+            return await sums.counts(connection, self._cohort.id, group.partial, identities)
 
     async def _fail_late(self, jobs: list[_Job], events: list[VectorAdded]) -> None:
         for job, event in zip(jobs, events, strict=True):
             if not self._uploads.added(job.index) and not await self._cohort.probe(event):
                 job.fail(conflict("upload-late", "The cohort has gone on without this vector."))
 
-    async def _claim(self, connection: Connection, indices: list[int], generation: int) -> None:
+    async def _claim(self, connection: Connection, group: _Group) -> None:
+        identities = self._identities(group)
+        await sums.add_group(connection, self._cohort.id, group.partial, identities)
+
+    def _identities(self, group: _Group) -> list[bytes]:
         roster = self._cohort.state.roster
-        identities = [roster[index].identity_key for index in indices]
-        await sums.add_group(connection, self._cohort.id, self._core.shard, generation, identities)
+        return [roster[job.index].identity_key for job in group.jobs]

@@ -29,7 +29,7 @@ from aggregator.disk import full
 from aggregator.errors import not_found
 from aggregator.logs import get_logger
 from aggregator.store import cohorts, mail, sessions
-from aggregator.store.blobs import BlobsUnavailable
+from aggregator.store.blobs import BlobDamaged, BlobMissing, BlobsUnavailable
 from aggregator.store.database import Conflict, Connection
 from aggregator.store.sealing import CELL_MOVED, CellRefused
 from aggregator.tasks import Task, Tasks
@@ -47,6 +47,7 @@ from secagg.server import (
 _log = get_logger("driver")
 _UNMASKING_TRIES = 3
 _STORE_AGAIN_S = 1.0
+_MISSING_MAX_S = 300.0  # a store that lags shows a file by then; one that lost it never does
 _SETTLE_S = 10.0  # for vectors that came before their deadline
 _UNREADABLE = [(RECEIVED, b"")]  # a log of which nothing can be said, not even who had sent
 
@@ -69,6 +70,7 @@ class Live:
         self.uploads = Uploads(core, cohort)
         self.adder = Adder(core, cohort, self.uploads)
         self._unmasking: asyncio.Task[None] | None = None
+        self._missing_since_s: float | None = None
 
     def members(self) -> dict[str, Member]:
         """By session."""
@@ -90,6 +92,16 @@ class Live:
     def unmasked_by(self, work: asyncio.Task[None]) -> None:
         """``work`` removes the masks; it ends with this cohort."""
         self._unmasking = work
+
+    def missing_for_s(self, now: float) -> float:
+        """A file that is needed for the sum is not in the store, or not as it was written.
+
+        Returns:
+            For how many seconds this has been so, as this replica has seen.
+        """
+        if self._missing_since_s is None:
+            self._missing_since_s = now
+        return now - self._missing_since_s
 
     async def close(self, *, ended: bool) -> None:
         await self.adder.close()
@@ -357,15 +369,20 @@ class Driver:
                 return
             except (CohortOver, asyncio.CancelledError):
                 raise
+            except (BlobsUnavailable, BlobMissing, BlobDamaged) as error:
+                cohort.work_failed()
+                lost = not isinstance(error, BlobsUnavailable)
+                if lost and live.missing_for_s(self._core.clock()) > _MISSING_MAX_S:
+                    _log.exception("sum-refused", cohort=cohort.id, reason=error.reason)
+                    reason = error.reason
+                    break
+                _log.exception("opening-waits", cohort=cohort.id, reason=error.reason)
+                await asyncio.sleep(_STORE_AGAIN_S)
+                return  # it may be right at the poller's next look
             except SecaggError as error:
                 _log.warning("sum-refused", cohort=cohort.id, reason=error.reason)
                 reason = error.reason
                 break
-            except BlobsUnavailable:  # it may be back at the poller's next look
-                cohort.work_failed()
-                _log.exception("opening-waits", cohort=cohort.id)
-                await asyncio.sleep(_STORE_AGAIN_S)
-                return
             except Exception:
                 cohort.work_failed()
                 _log.exception(

@@ -18,6 +18,7 @@ from aggregator.compute.opening import Opening
 from aggregator.core import Core
 from aggregator.logs import get_logger
 from aggregator.store import cohorts, sums
+from aggregator.store.sums import Partial
 from dp.noise.removable import RemovablePart, Removed, removable_part
 from secagg.ring import add_into, lane_dtype
 from secagg.server import masking_set_of, survivors_of
@@ -82,13 +83,13 @@ async def unmasked_sum(core: Core, cohort: Cohort, plan: UnmaskingPlan) -> Unmas
 
     Raises:
         RemoteProtocolError: ``check-coordinates``.
+        BlobMissing, BlobDamaged: of a partial sum.
     """
     async with core.database.read() as connection:
-        found = await sums.generations(connection, cohort.id)
-    names = [blob_name(cohort.id, shard, generation) for shard, generation in found]
+        partials = await sums.partials(connection, cohort.id)
     loop = asyncio.get_running_loop()
     with core.metrics.opening_seconds.time():
-        total = await loop.run_in_executor(core.pool, _load, core, names, plan)
+        total = await loop.run_in_executor(core.pool, _load, core, cohort.id, partials, plan)
         parts = await loop.run_in_executor(core.pool, _needless_noise, cohort, plan)
         opening = Opening(plan.ring_bits, plan.terms, parts)
         products = await core.compute.take_off(opening, total)
@@ -107,9 +108,15 @@ def _needless_noise(cohort: Cohort, plan: UnmaskingPlan) -> tuple[RemovablePart,
     )
 
 
-def _load(core: Core, names: list[str], plan: UnmaskingPlan) -> NDArray[np.unsignedinteger]:
+def _load(
+    core: Core, cohort: str, partials: list[Partial], plan: UnmaskingPlan
+) -> NDArray[np.unsignedinteger]:
     total = np.zeros(plan.length, lane_dtype(plan.ring_bits))
-    for name in names:
-        part = np.frombuffer(core.blobs.get(name), lane_dtype(plan.ring_bits))
-        add_into(total, part, plan.ring_bits)
+    for partial in partials:
+        name = blob_name(cohort, partial.shard, partial.generation)
+        if partial.digest is None:
+            data = core.blobs.get(name)
+        else:
+            data = core.blobs.get_verified(name, partial.digest)
+        add_into(total, np.frombuffer(data, lane_dtype(plan.ring_bits)), plan.ring_bits)
     return total

@@ -39,6 +39,20 @@ class BlobMissing(SecaggError):
         )
 
 
+class BlobDamaged(SecaggError):
+    """A blob holds other bytes than were written."""
+
+    def __init__(self, name: str, expected: bytes, found: bytes) -> None:
+        super().__init__(
+            "blob-damaged",
+            f"The stored file {name} holds other bytes than were written.",
+            expected=expected.hex(),
+            found=found.hex(),
+            remedy="Restore the blob folder or bucket from the backup that belongs to the "
+            "database.",
+        )
+
+
 class BlobsUnavailable(OSError):
     """The store did not do what it was asked, after all tries; it may do so later.
 
@@ -107,6 +121,19 @@ class Blobs(ABC):
     @abstractmethod
     def get(self, name: str) -> bytes:
         """Raises: BlobMissing."""
+
+    def get_verified(self, name: str, digest: bytes) -> bytes:
+        """A blob whose SHA-256 is known.
+
+        Raises:
+            BlobMissing:
+            BlobDamaged:
+        """
+        data = self.get(name)
+        found = hashlib.sha256(data).digest()
+        if found != digest:
+            raise BlobDamaged(name, digest, found)
+        return data
 
     @abstractmethod
     def open(self, name: str) -> Readable:

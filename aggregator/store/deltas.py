@@ -35,17 +35,18 @@ def make(blobs: Blobs, model: str, base: str) -> bool:
     """Write the delta, unless it is there; False if it is no shorter than the model.
 
     Raises:
-        BlobMissing: of one of the two.
+        BlobMissing, BlobDamaged: of one of the two.
     """
     name = name_of(model, base)
     if blobs.exists(name):
         return True
-    file = blobs.get(f"{MODELS}/{model}")
+    file = blobs.get_verified(f"{MODELS}/{model}", bytes.fromhex(model))
     header, tensors = _parts(file)
     old = Base()
     if base != NOTHING:
-        held = safetensors.numpy.load(blobs.get(f"{MODELS}/{base}"))
-        old = Base(bytes.fromhex(base), held)
+        digest = bytes.fromhex(base)
+        held = safetensors.numpy.load(blobs.get_verified(f"{MODELS}/{base}", digest))
+        old = Base(digest, held)
     delta = encode(header, tensors, old)
     shapes = {name: (str(t.dtype), t.shape) for name, t in tensors.items()}
     if len(delta) >= len(file) or decode(delta, old, shapes, len(header)) != file:

@@ -71,7 +71,11 @@ def store(
 
 
 def load(blobs: Blobs, digest: bytes) -> NDArray[np.float32]:
-    return safetensors.numpy.load(blobs.get(f"{MODELS}/{digest.hex()}"))["vector"]
+    """
+    Raises:
+        BlobMissing, BlobDamaged: as for all that is loaded here.
+    """
+    return _tensors(blobs, MODELS, digest)["vector"]
 
 
 def forget(blobs: Blobs, digests: Iterable[str], optimisers: Iterable[str]) -> None:
@@ -97,7 +101,7 @@ def store_optimiser(
 def load_optimiser(blobs: Blobs, digest: bytes | None) -> dict[str, NDArray[np.float64]]:
     if digest is None:
         return {}
-    return safetensors.numpy.load(blobs.get(f"{OPTIMISERS}/{digest.hex()}"))
+    return _tensors(blobs, OPTIMISERS, digest)
 
 
 def load_state(
@@ -105,7 +109,11 @@ def load_state(
 ) -> dict[str, NDArray[np.float64]]:
     """The algorithm's state that belongs to a version, from its two files."""
     state = load_optimiser(blobs, optimiser)
-    tensors = safetensors.numpy.load(blobs.get(f"{MODELS}/{model.hex()}"))
+    tensors = _tensors(blobs, MODELS, model)
     for name in _FOR_DEVICES.keys() & tensors.keys():
         state[name] = tensors[name].astype(np.float64)
     return state
+
+
+def _tensors(blobs: Blobs, folder: str, digest: bytes) -> dict[str, NDArray[Any]]:
+    return safetensors.numpy.load(blobs.get_verified(f"{folder}/{digest.hex()}", digest))

@@ -109,6 +109,8 @@ cohorts = sa.Table(
     sa.Column("ended_at", sa.Float(53)),
     sa.Column("opener", sa.String(64)),  # replica that unmasks the sum
     sa.Column("opener_until", sa.Float(53)),
+    # Whether work of some replica for it has failed.
+    sa.Column("service_failed", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.UniqueConstraint("task", "model_version", "attempt"),
 )
 
@@ -178,6 +180,7 @@ partial_sums = sa.Table(
     sa.Column("cohort", _Hex, sa.ForeignKey("cohorts.cohort"), primary_key=True),
     sa.Column("shard", _Hex, primary_key=True),
     sa.Column("generation", sa.Integer, nullable=False),
+    sa.Column("digest", _Hex),  # SHA-256 of the blob; null before schema 0013
 )
 
 releases = sa.Table(

@@ -43,16 +43,16 @@ async def test_vectors_of_a_group_are_in_memory_one_after_the_other(
     lanes = with_checks(np.arange(LENGTH, dtype=np.int64) % 7, BITS, SLICE)
     file = tmp_path / "vector"
     file.write_bytes(pack(lanes, BITS))
-    core: Any = SimpleNamespace(blobs=BlobStore(tmp_path / "blobs"), shard="0" * 16)
+    core: Any = SimpleNamespace(blobs=BlobStore(tmp_path / "blobs"))
     cohort: Any = SimpleNamespace(task=SimpleNamespace(manifest=MANIFEST), id="c" * 64)
     uploads: Any = SimpleNamespace(packed=lambda _: file.read_bytes())
     adder = Adder(core, cohort, uploads)
     group = [_Job(index) for index in range(devices)]
     found = []
     peak = await asyncio.to_thread(peak_of, lambda: found.append(adder._sum_with(group)))
-    [(added, total)] = found
-    assert added == group
-    np.testing.assert_array_equal(total, lanes * devices)
+    [summed] = found
+    assert summed.jobs == group
+    np.testing.assert_array_equal(summed.total, lanes * devices)
     assert peak < 1.05 * (LANES + PACKED) + (4 << 20)  # the sum, one vector, chunks of both
     await adder.close()
 

@@ -1,0 +1,195 @@
+"""The service does not know what its database or its store has done, or they lie to it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from aggregator.cohorts import driver
+from aggregator.cohorts.adding import Adder
+from aggregator.store import models, sums
+from aggregator.store.blobs import BlobDamaged, BlobStore
+from aggregator.store.database import Connection, Database
+from aggregator.store.deltas import NOTHING, make
+from aggregator.store.sums import Partial
+from secagg.errors import RemoteProtocolError
+from tests.kits.service import current_sum, devices, finished, run, served, spec
+
+
+@pytest.mark.parametrize(("restarts", "status"), [(True, 500), (False, 200)])
+async def test_a_sum_that_counts_is_never_written_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restarts: bool, status: int
+) -> None:
+    """The answer to a commit is lost; the database may be away when the service asks after it."""
+    async with served(tmp_path, spec()) as server:
+        fleet = devices(server, 4)
+        armed, away, tried = False, False, asyncio.Event()
+        write, read, commit = Database.write, Database.read, Adder._commit
+
+        @asynccontextmanager
+        async def losing(self: Database) -> AsyncIterator[Connection]:
+            nonlocal armed, away
+            async with write(self) as connection:
+                yield connection
+            if armed:
+                armed, away = False, restarts
+                raise OSError("connection lost after COMMIT was sent")
+
+        @asynccontextmanager
+        async def absent(self: Database) -> AsyncIterator[Connection]:
+            nonlocal away
+            if away:
+                away = False
+                raise OSError("the database restarts")
+            async with read(self) as connection:
+                yield connection
+
+        async def first(self: Adder, group: object) -> bool:
+            nonlocal armed
+            armed = not tried.is_set()
+            return await commit(self, group)  # type: ignore[arg-type]
+
+        async def hold(name: str) -> None:
+            if name == "vector":
+                await tried.wait()
+
+        for device in fleet[1:]:
+            device.hold = hold
+        upload = fleet[0].upload
+
+        async def sends(payload: bytes) -> None:
+            await upload(payload)
+            assert fleet[0].answer[0] == status
+            tried.set()
+
+        monkeypatch.setattr(fleet[0], "upload", sends)
+        monkeypatch.setattr(Database, "write", losing)
+        monkeypatch.setattr(Database, "read", absent)
+        monkeypatch.setattr(Adder, "_commit", first)
+        assert finished(await run(fleet)) == 4
+        assert (await current_sum(server))[:6].tolist() == [1, 1, 1, 1, 0, 0]
+
+
+async def test_a_generation_counts_only_with_its_own_devices_and_bytes(tmp_path: Path) -> None:
+    async with served(tmp_path, spec()) as server:
+        fleet = devices(server, 4)
+        seen, looked = [], asyncio.Event()
+
+        async def look(name: str) -> None:
+            if name != "unmask" or looked.is_set():
+                return
+            looked.set()
+            core = server.service.core
+            (cohort,) = server.service.driver.live
+            async with core.database.read() as connection:
+                (partial,) = await sums.partials(connection, cohort)
+                everybody = {device.certificate.identity_key for device in fleet}
+                other = Partial(partial.shard, partial.generation, bytes(32))
+                seen.append(await sums.counts(connection, cohort, other, everybody))
+                seen.append(await sums.counts(connection, cohort, partial, {bytes(32)}))
+
+        for device in fleet:
+            device.hold = look
+        assert finished(await run(fleet)) == 4
+    assert seen == [False, False]
+
+
+def hide(file: Path) -> None:
+    file.rename(file.with_name("hidden"))
+
+
+def change(file: Path) -> None:
+    lanes = np.frombuffer(file.read_bytes(), "<u4").copy()
+    lanes[6] += 77  # no check coordinate
+    file.with_name("hidden").write_bytes(file.read_bytes())
+    file.write_bytes(lanes.tobytes())
+
+
+@pytest.mark.parametrize(("spoil", "reason"), [(hide, "blob-missing"), (change, "blob-damaged")])
+@pytest.mark.parametrize("comes_back", [True, False])
+async def test_a_sum_waits_for_its_file_and_not_for_ever(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    spoil: Callable[[Path], None],
+    reason: str,
+    comes_back: bool,
+) -> None:
+    monkeypatch.setattr(driver, "_STORE_AGAIN_S", 0.01)
+    if not comes_back:
+        monkeypatch.setattr(driver, "_MISSING_MAX_S", 0.0)
+    async with served(tmp_path, spec()) as server:
+        spoilt: list[Path] = []
+
+        async def hold(name: str) -> None:
+            if name == "unmask" and not spoilt:
+                spoilt.extend(f for f in (tmp_path / "blobs" / "partial").rglob("*") if f.is_file())
+                for file in spoilt:
+                    spoil(file)
+
+        running = asyncio.create_task(run(devices(server, 4, hold=hold)))
+        if comes_back:
+            lives = server.service.driver.live
+            await server.until(lambda _: any(live._missing_since_s for live in lives.values()))
+            for file in spoilt:
+                file.with_name("hidden").replace(file)
+        outcomes = await running
+        (release,) = (await server.view())["releases"]
+        if comes_back:
+            assert (finished(outcomes), release["outcome"]) == (4, "released")
+            assert (await current_sum(server))[:5].tolist() == [1, 1, 1, 1, 0]
+        else:
+            assert (release["outcome"], release["reason"]) == ("charged", reason)
+            assert (release["fault"], release["struck"]) == ("service", 0)
+
+
+async def test_a_refused_sum_is_not_the_devices_fault_after_a_failure_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process that ends the cohort is another than the one whose work had failed."""
+
+    async def refused(*_: object) -> None:
+        raise RemoteProtocolError("check-coordinates", "The check coordinates are wrong.")
+
+    monkeypatch.setattr(driver, "unmasked_sum", refused)
+    async with served(tmp_path, spec()) as server:
+        done = []
+
+        async def hold(name: str) -> None:
+            if name in ("vector", "unmask") and name not in done:
+                done.append(name)
+                if name == "vector":
+                    (live,) = server.service.driver.live.values()
+                    live.cohort.work_failed()
+                else:
+                    await server.restart()
+
+        await run(devices(server, 4, hold=hold))
+        (release,) = (await server.view())["releases"]
+        assert (release["reason"], release["fault"]) == ("check-coordinates", "unknown")
+        assert release["struck"] == 0
+
+
+def test_a_changed_model_or_state_is_refused(tmp_path: Path) -> None:
+    blobs = BlobStore(tmp_path)
+    vector, momentum = np.ones(40, np.float32), {"momentum": np.ones(40)}
+    model = models.store(blobs, "task", 1, vector).digest
+    state = models.store_optimiser(blobs, momentum)
+    assert state is not None
+    for name in (f"models/{model.hex()}", f"optimisers/{state.hex()}"):
+        data = bytearray(blobs.get(name))
+        data[-4] ^= 1
+        blobs.put(name, bytes(data))
+    for load in (
+        lambda: models.load(blobs, model),
+        lambda: models.load_optimiser(blobs, state),
+        lambda: models.load_state(blobs, model, None),
+        lambda: make(blobs, model.hex(), NOTHING),
+    ):
+        with pytest.raises(BlobDamaged) as damaged:
+            load()
+        assert (damaged.value.reason, bool(damaged.value.remedy)) == ("blob-damaged", True)
