@@ -179,7 +179,7 @@ class Measures:
         if settings.blob_url is None:  # an object store has metrics of its own
             places["blobs"] = settings.blobs_path
             if time.monotonic() - self._walked_at >= SIZES_CACHED_S:
-                self._blob_bytes = await asyncio.to_thread(_bytes_in, settings.blobs_path)
+                self._blob_bytes = await self._core.ask_blobs(_bytes_in, settings.blobs_path)
                 self._walked_at = time.monotonic()
             samples.put("secagg_blob_bytes", self._blob_bytes)
         for name, folder in places.items():

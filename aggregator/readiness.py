@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from aggregator.blob_owner import demand_same_blobs
 from aggregator.core import Core
 from aggregator.disk import full
 from aggregator.keys import load_keys
 from aggregator.ledger.log import Ledger
 from aggregator.logs import get_logger
-from secagg.errors import SecaggError
+from secagg.errors import ConfigurationError, SecaggError
 
 _log = get_logger("readiness")
 _DATABASE_S = 2.0
+_BLOBS_S = 2.0
+_KEPT_S = 1.0  # what an object store answered
 
 
 @dataclass(frozen=True)
@@ -26,18 +30,58 @@ class NotReady:
     detail: str
 
 
-async def look(core: Core, ledger: Ledger) -> NotReady | None:
-    """What keeps a replica that has started from serving; None: nothing. Each is logged."""
-    found = (
-        await _database(core)
-        or await _blobs(core)
-        or await asyncio.to_thread(_disk, core)
-        or await asyncio.to_thread(_keys, core)
-        or await asyncio.to_thread(_ledger, ledger.folder)
-    )
-    if found is not None:
-        _log.warning("not-ready", reason=found.reason, detail=found.detail)
-    return found
+class Readiness:
+    """Looks at one replica. However many ask, one look is under way at a time."""
+
+    def __init__(self, core: Core, ledger: Ledger) -> None:
+        self._core = core
+        self._ledger = ledger
+        self._looking: asyncio.Task[NotReady | None] | None = None
+        self._blobs_asked: asyncio.Task[NotReady | None] | None = None
+        self._asked_until = 0.0
+
+    async def look(self) -> NotReady | None:
+        """What keeps a replica that has started from serving; None: nothing. Each is logged."""
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.create_task(self._look(), name="readiness")
+        return await asyncio.shield(self._looking)
+
+    async def _look(self) -> NotReady | None:
+        core = self._core
+        found = (
+            await _database(core)
+            or await self._blobs()
+            or await core.ask_blobs(_disk, core)
+            or await asyncio.to_thread(_keys, core)
+            or await asyncio.to_thread(_ledger, self._ledger.folder)
+        )
+        if found is not None:
+            _log.warning("not-ready", reason=found.reason, detail=found.detail)
+        return found
+
+    async def _blobs(self) -> NotReady | None:
+        """A store that hangs is not asked again until it has answered or failed."""
+        asked = self._blobs_asked
+        if asked is None or (asked.done() and time.monotonic() >= self._asked_until):
+            asked = self._blobs_asked = asyncio.create_task(self._ask(), name="readiness-blobs")
+        done, _ = await asyncio.wait({asked}, timeout=_BLOBS_S)
+        if not done:
+            return NotReady("blobs-away", "The store of models and vectors did not answer in time.")
+        return asked.result()
+
+    async def _ask(self) -> NotReady | None:
+        core, found = self._core, None
+        try:
+            await core.ask_blobs(core.blobs.demand_answer)
+            await demand_same_blobs(core)
+        except ConfigurationError as error:
+            reason = "blobs-away" if error.reason == "blobs-unreachable" else error.reason
+            found = NotReady(reason, str(error))
+        except OSError as error:
+            found = NotReady("blobs-away", str(error))
+        if core.settings.blob_url is not None:  # a look at a folder costs nothing
+            self._asked_until = time.monotonic() + _KEPT_S
+        return found
 
 
 async def _database(core: Core) -> NotReady | None:
@@ -50,17 +94,6 @@ async def _database(core: Core) -> NotReady | None:
             "database-away",
             f"The database did not answer: {type(error).__name__}. The log has the cause.",
         )
-    return None
-
-
-async def _blobs(core: Core) -> NotReady | None:
-    try:
-        async with asyncio.timeout(_DATABASE_S):
-            await asyncio.to_thread(core.blobs.demand_answer)
-    except TimeoutError:
-        return NotReady("blobs-away", "The object store of blob_url did not answer in time.")
-    except SecaggError as error:
-        return NotReady("blobs-away", str(error))
     return None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import glob
 import secrets
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from aggregator.access import DeviceAccess, OperatorAccess
 from aggregator.audit import AuditLog
+from aggregator.blob_owner import demand_own_blobs
 from aggregator.cohorts.charging import Charging
 from aggregator.cohorts.driver import Driver
 from aggregator.cohorts.ending import Ending
@@ -30,7 +30,7 @@ from aggregator.keys import load_keys, private_text
 from aggregator.ledger.log import Ledger
 from aggregator.measures import Measures
 from aggregator.partners import Partners
-from aggregator.readiness import NotReady, look
+from aggregator.readiness import NotReady, Readiness
 from aggregator.settings.options import Settings, demand_token
 from aggregator.starting import LOCK, DataFolder, demand_own_database
 from aggregator.store import replicas
@@ -145,6 +145,7 @@ class Service:
         )
         operator = OperatorAccess(token)
         self.callers = Callers(self.access, operator, self.intake, core.pseudonyms)
+        self.readiness = Readiness(core, self.ledger)
         self.ready = False
         self.draining = False
 
@@ -152,7 +153,7 @@ class Service:
         """
         Raises:
             ConfigurationError: ``data-dir-in-use``; as ``Database.prepare``,
-                ``demand_own_database`` and ``Ledger.start``.
+                ``demand_own_database``, ``demand_own_blobs`` and ``Ledger.start``.
         """
         self._folder.take()
         try:
@@ -163,9 +164,10 @@ class Service:
 
     async def _start(self) -> None:
         core = self.core
-        await asyncio.to_thread(core.blobs.demand_answer)
+        await core.ask_blobs(core.blobs.demand_answer)
         await core.database.prepare()
         await demand_own_database(core.database, core.keys, core.settings.ledger_name)
+        await demand_own_blobs(core)
         async with core.database.write() as connection:
             await replicas.started(connection, core.replica, core.started_at)
         await core.compute.start()
@@ -193,6 +195,7 @@ class Service:
         await self.core.database.checkpoint()
         await self.core.compute.close()
         self.core.pool.shutdown(wait=True, cancel_futures=True)
+        self.core.blob_pool.shutdown(wait=False, cancel_futures=True)
         await self.core.database.close()
         self._folder.release()
 
@@ -202,4 +205,4 @@ class Service:
             return NotReady("draining", "The service is being stopped.")
         if not self.ready:
             return NotReady("starting", "The service has not started yet, or has stopped.")
-        return await look(self.core, self.ledger)
+        return await self.readiness.look()

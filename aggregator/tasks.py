@@ -98,8 +98,8 @@ class Tasks:
         task = self._task(encoded, signature)
         vector = None
         if source is not None:
-            vector = models.load(core.blobs, await self._present(source))
-        model = models.initial(core.blobs, manifest, vector)
+            vector = await core.ask_blobs(models.load, core.blobs, await self._present(source))
+        model = await core.ask_blobs(models.initial, core.blobs, manifest, vector)
         try:
             async with core.database.write() as connection:
                 await tasks.insert(

@@ -64,8 +64,9 @@ class _Stepped:
 
 
 class Cohort:
-    """``commit_more``: decisions that go into the same transaction when the phase changes;
-    ``committed``: called after it with the old phase and the new effects."""
+    """``demand``: refuses a step before its transaction begins; ``commit_more``: decisions that go
+    into the same transaction when the phase changes; ``committed``: called after it with the old
+    phase and the new effects."""
 
     def __init__(
         self,
@@ -74,6 +75,7 @@ class Cohort:
         cohort: str,
         replay: Replay,
         session_ids: Sequence[str],
+        demand: Callable[[Cohort, State], Awaitable[None]],
         commit_more: Callable[[Cohort, Connection, State, Sequence[Effect]], Awaitable[None]],
         committed: Callable[[Cohort, str, Sequence[Effect]], None],
     ) -> None:
@@ -82,6 +84,7 @@ class Cohort:
         self.id = cohort
         self.replay = replay
         self.sessions = tuple(session_ids)
+        self._demand = demand
         self._commit_more = commit_more
         self._committed = committed
         self._measured: NoiseInterval | None = None
@@ -272,6 +275,7 @@ class Cohort:
     async def _commit(self, stepped: _Stepped) -> None:
         seq, phase = self.replay.seq, stepped.state.phase
         events = [encode_event(event) for event in stepped.events]
+        await self._demand(self, stepped.state)
         async with self.core.database.write() as connection:
             await cohorts.advance(connection, self.id, seq, phase, events, failed=self._failed)
             await put_mail(connection, self.sessions, self.replay.mail, stepped.effects)

@@ -129,7 +129,7 @@ class Charging:
         cohort = entry.cohort.hex()
         encoded, statements = await asyncio.to_thread(_account_for, task, facts, entry)
         if is_apart(entry):
-            await asyncio.to_thread(self._core.blobs.put_digest, CONTRIBUTORS, list_file(entry))
+            await self._core.ask_blobs(self._core.blobs.put_digest, CONTRIBUTORS, list_file(entry))
         leaf = await self._ledger.append(connection, [encoded])
         if expected_leaf is not None and leaf != expected_leaf:
             raise Conflict("the ledger grew")

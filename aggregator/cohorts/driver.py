@@ -228,7 +228,14 @@ class Driver:
         if (served := self._live.get(cohort)) is not None:
             return served
         actor = Cohort(
-            self._core, task, cohort, replay, members, self._commit_more, self._committed
+            self._core,
+            task,
+            cohort,
+            replay,
+            members,
+            self._demand_space,
+            self._commit_more,
+            self._committed,
         )
         live = self._live[cohort] = Live(self._core, actor)
         self._members.update(live.members())
@@ -245,7 +252,7 @@ class Driver:
     ) -> None:
         with contextlib.suppress(Conflict):  # another replica was first
             await self._ending.abandon(task, cohort, log)
-        await asyncio.to_thread(self._core.blobs.clear, f"partial/{cohort}", SUMS)
+        await self._core.ask_blobs(self._core.blobs.clear, f"partial/{cohort}", SUMS)
         self._core.signals.notify(*(f"session:{session}" for session in members))
         self._wakeups.consider(task.name)
 
@@ -269,6 +276,17 @@ class Driver:
 
     # -- what a commit brings ---------------------------------------------------------------
 
+    async def _demand_space(self, cohort: Cohort, state: State) -> None:
+        """Before the transaction, which holds up every other writer.
+
+        Raises:
+            Refusal: ``disk-low``: nothing is debited, and the cohort ends.
+        """
+        if not fixes_masking_set(cohort.state, state):
+            return
+        if (low := await self._core.ask_blobs(full, self._core.settings)) is not None:
+            raise low.refusal()
+
     async def _commit_more(
         self,
         cohort: Cohort,
@@ -276,14 +294,8 @@ class Driver:
         state: State,
         effects: Sequence[Effect],
     ) -> None:
-        """Decisions in the transaction of the events: the debit, and the cohort's end.
-
-        Raises:
-            Refusal: ``disk-low``: nothing is debited, and the cohort ends.
-        """
+        """Decisions in the transaction of the events: the debit, and the cohort's end."""
         if fixes_masking_set(cohort.state, state):
-            if (low := await asyncio.to_thread(full, self._core.settings)) is not None:
-                raise low.refusal()
             await self._charging.reserve(connection, cohort)
         if isinstance(state, UnmaskingSum) and not isinstance(cohort.state, UnmaskingSum):
             await self._charging.spend(connection, cohort.task, cohort.id, facts_of(state))
@@ -331,7 +343,7 @@ class Driver:
         self._forget(live)
         try:
             await live.close(ended=True)
-            await asyncio.to_thread(self._core.blobs.clear, f"partial/{cohort.id}", SUMS)
+            await self._core.ask_blobs(self._core.blobs.clear, f"partial/{cohort.id}", SUMS)
         except OSError:
             _log.exception("parts-not-removed", cohort=cohort.id)  # the janitor tries again
         await self._ending.published(cohort, mine=not cohort.ended_elsewhere)

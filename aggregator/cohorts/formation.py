@@ -160,7 +160,7 @@ async def try_form(core: Core, task: Task) -> Formed | NotYet:
         due = max(arrived, ended_at) + task.manifest.deadlines.report_s
         if now < due:
             return NotYet(due)
-    if (low := await asyncio.to_thread(full, core.settings)) is not None:
+    if (low := await core.ask_blobs(full, core.settings)) is not None:
         _log.warning(
             "cohort-held-back",
             task=task.name,

@@ -12,6 +12,7 @@ import asyncio
 import re
 from pathlib import Path
 
+from aggregator.blob_owner import demand_same_blobs
 from aggregator.cohorts.adding import SUMS
 from aggregator.cohorts.drop_outs import NOT_DEALING_KEPT_S
 from aggregator.cohorts.standing import forget_old
@@ -49,9 +50,10 @@ class Janitor:
             await asyncio.sleep(_PERIOD_S)
 
     async def sweep(self) -> None:
+        await demand_same_blobs(self._core)
         now = self._core.clock()
         # Listed before the query: a cohort that opens meanwhile is not in the list.
-        folders = await asyncio.to_thread(self._folders)
+        folders = await self._core.ask_blobs(self._folders)
         before = await asyncio.to_thread(self._folders_of_before)
         async with self._core.database.write() as connection:
             await sessions.forget_old(connection, now - self._core.settings.mail_retention_s)
@@ -63,7 +65,7 @@ class Janitor:
         await self._core.database.checkpoint()
         for folder, names in folders:
             if folder.rpartition("/")[2] not in open_now:
-                await asyncio.to_thread(self._core.blobs.clear, folder, names)
+                await self._core.ask_blobs(self._core.blobs.clear, folder, names)
         for place in before:
             await asyncio.to_thread(remove_files, place, _BEFORE)
 
@@ -71,7 +73,7 @@ class Janitor:
         old = await tasks.old_versions(self._core.database)
         if old.versions:
             blobs = self._core.blobs
-            await asyncio.to_thread(models.forget, blobs, old.models, old.optimisers)
+            await self._core.ask_blobs(models.forget, blobs, old.models, old.optimisers)
             async with self._core.database.write() as connection:
                 await tasks.forget_versions(connection, old)
 

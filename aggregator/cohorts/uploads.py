@@ -287,7 +287,7 @@ class Uploads:
         """Forget everything, at the cohort's end."""
         for slot in self._slots.values():
             await slot.take_over()
-        await asyncio.to_thread(self._core.blobs.clear, self._folder, LEFT)
+        await self._core.ask_blobs(self._core.blobs.clear, self._folder, LEFT)
 
     def _slot(self, index: int) -> _Slot:
         return self._slots.setdefault(index, _Slot())
@@ -344,7 +344,7 @@ class Uploads:
         """Ask the store, in a thread."""
         slow = asyncio.get_running_loop().call_later(_SLOW_S, self._cohort.work_failed)
         try:
-            return await asyncio.to_thread(work, *arguments)
+            return await self._core.ask_blobs(work, *arguments)
         except FileNotFoundError:  # its caller knows why
             raise
         except OSError:

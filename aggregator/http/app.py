@@ -11,7 +11,7 @@ from aiohttp.typedefs import Middleware
 from aggregator.audit import Status
 from aggregator.http.audit import audited
 from aggregator.http.problems import Handler, problems
-from aggregator.http.requests import identified, show_id, status_after
+from aggregator.http.requests import identified, note_begun, show_id, status_after
 from aggregator.http.routes import admin, devices, ledger, openapi, operator, sessions
 from aggregator.service import Service
 from aggregator.settings.options import Settings
@@ -35,7 +35,7 @@ def build_app(settings: Settings, clock: Callable[[], float] = time.time) -> web
     for module in (devices, sessions, ledger, operator, openapi):
         app.add_routes(module.routes(service))
     app.cleanup_ctx.append(_run)
-    app.on_response_prepare.append(show_id)
+    app.on_response_prepare.extend((show_id, note_begun))
     app.on_shutdown.append(_let_go)
     return app
 
@@ -44,7 +44,7 @@ def build_admin_app(service: Service, inner: Sequence[Middleware] = ()) -> web.A
     """Dashboard, health and metrics; for a port that only the operator reaches. ``inner``:
     middlewares next to the pages."""
     app = web.Application(middlewares=[identified(False), problems(service.core.metrics), *inner])
-    app.on_response_prepare.append(show_id)
+    app.on_response_prepare.extend((show_id, note_begun))
     app.add_routes(admin.routes(service))
     return app
 

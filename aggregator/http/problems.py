@@ -9,7 +9,7 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from aggregator.errors import Kind, Refusal
-from aggregator.http.requests import id_of
+from aggregator.http.requests import BEGUN, id_of
 from aggregator.logs import get_logger
 from aggregator.metrics import Metrics
 from aggregator.store.blobs import BlobsUnavailable
@@ -112,7 +112,8 @@ def _member(value: object) -> object:
 
 
 def problems(metrics: Metrics) -> Middleware:
-    """Turn every exception into a problem; details of our own faults stay in the log."""
+    """Turn every exception into a problem; details of our own faults stay in the log. Once an
+    answer has begun nothing may follow it: its connection is cut."""
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -121,9 +122,27 @@ def problems(metrics: Metrics) -> Middleware:
     return middleware
 
 
-async def _answer(metrics: Metrics, request: web.Request, handler: Handler) -> web.StreamResponse:
+async def _whole(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """
+    Raises:
+        ConnectionResetError: the answer broke off, and its reader sees that it did.
+    """
     try:
         return await handler(request)
+    except ConnectionError:
+        raise
+    except Exception as error:
+        if BEGUN not in request:
+            raise
+        _log.exception("answer-broken-off", route=_route(request))
+        if request.transport is not None:
+            request.transport.abort()
+        raise ConnectionResetError("the answer broke off") from error
+
+
+async def _answer(metrics: Metrics, request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        return await _whole(request, handler)
     except SecaggError as error:
         _log.info("refused", route=_route(request), reason=error.reason)
         metrics.refusals.labels(error.reason).inc()

@@ -14,6 +14,7 @@ from aggregator.logs import carrying
 
 HEADER = "X-Request-Id"
 _ID = web.RequestKey("id", str)
+BEGUN = web.RequestKey("begun", bool)
 
 
 def new_id() -> str:
@@ -35,6 +36,11 @@ def identified(behind_proxy: bool) -> Middleware:
             return await handler(request)
 
     return middleware
+
+
+async def note_begun(request: web.Request, response: web.StreamResponse) -> None:
+    """For ``on_response_prepare``: from now on bytes of an answer may be under way."""
+    request[BEGUN] = True
 
 
 async def show_id(request: web.Request, response: web.StreamResponse) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import Mapping
 
 from aiohttp import web
 
+from aggregator.core import Core
 from aggregator.errors import Kind, Refusal, not_found
 from aggregator.service import Service
 from aggregator.store import reads
@@ -15,6 +17,8 @@ from aggregator.store.blobs import BlobMissing, Readable
 from aggregator.store.models import MODELS
 
 _PIECE_BYTES = 1 << 18
+_LARGE_PIECE_BYTES = 4 << 20  # from an object store, where each piece is a request
+_LARGE = threading.BoundedSemaphore(64)  # that are in memory while their readers take them
 _KEPT = {"Cache-Control": "max-age=86400"}
 
 
@@ -30,8 +34,8 @@ async def model_file(service: Service, request: web.Request, digest: str) -> web
     name, blobs = f"{MODELS}/{digest}", service.core.blobs
     path = blobs.path(name)
     if path is None:
-        blob = await asyncio.to_thread(blobs.open, name)
-        return await _streamed(request, blob, f'"{digest}"', _KEPT)
+        blob = await service.core.ask_blobs(blobs.open, name)
+        return await _streamed(service.core, request, blob, f'"{digest}"', _KEPT)
     if not path.is_file():
         raise BlobMissing(name)
     headers = {"Content-Type": "application/octet-stream", **_KEPT}
@@ -50,15 +54,15 @@ async def delta_file(
     if delta is None:
         raise _no_delta(model)
     try:
-        blob = await asyncio.to_thread(service.core.blobs.open, delta.name)
+        blob = await service.core.ask_blobs(service.core.blobs.open, delta.name)
     except BlobMissing:  # another replica knows of a newer version
         service.deltas.forget(delta)
         raise _no_delta(model) from None
-    return await _streamed(request, blob, f'"{delta.digest}"', {})
+    return await _streamed(service.core, request, blob, f'"{delta.digest}"', {})
 
 
 async def _streamed(
-    request: web.Request, blob: Readable, tag: str, headers: Mapping[str, str]
+    core: Core, request: web.Request, blob: Readable, tag: str, headers: Mapping[str, str]
 ) -> web.StreamResponse:
     size = blob.size
     start = _start_of(request, size) if request.headers.get("If-Range", tag) == tag else 0
@@ -70,12 +74,23 @@ async def _streamed(
     with contextlib.closing(blob):
         blob.seek(start)
         await response.prepare(request)
-        while request.method != "HEAD" and (
-            piece := await asyncio.to_thread(blob.read, _PIECE_BYTES)
-        ):
-            await response.write(piece)
+        while request.method != "HEAD" and await _send_piece(core, blob, response):
+            pass
     await response.write_eof()
     return response
+
+
+async def _send_piece(core: Core, blob: Readable, response: web.StreamResponse) -> bool:
+    """Whether there was one."""
+    large = core.settings.blob_url is not None and _LARGE.acquire(blocking=False)
+    try:
+        piece = await core.ask_blobs(blob.read, _LARGE_PIECE_BYTES if large else _PIECE_BYTES)
+        if piece:
+            await response.write(piece)
+        return bool(piece)
+    finally:
+        if large:
+            _LARGE.release()
 
 
 def _no_delta(model: str) -> Refusal:

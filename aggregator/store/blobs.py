@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
-from secagg.errors import SecaggError
+from secagg.errors import ConfigurationError, SecaggError
 from secagg.files.folders import remove_files
 
 ARRIVING = re.compile(r"\.arriving-[0-9a-f]{16}")  # what a crash leaves of an Arriving
@@ -164,7 +164,8 @@ class Blobs(ABC):
     def arriving(self, folder: str) -> Arriving:
         """A blob of this folder that is about to come."""
 
-    def demand_answer(self) -> None:  # noqa: B027  a folder was made or found
+    @abstractmethod
+    def demand_answer(self) -> None:
         """
         Raises:
             ConfigurationError: ``blobs-unreachable``: the store cannot be used as it is set.
@@ -189,6 +190,19 @@ class BlobStore(Blobs):
     def __init__(self, root: Path) -> None:
         self._root = root
         root.mkdir(parents=True, exist_ok=True)
+
+    def demand_answer(self) -> None:
+        """
+        Raises:
+            ConfigurationError: ``blobs-unreachable``.
+        """
+        if not (self._root.is_dir() and os.access(self._root, os.W_OK | os.X_OK)):
+            why = "cannot be written" if self._root.is_dir() else "does not exist"
+            raise ConfigurationError(
+                "blobs-unreachable",
+                f"The folder of blobs {self._root} {why}.",
+                remedy="Mount or restore it, or check SECAGG_BLOB_DIR.",
+            )
 
     def path(self, name: str) -> Path:
         return self._root / name

@@ -6,13 +6,15 @@ they are. Every later start compares: a replica with keys of its own would sign 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import contextlib
+from collections.abc import Awaitable, Callable, Collection
 
 import sqlalchemy as sa
 
 from aggregator.store.database import Conflict, Connection, Database
 from aggregator.store.schema import ledger_head, service_facts, tasks
 
+BLOB_STORE = "blob-store"
 SEALING_KEYS = "sealing-keys"  # ids of the keys that seal cells, between spaces
 
 
@@ -30,6 +32,20 @@ async def enter(database: Database, own: dict[str, str]) -> dict[str, str]:
             pass
         known = await read(database)
     return known
+
+
+async def enter_blob_store(database: Database, own: str, put: Callable[[], Awaitable[None]]) -> str:
+    """What the database knows of its blob store, after ``own`` was entered where it knew nothing.
+
+    ``put`` tells the store the same, before the row counts. Of replicas that start at once one
+    does both.
+    """
+    with contextlib.suppress(Conflict):  # another replica was first
+        async with database.write() as connection:
+            row = {"name": BLOB_STORE, "value": own}
+            await connection.execute(sa.insert(service_facts).values(row))
+            await put()
+    return (await read(database))[BLOB_STORE]
 
 
 async def enter_sealing_key(database: Database, ids: Collection[str], sealing: str) -> list[str]:
