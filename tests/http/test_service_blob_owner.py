@@ -10,8 +10,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from aggregator import logs
-from aggregator.cohorts import driver
+from aggregator import disk, logs
 from aggregator.http import responses
 from aggregator.store.blobs import BlobStore, BlobsUnavailable
 from secagg.errors import ConfigurationError
@@ -30,7 +29,10 @@ async def _refused(folder: Path, **settings: Any) -> ConfigurationError:
 
 
 async def test_a_folder_of_blobs_has_one_service_and_a_service_one_folder(tmp_path: Path) -> None:
-    shared = {"database_url": f"sqlite:///{tmp_path}/db", "keys_dir": tmp_path / "keys"}
+    shared: dict[str, Any] = {
+        "database_url": f"sqlite:///{tmp_path}/db",
+        "keys_dir": tmp_path / "keys",
+    }
     async with served(tmp_path / "one", blob_dir=tmp_path / "blobs", **shared) as one:
         mark = (tmp_path / "blobs" / "service").read_text()
         other = await _refused(tmp_path / "other", blob_dir=tmp_path / "blobs")
@@ -139,7 +141,7 @@ async def test_the_disk_is_looked_at_outside_of_the_transaction(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with served(tmp_path, spec()) as server:
-        real, database = driver.full, server.service.core.database
+        real, database = disk.full, server.service.core.database
         loop, wrote = asyncio.get_running_loop(), []
 
         async def write() -> None:
@@ -150,7 +152,7 @@ async def test_the_disk_is_looked_at_outside_of_the_transaction(
             asyncio.run_coroutine_threadsafe(write(), loop).result()
             return real(settings)
 
-        monkeypatch.setattr(driver, "full", full)
+        monkeypatch.setattr("aggregator.cohorts.driver.full", full)
         assert finished(await run(devices(server, 4))) == 4
         assert wrote
 
