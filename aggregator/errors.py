@@ -42,6 +42,22 @@ class Refusal(SecaggError):
         super().__init__(reason, message, expected=expected, found=found, remedy=remedy)
 
 
+class DatabaseAway(Exception):
+    """The database did not answer; it may do so later.
+
+    It is not a :class:`SecaggError`: no device and no message is at fault. ``cause``: what the
+    driver raised.
+    """
+
+    def __init__(self, address: str, cause: BaseException) -> None:
+        """``address``: without user and password."""
+        self.cause = cause
+        why = f"{type(cause).__name__}: {cause}"
+        if isinstance(cause, FileNotFoundError):  # without a name, as if it were a file of ours
+            why = "no server listens at its Unix socket (FileNotFoundError)"
+        super().__init__(f"{address} did not answer: {why}")
+
+
 _LISTED = {
     "task": "Check the name; `secagg task list` shows the operator the tasks.",
     "partner": "Check the key; `secagg partner list` shows the partners.",

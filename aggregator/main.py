@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from aiohttp import web
@@ -17,7 +18,10 @@ from aggregator import logs
 from aggregator.http import connections
 from aggregator.http.admin_port import AdminPort
 from aggregator.http.app import SERVICE, build_app
+from aggregator.service import Service
 from aggregator.settings.options import Settings
+from aggregator.store import migrating
+from secagg import __version__
 
 _DRAIN_S = 10.0  # for requests that are under way; what is cut off is resumed
 _WAIT_S = 5.0
@@ -31,7 +35,6 @@ def serve(settings: Settings) -> None:
     standard output when both ports are open; everything else goes to standard error.
     """
     logs.configure(settings.log_level)
-    logs.take_over()
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(_serve(settings))
     logs.tell_left_out()
@@ -40,11 +43,13 @@ def serve(settings: Settings) -> None:
 async def _serve(settings: Settings) -> None:
     stopping = Stopping(wait_s(settings))
     stopping.listen(asyncio.get_running_loop())
-    warn_of_open_host(settings)
     app = build_app(settings)
     service = app[SERVICE]
+    logs.take_over(service.core.replica)
+    warn_of_open_host(settings)
     public = web.AppRunner(app, access_log=None, shutdown_timeout=_DRAIN_S)
     admin = AdminPort(service, settings)
+    started = False
     try:
         await public.setup()
         here = connections.public(settings, service.core.metrics)
@@ -58,12 +63,34 @@ async def _serve(settings: Settings) -> None:
             "data_dir": str(settings.data_dir),
         }
         print(json.dumps({"listening": listening, "port": port}), flush=True)
+        tell_started(service, listening)
+        started = True
         await stopping.asked()
         service.drain()
         await stopping.wait()
     finally:
         await public.cleanup()
         await admin.stop()
+        if started:
+            _log.info("stopped")
+
+
+def tell_started(service: Service, listening: Mapping[str, object]) -> None:
+    """What an operator looks for first: of the token where it lies, never what it is."""
+    settings = service.core.settings
+    _log.info(
+        "started",
+        version=__version__,
+        schema=migrating.of_code(),
+        url=listening["url"],
+        admin_url=listening["admin_url"],
+        data_dir=listening["data_dir"],
+        database=service.core.database.address,
+        blobs=settings.blob_url or str(settings.blobs_path),
+        operator_shows="the setting operator_token"
+        if settings.operator_token is not None
+        else str(settings.data_dir / "operator.token"),
+    )
 
 
 class Stopping:

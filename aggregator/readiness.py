@@ -11,6 +11,7 @@ from pathlib import Path
 from aggregator.blob_owner import demand_same_blobs
 from aggregator.core import Core
 from aggregator.disk import full
+from aggregator.errors import DatabaseAway
 from aggregator.keys import load_keys
 from aggregator.ledger.log import Ledger
 from aggregator.logs import get_logger
@@ -24,14 +25,17 @@ _KEPT_S = 1.0  # what an object store answered
 
 @dataclass(frozen=True)
 class NotReady:
-    """``reason``: a stable word. ``detail``: for the operator, with the way out."""
+    """``reason``: a stable word. ``detail``: for the operator, with the way out. ``logged``: the
+    log has it already."""
 
     reason: str
     detail: str
+    logged: bool = False
 
 
 class Readiness:
-    """Looks at one replica. However many ask, one look is under way at a time."""
+    """Looks at one replica that has started. However many ask, one look is under way at a time.
+    A reason is logged when it comes, and the end of the last."""
 
     def __init__(self, core: Core, ledger: Ledger) -> None:
         self._core = core
@@ -39,9 +43,10 @@ class Readiness:
         self._looking: asyncio.Task[NotReady | None] | None = None
         self._blobs_asked: asyncio.Task[NotReady | None] | None = None
         self._asked_until = 0.0
+        self._reason: str | None = None
 
     async def look(self) -> NotReady | None:
-        """What keeps a replica that has started from serving; None: nothing. Each is logged."""
+        """What keeps the replica from serving; None: nothing."""
         if self._looking is None or self._looking.done():
             self._looking = asyncio.create_task(self._look(), name="readiness")
         return await asyncio.shield(self._looking)
@@ -55,8 +60,13 @@ class Readiness:
             or await asyncio.to_thread(_keys, core)
             or await asyncio.to_thread(_ledger, self._ledger.folder)
         )
-        if found is not None:
-            _log.warning("not-ready", reason=found.reason, detail=found.detail)
+        reason = None if found is None else found.reason
+        if reason != self._reason:
+            if found is None:
+                _log.warning("ready", after=self._reason)
+            elif not found.logged:
+                _log.warning("not-ready", reason=found.reason, detail=found.detail)
+            self._reason = reason
         return found
 
     async def _blobs(self) -> NotReady | None:
@@ -88,11 +98,16 @@ async def _database(core: Core) -> NotReady | None:
     try:
         async with asyncio.timeout(_DATABASE_S):
             await core.database.answers()
-    except Exception as error:  # the driver's own, of many kinds
+    except TimeoutError:
+        return NotReady("database-away", f"{core.database.address} did not answer in time.")
+    except DatabaseAway as error:
+        return NotReady("database-away", str(error), logged=True)
+    except Exception as error:  # it answers, and nothing that is of use
         _log.exception("database-away")
         return NotReady(
             "database-away",
-            f"The database did not answer: {type(error).__name__}. The log has the cause.",
+            f"The database failed: {type(error).__name__}. The log has the cause.",
+            logged=True,
         )
     return None
 

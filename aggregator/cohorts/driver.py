@@ -313,7 +313,7 @@ class Driver:
             if isinstance(effect, Refused):
                 self._tell_refused(cohort, effect)
         if cohort.state.phase != before:
-            _log.info("phase", cohort=cohort.id, phase=cohort.state.phase)
+            _log.info("phase", cohort=cohort.id, task=cohort.task.name, phase=cohort.state.phase)
         if cohort.over:
             self.spawn(self._ended(live), f"end-{cohort.id[:8]}")
         else:

@@ -8,7 +8,7 @@ import msgspec
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
-from aggregator.errors import Kind, Refusal
+from aggregator.errors import DatabaseAway, Kind, Refusal
 from aggregator.http.requests import BEGUN, id_of
 from aggregator.logs import get_logger
 from aggregator.metrics import Metrics
@@ -164,6 +164,19 @@ async def _answer(metrics: Metrics, request: web.Request, handler: Handler) -> w
                 "The service's store of models and vectors does not answer.",
                 remedy="Send the request again; the operator's log has the cause.",
                 retry_after_s=1,
+            ),
+            request,
+        )
+    except DatabaseAway:  # which the database has logged
+        _log.info("refused", route=_route(request), reason="database-away")
+        metrics.refusals.labels("database-away").inc()
+        return respond(
+            Refusal(
+                Kind.BUSY,
+                "database-away",
+                "The service's database does not answer.",
+                remedy="Send the request again; the operator's log has the cause.",
+                retry_after_s=2,
             ),
             request,
         )

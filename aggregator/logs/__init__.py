@@ -7,7 +7,8 @@ one. The loggers do not depend on structlog's global configuration, whose defaul
 variables of a traceback.
 
 A failure is told with its type, its text, a traceback of bounded length and what the request under
-way carries. The same failure again and again is counted, not written (:mod:`.repeats`).
+way carries. One of the database is told with the type and the text that its driver gave, and with
+frames of our own alone. The same failure again and again is counted, not written (:mod:`.repeats`).
 """
 
 from __future__ import annotations
@@ -18,24 +19,38 @@ import threading
 import time
 import traceback
 from collections.abc import MutableMapping
+from types import TracebackType
 from typing import Any
 
 import structlog
 
+from aggregator.errors import DatabaseAway
 from aggregator.logs.context import carried, carry, carrying
 from aggregator.logs.redaction import shown
 from aggregator.logs.repeats import LeftOut, Repeats
 from secagg.errors import SecaggError
 from secagg.secret import Secret
 
-__all__ = ["carry", "carrying", "configure", "get_logger", "redact", "shown", "tell_left_out"]
+__all__ = [
+    "carry",
+    "carrying",
+    "configure",
+    "get_logger",
+    "redact",
+    "shown",
+    "tell_left_out",
+    "tell_refused_start",
+]
 
 _SECRET_NAMES = ("token", "secret", "key", "share", "payload", "body", "authorization", "seed")
 _MESSAGE_MAX = 600  # characters of an error's text
 _TRACEBACK_MAX = 8_000
 _FRAMES_MAX = 25  # of each error of a chain, the innermost
+_DRIVERS = ("aiosqlite", "asyncpg", "sqlalchemy", "sqlite3")
+_OURS = ("aggregator", "dp", "secagg", "secagg_cli")
 _KIND = ("component", "level", "event", "reason", "error", "route", "task", "witness")
 _threshold = logging.INFO
+_always: dict[str, object] = {}  # in every line of this process
 _Repeats = Repeats[tuple[object, ...]]
 _failures, _refusals = _Repeats(), _Repeats()  # apart, so that callers crowd out no failure
 
@@ -50,7 +65,7 @@ def redact(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[s
 
 
 def _with_context(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    for name, value in carried().items():
+    for name, value in {**_always, **carried()}.items():
         event.setdefault(name, value)
     return event
 
@@ -64,13 +79,38 @@ def _with_cause(_: Any, method: str, event: MutableMapping[str, Any]) -> Mutable
     error = given if isinstance(given, BaseException) else sys.exc_info()[1] if given else None
     if error is None:
         return event
-    event["error"] = _name_of(type(error))
-    event["message"] = shown(str(error), _MESSAGE_MAX)
+    cause = _cause(error)
+    event["error"] = _name_of(type(cause or error))
+    away = isinstance(error, DatabaseAway)  # whose text has the cause's, and the address
+    event["message"] = shown(str(error if away or cause is None else cause), _MESSAGE_MAX)
     if isinstance(error, SecaggError):
         event.setdefault("reason", error.reason)
-    lines = traceback.format_exception(error, limit=-_FRAMES_MAX)
-    event["exception"] = shown("".join(lines), _TRACEBACK_MAX)
+    if cause is None:
+        lines = traceback.format_exception(error, limit=-_FRAMES_MAX)
+        event["exception"] = shown("".join(lines), _TRACEBACK_MAX)
+    elif frames := _own_frames(error.__traceback__):
+        event["exception"] = shown("".join(["Traceback:\n", *frames]), _TRACEBACK_MAX)
     return event
+
+
+def _cause(error: BaseException) -> BaseException | None:
+    """What the driver raised, where the database failed; else None."""
+    if isinstance(error, DatabaseAway):
+        return error.cause
+    if type(error).__module__.partition(".")[0] not in _DRIVERS:
+        return None
+    original: BaseException = getattr(error, "orig", None) or error
+    return original.__cause__ or original
+
+
+def _own_frames(trace: TracebackType | None) -> list[str]:
+    """The innermost; those of libraries only show how a statement reached its driver."""
+    own = [
+        (frame, line)
+        for frame, line in traceback.walk_tb(trace)
+        if frame.f_globals.get("__name__", "").partition(".")[0] in _OURS
+    ]
+    return traceback.StackSummary.extract(iter(own[-_FRAMES_MAX:])).format()
 
 
 def _name_of(kind: type) -> str:
@@ -151,9 +191,22 @@ def configure(level: str = "INFO") -> None:
     logging.basicConfig(level=logging.WARNING, handlers=[_Libraries()], force=True)
 
 
-def take_over() -> None:
+def tell_refused_start(error: SecaggError) -> None:
+    """One line about a service that does not start."""
+    get_logger("main").critical(
+        "start-refused",
+        reason=error.reason,
+        message=shown(error.message, _MESSAGE_MAX),
+        expected=error.expected,
+        found=error.found,
+        remedy=error.remedy,
+    )
+
+
+def take_over(replica: str) -> None:
     """Send what Python itself would print the same way: errors of threads, errors that nobody can
-    catch, and warnings. For a process that is ours alone."""
+    catch, and warnings. Every line names the replica. For a process that is ours alone."""
+    _always["replica"] = replica
     logging.captureWarnings(True)
     log = get_logger("python")
 

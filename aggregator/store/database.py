@@ -9,8 +9,9 @@ update or an insert under a primary key.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,16 +21,18 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
+from aggregator.errors import DatabaseAway
+from aggregator.logs import get_logger
 from aggregator.store import migrating, sqlite_driver
 from aggregator.store.sealing import Cells
-from aggregator.store.urls import postgres_arguments
+from aggregator.store.urls import address, postgres_arguments
 from secagg.errors import ConfigurationError
 
 _BUSY_MS = 30_000  # how long SQLite waits for another process's write
 _INLINE_BUSY_MS = 20  # where the event loop would wait
 _QUIET_S = 1.0
 _MIGRATION_LOCK = 0x5EC_A66  # PostgreSQL advisory lock: one replica migrates at a time
-
+_log = get_logger("database")
 
 Connection = AsyncConnection
 """One transaction, or one moment of reads."""
@@ -52,6 +55,8 @@ class Database:
         """
         self.cells = cells
         parsed = make_url(url)
+        self.address = address(parsed)
+        self._away_since: float | None = None
         self.is_sqlite = parsed.get_backend_name() == "sqlite"
         options: dict[str, Any] = {
             "pool_pre_ping": not self.is_sqlite,
@@ -145,12 +150,46 @@ class Database:
             async with self._engine.connect():
                 pass
         except Exception as error:  # the driver's own, of many kinds
-            cause = error.orig if isinstance(error, DBAPIError) else error
             raise ConfigurationError(
                 "database-unreachable",
-                f"{self._engine.url!r} did not answer: {type(cause).__name__}: {cause}.",
+                f"{DatabaseAway(self.address, _cause(error))}.",
                 remedy="Check database_url, its options, and that the database is running.",
             ) from error
+
+    @asynccontextmanager
+    async def _connected(self) -> AsyncIterator[AsyncConnection]:
+        """
+        Raises:
+            DatabaseAway: there was no connection to be had, or it broke. The first time is logged,
+                and when there is one again.
+        """
+        async with AsyncExitStack() as stack:
+            try:
+                connection = await stack.enter_async_context(self._engine.connect())
+            except Exception as error:  # the driver's own, of many kinds
+                raise self._away(error) from error
+            if self._away_since is not None:
+                away_s = time.monotonic() - self._away_since
+                self._away_since = None
+                # As a warning it is counted where a database comes and goes.
+                _log.warning("database-back", address=self.address, seconds=round(away_s, 1))
+            try:
+                yield connection
+            except DBAPIError as error:
+                if error.connection_invalidated:
+                    raise self._away(error) from error
+                raise
+
+    def _away(self, error: Exception) -> DatabaseAway:
+        away = DatabaseAway(self.address, _cause(error))
+        if self._away_since is None:
+            self._away_since = time.monotonic()
+            _log.error(
+                "database-away",
+                exc_info=away,
+                remedy="Check that the database runs, that this machine reaches it, and its log.",
+            )
+        return away
 
     async def answers(self) -> bool:
         async with self.read() as connection:
@@ -158,7 +197,11 @@ class Database:
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
-        async with self._engine.connect() as connection:
+        """
+        Raises:
+            DatabaseAway: the database did not answer.
+        """
+        async with self._connected() as connection:
             yield connection
 
     async def rows(self, statement: sa.Select[Any]) -> Sequence[sa.Row[Any]]:
@@ -190,14 +233,15 @@ class Database:
         Raises:
             Conflict: a primary key or unique claim was taken by another writer, or two writers
                 waited for each other.
+            DatabaseAway: the database did not answer.
         """
         try:
             if not self.is_sqlite:
-                async with self._engine.begin() as connection:
+                async with self._connected() as connection, connection.begin():
                     yield connection
                 return
             # Writers of this process queue here instead of in SQLite's busy handler.
-            async with self._writer, self._engine.connect() as plain:
+            async with self._writer, self._connected() as plain:
                 connection = await plain.execution_options(sqlite_write=True)
                 async with connection.begin():
                     yield connection
@@ -304,6 +348,12 @@ def _configure_sqlite(connection: Any, _: Any) -> None:
 def _begin_sqlite(connection: sa.Connection) -> None:
     writes = connection.get_execution_options().get("sqlite_write", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _cause(error: Exception) -> BaseException:
+    """What the driver raised, without what was made of it since."""
+    original = error.orig if isinstance(error, DBAPIError) else None
+    return (original and original.__cause__) or original or error
 
 
 def _is_deadlock(error: DBAPIError) -> bool:

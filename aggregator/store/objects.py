@@ -275,5 +275,5 @@ def _told(what: str, error: Exception) -> BlobsUnavailable:
         shown.append("timed out")
     elif "kind: Connect" in text:
         shown.append("no connection")
-    remedy = _WRONG.get(kind, "It is tried again; check that the store is up and reachable.")
+    remedy = _WRONG.get(kind, "Check that the store is up and reachable.")
     return BlobsUnavailable(what, ", ".join(shown), remedy)

@@ -45,6 +45,16 @@ def sqlite_url(path: Path) -> URL:
     return URL.create("sqlite+aiosqlite", database=str(path))
 
 
+def address(url: URL) -> str:
+    """For messages: a file, or kind, host, port and name, without user, password and options."""
+    if url.get_backend_name() == "sqlite":
+        return f"sqlite:///{url.database}"
+    host = url.query.get("host", url.host or "localhost")
+    host = host if isinstance(host, str) else ",".join(host)
+    port = "" if url.port is None else f":{url.port}"
+    return f"{url.get_backend_name()}://{host}{port}/{url.database or ''}"
+
+
 def parsed_url(text: str) -> URL:
     """With an asynchronous driver named.
 

@@ -72,6 +72,8 @@ def list_(
         partners = Operator.at(server, token_file).partners()
         for row in partners:
             out.say(f"{row.partner_key}  {row.name}")
+        if not partners:
+            out.say("There is no partner. `secagg partner add NAME --key KEY` registers one.")
         out.result({"partners": msgspec.to_builtins(partners)})
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from secagg.errors import SecaggError
 from secagg_cli.output import Format, FormatOption, Output
 from secagg_cli.processes import die_with_parent
 from secagg_cli.ranges import number
@@ -32,6 +33,7 @@ def serve(
     """Run the aggregator until SIGTERM or Ctrl-C. Its log goes to standard error."""
     with Output(format):
         die_with_parent()
+        from aggregator.logs import tell_refused_start
         from aggregator.main import serve as run
         from aggregator.settings.options import Settings
 
@@ -41,4 +43,8 @@ def serve(
             "admin_port": admin_port,
             "data_dir": data_dir,
         }
-        run(Settings.load(config, **{k: v for k, v in given.items() if v is not None}))
+        try:
+            run(Settings.load(config, **{k: v for k, v in given.items() if v is not None}))
+        except SecaggError as error:
+            tell_refused_start(error)  # a line as all others of the log
+            raise

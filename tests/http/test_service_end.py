@@ -62,13 +62,22 @@ def test_a_service_that_is_told_to_stop_is_not_ready_first_and_a_second_time_end
         service.send_signal(signal.SIGTERM)
         assert service.wait(QUIET_S) == 128 + signal.SIGTERM
         told = [json.loads(line) for line in log.read_text().splitlines()]
-        assert [line["event"] for line in told] == ["stopping", "stopped-at-once"]
+        assert [line["event"] for line in told] == ["started", "stopping", "stopped-at-once"]
+        assert {line["replica"] for line in told} == {
+            (tmp_path / "data" / "replica.id").read_text().strip()
+        }
+        began = told[0]
+        assert (began["url"], began["admin_url"]) == (at["url"], at["admin_url"])
+        assert began["database"] == f"sqlite:///{tmp_path}/data/secagg.db"
+        assert began["operator_shows"] == str(tmp_path / "data" / "operator.token")
+        assert (tmp_path / "data" / "operator.token").read_text().strip() not in log.read_text()
 
 
 def test_whoever_stops_it_by_hand_waits_for_no_balancer(tmp_path: Path) -> None:
-    with process(tmp_path, SECAGG_SHUTDOWN_WAIT_S="60") as (service, _, _):
+    with process(tmp_path, SECAGG_SHUTDOWN_WAIT_S="60") as (service, _, log):
         service.send_signal(signal.SIGINT)
         assert service.wait(QUIET_S) == 0
+        assert json.loads(log.read_text().splitlines()[-1])["event"] == "stopped"
 
 
 @pytest.mark.parametrize(

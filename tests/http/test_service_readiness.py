@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import aiohttp
+import msgspec
 import pytest
 from aiohttp import web
+from nacl.signing import SigningKey
 
 from aggregator import disk, logs
 from aggregator.http.app import build_admin_app
 from tests.kits.log_lines import lines, of
-from tests.kits.service import QUIET_S, Served, devices, finished, run, served, spec
+from tests.kits.service import QUIET_S, TOKEN, Served, devices, finished, run, served, spec
 
 MORE_THAN_FREE = 1 << 62
 
@@ -72,10 +75,51 @@ async def test_each_reason_is_named_and_goes_when_it_is_mended(
             "keys-unusable",
             "ledger-unusable",
             "disk-low",
-            "database-away",
         }
+        assert len(of("not-ready", told)) == 3, "each once, however often it is asked for"
+        assert [line["after"] for line in of("ready", told)] == ["keys-unusable", "database-away"]
         (line,) = of("database-away", told)
         assert "Traceback" in line["exception"]
+
+
+class _Gone:
+    """An engine whose server has been stopped."""
+
+    def connect(self) -> Any:
+        return self
+
+    async def __aenter__(self) -> Any:
+        raise FileNotFoundError(2, "No such file or directory")
+
+    async def __aexit__(self, *_: object) -> None: ...
+
+
+async def test_a_database_that_is_away_is_told_once_and_callers_are_told_when_to_ask_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with served(tmp_path, spec(), poll_s=60.0) as server:
+        logs.configure()
+        database = server.service.core.database
+        with monkeypatch.context() as patch:
+            patch.setattr(database, "_engine", _Gone())
+            for _ in range(2):
+                assert await readiness(server) == (503, "database-away")
+            url = f"{server.url}/v1/operator/partners"
+            key = bytes(SigningKey(bytes(32)).verify_key)
+            partner = msgspec.json.encode({"name": "q", "key": key})
+            async with (
+                aiohttp.ClientSession(headers={"Authorization": f"Bearer {TOKEN}"}) as http,
+                http.post(url, data=partner) as answer,
+            ):
+                assert (answer.status, answer.headers["Retry-After"]) == (503, "2")
+                assert (await answer.json())["reason"] == "database-away"
+        assert await readiness(server) == (200, None)
+        told = lines(capsys)
+        (line,) = of("database-away", told)
+        assert line["error"] == "FileNotFoundError"
+        assert line["message"].startswith(f"{database.address} did not answer: no server listens")
+        assert len(of("database-back", told)) == len(of("ready", told)) == 1
+        assert of("not-ready", told) == of("failed", told) == []
 
 
 async def _away() -> bool:

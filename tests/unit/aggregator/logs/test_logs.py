@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
+import sqlalchemy as sa
 
+from aggregator.errors import DatabaseAway
 from aggregator.logs import get_logger
+from aggregator.store.urls import address, parsed_url
 
 
 def test_a_failure_is_logged_with_its_cause_and_without_local_variables(
@@ -30,3 +33,31 @@ def test_what_did_not_fail_is_logged_without_a_cause(capsys: pytest.CaptureFixtu
     line = json.loads(capsys.readouterr().err)
     assert "exception" not in line
     assert line["payload"] == "<redacted>"
+
+
+def test_a_failure_of_the_database_is_its_cause_and_frames_of_our_own(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    try:
+        with sa.create_engine("sqlite://").connect() as connection:
+            connection.execute(sa.text("SELECT 1 FROM nowhere"))
+    except sa.exc.OperationalError:
+        get_logger("test").exception("failed")
+    line = json.loads(capsys.readouterr().err)
+    assert (line["error"], line["message"]) == (
+        "sqlite3.OperationalError",
+        "no such table: nowhere",
+    )
+    assert "sqlalchemy" not in line.get("exception", "")
+
+
+def test_a_server_that_was_stopped_reads_like_one_and_no_password_is_told() -> None:
+    url = parsed_url("postgresql://user:planted@/db?host=/run/pg&password=planted")
+    away = DatabaseAway(address(url), FileNotFoundError(2, "No such file or directory"))
+    assert str(away) == (
+        "postgresql:///run/pg/db did not answer: "
+        "no server listens at its Unix socket (FileNotFoundError)"
+    )
+    assert address(parsed_url("postgresql://user:planted@host:5433/db")) == (
+        "postgresql://host:5433/db"
+    )
