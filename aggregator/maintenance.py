@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from nacl.signing import SigningKey
+
 from aggregator.keys import load_keys
+from aggregator.ledger.extension import demand_extension
 from aggregator.settings.options import Settings
 from aggregator.starting import DataFolder, demand_own_database, facts_of
 from aggregator.store import cohorts, identity, migrating, resealing
 from aggregator.store.database import Database
+from dp.tlog import notes
+from dp.tlog.merkle import Tree
 from secagg.errors import ConfigurationError
 
 
@@ -62,18 +67,22 @@ class Maintenance:
         Raises:
             CellRefused: ``cell-moved``.
             ConfigurationError: ``schema-newer``, ``schema-older``, and as
-                :func:`aggregator.starting.demand_own_database`.
+                :func:`aggregator.starting.demand_own_database` and
+                :func:`aggregator.ledger.extension.demand_extension`.
         """
         found = await self._database.schema()
         migrating.demand_present(found)
         await self._demand_own()
+        folder, name = self._settings.data_dir / "ledger", self._settings.ledger_name
+        await demand_extension(self._database, folder, name, self._keys.ledger, Tree())
         return {**self._found(found), "sealed_cells": await resealing.opened(self._database)}
 
     async def upgrade(self, target: str | None) -> dict[str, Any]:
         """Bring the schema up to a version; None: the newest.
 
         Raises:
-            ConfigurationError: ``data-dir-in-use``; as ``Database.migrate`` and
+            ConfigurationError: ``data-dir-in-use``, ``replicas-running``; as
+                ``Database.migrate`` and
                 :func:`aggregator.starting.demand_own_database`.
         """
         return await self._moved(self._database.migrate, target or migrating.NEWEST)
@@ -111,9 +120,9 @@ class Maintenance:
 
         Raises:
             CellRefused: as :meth:`check`.
-            ConfigurationError: as :meth:`check`; ``data-dir-in-use``.
+            ConfigurationError: as :meth:`check`; ``data-dir-in-use``, ``replicas-running``.
         """
-        with self._alone():
+        async with self._alone():
             migrating.demand_present(await self._database.schema())
             await self._demand_own()
             count = await resealing.reseal(self._database)
@@ -122,29 +131,38 @@ class Maintenance:
             return {"sealing_key": self._database.cells.sealing, "resealed": count}
 
     async def _moved(self, move: Callable[[str], Awaitable[None]], target: str) -> dict[str, Any]:
-        with self._alone():
+        async with self._alone():
             await self._demand_own()
             await move(target)
             await self._database.checkpoint()
             return self._found(await self._database.schema())
 
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        if not self._settings.data_dir.is_dir():  # of a replica that ran elsewhere
+    @contextlib.asynccontextmanager
+    async def _alone(self) -> AsyncIterator[None]:
+        async with contextlib.AsyncExitStack() as held:
+            if self._settings.data_dir.is_dir():  # else of a replica that ran elsewhere
+                folder = DataFolder(self._settings.data_dir)
+                folder.take()
+                held.callback(folder.release)
+            await self._database.demand_answer()
+            if (presence := self._database.presence()) is not None:
+                await held.enter_async_context(presence.alone())
             yield
-            return
-        folder = DataFolder(self._settings.data_dir)
-        folder.take()
-        try:
-            yield
-        finally:
-            folder.release()
 
     async def _demand_own(self) -> None:
         name = self._settings.ledger_name
         await demand_own_database(self._database, self._keys, name, enter=False)
 
     def _found(self, schema: str | None) -> dict[str, Any]:
-        facts = facts_of(self._keys, self._settings.ledger_name)
-        named = {name.replace("-", "_"): value for name, value in facts.items()}
-        return {"schema": schema or "none", "schema_of_software": migrating.of_code(), **named}
+        name = self._settings.ledger_name
+        facts = facts_of(self._keys, name)
+        ledger_public = bytes(SigningKey(self._keys.ledger.reveal()).verify_key)
+        return {
+            "schema": schema or "none",
+            "schema_of_software": migrating.of_code(),
+            "ledger_name": name,
+            "task_key_fingerprint": facts["task-key"],
+            "ledger_key_fingerprint": facts["ledger-key"],
+            "task_key": self._keys.task_public.hex(),  # these two as `secagg enroll` prints them
+            "ledger_verifier": notes.verifier_key(name, ledger_public),
+        }

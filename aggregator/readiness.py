@@ -15,6 +15,7 @@ from aggregator.errors import DatabaseAway
 from aggregator.keys import load_keys
 from aggregator.ledger.log import Ledger
 from aggregator.logs import get_logger
+from aggregator.store import migrating
 from secagg.errors import ConfigurationError, SecaggError
 
 _log = get_logger("readiness")
@@ -97,7 +98,7 @@ class Readiness:
 async def _database(core: Core) -> NotReady | None:
     try:
         async with asyncio.timeout(_DATABASE_S):
-            await core.database.answers()
+            found = await core.database.answers()
     except TimeoutError:
         return NotReady("database-away", f"{core.database.address} did not answer in time.")
     except DatabaseAway as error:
@@ -109,7 +110,14 @@ async def _database(core: Core) -> NotReady | None:
             f"The database failed: {type(error).__name__}. The log has the cause.",
             logged=True,
         )
-    return None
+    if found == migrating.of_code():
+        return None
+    return NotReady(
+        "schema-differs",
+        f"The database has schema {found or 'none'}, and this software works with "
+        f"{migrating.of_code()}. Stop all replicas, run `secagg db upgrade` of this "
+        "software, or start the software of that schema.",
+    )
 
 
 def _disk(core: Core) -> NotReady | None:

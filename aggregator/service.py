@@ -111,6 +111,7 @@ class Service:
             compute=compute_pool(settings, pool),
             replica=private_text(settings.data_dir / "replica.id", lambda: secrets.token_hex(8)),
         )
+        self._presence = core.database.presence()
         if settings.operator_token is not None:
             token = settings.operator_token.get_secret_value()
         else:
@@ -152,19 +153,24 @@ class Service:
     async def start(self) -> None:
         """
         Raises:
-            ConfigurationError: ``data-dir-in-use``; as ``Database.prepare``,
+            ConfigurationError: ``data-dir-in-use``; as ``Presence.start``, ``Database.prepare``,
                 ``demand_own_database``, ``demand_own_blobs`` and ``Ledger.start``.
         """
         self._folder.take()
         try:
             await self._start()
         except BaseException:
+            if self._presence is not None:
+                await self._presence.close()
             self._folder.release()
             raise
 
     async def _start(self) -> None:
         core = self.core
         await core.ask_blobs(core.blobs.demand_answer)
+        await core.database.demand_answer()
+        if self._presence is not None:
+            await self._presence.start()
         await core.database.prepare()
         await demand_own_database(core.database, core.keys, core.settings.ledger_name)
         await demand_own_blobs(core)
@@ -196,6 +202,8 @@ class Service:
         await self.core.compute.close()
         self.core.pool.shutdown(wait=True, cancel_futures=True)
         self.core.blob_pool.shutdown(wait=False, cancel_futures=True)
+        if self._presence is not None:
+            await self._presence.close()
         await self.core.database.close()
         self._folder.release()
 

@@ -8,6 +8,7 @@ auditors read the folder.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import secrets
 from collections.abc import Sequence
@@ -16,16 +17,14 @@ from pathlib import Path
 from nacl.signing import SigningKey
 
 from aggregator.core import Core
+from aggregator.ledger.extension import demand_extension
 from aggregator.ledger.witnesses import Witnesses, WitnessNow
 from aggregator.store import records as stored
-from aggregator.store.database import Connection
-from dp.errors import LogForked, LogShrank
+from aggregator.store.database import Conflict, Connection
 from dp.ledger.contributors import contributors_path, listed
 from dp.ledger.parsing import parse_record
-from dp.ledger.trusted_log import verify_growth
 from dp.tlog import merkle, notes, tiles
 from dp.tlog.merkle import Tree, leaf_hash, node_hash
-from secagg.errors import ConfigurationError, SecaggError
 from secagg.files.folders import remove_files
 
 # A width; the longer form is what a crash leaves of a write.
@@ -55,58 +54,15 @@ class Ledger:
         """Create an empty log on first start, then render what is committed.
 
         Raises:
-            ConfigurationError: ``ledger-folder-taken`` by a ledger of another key;
-                ``ledger-rolled-back`` or ``ledger-forked``: the database's log does not extend the
-                checkpoint in the folder.
+            ConfigurationError: as :func:`demand_extension`.
         """
-        published = await asyncio.to_thread(self._published)  # before the database, which may grow
-        async with self._core.database.read() as connection:
-            head = await stored.head(connection)
-            if published is not None:
-                await self._demand_growth(connection, published, 0 if head is None else head.size)
-        async with self._core.database.write() as connection:
-            if await stored.head(connection) is None:
-                await stored.begin(connection, self._sign(0, merkle.EMPTY_ROOT))
+        key = self._core.keys.ledger
+        await demand_extension(self._core.database, self._folder, self._name, key, self._tree)
+        with contextlib.suppress(Conflict):  # of replicas that start at once one begins it
+            async with self._core.database.write() as connection:
+                if await stored.head(connection) is None:
+                    await stored.begin(connection, self._sign(0, merkle.EMPTY_ROOT))
         await self.publish(everything=True)
-
-    def _published(self) -> notes.Checkpoint | None:
-        """The checkpoint in the folder, signed by this service, by whatever name; None: nothing."""
-        path = self._folder / "checkpoint"
-        if not path.exists():
-            return None
-        try:
-            origin = path.read_text("utf-8").partition("\n")[0]
-            public = bytes(SigningKey(self._core.keys.ledger.reveal()).verify_key)
-            verifier = notes.parse_verifier(notes.verifier_key(origin, public))
-            return notes.open_checkpoint(path.read_bytes(), verifier)
-        except (SecaggError, ValueError) as error:
-            raise ConfigurationError(
-                "ledger-folder-taken",
-                f"{path} is not signed by this service's ledger.key: {error}.",
-                remedy="Name another data_dir, or restore the keys that belong to this ledger. "
-                "Nothing was changed.",
-            ) from error
-
-    async def _demand_growth(
-        self, connection: Connection, published: notes.Checkpoint, size: int
-    ) -> None:
-        """Devices and witnesses verify the same of every checkpoint, and refuse for good."""
-        tree = await self._committed(connection, size)
-        stored_now = notes.Checkpoint(self._name, size, merkle.root(tree.subtree, size))
-        try:
-            verify_growth(tree.subtree, published, stored_now)
-        except (LogShrank, LogForked) as error:
-            shrank = isinstance(error, LogShrank)
-            raise ConfigurationError(
-                "ledger-rolled-back" if shrank else "ledger-forked",
-                f"The database's log does not extend {self._folder / 'checkpoint'}, which this "
-                "service has published.",
-                expected=f"{published.size} leaves under {published.root.hex()}, or more",
-                found=f"{size} leaves under {stored_now.root.hex()}",
-                remedy="Name the database that belongs to this data_dir, or restore its newest "
-                "state. Devices that saw the published checkpoint refuse any other log. Nothing "
-                "was changed.",
-            ) from error
 
     def witnesses(self, size: int) -> list[WitnessNow]:
         """What each witness has cosigned of the first ``size`` leaves, as this replica knows."""

@@ -24,6 +24,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from aggregator.errors import DatabaseAway
 from aggregator.logs import get_logger
 from aggregator.store import migrating, sqlite_driver
+from aggregator.store.presence import Presence
 from aggregator.store.sealing import Cells
 from aggregator.store.urls import address, postgres_arguments
 from secagg.errors import ConfigurationError
@@ -58,6 +59,7 @@ class Database:
         self.address = address(parsed)
         self._away_since: float | None = None
         self.is_sqlite = parsed.get_backend_name() == "sqlite"
+        self._arguments: Mapping[str, Any] | None = None
         options: dict[str, Any] = {
             "pool_pre_ping": not self.is_sqlite,
             "hide_parameters": True,
@@ -71,7 +73,8 @@ class Database:
         else:
             options["pool_size"] = 10
         if parsed.drivername == "postgresql+asyncpg":
-            options["async_creator"] = partial(_connect_postgres, postgres_arguments(parsed))
+            self._arguments = postgres_arguments(parsed)
+            options["async_creator"] = partial(_connect_postgres, self._arguments)
             parsed = parsed.set(query={})
         try:
             self._engine = create_async_engine(parsed, **options)
@@ -117,7 +120,7 @@ class Database:
         await self._move(target, migrating.upgrade)
 
     async def migrate_down(self, target: str) -> None:
-        """Bring the schema down to a version; ``base`` removes all.
+        """Bring the schema down to a version.
 
         Raises:
             ConfigurationError: as :meth:`migrate`.
@@ -128,12 +131,18 @@ class Database:
         """In one transaction; on PostgreSQL no two replicas do so at once."""
         if self._reader is not None:
             await asyncio.to_thread(_demand_own_file, self._reader)
-        await self._demand_answer()
+        await self.demand_answer()
         async with self.write() as connection:
             if not self.is_sqlite:
                 lock = sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)
                 await connection.execute(sa.select(lock))
             await connection.run_sync(move, target)
+
+    def presence(self) -> Presence | None:
+        """None: on SQLite, whose replicas are kept apart by the lock of their data folder."""
+        if self._arguments is None:
+            return None
+        return Presence(partial(_connect_postgres, self._arguments))
 
     async def schema(self) -> str | None:
         """The version of the schema; None: there is none yet.
@@ -141,11 +150,11 @@ class Database:
         Raises:
             ConfigurationError: ``database-unreachable``.
         """
-        await self._demand_answer()
-        async with self.read() as connection:
-            return await connection.run_sync(migrating.of_database)
+        await self.demand_answer()
+        return await self.answers()
 
-    async def _demand_answer(self) -> None:
+    async def demand_answer(self) -> None:
+        """Raises: ConfigurationError: ``database-unreachable``."""
         try:
             async with self._engine.connect():
                 pass
@@ -191,9 +200,10 @@ class Database:
             )
         return away
 
-    async def answers(self) -> bool:
+    async def answers(self) -> str | None:
+        """As :meth:`schema`, with the driver's own error."""
         async with self.read() as connection:
-            return await connection.scalar(sa.select(sa.literal(1))) == 1
+            return await connection.run_sync(migrating.of_database)
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:

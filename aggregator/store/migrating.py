@@ -20,7 +20,6 @@ from alembic.util.exc import CommandError
 from secagg.errors import ConfigurationError
 
 NEWEST = "head"
-EMPTY = "base"
 
 
 def _config(connection: sa.Connection | None = None) -> alembic.config.Config:
@@ -86,7 +85,7 @@ def upgrade(connection: sa.Connection, target: str = NEWEST) -> None:
 
 
 def downgrade(connection: sa.Connection, target: str) -> None:
-    """``target``: ``base`` removes all tables."""
+    """At the lowest to the first version: nothing removes all that a service has."""
     _move(connection, target, up=False)
 
 
@@ -97,15 +96,14 @@ def _move(connection: sa.Connection, target: str, *, up: bool) -> None:
     """
     found = of_database(connection)
     demand_known(found)
-    order = (EMPTY, *known())
-    here = order.index(found or EMPTY)
-    there = order.index(target) if target in order else len(order) - 1
-    wrong = target not in (*order, NEWEST) or (there < here if up else there > here)
-    if wrong:
+    versions = known()
+    here = -1 if found is None else versions.index(found)
+    allowed = versions[max(here, 0) :] if up else versions[: here + 1]
+    if target not in allowed and not (up and target == NEWEST):
         raise ConfigurationError(
             "schema-unknown",
             f"The schema cannot be brought {'up' if up else 'down'} to this version.",
-            expected=", ".join(order[here:] if up else order[: here + 1]),
+            expected=", ".join(allowed) or "none: the database is empty",
             found=target,
         )
     command = alembic.command.upgrade if up else alembic.command.downgrade

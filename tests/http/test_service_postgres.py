@@ -23,6 +23,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from aggregator import logs
 from aggregator.cohorts import driver
 from aggregator.keys import load_keys
+from aggregator.maintenance import Maintenance
 from aggregator.settings.options import Settings
 from aggregator.store import migrating
 from aggregator.store.database import Conflict, Database
@@ -449,6 +450,56 @@ async def test_of_two_services_that_begin_on_one_database_one_wins(tmp_path, url
         for each in both:
             await each.stop()
             each.release_port()
+
+
+async def test_replicas_that_begin_at_once_on_an_empty_database_all_start(tmp_path, url, postgres):
+    shared = {"blob_dir": tmp_path / "blobs", "keys_dir": tmp_path / "keys"}
+    for attempt in ("first", "second", "third"):
+        admin = await asyncpg.connect(postgres.get_uri())
+        name = f"{make_url(url).database}-{attempt}"
+        await admin.execute(f'CREATE DATABASE "{name}"')
+        await admin.close()
+        shared["database_url"] = postgres.get_uri(database=name)
+        replicas = [Served(tmp_path / f"{attempt}-{number}", **shared) for number in range(3)]
+        try:
+            await asyncio.gather(*(each.start() for each in replicas))
+        finally:
+            for each in replicas:
+                await each.stop()
+                each.release_port()
+
+
+async def test_no_schema_moves_under_running_replicas(tmp_path, url, postgres):
+    """Also after the database was restarted under them."""
+    shared = {"database_url": url, "keys_dir": tmp_path / "keys"}
+
+    async def downgrade():
+        settings = Settings.load(data_dir=tmp_path / "operator", **shared)
+        async with Maintenance(settings) as maintenance:
+            return (await maintenance.downgrade("0007"))["schema"]
+
+    async def holders(admin):
+        found = "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ShareLock'"
+        return {row["pid"] for row in await admin.fetch(found)}
+
+    async with pair(tmp_path, url):
+        with pytest.raises(ConfigurationError, match=r"replicas-running.*2 running"):
+            await downgrade()
+        admin = await asyncpg.connect(postgres.get_uri())
+        before = await holders(admin)
+        name = make_url(url).database
+        await admin.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", name
+        )
+        async with asyncio.timeout(QUIET_S):
+            fresh = set()
+            while len(fresh) < 2:
+                await asyncio.sleep(0.05)
+                fresh = await holders(admin) - before
+        await admin.close()
+        with pytest.raises(ConfigurationError, match=r"replicas-running.*2 running"):
+            await downgrade()
+    assert await downgrade() == "0007"
 
 
 async def test_writers_that_wait_for_each_other_are_in_conflict(tmp_path, url):

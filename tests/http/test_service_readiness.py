@@ -9,11 +9,13 @@ from typing import Any
 import aiohttp
 import msgspec
 import pytest
+import sqlalchemy as sa
 from aiohttp import web
 from nacl.signing import SigningKey
 
 from aggregator import disk, logs
 from aggregator.http.app import build_admin_app
+from aggregator.store import migrating
 from tests.kits.log_lines import lines, of
 from tests.kits.service import QUIET_S, TOKEN, Served, devices, finished, run, served, spec
 
@@ -54,6 +56,12 @@ async def test_each_reason_is_named_and_goes_when_it_is_mended(
         key.write_text(kept)
         assert await readiness(server) == well
 
+        for version, told in (("9999", (503, "schema-differs")), (migrating.of_code(), well)):
+            async with service.core.database.write() as connection:
+                moved = sa.text("UPDATE alembic_version SET version_num = :version")
+                await connection.execute(moved, {"version": version})
+            assert await readiness(server) == told
+
         checkpoint = tmp_path / "ledger" / "checkpoint"
         away = checkpoint.rename(tmp_path / "away")
         assert await readiness(server) == (503, "ledger-unusable")
@@ -73,6 +81,7 @@ async def test_each_reason_is_named_and_goes_when_it_is_mended(
         told = lines(capsys)
         assert {line["reason"] for line in of("not-ready", told)} == {
             "keys-unusable",
+            "schema-differs",
             "ledger-unusable",
             "disk-low",
         }

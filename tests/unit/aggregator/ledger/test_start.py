@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from aggregator.maintenance import Maintenance
+from aggregator.settings.options import Settings
 from dp.ledger.records import policy_record
 from dp.tlog import notes
 from secagg.errors import ConfigurationError
@@ -63,6 +65,10 @@ async def test_a_database_that_does_not_extend_the_published_ledger_is_not_serve
         await grown(elsewhere, more, salt=100)
         move_database(elsewhere, data)
     published = (data / "ledger" / "checkpoint").read_bytes()
+    if more:
+        with pytest.raises(ConfigurationError, match=reason):
+            async with Maintenance(Settings.load(data_dir=data)) as maintenance:
+                await maintenance.check()
     with pytest.raises(ConfigurationError, match=reason) as caught:
         async with served(data):
             pass

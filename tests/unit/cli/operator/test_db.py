@@ -27,6 +27,11 @@ def db(data: Path, *arguments: str, code: int = 0) -> Any:
     return found["error"] if code else found
 
 
+def end_cohorts(data: Path) -> None:
+    with contextlib.closing(sqlite3.connect(data / "secagg.db")) as database, database:
+        database.execute("UPDATE cohorts SET state = 'aborted' WHERE state = 'open'")
+
+
 def test_a_database_of_before_goes_up_and_down_and_up_again(tmp_path: Path) -> None:
     data = first_version(tmp_path / "data")
     older = db(data, "check", code=EXIT_REFUSED)
@@ -39,13 +44,23 @@ def test_a_database_of_before_goes_up_and_down_and_up_again(tmp_path: Path) -> N
     refused = db(data, "downgrade", "--to", "0002", code=EXIT_REFUSED)  # it has a cohort
     assert refused["reason"] == "cohort-open"
     assert "secagg task pause" in refused["remedy"]
-    with contextlib.closing(sqlite3.connect(data / "secagg.db")) as database, database:
-        database.execute("UPDATE cohorts SET state = 'aborted' WHERE state = 'open'")
+    end_cohorts(data)
     assert db(data, "downgrade", "--to", "0002")["schema"] == "0002"
     assert db(data, "check", code=EXIT_REFUSED)["reason"] == "schema-older"
     assert db(data, "upgrade")["schema"] == migrating.of_code()
     for way, to in (("upgrade", "0007"), ("downgrade", "9999"), ("upgrade", "9999")):
         assert db(data, way, "--to", to, code=EXIT_REFUSED)["reason"] == "schema-unknown"
+
+
+def test_no_way_down_leads_to_an_empty_database(tmp_path: Path) -> None:
+    data = first_version(tmp_path / "data")
+    db(data, "upgrade")
+    end_cohorts(data)
+    for to in ("base", "-99", "head"):
+        error = db(data, "downgrade", "--to", to, code=EXIT_REFUSED)
+        assert error["reason"] == "schema-unknown"
+        assert f"Expected '{', '.join(migrating.known())}'" in error["message"]
+    assert db(data, "check")["schema"] == migrating.of_code()
 
 
 def test_what_a_service_would_make_is_not_made(tmp_path: Path) -> None:
