@@ -89,6 +89,7 @@ class Cohort:
         self._committed = committed
         self._measured: NoiseInterval | None = None
         self._failed = False
+        self._unnoted = False
         self._phase_since_s = core.clock()
         self.ended_elsewhere = False  # by another replica
         self._loop = asyncio.get_running_loop()
@@ -125,7 +126,8 @@ class Cohort:
 
     @property
     def failed(self) -> bool:
-        """Whether work of this replica for the cohort has failed."""
+        """Whether work of this replica for the cohort has failed, which weighs on whose fault an
+        end is."""
         return self._failed
 
     def work_failed(self) -> None:
@@ -142,7 +144,8 @@ class Cohort:
         try:
             async with self.core.database.write() as connection:
                 await cohorts.work_failed(connection, self.id)
-        except Exception:
+        except Exception:  # the next commit notes it
+            self._unnoted = True
             _log.exception("failure-not-noted", **self._named)
 
     async def submit(
@@ -277,7 +280,9 @@ class Cohort:
         events = [encode_event(event) for event in stepped.events]
         await self._demand(self, stepped.state)
         async with self.core.database.write() as connection:
-            await cohorts.advance(connection, self.id, seq, phase, events, failed=self._failed)
+            await cohorts.advance(connection, self.id, seq, phase, events)
+            if self._unnoted:
+                await cohorts.work_failed(connection, self.id)
             await put_mail(connection, self.sessions, self.replay.mail, stepped.effects)
             for batch in stepped.batches:
                 if batch.also is not None:

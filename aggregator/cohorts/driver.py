@@ -47,8 +47,8 @@ from secagg.server import (
 _log = get_logger("driver")
 _UNMASKING_TRIES = 3
 _STORE_AGAIN_S = 1.0
-_MISSING_MAX_S = 300.0  # a store that lags shows a file by then; one that lost it never does
 _SETTLE_S = 10.0  # for vectors that came before their deadline
+_MISSING_MAX_S = 300.0  # a store that lags shows a file by then; one that lost it never does
 _UNREADABLE = [(RECEIVED, b"")]  # a log of which nothing can be said, not even who had sent
 
 

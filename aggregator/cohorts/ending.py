@@ -59,7 +59,7 @@ class Ending:
             fault = fault_of(
                 state.reason,
                 late_s=now - cohort.state.deadline_s,
-                failed=cohort.failed or await cohorts.service_failed(connection, cohort.id),
+                failed=cohort.failed or await cohorts.has_failed(connection, cohort.id),
                 restarted=await replicas.any_started_since(connection, opened_at),
             )
             free = fault != "devices" and not any_byte_sent(state)

@@ -13,6 +13,7 @@ from aggregator.store.schema import (
     cohorts,
     contributions,
     partial_sums,
+    service_facts,
     tasks,
 )
 from aggregator.store.sealing import EVENT
@@ -59,12 +60,8 @@ async def advance(
     seq: int,
     phase: str,
     events: Sequence[tuple[str, bytes]],
-    *,
-    failed: bool = False,
 ) -> None:
     """Append events, (kind, payload), behind number ``seq``; the cohort is then in ``phase``.
-
-    ``failed``: work of this replica for it has failed, which stays known.
 
     Raises:
         Conflict: the log has gone on, or the cohort has ended.
@@ -74,11 +71,7 @@ async def advance(
         sa.update(cohorts)
         .where(cohorts.c.cohort == cohort, cohorts.c.seq == seq)
         .where(cohorts.c.state == "open")
-        .values(
-            seq=seq + len(events),
-            phase=phase,
-            service_failed=sa.or_(cohorts.c.service_failed, sa.literal(failed)),
-        ),
+        .values(seq=seq + len(events), phase=phase),
     )
     cells = cells_of(connection)
     rows = [
@@ -91,15 +84,6 @@ async def advance(
         for number, (kind, payload) in enumerate(events, seq + 1)
     ]
     await connection.execute(sa.insert(cohort_events), rows)
-
-
-async def service_failed(connection: Connection, cohort: str) -> bool:
-    """Whether work of some replica for the cohort has failed, as far as it was told since."""
-    return bool(
-        await connection.scalar(
-            sa.select(cohorts.c.service_failed).where(cohorts.c.cohort == cohort)
-        )
-    )
 
 
 async def abandon(connection: Connection, cohort: str, phase: str) -> None:
@@ -138,15 +122,27 @@ async def close(
     )
     for table in (cohort_events, contributions, partial_sums):
         await connection.execute(sa.delete(table).where(table.c.cohort == cohort))
+    failure = service_facts.c.name == _failure_of(cohort)
+    await connection.execute(sa.delete(service_facts).where(failure))
 
 
 async def work_failed(connection: Connection, cohort: str) -> None:
     """Work of some replica for an open cohort has failed; nothing happens once it has ended."""
-    await connection.execute(
-        sa.update(cohorts)
-        .where(cohorts.c.cohort == cohort, cohorts.c.state == "open")
-        .values(service_failed=True)
-    )
+    stored = await progress(connection, cohort)
+    if stored is not None and stored.state == "open" and not await has_failed(connection, cohort):
+        await connection.execute(
+            sa.insert(service_facts).values(name=_failure_of(cohort), value=cohort)
+        )
+
+
+async def has_failed(connection: Connection, cohort: str) -> bool:
+    """Whether work of any replica for an open cohort has failed."""
+    here = service_facts.c.name == _failure_of(cohort)
+    return await connection.scalar(sa.select(service_facts.c.value).where(here)) is not None
+
+
+def _failure_of(cohort: str) -> str:
+    return f"failed-{cohort[:24]}"  # a name has at most 32 characters
 
 
 async def take_lease(

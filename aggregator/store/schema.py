@@ -109,8 +109,6 @@ cohorts = sa.Table(
     sa.Column("ended_at", sa.Float(53)),
     sa.Column("opener", sa.String(64)),  # replica that unmasks the sum
     sa.Column("opener_until", sa.Float(53)),
-    # Whether work of some replica for it has failed.
-    sa.Column("service_failed", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.UniqueConstraint("task", "model_version", "attempt"),
 )
 

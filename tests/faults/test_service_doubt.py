@@ -12,7 +12,7 @@ import pytest
 
 from aggregator.cohorts import driver
 from aggregator.cohorts.adding import Adder
-from aggregator.store import models, sums
+from aggregator.store import cohorts, models, sums
 from aggregator.store.blobs import BlobDamaged, BlobStore
 from aggregator.store.database import Connection, Database
 from aggregator.store.deltas import NOTHING, make
@@ -150,12 +150,21 @@ async def test_a_sum_waits_for_its_file_and_not_for_ever(
 async def test_a_refused_sum_is_not_the_devices_fault_after_a_failure_elsewhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The process that ends the cohort is another than the one whose work had failed."""
+    """The process that ends the cohort is another than the one whose work had failed, and whose
+    database was away then."""
+    tries, note = [], cohorts.work_failed
 
     async def refused(*_: object) -> None:
         raise RemoteProtocolError("check-coordinates", "The check coordinates are wrong.")
 
+    async def away_once(connection: Connection, cohort: str) -> None:
+        tries.append(cohort)
+        if len(tries) == 1:
+            raise OSError("the database restarts")
+        await note(connection, cohort)
+
     monkeypatch.setattr(driver, "unmasked_sum", refused)
+    monkeypatch.setattr(cohorts, "work_failed", away_once)
     async with served(tmp_path, spec()) as server:
         done = []
 
@@ -178,7 +187,7 @@ def test_a_changed_model_or_state_is_refused(tmp_path: Path) -> None:
     blobs = BlobStore(tmp_path)
     vector, momentum = np.ones(40, np.float32), {"momentum": np.ones(40)}
     model = models.store(blobs, "task", 1, vector).digest
-    state = models.store_optimiser(blobs, momentum)
+    state = models.store_optimiser(blobs, "task", 1, momentum)
     assert state is not None
     for name in (f"models/{model.hex()}", f"optimisers/{state.hex()}"):
         data = bytearray(blobs.get(name))
