@@ -25,7 +25,7 @@ from secagg.names import nearest
 
 _OTHERS = frozenset({"server", "ca_file", "parent_pid", "torch_threads"})
 _SECRETS = frozenset({"blob_url", "database_url", "operator_token"})
-_LISTED = "The settings and what they may be are listed in docs/service.md."
+_LISTED = "The settings and what they may be are listed in docs/operations.md."
 _REMEDIES = {
     "operator_token": "Leave it out, and the service draws one into its data folder; or make one: "
     "python -c 'import secrets; print(secrets.token_urlsafe(32))'"
@@ -92,7 +92,7 @@ class File(TomlConfigSettingsSource):
                 raise ConfigurationError(
                     "settings-unknown",
                     f"There is no setting {name!r}, which {file} gives.",
-                    remedy=f"Is {meant} meant?" if meant else "docs/service.md has the names.",
+                    remedy=f"Is {meant} meant?" if meant else "docs/operations.md has the names.",
                 )
         return _besides(self.current_state, table)
 

@@ -85,8 +85,9 @@ async def test_each_reason_is_named_and_goes_when_it_is_mended(
             "ledger-unusable",
             "disk-low",
         }
-        assert len(of("not-ready", told)) == 3, "each once, however often it is asked for"
-        assert [line["after"] for line in of("ready", told)] == ["keys-unusable", "database-away"]
+        assert len(of("not-ready", told)) == 4, "each once, however often it is asked for"
+        mended = [line["after"] for line in of("ready", told)]
+        assert mended == ["keys-unusable", "schema-differs", "database-away"]
         (line,) = of("database-away", told)
         assert "Traceback" in line["exception"]
 

@@ -1,4 +1,4 @@
-"""The restore drill of docs/service.md: a copy of a running service, put back."""
+"""The restore drill of docs/operations.md: a copy of a running service, put back."""
 
 from __future__ import annotations
 

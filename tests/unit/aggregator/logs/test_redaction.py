@@ -52,7 +52,8 @@ def test_keys_and_tokens_are_not_shown_and_digests_are_told_apart() -> None:
         assert token not in text or not any(c.isdigit() for c in token)
         assert text.endswith("expected 5")
         packed = base64.urlsafe_b64encode(key).decode()
-        assert packed[:20] not in shown(packed + "A1a", 1_000)
+        if any(c.isdigit() for c in packed):  # of 43 characters nearly always
+            assert packed[:20] not in shown(packed + "A1a", 1_000)
 
 
 def test_base64_is_not_shown_where_it_has_slashes() -> None:

@@ -372,5 +372,5 @@ def test_a_home_folder_may_be_meant_by_its_sign(
 
 
 def test_every_setting_is_in_the_documents() -> None:
-    page = (Path(__file__).parents[4] / "docs" / "service.md").read_text("utf-8")
+    page = (Path(__file__).parents[4] / "docs" / "operations.md").read_text("utf-8")
     assert not [name for name in NAMES if f"`{name}`" not in page]

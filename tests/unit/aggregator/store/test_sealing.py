@@ -155,7 +155,7 @@ def test_every_sealed_column_is_listed_and_known() -> None:
         if isinstance(column.type, sa.LargeBinary)
     }
     assert binary == listed | open_
-    text = (Path(__file__).parents[4] / "docs" / "service.md").read_text()
+    text = (Path(__file__).parents[4] / "docs" / "operations.md").read_text()
     for table, column in listed:
         assert f"`{table}.{column}`" in text
     for place in SEALED:
