@@ -43,10 +43,11 @@ async def grown(data: Path, count: int, salt: int = 0) -> bytes:
 
 
 def move_database(source: Path, target: Path) -> None:
-    """In the place of what is there, with its log of writes."""
+    """In the place of what is there, with its log of writes and the blobs that it names."""
     for old in target.glob("secagg.db*"):
         old.unlink()
-    for file in source.glob("secagg.db*"):
+    shutil.rmtree(target / "blobs", ignore_errors=True)
+    for file in (*source.glob("secagg.db*"), source / "blobs"):
         file.rename(target / file.name)
 
 
