@@ -13,7 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 from aggregator.keys import load_keys
-from aggregator.starting import DataFolder, demand_own_database, facts_of
+from aggregator.starting import DataFolder, facts_of
 from aggregator.store import identity, migrating
 from aggregator.store.database import Database
 from secagg.errors import ConfigurationError
@@ -27,10 +27,12 @@ NAME = "secagg.local/ledger"
 
 
 def replicas(tmp_path: Path, **settings: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Settings of two replicas of one database, each with a folder, and so keys, of its own."""
+    """Settings of two replicas of one database and blob folder, each with a data folder, and so
+    keys, of its own."""
     url = f"sqlite:///{tmp_path / 'shared.db'}"
-    first = {"data_dir": tmp_path / "one", "database_url": url}
-    return first, {"data_dir": tmp_path / "two", "database_url": url, **settings}
+    shared = {"database_url": url, "blob_dir": tmp_path / "blobs"}
+    first = {"data_dir": tmp_path / "one", **shared}
+    return first, {"data_dir": tmp_path / "two", **shared, **settings}
 
 
 async def test_a_replica_with_other_keys_does_not_start(tmp_path: Path) -> None:
