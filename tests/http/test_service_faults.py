@@ -63,7 +63,7 @@ async def test_a_full_disk_is_told_with_type_traceback_request_and_address(
         assert name in problem.remedy
         (line,) = of("failed", lines(capsys))
         assert (line["request_id"], line["remote"]) == (name, "127.0.0.1")
-        assert line["error"] == "sqlalchemy.exc.OperationalError"
+        assert line["error"] == "sqlite3.OperationalError"
         assert "database or disk is full" in line["message"]
         assert "Traceback" in line["exception"]
         assert line["route"] == "POST /v1/operator/tasks"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 import threading
@@ -33,7 +34,7 @@ def uploads_of(folder: Path, payload: bytes) -> tuple[Uploads, BlobStore, list[b
         work_failed=lambda: failures.append(True),
     )
     blobs = BlobStore(folder)
-    core: Any = SimpleNamespace(blobs=blobs, metrics=Metrics())
+    core: Any = SimpleNamespace(blobs=blobs, metrics=Metrics(), ask_blobs=asyncio.to_thread)
     return Uploads(core, cohort), blobs, failures
 
 
