@@ -8,6 +8,7 @@ import pytest
 from aggregator.cohorts import driver
 from aggregator.cohorts.adding import Adder
 from aggregator.cohorts.releasing import Releaser
+from aggregator.store.blobs import BlobsUnavailable
 from secagg import client
 from tests.kits.service import DEADLINE_S, current_sum, devices, finished, served, spec
 
@@ -88,7 +89,7 @@ async def test_a_crash_between_any_two_durable_steps_is_repeated_not_doubled(
 
     def dies_in_thread(*_, **__):
         loop.call_soon_threadsafe(reached.set)
-        raise OSError("the disk went away")
+        raise BlobsUnavailable("read a model", "the disk went away", "Mount it.")
 
     async with served(tmp_path, spec()) as server:
         with monkeypatch.context() as patch:
