@@ -32,11 +32,17 @@ class Full:
         )
 
 
-def full(settings: Settings) -> Full | None:
-    """The folder that is below the mark. Asks the file system: call it in a thread."""
-    places = [settings.data_dir, settings.blobs_path]
-    if settings.database.get_backend_name() == "sqlite" and settings.database.database:
-        places.append(Path(settings.database.database).parent)
+def full(settings: Settings, *, shared: bool = False) -> Full | None:
+    """The folder that is below the mark. Asks the file system: call it in a thread.
+
+    Args:
+        shared: look only where other replicas would find no space either.
+    """
+    places = [] if settings.blob_url is not None else [settings.blobs_path]
+    if settings.database.get_backend_name() == "sqlite":
+        places += [settings.data_dir, Path(settings.database.database or "").parent]
+    elif not shared:
+        places.insert(0, settings.data_dir)
     for folder in dict.fromkeys(places):
         if folder.is_dir():
             free = shutil.disk_usage(folder).free

@@ -42,6 +42,18 @@ class Refusal(SecaggError):
         super().__init__(reason, message, expected=expected, found=found, remedy=remedy)
 
 
+class LeftToOthers(Exception):
+    """This replica cannot take a step of a cohort, and another may: nothing is decided.
+
+    Like :class:`DatabaseAway` it is not a :class:`SecaggError`. ``refusal``: what a device that
+    asked for the step is told.
+    """
+
+    def __init__(self, refusal: Refusal) -> None:
+        self.refusal = refusal
+        super().__init__(str(refusal))
+
+
 class DatabaseAway(Exception):
     """The database did not answer; it may do so later.
 

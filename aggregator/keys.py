@@ -32,7 +32,7 @@ class Keys:
     task: Secret  # Ed25519 seed
     ledger: Secret  # Ed25519 seed
     task_public: bytes
-    sealing: tuple[Secret, ...]
+    sealing: tuple[Secret, ...]  # none: nothing can be sealed or opened
 
     @property
     def cells(self) -> Cells:
@@ -40,12 +40,25 @@ class Keys:
         return Cells(self.sealing, Secret(derive(self.task.reveal(), "names of devices")))
 
 
+SEALING = "sealing.keys"
+
+
 def load_keys(folder: Path) -> Keys:
     """Read the keys, creating what is missing."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return _keys_of(folder, _sealing_keys(folder / SEALING))
+
+
+def load_without_sealing(folder: Path) -> Keys:
+    """As :func:`load_keys`, but for ``sealing.keys``: none is drawn where none is. A database that
+    is sealed has its key somewhere, and one that is drawn hides that it is missing."""
+    path = folder / SEALING
+    return _keys_of(folder, _sealing_keys(path) if path.exists() else ())
+
+
+def _keys_of(folder: Path, sealing: tuple[Secret, ...]) -> Keys:
     task, ledger = _seed(folder / "task.key"), _seed(folder / "ledger.key")
     public = bytes(SigningKey(task.reveal()).verify_key)
-    sealing = _sealing_keys(folder / "sealing.keys")
     return Keys(task=task, ledger=ledger, task_public=public, sealing=sealing)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from nacl.signing import SigningKey
 
-from aggregator.keys import load_keys
+from aggregator.keys import SEALING, Keys, load_keys, load_without_sealing
 from aggregator.ledger.extension import demand_extension
 from aggregator.settings.options import Settings
 from aggregator.starting import DataFolder, demand_own_database, facts_of
@@ -36,8 +36,13 @@ class Maintenance:
         if url.get_backend_name() == "sqlite":
             self._demand("database-missing", Path(url.database or ""))
         self._settings = settings
-        self._keys = load_keys(settings.keys_path)
-        self._database = Database(url, self._keys.cells)
+        self._keys: Keys
+        self._database: Database
+        self._open(load_without_sealing(settings.keys_path))
+
+    def _open(self, keys: Keys) -> None:
+        self._keys = keys
+        self._database = Database(self._settings.database, keys.cells)
 
     def _demand(self, reason: str, *files: Path) -> None:
         for file in files:
@@ -81,11 +86,21 @@ class Maintenance:
         """Bring the schema up to a version; None: the newest.
 
         Raises:
-            ConfigurationError: ``data-dir-in-use``, ``replicas-running``; as
+            ConfigurationError: ``data-dir-in-use``, ``replicas-running``, ``keys-missing``; as
                 ``Database.migrate`` and
                 :func:`aggregator.starting.demand_own_database`.
         """
+        await self._demand_sealing_key()
         return await self._moved(self._database.migrate, target or migrating.NEWEST)
+
+    async def _demand_sealing_key(self) -> None:
+        """A database that is not sealed yet may get its first key; another has one somewhere."""
+        if self._keys.sealing:
+            return
+        if migrating.is_sealed(await self._database.schema()):
+            self._demand("keys-missing", self._settings.keys_path / SEALING)
+        await self._database.close()
+        self._open(load_keys(self._settings.keys_path))
 
     async def downgrade(self, target: str) -> dict[str, Any]:
         """As :meth:`upgrade`, down.
@@ -120,8 +135,10 @@ class Maintenance:
 
         Raises:
             CellRefused: as :meth:`check`.
-            ConfigurationError: as :meth:`check`; ``data-dir-in-use``, ``replicas-running``.
+            ConfigurationError: as :meth:`check`; ``data-dir-in-use``, ``replicas-running``,
+                ``keys-missing``.
         """
+        self._demand("keys-missing", self._settings.keys_path / SEALING)
         async with self._alone():
             migrating.demand_present(await self._database.schema())
             await self._demand_own()

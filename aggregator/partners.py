@@ -214,6 +214,8 @@ class Partners:
             devices=len(found.devices),
             digest=name.hex(),
         )
+        cells = core.database.cells
+        rows = await asyncio.to_thread(partners.sealed_devices, cells, partner, found.devices)
         async with core.database.write() as connection:
             if not await partners.takes_part_in(connection, partner):
                 raise Refusal(Kind.FORBIDDEN, "partner-unknown", "No such partner takes part.")
@@ -235,7 +237,7 @@ class Partners:
                 number=found.number,
                 digest=name.hex(),
                 signed=signed,
-                devices=found.devices,
+                devices=rows,
                 now=now,
             )
             await sessions.drop_waiting_revoked(connection)

@@ -12,10 +12,10 @@ from aggregator.blob_owner import demand_same_blobs
 from aggregator.core import Core
 from aggregator.disk import full
 from aggregator.errors import DatabaseAway
-from aggregator.keys import load_keys
+from aggregator.keys import SEALING, load_without_sealing
 from aggregator.ledger.log import Ledger
 from aggregator.logs import get_logger
-from aggregator.store import migrating
+from aggregator.store import identity, migrating
 from secagg.errors import ConfigurationError, SecaggError
 
 _log = get_logger("readiness")
@@ -59,6 +59,7 @@ class Readiness:
             or await self._blobs()
             or await core.ask_blobs(_disk, core)
             or await asyncio.to_thread(_keys, core)
+            or await _sealing(core)
             or await asyncio.to_thread(_ledger, self._ledger.folder)
         )
         reason = None if found is None else found.reason
@@ -133,12 +134,12 @@ def _disk(core: Core) -> NotReady | None:
 
 def _keys(core: Core) -> NotReady | None:
     folder = core.settings.keys_path
-    names = ("task.key", "ledger.key", "sealing.keys")
+    names = ("task.key", "ledger.key", SEALING)
     missing = [name for name in names if not (folder / name).is_file()]
-    if missing:  # load_keys would draw new ones
+    if missing:  # reading them would draw new ones
         return NotReady("keys-unusable", f"{folder} lacks {', '.join(missing)}: restore it.")
     try:
-        found = load_keys(folder)
+        found = load_without_sealing(folder)
     except (SecaggError, OSError) as error:
         return NotReady("keys-unusable", str(error))
     for name in ("task", "ledger"):
@@ -147,7 +148,27 @@ def _keys(core: Core) -> NotReady | None:
                 "keys-unusable",
                 f"{folder / name}.key is not the key that this replica started with: restore it.",
             )
+    lost = set(core.keys.cells.ids) - set(found.cells.ids)
+    if lost:
+        return NotReady(
+            "keys-unusable",
+            f"{folder / SEALING} lacks keys that this replica started with, by their ids: "
+            f"{', '.join(sorted(lost))}. Restore it.",
+        )
     return None
+
+
+async def _sealing(core: Core) -> NotReady | None:
+    """Another replica may seal by now with a key that this one was started without."""
+    noted = (await identity.read(core.database)).get(identity.SEALING_KEYS, "").split()
+    lacking = [each for each in noted if each not in core.keys.cells.ids]
+    if not lacking:
+        return None
+    return NotReady(
+        "keys-unusable",
+        f"The database has cells under keys that this replica was started without, by their ids: "
+        f"{', '.join(lacking)}. Start it anew; {core.settings.keys_path / SEALING} must have them.",
+    )
 
 
 def _ledger(folder: Path) -> NotReady | None:

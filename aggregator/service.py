@@ -171,8 +171,12 @@ class Service:
         await core.database.demand_answer()
         if self._presence is not None:
             await self._presence.start()
+        await core.database.demand_own_file()
+        ledger_name = core.settings.ledger_name
+        # Before the schema moves: a stranger's keys would seal cells and hash devices.
+        await demand_own_database(core.database, core.keys, ledger_name, enter=False)
         await core.database.prepare()
-        await demand_own_database(core.database, core.keys, core.settings.ledger_name)
+        await demand_own_database(core.database, core.keys, ledger_name)
         await demand_own_blobs(core)
         async with core.database.write() as connection:
             await replicas.started(connection, core.replica, core.started_at)

@@ -20,6 +20,7 @@ from secagg.hashing import digest
 from secagg.manifest import decode_manifest
 
 LOCK = "service.lock"
+_TRIES = 10
 _TASK_KEY, _LEDGER_KEY, _LEDGER_NAME = "task-key", "ledger-key", "ledger-name"
 
 
@@ -101,9 +102,7 @@ async def _demand_sealing_keys(database: Database, known: dict[str, str], *, ent
     cells = database.cells
     in_use = known.get(identity.SEALING_KEYS, "").split()
     if enter:
-        with contextlib.suppress(Conflict):
-            in_use = await identity.enter_sealing_key(database, cells.ids, cells.sealing)
-        in_use += (await identity.read(database))[identity.SEALING_KEYS].split()
+        in_use = await _sealing_key_entered(database)
     missing = [each for each in dict.fromkeys(in_use) if each not in cells.ids]
     if missing:
         raise ConfigurationError(
@@ -114,6 +113,19 @@ async def _demand_sealing_keys(database: Database, known: dict[str, str], *, ent
             remedy="Name the folder of keys that all replicas share with SECAGG_KEYS_DIR, or put "
             "the key back into sealing.keys. It may go once `secagg db reseal` ran.",
         )
+
+
+async def _sealing_key_entered(database: Database) -> list[str]:
+    """As ``identity.enter_sealing_key``, also where replicas with keys of their own start at once.
+
+    Raises:
+        Conflict: others were first, time and again.
+    """
+    cells = database.cells
+    for _ in range(_TRIES):
+        with contextlib.suppress(Conflict):
+            return await identity.enter_sealing_key(database, cells.ids, cells.sealing)
+    return await identity.enter_sealing_key(database, cells.ids, cells.sealing)
 
 
 async def _told_before(database: Database, keys: Keys) -> dict[str, str]:

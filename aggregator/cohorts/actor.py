@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from aggregator.cohorts.log import Replay, catch_up, encode_event
 from aggregator.core import Core
+from aggregator.errors import LeftToOthers
 from aggregator.logs import get_logger
 from aggregator.store import cohorts, mail
 from aggregator.store.database import Conflict, Connection
@@ -26,6 +27,7 @@ from secagg.server import Cancel, Deliver, Effect, Event, State, step
 _log = get_logger("cohort")
 Also = Callable[[Connection], Awaitable[None]]
 TERMINAL = ("released", "aborted")
+_LAST_WRITE_S = 2.0
 
 
 class CohortOver(Exception):
@@ -176,7 +178,7 @@ class Cohort:
     async def close(self) -> None:
         """Stop the worker; what is not committed is lost, as in a crash."""
         if self._telling is not None:
-            await asyncio.wait({self._telling})
+            await end_write(self._telling)
         self._worker.cancel()
         await asyncio.gather(self._worker, return_exceptions=True)
         self._fail_waiting(CohortOver())
@@ -199,6 +201,9 @@ class Cohort:
             except asyncio.CancelledError:
                 self._fail(batches, CohortOver())
                 raise
+            except LeftToOthers as error:
+                _log.warning("left-to-others", **self._named, reason=error.refusal.reason)
+                self._fail(batches, error)
             except Exception as error:
                 self.work_failed()
                 _log.exception("commit-failed", **self._named)
@@ -328,6 +333,15 @@ class Cohort:
         while not self._queue.empty():
             waiting.append(self._queue.get_nowait())
         self._fail(waiting, error)
+
+
+async def end_write(writing: asyncio.Task[None]) -> None:
+    """Wait until a write ends, or cancel one that has long waited for its turn: a stop holds the
+    turn itself while it asks (``Database.quiet``)."""
+    _, waiting = await asyncio.wait({writing}, timeout=_LAST_WRITE_S)
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
 
 
 async def put_mail(

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -26,7 +27,7 @@ from aggregator.cohorts.uploads import Uploads
 from aggregator.cohorts.wakeups import Wakeups
 from aggregator.core import Core
 from aggregator.disk import full
-from aggregator.errors import not_found
+from aggregator.errors import LeftToOthers, not_found
 from aggregator.logs import get_logger
 from aggregator.store import cohorts, mail, sessions
 from aggregator.store.blobs import BlobDamaged, BlobMissing, BlobsUnavailable
@@ -47,6 +48,7 @@ from secagg.server import (
 _log = get_logger("driver")
 _UNMASKING_TRIES = 3
 _STORE_AGAIN_S = 1.0
+_LEFT_TO_OTHERS_S = 60.0  # after a deadline: then none of them is there
 _SETTLE_S = 10.0  # for vectors that came before their deadline
 _MISSING_MAX_S = 300.0  # a store that lags shows a file by then; one that lost it never does
 _UNREADABLE = [(RECEIVED, b"")]  # a log of which nothing can be said, not even who had sent
@@ -281,11 +283,17 @@ class Driver:
 
         Raises:
             Refusal: ``disk-low``: nothing is debited, and the cohort ends.
+            LeftToOthers: the same of this replica's own disk, as long as another may go on.
         """
         if not fixes_masking_set(cohort.state, state):
             return
-        if (low := await self._core.ask_blobs(full, self._core.settings)) is not None:
-            raise low.refusal()
+        ask, settings = self._core.ask_blobs, self._core.settings
+        if (low := await ask(full, settings)) is None:
+            return
+        late_s = self._core.clock() - cohort.state.deadline_s
+        if late_s < _LEFT_TO_OTHERS_S and await ask(partial(full, settings, shared=True)) is None:
+            raise LeftToOthers(low.refusal())
+        raise low.refusal()
 
     async def _commit_more(
         self,

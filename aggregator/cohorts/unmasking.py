@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from aggregator.cohorts.actor import Cohort
+from aggregator.cohorts.actor import Cohort, end_write
 from aggregator.cohorts.adding import blob_name
 from aggregator.compute.opening import Opening
 from aggregator.core import Core
@@ -66,7 +66,7 @@ async def renewed_lease(core: Core, cohort: str) -> AsyncIterator[None]:
         yield
     finally:
         over.set()  # and not cancel(): a write that has begun is finished
-        await renewing
+        await end_write(renewing)
 
 
 @dataclass(frozen=True)

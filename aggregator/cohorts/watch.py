@@ -18,6 +18,7 @@ from aggregator.cohorts.driver import Driver, Live
 from aggregator.cohorts.standing import barred_members
 from aggregator.cohorts.wakeups import Wakeups
 from aggregator.core import Core
+from aggregator.errors import LeftToOthers
 from aggregator.logs import get_logger
 from aggregator.partners import Partners
 from aggregator.store import cohorts, tasks
@@ -109,6 +110,8 @@ class Watch:
             await live.cohort.submit(Tick(self._core.clock()))
         except (CohortOver, SecaggError):
             pass  # it has ended, or has no deadline any more
+        except LeftToOthers:
+            again = self._core.clock() + _AGAIN_S
         except Exception:
             _log.exception(
                 "tick-failed",

@@ -8,7 +8,7 @@ import msgspec
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
-from aggregator.errors import DatabaseAway, Kind, Refusal
+from aggregator.errors import DatabaseAway, Kind, LeftToOthers, Refusal
 from aggregator.http.requests import BEGUN, id_of
 from aggregator.logs import get_logger
 from aggregator.metrics import Metrics
@@ -167,6 +167,9 @@ async def _answer(metrics: Metrics, request: web.Request, handler: Handler) -> w
             ),
             request,
         )
+    except LeftToOthers as error:
+        metrics.refusals.labels(error.refusal.reason).inc()
+        return respond(error.refusal, request)
     except DatabaseAway:  # which the database has logged
         _log.info("refused", route=_route(request), reason="database-away")
         metrics.refusals.labels("database-away").inc()

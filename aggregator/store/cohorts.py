@@ -128,8 +128,10 @@ async def close(
 
 async def work_failed(connection: Connection, cohort: str) -> None:
     """Work of some replica for an open cohort has failed; nothing happens once it has ended."""
-    stored = await progress(connection, cohort)
-    if stored is not None and stored.state == "open" and not await has_failed(connection, cohort):
+    here = sa.select(cohorts.c.state).where(cohorts.c.cohort == cohort)
+    # On PostgreSQL whoever ends the cohort waits, or has ended it: no row is left behind.
+    state = await connection.scalar(here.with_for_update(read=True))
+    if state == "open" and not await has_failed(connection, cohort):
         await connection.execute(
             sa.insert(service_facts).values(name=_failure_of(cohort), value=cohort)
         )

@@ -93,6 +93,14 @@ class Database:
             sa.event.listen(self._engine.sync_engine, "connect", _configure_sqlite)
             sa.event.listen(self._engine.sync_engine, "begin", _begin_sqlite)
 
+    async def demand_own_file(self) -> None:
+        """
+        Raises:
+            ConfigurationError: ``database-taken``: a SQLite file that is not of this service.
+        """
+        if self._reader is not None:
+            await asyncio.to_thread(_demand_own_file, self._reader)
+
     async def prepare(self) -> None:
         """Make the schema of a new database, or bring an older SQLite file up; safe when replicas
         start together.
@@ -129,8 +137,7 @@ class Database:
 
     async def _move(self, target: str, move: Callable[[sa.Connection, str], None]) -> None:
         """In one transaction; on PostgreSQL no two replicas do so at once."""
-        if self._reader is not None:
-            await asyncio.to_thread(_demand_own_file, self._reader)
+        await self.demand_own_file()
         await self.demand_answer()
         async with self.write() as connection:
             if not self.is_sqlite:
@@ -207,11 +214,14 @@ class Database:
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
-        """
+        """Reads as of one moment.
+
         Raises:
             DatabaseAway: the database did not answer.
         """
         async with self._connected() as connection:
+            if not self.is_sqlite:  # else each statement there has a moment of its own
+                await connection.execution_options(isolation_level="REPEATABLE READ")
             yield connection
 
     async def rows(self, statement: sa.Select[Any]) -> Sequence[sa.Row[Any]]:

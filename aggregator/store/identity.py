@@ -75,10 +75,10 @@ async def only_sealing_key(database: Database, sealing: str) -> None:
     """Note that no other key seals any cell."""
     async with database.write() as connection:
         await connection.execute(
-            sa.update(service_facts)
-            .where(service_facts.c.name == SEALING_KEYS)
-            .values(value=sealing)
+            sa.delete(service_facts).where(service_facts.c.name == SEALING_KEYS)
         )
+        row = {"name": SEALING_KEYS, "value": sealing}
+        await connection.execute(sa.insert(service_facts).values(row))
 
 
 async def read(database: Database) -> dict[str, str]:

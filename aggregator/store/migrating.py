@@ -42,6 +42,11 @@ def known() -> tuple[str, ...]:
     return tuple(script.revision for script in scripts.walk_revisions())[::-1]
 
 
+def is_sealed(found: str | None) -> bool:
+    """Whether databases of this version have sealed cells."""
+    return found is not None and found in known()[known().index("0010") :]
+
+
 def of_database(connection: sa.Connection) -> str | None:
     """None: there is no schema yet."""
     return MigrationContext.configure(connection).get_current_revision()

@@ -73,9 +73,10 @@ class Cells:
     """The keys of one service: what seals, opens and hashes."""
 
     def __init__(self, keys: Sequence[Secret], names: Secret) -> None:
-        """``keys``: 32 bytes each, at least one; the first seals. ``names``: hashes identities."""
+        """``keys``: 32 bytes each; the first seals, and without any nothing is sealed or opened.
+        ``names``: hashes identities."""
         self._keys = {key_id(key): key for key in keys}
-        self._sealing = key_id(keys[0])
+        self._sealing = next(iter(self._keys), b"")
         self._names = names
 
     @property
@@ -96,9 +97,19 @@ class Cells:
         return derive(self._names.reveal(), "device name", bytes.fromhex(identity)).hex()
 
     def seal(self, place: Place, row: Sequence[object], plaintext: bytes) -> bytes:
-        """``row``: values of the columns that name it, in the order of ``place.row``."""
+        """``row``: values of the columns that name it, in the order of ``place.row``.
+
+        Raises:
+            CellRefused: ``sealing-key-missing``.
+        """
         if not plaintext:
             return b""
+        if not self._keys:
+            raise CellRefused(
+                "sealing-key-missing",
+                "There is no key to seal with.",
+                remedy="Restore sealing.keys.",
+            )
         nonce = os.urandom(_NONCE_BYTES)
         head = _VERSION + self._sealing + nonce
         return head + nacl.bindings.crypto_aead_xchacha20poly1305_ietf_encrypt(

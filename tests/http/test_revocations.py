@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import msgspec
 import pytest
 from typer.testing import CliRunner
 
+from aggregator.store import partners
+from aggregator.store.partners import sealed_devices
 from client_sdk import TransportError
 from client_sdk.enrolment import new_partner_key, save_bundle, save_partner_key
 from client_sdk.rounds.revocations import revoked_by
@@ -44,12 +47,21 @@ async def send(world: World, key: Any, signed: bytes) -> tuple[int, Any]:
         return answer.status, await answer.json()
 
 
-async def test_a_revoked_device_is_refused_and_the_others_remember_why(tmp_path: Path) -> None:
+async def test_a_revoked_device_is_refused_and_the_others_remember_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with World(tmp_path, spec()) as world:
         partner = world._partner
         gone = world.bundle("d0").certificate.identity_key
+        sealed_in: list[int] = []
+        monkeypatch.setattr(
+            partners,
+            "sealed_devices",
+            lambda *given: sealed_in.append(threading.get_ident()) or sealed_devices(*given),
+        )
         status, shown = await send(world, partner, sign_revocations(partner.seed, 1, 5, [gone]))
         assert (status, shown["number"], shown["devices"]) == (200, 1, 1)
+        assert sealed_in[0] != threading.get_ident(), "100,000 devices would stop the event loop"
         with pytest.raises(TransportError) as caught:
             await world.device("d0").run_async(OneHot(0), task=TASK, rounds=1)
         assert caught.value.reason == "certificate-revoked"

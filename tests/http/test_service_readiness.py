@@ -15,9 +15,10 @@ from nacl.signing import SigningKey
 
 from aggregator import disk, logs
 from aggregator.http.app import build_admin_app
-from aggregator.store import migrating
+from aggregator.store import identity, migrating
 from tests.kits.log_lines import lines, of
 from tests.kits.service import QUIET_S, TOKEN, Served, devices, finished, run, served, spec
+from tests.kits.world import TASK, OneHot, World, plain_spec
 
 MORE_THAN_FREE = 1 << 62
 
@@ -165,7 +166,7 @@ async def test_a_cohort_that_is_open_as_the_disk_falls_below_its_mark_is_not_cha
 
         async def falls(name: str) -> None:
             if name == "ready":  # formed, and S is not fixed
-                monkeypatch.setattr("aggregator.cohorts.driver.full", lambda _: low)
+                monkeypatch.setattr("aggregator.cohorts.driver.full", lambda *_, **__: low)
 
         fleet[0].hold = falls
         assert finished(await run(fleet)) == 0
@@ -174,3 +175,36 @@ async def test_a_cohort_that_is_open_as_the_disk_falls_below_its_mark_is_not_cha
         assert [row["reason"] for row in view["ended_free"]] == ["disk-low"]
         monkeypatch.undo()
         assert finished(await run(devices(server, 4))) == 4
+
+
+async def test_a_replica_whose_own_disk_is_full_leaves_the_cohort_to_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here it becomes able again, instead of another replica that is."""
+    asked: list[bool] = []
+
+    def full(_: object, *, shared: bool = False) -> disk.Full | None:
+        asked.append(shared)
+        return None if shared or len(asked) > 3 else disk.Full(tmp_path, 1, 2)
+
+    monkeypatch.setattr("aggregator.cohorts.driver.full", full)
+    async with World(tmp_path, plain_spec(4, 3)) as world:
+        runs = [world.device(f"d{n}").run_async(OneHot(n), task=TASK, rounds=1) for n in range(4)]
+        results = await asyncio.gather(*runs)
+        assert [len(result.releases) for result in results] == [1] * 4
+        assert asked[:4] == [False, True, False, True]
+
+
+async def test_a_replica_without_a_key_that_seals_is_not_ready(tmp_path: Path) -> None:
+    async with served(tmp_path) as server:
+        well = await readiness(server)
+        file = tmp_path / "keys" / "sealing.keys"
+        own = file.read_text()
+        file.write_text(f"{'ab' * 32}\n")  # as whoever finds none draws one
+        assert await readiness(server) == (503, "keys-unusable")
+        file.write_text(f"{'ab' * 32}\n{own}")  # a rotation that waits for restarts
+        assert await readiness(server) == well
+        database = server.service.core.database
+        other = ("ab" * 8, database.cells.sealing)
+        assert await identity.enter_sealing_key(database, other, other[0])
+        assert await readiness(server) == (503, "keys-unusable")

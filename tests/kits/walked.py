@@ -9,6 +9,7 @@ import sqlalchemy as sa
 
 from aggregator.store import migrating
 from aggregator.store.database import Database
+from aggregator.store.identity import SEALING_KEYS
 from aggregator.store.schema import metadata
 from aggregator.store.sealing import SEALED, Cells
 
@@ -71,6 +72,10 @@ async def stored(database: Database) -> Rows:
 
     async with database.read() as connection:
         found = await connection.run_sync(read)
+        version = await connection.run_sync(migrating.of_database)
+    facts = found.get("service_facts", [])
+    noted = [facts.pop(at)["value"] for at, row in enumerate(facts) if row["name"] == SEALING_KEYS]
+    assert noted == ([database.cells.sealing] if migrating.is_sealed(version) else [])
     if any("device" in row for row in found.get("sessions", ())):
         for table, rows in found.items():
             for row in rows:

@@ -41,6 +41,7 @@ _DEVICES = (  # where the identity key stands sealed, and the column with its ha
     (NOT_DEALING_DEVICE, "identity"),
 )
 _CONTENTS = (EVENT, MESSAGE, ADVERT, BAN_EVIDENCE, LIST)
+_FACTS = sa.table("service_facts", sa.column("name"), sa.column("value"))
 
 
 def upgrade() -> None:
@@ -80,6 +81,13 @@ def upgrade() -> None:
             return {place.column: cells.seal(place, key, _bytes(row[place.column]))}
 
         _each(connection, place.table, place.row, [place.column], seal)
+    _forget_keys(connection)
+    # A replica without this key must not start.
+    connection.execute(sa.insert(_FACTS).values(name="sealing-keys", value=cells.sealing))
+
+
+def _forget_keys(connection: sa.Connection) -> None:
+    connection.execute(sa.delete(_FACTS).where(_FACTS.c.name == "sealing-keys"))
 
 
 def downgrade() -> None:
@@ -107,6 +115,7 @@ def downgrade() -> None:
         _each(connection, table, key, columns, name)
     for place, _ in _DEVICES:
         op.drop_column(place.table, place.column)
+    _forget_keys(connection)
 
 
 def _rows(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import sqlite3
@@ -16,6 +17,7 @@ from aggregator.starting import DataFolder
 from aggregator.store import migrating
 from secagg_cli.exit_codes import EXIT_REFUSED
 from secagg_cli.main import app
+from tests.kits.starting import refused
 from tests.kits.upgrades import first_version
 
 
@@ -85,3 +87,29 @@ def test_a_schema_moves_under_no_running_service_and_by_no_stranger(
     (data / "keys" / "task.key").write_bytes((tmp_path / "others" / "task.key").read_bytes())
     error = db(data, way, "--to", "0002", code=EXIT_REFUSED)
     assert error["reason"] == "keys-of-another-service"
+
+
+def test_no_command_draws_a_key_for_a_database_that_is_sealed(tmp_path: Path) -> None:
+    data = first_version(tmp_path / "data")
+    file = data / "keys" / "sealing.keys"
+    assert db(data, "check", code=EXIT_REFUSED)["reason"] == "schema-older"
+    assert db(data, "upgrade", "--to", "0007")["schema"] == "0007"
+    end_cohorts(data)
+    db(data, "upgrade")
+    file.rename(tmp_path / "away")
+    assert db(data, "check", code=EXIT_REFUSED)["reason"] == "sealing-key-missing"
+    for command in ("upgrade", "reseal"):
+        assert db(data, command, code=EXIT_REFUSED)["reason"] == "keys-missing"
+    assert db(data, "downgrade", "--to", "0009", code=EXIT_REFUSED)["reason"] in (
+        "sealing-key-missing"
+    )
+    assert not file.exists()
+
+
+def test_an_upgrade_notes_the_key_under_which_it_seals(tmp_path: Path) -> None:
+    """Else a replica with another file starts, and opens nothing."""
+    data = first_version(tmp_path / "data")
+    db(data, "upgrade")
+    (data / "keys" / "sealing.keys").write_text("ab" * 32 + "\n")
+    assert db(data, "check", code=EXIT_REFUSED)["reason"] == "sealing-key-missing"
+    assert asyncio.run(refused({"data_dir": data})).reason == "sealing-key-missing"
