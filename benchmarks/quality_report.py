@@ -38,7 +38,8 @@ def table(plan: Plan, results: Results, references: Mapping[str, float]) -> str:
 
 
 def batch_table(plan: Plan, results: Results, steps: int) -> str:
-    """Markdown: a line for each way to choose a step's examples, both forms side by side."""
+    """Markdown: a line for each way to choose a step's examples that was run, both forms side by
+    side."""
     made = cells(plan, results, [row.name for row in BATCH_ROWS])
     forms = list(dict.fromkeys(row.kind for row in BATCH_ROWS))
     names = {kind: next(r.name.split()[0] for r in BATCH_ROWS if r.kind == kind) for kind in forms}
@@ -58,6 +59,8 @@ def batch_table(plan: Plan, results: Results, steps: int) -> str:
         of = {row.kind: row for row in BATCH_ROWS if row.parts == parts}
         first = next(iter(of.values()))
         found = [made[of[kind].name, epsilon] for kind, epsilon in cells_of]
+        if not any(cell.tests() for cell in found):
+            continue
         rows.append(
             [
                 first.batch,
