@@ -1,8 +1,9 @@
 """The operators' audit log: who did what, from where, and with which result, one JSON line each.
 
-Lines go to the file of the setting ``audit_log``, or to standard error among the others. In a file
-no line is rate-limited away; on standard error wrong tokens, which anybody can send, are. A line
-that the file does not take goes to standard error, at every level of the log.
+Lines go to the file of the setting ``audit_log``, or to standard error among the others, at every
+level of the log. No act of an operator is left out. Of wrong tokens and missing ones, which anybody
+can send, each address has a few lines a minute of each reason, and then a count
+(:mod:`aggregator.logs.repeats`). A line that the file does not take goes to standard error.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import datetime
 import errno
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +20,13 @@ from typing import Literal
 import msgspec
 
 from aggregator.logs import get_logger
+from aggregator.logs.repeats import LeftOut, Repeats
 from secagg.errors import ConfigurationError
 
 _log = get_logger("audit")
 _NOT_ADMITTED = (401, 403, 429)
 BROKEN_OFF: Literal["broken off"] = "broken off"  # the caller left before its answer was whole
+_Caller = tuple[str, str | None]  # its address, and why it was refused
 Status = int | Literal["broken off"]
 
 
@@ -48,6 +52,7 @@ class AuditLog:
         """
         self._file = file
         self._clock = clock
+        self._not_admitted: Repeats[_Caller] = Repeats()
         self._begins = b""  # what ends a line that did not come whole into the file
         if file is not None:
             try:
@@ -60,24 +65,44 @@ class AuditLog:
                 ) from error
 
     def write(self, done: Action) -> None:
-        """Append one line. What cannot be written goes to the service's own log, whole and each
-        time, but for wrong tokens."""
-        line = {name: value for name, value in vars(done).items() if value not in (None, {})}
+        """Append one line. What the file does not take goes to the service's own log."""
+        if done.status in _NOT_ADMITTED:
+            caller = (done.remote, done.reason)
+            admitted, ended = self._not_admitted.admit(caller, time.monotonic())
+            self._tell(ended)
+            if not admitted:
+                return
+        self._put(
+            "operator",
+            {name: value for name, value in vars(done).items() if value not in (None, {})},
+        )
+
+    def tell_left_out(self) -> None:
+        """Say now what was left out since it was last said."""
+        self._tell(self._not_admitted.rest(time.monotonic()))
+
+    def _tell(self, ended: list[LeftOut[_Caller]]) -> None:
+        for left in ended:
+            line: dict[str, object] = {"count": left.count, "seconds": round(left.seconds, 1)}
+            if left.kind is not None:  # None: of many
+                line["of_remote"], line["of_reason"] = left.kind
+            self._put("lines-left-out", line)
+
+    def _put(self, event: str, line: dict[str, object]) -> None:
         if self._file is None:
-            (_log.warning if done.status in _NOT_ADMITTED else _log.info)("operator", **line)
+            _log.info(event, **line)
             return
         moment = datetime.datetime.fromtimestamp(self._clock(), datetime.UTC)
-        line = {"timestamp": moment.isoformat(), "event": "operator", **line}
+        stamped = {"timestamp": moment.isoformat(), "event": event, **line}
         try:
             descriptor = self._open(self._file)
             try:
-                self._append(descriptor, msgspec.json.encode(line) + b"\n")
+                self._append(descriptor, msgspec.json.encode(stamped) + b"\n")
             finally:
                 os.close(descriptor)
-        except OSError:
+        except (OSError, ValueError):  # ValueError: text that is not UTF-8
             _log.exception("audit-log-failed", file=str(self._file))
-            tell = _log.warning if done.status in _NOT_ADMITTED else _log.critical
-            tell("operator", **{name: line[name] for name in line if name != "event"})
+            _log.info(event, **line)
 
     def _append(self, descriptor: int, line: bytes) -> None:
         """Raises: OSError: also where a part alone was written."""

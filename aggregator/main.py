@@ -62,7 +62,8 @@ async def _serve(settings: Settings) -> None:
             "admin_port": admin_port,
             "data_dir": str(settings.data_dir),
         }
-        print(json.dumps({"listening": listening, "port": port}), flush=True)
+        with contextlib.suppress(OSError):  # the line is in the log too
+            print(json.dumps({"listening": listening, "port": port}), flush=True)
         tell_started(service, listening)
         started = True
         await stopping.asked()
@@ -111,8 +112,8 @@ class Stopping:
             os._exit(128 + number)  # everything is as durable as after a kill
         if number is signal.SIGINT:
             self._wait_s = 0.0
-        _log.info("stopping", signal=number.name, wait_s=self._wait_s, drain_s=_DRAIN_S)
         self._asked.set()
+        _log.info("stopping", signal=number.name, wait_s=self._wait_s, drain_s=_DRAIN_S)
 
     async def asked(self) -> None:
         await self._asked.wait()

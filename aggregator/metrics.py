@@ -22,6 +22,7 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from aggregator import logs
 from secagg import __version__
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a time beside every counter, which is not a measurement
@@ -205,6 +206,8 @@ class Metrics:
             "Scrapes for which the service's state could not be read",
             registry=registry,
         )
+        self.log_failures = logs.failures  # of the process, which has one log
+        registry.register(self.log_failures)
         self.adverts = Counter("secagg_adverts", "Adverts accepted", ["task"], registry=registry)
         self.bans = Counter(
             "secagg_bans", "Devices banned, by what for", ["kind"], registry=registry

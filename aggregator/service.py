@@ -209,6 +209,7 @@ class Service:
         if self._presence is not None:
             await self._presence.close()
         await self.core.database.close()
+        self.audit.tell_left_out()
         self._folder.release()
 
     async def not_ready(self) -> NotReady | None:

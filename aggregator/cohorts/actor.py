@@ -206,8 +206,8 @@ class Cohort:
                 self._fail(batches, error)
             except Exception as error:
                 self.work_failed()
-                _log.exception("commit-failed", **self._named)
                 self._fail(batches, error)
+                _log.exception("commit-failed", **self._named)
                 others = any(not isinstance(e, Cancel) for b in batches for e in b.events)
                 if isinstance(error, SecaggError) and others:  # the decision is impossible
                     self._queue.put_nowait(Batch([Cancel(error.reason, self.core.clock())]))

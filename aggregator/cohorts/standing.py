@@ -154,8 +154,8 @@ class Membership:
         made = msgspec.structs.asdict(await self.show(identity))
         return BanMade(**made, seen=partner is not None or struck)
 
-    async def unban(self, identity: bytes) -> None:
-        """Lift a ban, and forget the device's strikes.
+    async def unban(self, identity: bytes) -> bytes:
+        """Lift a ban, and forget the device's strikes. Returns the handle of the ban.
 
         Raises:
             Refusal: ``device-key``; ``not-found``.
@@ -176,6 +176,7 @@ class Membership:
             )
             await self._ledger.append(connection, [record])
         await self._ledger.publish()
+        return bytes.fromhex(row.handle)
 
     async def show(self, identity: bytes) -> BanView:
         """

@@ -9,10 +9,15 @@ variables of a traceback.
 A failure is told with its type, its text, a traceback of bounded length and what the request under
 way carries. One of the database is told with the type and the text that its driver gave, and with
 frames of our own alone. The same failure again and again is counted, not written (:mod:`.repeats`).
+
+Logging changes nothing of what the service does: no call raises. A line that cannot be made or
+written, such as on a full disk or to a pipe whose reader died, is lost and counted
+(``secagg_log_failures_total``).
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 import threading
@@ -23,6 +28,7 @@ from types import TracebackType
 from typing import Any
 
 import structlog
+from prometheus_client import Counter
 
 from aggregator.errors import DatabaseAway
 from aggregator.logs.context import carried, carry, carrying
@@ -35,6 +41,7 @@ __all__ = [
     "carry",
     "carrying",
     "configure",
+    "failures",
     "get_logger",
     "redact",
     "shown",
@@ -49,7 +56,11 @@ _FRAMES_MAX = 25  # of each error of a chain, the innermost
 _DRIVERS = ("aiosqlite", "asyncpg", "sqlalchemy", "sqlite3")
 _OURS = ("aggregator", "dp", "secagg", "secagg_cli")
 _KIND = ("component", "level", "event", "reason", "error", "route", "task", "witness")
+_AT_EVERY_LEVEL = ("audit", "logs")  # acts of operators, and counts of what was left out
 _threshold = logging.INFO
+failures = Counter(
+    "secagg_log_failures", "Lines of the log that could not be written", registry=None
+)
 _always: dict[str, object] = {}  # in every line of this process
 _Repeats = Repeats[tuple[object, ...]]
 _failures, _refusals = _Repeats(), _Repeats()  # apart, so that callers crowd out no failure
@@ -121,7 +132,8 @@ def _name_of(kind: type) -> str:
 def _drop_below_threshold(
     _: Any, method: str, event: MutableMapping[str, Any]
 ) -> MutableMapping[str, Any]:
-    if logging.getLevelNamesMapping().get(event["level"].upper(), logging.INFO) < _threshold:
+    level = logging.getLevelNamesMapping().get(event["level"].upper(), logging.INFO)
+    if level < _threshold and event["component"] not in _AT_EVERY_LEVEL:
         raise structlog.DropEvent
     return event
 
@@ -157,7 +169,11 @@ class _StandardError:
     """Looks ``sys.stderr`` up at each line, so that a redirection holds."""
 
     def msg(self, line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
+        try:
+            sys.stderr.write(f"{line}\n")
+            sys.stderr.flush()
+        except (AttributeError, OSError, ValueError):  # none, full or broken, closed
+            failures.inc()
 
     debug = info = warning = error = critical = exception = msg
 
@@ -174,13 +190,29 @@ _PROCESSORS: list[Any] = [
 ]
 
 
+class _Logger(structlog.BoundLogger):
+    """Raises nothing: its callers are callbacks, ``except`` clauses and loops that must go on."""
+
+    def _proxy_to_logger(self, method_name: str, event: str | None = None, **fields: Any) -> None:
+        try:
+            super()._proxy_to_logger(method_name, event, **fields)
+        except Exception as error:  # such as an exception whose text cannot be made
+            failures.inc()
+            told = {"event": "line-not-made", "level": "error", "of_event": shown(str(event), 100)}
+            self._logger.msg(json.dumps({**told, "error": type(error).__name__}))
+
+
 class _Libraries(logging.Handler):
     """Sends what libraries log the same way, one line each."""
 
     def emit(self, record: logging.LogRecord) -> None:
         log = get_logger(record.name)
         tell = log.error if record.levelno >= logging.ERROR else log.warning
-        tell(shown(record.getMessage(), _MESSAGE_MAX), exc_info=record.exc_info)
+        try:
+            text = record.getMessage()
+        except Exception:  # its arguments do not fit
+            text = str(record.msg)
+        tell(shown(text, _MESSAGE_MAX), exc_info=record.exc_info)
 
 
 def configure(level: str = "INFO") -> None:
@@ -224,7 +256,7 @@ def get_logger(component: str) -> Any:
     return structlog.wrap_logger(
         _StandardError(),
         processors=_PROCESSORS,
-        wrapper_class=structlog.BoundLogger,
+        wrapper_class=_Logger,
         context_class=dict,
         component=component,
     )

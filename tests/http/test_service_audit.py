@@ -19,6 +19,7 @@ from aggregator.access import OperatorAccess
 from aggregator.audit import Action, AuditLog
 from aggregator.errors import Refusal
 from aggregator.http.routes import operator
+from aggregator.logs.repeats import SAME_MAX
 from aggregator.service import Service
 from secagg.errors import ConfigurationError
 from tests.kits.log_lines import lines, of
@@ -85,7 +86,11 @@ async def test_who_did_what_from_where_with_which_result(tmp_path: Path) -> None
             "status": 200,
         }
         assert taken["action"].endswith("/model")
-        assert banned["subject"] == {"device": server.service.core.pseudonyms.device(KEY)}
+        (ban,) = await server.service.membership.bans()
+        assert banned["subject"] == {
+            "device": server.service.core.pseudonyms.device(KEY),
+            "reference": ban.handle[:16],
+        }
         assert (missed["status"], missed["reason"]) == (404, "not-found")
         assert (wrong["status"], wrong["reason"]) == (403, "operator-token")
         assert wrong["who"] not in (who, None)
@@ -100,9 +105,10 @@ async def test_without_a_file_the_audit_log_is_among_the_other_lines(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async with served(tmp_path, spec()) as server:
-        logs.configure()
+        logs.configure("ERROR")
         capsys.readouterr()
         await asked(server, "POST", f"/tasks/{TASK}/pause", TOKEN)
+        logs.configure()
         (line,) = of("operator", lines(capsys))
         assert (line["component"], line["status"]) == ("audit", 200)
 
@@ -141,13 +147,37 @@ async def test_an_audit_log_that_cannot_be_written_is_told_at_the_start_and_stop
             await asked(server, "POST", f"/tasks/{TASK}/pause", WRONG)
         told = lines(capsys)
         assert of("audit-log-failed", told)
-        done = of("operator", told)
+        done = [line for line in of("operator", told) if line["status"] == 200]
         assert [line["action"].rpartition("/")[2] for line in done] == ["pause"] * 7
         assert {line["who"] for line in done} == {server.service.core.pseudonyms.operator(TOKEN)}
         settings = server.settings.model_copy(update={"audit_log": folder / "audit"})
     with pytest.raises(ConfigurationError) as caught:
         Service(settings)
     assert caught.value.reason == "audit-log-unwritable"
+
+
+async def test_of_requests_without_a_token_the_file_has_a_few_lines_and_a_count(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "audit.jsonl"
+    async with served(tmp_path / "data", spec(), audit_log=file) as server:
+        async with aiohttp.ClientSession() as http:
+            for _ in range(200):
+                async with http.get(f"{server.url}/v1/operator/tasks") as answer:
+                    assert answer.status == 401
+        await asked(server, "POST", f"/tasks/{TASK}/pause", TOKEN)
+    told = written(file)
+    missing = [line for line in told if line.get("reason") == "token-missing"]
+    assert len(missing) == SAME_MAX
+    assert told[-2]["status"] == 200
+    assert told[-1] == {
+        "timestamp": told[-1]["timestamp"],
+        "event": "lines-left-out",
+        "count": 200 - SAME_MAX,
+        "seconds": told[-1]["seconds"],
+        "of_remote": "127.0.0.1",
+        "of_reason": "token-missing",
+    }
 
 
 def test_a_line_that_came_into_the_file_in_part_is_told_and_spoils_no_other(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -26,8 +28,11 @@ from tests.kits.walls import get
 
 
 @contextmanager
-def process(folder: Path, **variables: str) -> Iterator[tuple[subprocess.Popen[bytes], Any, Path]]:
-    """A service of its own: the process, what it listens at, and its log."""
+def process(
+    folder: Path, log_to: int | None = None, **variables: str
+) -> Iterator[tuple[subprocess.Popen[bytes], Any, Path]]:
+    """A service of its own: the process, what it listens at, and its log, a file unless
+    ``log_to`` names a descriptor."""
     log = folder / "log"
     environment = {**os.environ, "SECAGG_DATA_DIR": str(folder / "data"), **variables}
     environment |= {"SECAGG_PORT": "0", "SECAGG_ADMIN_PORT": "0"}
@@ -36,7 +41,7 @@ def process(folder: Path, **variables: str) -> Iterator[tuple[subprocess.Popen[b
             [sys.executable, "-m", "aggregator.main"],
             env=environment,
             stdout=subprocess.PIPE,
-            stderr=errors,
+            stderr=errors if log_to is None else log_to,
         )
     assert started.stdout is not None
     try:
@@ -78,6 +83,24 @@ def test_whoever_stops_it_by_hand_waits_for_no_balancer(tmp_path: Path) -> None:
         service.send_signal(signal.SIGINT)
         assert service.wait(QUIET_S) == 0
         assert json.loads(log.read_text().splitlines()[-1])["event"] == "stopped"
+
+
+def test_a_log_whose_reader_died_changes_nothing_of_what_the_service_does(tmp_path: Path) -> None:
+    """A connection that sends nothing is ended, and told of, in a callback of the event loop."""
+    reader, log = os.pipe()
+    variables = {"SECAGG_CONNECTION_FIRST_BYTE_S": "0.05"}
+    with process(tmp_path, log, **variables) as (service, at, _):
+        os.close(log)
+        os.close(reader)
+        with socket.create_connection(("127.0.0.1", at["port"]), timeout=QUIET_S) as idle:
+            assert idle.recv(1) == b""
+        assert b" 200 " in get(at["admin_port"], "/healthz")
+        shown = get(at["admin_port"], "/metrics").decode()
+        assert 'secagg_refusals_total{reason="first-byte-late"} 1.0' in shown
+        (lost,) = re.findall(r"^secagg_log_failures_total (\S+)$", shown, re.MULTILINE)
+        assert float(lost) >= 1  # "started" may be lost too
+        service.send_signal(signal.SIGTERM)
+        assert service.wait(QUIET_S) == 0
 
 
 @pytest.mark.parametrize(

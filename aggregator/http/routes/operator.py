@@ -21,6 +21,7 @@ from dp.planning.task import planned_costs
 
 _SMALL_CAP = 4_096
 _SPEC_CAP = 2 << 20  # a spec lists the adapter's tensors
+_REFERENCE = 16  # digits of a ban's name in the ledger, which people go by
 
 
 def routes(service: Service) -> list[web.RouteDef]:
@@ -112,11 +113,14 @@ def routes(service: Service) -> list[web.RouteDef]:
         service.callers.demand_operator(request)
         async with service.intake.body(request, OPERATOR, _SMALL_CAP) as sent:
             body = bodies.parse_json(sent, views.BanBody)
-        return bodies.json_response(await service.membership.ban(key_of(request), body.note))
+        made = await service.membership.ban(key_of(request), body.note)
+        about(request, reference=made.handle[:_REFERENCE])
+        return bodies.json_response(made)
 
     async def unban(request: web.Request) -> web.Response:
         service.callers.demand_operator(request)
-        await service.membership.unban(key_of(request))
+        handle = await service.membership.unban(key_of(request))
+        about(request, reference=handle.hex()[:_REFERENCE])
         for row in await reads.task_rows(service.core.database):
             service.wakeups.consider(row.task)
         return web.Response(status=204)
@@ -124,6 +128,8 @@ def routes(service: Service) -> list[web.RouteDef]:
     async def evidence(request: web.Request) -> web.Response:
         service.callers.demand_operator(request)
         data = await service.membership.evidence(key_of(request))
+        ban = await service.membership.show(key_of(request))
+        about(request, reference=ban.handle[:_REFERENCE])
         return web.Response(body=data, content_type="application/octet-stream")
 
     async def remove_partner(request: web.Request) -> web.Response:

@@ -53,3 +53,13 @@ def test_refusals_crowd_out_no_failure_and_phases_are_all_told(
     assert len(of("add-failed", told)) == SAME_MAX
     left_out = {line.get("of_event"): line["count"] for line in of("lines-left-out", told)}
     assert left_out == {"add-failed": 20 - SAME_MAX, None: 1_000 - ALL_MAX}
+
+
+def test_what_is_left_out_is_told_at_every_level(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("ERROR")
+    for _ in range(9):
+        logs.get_logger("test").error("add-failed")
+    logs.tell_left_out()
+    logs.configure()
+    (told,) = of("lines-left-out", lines(capsys))
+    assert told["count"] == 9 - SAME_MAX
