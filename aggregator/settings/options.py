@@ -65,8 +65,7 @@ def _default_data_dir() -> Path:
 BlobUrl = Annotated[str, AfterValidator(checked_url)]
 TOKEN_MIN = 8  # characters; a drawn one has 43
 
-
-_TOKENS = f"{TOKEN_MIN} or more visible ASCII characters, without spaces"
+TOKENS = f"{TOKEN_MIN} or more visible ASCII characters, without spaces"
 
 
 def _is_token(text: str) -> bool:
@@ -75,7 +74,7 @@ def _is_token(text: str) -> bool:
 
 def _token(given: SecretStr) -> SecretStr:
     if not _is_token(given.get_secret_value()):
-        raise ValueError(_TOKENS)
+        raise ValueError(TOKENS)
     return given
 
 
@@ -89,13 +88,39 @@ def demand_token(text: str, file: Path) -> None:
         raise ConfigurationError(
             "operator-token-weak",
             f"{file} holds no token that could be used.",
-            expected=_TOKENS,
+            expected=TOKENS,
             found=f"{len(text)} characters",
             remedy="Remove the file, and the service draws a new one.",
         )
 
 
 Token = Annotated[SecretStr, AfterValidator(_token)]
+
+
+def setting(
+    meaning: str,
+    default: Any = ...,
+    *,
+    unit: str = "",
+    shown: str = "",
+    example: Any = None,
+    section: str = "",
+    **more: Any,
+) -> Any:
+    """A setting with all that people are told of it (:mod:`aggregator.settings.describe`).
+
+    Args:
+        meaning: sentences.
+        unit: of a number.
+        shown: the default in words, where the value does not say it.
+        example: a value for the template, where there is no default value.
+        section: heading of this setting and those behind it.
+        more: as of ``pydantic.Field``.
+    """
+    told = {"unit": unit, "shown": shown, "example": example, "section": section}
+    if "default_factory" not in more:
+        more["default"] = default
+    return Field(description=meaning, json_schema_extra=told, **more)
 
 
 class Settings(BaseSettings):
@@ -110,64 +135,205 @@ class Settings(BaseSettings):
         env_prefix="SECAGG_", env_ignore_empty=True, allow_inf_nan=False, hide_input_in_errors=True
     )
 
-    config: Path | None = None  # the TOML file with the others
-    host: Text = "127.0.0.1"
-    port: Port = 8080  # 0: any free port, printed on standard output
-    admin_host: Text = "127.0.0.1"  # dashboard, health and metrics; keep it off the public net
-    admin_port: Port = 8081
-    # A proxy in front terminates TLS and appends the caller's address to X-Forwarded-For.
-    behind_proxy: bool = False
+    config: Path | None = setting("The TOML file with the other settings.", None)
 
-    data_dir: Folder = Field(default_factory=_default_data_dir)
-    blob_dir: Folder | None = None  # default data_dir/blobs
-    blob_url: BlobUrl | None = None  # s3://bucket/prefix, in the place of blob_dir
-    keys_dir: Folder | None = None  # default data_dir/keys
-    database_url: SecretStr | None = None  # sqlite:///FILE or postgresql://...; default: data_dir
-    operator_token: Token | None = None  # default: drawn into data_dir/operator.token
-    ledger_name: Text = "secagg.local/ledger"  # origin line of the ledger's checkpoints
+    host: Text = setting(
+        "Address that devices, operators and auditors call.", "127.0.0.1", section="Listening"
+    )
+    port: Port = setting("Its port. 0: any free one, printed on standard output.", 8080)
+    admin_host: Text = setting(
+        "Address of dashboard, health and metrics. Keep it off the public net.", "127.0.0.1"
+    )
+    admin_port: Port = setting("Its port. 0: any free one.", 8081)
+    behind_proxy: bool = setting(
+        "A proxy in front terminates TLS and appends the caller's address to X-Forwarded-For.",
+        False,
+    )
 
-    witnesses: dict[str, str] = Field(default_factory=dict)  # verifier key -> URL of its service
-    witness_timeout_s: float = Field(default=3.0, gt=0)  # a checkpoint waits no longer for them
-    witness_retry_s: float = Field(default=10.0, ge=0)  # before those that did not answer are asked
-    opening_threads: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1)
-    opening_slice: int = Field(default=1 << 18, ge=1)  # coordinates of one thread at a time
-    compute: Literal["local", "ray"] = "local"  # where masks are taken off a sum
-    ray_address: Text | None = None  # default: a cluster here, of opening_threads processes
-    poll_s: float = Field(default=0.5, gt=0)  # how soon another replica's commits are seen
-    long_poll_max_s: float = Field(default=30.0, gt=0)
-    mail_retention_s: float = Field(default=3600.0, ge=0)  # mail of a cohort that has ended
-    opening_lease_s: float = Field(default=120.0, gt=0)  # unrenewed, another replica unmasks
+    data_dir: Folder = setting(
+        "Folder of this replica alone: the rendered ledger, and what has no other place.",
+        default_factory=_default_data_dir,
+        shown="the user's data folder",
+        example="/var/lib/secagg",
+        section="Where data is. Replicas of one service share database, blobs and keys",
+    )
+    database_url: SecretStr | None = setting(
+        "sqlite:////FILE or postgresql://USER:PASSWORD@HOST/NAME. Write %3F for ? in a path and "
+        "%40 for @ in a password.",
+        None,
+        shown="secagg.db in data_dir",
+        example="postgresql://secagg:PASSWORD@db.example/secagg",
+    )
+    blob_dir: Folder | None = setting(
+        "Folder of models and vectors.",
+        None,
+        shown="blobs in data_dir",
+        example="/srv/secagg/blobs",
+    )
+    blob_url: BlobUrl | None = setting(
+        "s3://BUCKET/PREFIX: an object store in the place of blob_dir.",
+        None,
+        example="s3://bucket/secagg",
+    )
+    keys_dir: Folder | None = setting(
+        "Folder of the service's own keys.",
+        None,
+        shown="keys in data_dir",
+        example="/srv/secagg/keys",
+    )
+    disk_free_min: int = setting(
+        "Free space below which no cohort is formed or charged, and the service is not ready.",
+        256 << 20,
+        unit="bytes",
+        ge=0,
+    )
 
-    body_stall_s: float = Field(default=20.0, gt=0)  # a body may pause this long
-    body_min_rate: float = Field(default=2_048.0, ge=0)  # bytes per second, over a whole body
-    upload_chunk_max: int = Field(default=64 << 20, ge=1)  # bytes of one PUT
-    requests_per_s: float = Field(default=50.0, gt=0)  # of one device, sustained
-    request_burst: int = Field(default=200, ge=1)
-    # One device has two long polls open and one transfer; more are repeats that cross each other.
-    device_requests_max: int = Field(default=16, ge=1)  # open at once, of one device
-    # Bodies in memory, in bytes: the largest message has 4 MiB, and a repeat may cross the first.
-    device_body_bytes_max: int = Field(default=16 << 20, ge=8 << 20)  # of one device
-    body_bytes_max: int = Field(default=256 << 20, ge=16 << 20)  # of all together
+    operator_token: Token | None = setting(
+        f"What operators show: {TOKENS}.",
+        None,
+        shown="drawn into data_dir/operator.token",
+        example="CHANGE-ME-to-43-random-characters",
+        section="Operators and logs",
+    )
+    audit_log: Path | None = setting(
+        "File of what operators do.",
+        None,
+        shown="standard error, as the log",
+        example="/var/log/secagg/audit.log",
+    )
+    log_level: LogLevel = setting("The least that is logged.", "INFO")
 
-    # A waiting device keeps two connections open; about 60 KB of memory each.
-    connections_max: int = Field(default=8_192, ge=2)  # fewer where the open files do not suffice
-    # 500 devices behind one address translator. Behind a proxy, which is one address too: as many
-    # as connections_max; the proxy then caps the addresses. Never more than half of all.
-    connections_per_address: int = Field(default=1_024, ge=1)
-    connection_first_byte_s: float = Field(default=10.0, gt=0)  # a client connects to send
-    connection_header_s: float = Field(default=20.0, gt=0)  # 1 KB at 100 bytes/s, and more
-    connection_idle_s: float = Field(default=75.0, gt=0)  # longer than proxies keep theirs
-    # A model at 2 KB/s is 1.2 MB in this time; a device goes on where it broke off.
-    answer_max_s: float = Field(default=600.0, gt=0)  # for one answer to be taken
+    ledger_name: Text = setting(
+        "First line of the ledger's checkpoints.", "secagg.local/ledger", section="Ledger"
+    )
+    witnesses: dict[str, str] = setting(
+        "Verifier key of each witness -> URL of its service; in a variable as JSON.",
+        default_factory=dict,
+        shown="none",
+        example={"witness.example+c5a9+KEY": "https://witness.example"},
+    )
+    witness_timeout_s: float = setting(
+        "A checkpoint waits no longer for its witnesses.", 3.0, unit="seconds", gt=0
+    )
+    witness_retry_s: float = setting(
+        "Until witnesses that did not answer are asked again.", 10.0, unit="seconds", ge=0
+    )
 
-    # Free bytes below which no cohort is formed or charged, and the service is not ready.
-    disk_free_min: int = Field(default=256 << 20, ge=0)
-    # Between SIGTERM and the drain, not ready but served: until balancers have noticed.
-    # None: 0 on a loopback address, 5 elsewhere.
-    shutdown_wait_s: float | None = Field(default=None, ge=0)
+    compute: Literal["local", "ray"] = setting(
+        "Where masks are taken off a sum: in this process, or on a Ray cluster.",
+        "local",
+        section="Unmasking",
+    )
+    ray_address: Text | None = setting(
+        "Address of the Ray cluster.",
+        None,
+        shown="one on this machine",
+        example="ray://head.example:10001",
+    )
+    opening_threads: int = setting(
+        "Threads that unmask a sum.",
+        default_factory=lambda: os.cpu_count() or 1,
+        shown="one per core",
+        example=4,
+        ge=1,
+    )
+    opening_slice: int = setting("Of one thread at a time.", 1 << 18, unit="coordinates", ge=1)
+    opening_lease_s: float = setting(
+        "Without a sign of life for so long, another replica unmasks the sum.",
+        120.0,
+        unit="seconds",
+        gt=0,
+    )
 
-    log_level: LogLevel = "INFO"
-    audit_log: Path | None = None  # file of what operators do; None: standard error, as the log
+    poll_s: float = setting(
+        "How soon what another replica commits is seen.",
+        0.5,
+        unit="seconds",
+        section="Waiting and deadlines of the service",
+        gt=0,
+    )
+    long_poll_max_s: float = setting(
+        "A request may wait so long for news.", 30.0, unit="seconds", gt=0
+    )
+    mail_retention_s: float = setting(
+        "Mail of a cohort that has ended is kept so long.", 3600.0, unit="seconds", ge=0
+    )
+    shutdown_wait_s: float | None = setting(
+        "Between SIGTERM and the drain, not ready but served, until balancers have noticed.",
+        None,
+        unit="seconds",
+        shown="0 on a loopback host, else 5",
+        example=5.0,
+        ge=0,
+    )
+
+    upload_chunk_max: int = setting(
+        "Of one PUT of a vector.",
+        64 << 20,
+        unit="bytes",
+        section="Limits of requests",
+        ge=1,
+    )
+    body_stall_s: float = setting("A body may pause so long.", 20.0, unit="seconds", gt=0)
+    body_min_rate: float = setting(
+        "Slowest body, over the whole of it.", 2_048.0, unit="bytes per second", ge=0
+    )
+    answer_max_s: float = setting(
+        "For one answer to be taken; a device goes on where it broke off.",
+        600.0,  # a model of 1.2 MB at 2 KB/s
+        unit="seconds",
+        gt=0,
+    )
+    requests_per_s: float = setting(
+        "Of one device, sustained.", 50.0, unit="requests per second", gt=0
+    )
+    request_burst: int = setting("Of one device at once.", 200, unit="requests", ge=1)
+    device_requests_max: int = setting(
+        # Two long polls and one transfer; more are repeats that cross each other.
+        "Open at once, of one device.",
+        16,
+        unit="requests",
+        ge=1,
+    )
+    device_body_bytes_max: int = setting(
+        # The largest message has 4 MiB, and a repeat may cross the first.
+        "Bodies in memory, of one device.",
+        16 << 20,
+        unit="bytes",
+        ge=8 << 20,
+    )
+    body_bytes_max: int = setting(
+        "Bodies in memory, of all together.", 256 << 20, unit="bytes", ge=16 << 20
+    )
+
+    connections_max: int = setting(
+        "Open at once; fewer where the limit of open files does not suffice. A waiting device "
+        "keeps two open, of about 60 KB of memory each.",
+        8_192,
+        unit="connections",
+        section="Limits of connections",
+        ge=2,
+    )
+    connections_per_address: int = setting(
+        # 500 devices behind one address translator.
+        "Of one address, and never more than half of all. Behind a proxy, which is one address "
+        "too, as many as connections_max; the proxy then caps the addresses.",
+        1_024,
+        unit="connections",
+        ge=1,
+    )
+    connection_first_byte_s: float = setting(
+        "Until a new connection has sent something.", 10.0, unit="seconds", gt=0
+    )
+    connection_header_s: float = setting(
+        "For the head of a request.",
+        20.0,
+        unit="seconds",
+        gt=0,  # 1 KB at 100 bytes/s, and more
+    )
+    connection_idle_s: float = setting(
+        "Between requests; longer than proxies keep theirs.", 75.0, unit="seconds", gt=0
+    )
 
     @classmethod
     def load(cls, config: Path | None = None, **overrides: Any) -> Settings:

@@ -24,13 +24,16 @@ from secagg.files.text import TextFile
 from secagg.names import nearest
 
 _OTHERS = frozenset({"server", "ca_file", "parent_pid", "torch_threads"})
-_SECRETS = frozenset({"blob_url", "database_url", "operator_token"})
-_LISTED = "The settings and what they may be are listed in docs/operations.md."
+SECRETS = frozenset({"blob_url", "database_url", "operator_token"})
+_LISTED = (
+    "`secagg config template` writes all settings with what they may be; docs/settings.md has them."
+)
 _REMEDIES = {
     "operator_token": "Leave it out, and the service draws one into its data folder; or make one: "
     "python -c 'import secrets; print(secrets.token_urlsafe(32))'"
 }
 _SHOWN = 100
+DEFAULT = "its default"
 _KUBERNETES = re.compile(
     r"secagg(_\w+)?_(port=(tcp|udp|sctp)://\S+:\d+|(service_host|service_port(_\w+)?"
     r"|port_\d+_(tcp|udp|sctp)(_(proto|port|addr))?)=.*)",
@@ -77,56 +80,120 @@ class Variables(EnvSettingsSource):
 
 
 class File(TomlConfigSettingsSource):
-    """The TOML file that the setting ``config`` names: it must be there and hold settings only.
+    """The TOML file that the setting ``config`` names: it must be there. Keys of it that no setting
+    has are refused with the values (:func:`refusal`).
 
     Raises:
-        ConfigurationError: ``settings-missing``, ``settings-malformed`` or ``settings-unknown``.
+        ConfigurationError: ``settings-missing``, ``settings-malformed``; ``settings-unknown`` if
+            it names another file.
     """
 
     def __call__(self) -> dict[str, Any]:
         file = self.current_state.get("config")
         table = {} if file is None else self._read_file(Path(file))
-        for name in table:
-            if name == "config" or name not in self.settings_cls.model_fields:
-                meant = _nearest(name, self.settings_cls)
-                raise ConfigurationError(
-                    "settings-unknown",
-                    f"There is no setting {name!r}, which {file} gives.",
-                    remedy=f"Is {meant} meant?" if meant else "docs/operations.md has the names.",
-                )
+        if "config" in table:
+            raise ConfigurationError(
+                "settings-unknown",
+                f"There is no setting 'config' in a file such as {file}.",
+                remedy="Name the file with --config or SECAGG_CONFIG.",
+            )
         return _besides(self.current_state, table)
 
     def _read_file(self, file_path: Any) -> dict[str, Any]:
-        try:
-            return tomllib.loads(_FILE.read(file_path))
-        except (ValueError, RecursionError) as error:
-            raise ConfigurationError(
-                "settings-malformed", f"The file of settings {file_path} is not TOML: {error}."
-            ) from error
+        return read_file(file_path)
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """Raises: ConfigurationError: ``settings-missing`` or ``settings-malformed``."""
+    try:
+        return tomllib.loads(_FILE.read(path))
+    except (ValueError, RecursionError) as error:
+        raise ConfigurationError(
+            "settings-malformed", f"The file of settings {path} is not TOML: {error}."
+        ) from error
 
 
 def refusal(
     model: type[BaseSettings], error: ValidationError, given: Mapping[str, Any]
 ) -> ConfigurationError:
-    """``settings-invalid``, of settings of which ``given`` were arguments; it shows no secret."""
-    first, *rest = error.errors(include_url=False, include_context=False)
-    name = str(first["loc"][0])
-    others = sorted({str(entry["loc"][0]) for entry in rest} - {name})
-    variables = Variables(model).env_vars
-    if name in given:
-        source = f"--{name.replace('_', '-')}"
-    elif f"secagg_{name}" in variables:
-        source = f"the variable SECAGG_{name.upper()}"
-    else:
-        source = str(given.get("config") or variables.get("secagg_config", "its default"))
+    """``settings-unknown`` or ``settings-invalid``, of settings of which ``given`` were arguments:
+    all that are wrong, each with its place, what is expected and found. It shows no secret."""
+    places = _Places(model, given)
+    wrong = {str(entry["loc"][0]): entry for entry in error.errors(include_url=False)}
+    strange = [name for name in wrong if name not in model.model_fields]
+    told = [places.unknown(name) for name in strange]
+    found = [name for name in wrong if name not in strange]
+    if strange:
+        told += [places.unusable(name, wrong[name]) for name in found]
+        meant = [near for name in strange if (near := _nearest(name, model))]
+        return ConfigurationError(
+            "settings-unknown",
+            " ".join(told),
+            remedy=f"Is {' or '.join(meant)} meant? {_LISTED}" if meant else _LISTED,
+        )
+    first, *others = found
+    message = f"The setting {first}, from {places.of(first)}, cannot be used."
     return ConfigurationError(
         "settings-invalid",
-        f"The setting {name}, from {source}, cannot be used."
-        + (f" Nor can {', '.join(others)}." if others else ""),
-        expected=first["msg"].removeprefix("Input should be ").removeprefix("Value error, "),
-        found="(not shown)" if name in _SECRETS else str(first["input"])[:_SHOWN],
-        remedy=_REMEDIES.get(name, _LISTED),
+        " ".join([message, *(places.unusable(name, wrong[name]) for name in others)]),
+        expected=_expected(wrong[first]),
+        found=_found(first, wrong[first]),
+        remedy=" ".join(dict.fromkeys(_REMEDIES.get(name, _LISTED) for name in found)),
     )
+
+
+def _expected(entry: Mapping[str, Any]) -> str:
+    text: str = entry["msg"]
+    return text.removeprefix("Input should be ").removeprefix("Value error, ")
+
+
+def _found(name: str, entry: Mapping[str, Any]) -> str:
+    return "(not shown)" if name in SECRETS else str(entry["input"])[:_SHOWN]
+
+
+class _Places:
+    """Where settings come from. ``given``: arguments; they may name the file."""
+
+    def __init__(self, model: type[BaseSettings], given: Mapping[str, Any]) -> None:
+        self._model = model
+        self._given = given
+        self._variables = Variables(model).env_vars
+        self.file = given.get("config") or self._variables.get("secagg_config")
+
+    def of(self, name: str) -> str:
+        """Of a setting that has a value which is not its default."""
+        if name in self._given:
+            return f"--{name.replace('_', '-')}"
+        if f"secagg_{name}" in self._variables:
+            return f"the variable SECAGG_{name.upper()}"
+        return str(self.file or DEFAULT)
+
+    def unknown(self, name: str) -> str:
+        near = _nearest(name, self._model)
+        meant = f"; is {near} meant?" if near else "."
+        return f"There is no setting {name!r}, which {self.of(name)} gives{meant}"
+
+    def unusable(self, name: str, entry: Mapping[str, Any]) -> str:
+        return (
+            f"The setting {name}, from {self.of(name)}, cannot be used: expected "
+            f"{_expected(entry)}, found {_found(name, entry)}."
+        )
+
+
+def origins(model: type[BaseSettings], given: Mapping[str, Any]) -> dict[str, str]:
+    """Setting -> the argument, variable or file that its value comes from, or ``its default``.
+
+    Raises:
+        ConfigurationError: as :class:`File`.
+    """
+    places = _Places(model, given)
+    file = places.file
+    table = {} if file is None else read_file(Path(file))
+    found = {}
+    for name in model.model_fields:
+        origin = places.of(name)
+        found[name] = origin if origin != str(file) or name in table else DEFAULT
+    return found
 
 
 def _besides(state: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:

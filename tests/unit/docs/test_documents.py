@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from docs import metrics, states
+from docs import metrics, settings, states
 from secagg import limits, masks, messages, ring
 from secagg.context import masking_set_digest, pair_seed, pseudonym
 from secagg.hashing import digest, encode_parts
@@ -152,6 +152,12 @@ def test_check_values_of_the_protocol_page_hold() -> None:
 def test_the_page_of_metrics_is_that_of_the_registry() -> None:
     assert (ROOT / "docs" / "metrics.md").read_text() == metrics.page(), (
         "python -m docs.metrics > docs/metrics.md"
+    )
+
+
+def test_the_page_of_settings_is_that_of_the_declarations() -> None:
+    assert (ROOT / "docs" / "settings.md").read_text() == settings.page(), (
+        "python -m docs.settings > docs/settings.md"
     )
 
 

@@ -93,6 +93,27 @@ def test_a_misspelt_key_is_told_its_nearest(tmp_path: Path) -> None:
     assert "admin_port" in (refusal(tmp_path / "c.toml").remedy or "")
 
 
+def test_all_that_is_wrong_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "c.toml").write_text("admin_prot = 1\nhots = 'x'\nport = 'eighty'\n")
+    variables(monkeypatch, SECAGG_LOG_LEVEL="loud", SECAGG_OPERATOR_TOKEN=SECRET[:3])
+    found = refusal(tmp_path / "c.toml")
+    assert found.reason == "settings-unknown"
+    for said in (
+        "'admin_prot', which",
+        "is admin_port meant?",
+        "'hots', which",
+        "is host meant?",
+        f"The setting port, from {tmp_path / 'c.toml'}, cannot be used: expected a valid integer",
+        "found eighty",
+        "The setting log_level, from the variable SECAGG_LOG_LEVEL",
+        "found LOUD",
+        "The setting operator_token, from the variable SECAGG_OPERATOR_TOKEN",
+        "found (not shown)",
+    ):
+        assert said in found.message, said
+    assert "admin_port or host" in (found.remedy or "")
+
+
 def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_bytes(b"\xef\xbb\xbfport = 7\r\n")
     assert Settings.load(tmp_path / "c.toml", data_dir=tmp_path).port == 7
@@ -372,5 +393,5 @@ def test_a_home_folder_may_be_meant_by_its_sign(
 
 
 def test_every_setting_is_in_the_documents() -> None:
-    page = (Path(__file__).parents[4] / "docs" / "operations.md").read_text("utf-8")
+    page = (Path(__file__).parents[4] / "docs" / "settings.md").read_text("utf-8")
     assert not [name for name in NAMES if f"`{name}`" not in page]
