@@ -11,19 +11,27 @@ from aiohttp import web
 
 from aggregator.core import Core
 from aggregator.errors import Kind, Refusal, not_found
+from aggregator.logs import get_logger
 from aggregator.service import Service
 from aggregator.store import reads
 from aggregator.store.blobs import BlobMissing, Readable
 from aggregator.store.models import MODELS
 
+_log = get_logger("http")
 _PIECE_BYTES = 1 << 18
 _LARGE_PIECE_BYTES = 4 << 20  # from an object store, where each piece is a request
 _LARGE = threading.BoundedSemaphore(64)  # that are in memory while their readers take them
 _KEPT = {"Cache-Control": "max-age=86400"}
 
 
-async def model_file(service: Service, request: web.Request, digest: str) -> web.StreamResponse:
+async def model_file(
+    service: Service, request: web.Request, digest: str, *, to_the_end: bool = False
+) -> web.StreamResponse:
     """A model of some version, with Range support; what has its digest never changes.
+
+    Args:
+        to_the_end: return when it is sent, so that whoever called knows whether it was taken. Else
+            a file is sent by the kernel, after the return.
 
     Raises:
         Refusal: ``not-found``.
@@ -32,7 +40,7 @@ async def model_file(service: Service, request: web.Request, digest: str) -> web
     if not await reads.has_model(service.core.database, digest):
         raise not_found("model")
     name, blobs = f"{MODELS}/{digest}", service.core.blobs
-    path = blobs.path(name)
+    path = None if to_the_end else blobs.path(name)
     if path is None:
         blob = await service.core.ask_blobs(blobs.open, name)
         return await _streamed(service.core, request, blob, f'"{digest}"', _KEPT)
@@ -73,11 +81,26 @@ async def _streamed(
         response.headers["Content-Range"] = f"bytes {start}-{size - 1}/{size}"
     with contextlib.closing(blob):
         blob.seek(start)
-        await response.prepare(request)
-        while request.method != "HEAD" and await _send_piece(core, blob, response):
-            pass
-    await response.write_eof()
+        try:
+            async with asyncio.timeout(core.settings.answer_max_s) as limit:
+                await response.prepare(request)
+                while request.method != "HEAD" and await _send_piece(core, blob, response):
+                    pass
+                await response.write_eof()
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise _not_taken(core, request) from None
     return response
+
+
+def _not_taken(core: Core, request: web.Request) -> ConnectionResetError:
+    """What remains to be raised after an answer that its reader did not take in time."""
+    core.metrics.refusals.labels("answer-not-taken").inc()
+    _log.info("refused", reason="answer-not-taken")
+    if request.transport is not None:
+        request.transport.abort()
+    return ConnectionResetError("the answer was not taken in time")
 
 
 async def _send_piece(core: Core, blob: Readable, response: web.StreamResponse) -> bool:

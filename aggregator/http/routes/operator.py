@@ -88,7 +88,7 @@ def routes(service: Service) -> list[web.RouteDef]:
     async def model(request: web.Request) -> web.StreamResponse:
         service.callers.demand_operator(request)
         view = await view_of(request)
-        return await model_file(service, request, view.model_digest)
+        return await model_file(service, request, view.model_digest, to_the_end=True)
 
     async def list_devices(request: web.Request) -> web.Response:
         service.callers.demand_operator(request)
