@@ -32,18 +32,31 @@ class Full:
         )
 
 
+def places(settings: Settings, *, shared: bool = False) -> dict[str, Path]:
+    """Folders whose file systems must have space, by what the metrics call them; each once.
+
+    Args:
+        shared: only those where other replicas would find no space either.
+    """
+    sqlite = settings.database.get_backend_name() == "sqlite"
+    named: dict[str, Path] = {}
+    if sqlite or not shared:
+        named["data"] = settings.data_dir
+    if settings.blob_url is None:  # an object store has metrics of its own
+        named["blobs"] = settings.blobs_path
+    file = settings.database.database if sqlite else None
+    if file and (folder := Path(file).parent) != settings.data_dir:
+        named["database"] = folder
+    return named
+
+
 def full(settings: Settings, *, shared: bool = False) -> Full | None:
     """The folder that is below the mark. Asks the file system: call it in a thread.
 
     Args:
         shared: look only where other replicas would find no space either.
     """
-    places = [] if settings.blob_url is not None else [settings.blobs_path]
-    if settings.database.get_backend_name() == "sqlite":
-        places += [settings.data_dir, Path(settings.database.database or "").parent]
-    elif not shared:
-        places.insert(0, settings.data_dir)
-    for folder in dict.fromkeys(places):
+    for folder in places(settings, shared=shared).values():
         if folder.is_dir():
             free = shutil.disk_usage(folder).free
             if free < settings.disk_free_min:

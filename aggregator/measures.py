@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import get_args
 
+from aggregator import disk
 from aggregator.cohorts.driver import Driver
 from aggregator.cohorts.drop_outs import NOT_DEALING_MIN
 from aggregator.cohorts.faults import MISSED
@@ -175,14 +176,12 @@ class Measures:
 
     async def _from_disk(self, samples: Samples) -> None:
         settings = self._core.settings
-        places = {"data": settings.data_dir}
         if settings.blob_url is None:  # an object store has metrics of its own
-            places["blobs"] = settings.blobs_path
             if time.monotonic() - self._walked_at >= SIZES_CACHED_S:
                 self._blob_bytes = await self._core.ask_blobs(_bytes_in, settings.blobs_path)
                 self._walked_at = time.monotonic()
             samples.put("secagg_blob_bytes", self._blob_bytes)
-        for name, folder in places.items():
+        for name, folder in disk.places(settings).items():
             try:
                 usage = await asyncio.to_thread(shutil.disk_usage, folder)
             except OSError:  # /readyz says what is wrong with it

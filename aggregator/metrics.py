@@ -96,7 +96,8 @@ STORED: dict[str, tuple[Family, tuple[str, ...], str]] = {
     "secagg_devices_not_dealing": (
         GaugeMetricFamily,
         ("task",),
-        "Devices that dealt in none of the last cohorts, at least three, that took them",
+        "Devices that dealt in none of the last cohorts, at least three, that took them, and may "
+        "be in the next",
     ),
     # -- ledger and witnesses
     "secagg_ledger_records": (GaugeMetricFamily, (), "Records in the ledger"),
@@ -121,7 +122,7 @@ STORED: dict[str, tuple[Family, tuple[str, ...], str]] = {
     "secagg_disk_free_bytes": (
         GaugeMetricFamily,
         ("folder",),
-        "Free space of the file system of the data folder and of the blobs",
+        "Free space of the file systems of data, blobs and a SQLite database that lies elsewhere",
     ),
     "secagg_disk_mark_bytes": (
         GaugeMetricFamily,

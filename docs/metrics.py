@@ -38,8 +38,8 @@ metric names a device, a partner, a cohort or a digest.
   a phase without a deadline (`opening`, `releasing`).
 - **A device that never deals** has been in at least three cohorts in a row, and dealt in none.
   The log (`device-never-deals`) and the task's page name its pseudonym of the day,
-  `secagg device list` its key. It is forgotten when it deals, or after seven days without a
-  cohort.
+  `secagg device list` its key. It is told no longer when it deals, when it is banned or revoked,
+  when its task has ended, or after seven days without a cohort.
 - **A witness's lag** is of this replica, which asks by itself. A witness with a lag is silent, or
   refuses.
 
@@ -69,9 +69,9 @@ scrape_configs:
 
 `deploy/prometheus/alerts.yml` has a rule for a budget that is nearly spent, no release for a day,
 cohorts that end without a release, a stuck cohort, a silent witness, poll failures, a disk that
-is low, a replica that is not ready or not scraped at all, connections near their cap, and a
-device that never deals. `deploy/grafana/secagg.json` is a dashboard to import; it asks for a
-Prometheus data source.
+is low, a log that cannot be written, a replica that is not ready, one of several that answers no
+scrape, no replica at all, connections near their cap, and a device that never deals.
+`deploy/grafana/secagg.json` is a dashboard to import; it asks for a Prometheus data source.
 
 A test brings a real service into each of these troubles, and lets promtool say which rules its
 series fire: each its own, and none on a service at rest. It needs `promtool`, of Debian's package

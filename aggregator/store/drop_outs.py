@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 
 from aggregator.store.database import Connection, cells_of
-from aggregator.store.schema import drop_outs, not_dealing
+from aggregator.store.schema import bans, drop_outs, not_dealing, revoked, tasks
 from aggregator.store.sealing import NOT_DEALING_DEVICE
 
 
@@ -92,10 +92,22 @@ class NotDealing:
     last_at: float
 
 
+def holds_up(least: int) -> sa.ColumnElement[bool]:
+    """SQL: a row of ``not_dealing`` that somebody should do something about: at least so many
+    cohorts, of a task that goes on, and of a device that may still be in the next."""
+    name = not_dealing.c.identity
+    return sa.and_(
+        not_dealing.c.cohorts >= least,
+        not_dealing.c.task.in_(sa.select(tasks.c.task).where(tasks.c.state != "finished")),
+        name.not_in(sa.select(bans.c.identity)),
+        name.not_in(sa.select(revoked.c.identity)),
+    )
+
+
 async def devices_not_dealing(
     connection: Connection, task: str, least: int, most: int
 ) -> list[NotDealing]:
-    """Devices that have missed at least so many cohorts in a row; at most so many, the worst
+    """Devices that hold the task's cohorts up (:func:`holds_up`); at most so many, the worst
     first."""
     rows = await connection.execute(
         sa.select(
@@ -105,7 +117,7 @@ async def devices_not_dealing(
             not_dealing.c.first_at,
             not_dealing.c.last_at,
         )
-        .where(not_dealing.c.task == task, not_dealing.c.cohorts >= least)
+        .where(not_dealing.c.task == task, holds_up(least))
         .order_by(not_dealing.c.cohorts.desc(), not_dealing.c.identity)
         .limit(most)
     )

@@ -9,6 +9,7 @@ import msgspec
 import sqlalchemy as sa
 
 from aggregator.store.database import Connection
+from aggregator.store.drop_outs import holds_up
 from aggregator.store.schema import (
     cohorts,
     drop_outs,
@@ -145,10 +146,10 @@ async def waiting(connection: Connection, now: float) -> dict[str, int]:
 
 
 async def counts_not_dealing(connection: Connection, least: int) -> dict[str, int]:
-    """Task -> devices that have dealt in none of at least so many cohorts in a row."""
+    """Task -> devices that hold its cohorts up (:func:`holds_up`)."""
     query = (
         sa.select(not_dealing.c.task, sa.func.count())
-        .where(not_dealing.c.cohorts >= least)
+        .where(holds_up(least))
         .group_by(not_dealing.c.task)
     )
     return dict(await _pairs(connection, query))

@@ -13,6 +13,7 @@ import aiohttp
 import yaml
 from aiohttp.test_utils import TestServer
 
+from aggregator import logs
 from aggregator.keys import load_keys
 from aggregator.settings.options import Settings
 from dp.contracts import BudgetSpec
@@ -123,9 +124,21 @@ async def test_a_service_at_rest_fires_no_alert_and_every_trouble_fires_its_own(
     for said in ("is stuck in sharing", "Witness w0.example lacks", "of the last 3 cohorts of"):
         assert said in page
     demand_alerts(tmp_path, series(healthy), "90m", set())
-    away = {"SecaggAway"}
-    demand_alerts(tmp_path, series(healthy, troubled), "73m", ALERTS.keys() - away)
-    demand_alerts(tmp_path, [], "73m", away)
+    away, other = "SecaggAway", [up("1x90"), info("1x90")]
+    demand_alerts(tmp_path, [*series(healthy), *other], "90m", set())
+    gone = [up("1x60 0x30"), info("1x60")]
+    demand_alerts(tmp_path, [*series(healthy), *gone], "73m", {"SecaggReplicaAway"})
+    demand_alerts(tmp_path, [*series(healthy, troubled), *gone], "73m", ALERTS.keys() - {away})
+    demand_alerts(tmp_path, [], "73m", {away})
+
+
+def up(values: str) -> dict[str, str]:
+    """What Prometheus itself says of another replica's scrapes."""
+    return {"series": 'up{instance="c",job="b"}', "values": values}
+
+
+def info(values: str) -> dict[str, str]:
+    return {"series": 'secagg_build_info{instance="c",job="b",version="1"}', "values": values}
 
 
 async def in_trouble(server, monkeypatch) -> list[object]:
@@ -145,6 +158,7 @@ async def in_trouble(server, monkeypatch) -> list[object]:
     monkeypatch.setattr("aggregator.store.tasks.versions_and_states", full)
     failures = server.service.core.metrics.poll_failures
     await until(lambda: failures._value.get() > 3)
+    logs.failures.inc()
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(100, 95, 5))
     held = [await connect(server, f"127.0.0.{2 + number % 2}") for number in range(18)]

@@ -6,8 +6,10 @@ import asyncio
 import re
 
 import aiohttp
+import sqlalchemy as sa
 
 from aggregator import measures
+from aggregator.store import schema
 from dp.contracts import BudgetSpec
 from tests.kits.scraping import admin, label_names, promtool, scrape
 from tests.kits.service import TASK, Device, devices, one_hot, run, served, spec
@@ -90,6 +92,25 @@ async def test_a_device_that_never_deals_is_told_under_a_pseudonym_until_it_deal
         _, listed = await server.operator("GET", "/devices")  # whom to ban
         (row,) = listed["never_deal"]
         assert (row["device"], row["log_name"]) == (identity, device["device"])
+        membership, database = server.service.membership, server.service.core.database
+
+        async def told_of() -> tuple[float | None, int, int]:
+            _, listed = await server.operator("GET", "/devices")
+            count = (await scrape(url)).value("secagg_devices_not_dealing", task=TASK)
+            return count, len((await server.view())["not_dealing"]), len(listed["never_deal"])
+
+        async def become(state: str) -> None:
+            async with database.write() as connection:
+                await connection.execute(sa.update(schema.tasks).values(state=state))
+
+        assert await told_of() == (1, 1, 1)
+        await membership.ban(bytes.fromhex(identity), "")
+        assert await told_of() == (0, 0, 0)
+        await membership.unban(bytes.fromhex(identity))
+        assert await told_of() == (1, 1, 1)
+        await become("finished")
+        assert await told_of() == (0, 0, 0)
+        await become("open")
         idle.stop_before = None
         await one_cohort(server, idle)
         found = await scrape(url)
