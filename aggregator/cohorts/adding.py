@@ -85,9 +85,12 @@ class Adder:
 
         Raises:
             SecaggError: the vector or its time was wrong; it is not in the sum.
+            CohortOver: the cohort has ended, or this replica serves it no more.
         """
         if self._uploads.added(index):
             return
+        if self._worker.done():
+            raise CohortOver
         job = self._jobs.get(index)
         if job is None or job.done.done():  # a failed one may still be in a group under way
             job = self._jobs[index] = _Job(index)
@@ -127,7 +130,7 @@ class Adder:
                     job.fail(error)
             finally:
                 for job in group:
-                    if self._jobs.get(job.index) is job:
+                    if self._jobs.get(job.index) is job and job.done.done():
                         del self._jobs[job.index]
 
     async def _add_group(self, group: list[_Job]) -> None:
@@ -140,6 +143,7 @@ class Adder:
             )
             if summed is None or await self._commit(summed):
                 return
+            self._begin_shard()  # the name has bytes of another group
         raise Conflict("the group never became durable")
 
     async def _still_wanted(self, job: _Job) -> bool:
@@ -154,6 +158,9 @@ class Adder:
             job.fail(error)
             return False
         return True
+
+    async def _all_wanted(self, jobs: list[_Job]) -> bool:
+        return all([await self._still_wanted(job) for job in jobs])
 
     def _sum_with(self, group: list[_Job]) -> _Group | None:
         """The shard's sum plus the group's vectors, in a new array. Runs in a thread."""
@@ -179,7 +186,11 @@ class Adder:
         return _Group(added, total, partial)
 
     async def _commit(self, group: _Group) -> bool:
-        """Make the group durable; False if the group has to be formed anew."""
+        """Make the group durable; False if the group has to be formed anew.
+
+        The shard is this adder's own: what others commit first does not change its sum, and the
+        same group is submitted again after it.
+        """
         jobs, partial = group.jobs, group.partial
         now = self._core.clock()
         events = [VectorAdded(job.index, now) for job in jobs]
@@ -187,15 +198,21 @@ class Adder:
         async def claim(connection: Connection) -> None:
             await self._claim(connection, group)
 
-        try:
-            await self._cohort.submit(*events, also=claim, must_change=True)
-        except Exception as error:
-            await self._cohort.refresh()
-            if not await self._is_durable(group):
+        while True:
+            seen = self._cohort.replay.seq
+            try:
+                await self._cohort.submit(*events, also=claim, must_change=True)
+                break
+            except Exception as error:
+                await self._cohort.refresh()
+                if await self._is_durable(group):
+                    break
                 if not isinstance(error, Conflict | Unchanged | SecaggError):
                     raise
                 await self._fail_late(jobs, events)
-                return False
+                overtaken = isinstance(error, Conflict) and self._cohort.replay.seq > seen
+                if not overtaken or not await self._all_wanted(jobs):
+                    return False
         self._sum, self._generation = group.total, partial.generation
         await asyncio.get_running_loop().run_in_executor(self._core.pool, self._tidy, group)
         for job in jobs:

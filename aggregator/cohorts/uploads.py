@@ -22,13 +22,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from aggregator.cohorts.actor import Cohort
+from aggregator.cohorts.actor import Cohort, CohortOver
 from aggregator.core import Core
 from aggregator.errors import Kind, Refusal, conflict
+from aggregator.logs import get_logger
 from aggregator.store.blobs import ARRIVING, Arriving, BlobMissing
 from secagg.errors import RemoteProtocolError
 from secagg.server import AcceptUpload, Masking, survivors_of
 
+_log = get_logger("uploads")
 _T = TypeVar("_T")
 UPLOADS = "uploads"
 _PART = re.compile(r"[0-9]+-[0-9]+")
@@ -189,13 +191,15 @@ class Uploads:
         a connection broke is kept.
 
         Raises:
-            Refusal: ``upload-offset``, ``upload-taken-over``, or as ``bodies.stream``.
+            Refusal: ``upload-offset``, ``upload-taken-over``, as :meth:`ticket`, or as
+                ``bodies.stream``.
+            CohortOver: the cohort has ended.
         """
         slot = self._slot(index)
         if slot.writer is not None:
             slot.writer.cancel()
         async with slot.lock:
-            ticket = self.ticket(index)
+            self.ticket(index)
             if not self.added(index) and offset != reach(slot.parts):
                 await self._look(index, slot)
                 if offset != reach(slot.parts):
@@ -206,7 +210,9 @@ class Uploads:
             if offset != received:
                 raise _elsewhere(received, offset)
             await self._merge(index, slot)
-            work = self._write(index, slot, offset, ticket.size_bytes, body)
+            if self._cohort.over:
+                raise CohortOver
+            work = self._write(index, slot, offset, self.ticket(index).size_bytes, body)
             slot.writer = asyncio.create_task(work)
             try:
                 await slot.writer
@@ -279,9 +285,14 @@ class Uploads:
         return memoryview(data)
 
     def drop(self, index: int) -> None:
-        """Remove what came. Blocks; call it in a thread."""
+        """Remove what came; what the store keeps goes at the cohort's end. Blocks; call it in a
+        thread."""
         self._slot(index).parts.clear()
-        self._core.blobs.clear(f"{self._folder}/{index}", _PART)
+        try:
+            self._core.blobs.clear(f"{self._folder}/{index}", _PART)
+        except OSError:
+            self._cohort.work_failed()
+            _log.exception("parts-not-removed", cohort=self._cohort.id)
 
     async def close(self) -> None:
         """Forget everything, at the cohort's end."""

@@ -6,19 +6,23 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from aggregator.cohorts import driver
+from aggregator.cohorts.actor import Cohort
 from aggregator.cohorts.adding import Adder
+from aggregator.cohorts.log import Replay
 from aggregator.store import cohorts, models, sums
 from aggregator.store.blobs import BlobDamaged, BlobStore
 from aggregator.store.database import Connection, Database
 from aggregator.store.deltas import NOTHING, make
 from aggregator.store.sums import Partial
 from secagg.errors import RemoteProtocolError
-from tests.kits.service import current_sum, devices, finished, run, served, spec
+from secagg.server import Received, VectorAdded
+from tests.kits.service import Device, current_sum, devices, finished, run, served, spec
 
 
 @pytest.mark.parametrize(("restarts", "status"), [(True, 500), (False, 200)])
@@ -72,6 +76,76 @@ async def test_a_sum_that_counts_is_never_written_over(
         monkeypatch.setattr(Database, "read", absent)
         monkeypatch.setattr(Adder, "_commit", first)
         assert finished(await run(fleet)) == 4
+        assert (await current_sum(server))[:6].tolist() == [1, 1, 1, 1, 0, 0]
+
+
+async def test_what_others_commit_meanwhile_costs_an_adder_no_second_sum(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another replica is first three times in a row, with the headers of the other devices."""
+    async with served(tmp_path, spec()) as server:
+        first, *others = devices(server, 4)
+        headers: list[tuple[bytes, bytes]] = []
+        waiting, tried = asyncio.Event(), asyncio.Event()
+        before, commit, sums_made = [], Cohort._commit, []
+        sum_with = Adder._sum_with
+
+        def replica_of(cohort: Cohort, replay: Replay) -> Cohort:
+            async def nothing(*_: object) -> None: ...
+
+            return Cohort(
+                server.service.core, cohort.task, cohort.id, replay, cohort.sessions,
+                nothing, nothing, lambda *_: None,
+            )  # fmt: skip
+
+        async def overtaken(self: Cohort, stepped: Any) -> None:
+            adds = any(isinstance(event, VectorAdded) for event in stepped.events)
+            if adds and headers and self.id in server.service.driver.live:
+                identity, header = headers.pop()
+                async with self.core.database.read() as connection:
+                    events = await cohorts.events_after(connection, self.id, -1)
+                elsewhere = replica_of(self, driver._replay(self.task, events))
+                index = next(
+                    at for at, one in enumerate(self.state.roster) if one.identity_key == identity
+                )
+                await elsewhere.submit(Received(index, header, self.core.clock()))
+                before.append(index)
+                await elsewhere.close()
+            await commit(self, stepped)
+
+        def counted(self: Adder, group: Any) -> Any:
+            sums_made.append(len(group))
+            return sum_with(self, group)
+
+        async def hold(name: str) -> None:
+            if name == "vector":
+                await waiting.wait()
+
+        for device in others:
+
+            async def post(message: bytes, device: Device = device) -> int:
+                if device.payload and not tried.is_set():
+                    headers.append((device.certificate.identity_key, message))
+                    if len(headers) == 3:
+                        waiting.set()
+                    await tried.wait()
+                return await Device.post(device, message)
+
+            monkeypatch.setattr(device, "post", post)
+        upload = first.upload
+
+        async def sends(payload: bytes) -> None:
+            await upload(payload)
+            assert (first.answer[0], len(before), sums_made) == (200, 3, [1])
+            (live,) = server.service.driver.live.values()
+            assert not live.cohort.failed
+            tried.set()
+
+        first.hold = hold
+        monkeypatch.setattr(first, "upload", sends)
+        monkeypatch.setattr(Cohort, "_commit", overtaken)
+        monkeypatch.setattr(Adder, "_sum_with", counted)
+        assert finished(await run([first, *others])) == 4
         assert (await current_sum(server))[:6].tolist() == [1, 1, 1, 1, 0, 0]
 
 
