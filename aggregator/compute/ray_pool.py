@@ -1,10 +1,11 @@
 """Slices of a sum as tasks of a Ray cluster.
 
 Ray repeats a task whose worker or machine died. A slice that the cluster cannot compute is computed
-here, so no cohort is lost to the cluster: the bits are the same. The cluster is then left alone
-for some minutes, so that one that hangs is waited for once. Mask keys and masked slices of the sum
-go to the workers and into Ray's object store in the clear, so the cluster is as trusted as the
-service (docs/adr/0042-compute.md).
+here, so no cohort is lost to the cluster: the bits are the same. The same holds where it does not
+take the keys of the slices. The cluster is then left alone for some minutes: one that hangs is
+waited for at most twice a sum, for the keys and for the slices under way. Mask keys and masked
+slices of the sum go to the workers and into Ray's object store in the clear, so the cluster is as
+trusted as the service (docs/adr/0042-compute.md).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -105,7 +106,7 @@ class RayPool:
     async def take_off(self, opening: Opening, total: Lanes) -> list[float]:
         assert self._waiting is not None  # noqa: S101  started
         loop = asyncio.get_running_loop()
-        plain = await asyncio.to_thread(self._ray.put, _plain(opening))
+        plain = self._put(opening) if self._may_ask() else None
         return await asyncio.gather(
             *(
                 loop.run_in_executor(self._waiting, self._slice, opening, plain, total[lo:hi], lo)
@@ -113,9 +114,26 @@ class RayPool:
             )
         )
 
-    def _slice(self, opening: Opening, plain: Any, lanes: Lanes, lo: int) -> float:
+    def _may_ask(self) -> bool:
+        return time.monotonic() >= self._left_alone_until
+
+    def _put(self, opening: Opening) -> Future[Any]:
+        """The keys in the cluster's store, once for all slices. A thread of its own waits for that,
+        for which nothing else waits, not even the end of the process."""
+        kept: Future[Any] = Future()
+
+        def put() -> None:
+            try:
+                kept.set_result(self._ray.put(_plain(opening)))
+            except Exception as error:  # of many kinds
+                kept.set_exception(error)
+
+        threading.Thread(target=put, name="ray-put", daemon=True).start()
+        return kept
+
+    def _slice(self, opening: Opening, plain: Future[Any] | None, lanes: Lanes, lo: int) -> float:
         found = None
-        if time.monotonic() >= self._left_alone_until:
+        if plain is not None and self._may_ask():
             found = self._on_cluster(plain, lanes, lo)
         if found is None:
             with self._here:
@@ -123,23 +141,24 @@ class RayPool:
         np.copyto(lanes, found[0])
         return float(found[1])
 
-    def _on_cluster(self, plain: Any, lanes: Lanes, lo: int) -> tuple[Lanes, float] | None:
+    def _on_cluster(self, plain: Future[Any], lanes: Lanes, lo: int) -> tuple[Lanes, float] | None:
         """None: the cluster failed."""
         task = None
         try:
-            task = self._task.remote(plain, lanes, lo)
+            task = self._task.remote(plain.result(_SLICE_MAX_S), lanes, lo)
             found: tuple[Lanes, float] = self._ray.get(task, timeout=_SLICE_MAX_S)
         except Exception:  # Ray's, of many kinds; what is wrong with the slice shows here again
             self._left_alone_until = time.monotonic() + _LEFT_ALONE_S
             _log.exception("slice-computed-here", first_coordinate=lo, left_alone_s=_LEFT_ALONE_S)
-            with contextlib.suppress(Exception):
-                self._ray.cancel(task, force=True)
+            if task is not None:
+                with contextlib.suppress(Exception):
+                    self._ray.cancel(task, force=True)
             return None
         return found
 
     async def close(self) -> None:
         if self._waiting is not None:
-            self._waiting.shutdown(wait=True, cancel_futures=True)
+            await asyncio.to_thread(self._waiting.shutdown, cancel_futures=True)
         if self._connected:
             await asyncio.get_running_loop().run_in_executor(self._owner, self._ray.shutdown)
         self._owner.shutdown()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -129,6 +130,42 @@ async def test_a_cluster_that_hangs_is_waited_for_once_and_left_alone_for_some_m
     await demand_same(hung, opening())
     assert len(waits) == 2
     await hung.close()
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+async def test_keys_that_the_cluster_does_not_take_cost_no_sum(
+    hangs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its raylet is dead, its store full, or it hangs; it is not asked again for some minutes."""
+    asked, over = [], threading.Event()
+
+    def put(_: object) -> object:
+        asked.append(hangs)
+        if hangs:
+            over.wait(40.0)
+        raise ConnectionError("the raylet has died")
+
+    monkeypatch.setattr(ray_pool, "_SLICE_MAX_S", 0.05)
+    dead = RayPool(None, 2, COORDINATES)
+    dead._ray = SimpleNamespace(put=put)
+    dead._waiting = ThreadPoolExecutor(1)
+    await asyncio.wait_for(demand_same(dead, opening(noise=True)), 20.0)
+    await asyncio.wait_for(demand_same(dead, opening()), 20.0)
+    assert len(asked) == 1
+    over.set()
+    await dead.close()
+
+
+async def test_a_stop_waits_for_slices_beside_the_event_loop() -> None:
+    pool = RayPool(None, 2, COORDINATES)
+    pool._waiting = ThreadPoolExecutor(1)
+    told = threading.Event()
+    under_way = pool._waiting.submit(told.wait, 10.0)
+    closing = asyncio.create_task(pool.close())
+    await asyncio.sleep(0)
+    asyncio.get_running_loop().call_soon(told.set)  # which a loop that waits never comes to
+    await asyncio.wait_for(closing, 10.0)
+    assert under_way.result() is True
 
 
 async def test_a_service_releases_a_sum_that_the_cluster_opened(
