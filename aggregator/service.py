@@ -82,7 +82,7 @@ def _make(folder: Path, setting: str, mode: int) -> None:
 
 def _blobs(settings: Settings) -> Blobs:
     if settings.blob_url is not None:
-        return ObjectStore(settings.blob_url)
+        return ObjectStore(settings.blob_url, settings.data_dir)
     _make(settings.blobs_path, "SECAGG_BLOB_DIR", 0o777)
     return BlobStore(settings.blobs_path)
 

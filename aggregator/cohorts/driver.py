@@ -105,14 +105,12 @@ class Live:
             self._missing_since_s = now
         return now - self._missing_since_s
 
-    async def close(self, *, ended: bool) -> None:
+    async def close(self) -> None:
         await self.adder.close()
         if self._unmasking is not None and self._unmasking is not asyncio.current_task():
             self._unmasking.cancel()
             await asyncio.gather(self._unmasking, return_exceptions=True)
         await self.cohort.close()
-        if ended:
-            await self.uploads.close()
 
 
 class Driver:
@@ -149,7 +147,7 @@ class Driver:
                 task.cancel()
             await asyncio.gather(*self._background, return_exceptions=True)
             for live in tuple(self._live.values()):
-                await live.close(ended=False)
+                await live.close()
                 self._forget(live)
 
     def spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
@@ -347,26 +345,42 @@ class Driver:
                 self._members.pop(session, None)
 
     async def _ended(self, live: Live) -> None:
+        """What fails keeps nothing else from being done. The blob store comes last: it may hang,
+        and others wait for the next cohort."""
         cohort = live.cohort
         self._forget(live)
+        for step in (
+            live.close,
+            partial(self._ending.published, cohort, mine=not cohort.ended_elsewhere),
+            partial(self._forget_mail, cohort),
+            self._core.database.checkpoint,
+            partial(self.wake_task, cohort.task.name),
+            partial(self._remove_files, live),
+        ):
+            try:
+                await step()
+            except Exception:
+                _log.exception("end-failed", cohort=cohort.id, task=cohort.task.name)
+
+    async def _forget_mail(self, cohort: Cohort) -> None:
+        async with self._core.database.write() as connection:
+            await mail.forget_bulk(connection, cohort.id)
+
+    async def _remove_files(self, live: Live) -> None:
+        cohort = live.cohort
         try:
-            await live.close(ended=True)
+            await live.uploads.close()
             await self._core.ask_blobs(self._core.blobs.clear, f"partial/{cohort.id}", SUMS)
         except OSError:
             _log.exception("parts-not-removed", cohort=cohort.id)  # the janitor tries again
-        await self._ending.published(cohort, mine=not cohort.ended_elsewhere)
-        async with self._core.database.write() as connection:
-            await mail.forget_bulk(connection, cohort.id)
-        await self._core.database.checkpoint()
-        await self.wake_task(cohort.task.name)
 
     async def wake_task(self, task: str) -> None:
         """Wake offers and waiting sessions of a task, and try to form its next cohort."""
+        self._core.signals.notify(f"task:{task}")
+        self._wakeups.consider(task)
         async with self._core.database.read() as connection:
             waiting = await sessions.waiting_names(connection, task)
-        names = [f"session:{session}" for session in waiting]
-        self._core.signals.notify(f"task:{task}", *names)
-        self._wakeups.consider(task)
+        self._core.signals.notify(*(f"session:{session}" for session in waiting))
 
     # -- unmasking ----------------------------------------------------------------------------
 

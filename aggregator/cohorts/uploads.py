@@ -17,10 +17,18 @@ import asyncio
 import hashlib
 import re
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from aggregator.cohorts.actor import Cohort, CohortOver
 from aggregator.core import Core
@@ -38,6 +46,7 @@ LEFT = re.compile(rf"{_PART.pattern}|{ARRIVING.pattern}")  # what there may be a
 _MERGED = 16
 _READ_AT_ONCE = 16  # parts of one vector
 _AHEAD_BYTES = 8 << 20  # of parts that are read before their turn
+_WRITTEN_AT_ONCE = 256 << 10  # bytes of a request, in memory until then
 _SLOW_S = 5.0  # a store that takes longer counts as one that fails
 _readers = ThreadPoolExecutor(2 * _READ_AT_ONCE, thread_name_prefix="parts")
 
@@ -228,31 +237,46 @@ class Uploads:
     async def _write(
         self, index: int, slot: _Slot, offset: int, size: int, body: AsyncIterator[bytes]
     ) -> None:
-        with self._arriving(index) as arriving:
-            try:
-                async for part in body:
-                    if offset + arriving.size + len(part) > size:
-                        raise Refusal(
-                            Kind.TOO_LARGE,
-                            "body-too-large",
-                            "The vector is longer than its header says.",
-                            expected=size,
-                            found=offset + arriving.size + len(part),
-                        )
-                    self._put(arriving, part)
-                    self._core.metrics.upload_bytes.inc(len(part))
-            finally:
-                if arriving.size:
-                    await self._keep(index, slot, offset, arriving)
-
-    async def _keep(self, index: int, slot: _Slot, offset: int, arriving: Arriving) -> None:
-        part = Part(offset, offset + arriving.size)
+        arriving = self._core.blobs.arriving(f"{self._folder}/{index}")
+        came, end = bytearray(), offset
         try:
-            await self._ask(arriving.keep, f"{self._folder}/{index}/{part.name}")
+            async for piece in body:
+                if end + len(piece) > size:
+                    raise Refusal(
+                        Kind.TOO_LARGE,
+                        "body-too-large",
+                        "The vector is longer than its header says.",
+                        expected=size,
+                        found=end + len(piece),
+                    )
+                end += len(piece)
+                came += piece
+                self._core.metrics.upload_bytes.inc(len(piece))
+                if len(came) >= _WRITTEN_AT_ONCE:
+                    written, came = came, bytearray()
+                    await to_its_end(self._ask(arriving.write, written))
+        finally:
+            if end > offset:
+                await to_its_end(self._keep(index, slot, offset, arriving, came))
+
+    async def _keep(
+        self, index: int, slot: _Slot, offset: int, arriving: Arriving, rest: bytearray
+    ) -> None:
+        def keep() -> None:
+            with arriving:
+                try:
+                    arriving.write(rest)
+                finally:  # also where the disk is full in the middle of it
+                    if arriving.size:
+                        part = Part(offset, offset + arriving.size)
+                        arriving.keep(f"{self._folder}/{index}/{part.name}")
+
+        try:
+            await self._ask(keep)
         except FileNotFoundError:  # the vector is in the sum, or the cohort at its end
             await self._cohort.refresh()
             raise _elsewhere(self._received(index, slot), offset) from None
-        slot.parts.add(part)
+        slot.parts.add(Part(offset, offset + arriving.size))
 
     def packed(self, index: int) -> memoryview:
         """The whole vector, if size and digest are right. Blocks; call it in a thread.
@@ -296,8 +320,7 @@ class Uploads:
 
     async def close(self) -> None:
         """Forget everything, at the cohort's end."""
-        for slot in self._slots.values():
-            await slot.take_over()
+        await asyncio.gather(*(slot.take_over() for slot in self._slots.values()))
         await self._core.ask_blobs(self._core.blobs.clear, self._folder, LEFT)
 
     def _slot(self, index: int) -> _Slot:
@@ -352,34 +375,50 @@ class Uploads:
             end = part.end
 
     async def _ask(self, work: Callable[..., _T], *arguments: object) -> _T:
-        """Ask the store, in a thread."""
-        slow = asyncio.get_running_loop().call_later(_SLOW_S, self._cohort.work_failed)
+        """Ask the store, in a thread. Waiting for a thread is not the store's failure."""
+        loop = asyncio.get_running_loop()
+        slow: asyncio.TimerHandle | None = None
+        over = False
+
+        def begin() -> None:
+            nonlocal slow
+            if not over:
+                slow = loop.call_later(_SLOW_S, self._cohort.work_failed)
+
+        def timed() -> _T:
+            loop.call_soon_threadsafe(begin)
+            return work(*arguments)
+
         try:
-            return await self._core.ask_blobs(work, *arguments)
+            return await self._core.ask_blobs(timed)
         except FileNotFoundError:  # its caller knows why
             raise
         except OSError:
             self._cohort.work_failed()
             raise
         finally:
-            slow.cancel()
-
-    def _arriving(self, index: int) -> Arriving:
-        try:
-            return self._core.blobs.arriving(f"{self._folder}/{index}")
-        except OSError:
-            self._cohort.work_failed()
-            raise
-
-    def _put(self, arriving: Arriving, data: bytes) -> None:
-        try:
-            arriving.write(data)
-        except OSError:
-            self._cohort.work_failed()
-            raise
+            over = True
+            if slow is not None:
+                slow.cancel()
 
     def _stored(self, index: int) -> set[Part]:
         return _whole(self._core.blobs.sizes(f"{self._folder}/{index}"))
+
+
+async def to_its_end(work: Coroutine[Any, Any, _T]) -> _T:
+    """What must not be broken off: where its caller is cancelled meanwhile, it ends first."""
+    task = asyncio.create_task(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        if not task.cancelled():
+            task.exception()  # nobody else asks for it
+        raise cancelled
+    return task.result()
 
 
 def _whole(sizes: Mapping[str, int]) -> set[Part]:

@@ -15,6 +15,7 @@ import re
 import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
@@ -80,13 +81,16 @@ class Readable(Protocol):
 
 
 class Arriving(ABC):
-    """Bytes that come in pieces and get their name at the end. Leaving it discards the rest."""
+    """Bytes that come in pieces and get their name at the end. Leaving it discards the rest.
+
+    The store is asked from the first bytes on. Methods block; call them in a thread.
+    """
 
     def __init__(self) -> None:
         self.size = 0  # bytes so far
 
     @abstractmethod
-    def write(self, data: bytes) -> None: ...
+    def write(self, data: bytes | bytearray) -> None: ...
 
     @abstractmethod
     def keep(self, name: str) -> None:
@@ -162,7 +166,7 @@ class Blobs(ABC):
 
     @abstractmethod
     def arriving(self, folder: str) -> Arriving:
-        """A blob of this folder that is about to come."""
+        """A blob of this folder that is about to come. Asks nothing of the store yet."""
 
     @abstractmethod
     def demand_answer(self) -> None:
@@ -278,16 +282,19 @@ class _File:
 
 
 class _ArrivingFile(Arriving):
-    """A hidden file beside its place, so that its name is one rename away."""
+    """A hidden file beside its place, so that its name is one rename away. The first bytes make
+    it."""
 
     def __init__(self, root: Path, folder: str) -> None:
         super().__init__()
         self._root = root
         self._path = root / folder / f".arriving-{secrets.token_hex(8)}"
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self._path.open("xb", buffering=0)
+        self._file: FileIO | None = None
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | bytearray) -> None:
+        if self._file is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._path.open("xb", buffering=0)
         left = memoryview(data)
         while left:
             written = self._file.write(left)
@@ -298,8 +305,9 @@ class _ArrivingFile(Arriving):
         self._path.replace(self._root / name)
 
     def close(self) -> None:
-        self._file.close()
-        self._path.unlink(missing_ok=True)
+        if self._file is not None:
+            self._file.close()
+            self._path.unlink(missing_ok=True)
 
 
 def folders_of(blobs: Blobs, folder: str, names: re.Pattern[str]) -> Iterable[str]:

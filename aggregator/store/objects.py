@@ -12,6 +12,7 @@ import re
 import tempfile
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -51,10 +52,19 @@ def checked_url(url: str) -> str:
 class ObjectStore(Blobs):
     """Blobs below one prefix of a bucket. Credentials and endpoint are those of the environment."""
 
-    def __init__(self, url: str, *, patience_s: float = 30.0, timeout_s: float = 20.0) -> None:
+    def __init__(
+        self,
+        url: str,
+        waiting: Path | None = None,
+        *,
+        patience_s: float = 30.0,
+        timeout_s: float = 20.0,
+    ) -> None:
         """
         Args:
             url: as :func:`checked_url`.
+            waiting: folder on whose disk waits what arrives; None: the system's for such files,
+                which may be memory.
             patience_s: for how long one request is tried again.
             timeout_s: deadline of one try.
 
@@ -73,6 +83,7 @@ class ObjectStore(Blobs):
             ) from error
         self._api: Any = obstore
         self._error = BaseError
+        self._waiting = None if waiting is None else str(waiting)
         self._patience_s = patience_s
         self._store: S3Store = S3Store.from_url(
             url,
@@ -156,7 +167,7 @@ class ObjectStore(Blobs):
         self._delete([f"{folder}/{n}" for n in found if names.fullmatch(n.rsplit("/", 1)[-1])])
 
     def arriving(self, folder: str) -> Arriving:
-        return _ArrivingObject(self)
+        return _ArrivingObject(self, self._waiting)
 
     def put_file(self, name: str, file: Any) -> None:
         def put() -> None:
@@ -221,12 +232,14 @@ class _Object:
 
 
 class _ArrivingObject(Arriving):
-    def __init__(self, store: ObjectStore) -> None:
+    def __init__(self, store: ObjectStore, waiting: str | None) -> None:
         super().__init__()
         self._store = store
-        self._file = tempfile.SpooledTemporaryFile(_IN_MEMORY_BYTES)  # noqa: SIM115  until close
+        self._file = tempfile.SpooledTemporaryFile(  # noqa: SIM115  until close
+            _IN_MEMORY_BYTES, dir=waiting
+        )
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | bytearray) -> None:
         self._file.write(data)
         self.size += len(data)
 

@@ -14,8 +14,10 @@ import pytest
 from aggregator.cohorts import driver
 from aggregator.cohorts.actor import Cohort
 from aggregator.cohorts.adding import Adder
+from aggregator.cohorts.ending import Ending
 from aggregator.cohorts.log import Replay
-from aggregator.store import cohorts, models, sums
+from aggregator.cohorts.uploads import Uploads
+from aggregator.store import cohorts, mail, models, sums
 from aggregator.store.blobs import BlobDamaged, BlobStore
 from aggregator.store.database import Connection, Database
 from aggregator.store.deltas import NOTHING, make
@@ -255,6 +257,36 @@ async def test_a_refused_sum_is_not_the_devices_fault_after_a_failure_elsewhere(
         (release,) = (await server.view())["releases"]
         assert (release["reason"], release["fault"]) == ("check-coordinates", "unknown")
         assert release["struck"] == 0
+
+
+async def test_an_end_wakes_its_task_whatever_fails_or_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fails(*_: object, **__: object) -> None:
+        raise OSError("the ledger's files cannot be written")
+
+    async def hangs(_: object) -> None:
+        await asyncio.Event().wait()
+
+    woken, wake, forgotten = [], driver.Driver.wake_task, []
+    forget = mail.forget_bulk
+
+    async def told(self: driver.Driver, task: str) -> None:
+        woken.append(task)
+        await wake(self, task)
+
+    async def forgets(connection: Connection, cohort: str) -> None:
+        await forget(connection, cohort)
+        forgotten.append(cohort)
+
+    monkeypatch.setattr(Ending, "published", fails)
+    monkeypatch.setattr(Uploads, "close", hangs)
+    monkeypatch.setattr(driver.Driver, "wake_task", told)
+    monkeypatch.setattr(mail, "forget_bulk", forgets)
+    async with served(tmp_path, spec()) as server:
+        assert finished(await run(devices(server, 4))) == 4
+        await server.until(lambda _: bool(woken))
+        assert len(forgotten) == 1
 
 
 def test_a_changed_model_or_state_is_refused(tmp_path: Path) -> None:

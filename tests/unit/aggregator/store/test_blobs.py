@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import time
 from collections.abc import Iterator
@@ -120,6 +121,15 @@ def test_a_store_that_is_busy_for_a_moment_is_asked_again(s3: Door) -> None:
     assert blobs.get("up/c/0/0-2") == b"ab"
 
 
+def test_what_waits_for_the_store_lies_on_the_disk_of_the_data(s3: Door, tmp_path: Path) -> None:
+    """The system's folder for such files is memory on many machines."""
+    with ObjectStore(s3.bucket(), tmp_path).arriving("up/c/0") as arriving:
+        arriving.write(bytes(2 << 20))
+        file = arriving._file.fileno()  # type: ignore[attr-defined]
+        assert os.readlink(f"/proc/self/fd/{file}").startswith(str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_store_that_stays_busy_is_told_in_words_without_its_own(s3: Door) -> None:
     blobs = ObjectStore(s3.bucket(), patience_s=0.2)
     s3.refusals, before = 1_000, s3.asked
@@ -192,6 +202,7 @@ def test_what_arrived_before_a_disk_was_full_is_named_by_its_bytes(
             return int(self._file.write(data[:30]))
 
     with BlobStore(tmp_path).arriving("uploads/c/0") as arriving:
+        arriving.write(b"")
         monkeypatch.setattr(arriving, "_file", Full(arriving._file))  # type: ignore[attr-defined]
         with pytest.raises(OSError, match="No space"):
             arriving.write(bytes(100))
