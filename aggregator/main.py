@@ -51,10 +51,11 @@ async def _serve(settings: Settings) -> None:
     admin = AdminPort(service, settings)
     started = False
     try:
+        # First: a start that is long, by a migration or large cohorts, is alive and not ready.
+        admin_url, admin_port = _shown(*await admin.start())
         await public.setup()
         here = connections.public(settings, service.core.metrics)
         url, port = await _listen(public, settings.host, settings.port, here)
-        admin_url, admin_port = _shown(*await admin.start())
         listening = {
             "url": url,
             "port": port,

@@ -132,7 +132,7 @@ class Service:
             Ending(core, self.ledger, charging),
             self.wakeups,
         )
-        self.watch = Watch(core, self.tasks, self.driver, self.partners, self.wakeups)
+        self.watch = Watch(core, self.tasks, self.driver, self.partners, self.ledger, self.wakeups)
         self.measures = Measures(core, self.tasks, self.driver, self.ledger)
         self.janitor = Janitor(core)
         self.deltas = Deltas(core)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import Field, fields
 from numbers import Integral, Real
@@ -28,6 +29,18 @@ def check_fields(settings: Any) -> None:
             _demand_number(each, value, Integral if kind == "int" else Real)
         elif kind in _SETS:
             object.__setattr__(settings, each.name, _as_set(each, value, _SETS[kind]))
+
+
+def demand_positive(settings: Any, *names: str) -> None:
+    """Refuse fields that no work can be done with.
+
+    Raises:
+        ValueError: one that is 0 or infinite.
+    """
+    for name in names:
+        value = getattr(settings, name)
+        if value == 0 or math.isinf(value):
+            raise ValueError(f"{name} is {value!r}, not finite and above 0")
 
 
 def _demand_number(each: Field[Any], value: Any, kind: type) -> None:

@@ -19,6 +19,7 @@ from aggregator.cohorts.standing import barred_members
 from aggregator.cohorts.wakeups import Wakeups
 from aggregator.core import Core
 from aggregator.errors import LeftToOthers
+from aggregator.ledger.log import Ledger
 from aggregator.logs import get_logger
 from aggregator.partners import Partners
 from aggregator.store import cohorts, tasks
@@ -35,16 +36,23 @@ class Watch:
     """The clock and the poller of one replica."""
 
     def __init__(
-        self, core: Core, tasks_: Tasks, driver: Driver, partners: Partners, wakeups: Wakeups
+        self,
+        core: Core,
+        tasks_: Tasks,
+        driver: Driver,
+        partners: Partners,
+        ledger: Ledger,
+        wakeups: Wakeups,
     ) -> None:
         self._core = core
+        self._ledger = ledger
         self._tasks = tasks_
         self._driver = driver
         self._partners = partners
         self._wakeups = wakeups
         self._stuck = Stuck(core.clock)
         self._seen: dict[str, tuple[int, str]] = {}  # task -> version and state
-        self._busy: set[str] = set()  # cohorts and tasks that something is being done about
+        self._busy: set[str] = set()  # what something is being done about
 
     async def start(self) -> None:
         """Take up every open cohort, then go on in the background."""
@@ -136,7 +144,8 @@ class Watch:
             self._wakeups.consider_at(name, formed.again_s)
 
     async def _poll(self) -> None:
-        """See what other replicas have committed."""
+        """See what other replicas have committed, and render what they put into the ledger."""
+        self._once("ledger", self._ledger.publish)
         async with self._core.database.read() as connection:
             open_now = await cohorts.open_now(connection)
             seen = await tasks.versions_and_states(connection)

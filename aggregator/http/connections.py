@@ -91,7 +91,7 @@ def public(settings: Settings, metrics: Metrics) -> Connections:
     """For the public port: as many as are set, as the file descriptors of this process allow.
 
     Each connection may keep a file open beside its socket, and a reserve is left for all else, the
-    admin port above all. No address has more than half of all.
+    admin port above all. No address has more than half of all, unless a proxy's is everybody's.
     """
     most = settings.connections_max
     if (files := raise_file_limit()) is not None:
@@ -100,7 +100,8 @@ def public(settings: Settings, metrics: Metrics) -> Connections:
         if fit < most:
             _log.warning("connections-capped", wanted=most, connections=fit, open_files_max=files)
         most = min(most, fit)
-    per_address = min(settings.connections_per_address, max(1, most // 2))
+    share = most if settings.behind_proxy else max(1, most // 2)
+    per_address = min(settings.connections_per_address, share)
     metrics.connections_max.set(most)
     return _with_deadlines(settings, most, per_address, metrics)
 

@@ -17,8 +17,10 @@ from pathlib import Path
 from nacl.signing import SigningKey
 
 from aggregator.core import Core
+from aggregator.errors import DatabaseAway
 from aggregator.ledger.extension import demand_extension
 from aggregator.ledger.witnesses import Witnesses, WitnessNow
+from aggregator.logs import get_logger
 from aggregator.store import records as stored
 from aggregator.store.database import Conflict, Connection
 from dp.ledger.contributors import contributors_path, listed
@@ -27,6 +29,7 @@ from dp.tlog import merkle, notes, tiles
 from dp.tlog.merkle import Tree, leaf_hash, node_hash
 from secagg.files.folders import remove_files
 
+_log = get_logger("ledger")
 # A width; the longer form is what a crash leaves of a write.
 _NARROW = re.compile(r"[0-9]{1,3}|\.[0-9]{1,3}\.[0-9a-f]{16}")
 
@@ -62,7 +65,7 @@ class Ledger:
             async with self._core.database.write() as connection:
                 if await stored.head(connection) is None:
                     await stored.begin(connection, self._sign(0, merkle.EMPTY_ROOT))
-        await self.publish(everything=True)
+        await self.demand_published(everything=True)
 
     def witnesses(self, size: int) -> list[WitnessNow]:
         """What each witness has cosigned of the first ``size`` leaves, as this replica knows."""
@@ -102,11 +105,25 @@ class Ledger:
             self._tree.append(leaf_hash(record))
         return self._tree
 
-    async def publish(self, *, everything: bool = False) -> None:
+    async def publish(self) -> None:
+        """As :meth:`demand_published`, after what is committed and stays so: where the folder
+        cannot be written now, the log says it and the poller tries again."""
+        try:
+            await self.demand_published()
+        except (OSError, DatabaseAway):
+            _log.exception(
+                "ledger-not-published",
+                remedy="The act itself stands. Check the disk of data_dir and the blob store.",
+            )
+
+    async def demand_published(self, *, everything: bool = False) -> None:
         """Write the tiles that are new, then the checkpoint; each file whole or not at all.
 
         Called before anybody is shown something that a leaf vouches for, so it is cheap when
-        nothing is new. It renders other replicas' leaves as well.
+        nothing is new. It renders other replicas' leaves as well, and asks witnesses again.
+
+        Raises:
+            OSError, DatabaseAway: it cannot be done now.
         """
         async with self._publishing:
             size = await self.size()

@@ -25,7 +25,7 @@ import tenacity
 from client_sdk.errors import TransportError, Unreached
 from client_sdk.network.connections import Meter, Network, foreign, is_page
 from client_sdk.network.server_time import ServerTime
-from client_sdk.settings_fields import check_fields
+from client_sdk.settings_fields import check_fields, demand_positive
 from secagg.http_api import ACCESS_TOKEN_MAX_S, Problem
 
 _T = TypeVar("_T")
@@ -79,6 +79,12 @@ class TransportSettings:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        demand_positive(self, "chunk_bytes", "request_s", "transfer_s", "poll_s", "ledger_s")
+        if self.backoff_first_s + self.jitter_s == 0 or self.backoff_max_s + self.jitter_s == 0:
+            raise ValueError(
+                "backoff_first_s, backoff_max_s and jitter_s leave no pause between tries: set "
+                "jitter_s above 0, or both others"
+            )
 
 
 def network_of(settings: TransportSettings, meter: Meter | None = None) -> Network:

@@ -114,6 +114,8 @@ class VectorUpload:
                     "The server's upload offset does not fit the vector.",
                     expected=f"0..{most}, rising",
                     found=state.received_bytes,
+                    remedy="It is sent again while the cohort lasts. If it stays so, tell the "
+                    "operator: a replica or its store answers wrongly.",
                 )
             await asyncio.sleep(wait_s + settings.jitter_s * secrets.SystemRandom().random())
             wait_s = min(2 * wait_s, settings.backoff_max_s)

@@ -109,6 +109,7 @@ class Participant:
         self.waits = False  # for mail: what there was to send has been sent
         self._bad_messages = 0
         self._superseded = False
+        self._unsent = False  # a vector whose upload the server did not let on
         self._evidence: Path | None = None
 
     async def run(self) -> Outcome:
@@ -191,8 +192,10 @@ class Participant:
             if isinstance(session.state, Advertised) or self.is_over():
                 await session.cancel(error.reason, error.message)
             else:
+                self._unsent = isinstance(effect, Upload) and error.reason == CONFLICT
                 await self._tell("waiting", reason=error.reason, status=error.status)
             return False
+        self._unsent = False
         return True
 
     async def _mask(self, effect: ProvideVector) -> None:
@@ -418,7 +421,7 @@ class Participant:
             for message in messages:
                 if await self._take(message):
                     return
-            if await self._give_up():
+            if await self._give_up() or self._unsent:
                 return
 
     async def _wait_for_mail(self) -> tuple[bytes, ...]:
@@ -475,7 +478,8 @@ class Participant:
     def may_come_later(self, error: TransportError) -> bool:
         """Whether nothing was answered; from the session's end on, whether nobody answered.
 
-        Offsets that make no sense are an answer: the mailbox says how the cohort went on.
+        Offsets that make no sense are an answer: the mailbox says how the cohort went on, and the
+        vector is sent again as long as that says nothing.
         """
         if error.reason == CONFLICT:
             return False

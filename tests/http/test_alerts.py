@@ -105,9 +105,12 @@ async def test_a_service_at_rest_fires_no_alert_and_every_trouble_fires_its_own(
     watching = Witness(tmp_path / "w.db", "w0.example", SEEDS[0], [log], time.time)
     five = spec(budget=BudgetSpec(max_epsilon=None, releases_max=5))
     async with TestServer(build_witness_app(watching)) as witness:
-        caps = {"connections_max": 20, "connections_per_address": 20, "witness_retry_s": 0.0}
+        caps = {"connections_max": 20, "connections_per_address": 20, "behind_proxy": True}
         urls = {watching.verifier: str(witness.make_url(""))}
-        async with served(data, five, witnesses=urls, **caps) as server, admin(server) as url:
+        async with (
+            served(data, five, witnesses=urls, witness_retry_s=0.0, **caps) as server,
+            admin(server) as url,
+        ):
             await run(devices(server, 4))
             await server.until(lambda view: view["cohort"] is None)
             healthy = await scrape(url)
@@ -161,7 +164,7 @@ async def in_trouble(server, monkeypatch) -> list[object]:
     logs.failures.inc()
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(100, 95, 5))
-    held = [await connect(server, f"127.0.0.{2 + number % 2}") for number in range(18)]
+    held = [await connect(server, "127.0.0.2") for _ in range(18)]  # the proxy's address
     await until(lambda: server.connections.by_address.total() >= 18)
     server.service.ready = False
     return held

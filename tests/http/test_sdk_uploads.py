@@ -136,6 +136,34 @@ async def test_offsets_that_make_no_sense_end_no_run(tmp_path: Path) -> None:
         await asyncio.gather(lost, return_exceptions=True)
 
 
+async def test_offsets_that_make_sense_again_within_the_phase_lose_no_vector(
+    tmp_path: Path,
+) -> None:
+    told: list[Event] = []
+    task = plain_spec(deadlines=DeadlineSpec(report_s=60.0, masked_input_s=60.0))
+    async with World(tmp_path, task) as world:
+        settings = dataclasses.replace(WORLD_QUICK, patience_s=0.1, poll_s=0.2)
+        device = world.device("d0", on_event=told.append, transport=settings)
+
+        def given_up() -> bool:
+            return "upload-conflict" in [event.detail.get("reason") for event in told]
+
+        async def gate(request: web.Request, _: bytes) -> web.Response | None:
+            session = next((event.session for event in told if event.session), "none")
+            if request.path.endswith(f"{session}/vector") and not given_up():
+                return json(UploadState(received_bytes=10**9, complete=False))
+            return None
+
+        world.gate = gate
+        others = (
+            world.device(f"d{n}").run_async(OneHot(n), task=TASK, rounds=1) for n in (1, 2, 3)
+        )
+        mine = device.run_async(OneHot(0), task=TASK, rounds=1)
+        results = await asyncio.gather(mine, *others)
+        assert [len(result.releases) for result in results] == [1] * 4
+        assert given_up()
+
+
 # -- over a bad network -------------------------------------------------------------------------
 
 

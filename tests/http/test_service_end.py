@@ -12,11 +12,12 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp.test_utils import unused_port
 
 from aggregator import logs
 from aggregator.main import wait_s as waited
@@ -126,6 +127,41 @@ def test_an_open_host_without_tls_is_warned_of_and_waits_for_balancers(
     told = lines(capsys)
     assert [line["event"] for line in told] == ["http-without-tls"] * warned
     assert all("behind_proxy" in line["remedy"] for line in told)
+
+
+SLOW_START = """
+    import asyncio, sys
+    from aggregator import main
+    from aggregator.service import Service
+    from aggregator.settings.options import Settings
+
+    async def start(self):
+        await asyncio.sleep(60)
+
+    Service.start = start
+    main.serve(Settings(data_dir=sys.argv[1], port=0, admin_port=int(sys.argv[2])))
+"""
+
+
+def test_a_service_whose_start_is_long_is_alive_and_not_ready(tmp_path: Path) -> None:
+    """A migration, or large cohorts: who restarts it for want of an answer begins it anew."""
+    port = unused_port()
+    arguments = [sys.executable, "-c", textwrap.dedent(SLOW_START), str(tmp_path), str(port)]
+    starting = subprocess.Popen(arguments, stderr=subprocess.DEVNULL)
+    try:
+        end = time.monotonic() + QUIET_S
+        while True:
+            with suppress(ConnectionError):
+                assert b" 200 " in get(port, "/healthz")
+                break
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        told = get(port, "/readyz")
+        assert b" 503 " in told
+        assert b'"starting"' in told
+    finally:
+        starting.kill()
+        starting.wait()
 
 
 TROUBLED = """

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import time
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp.test_utils import TestServer, unused_port
 
+from aggregator.keys import load_keys
 from aggregator.ledger.witnesses import Witnesses
 from dp.ledger.records import policy_record
 from dp.ledger.verification import verify_ledger
-from dp.tlog.notes import open_checkpoint, parse_verifier
+from dp.tlog.notes import open_checkpoint, parse_verifier, verifier_key
 from dp.tlog.tiles import TILE_WIDTH
+from secagg.keys import identity_public_key
+from secagg_cli.witness.service import Witness, build_witness_app
 from tests.kits.service import TASK, Served, served, spec
+from tests.kits.walls import until
+from tests.kits.witnesses import SEEDS
 
 
 def partial(folder: Path) -> list[str]:
@@ -110,3 +118,51 @@ async def test_what_was_committed_before_a_kill_is_served_after_it(tmp_path: Pat
         verifier = parse_verifier(server.service.ledger.verifier)
         assert open_checkpoint(checkpoint.read_bytes(), verifier).size == size
         assert await shown(server) == size
+
+
+async def test_what_another_replica_wrote_is_rendered_and_cosigned_unasked(tmp_path: Path) -> None:
+    """Else a replica that nobody asks calls witnesses silent which have signed elsewhere."""
+    shared = {
+        "database_url": f"sqlite:///{tmp_path / 'shared.db'}",
+        "blob_dir": tmp_path / "blobs",
+        "keys_dir": tmp_path / "keys",
+    }
+    ledger_key = identity_public_key(load_keys(tmp_path / "keys").ledger)
+    log = verifier_key("secagg.local/ledger", ledger_key)
+    watching = Witness(tmp_path / "w.db", "w0.example", SEEDS[0], [log], time.time)
+    away = TestServer(build_witness_app(watching))
+    urls = {watching.verifier: f"http://127.0.0.1:{unused_port()}"}
+    async with (
+        served(tmp_path / "one", **shared) as one,
+        served(tmp_path / "two", witnesses=urls, witness_retry_s=0.05, **shared) as two,
+        away as back,
+    ):
+        await one.set_up(spec())
+        size = await one.service.ledger.size()
+
+        def rendered() -> bytes:
+            return (two.service.ledger.folder / "checkpoint").read_bytes()
+
+        await until(lambda: f"\n{size}\n".encode() in rendered())
+        assert b"w0.example" not in rendered()
+        asking = two.service.ledger._witnesses
+        asking._urls = dict.fromkeys(asking._urls, str(back.make_url("")).rstrip("/"))
+        await until(lambda: b"w0.example" in rendered())
+
+
+async def test_an_act_stands_though_the_ledger_s_folder_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with served(tmp_path, spec()) as server:
+        ledger = server.service.ledger
+
+        def full(*_: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(ledger, "_write", full)
+            status, view = await server.operator("POST", "/tasks/statistics/pause")
+            assert (status, view["state"]) == (200, "paused")
+        size = await ledger.size()
+        checkpoint = ledger.folder / "checkpoint"
+        await until(lambda: f"\n{size}\n".encode() in checkpoint.read_bytes())

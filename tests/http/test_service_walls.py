@@ -497,6 +497,8 @@ def test_the_cap_of_connections_follows_the_open_files(monkeypatch):
         made = connections.public(Settings(), Metrics())
         assert (made.max, made.per_address) == (most, per_address)
         assert files is None or files - 2 * made.max >= min(512, max(96, files // 4))
+    behind = Settings(behind_proxy=True, connections_max=60, connections_per_address=60)
+    assert connections.public(behind, Metrics()).per_address == 60, "a proxy's address is all's"
 
 
 def test_what_counts_as_one_address():

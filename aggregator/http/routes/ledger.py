@@ -23,7 +23,7 @@ def routes(service: Service) -> list[web.RouteDef]:
     folder = service.ledger.folder
 
     async def checkpoint(_: web.Request) -> web.StreamResponse:
-        await service.ledger.publish()
+        await service.ledger.demand_published()
         headers = {"Content-Type": "text/plain; charset=utf-8", "Cache-Control": "no-cache"}
         return web.FileResponse(folder / "checkpoint", headers=headers | _PUBLIC)
 
@@ -31,7 +31,7 @@ def routes(service: Service) -> list[web.RouteDef]:
         name = request.match_info["path"]
         path = folder / "tile" / name
         if _TILE.fullmatch(name) and not path.is_file():
-            await service.ledger.publish()
+            await service.ledger.demand_published()
         if not _TILE.fullmatch(name) or not path.is_file():
             raise not_found("tile")
         return web.FileResponse(path, headers=_FOREVER | _PUBLIC)
