@@ -197,6 +197,11 @@ class Metrics:
         self.connections_max = Gauge(
             "secagg_connections_max", "Connections that the public port takes", registry=registry
         )
+        self.dashboard_streams = Gauge(
+            "secagg_dashboard_streams",
+            "Pages of the dashboard that are kept up to date",
+            registry=registry,
+        )
         self.poll_failures = Counter(
             "secagg_poll_failures",
             "Looks at what other replicas committed that failed, such as without a database",

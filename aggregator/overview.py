@@ -12,26 +12,34 @@ from aggregator.cohorts.choosing import Clash, WaitingDevice, choose
 from aggregator.cohorts.driver import Live
 from aggregator.cohorts.drop_outs import NOT_DEALING_MIN
 from aggregator.cohorts.formation import ready_of
-from aggregator.cohorts.progress import progress_of
+from aggregator.cohorts.progress import progress_of, steps_of, under_way, waits_for
 from aggregator.cohorts.standing import standing_of
 from aggregator.cohorts.strikes import Standing, eligible
 from aggregator.core import Core
 from aggregator.store import drop_outs, reads, sessions
 from aggregator.tasks import Task
-from aggregator.views import CohortView, NotDealingView, TaskView
+from aggregator.views import CohortView, NotDealingView, StepView, TaskView
 from dp.schedule import participations, period_of
 from secagg.manifest import CohortRules
 
 _ENDED_SHOWN = 16
 _NOT_DEALING_SHOWN = 16
+_WAITS_FOR_SHOWN = 32
 
 
-async def task_view(core: Core, task: Task, live: Mapping[str, Live]) -> TaskView:
-    """Everything about one task, as one moment has it. ``live``: the cohorts served here."""
+async def task_view(
+    core: Core, task: Task, live: Mapping[str, Live], newest: int | None = None
+) -> TaskView:
+    """Everything about one task, as one moment has it.
+
+    Args:
+        live: the cohorts served here.
+        newest: so many of its charges at most; None: all.
+    """
     manifest = task.manifest
     async with core.database.read() as connection:
         now = await reads.current_in(connection, task.name)
-        done = await reads.releases_of(connection, task.name)
+        done = await reads.releases_of(connection, task.name, newest=newest)
         aborted, ended = await reads.ended_free(connection, task.name, _ENDED_SHOWN)
         struck_in = await reads.struck_by_cohort(connection, task.name)
         banned_in = await reads.banned_by_cohort(connection, task.name)
@@ -89,22 +97,29 @@ async def task_view(core: Core, task: Task, live: Mapping[str, Live]) -> TaskVie
             )
             for device in idle
         ),
-        cohort=None if cohort is None else _with_progress(cohort, live, core.clock()),
+        cohort=None if cohort is None else with_progress(core, cohort, live),
     )
 
 
-def _with_progress(view: CohortView, live: Mapping[str, Live], now: float) -> CohortView:
+def with_progress(core: Core, view: CohortView, live: Mapping[str, Live]) -> CohortView:
+    """The view with what this replica knows of the cohort, if it serves it."""
     served = live.get(view.cohort)
     if served is None:
         return view
-    at = progress_of(served.cohort)
+    at, state = progress_of(served.cohort), served.cohort.state
     return msgspec.structs.replace(
         view,
         phase=at.phase,
         done=at.done,
         due=at.due,
         deadline_at=at.deadline_s if math.isfinite(at.deadline_s) else None,
-        stuck=at.is_stuck(now),
+        stuck=at.is_stuck(core.clock()),
+        steps=tuple(StepView(**vars(step)) for step in steps_of(state)),
+        waits_for=tuple(
+            core.pseudonyms.device(state.facts.identity(index))
+            for index in waits_for(state)[:_WAITS_FOR_SHOWN]
+        ),
+        under_way=under_way(state),
     )
 
 

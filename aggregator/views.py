@@ -74,10 +74,20 @@ class ReleaseView(_View, frozen=True, kw_only=True):
     banned: int = 0
 
 
+class StepView(_View, frozen=True, kw_only=True):
+    """``came`` of the ``due`` devices have come through; both None before the step has begun."""
+
+    step: str
+    came: int | None
+    due: int | None
+
+
 class CohortView(_View, frozen=True, kw_only=True):
     """The cohort under way. ``done`` of the ``due`` devices have come through the phase; both None
-    while this replica does not serve the cohort yet. ``deadline_at``: None where the phase has
-    none. ``stuck``: the phase should have ended long ago."""
+    while this replica does not serve the cohort yet, which then says nothing of ``steps`` either.
+    ``deadline_at``: None where the phase has none. ``stuck``: the phase should have ended long ago.
+    ``waits_for``: pseudonyms, in the log of today, of devices that the phase waits for, at most 32.
+    ``under_way``: vectors that have begun to come and are not in the sum; None in other phases."""
 
     cohort: str
     phase: str
@@ -87,6 +97,9 @@ class CohortView(_View, frozen=True, kw_only=True):
     due: int | None = None
     deadline_at: float | None = None
     stuck: bool = False
+    steps: tuple[StepView, ...] = ()
+    waits_for: tuple[str, ...] = ()
+    under_way: int | None = None
 
 
 class EndedCohort(_View, frozen=True, kw_only=True):

@@ -51,10 +51,7 @@ Begins at 0 with each start of the process.
 
 ## The service's own pages
 
-`/` at the admin port lists the tasks and what needs attention: a stuck cohort, a silent witness, a
-device that never deals. `/tasks/NAME` shows the open cohort (its phase, how many devices are
-through it, its deadline), the budget with the date at which it ends at the pace of the last eight
-charges, and every charge and the newest 16 other ends with their reasons. The pages run no script.
+The dashboard at `/` of the admin port: [operations.md](operations.md#dashboard).
 
 ## Prometheus and Grafana
 

@@ -1,8 +1,9 @@
 """The admin port in a thread of its own, with an event loop and file descriptors of its own.
 
 Liveness is answered by this thread: also while the other event loop is busy for long, and when the
-process has no file descriptor left. All other pages are computed where the service runs. A service
-whose event loop has stood still for :data:`STILL_S` is not alive; its supervisor starts it anew.
+process has no file descriptor left. All other pages are computed where the service runs, and
+streams of events are written here. A service whose event loop has stood still for :data:`STILL_S`
+is not alive; its supervisor starts it anew.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import errno
 import os
 import threading
 import time
+from collections.abc import Coroutine
 from concurrent.futures import Future
 from typing import Any
 
@@ -21,6 +23,8 @@ from aiohttp.typedefs import Handler, Middleware
 
 from aggregator.http import connections
 from aggregator.http.app import build_admin_app
+from aggregator.http.dashboard.live import ASK
+from aggregator.http.dashboard.pages import LIVE
 from aggregator.logs import get_logger
 from aggregator.service import Service
 from aggregator.settings.options import Settings
@@ -28,6 +32,7 @@ from aggregator.settings.options import Settings
 _log = get_logger("admin")
 STILL_S = 60.0
 _ANSWER_S = 20.0  # for a page that the service's loop computes
+_FORM_S = 10.0  # for a form to come
 _BEAT_S = 1.0
 _KEPT_BACK = 8  # file descriptors for connections that must be taken when there is no other left
 _NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
@@ -121,16 +126,30 @@ class AdminPort:
                     return await handler(request)
                 told = {"status": "still", "seconds": round(still_s)}
                 return web.json_response(told, status=503)
-            assert self._main is not None  # noqa: S101  from the start on
-            there = asyncio.run_coroutine_threadsafe(_called(handler, request), self._main)
+            if resource is not None and resource.canonical.startswith(f"{LIVE}/"):
+                request[ASK] = self._ask
+                return await handler(request)
             try:
-                return await asyncio.wait_for(asyncio.wrap_future(there), _ANSWER_S)
+                if request.method == "POST":  # its body comes to this loop
+                    async with asyncio.timeout(_FORM_S):
+                        await request.post()
+                answer: web.StreamResponse = await self._ask(_called(handler, request))
+                return answer
             except TimeoutError:
                 _log.error("event-loop-busy", still_s=round(still_s, 1))
                 told = {"ready": False, "reason": "busy", "detail": "No answer in time."}
                 return web.json_response(told, status=503)
 
         return middleware
+
+    async def _ask(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """
+        Raises:
+            TimeoutError: the service's loop is busy.
+        """
+        assert self._main is not None  # noqa: S101  from the start on
+        there = asyncio.run_coroutine_threadsafe(work, self._main)
+        return await asyncio.wait_for(asyncio.wrap_future(there), _ANSWER_S)
 
     # -- file descriptors ---------------------------------------------------------------------
 

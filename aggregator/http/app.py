@@ -16,6 +16,7 @@ from aggregator.http.routes import admin, devices, ledger, openapi, operator, se
 from aggregator.service import Service
 from aggregator.settings.options import Settings
 
+_FORM_BYTES = 16 << 10
 SERVICE = web.AppKey("service", Service)
 
 
@@ -43,7 +44,10 @@ def build_app(settings: Settings, clock: Callable[[], float] = time.time) -> web
 def build_admin_app(service: Service, inner: Sequence[Middleware] = ()) -> web.Application:
     """Dashboard, health and metrics; for a port that only the operator reaches. ``inner``:
     middlewares next to the pages."""
-    app = web.Application(middlewares=[identified(False), problems(service.core.metrics), *inner])
+    app = web.Application(
+        middlewares=[identified(False), problems(service.core.metrics), *inner],
+        client_max_size=_FORM_BYTES,
+    )
     app.on_response_prepare.extend((show_id, note_begun))
     app.add_routes(admin.routes(service))
     return app

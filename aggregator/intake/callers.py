@@ -44,6 +44,14 @@ class Callers:
         """
         self._operator.require(_bearer(request), request[REMOTE])
 
+    def demand_operator_token(self, token: str, remote: str) -> None:
+        """As :meth:`demand_operator`, of a token that came with a form from this address.
+
+        Raises:
+            Refusal: as ``OperatorAccess.require``.
+        """
+        self._operator.require(token, remote)
+
     def operator_name(self, request: web.Request) -> str | None:
         """What logs call the token that came, right or wrong; None: none came."""
         try:

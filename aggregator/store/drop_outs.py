@@ -130,6 +130,14 @@ async def devices_not_dealing(
     return found
 
 
+async def of_task(connection: Connection, task: str) -> dict[str, int]:
+    """Step -> devices that the task's ended cohorts lost there."""
+    rows = await connection.execute(
+        sa.select(drop_outs.c.step, drop_outs.c.devices).where(drop_outs.c.task == task)
+    )
+    return {row.step: row.devices for row in rows}
+
+
 async def forget_old(connection: Connection, before: float) -> None:
     """Forget devices that no cohort has missed since."""
     await connection.execute(sa.delete(not_dealing).where(not_dealing.c.last_at < before))

@@ -77,13 +77,18 @@ class OpenCohort(NamedTuple):
     task: str
     phase: str
     size: int
+    opened_at: float
 
 
 async def open_cohorts(connection: Connection) -> list[OpenCohort]:
     rows = await connection.execute(
-        sa.select(cohorts.c.cohort, cohorts.c.task, cohorts.c.phase, cohorts.c.size).where(
-            cohorts.c.state == "open"
-        )
+        sa.select(
+            cohorts.c.cohort,
+            cohorts.c.task,
+            cohorts.c.phase,
+            cohorts.c.size,
+            cohorts.c.opened_at,
+        ).where(cohorts.c.state == "open")
     )
     return [OpenCohort(*row) for row in rows]
 

@@ -147,12 +147,33 @@ async def task_rows(database: Database) -> tuple[TaskRow, ...]:
     return tuple(msgspec.convert(row, TaskRow, from_attributes=True) for row in rows)
 
 
-async def releases_of(connection: Connection, task: str) -> list[ReleaseView]:
-    """A task's charges, in order, without what they cost in strikes and bans."""
-    views = await connection.execute(
-        sa.select(releases.c.view).where(releases.c.task == task).order_by(releases.c.release)
+async def releases_of(
+    connection: Connection, task: str, *, newest: int | None = None, before: int | None = None
+) -> list[ReleaseView]:
+    """A task's charges, in order, without what they cost in strikes and bans.
+
+    Args:
+        newest: at most so many, the newest.
+        before: only those with a smaller number.
+    """
+    query = sa.select(releases.c.view).where(releases.c.task == task)
+    if before is not None:
+        query = query.where(releases.c.release < before)
+    rows = await connection.execute(query.order_by(releases.c.release.desc()).limit(newest))
+    views = [msgspec.json.decode(view, type=ReleaseView) for view in rows.scalars()]
+    return views[::-1]
+
+
+async def started_from(connection: Connection, task: str, most: int) -> list[str]:
+    """The newest tasks whose first model is one of this task's."""
+    member = f'"start_from":{msgspec.json.encode(task).decode()}'
+    rows = await connection.execute(
+        sa.select(tasks.c.task)
+        .where(tasks.c.spec.contains(member, autoescape=True))
+        .order_by(tasks.c.created_at.desc())
+        .limit(most)
     )
-    return [msgspec.json.decode(view, type=ReleaseView) for view in views.scalars()]
+    return list(rows.scalars())
 
 
 async def ended_free(

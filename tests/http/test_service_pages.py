@@ -42,8 +42,8 @@ async def fetch(url, **headers):
 
 
 async def test_the_operators_port_shows_health_metrics_and_every_release(server):
-    async with admin(server) as url:  # of a task of any kind: neither "none" nor an epsilon
-        assert ">nothing spent<" in (await fetch(f"{url}/"))[1].decode()
+    async with admin(server) as url:
+        assert ">no noise<" in (await fetch(f"{url}/"))[1].decode()
     fleet = devices(server, 4)
     fleet[1].stop_before = "vector"
     assert finished(await run(fleet)) == 3
@@ -58,7 +58,7 @@ async def test_the_operators_port_shows_health_metrics_and_every_release(server)
         text = page.decode()
         assert "<svg" in text
         assert "Norm of the released sum" in text
-        assert re.search(r"<td>released</td>", text)
+        assert re.search(r">released</td>", text)
         assert (await fetch(f"{url}/tasks/none"))[0] == 404
         _, body, _ = await fetch(f"{url}/metrics")
         metrics = body.decode()
@@ -69,7 +69,7 @@ async def test_the_operators_port_shows_health_metrics_and_every_release(server)
         # The task adds no noise: that is not an epsilon of 0.
         assert "secagg_epsilon{" not in metrics
         assert "The task adds no noise: no epsilon bounds what its sums show." in text
-        assert '<td class="number wide">no noise</td>' in text
+        assert ">no noise</td>" in text
         assert "no noise" in (await fetch(f"{url}/"))[1].decode()
         server.service.ready = False
         assert (await fetch(f"{url}/readyz"))[0] == 503
@@ -200,7 +200,7 @@ async def test_the_operators_page_says_why_a_cohort_failed_and_whom_it_cost(tmp_
         page = (await fetch(f"{url}/tasks/{TASK}"))[1].decode()
         lacked = "2 of 4 vectors came; at least 3 are needed"
         assert f"charged: too-few-vectors; fault: devices; {lacked}; 2 struck</td>" in page
-        assert "<td>ended: too-few-dealers</td>" in page
+        assert ">ended: too-few-dealers</td>" in page
         lines = [msgspec.json.decode(line) for line in capfd.readouterr().err.splitlines()]
         told = [
             (line["event"], line.get("devices") or line.get("lacking"))

@@ -1,114 +1,81 @@
-"""The dashboard: all tasks, and one task with its releases. Only on the operator's port."""
+"""The dashboard's routes. Only on the operator's port."""
 
 from __future__ import annotations
 
-import datetime
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-import jinja2
 from aiohttp import web
-from markupsafe import Markup
 
-from aggregator.http.dashboard import attention
-from aggregator.http.dashboard.charts import steps
-from aggregator.http.dashboard.forecast import ends_at
-from aggregator.overview import task_view
+from aggregator.http.dashboard import acts, home, people, records, task
+from aggregator.http.dashboard.forecast import Plans
+from aggregator.http.dashboard.live import Regions, Streams
+from aggregator.http.dashboard.render import Page, Renderer, file_routes
 from aggregator.service import Service
-from aggregator.store import reads
-from aggregator.views import EndedCohort, ReleaseView, TaskView
-from dp.accounting.figures import delta_shown, shown_up
 
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
-_HEADERS = {"Content-Security-Policy": _POLICY, "Cache-Control": "no-store"}
-
-
-def _when(seconds: float | None) -> str:
-    if seconds is None:
-        return ""
-    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%d %H:%M:%S")
-
-
-def environment() -> jinja2.Environment:
-    made = jinja2.Environment(
-        loader=jinja2.PackageLoader("aggregator.http.dashboard"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    made.filters["when"] = _when
-    made.filters["span"] = _span
-    made.filters["epsilon"] = lambda value: "none" if value is None else shown_up(value)
-    made.filters["delta"] = delta_shown
-    return made
+LIVE = "/live"  # before the path of the page that a stream keeps up to date
+Values = Callable[[web.Request], Awaitable[Mapping[str, Any]]]
 
 
 def routes(service: Service) -> list[web.RouteDef]:
-    pages = environment()
+    renderer, plans, streams = Renderer(), Plans(), Streams(service)
 
-    def render(name: str, **values: Any) -> web.Response:
-        text = pages.get_template(name).render(**values)
-        return web.Response(text=text, content_type="text/html", headers=_HEADERS)
+    def kept(path: str, page: Page, title: str, values: Values) -> list[web.RouteDef]:
+        """A page, and the stream of what changes on it."""
 
-    async def index(_: web.Request) -> web.Response:
-        core, live = service.core, service.driver.live
-        views = []
-        for row in await reads.task_rows(core.database):
-            views.append(await task_view(core, await service.tasks.get(row.task), live))
-        witnesses = service.ledger.witnesses(await service.ledger.size())
-        return render(
-            "tasks.html",
-            tasks=views,
-            partners=len(service.partners.keys),
-            witnesses=witnesses,
-            attention=attention.of_all(views, witnesses),
-            now=core.clock(),
-        )
+        async def show(request: web.Request) -> web.Response:
+            said = title.format(**request.match_info)
+            return renderer.page(page, said, f"{LIVE}{request.path}", await values(request))
 
-    async def show(request: web.Request) -> web.Response:
-        task = await service.tasks.get(request.match_info["task"])
-        view = await task_view(service.core, task, service.driver.live)
-        return render(
-            "task.html",
-            task=view,
-            charts=_charts(view),
-            history=_history(view),
-            attention=attention.of_task(view),
-            ends_at=ends_at(view),
-            now=service.core.clock(),
-        )
+        async def stream(request: web.Request) -> web.StreamResponse:
+            async def compute() -> Regions:
+                return renderer.regions(page, await values(request))
 
-    return [web.get("/", index), web.get("/tasks/{task}", show)]
+            return await streams.serve(request, compute)
 
+        return [web.get(path, show), web.get(f"{LIVE}{path}", stream)]
 
-def _charts(task: TaskView) -> list[tuple[str, Markup]]:
-    """(title, SVG) of each chart that has something to show."""
-    done = task.releases
-    spent = [charge.epsilon for charge in done]
-    norms = [charge.sum_norm for charge in done]
-    sizes = [float(charge.survivors) if charge.outcome == "released" else None for charge in done]
-    every = (
-        ("Epsilon spent", steps("Epsilon spent", spent, task.max_epsilon, shown_up, "epsilon")),
-        ("Norm of the released sum", steps("Norm of the released sum", norms, unit="L2 norm")),
-        ("Devices in the sum", steps("Devices in the sum", sizes, unit="devices")),
-    )
-    return [(title, Markup(chart)) for title, chart in every if chart]  # noqa: S704  numbers only
+    def still(path: str, template: str, values: Values) -> web.RouteDef:
+        async def show(request: web.Request) -> web.Response:
+            return renderer.html(template, **await values(request))
 
+        return web.get(path, show)
 
-def _history(task: TaskView) -> list[ReleaseView | EndedCohort]:
-    """Cohorts that ended, newest first: all that were charged, the newest of the others."""
-    cohorts: list[ReleaseView | EndedCohort] = [*task.releases, *task.ended_free]
-    return sorted(cohorts, key=_ended_at, reverse=True)
+    async def overview(_: web.Request) -> Mapping[str, Any]:
+        return await home.values(service)
 
+    async def of_task(request: web.Request) -> Mapping[str, Any]:
+        return await task.values(service, plans, request.match_info["task"])
 
-def _ended_at(cohort: ReleaseView | EndedCohort) -> float:
-    at = cohort.released_at if isinstance(cohort, ReleaseView) else cohort.ended_at
-    return at or 0.0
+    async def devices(_: web.Request) -> Mapping[str, Any]:
+        return await people.values(service)
 
+    async def ledger(_: web.Request) -> Mapping[str, Any]:
+        return await records.values(service)
 
-def _span(seconds: float) -> str:
-    """A length of time in its largest unit: 40 s, 12 min, 3 h, 2 d."""
-    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{max(0.0, seconds):.0f} s"
+    async def older(request: web.Request) -> Mapping[str, Any]:
+        return await records.values(service, int(request.match_info["before"]))
+
+    async def record(request: web.Request) -> Mapping[str, Any]:
+        return await records.record(service, int(request.match_info["leaf"]))
+
+    async def manifest(request: web.Request) -> Mapping[str, Any]:
+        return await task.manifest(service, request.match_info["task"])
+
+    async def charges(request: web.Request) -> Mapping[str, Any]:
+        before = int(request.match_info["before"])
+        return await task.charges(service, request.match_info["task"], before)
+
+    number = "[0-9]{1,15}"
+    return [
+        *kept("/", home.PAGE, "Overview", overview),
+        *kept("/tasks/{task}", task.PAGE, "{task}", of_task),
+        *kept("/devices", people.PAGE, "Partners and devices", devices),
+        *kept("/ledger", records.PAGE, "Ledger", ledger),
+        still(f"/ledger/before/{{before:{number}}}", "older_records.html", older),
+        still(f"/ledger/{{leaf:{number}}}", "record.html", record),
+        still("/tasks/{task}/manifest", "manifest.html", manifest),
+        still(f"/tasks/{{task}}/charges/{{before:{number}}}", "older_charges.html", charges),
+        *acts.routes(service, renderer.html),
+        *file_routes(),
+    ]

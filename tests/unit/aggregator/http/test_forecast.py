@@ -15,7 +15,9 @@ def task(times: list[float], releases_max: int, state: str = "open", reserved: i
         state=state,
         charges=len(times) + reserved,
         releases_max=releases_max,
-        releases=tuple(SimpleNamespace(released_at=at) for at in times),
+        releases=tuple(
+            SimpleNamespace(release=number, released_at=at) for number, at in enumerate(times, 1)
+        ),
     )
 
 

@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from aggregator.http.dashboard.charts import steps
-from aggregator.http.dashboard.pages import environment
+from aggregator.http.dashboard.render import environment
 from dp.accounting.budget import Account
 from dp.accounting.figures import shown_down, shown_up
 from dp.accounting.statements import lines
@@ -193,12 +193,12 @@ def test_the_dashboard_shows_no_less(cost: float) -> None:
         "charges": 1,
         "releases_max": 4,
         "epsilon": cost,
-        "privacy": [msgspec.to_builtins(line) for line in lines(TASKS["distributed"], 1)],
+        "max_epsilon": None,
+        "charge_at": None,
         "cohort": None,
         "waiting": 0,
     }
-    template = environment().get_template("tasks.html")
-    page = template.render(tasks=[task], partners=1, attention=[], witnesses=[])
+    page = environment().get_template("overview/tasks.html").render(tasks=[task], left_out=0)
     assert f">{shown_up(cost)}<" in page
     chart = steps("Epsilon spent", [cost], 8.0, shown_up)
     assert f"<title>1: {shown_up(cost)}</title></rect>" in chart
