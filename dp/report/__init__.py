@@ -7,6 +7,7 @@ registry ask for, as far as a ledger can know it, and says what a ledger cannot 
 ``data``            the structures
 ``build``           from an audited ledger to releases, costs and budget
 ``parameters``      a manifest's parameters with their meanings
+``losses``          where devices were lost
 ``words``           who may have seen what, assumptions, what is not protected
 ``answers``         the reporting lists' questions, and which of them a ledger cannot answer
 ``reading``         how to read any report, and how to compute its figures again

@@ -28,6 +28,7 @@ from dp.report.data import (
     RotationRow,
     TaskReport,
 )
+from dp.report.losses import losses
 from dp.report.parameters import parameters
 from dp.report.reading import FIGURES, READING, RECOMPUTE
 from dp.report.totals import together
@@ -86,6 +87,7 @@ def _task(task: AuditedTask) -> TaskReport:
     limit = manifest.budget.max_epsilon
     model = manifest.base_model.name if manifest.base_model is not None else "no model"
     policies = [_decision(policy) for policy in task.policies]
+    releases = tuple(_release(manifest, release) for release in task.releases)
     return TaskReport(
         task=manifest.task,
         algorithm=manifest.algorithm,
@@ -96,7 +98,8 @@ def _task(task: AuditedTask) -> TaskReport:
         lines=task.lines,
         planned=lines(manifest, manifest.budget.releases_max),
         replaced=lines(manifest, task.facts, replaced=True),
-        releases=tuple(_release(manifest, release) for release in task.releases),
+        releases=releases,
+        lost=losses(releases),
         budget=BudgetRow(
             max_epsilon=limit,
             delta=manifest.budget.delta,

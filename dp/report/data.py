@@ -50,6 +50,19 @@ class ReleaseRow(msgspec.Struct, frozen=True, kw_only=True):
     cause: str = ""
 
 
+class Lost(msgspec.Struct, frozen=True, kw_only=True):
+    """Devices of charged cohorts that are in no sum, and what the ledger tells of why.
+
+    ``devices`` of the ``of`` that could; None where the records do not tell. ``cohorts``: how many,
+    where whole cohorts were lost; else 0.
+    """
+
+    text: str
+    devices: int | None
+    of: int
+    cohorts: int = 0
+
+
 class BudgetRow(msgspec.Struct, frozen=True, kw_only=True):
     max_epsilon: float | None
     delta: float
@@ -121,7 +134,7 @@ class TaskReport(msgspec.Struct, frozen=True, kw_only=True):
     """``planned``: those if all releases happen with the fewest survivors. ``replaced``: what
     happened, between neighbours that exchange a record instead. ``amplified``: what must be said
     beside amplified ones; empty without one. ``given_back``: charges of cohorts that the service
-    failed, or may have failed, before anybody had sent."""
+    failed, or may have failed, before anybody had sent. ``lost``: where its devices were lost."""
 
     task: str
     algorithm: str
@@ -143,6 +156,7 @@ class TaskReport(msgspec.Struct, frozen=True, kw_only=True):
     answers: tuple[AnswerGroup, ...]
     warnings: tuple[str, ...]
     given_back: tuple[Decision, ...] = ()
+    lost: tuple[Lost, ...] = ()
 
 
 class Combined(msgspec.Struct, frozen=True, kw_only=True):

@@ -105,12 +105,21 @@ def report(
     witness: WitnessOption = None,
     witnesses_min: WitnessesMinOption = None,
     older: OlderOption = None,
+    evaluation: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--evaluation",
+            help="What `secagg task show NAME --format json` prints of a task that evaluated: its "
+            "losses are drawn, as the operator's word. Give one for each task; for a page.",
+        ),
+    ] = None,
     format: FormatOption = Format.text,
 ) -> None:
     """Verify a ledger and write its report: what was released and what it cost."""
     with Output(format) as out:
         from client_sdk.outputs import check_file
         from dp.report import report_data
+        from secagg_cli.audit.evaluations import read_evaluations
         from secagg_cli.audit.report import demand_form, is_report, write_report
         from secagg_cli.audit.software import software
 
@@ -120,7 +129,7 @@ def report(
             ledger, key, witnesses=witness or (), witnesses_min=witnesses_min, older=older or ()
         )
         data = report_data(result, software())
-        write_report(out_file, data)
+        write_report(out_file, data, evaluations=read_evaluations(evaluation or (), data))
         _say_verdict(out, result)
         out.say(f"{out_file} written")
         out.result({**verdict(result), "report": str(out_file), "data": msgspec.to_builtins(data)})

@@ -10,7 +10,7 @@ import datetime
 import io
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from dp.report import BudgetRow, ReleaseRow, ReportData, TaskReport
+    from secagg_cli.audit.evaluations import Measured
 
 _MARK = b'<meta name="generator" content="secagg">'  # of a page that was written here
 _HEAD_BYTES = 1_024
@@ -38,11 +39,17 @@ _DIGITS = 3  # after the point of an epsilon
 _TIMES = ["%Y", "%b", "%d %b", "%H:%M", "%H:%M", "%H:%M:%S"]  # labels of years, months, ... seconds
 
 
-def write_report(path: Path, data: ReportData, run: Mapping[str, Any] | None = None) -> None:
+def write_report(
+    path: Path,
+    data: ReportData,
+    run: Mapping[str, Any] | None = None,
+    evaluations: Sequence[Measured] = (),
+) -> None:
     """Write the report; ``.json`` gives the data, anything else the page.
 
     Args:
         run: what a ledger cannot know: the result of ``secagg demo``.
+        evaluations: what it cannot know either, by time.
 
     Raises:
         CommandError: ``report-dependency`` without jinja2 or matplotlib.
@@ -51,7 +58,7 @@ def write_report(path: Path, data: ReportData, run: Mapping[str, Any] | None = N
     if path.suffix.lower() == ".json":
         content = msgspec.json.format(msgspec.json.encode(data)) + b"\n"
     else:
-        content = render(data, run).encode()
+        content = render(data, run, evaluations).encode()
     write_file(path, content, is_report)
 
 
@@ -78,7 +85,9 @@ def is_report(path: Path) -> bool:
     return {"origin", "verified", "tree_size", "tasks", "recompute"} <= set(json.loads(content))
 
 
-def render(data: ReportData, run: Mapping[str, Any] | None = None) -> str:
+def render(
+    data: ReportData, run: Mapping[str, Any] | None = None, evaluations: Sequence[Measured] = ()
+) -> str:
     """The page's HTML."""
     try:
         import jinja2
@@ -111,6 +120,8 @@ def render(data: ReportData, run: Mapping[str, Any] | None = None) -> str:
         data=data,
         wrong={problem.leaf for problem in data.problems if problem.leaf is not None},
         run=run,
+        evaluations=evaluations,
+        loss_chart=loss_chart(evaluations),
         charges=sum(len(task.releases) for task in data.tasks),
         stated=any(task.lines and task.releases for task in data.tasks),
         cost_charts={task.task: cost_charts(task) for task in data.tasks},
@@ -182,6 +193,28 @@ def cohort_chart(task: TaskReport) -> Markup | None:
     return _svg(figure, f"cohorts-{task.task}")
 
 
+def loss_chart(evaluations: Sequence[Measured]) -> Markup | None:
+    """Loss over time, a line for each task that evaluated; None without a loss."""
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+
+    known = [row for row in evaluations if row.loss is not None]
+    if not known:
+        return None
+    figure, axes = _figure()
+    for name in dict.fromkeys(row.task for row in known):
+        of = [row for row in known if row.task == name]
+        times: Any = [_moment(row.at) for row in of]
+        axes.plot(times, [row.loss for row in of], marker="o", label=name.replace("$", r"\$"))
+    axes.set_ylim(bottom=0)
+    locator = AutoDateLocator(minticks=2, maxticks=5, tz=datetime.UTC)
+    axes.xaxis.set_major_locator(locator)
+    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator, tz=datetime.UTC))
+    axes.set_xlabel("time (UTC)")
+    axes.set_ylabel("loss, nats per token")
+    axes.legend(frameon=False)
+    return _svg(figure, "losses")
+
+
 def _figure() -> tuple[Figure, Axes]:
     from matplotlib.figure import Figure
 
@@ -208,7 +241,7 @@ def _svg(figure: Figure, salt: str) -> Markup:
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    text = buffer.getvalue()
+    text = buffer.getvalue().replace("#000000", "currentColor")  # black on a dark page is nothing
     return Markup(text[text.index("<svg") :])  # noqa: S704  matplotlib escapes its texts
 
 

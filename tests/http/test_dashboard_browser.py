@@ -13,7 +13,8 @@ from tests.kits.service import TASK, TOKEN, devices, run, served, spec
 
 LONG = "a-task-with-a-name-as-long-as-the-rules-of-names-allow-1234567"
 _CONTRAST = """
-[...document.querySelectorAll('main *, header *')].filter(e => [...e.childNodes].some(
+[...document.querySelectorAll('main *, header *')].filter(e => !e.closest('title, desc')
+  && [...e.childNodes].some(
   n => n.nodeType === 3 && n.textContent.trim())).map(e => {
   const rgb = c => c.match(/[\\d.]+/g).map(Number);
   const light = c => { const [r, g, b] = rgb(c).map(v => v / 255).map(

@@ -26,7 +26,7 @@ _log = get_logger("dashboard")
 _T = TypeVar("_T")
 Regions = Mapping[str, str]  # id -> HTML
 Ask = Callable[[Coroutine[Any, Any, Any]], Awaitable[Any]]
-ASK = web.RequestKey[Ask]("ask", Callable)
+ASK = web.RequestKey[Ask]("ask")
 """Has something computed where the service runs; missing where the stream is served there too."""
 
 STREAMS_MAX = 12  # of the admin port's 32 connections: scrapes and probes keep theirs

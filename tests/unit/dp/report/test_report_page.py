@@ -432,3 +432,53 @@ def test_the_digest_of_the_code_follows_the_code(tmp_path: Path) -> None:
     changed = code_digest(tmp_path)
     file.rename(tmp_path / "dp" / "module.py")
     assert len({first, changed, code_digest(tmp_path)}) == 3
+
+
+def test_devices_are_lost_before_or_after_the_masking_set_or_with_their_cohort() -> None:
+    builder = ledger(TASKS["none"], (4, 5))
+    (task,) = data_of(builder).tasks
+    released = [row for row in task.releases if row.outcome == "released"]
+    gone = sum(row.cohort_size - row.survivors for row in released)
+    assert sum(row.devices or 0 for row in task.lost) == gone > 0
+    page = section(render(data_of(builder)), "Where devices were lost", 4)
+    assert all(row.text in page for row in task.lost)
+    assert "not recorded" in page
+
+
+def test_losses_of_evaluations_are_drawn_if_their_releases_are_the_ledgers(tmp_path: Path) -> None:
+    from secagg_cli.audit.evaluations import read_evaluations
+    from secagg_cli.output import UnusableArgument
+
+    data = data_of(ledger(TASKS["none"], (4, 5)))
+    (task,) = data.tasks
+    releases = [
+        {
+            "release": row.number,
+            "outcome": row.outcome,
+            "survivors": row.survivors,
+            "leaf_index": row.leaf,
+            "released_at": row.at,
+            "metrics": {"loss": loss},
+        }
+        for row, loss in zip(task.releases, (2.5, None), strict=True)
+    ]
+    file = tmp_path / "evaluation.json"
+    file.write_text(json.dumps({"task": task.task, "releases": releases}))
+    found = read_evaluations([file], data)
+    page = section(render(data, evaluations=found), "What evaluations measured", 2)
+    assert "loss, nats per token" in page
+    assert ">2.5</td>" in page
+    assert page.count("not stated") == 5
+    releases[0]["survivors"] += 1
+    file.write_text(json.dumps({"task": task.task, "releases": releases}))
+    with pytest.raises(UnusableArgument, match="evaluation-not-in-ledger"):
+        read_evaluations([file], data)
+
+
+def test_the_page_is_dark_where_the_reader_wants_it_and_never_on_paper() -> None:
+    page = page_of(TASKS["distributed"])
+    assert "@media screen and (prefers-color-scheme: dark)" in page
+    style = page.split("<style>", 1)[1].split("</style>", 1)[0]
+    colours = set(re.findall(r"#[0-9a-f]{3,6}", re.sub(r":root \{.*?\}", "", style, flags=re.S)))
+    assert colours == set()
+    assert "#000000" not in page.split("</style>", 1)[1]
