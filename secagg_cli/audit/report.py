@@ -197,14 +197,13 @@ def loss_chart(evaluations: Sequence[Measured]) -> Markup | None:
     """Loss over time, a line for each task that evaluated; None without a loss."""
     from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 
-    known = [row for row in evaluations if row.loss is not None]
+    known = [(row.task, _moment(row.at), row.loss) for row in evaluations if row.loss is not None]
     if not known:
         return None
     figure, axes = _figure()
-    for name in dict.fromkeys(row.task for row in known):
-        of = [row for row in known if row.task == name]
-        times: Any = [_moment(row.at) for row in of]
-        axes.plot(times, [row.loss for row in of], marker="o", label=name.replace("$", r"\$"))
+    for name in dict.fromkeys(task for task, _, _ in known):
+        times: Any = [at for task, at, _ in known if task == name]
+        axes.plot(times, [loss for task, _, loss in known if task == name], marker="o", label=name)
     axes.set_ylim(bottom=0)
     locator = AutoDateLocator(minticks=2, maxticks=5, tz=datetime.UTC)
     axes.xaxis.set_major_locator(locator)

@@ -181,7 +181,7 @@ def test_a_chart_has_a_bar_for_each_value_axes_with_units_and_an_escaped_title()
     assert chart.count('class="limit"') == 1
     assert ">devices</text>" in chart
     assert ">charge</text>" in chart
-    assert ">budget 4</text>" in chart
+    assert ">dashed: budget 4</text>" in chart
     assert "<b>" not in chart
     assert steps("empty", [None]) == ""
 
