@@ -48,7 +48,8 @@ class _Plot:
     def bar(self, place: int, low: float, high: float, kind: str, said: str) -> None:
         """At a place from 0, between two values."""
         self.parts.append(
-            f'<rect class="bar {kind}" x="{self.x(place + 0.15):.1f}" y="{self.y(high):.1f}" '
+            f'<rect class="{f"bar {kind}".strip()}" '
+            f'x="{self.x(place + 0.15):.1f}" y="{self.y(high):.1f}" '
             f'width="{self.x(0.7) - self.x(0):.1f}" '
             f'height="{max(0.0, self.y(low) - self.y(high)):.1f}">'
             f"<title>{self.first + place}: {escape(said)}</title></rect>"
