@@ -52,10 +52,13 @@ async def _serve(settings: Settings) -> None:
     started = False
     try:
         # First: a start that is long, by a migration or large cohorts, is alive and not ready.
-        admin_url, admin_port = _shown(*await admin.start())
+        admin_url, admin_port = _shown(*await admin.start(), secure=settings.admin_speaks_tls)
         await public.setup()
         here = connections.public(settings, service.core.metrics)
-        url, port = await _listen(public, settings.host, settings.port, here)
+        tls = None if service.tls is None else service.tls.public
+        site = connections.Site(public, settings.host, settings.port, here, tls=tls)
+        await site.start()
+        url, port = _shown(*public.addresses[-1][:2], secure=tls is not None)
         listening = {
             "url": url,
             "port": port,
@@ -141,27 +144,20 @@ def is_loopback(host: str) -> bool:
 
 def warn_of_open_host(settings: Settings) -> None:
     """Say once that the public port speaks HTTP to whoever reaches it."""
-    if settings.behind_proxy or is_loopback(settings.host):
+    if settings.tls_certificate or settings.behind_proxy or is_loopback(settings.host):
         return
     _log.warning(
         "http-without-tls",
         host=settings.host,
-        remedy="Tokens of devices and operators cross the network readable. Let a proxy terminate "
-        "TLS in front of this port, let nobody else reach it, and set behind_proxy = true; or "
-        "listen on 127.0.0.1.",
+        remedy="Tokens of devices and operators cross the network readable. Set tls_certificate "
+        "and tls_key; or let a proxy terminate TLS in front of this port, let nobody else reach "
+        "it, and set behind_proxy = true; or listen on 127.0.0.1.",
     )
 
 
-async def _listen(
-    runner: web.AppRunner, host: str, port: int, allowed: connections.Connections
-) -> tuple[str, int]:
-    await connections.Site(runner, host, port, allowed).start()
-    return _shown(*runner.addresses[-1][:2])
-
-
-def _shown(host: str, port: int) -> tuple[str, int]:
+def _shown(host: str, port: int, *, secure: bool) -> tuple[str, int]:
     shown = f"[{host}]" if ":" in host else host
-    return f"http://{shown}:{port}", port
+    return f"{'https' if secure else 'http'}://{shown}:{port}", port
 
 
 if __name__ == "__main__":

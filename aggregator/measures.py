@@ -30,6 +30,7 @@ from aggregator.store import measures as stored
 from aggregator.store.database import Connection
 from aggregator.store.measures import TaskNow
 from aggregator.tasks import Task, Tasks
+from aggregator.tls import Tls
 from aggregator.views import TaskState
 from dp.accounting.statements import Unit
 from secagg.manifest import Manifest
@@ -44,8 +45,11 @@ ENDED_SHOWN_S = 7 * 86_400.0
 class Measures:
     """Of one replica."""
 
-    def __init__(self, core: Core, tasks: Tasks, driver: Driver, ledger: Ledger) -> None:
+    def __init__(
+        self, core: Core, tasks: Tasks, driver: Driver, ledger: Ledger, tls: Tls | None
+    ) -> None:
         self._core = core
+        self._tls = tls
         self._tasks = tasks
         self._driver = driver
         self._ledger = ledger
@@ -64,6 +68,9 @@ class Measures:
                 samples = await self._from_database()
                 await self._from_disk(samples)
                 samples.put("secagg_ready", float(await ready()))
+                if self._tls is not None:
+                    samples.put("secagg_tls_left_seconds", self._tls.left_s)
+                    samples.put("secagg_tls_renewal_failed", self._tls.failed is not None)
                 core.metrics.stored.show(samples)
                 self._read_at = time.monotonic()
         return core.metrics.render()

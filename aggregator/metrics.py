@@ -113,6 +113,16 @@ STORED: dict[str, tuple[Family, tuple[str, ...], str]] = {
     ),
     # -- the replica and its stores
     "secagg_ready": (GaugeMetricFamily, (), "1 if /readyz says ready"),
+    "secagg_tls_left_seconds": (
+        GaugeMetricFamily,
+        (),
+        "Time to the end of the certificate that serves, negative after it; none without TLS",
+    ),
+    "secagg_tls_renewal_failed": (
+        GaugeMetricFamily,
+        (),
+        "1 if what lies in the files of certificate and key cannot be used, and the old one serves",
+    ),
     "secagg_database_bytes": (GaugeMetricFamily, (), "Size of the database"),
     "secagg_blob_bytes": (
         GaugeMetricFamily,

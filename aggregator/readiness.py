@@ -16,6 +16,7 @@ from aggregator.keys import SEALING, load_without_sealing
 from aggregator.ledger.log import Ledger
 from aggregator.logs import get_logger
 from aggregator.store import identity, migrating
+from aggregator.tls import Tls
 from secagg.errors import ConfigurationError, SecaggError
 
 _log = get_logger("readiness")
@@ -38,9 +39,10 @@ class Readiness:
     """Looks at one replica that has started. However many ask, one look is under way at a time.
     A reason is logged when it comes, and the end of the last."""
 
-    def __init__(self, core: Core, ledger: Ledger) -> None:
+    def __init__(self, core: Core, ledger: Ledger, tls: Tls | None) -> None:
         self._core = core
         self._ledger = ledger
+        self._tls = tls
         self._looking: asyncio.Task[NotReady | None] | None = None
         self._blobs_asked: asyncio.Task[NotReady | None] | None = None
         self._asked_until = 0.0
@@ -61,6 +63,7 @@ class Readiness:
             or await asyncio.to_thread(_keys, core)
             or await _sealing(core)
             or await asyncio.to_thread(_ledger, self._ledger.folder)
+            or self._certificate()
         )
         reason = None if found is None else found.reason
         if reason != self._reason:
@@ -70,6 +73,20 @@ class Readiness:
                 _log.warning("not-ready", reason=found.reason, detail=found.detail)
             self._reason = reason
         return found
+
+    def warnings(self) -> list[NotReady]:
+        """What is wrong, and does not keep the replica from serving yet."""
+        failed = None if self._tls is None else self._tls.failed
+        return [] if failed is None else [NotReady(failed.reason, str(failed), logged=True)]
+
+    def _certificate(self) -> NotReady | None:
+        if self._tls is None or self._tls.left_s > 0:
+            return None
+        return NotReady(
+            "tls-expired",
+            f"The certificate ended {-self._tls.left_s:.0f} s ago, and no caller takes it. Renew "
+            "it; the service takes a new one without a restart.",
+        )
 
     async def _blobs(self) -> NotReady | None:
         """A store that hangs is not asked again until it has answered or failed."""

@@ -38,6 +38,7 @@ from aggregator.store.blobs import Blobs, BlobStore
 from aggregator.store.database import Database
 from aggregator.store.objects import ObjectStore
 from aggregator.tasks import Tasks
+from aggregator.tls import tls_of
 from secagg.errors import ConfigurationError
 from secagg.files.folders import demand_own_folder, file_in_the_way
 
@@ -56,7 +57,11 @@ _KEPT = (
 
 def _demand_own(settings: Settings) -> None:
     """Raises: ConfigurationError: ``data-dir-taken``: other people's files lie in the folder."""
-    named = (settings.config, settings.keys_path, settings.blobs_path, settings.database.database)
+    named = (
+        *(settings.config, settings.keys_path, settings.blobs_path, settings.database.database),
+        *(settings.tls_certificate, settings.tls_key),
+        *(settings.tls_client_ca, settings.admin_client_ca),
+    )
     home = settings.data_dir.absolute()
     places = [Path(place).absolute() for place in named if place]
     inside = [place.relative_to(home).parts[0] for place in places if home in place.parents]
@@ -97,6 +102,7 @@ class Service:
         close_to_others(settings.data_dir)
         if settings.database.get_backend_name() == "sqlite" and settings.database.database:
             close_database(Path(settings.database.database))
+        self.tls = tls_of(settings, clock)
         self.audit = AuditLog(settings.audit_log, clock)
         self._folder = DataFolder(settings.data_dir)
         pool = ThreadPoolExecutor(settings.opening_threads, "unmasking")
@@ -133,7 +139,7 @@ class Service:
             self.wakeups,
         )
         self.watch = Watch(core, self.tasks, self.driver, self.partners, self.ledger, self.wakeups)
-        self.measures = Measures(core, self.tasks, self.driver, self.ledger)
+        self.measures = Measures(core, self.tasks, self.driver, self.ledger, self.tls)
         self.janitor = Janitor(core)
         self.deltas = Deltas(core)
         self.intake = Intake(settings)
@@ -146,7 +152,7 @@ class Service:
         )
         operator = OperatorAccess(token)
         self.callers = Callers(self.access, operator, self.intake, core.pseudonyms)
-        self.readiness = Readiness(core, self.ledger)
+        self.readiness = Readiness(core, self.ledger, self.tls)
         self.ready = False
         self.draining = False
 
@@ -185,6 +191,8 @@ class Service:
         await self.ledger.start()
         await self.watch.start()
         self.janitor.start()
+        if self.tls is not None:
+            self.tls.start()
         self.ready = True
 
     def drain(self) -> None:
@@ -198,6 +206,8 @@ class Service:
 
     async def close(self) -> None:
         self.end_waiting()
+        if self.tls is not None:
+            await self.tls.close()
         async with self.core.database.quiet():
             await self.janitor.close()
             await self.driver.close()

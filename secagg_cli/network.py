@@ -1,4 +1,4 @@
-"""How commands reach others: the SDK's own way out, and the option ``--ca-file``.
+"""How commands reach others: the SDK's own way out, and options for TLS.
 
 Proxies are the environment's (:mod:`secagg.proxies`). A command that nobody answered who could
 exits with 3 (:mod:`secagg_cli.output`).
@@ -28,7 +28,7 @@ CA_FILE_ENV = "SECAGG_CA_FILE"
 _REQUEST_S = 60.0
 _PATIENCE_S = 5.0  # of a question that changes nothing
 _ANSWER_BYTES_MAX = 4 << 30  # a model
-_ca_file: Path | None = None  # of this command line
+_tls: dict[str, Any] = {}  # of this command line
 
 
 class NotReached(CommandError):
@@ -44,42 +44,63 @@ _CaFileOption = Annotated[
         help="PEM file of the authorities to trust in https, in place of the system's.",
     ),
 ]
+_CertificateOption = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="SECAGG_CLIENT_CERTIFICATE",
+        help="PEM file of the certificate to show to a server that asks for one.",
+    ),
+]
+_KeyOption = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="SECAGG_CLIENT_KEY",
+        help="PEM file of that certificate's key; default: in the same file.",
+    ),
+]
+_OPTIONS = {
+    "ca_file": _CaFileOption,
+    "client_certificate": _CertificateOption,
+    "client_key": _KeyOption,
+}
 
 
 def networked(command: Callable[..., None]) -> Callable[..., None]:
-    """A command that speaks HTTP: it has ``--ca-file``, which :func:`transport_settings` reads."""
+    """A command that speaks HTTP, with ``--ca-file``, ``--client-certificate`` and
+    ``--client-key``, which :func:`transport_settings` reads."""
 
     @functools.wraps(command)
-    def run(*args: Any, ca_file: Path | None, **named: Any) -> None:
-        global _ca_file
-        _ca_file = ca_file
+    def run(*args: Any, **named: Any) -> None:
+        global _tls
+        _tls = {name: named.pop(name) for name in _OPTIONS}
         command(*args, **named)
 
     own = inspect.signature(command, eval_str=True)
-    option = inspect.Parameter(
-        "ca_file", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_CaFileOption
-    )
-    parameters = [*own.parameters.values(), option]
+    options = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=option)
+        for name, option in _OPTIONS.items()
+    ]
+    parameters = [*own.parameters.values(), *options]
     run.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {each.name: each.annotation for each in parameters}
     return run
 
 
 def transport_settings(**changed: Any) -> TransportSettings:
-    """The SDK's, with this command line's ``--ca-file``.
+    """The SDK's, with this command line's files for TLS.
 
     Raises:
-        UnusableArgument: ``ca-file``.
+        UnusableArgument: ``ca-file``, ``client-certificate``, ``client-key-permissions``.
     """
-    from client_sdk.network.connections import NetworkError, trusted_by
+    from client_sdk.network.connections import NetworkError, tls_context
     from client_sdk.network.http import TransportSettings
 
-    if _ca_file is not None:
+    if any(_tls.values()):
         try:
-            trusted_by(_ca_file)
+            tls_context(**_tls)
         except NetworkError as error:
             raise UnusableArgument(error.reason, error.message, remedy=error.remedy) from error
-    return TransportSettings(ca_file=_ca_file, **changed)
+    return TransportSettings(**_tls, **changed)
 
 
 def base_url(server: str) -> str:
@@ -115,7 +136,8 @@ def request(
 
     Raises:
         CommandError: the aggregator's own reason. NotReached: ``server-unreachable``, or another of
-            :class:`client_sdk.errors.Unreached`. UnusableArgument: ``server-url``, ``ca-file``.
+            :class:`client_sdk.errors.Unreached`. UnusableArgument: ``server-url``, and as
+            :func:`transport_settings`.
     """
     from client_sdk.errors import TransportError
 

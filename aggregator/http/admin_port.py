@@ -107,7 +107,10 @@ class AdminPort:
         try:
             settings = self._settings
             allowed = connections.admin(settings)
-            site = connections.Site(runner, settings.admin_host, settings.admin_port, allowed)
+            tls = None if self._service.tls is None else self._service.tls.admin
+            site = connections.Site(
+                runner, settings.admin_host, settings.admin_port, allowed, tls=tls
+            )
             await site.start()
             self._opened.set_result(runner.addresses[-1][:2])
             await self._stop.wait()

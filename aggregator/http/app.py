@@ -9,6 +9,7 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from aggregator.audit import Status
+from aggregator.errors import Kind, Refusal
 from aggregator.http.audit import audited
 from aggregator.http.problems import Handler, problems
 from aggregator.http.requests import identified, note_begun, show_id, status_after
@@ -44,13 +45,29 @@ def build_app(settings: Settings, clock: Callable[[], float] = time.time) -> web
 def build_admin_app(service: Service, inner: Sequence[Middleware] = ()) -> web.Application:
     """Dashboard, health and metrics; for a port that only the operator reaches. ``inner``:
     middlewares next to the pages."""
-    app = web.Application(
-        middlewares=[identified(False), problems(service.core.metrics), *inner],
-        client_max_size=_FORM_BYTES,
-    )
+    outer = [identified(False), problems(service.core.metrics)]
+    if service.core.settings.admin_client_ca is not None:
+        outer.append(_certified)
+    app = web.Application(middlewares=[*outer, *inner], client_max_size=_FORM_BYTES)
     app.on_response_prepare.extend((show_id, note_begun))
     app.add_routes(admin.routes(service))
     return app
+
+
+@web.middleware
+async def _certified(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Health is for whoever asks; all else for callers whose certificate TLS has verified."""
+    resource = request.match_info.route.resource
+    free = resource is not None and resource.canonical in ("/healthz", "/readyz")
+    shown = request.transport is not None and request.transport.get_extra_info("peercert")
+    if not free and not shown:
+        raise Refusal(
+            Kind.FORBIDDEN,
+            "client-certificate-missing",
+            "This page is for callers with a certificate.",
+            remedy="Show one of an authority that the setting admin_client_ca names.",
+        )
+    return await handler(request)
 
 
 async def _run(app: web.Application) -> AsyncIterator[None]:

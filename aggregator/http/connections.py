@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import ssl
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ from aiohttp import web
 from aiohttp.http import HttpProcessingError
 from aiohttp.http_exceptions import LineTooLong
 
+from aggregator.http.handshakes import Handshake
 from aggregator.http.problems import encode, problem
 from aggregator.http.requests import HEADER, new_id
 from aggregator.logs import get_logger
@@ -71,6 +73,14 @@ class Connections:
         self.by_address[address] += 1
         self._show()
         return None
+
+    def admitted(self, address: str) -> tuple[int, str] | None:
+        """As :meth:`admit`; a refusal is counted and logged."""
+        refused = self.admit(address)
+        if refused is not None:
+            self.refused(refused[1])
+            _log.info("refused", reason=refused[1], remote=address)
+        return refused
 
     def leave(self, address: str) -> None:
         self.by_address[address] -= 1
@@ -144,7 +154,10 @@ class Connection(web.RequestHandler):
 
     __slots__ = ("_address", "_connections", "_head_bytes", "_late")
 
-    def __init__(self, manager: web.Server, connections: Connections) -> None:
+    def __init__(
+        self, manager: web.Server, connections: Connections, address: str | None = None
+    ) -> None:
+        """``address``: under which it was admitted already."""
         super().__init__(
             manager,
             loop=asyncio.get_running_loop(),
@@ -156,21 +169,20 @@ class Connection(web.RequestHandler):
             keepalive_timeout=connections.idle_s,
         )
         self._connections = connections
-        self._address: str | None = None
+        self._address = address
         self._head_bytes = 0  # of a head that is not complete
         self._late: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        address = _network(transport.get_extra_info("peername"))
-        if (refused := self._connections.admit(address)) is not None:
-            self._connections.refused(refused[1])
-            _log.info("refused", reason=refused[1], remote=address)
-            self._force_close, self._manager = True, None  # not begun: nothing to end
-            assert isinstance(transport, asyncio.Transport)  # noqa: S101  narrows the type
-            transport.write(_refusal(*refused))
-            transport.close()
-            return
-        self._address = address
+        if self._address is None:
+            address = _network(transport.get_extra_info("peername"))
+            if (refused := self._connections.admitted(address)) is not None:
+                self._force_close, self._manager = True, None  # not begun: nothing to end
+                assert isinstance(transport, asyncio.Transport)  # noqa: S101  narrows the type
+                transport.write(_refusal(*refused))
+                transport.close()
+                return
+            self._address = address
         super().connection_made(transport)
         self._expect("first-byte-late", self._connections.first_byte_s)
 
@@ -255,8 +267,33 @@ class Connection(web.RequestHandler):
             return resp, True
 
 
+def _handshake(manager: web.Server, connections: Connections, context: ssl.SSLContext) -> Handshake:
+    """A connection of TLS. Its handshake has as long as a request's head."""
+    address = "unknown"
+
+    def admit(transport: asyncio.BaseTransport) -> bool:
+        nonlocal address
+        address = _network(transport.get_extra_info("peername"))
+        return connections.admitted(address) is None
+
+    def failed(error: BaseException) -> None:
+        connections.refused("tls-handshake")
+        why = getattr(error, "reason", None) or type(error).__name__
+        _log.info("refused", reason="tls-handshake", remote=address, why=why)
+
+    return Handshake(
+        context,
+        lambda: Connection(manager, connections, address),
+        admit=admit,
+        leave=lambda: connections.leave(address),
+        failed=failed,
+        timeout_s=connections.header_s,
+    )
+
+
 class Site(web.BaseSite):
-    """Listens at ``host`` and ``port`` with connections of these caps and deadlines."""
+    """Listens at ``host`` and ``port`` with connections of these caps and deadlines. ``tls``: of
+    its TLS; None: it speaks HTTP."""
 
     __slots__ = ("_connections", "_host", "_port", "_reuse_port")
 
@@ -267,9 +304,10 @@ class Site(web.BaseSite):
         port: int,
         connections: Connections,
         *,
+        tls: ssl.SSLContext | None = None,
         reuse_port: bool | None = None,
     ) -> None:
-        super().__init__(runner, backlog=_BACKLOG)
+        super().__init__(runner, ssl_context=tls, backlog=_BACKLOG)
         self._host = host
         self._port = port
         self._connections = connections
@@ -277,7 +315,8 @@ class Site(web.BaseSite):
 
     @property
     def name(self) -> str:
-        return f"http://{self._host}:{self._port}"
+        scheme = "http" if self._ssl_context is None else "https"
+        return f"{scheme}://{self._host}:{self._port}"
 
     async def start(self) -> None:
         """
@@ -287,9 +326,16 @@ class Site(web.BaseSite):
         await super().start()
         manager = self._runner.server
         assert manager is not None  # noqa: S101  the base class has looked
+        tls, connections = self._ssl_context, self._connections
+
+        def accepted() -> asyncio.Protocol:
+            if tls is not None:
+                return _handshake(manager, connections, tls)
+            return Connection(manager, connections)
+
         try:
             self._server = await asyncio.get_running_loop().create_server(
-                lambda: Connection(manager, self._connections),
+                accepted,
                 self._host,
                 self._port,
                 backlog=_ACCEPTED_AT_ONCE,

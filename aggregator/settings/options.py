@@ -150,6 +150,32 @@ class Settings(BaseSettings):
         False,
     )
 
+    tls_certificate: Path | None = setting(
+        "PEM file: the server's certificate, then those of its authorities. The files of this "
+        "section are read again when they change.",
+        None,
+        example="/etc/secagg/tls/service.pem",
+        section="TLS of the service itself",
+    )
+    tls_key: Path | None = setting(
+        "PEM file of its key, without a password, which nobody else may read.",
+        None,
+        example="/etc/secagg/tls/service.key",
+    )
+    tls_minimum: Literal["1.2", "1.3"] = setting("The lowest version of TLS.", "1.2")
+    tls_client_ca: Path | None = setting(
+        "PEM file of authorities: every caller shows a certificate of theirs.",
+        None,
+        example="/etc/secagg/tls/callers.pem",
+    )
+    admin_tls: bool = setting("The admin port speaks TLS too, with the same certificate.", False)
+    admin_client_ca: Path | None = setting(
+        "PEM file of authorities: the admin port speaks TLS, and who asks it for more than health "
+        "shows a certificate of theirs.",
+        None,
+        example="/etc/secagg/tls/operators.pem",
+    )
+
     data_dir: Folder = setting(
         "Folder of this replica alone: the rendered ledger, and what has no other place.",
         default_factory=_default_data_dir,
@@ -352,6 +378,7 @@ class Settings(BaseSettings):
         except ValidationError as error:
             raise refusal(cls, error, given) from None
         settings.database  # noqa: B018  a URL that does not parse is refused here
+        settings._demand_whole_tls()
         if settings.blob_url is not None and settings.blob_dir is not None:
             raise ConfigurationError(
                 "settings-invalid",
@@ -366,6 +393,31 @@ class Settings(BaseSettings):
         cls, settings_cls: type[BaseSettings], init_settings: Any, *_: Any, **__: Any
     ) -> tuple[Any, ...]:
         return init_settings, Variables(settings_cls), File(settings_cls)
+
+    def _demand_whole_tls(self) -> None:
+        """
+        Raises:
+            ConfigurationError: ``settings-invalid``.
+        """
+        needs = {
+            "tls_certificate": "tls_key",
+            "tls_key": "tls_certificate",
+            "tls_client_ca": "tls_certificate",
+            "admin_tls": "tls_certificate",
+            "admin_client_ca": "tls_certificate",
+        }
+        for name, needed in needs.items():
+            if getattr(self, name) and not getattr(self, needed):
+                raise ConfigurationError(
+                    "settings-invalid",
+                    f"The setting {name} is there, and {needed} is not.",
+                    expected=f"{needed} too",
+                    remedy=f"Set {needed}, or take {name} out.",
+                )
+
+    @property
+    def admin_speaks_tls(self) -> bool:
+        return self.admin_tls or self.admin_client_ca is not None
 
     @property
     def blobs_path(self) -> Path:

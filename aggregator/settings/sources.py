@@ -23,7 +23,9 @@ from secagg.errors import ConfigurationError
 from secagg.files.text import TextFile
 from secagg.names import nearest
 
-_OTHERS = frozenset({"server", "ca_file", "parent_pid", "torch_threads"})
+_OTHERS = frozenset(
+    {"server", "ca_file", "client_certificate", "client_key", "parent_pid", "torch_threads"}
+)
 SECRETS = frozenset({"blob_url", "database_url", "operator_token"})
 _LISTED = (
     "`secagg config template` writes all settings with what they may be; docs/settings.md has them."

@@ -22,6 +22,7 @@ import aiohttp
 
 from client_sdk.errors import ClientError, Unreached
 from secagg.errors import ConfigurationError
+from secagg.files.text import TextFile
 from secagg.proxies import Proxy, proxy_for
 
 _CA_BYTES_MAX = 16 << 20
@@ -40,6 +41,15 @@ _CAPTIVE = (
 
 class NetworkError(ClientError):
     """The app's own choices for the network cannot be used: a file of certificates, a variable."""
+
+
+_OWN_KEY = TextFile(
+    "key of the client certificate",
+    NetworkError,
+    "client-certificate",
+    "client-certificate",
+    private="client-key-permissions",
+)
 
 
 class Meter(Protocol):
@@ -63,6 +73,8 @@ class Network:
         trust_env: whether the environment's proxies count (:mod:`secagg.proxies`).
         ca_file: PEM file of the only certificates of authorities to trust; None: those of the
             system, or of OpenSSL's ``SSL_CERT_FILE`` and ``SSL_CERT_DIR``.
+        client_certificate: PEM file of the certificate to show where one is asked for.
+        client_key: PEM file of its key; None: in the same file.
         environment: variables; None: this process's.
         meter: counts what passes, before it does; None: nothing is counted.
     """
@@ -73,6 +85,8 @@ class Network:
         *,
         trust_env: bool = True,
         ca_file: str | Path | None = None,
+        client_certificate: str | Path | None = None,
+        client_key: str | Path | None = None,
         environment: Mapping[str, str] | None = None,
         meter: Meter | None = None,
     ) -> None:
@@ -82,13 +96,14 @@ class Network:
             (os.environ if environment is None else environment) if trust_env else {}
         )
         self._ca_file = ca_file
+        self._own = (client_certificate, client_key)
         self._ssl: ssl.SSLContext | bool = True
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Network:
-        """Raises: NetworkError: as :func:`trusted_by`."""
-        if self._ca_file is not None:
-            self._ssl = trusted_by(Path(self._ca_file))
+        """Raises: NetworkError: as :func:`tls_context`."""
+        if self._ca_file is not None or self._own != (None, None):
+            self._ssl = tls_context(self._ca_file, *self._own)
         self._session = aiohttp.ClientSession(
             headers={"User-Agent": self._user_agent, "Accept-Encoding": "identity"},
             auto_decompress=False,
@@ -179,6 +194,13 @@ class Network:
                 "https://, and that nothing in between answers.",
             ) from None
         except (aiohttp.ClientError, OSError) as error:
+            if "CERTIFICATE_REQUIRED" in str(error):
+                raise Unreached(
+                    "tls-client-certificate",
+                    f"{asked}{via} failed: the server asks for a certificate of yours.",
+                    remedy="Give it as client_certificate and client_key (--client-certificate "
+                    "and --client-key on the command line); the operator says who issues them.",
+                ) from None
             raise Unreached(
                 "unreachable",
                 f"{asked}{via} failed: {_shown(error)}.",
@@ -257,6 +279,41 @@ def foreign(
 def is_page(response: aiohttp.ClientResponse) -> bool:
     """Whether the answer is a page for people: no server of this project sends one to a program."""
     return response.content_type in ("text/html", "application/xhtml+xml")
+
+
+def tls_context(
+    ca_file: str | Path | None = None,
+    client_certificate: str | Path | None = None,
+    client_key: str | Path | None = None,
+) -> ssl.SSLContext:
+    """What to trust, and what to show.
+
+    Raises:
+        NetworkError: as :func:`trusted_by`; ``client-certificate``: it cannot be used, or is not
+            of the key; ``client-key-permissions``: others may read the key.
+    """
+    context = ssl.create_default_context() if ca_file is None else trusted_by(Path(ca_file))
+    if client_certificate is None:
+        if client_key is not None:
+            raise _bad_own("there is a key and no certificate")
+        return context
+    key = Path(client_key or client_certificate)
+    _OWN_KEY.read(key)
+    try:
+        context.load_cert_chain(client_certificate, key, password="")
+    except (ssl.SSLError, OSError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise _bad_own(f"{client_certificate} with {key}: {why}") from error
+    return context
+
+
+def _bad_own(why: str) -> NetworkError:
+    return NetworkError(
+        "client-certificate",
+        f"The certificate to show cannot be used: {why}.",
+        expected="a certificate and its key in PEM form, the key without a password",
+        remedy="Name both files of one issue: the certificate, and the key if it lies apart.",
+    )
 
 
 def trusted_by(ca_file: Path) -> ssl.SSLContext:

@@ -62,6 +62,9 @@ class TransportSettings:
         ledger_s: total deadline of one look at the ledger, however many files it needs.
         trust_env: whether HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY count.
         ca_file: PEM file of the only certificates of authorities to trust; None: the system's.
+        client_certificate: PEM file of the certificate (and those of its authorities) to show to
+            an aggregator that asks for one; None: none.
+        client_key: PEM file of its key, which nobody else may read; None: it is in the same file.
     """
 
     patience_s: float = 60.0
@@ -76,6 +79,8 @@ class TransportSettings:
     ledger_s: float = 600.0
     trust_env: bool = True
     ca_file: str | Path | None = None
+    client_certificate: str | Path | None = None
+    client_key: str | Path | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -93,6 +98,8 @@ def network_of(settings: TransportSettings, meter: Meter | None = None) -> Netwo
         settings.user_agent,
         trust_env=settings.trust_env,
         ca_file=settings.ca_file,
+        client_certificate=settings.client_certificate,
+        client_key=settings.client_key,
         meter=meter,
     )
 

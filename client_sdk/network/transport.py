@@ -56,7 +56,7 @@ class Transport:
         self._pace = ChunkPace(self.settings)
 
     async def __aenter__(self) -> Transport:
-        """Raises: NetworkError: ``ca-file``."""
+        """Raises: NetworkError: as :class:`client_sdk.network.connections.Network`."""
         await self._network.__aenter__()
         return self
 

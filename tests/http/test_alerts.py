@@ -20,6 +20,7 @@ from dp.contracts import BudgetSpec
 from dp.tlog.notes import verifier_key
 from secagg.keys import identity_public_key
 from secagg_cli.witness.service import Witness, build_witness_app
+from tests.kits.boxes import Authority
 from tests.kits.scraping import (
     DASHBOARD,
     RULES,
@@ -131,7 +132,8 @@ async def test_a_service_at_rest_fires_no_alert_and_every_trouble_fires_its_own(
     demand_alerts(tmp_path, [*series(healthy), *other], "90m", set())
     gone = [up("1x60 0x30"), info("1x60")]
     demand_alerts(tmp_path, [*series(healthy), *gone], "73m", {"SecaggReplicaAway"})
-    demand_alerts(tmp_path, [*series(healthy, troubled), *gone], "73m", ALERTS.keys() - {away})
+    others = ALERTS.keys() - {away, "SecaggCertificate"}
+    demand_alerts(tmp_path, [*series(healthy, troubled), *gone], "73m", others)
     demand_alerts(tmp_path, [], "73m", {away})
 
 
@@ -142,6 +144,22 @@ def up(values: str) -> dict[str, str]:
 
 def info(values: str) -> dict[str, str]:
     return {"series": 'secagg_build_info{instance="c",job="b",version="1"}', "values": values}
+
+
+async def test_a_certificate_that_ends_or_is_not_renewed_fires_its_alert(tmp_path):
+    certificate, key = Authority(tmp_path).pair(tmp_path / "service.pem", "127.0.0.1", days=30)
+    files = {"tls_certificate": certificate, "tls_key": key}
+    async with served(tmp_path / "data", **files) as server, admin(server) as url:
+        healthy = await scrape(url)
+        server.ahead_s = 24 * 86_400
+        ending = await scrape(url)
+        server.ahead_s = 0.0
+        certificate.write_text("half a file")
+        server.service.tls.look()
+        broken = await scrape(url)
+    demand_alerts(tmp_path, series(healthy), "90m", set())
+    for troubled in (ending, broken):
+        demand_alerts(tmp_path, series(healthy, troubled), "73m", {"SecaggCertificate"})
 
 
 async def in_trouble(server, monkeypatch) -> list[object]:

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import os
+import ssl
 import time
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,26 @@ async def test_every_command_takes_a_file_of_authorities(
         assert len(asked) > before
         code, answer, _ = await secagg(*arguments, "--ca-file", str(tmp_path / "none"))
         assert (code, answer["error"]["reason"]) == (2, "ca-file")
+        code, answer, _ = await secagg(*arguments, "--client-key", str(authority.ca_file))
+        assert (code, answer["error"]["reason"]) == (2, "client-certificate")
+
+
+async def test_a_command_shows_its_certificate_where_it_is_asked_for_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    authority = Authority(tmp_path)
+    context = authority.server("127.0.0.1")
+    context.load_verify_locations(authority.ca_file)
+    context.verify_mode = ssl.CERT_REQUIRED
+    certificate, key = authority.pair(tmp_path / "operator.pem", "operator")
+    async with serving(tasks, context) as (url, _):
+        arguments = ("task", "list", "--server", url, "--ca-file", str(authority.ca_file))
+        shown = ("--client-certificate", str(certificate), "--client-key", str(key))
+        assert (await secagg(*arguments, *shown))[:2] == (0, {"tasks": []})
+        assert (await secagg(*arguments))[0] == 3
+        monkeypatch.setenv("SECAGG_CLIENT_CERTIFICATE", str(certificate))
+        monkeypatch.setenv("SECAGG_CLIENT_KEY", str(key))
+        assert (await secagg(*arguments))[0] == 0
 
 
 @pytest.mark.parametrize("kind", FOREIGN)

@@ -17,12 +17,13 @@ import aiohttp.test_utils
 from aiohttp import web
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 
 LOGIN_PAGE = b"<!DOCTYPE html><html><title>Welcome</title>Please log in" + b" " * 100_000
 PASSWORD = "s3cr@t/#pass"
 ENCODED = "s3cr%40t%2F%23pass"
+Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -124,31 +125,48 @@ class Authority:
         self.ca_file = folder / f"{name}.pem"
         self.ca_file.write_bytes(_pem(self.certificate))
 
-    def server(self, *names: str, days: int = 1) -> ssl.SSLContext:
-        """Of a server with a certificate for these names or addresses."""
-        key = ec.generate_private_key(ec.SECP256R1())
+    def pair(
+        self,
+        file: Path,
+        *names: str,
+        days: int = 1,
+        key: Key | None = None,
+        password: bytes | None = None,
+    ) -> tuple[Path, Path]:
+        """Write a certificate for these names or addresses to ``file``, and its key beside it."""
+        key = key or ec.generate_private_key(ec.SECP256R1())
         alternatives = x509.SubjectAlternativeName([_general(name) for name in names])
         certificate = self._sign(
-            _named("server"),
+            _named(file.stem),
             key,
             lambda builder: builder.add_extension(alternatives, critical=False),
             days,
         )
-        file = self._folder / "server.pem"
-        secret = key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
+        file.write_bytes(_pem(certificate))
+        secret = file.with_suffix(".key")
+        secret.unlink(missing_ok=True)
+        secret.touch(0o600)
+        secret.write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM,
+                serialization.PrivateFormat.PKCS8,
+                serialization.BestAvailableEncryption(password)
+                if password
+                else serialization.NoEncryption(),
+            )
         )
-        file.write_bytes(secret + _pem(certificate))
+        return file, secret
+
+    def server(self, *names: str, days: int = 1) -> ssl.SSLContext:
+        """Of a server with a certificate for these names or addresses."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(file)
+        context.load_cert_chain(*self.pair(self._folder / "server.pem", *names, days=days))
         return context
 
     def _sign(
         self,
         subject: x509.Name,
-        key: ec.EllipticCurvePrivateKey,
+        key: Key,
         extend: Callable[[x509.CertificateBuilder], x509.CertificateBuilder],
         days: int = 1,
     ) -> x509.Certificate:

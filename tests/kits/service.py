@@ -74,7 +74,8 @@ class Served:
         self.settings = Settings.load(**values)
         self._held = _free_port()
         self._port = self._held.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self._port}"
+        scheme = "http" if self.settings.tls_certificate is None else "https"
+        self.url = f"{scheme}://127.0.0.1:{self._port}"
         self.ahead_s = 0.0  # of the service's clock: tests move it instead of waiting
 
     def clock(self) -> float:
@@ -85,8 +86,11 @@ class Served:
         self.runner = web.AppRunner(self.app, access_log=None, shutdown_timeout=2.0)
         await self.runner.setup()
         self.connections = connections.public(self.settings, self.service.core.metrics)
+        tls = self.service.tls
         site = connections.Site(
-            self.runner, "127.0.0.1", self._port, self.connections, reuse_port=True
+            *(self.runner, "127.0.0.1", self._port, self.connections),
+            tls=None if tls is None else tls.public,
+            reuse_port=True,
         )
         await site.start()
 

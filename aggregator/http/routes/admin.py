@@ -18,7 +18,11 @@ def routes(service: Service) -> list[web.RouteDef]:
     async def readyz(_: web.Request) -> web.Response:
         found = await service.not_ready()
         if found is None:
-            return web.json_response({"ready": True})
+            warnings = [
+                {"reason": each.reason, "detail": each.detail}
+                for each in service.readiness.warnings()
+            ]
+            return web.json_response({"ready": True} | ({"warnings": warnings} if warnings else {}))
         told = {"ready": False, "reason": found.reason, "detail": found.detail}
         return web.json_response(told, status=503)
 

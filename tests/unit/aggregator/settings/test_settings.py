@@ -392,6 +392,22 @@ def test_a_home_folder_may_be_meant_by_its_sign(
     assert Settings.load().data_dir == tmp_path / "data"
 
 
+@pytest.mark.parametrize(
+    ("given", "lacking"),
+    [
+        ({"tls_certificate": "c"}, "tls_key"),
+        ({"tls_key": "k"}, "tls_certificate"),
+        ({"tls_client_ca": "a"}, "tls_certificate"),
+        ({"admin_tls": True}, "tls_certificate"),
+        ({"admin_client_ca": "a"}, "tls_certificate"),
+    ],
+)
+def test_settings_of_tls_come_whole(given: dict[str, Any], lacking: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="settings-invalid") as caught:
+        Settings.load(data_dir=tmp_path, **given)
+    assert lacking in str(caught.value.remedy)
+
+
 def test_every_setting_is_in_the_documents() -> None:
     page = (Path(__file__).parents[4] / "docs" / "settings.md").read_text("utf-8")
     assert not [name for name in NAMES if f"`{name}`" not in page]
