@@ -27,6 +27,7 @@ from collections.abc import (
     Sequence,
 )
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -256,8 +257,9 @@ class Uploads:
                     written, came = came, bytearray()
                     await to_its_end(self._ask(arriving.write, written))
         finally:
-            if end > offset:
-                await to_its_end(self._keep(index, slot, offset, arriving, came))
+            if end > offset:  # what came whole is not cancelled any more
+                with suppress(asyncio.CancelledError):
+                    await to_its_end(self._keep(index, slot, offset, arriving, came))
 
     async def _keep(
         self, index: int, slot: _Slot, offset: int, arriving: Arriving, rest: bytearray
@@ -406,7 +408,11 @@ class Uploads:
 
 
 async def to_its_end(work: Coroutine[Any, Any, _T]) -> _T:
-    """What must not be broken off: where its caller is cancelled meanwhile, it ends first."""
+    """What must not be broken off: where its caller is cancelled meanwhile, it ends first.
+
+    Raises:
+        CancelledError: the caller was cancelled, and the work did not fail.
+    """
     task = asyncio.create_task(work)
     cancelled: asyncio.CancelledError | None = None
     while not task.done():
@@ -414,11 +420,10 @@ async def to_its_end(work: Coroutine[Any, Any, _T]) -> _T:
             await asyncio.wait({task})
         except asyncio.CancelledError as error:
             cancelled = error
+    result = task.result()
     if cancelled is not None:
-        if not task.cancelled():
-            task.exception()  # nobody else asks for it
         raise cancelled
-    return task.result()
+    return result
 
 
 def _whole(sizes: Mapping[str, int]) -> set[Part]:

@@ -14,7 +14,7 @@ import safetensors.numpy
 
 from aggregator.cohorts import driver
 from aggregator.cohorts.adding import Adder
-from aggregator.store.blobs import BlobsUnavailable
+from aggregator.store.blobs import Arriving, BlobsUnavailable
 from aggregator.store.database import Conflict
 from tests.kits.objects import Door, s3_server
 from tests.kits.service import TASK, TOKEN, Served, current_sum, devices, finished, served, spec
@@ -84,12 +84,19 @@ async def test_a_store_that_is_away_until_the_deadline_strikes_nobody(
 
     asked = []
 
-    def away(folder: str) -> None:
-        asked.append(folder)
-        raise BlobsUnavailable("write uploads", "no connection", "")
+    class Away(Arriving):
+        def write(self, data: bytes | bytearray) -> None:
+            asked.append(data)
+            raise BlobsUnavailable("write uploads", "no connection", "")
+
+        def keep(self, name: str) -> None:
+            raise AssertionError
+
+        def close(self) -> None:
+            pass
 
     async with served(tmp_path, spec()) as server:
-        monkeypatch.setattr(server.service.core.blobs, "arriving", away)
+        monkeypatch.setattr(server.service.core.blobs, "arriving", lambda _: Away())
         runs = [asyncio.create_task(device.run()) for device in devices(server, 4)]
         await server.until(lambda _: len(asked) == 4 and _failures(server) == 1)
         (live,) = server.service.driver.live.values()
