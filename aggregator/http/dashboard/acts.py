@@ -38,7 +38,7 @@ ACTS = {
     "pause": Act(
         "Pause",
         "No further cohort is formed. One that is open goes on to its end. Devices that wait go on "
-        "waiting. The pause is recorded in the public ledger. Nothing of the budget is lost.",
+        "waiting. The pause is recorded in the public ledger, and costs nothing of the budget.",
         "paused",
     ),
     "resume": Act(
