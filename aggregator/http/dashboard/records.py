@@ -14,6 +14,8 @@ from dp.tlog.merkle import leaf_hash
 
 PAGE = Page("ledger", ("head", "witnesses", "records"))
 RECORDS_SHOWN = 30
+UNKNOWN = "https://ADDRESS-OF-THE-SERVICE"
+_ANY = ("0.0.0.0", "::")  # noqa: S104  no address that somebody could call
 _TIMES = ("released_at", "at", "created_at")
 _ABOUT = ("action", "outcome", "cause")
 
@@ -73,9 +75,10 @@ async def record(service: Service, leaf: int) -> dict[str, Any]:
 def address(service: Service) -> str:
     """Where auditors call the service, as far as it can know."""
     settings = service.core.settings
-    if settings.behind_proxy or not settings.port:
-        return "https://ADDRESS-OF-THE-SERVICE"
-    return f"http://{settings.host}:{settings.port}"
+    if settings.behind_proxy or not settings.port or settings.host in _ANY:
+        return UNKNOWN
+    scheme = "http" if settings.tls_certificate is None else "https"
+    return f"{scheme}://{settings.host}:{settings.port}"
 
 
 def _lines(first: int, found: Sequence[bytes]) -> list[RecordLine]:
