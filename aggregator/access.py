@@ -10,8 +10,10 @@ from collections.abc import Callable
 
 from aggregator.errors import Kind, Refusal
 from aggregator.partners import Partners, partner_removed
-from secagg.access_token import verify_access_token
+from aggregator.settings.options import TOKEN_LONG
+from secagg.access_token import certificate_of_token
 from secagg.errors import RemoteProtocolError
+from secagg.messages import Certificate
 
 _BUCKETS_MAX = 100_000  # identities, or addresses, that are remembered
 _WRONG_MAX = 10  # wrong tokens of one address at once
@@ -36,29 +38,29 @@ class DeviceAccess:
         self._burst = burst
         self._buckets: dict[bytes, tuple[float, float]] = {}
 
-    async def identity(self, token: str) -> bytes:
-        """The Ed25519 identity key (32 bytes) of the device that made this token.
+    async def certificate(self, token: str) -> Certificate:
+        """Whose identity key made this token, and which partner vouches for it.
 
         Raises:
             Refusal: with the token's fault, ``partner-removed`` or ``rate-limited``.
         """
         try:
-            identity = await self._verified(token)
+            certificate = await self._verified(token)
         except RemoteProtocolError as error:
             if error.reason == "partner-unknown":
                 raise self._not_certified(str(error.found)) from error
             raise Refusal(
                 Kind.UNAUTHENTICATED, error.reason, error.message, remedy=error.remedy
             ) from error
-        self._spend(identity)
-        return identity
+        self._spend(certificate.identity_key)
+        return certificate
 
-    async def _verified(self, token: str) -> bytes:
-        """As ``verify_access_token``, with what the database says of a partner not known here."""
+    async def _verified(self, token: str) -> Certificate:
+        """As ``certificate_of_token``, with what the database says of a partner not known here."""
         now = int(self._clock())
         for again in (True, False):
             try:
-                return verify_access_token(token, self._audience, self._partners.admitted, now)
+                return certificate_of_token(token, self._audience, self._partners.admitted, now)
             except RemoteProtocolError as error:
                 if error.reason != "partner-unknown" or not again:
                     raise
@@ -99,23 +101,26 @@ class DeviceAccess:
 class OperatorAccess:
     """Compares the operator's token in constant time; keeps only its SHA-256.
 
-    An address that shows many wrong tokens is told to wait. Others may share it, so the right one
-    is always let in: what stands against guesses is the token's length.
+    An address that shows many wrong tokens is told to wait. Others may share it, so a right one
+    that is long is let in all the same: nobody guesses it. A short one waits as well, or whoever
+    shows very many would be let in by the right one among them.
     """
 
     def __init__(self, token: str, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._digest = hashlib.sha256(token.encode()).digest()
+        self.is_short = len(token) < TOKEN_LONG
         self._monotonic = monotonic
         self._wrong: dict[str, tuple[float, float]] = {}  # address -> tries left, as of when
 
     def require(self, token: str, address: str) -> None:
         """
         Raises:
-            Refusal: ``operator-token``; ``operator-token-tries``: the next wrong one of an address
-                that showed many.
+            Refusal: ``operator-token``; ``operator-token-tries``: the next one of an address that
+                showed many wrong ones, unless it is right and long.
         """
         found = hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
-        if hmac.compare_digest(found, self._digest):
+        right = hmac.compare_digest(found, self._digest)
+        if right and not (self.is_short and address in self._wrong):
             return
         now = self._monotonic()
         left, before = self._wrong.get(address, (float(_WRONG_MAX), now))
@@ -127,9 +132,11 @@ class OperatorAccess:
                 "operator-token-tries",
                 "Too many wrong tokens came from this address.",
                 expected=f"{_WRONG_MAX}, and one more every {_WRONG_S:.0f} s",
-                remedy="Send the right token, or wait as long as Retry-After says.",
+                remedy="Wait as long as Retry-After says, then send the right token.",
                 retry_after_s=wait_s,
             )
+        if right:
+            return
         self._wrong.pop(address, None)
         self._wrong[address] = (left - 1, now)
         if len(self._wrong) > _BUCKETS_MAX:

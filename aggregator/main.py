@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from aiohttp import web
@@ -19,7 +20,7 @@ from aggregator.http import connections
 from aggregator.http.admin_port import AdminPort
 from aggregator.http.app import SERVICE, build_app
 from aggregator.service import Service
-from aggregator.settings.options import Settings
+from aggregator.settings.options import TOKEN_LONG, Settings
 from aggregator.store import migrating
 from secagg import __version__
 
@@ -35,9 +36,24 @@ def serve(settings: Settings) -> None:
     standard output when both ports are open; everything else goes to standard error.
     """
     logs.configure(settings.log_level)
-    with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(_serve(settings))
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        asyncio.Runner(loop_factory=partial(event_loop, settings)) as runner,
+    ):
+        runner.run(_serve(settings))
     logs.tell_left_out()
+
+
+def event_loop(settings: Settings) -> asyncio.AbstractEventLoop:
+    """uvloop's; asyncio's own where that is not installed, as on Windows, and where the service
+    speaks TLS: a connection of uvloop is not to be upgraded once it is made."""
+    if settings.tls_certificate is not None:
+        return asyncio.new_event_loop()
+    try:
+        import uvloop
+    except ModuleNotFoundError:
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
 
 
 async def _serve(settings: Settings) -> None:
@@ -47,6 +63,8 @@ async def _serve(settings: Settings) -> None:
     service = app[SERVICE]
     logs.take_over(service.core.replica)
     warn_of_open_host(settings)
+    if service.token_is_short:
+        warn_of_short_token()
     public = web.AppRunner(app, access_log=None, shutdown_timeout=_DRAIN_S)
     admin = AdminPort(service, settings)
     started = False
@@ -152,6 +170,17 @@ def warn_of_open_host(settings: Settings) -> None:
         remedy="Tokens of devices and operators cross the network readable. Set tls_certificate "
         "and tls_key; or let a proxy terminate TLS in front of this port, let nobody else reach "
         "it, and set behind_proxy = true; or listen on 127.0.0.1.",
+    )
+
+
+def warn_of_short_token() -> None:
+    """Say once that the operator's token is short: it keeps serving, as it did before."""
+    _log.warning(
+        "operator-credential-short",
+        expected=f"{TOKEN_LONG} characters or more",
+        remedy="Set a new operator_token, such as one of `openssl rand -base64 32`, or remove the "
+        "setting and operator.token, and the service draws one. Until then an address that "
+        "showed wrong ones waits also with the right one.",
     )
 
 

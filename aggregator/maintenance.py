@@ -10,12 +10,15 @@ from typing import Any
 
 from nacl.signing import SigningKey
 
+from aggregator.blob_owner import check_blobs
 from aggregator.keys import SEALING, Keys, load_keys, load_without_sealing
 from aggregator.ledger.extension import demand_extension
 from aggregator.settings.options import Settings
 from aggregator.starting import DataFolder, demand_own_database, facts_of
 from aggregator.store import cohorts, identity, migrating, resealing
+from aggregator.store.blobs import Blobs, BlobStore
 from aggregator.store.database import Database
+from aggregator.store.objects import ObjectStore
 from dp.tlog import notes
 from dp.tlog.merkle import Tree
 from secagg.errors import ConfigurationError
@@ -72,15 +75,24 @@ class Maintenance:
         Raises:
             CellRefused: ``cell-moved``.
             ConfigurationError: ``schema-newer``, ``schema-older``, and as
-                :func:`aggregator.starting.demand_own_database` and
+                :func:`aggregator.starting.demand_own_database`,
+                :func:`aggregator.blob_owner.check_blobs` and
                 :func:`aggregator.ledger.extension.demand_extension`.
         """
         found = await self._database.schema()
         migrating.demand_present(found)
         await self._demand_own()
+        await check_blobs(self._database, self._settings, self._keys, self._blobs())
         folder, name = self._settings.data_dir / "ledger", self._settings.ledger_name
         await demand_extension(self._database, folder, name, self._keys.ledger, Tree())
         return {**self._found(found), "sealed_cells": await resealing.opened(self._database)}
+
+    def _blobs(self) -> Blobs | None:
+        """None: the first start makes the folder."""
+        settings = self._settings
+        if settings.blob_url is not None:
+            return ObjectStore(settings.blob_url)
+        return BlobStore(settings.blobs_path) if settings.blobs_path.is_dir() else None
 
     async def upgrade(self, target: str | None) -> dict[str, Any]:
         """Bring the schema up to a version; None: the newest.

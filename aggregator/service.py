@@ -151,6 +151,7 @@ class Service:
             settings.request_burst,
         )
         operator = OperatorAccess(token)
+        self.token_is_short = operator.is_short
         self.callers = Callers(self.access, operator, self.intake, core.pseudonyms)
         self.readiness = Readiness(core, self.ledger, self.tls)
         self.ready = False

@@ -43,7 +43,15 @@ def issue_access_token(
 def verify_access_token(
     token: str, audience: bytes, partner_keys: Collection[bytes], now_s: float
 ) -> bytes:
-    """The identity key (32 bytes) of the device that made the token.
+    """The identity key (32 bytes) of the device that made the token; raises as
+    :func:`certificate_of_token`."""
+    return certificate_of_token(token, audience, partner_keys, now_s).identity_key
+
+
+def certificate_of_token(
+    token: str, audience: bytes, partner_keys: Collection[bytes], now_s: float
+) -> Certificate:
+    """The certificate of the device that made the token.
 
     Raises:
         RemoteProtocolError: ``token-malformed``, ``token-expired``, ``token-lifetime``,
@@ -72,9 +80,8 @@ def verify_access_token(
             found=decoded.expires_at,
         )
     verify_certificate(decoded.certificate, partner_keys, now_s)
-    identity_key = decoded.certificate.identity_key
-    _verify_token_signature(identity_key, signed, decoded.signature)
-    return identity_key
+    _verify_token_signature(decoded.certificate.identity_key, signed, decoded.signature)
+    return decoded.certificate
 
 
 @lru_cache(maxsize=COHORT_MAX)

@@ -28,6 +28,8 @@ _log = get_logger("cohort")
 Also = Callable[[Connection], Awaitable[None]]
 TERMINAL = ("released", "aborted")
 _LAST_WRITE_S = 2.0
+UPLOADS = "uploads"  # folder of the blob store; in it one for each cohort
+FAILURE = "failed"  # blob there: some replica's work failed while the database was away
 
 
 class CohortOver(Exception):
@@ -146,9 +148,24 @@ class Cohort:
         try:
             async with self.core.database.write() as connection:
                 await cohorts.work_failed(connection, self.id)
-        except Exception:  # the next commit notes it
+        except Exception:  # the next commit notes it; should there be none, the blob store knows
             self._unnoted = True
             _log.exception("failure-not-noted", **self._named)
+            with contextlib.suppress(OSError):
+                await self.core.ask_blobs(self.core.blobs.put, self._failure, b"")
+
+    @property
+    def _failure(self) -> str:
+        return f"{UPLOADS}/{self.id}/{FAILURE}"
+
+    async def look_for_failure(self) -> None:
+        """See what a replica noted that died while the database was away."""
+        try:
+            found = await self.core.ask_blobs(self.core.blobs.exists, self._failure)
+        except OSError:
+            found = True
+        if found:
+            self.work_failed()
 
     async def submit(
         self, *events: Event, also: Also | None = None, must_change: bool = False

@@ -5,6 +5,7 @@ under the next generation number. One transaction then commits the generation an
 the unique claim (cohort, device) of every member, and their ``VectorAdded`` events. A crash
 before it leaves an orphaned blob that no row names; the parts of the vectors are still there and
 are added again. So a vector costs O(d), a group one write of O(d), and nobody is counted twice.
+A vector that the store is slow to give goes into a later group and holds up nobody else's.
 After a failure nobody knows which generation counts, or will once a lost commit or write arrives:
 the adder begins another shard, and never writes to a name again whose bytes may count.
 """
@@ -15,6 +16,8 @@ import asyncio
 import hashlib
 import re
 import secrets
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -34,6 +37,8 @@ from secagg.server import VectorAdded
 
 _log = get_logger("adding")
 _TRIES = 5
+_READ_S = 0.25  # a vector that takes longer goes into a later group
+_LATE_MAX = 2  # of a cohort that are read meanwhile, since each is in memory whole
 # Shard and generation; the longer form is what a crash leaves of a write.
 SUMS = re.compile(r"[0-9a-f]{16}-[0-9]+|\.[0-9a-f]{16}-[0-9]+\.[0-9a-f]{16}")
 
@@ -42,10 +47,15 @@ def blob_name(cohort: str, shard: str, generation: int) -> str:
     return f"partial/{cohort}/{shard}-{generation}"
 
 
-@dataclass
+@dataclass(eq=False)
 class _Job:
+    """``reading``: its vector on the way from the store. ``late``: it has left its group and comes
+    back when it is there."""
+
     index: int
     done: asyncio.Future[None] = field(default_factory=asyncio.Future)
+    reading: Future[memoryview] | None = None
+    late: bool = False
 
     def __post_init__(self) -> None:
         self.done.add_done_callback(lambda done: done.cancelled() or done.exception())
@@ -77,6 +87,7 @@ class Adder:
         self._sum: NDArray[np.unsignedinteger] | None = None  # of generation self._generation
         self._begin_shard()
         self._jobs: dict[int, _Job] = {}
+        self._late = 0  # jobs
         self._queue: asyncio.Queue[_Job] = asyncio.Queue()
         self._worker = asyncio.create_task(self._work(), name=f"adder-{cohort.id[:8]}")
 
@@ -127,7 +138,8 @@ class Adder:
                         phase=self._cohort.state.phase,
                     )
                 for job in group:
-                    job.fail(error)
+                    if not job.late:
+                        job.fail(error)
             finally:
                 for job in group:
                     if self._jobs.get(job.index) is job and job.done.done():
@@ -147,7 +159,7 @@ class Adder:
         raise Conflict("the group never became durable")
 
     async def _still_wanted(self, job: _Job) -> bool:
-        if job.done.done():
+        if job.done.done() or job.late:
             return False
         if self._uploads.added(job.index):
             job.done.set_result(None)
@@ -169,7 +181,10 @@ class Adder:
         added = []
         for job in group:
             try:
-                add_packed(total, self._uploads.packed(job.index), self._bits)
+                packed = self._read(job)
+                if packed is None:
+                    continue
+                add_packed(total, packed, self._bits)
             except (SecaggError, OSError) as error:
                 if isinstance(error, RemoteProtocolError):
                     self._uploads.drop(job.index)
@@ -178,12 +193,37 @@ class Adder:
                 job.done.get_loop().call_soon_threadsafe(job.fail, error)
             else:
                 added.append(job)
+            packed = None
         if not added:
             return None
         data = total.data.cast("B")
         partial = Partial(self._shard, self._generation + 1, hashlib.sha256(data).digest())
         self._core.blobs.put(blob_name(self._cohort.id, partial.shard, partial.generation), data)
         return _Group(added, total, partial)
+
+    def _read(self, job: _Job) -> memoryview | None:
+        """The job's vector; None: the store is slow, and the job comes back. Runs in a thread."""
+        if job.reading is None:
+            job.reading = self._core.blob_pool.submit(self._uploads.packed, job.index)
+        reading = job.reading
+        with suppress(TimeoutError):  # which a store may raise as well
+            reading.exception(_READ_S if self._late < _LATE_MAX else None)
+        if reading.done():
+            job.reading = None
+            return reading.result()
+        self._late += 1
+        job.late = True
+        reading.add_done_callback(lambda _: self._back(job))
+        return None
+
+    def _back(self, job: _Job) -> None:
+        def put() -> None:
+            self._late -= 1
+            job.late = False
+            self._queue.put_nowait(job)
+
+        with suppress(RuntimeError):  # the service has stopped
+            job.done.get_loop().call_soon_threadsafe(put)
 
     async def _commit(self, group: _Group) -> bool:
         """Make the group durable; False if the group has to be formed anew.

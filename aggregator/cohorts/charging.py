@@ -67,7 +67,7 @@ class _Listed:
 
 
 class Charging:
-    """Every method works in its caller's transaction."""
+    """Every method but :meth:`keep_list` works in its caller's transaction."""
 
     def __init__(self, core: Core, ledger: Ledger) -> None:
         self._core = core
@@ -107,6 +107,12 @@ class Charging:
             connection, [policy_record(task.name, "charge-given-back", int(now), detail)]
         )
 
+    async def keep_list(self, entry: ReleaseEntry) -> None:
+        """The file of devices that are too many to stand in the entry's record: before the
+        transaction that records it, which holds up every other writer."""
+        if is_apart(entry):
+            await self._core.ask_blobs(self._core.blobs.put_digest, CONTRIBUTORS, list_file(entry))
+
     async def record(
         self,
         connection: Connection,
@@ -122,14 +128,12 @@ class Charging:
         expected_leaf: int | None = None,
     ) -> None:
         """The ledger's leaf and the operator's row of a release or a charged abort, with the next
-        number of the task."""
+        number of the task. Its list is kept already."""
         facts = await charges.facts(connection, task.name)
         now = max(now, await _recorded_until(connection, task))
         entry = msgspec.structs.replace(entry, release=len(facts) + 1, released_at=int(now))
         cohort = entry.cohort.hex()
         encoded, statements = await asyncio.to_thread(_account_for, task, facts, entry)
-        if is_apart(entry):
-            await self._core.ask_blobs(self._core.blobs.put_digest, CONTRIBUTORS, list_file(entry))
         leaf = await self._ledger.append(connection, [encoded])
         if expected_leaf is not None and leaf != expected_leaf:
             raise Conflict("the ledger grew")

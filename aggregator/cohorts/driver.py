@@ -18,7 +18,7 @@ import msgspec
 from aggregator.cohorts import refusals
 from aggregator.cohorts.actor import Cohort, CohortOver
 from aggregator.cohorts.adding import SUMS, Adder
-from aggregator.cohorts.charging import Charging, facts_of
+from aggregator.cohorts.charging import Charging, entry_of, facts_of
 from aggregator.cohorts.ending import Ending
 from aggregator.cohorts.log import OPENED, RECEIVED, CohortFormed, Replay, begin, catch_up
 from aggregator.cohorts.releasing import Releaser
@@ -27,15 +27,16 @@ from aggregator.cohorts.uploads import Uploads
 from aggregator.cohorts.wakeups import Wakeups
 from aggregator.core import Core
 from aggregator.disk import full
-from aggregator.errors import LeftToOthers, not_found
+from aggregator.errors import DatabaseAway, LeftToOthers, not_found
 from aggregator.logs import get_logger
 from aggregator.store import cohorts, mail, sessions
-from aggregator.store.blobs import BlobDamaged, BlobMissing, BlobsUnavailable
+from aggregator.store.blobs import BlobDamaged, BlobMissing, store_failed
 from aggregator.store.database import Conflict, Connection
 from aggregator.store.sealing import CELL_MOVED, CellRefused
 from aggregator.tasks import Task, Tasks
 from secagg.errors import SecaggError
 from secagg.server import (
+    Aborted,
     Effect,
     Ended,
     Refused,
@@ -73,6 +74,7 @@ class Live:
         self.adder = Adder(core, cohort, self.uploads)
         self._unmasking: asyncio.Task[None] | None = None
         self._missing_since_s: float | None = None
+        self._waits_for: tuple[object, ...] | None = None
 
     def members(self) -> dict[str, Member]:
         """By session."""
@@ -104,6 +106,12 @@ class Live:
         if self._missing_since_s is None:
             self._missing_since_s = now
         return now - self._missing_since_s
+
+    def waits_anew(self, error: Exception) -> bool:
+        """Whether its opening has not waited for this kind of failure just before."""
+        kind = (type(error), getattr(error, "reason", None), getattr(error, "errno", None))
+        before, self._waits_for = self._waits_for, kind
+        return kind != before
 
     async def close(self) -> None:
         await self.adder.close()
@@ -233,7 +241,7 @@ class Driver:
             cohort,
             replay,
             members,
-            self._demand_space,
+            self._before_commit,
             self._commit_more,
             self._committed,
         )
@@ -276,13 +284,18 @@ class Driver:
 
     # -- what a commit brings ---------------------------------------------------------------
 
-    async def _demand_space(self, cohort: Cohort, state: State) -> None:
-        """Before the transaction, which holds up every other writer.
+    async def _before_commit(self, cohort: Cohort, state: State) -> None:
+        """What asks a disk or the blob store, before the transaction, which holds up every other
+        writer.
 
         Raises:
             Refusal: ``disk-low``: nothing is debited, and the cohort ends.
             LeftToOthers: the same of this replica's own disk, as long as another may go on.
         """
+        if isinstance(state, Aborted):
+            await cohort.look_for_failure()
+            if masking_set_of(state):
+                await self._charging.keep_list(entry_of(state, 0, 0.0, None, None))
         if not fixes_masking_set(cohort.state, state):
             return
         ask, settings = self._core.ask_blobs, self._core.settings
@@ -403,22 +416,23 @@ class Driver:
                 return
             except (CohortOver, asyncio.CancelledError):
                 raise
-            except (BlobsUnavailable, BlobMissing, BlobDamaged) as error:
+            except (BlobMissing, BlobDamaged) as error:
                 cohort.work_failed()
-                lost = not isinstance(error, BlobsUnavailable)
-                if lost and live.missing_for_s(self._core.clock()) > _MISSING_MAX_S:
-                    _log.exception("sum-refused", cohort=cohort.id, reason=error.reason)
-                    reason = error.reason
-                    break
-                _log.exception("opening-waits", cohort=cohort.id, reason=error.reason)
-                await asyncio.sleep(_STORE_AGAIN_S)
-                return  # it may be right at the poller's next look
+                if live.missing_for_s(self._core.clock()) <= _MISSING_MAX_S:
+                    await self._wait_for_store(live, error)
+                    return
+                _log.exception("sum-refused", cohort=cohort.id, reason=error.reason)
+                reason = error.reason
+                break
             except SecaggError as error:
                 _log.warning("sum-refused", cohort=cohort.id, reason=error.reason)
                 reason = error.reason
                 break
-            except Exception:
+            except Exception as error:
                 cohort.work_failed()
+                if isinstance(error, DatabaseAway) or store_failed(error):
+                    await self._wait_for_store(live, error)
+                    return
                 _log.exception(
                     "opening-failed",
                     cohort=cohort.id,
@@ -428,6 +442,13 @@ class Driver:
                 )
         with contextlib.suppress(CohortOver, SecaggError):
             await cohort.submit(SumRefused(reason, self._core.clock()))
+
+    async def _wait_for_store(self, live: Live, error: Exception) -> None:
+        """The sum may be right at the poller's next look. A database that is away is told once, by
+        itself."""
+        if live.waits_anew(error) and not isinstance(error, DatabaseAway):
+            _log.exception("opening-waits", cohort=live.cohort.id, task=live.cohort.task.name)
+        await asyncio.sleep(_STORE_AGAIN_S)
 
 
 def fixes_masking_set(before: State, after: State) -> bool:

@@ -13,10 +13,11 @@ import re
 from pathlib import Path
 
 from aggregator.blob_owner import demand_same_blobs
+from aggregator.cohorts.actor import UPLOADS
 from aggregator.cohorts.adding import SUMS
 from aggregator.cohorts.drop_outs import NOT_DEALING_KEPT_S
 from aggregator.cohorts.standing import forget_old
-from aggregator.cohorts.uploads import LEFT, UPLOADS
+from aggregator.cohorts.uploads import LEFT
 from aggregator.core import Core
 from aggregator.logs import get_logger
 from aggregator.store import cohorts, drop_outs, models, refusals, sessions, tasks

@@ -49,6 +49,7 @@ class Releaser:
         computed = await asyncio.get_running_loop().run_in_executor(
             self._core.pool, self._compute, cohort, unmasked, before
         )
+        await self._charging.keep_list(entry_of(cohort.state, 0, 0.0, computed, None))
         for _ in range(_TRIES):
             now = self._core.clock()
             leaf = await self._ledger.size()

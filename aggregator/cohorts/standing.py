@@ -39,6 +39,8 @@ async def refuse_barred(core: Core, identity: bytes, partner: bytes | None = Non
     Raises:
         Refusal: ``device-banned``, ``certificate-revoked`` or ``partner-removed``.
     """
+    if partner and not await stored.is_barred(core.database, identity.hex(), partner.hex()):
+        return
     found = await stored.banned(core.database, identity.hex())
     if found is not None:
         raise Refusal(

@@ -31,7 +31,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from aggregator.cohorts.actor import Cohort, CohortOver
+from aggregator.cohorts.actor import FAILURE, UPLOADS, Cohort, CohortOver
 from aggregator.core import Core
 from aggregator.errors import Kind, Refusal, conflict
 from aggregator.logs import get_logger
@@ -41,9 +41,10 @@ from secagg.server import AcceptUpload, Masking, survivors_of
 
 _log = get_logger("uploads")
 _T = TypeVar("_T")
-UPLOADS = "uploads"
 _PART = re.compile(r"[0-9]+-[0-9]+")
-LEFT = re.compile(rf"{_PART.pattern}|{ARRIVING.pattern}")  # what there may be at a cohort's end
+LEFT = re.compile(
+    rf"{_PART.pattern}|{ARRIVING.pattern}|\.?{FAILURE}(\.[0-9a-f]{{16}})?"
+)  # what there may be at a cohort's end
 _MERGED = 16
 _READ_AT_ONCE = 16  # parts of one vector
 _AHEAD_BYTES = 8 << 20  # of parts that are read before their turn

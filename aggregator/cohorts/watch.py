@@ -1,7 +1,8 @@
 """What happens without a request: deadlines pass, cohorts become due, other replicas commit.
 
 Nothing here is remembered: deadlines come from the cohorts' replays, and a task is looked at
-whenever something about it may have changed. A failure is logged and tried again a second later.
+whenever something about it may have changed. A failure is logged and tried again a second later;
+that the database is away it tells itself, once.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from aggregator.cohorts.driver import Driver, Live
 from aggregator.cohorts.standing import barred_members
 from aggregator.cohorts.wakeups import Wakeups
 from aggregator.core import Core
-from aggregator.errors import LeftToOthers
+from aggregator.errors import DatabaseAway, LeftToOthers
 from aggregator.ledger.log import Ledger
 from aggregator.logs import get_logger
 from aggregator.partners import Partners
@@ -68,9 +69,10 @@ class Watch:
             if loop.time() - polled >= self._core.settings.poll_s:
                 try:
                     await self._poll()
-                except Exception:
+                except Exception as error:
                     self._core.metrics.poll_failures.inc()
-                    _log.exception("poll-failed")
+                    if not isinstance(error, DatabaseAway):
+                        _log.exception("poll-failed")
                 self._stuck.look([live.cohort for live in self._driver.live.values()])
                 polled = loop.time()
             with contextlib.suppress(TimeoutError):
@@ -120,13 +122,14 @@ class Watch:
             pass  # it has ended, or has no deadline any more
         except LeftToOthers:
             again = self._core.clock() + _AGAIN_S
-        except Exception:
-            _log.exception(
-                "tick-failed",
-                cohort=live.cohort.id,
-                task=live.cohort.task.name,
-                phase=live.cohort.state.phase,
-            )
+        except Exception as error:
+            if not isinstance(error, DatabaseAway):
+                _log.exception(
+                    "tick-failed",
+                    cohort=live.cohort.id,
+                    task=live.cohort.task.name,
+                    phase=live.cohort.state.phase,
+                )
             again = self._core.clock() + _AGAIN_S
         replay.woken(wake, again)
 
@@ -134,8 +137,9 @@ class Watch:
         try:
             task = await self._tasks.get(name)
             formed = await formation.try_form(self._core, task)
-        except Exception:
-            _log.exception("forming-failed", task=name)
+        except Exception as error:
+            if not isinstance(error, DatabaseAway):
+                _log.exception("forming-failed", task=name)
             self._wakeups.consider_at(name, self._core.clock() + _AGAIN_S)
             return
         if isinstance(formed, formation.Formed):
@@ -152,6 +156,8 @@ class Watch:
         for cohort, seq in open_now.items():
             try:  # no cohort keeps the others waiting, or the service from starting
                 await self._look_at(cohort, seq)
+            except DatabaseAway:
+                raise
             except Exception:
                 _log.exception("poll-failed", cohort=cohort)
                 self._core.metrics.poll_failures.inc()

@@ -12,7 +12,7 @@ import ipaddress
 import ssl
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from aiohttp import web
 from aiohttp.http import HttpProcessingError
@@ -178,9 +178,9 @@ class Connection(web.RequestHandler):
             address = _network(transport.get_extra_info("peername"))
             if (refused := self._connections.admitted(address)) is not None:
                 self._force_close, self._manager = True, None  # not begun: nothing to end
-                assert isinstance(transport, asyncio.Transport)  # noqa: S101  narrows the type
-                transport.write(_refusal(*refused))
-                transport.close()
+                out = cast(asyncio.Transport, transport)  # uvloop's are none by name
+                out.write(_refusal(*refused))
+                out.close()
                 return
             self._address = address
         super().connection_made(transport)

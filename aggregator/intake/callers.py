@@ -9,6 +9,7 @@ from aggregator.access import DeviceAccess, OperatorAccess
 from aggregator.errors import Kind, Refusal
 from aggregator.intake.open_requests import Intake
 from aggregator.pseudonyms import Pseudonyms
+from secagg.messages import Certificate
 
 REMOTE = web.RequestKey("remote", str)  # the caller's address
 
@@ -27,15 +28,20 @@ class Callers:
         self._pseudonyms = pseudonyms
 
     async def device(self, request: web.Request) -> bytes:
-        """The Ed25519 identity key (32 bytes) of the calling device; its request is counted.
+        """The Ed25519 identity key (32 bytes) of the calling device; raises as
+        :meth:`certificate`."""
+        return (await self.certificate(request)).identity_key
+
+    async def certificate(self, request: web.Request) -> Certificate:
+        """Of the calling device; its request is counted.
 
         Raises:
-            Refusal: ``token-missing``, as ``DeviceAccess.identity``, or as ``Intake.enter``.
+            Refusal: ``token-missing``, as ``DeviceAccess.certificate``, or as ``Intake.enter``.
         """
-        identity = await self._devices.identity(_bearer(request))
-        logs.carry(device=self._pseudonyms.device(identity))
-        self._intake.enter(request, identity)
-        return identity
+        found = await self._devices.certificate(_bearer(request))
+        logs.carry(device=self._pseudonyms.device(found.identity_key))
+        self._intake.enter(request, found.identity_key)
+        return found
 
     def demand_operator(self, request: web.Request) -> None:
         """

@@ -64,6 +64,7 @@ def _default_data_dir() -> Path:
 
 BlobUrl = Annotated[str, AfterValidator(checked_url)]
 TOKEN_MIN = 8  # characters; a drawn one has 43
+TOKEN_LONG = 20  # from here on nobody guesses it; of a shorter one a start warns
 
 TOKENS = f"{TOKEN_MIN} or more visible ASCII characters, without spaces"
 

@@ -68,6 +68,17 @@ class BlobsUnavailable(OSError):
         super().__init__(f"The blob store did not {what}: {why}. {remedy}")
 
 
+def store_failed(error: BaseException) -> bool:
+    """Whether a store failed, or the disk, mount or network below it: it may work again, and no
+    device and no sum is at fault.
+
+    What the operating system refuses has its number; an ``OSError`` without one is of a program.
+    """
+    if isinstance(error, BlobsUnavailable):
+        return True
+    return isinstance(error, OSError) and error.errno is not None
+
+
 class Readable(Protocol):
     """A blob that is read in pieces. ``size``: in bytes."""
 

@@ -24,7 +24,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from aggregator.errors import DatabaseAway
 from aggregator.logs import get_logger
 from aggregator.store import migrating, sqlite_driver
-from aggregator.store.presence import Presence
+from aggregator.store.presence import FilePresence, Presence, ServerPresence
 from aggregator.store.sealing import Cells
 from aggregator.store.urls import address, postgres_arguments
 from secagg.errors import ConfigurationError
@@ -60,6 +60,7 @@ class Database:
         self._away_since: float | None = None
         self.is_sqlite = parsed.get_backend_name() == "sqlite"
         self._arguments: Mapping[str, Any] | None = None
+        self._file = Path(parsed.database) if self.is_sqlite and parsed.database else None
         options: dict[str, Any] = {
             "pool_pre_ping": not self.is_sqlite,
             "hide_parameters": True,
@@ -146,10 +147,12 @@ class Database:
             await connection.run_sync(move, target)
 
     def presence(self) -> Presence | None:
-        """None: on SQLite, whose replicas are kept apart by the lock of their data folder."""
+        """None: of a database in memory, or of a kind that it is not known of."""
+        if self._file is not None:
+            return FilePresence(self._file.with_name(f"{self._file.name}-replicas"))
         if self._arguments is None:
             return None
-        return Presence(partial(_connect_postgres, self._arguments))
+        return ServerPresence(partial(_connect_postgres, self._arguments))
 
     async def schema(self) -> str | None:
         """The version of the schema; None: there is none yet.

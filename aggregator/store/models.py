@@ -8,6 +8,7 @@ float64. Both are bound to the version by the file's digest.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -63,11 +64,21 @@ def store(
     for name, dtype in _FOR_DEVICES.items():
         if state and name in state:
             tensors[name] = np.ascontiguousarray(state[name], dtype=dtype)
-    data = safetensors.numpy.save(
-        tensors,
-        metadata={"task": task, "version": str(version)},
+    data = _in_order(
+        safetensors.numpy.save(tensors, metadata={"task": task, "version": str(version)})
     )
     return Stored(blobs.put_digest(MODELS, data), len(data))
+
+
+def _in_order(file: bytes) -> bytes:
+    """The same file with its metadata in order: the library's is a table of random order, and an
+    equal model must have an equal digest, on every replica and after each try."""
+    begin = 8 + int.from_bytes(file[:8], "little")
+    header = json.loads(file[8:begin])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # as the format aligns the tensors
+    return len(text).to_bytes(8, "little") + text + file[begin:]
 
 
 def load(blobs: Blobs, digest: bytes) -> NDArray[np.float32]:
@@ -93,8 +104,7 @@ def store_optimiser(
     own = {name: values for name, values in state.items() if name not in _FOR_DEVICES}
     if not own:
         return None
-    # One entry of metadata: several have no order in the file.
-    data = safetensors.numpy.save(own, metadata={"version": f"{task} {version}"})
+    data = _in_order(safetensors.numpy.save(own, metadata={"version": f"{task} {version}"}))
     return blobs.put_digest(OPTIMISERS, data)
 
 

@@ -28,6 +28,13 @@ def barred(identity: Any, partner: Any) -> sa.ColumnElement[bool]:
     )
 
 
+async def is_barred(database: Database, identity: str, partner: str) -> bool:
+    """As :func:`barred`, in one query."""
+    name = sa.literal(database.cells.name(identity))
+    (row,) = await database.few(sa.select(barred(name, sa.literal(partner)).label("found")))
+    return bool(row.found)
+
+
 async def is_revoked(database: Database, identity: str, partner: str) -> bool:
     """Whether this partner has revoked the device's certificate."""
     name = database.cells.name(identity)

@@ -1,8 +1,9 @@
 """How large the chunks of an upload are and how long each may take; a vector's way up in them.
 
-What is lost on the way has to be sent again, so a chunk is a small part of its vector. What has
-arrived is never sent again on purpose: whenever a chunk's answer did not come, the aggregator is
-asked how far it is before another byte of the vector is sent.
+What is lost on the way has to be sent again, so on a network that loses requests a chunk is a small
+part of its vector; on one that has lost none for a while a vector takes a few. What has arrived is
+never sent again on purpose: whenever a chunk's answer did not come, the aggregator is asked how far
+it is before another byte of the vector is sent.
 """
 
 from __future__ import annotations
@@ -26,15 +27,20 @@ CONFLICT = "upload-conflict"
 _DAMAGED = "vector-digest"  # and what came is dropped
 CHUNK_BYTES_FIRST = 1 << 14
 _CHUNK_BYTES_MIN = 1 << 12
-_PARTS = 16  # of a vector; one chunk is at most so small a part of a large one
+_PARTS = 16  # of a vector; a chunk is such a part of a large one where the network loses requests
 _GROWTH = 4
 _AIM = 1 / 8  # of a deadline that a chunk is expected to take
 _LEAST = 1 / 6  # of request_s
-_PAUSE_S = (0.1, 1.0)  # least and most
+_PAUSE_S = (0.1, 1.0)  # least and most, of twice an answer's time
 
 
 def unnoted(done: int, total: int) -> None:
     """Where nobody asks how far a transfer is."""
+
+
+def part_of(vector_bytes: int) -> int:
+    """Bytes of a vector that may have to be sent again without harm."""
+    return max(CHUNK_BYTES_FIRST, vector_bytes // _PARTS)
 
 
 class ChunkPace:
@@ -46,9 +52,10 @@ class ChunkPace:
         self._size = CHUNK_BYTES_FIRST
         self._expected_s = self._most_s  # of a chunk of that size
 
-    def size(self, vector_bytes: int) -> int:
-        """Of the next chunk of such a vector."""
-        return min(self._size, self._most, max(CHUNK_BYTES_FIRST, vector_bytes // _PARTS))
+    def size(self, vector_bytes: int, *, steady: bool) -> int:
+        """Of the next chunk of such a vector. ``steady``: the network loses nothing."""
+        size = min(self._size, self._most)
+        return size if steady else min(size, part_of(vector_bytes))
 
     def within_s(self) -> float:
         """Deadline of the next chunk: a network that stalls is left soon."""
@@ -85,7 +92,8 @@ class VectorUpload:
         self._payload = payload
         self._pace = pace
         self._note = note
-        self._pause_s = 0.0  # after a chunk's first bytes, from the first broken one on
+        self._answer_s = 0.0  # of the last question how far the server is
+        self._broken = False
         self._sent_again = False  # from its beginning
 
     async def run(self) -> None:
@@ -121,16 +129,23 @@ class VectorUpload:
             wait_s = min(2 * wait_s, settings.backoff_max_s)
 
     async def _received(self) -> UploadState:
-        return await self._http.json("GET", self._path, UploadState, PROBLEM_BYTES_MAX)
+        asked_s = time.monotonic()
+        state = await self._http.json("GET", self._path, UploadState, PROBLEM_BYTES_MAX)
+        self._answer_s = time.monotonic() - asked_s
+        return state
+
+    def _pause_s(self, size: int) -> float:
+        """After the first bytes of a chunk that is large, or comes after a broken one: something
+        between that refuses at once is heard before the rest is sent."""
+        if not self._broken and size <= part_of(len(self._payload)):
+            return 0.0
+        return min(max(_PAUSE_S[0], 2 * self._answer_s), _PAUSE_S[1])
 
     async def _put(self, offset: int) -> UploadState:
-        """One chunk; if it broke or the offset was stale, the server's own offset instead.
-
-        From the first broken one on, a chunk begins with a few bytes and a pause: something between
-        that refuses at once is heard before the rest is sent.
-        """
-        size = self._pace.size(len(self._payload))
+        """One chunk; if it broke or the offset was stale, the server's own offset instead."""
+        size = self._pace.size(len(self._payload), steady=self._http.steady and not self._broken)
         chunk = self._payload[offset : offset + size]
+        pause_s = self._pause_s(len(chunk))
         last = offset + len(chunk) == len(self._payload)  # the server then adds it to the sum
         begun_s = time.monotonic()
         try:
@@ -140,7 +155,7 @@ class VectorUpload:
                 chunk,
                 query={"offset": str(offset)},
                 total_s=self._http.settings.transfer_s if last else self._pace.within_s(),
-                pause_s=self._pause_s,
+                pause_s=pause_s,
             ) as response:
                 state = await read_json(response, UploadState, PROBLEM_BYTES_MAX)
         except TransportError as error:
@@ -150,12 +165,11 @@ class VectorUpload:
             if error.own_status != 409 and not is_transient(error):
                 raise
             self._pace.broke()
-            asked_s = time.monotonic()
+            self._broken = True
             state = await self._received()
-            self._pause_s = min(max(_PAUSE_S[0], 2 * (time.monotonic() - asked_s)), _PAUSE_S[1])
             if state.received_bytes <= offset and not state.complete and error.own_status != 409:
                 raise
             return state
         if len(chunk) == size:
-            self._pace.took(size, time.monotonic() - begun_s - self._pause_s)
+            self._pace.took(size, time.monotonic() - begun_s - pause_s)
         return state

@@ -1,4 +1,5 @@
-"""Locks of files: one process at a time. The kernel frees a lock with the process that has it."""
+"""Locks of files: one process at a time, or several that share. The kernel frees a lock with the
+process that has it."""
 
 from __future__ import annotations
 
@@ -16,3 +17,15 @@ def lock_file(file: IO[bytes]) -> None:
         import fcntl
 
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def share_file(file: IO[bytes]) -> None:
+    """Hold a lock with others that share it; Windows has none.
+
+    Raises:
+        OSError: somebody has it alone.
+    """
+    if sys.platform != "win32":
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -55,9 +55,9 @@ def check(
 ) -> None:
     """Say whether a service with these settings would start on its database; writes nothing.
 
-    It compares the version of the schema, the keys, the ledger's name and its folder, and opens
-    all sealed cells. It prints the task key and the ledger's verifier that partners compare with
-    what `secagg enroll` prints.
+    It compares the version of the schema, the keys, the ledger's name and its folder, and the blob
+    store's mark, and opens all sealed cells. It prints the task key and the ledger's verifier that
+    partners compare with what `secagg enroll` prints.
     """
     with Output(format) as output:
         _say(output, _on_database(config, data_dir, lambda database: database.check()))

@@ -11,19 +11,23 @@ from typing import Any
 import numpy as np
 import pytest
 
+from aggregator import logs
 from aggregator.cohorts import driver
 from aggregator.cohorts.actor import Cohort
 from aggregator.cohorts.adding import Adder
 from aggregator.cohorts.ending import Ending
 from aggregator.cohorts.log import Replay
 from aggregator.cohorts.uploads import Uploads
+from aggregator.errors import DatabaseAway
 from aggregator.store import cohorts, mail, models, sums
 from aggregator.store.blobs import BlobDamaged, BlobStore
 from aggregator.store.database import Connection, Database
 from aggregator.store.deltas import NOTHING, make
 from aggregator.store.sums import Partial
+from dp.ledger.contributors import CONTRIBUTORS
 from secagg.errors import RemoteProtocolError
 from secagg.server import Received, VectorAdded
+from tests.kits.log_lines import lines, of
 from tests.kits.service import Device, current_sum, devices, finished, run, served, spec
 
 
@@ -223,11 +227,12 @@ async def test_a_sum_waits_for_its_file_and_not_for_ever(
             assert (release["fault"], release["struck"]) == ("service", 0)
 
 
+@pytest.mark.parametrize("dies", [False, True])
 async def test_a_refused_sum_is_not_the_devices_fault_after_a_failure_elsewhere(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dies: bool
 ) -> None:
-    """The process that ends the cohort is another than the one whose work had failed, and whose
-    database was away then."""
+    """The process that ends the cohort is another than the one whose work had failed, whose
+    database was away then, and which may have died before its next commit."""
     tries, note = [], cohorts.work_failed
 
     async def refused(*_: object) -> None:
@@ -250,6 +255,12 @@ async def test_a_refused_sum_is_not_the_devices_fault_after_a_failure_elsewhere(
                 if name == "vector":
                     (live,) = server.service.driver.live.values()
                     live.cohort.work_failed()
+                    await asyncio.sleep(0)
+                    await live.cohort._telling
+                    if dies:
+                        live.cohort._unnoted = False
+                    else:
+                        (tmp_path / "blobs" / live.cohort._failure).unlink()
                 else:
                     await server.restart()
 
@@ -257,6 +268,80 @@ async def test_a_refused_sum_is_not_the_devices_fault_after_a_failure_elsewhere(
         (release,) = (await server.view())["releases"]
         assert (release["reason"], release["fault"]) == ("check-coordinates", "unknown")
         assert release["struck"] == 0
+        uploads = tmp_path / "blobs" / "uploads"
+        await server.until(lambda _: not any(uploads.rglob("failed")))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(5, "Input/output error"), DatabaseAway("db", OSError("gone"))],
+    ids=["disk", "database"],
+)
+async def test_a_sum_waits_for_a_disk_or_database_that_fails_and_its_log_tells_it_once(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: Exception,
+) -> None:
+    """The database tells by itself that it is away."""
+    monkeypatch.setattr(driver, "_STORE_AGAIN_S", 0.01)
+    unmasked_sum, tries = driver.unmasked_sum, 0
+
+    async def failing(*given: Any) -> Any:
+        nonlocal tries
+        tries += 1
+        if tries <= 5:
+            raise error
+        return await unmasked_sum(*given)
+
+    monkeypatch.setattr(driver, "unmasked_sum", failing)
+    async with served(tmp_path, spec()) as server:
+        logs.configure()
+        assert finished(await run(devices(server, 4))) == 4
+        assert (await current_sum(server))[:5].tolist() == [1, 1, 1, 1, 0]
+    told = lines(capsys)
+    assert len(of("opening-waits", told)) == (1 if isinstance(error, OSError) else 0)
+    assert not of("opening-failed", told)
+
+
+async def test_a_program_s_own_error_ends_a_cohort_and_is_the_service_s_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error of the operating system has a number."""
+
+    async def broken(*_: object) -> None:
+        raise OSError("cannot parse")
+
+    monkeypatch.setattr(driver, "unmasked_sum", broken)
+    async with served(tmp_path, spec()) as server:
+        await run(devices(server, 4))
+        (release,) = (await server.view())["releases"]
+        assert (release["reason"], release["fault"]) == ("release-failed", "service")
+
+
+async def test_no_list_of_a_charge_is_written_while_others_wait_to_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dp.ledger.records.INLINE_MAX", 2)
+    async with served(tmp_path, spec()) as server:
+        put, held = BlobStore.put_digest, []
+
+        def noting(blobs: BlobStore, folder: str, data: bytes) -> bytes:
+            if folder == CONTRIBUTORS:
+                held.append(server.service.core.database._writer.locked())
+            return put(blobs, folder, data)
+
+        monkeypatch.setattr(BlobStore, "put_digest", noting)
+        assert finished(await run(devices(server, 4))) == 4
+        assert held == [False]
+        fleet = devices(server, 4)
+        for device in fleet:
+            device.stop_before = "vector"
+        await run(fleet)
+        server.ahead_s = 100.0
+        await server.until(lambda view: len(view["releases"]) == 2)
+        assert held == [False, False]
+        assert len(list((tmp_path / "blobs" / CONTRIBUTORS).iterdir())) == 2
 
 
 async def test_an_end_wakes_its_task_whatever_fails_or_hangs(

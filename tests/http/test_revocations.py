@@ -25,6 +25,7 @@ from dp.contracts import BudgetSpec
 from secagg.access_token import issue_access_token
 from secagg.keys import issue_certificate
 from secagg.revocation import sign_revocations
+from secagg.secret import Secret
 from secagg_cli.main import app
 from secagg_cli.operator.client import TOKEN_ENV
 from tests.kits.world import TASK, TOKEN, OneHot, World, plain_spec
@@ -45,6 +46,18 @@ async def send(world: World, key: Any, signed: bytes) -> tuple[int, Any]:
         http.post(f"{world.url}/v1/revocations", data=signed, headers=headers) as answer,
     ):
         return answer.status, await answer.json()
+
+
+async def answer(world: World, device: str, path: str) -> tuple[int, str]:
+    bundle = world.bundle(device)
+    token = issue_access_token(
+        Secret(bundle.identity_seed), bundle.certificate, bundle.task_key, int(time.time())
+    )
+    async with (
+        aiohttp.ClientSession(headers={"Authorization": f"Bearer {token}"}) as http,
+        http.get(f"{world.url}/v1/{path}") as answered,
+    ):
+        return answered.status, (await answered.json())["reason"]
 
 
 async def test_a_revoked_device_is_refused_and_the_others_remember_why(
@@ -70,6 +83,9 @@ async def test_a_revoked_device_is_refused_and_the_others_remember_why(
         ]
         results = await asyncio.gather(*runs)
         assert [len(result.releases) for result in results] == [1] * 4
+        for path in (f"models/{'0' * 64}", f"deltas/{'0' * 64}/{'0' * 64}", f"tasks/{TASK}/offer"):
+            assert await answer(world, "d0", path) == (403, "certificate-revoked")
+        assert await answer(world, "d1", f"models/{'0' * 64}") == (404, "not-found")
         journal = Journal(tmp_path / "d1", open_storage_key(tmp_path / "d1"))
         assert revoked_by(journal, (partner.key,)) == {(partner.key, gone)}
         audited = world.audit()

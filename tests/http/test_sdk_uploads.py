@@ -13,24 +13,50 @@ from aiohttp import web
 from client_sdk import Event
 from client_sdk.errors import TransportError
 from client_sdk.network.transport import Transport
-from client_sdk.network.uploads import CHUNK_BYTES_FIRST, ChunkPace
+from client_sdk.network.uploads import ChunkPace
 from dp.contracts import DeadlineSpec
-from secagg.http_api import Problem, UploadState
-from tests.kits.fault_proxy import FaultProxy, Schedule, faulty
-from tests.kits.transports import QUICK, Served, UploadServer, json
+from secagg.http_api import Mail, Problem, UploadState
+from tests.kits.fault_proxy import FaultProxy, Once, Schedule, faulty
+from tests.kits.transports import QUICK, Handler, Served, UploadServer, json
 from tests.kits.world import QUICK as WORLD_QUICK
 from tests.kits.world import TASK, OneHot, World, plain_spec
 
 PATIENT = dataclasses.replace(QUICK, patience_s=20.0, request_s=30.0, transfer_s=30.0)
+LARGE = dataclasses.replace(PATIENT, chunk_bytes=1 << 20)
 
 
-async def test_an_upload_goes_in_chunks() -> None:
+@pytest.mark.parametrize("steady", [False, True])
+async def test_a_vector_goes_in_few_chunks_where_the_network_has_lost_nothing(
+    steady: bool,
+) -> None:
     payload = os.urandom(150_000)
     server = UploadServer(len(payload))
-    async with Served(server, PATIENT) as (_, transport):
+    async with Served(with_mail(server), LARGE) as (_, transport):
+        for _ in range(6 if steady else 0):
+            await transport.messages("s", 0, 0.0)
         await transport.upload("s", payload)
     assert server.kept == payload
-    assert [size for _, size in server.chunks][:-1] == [16_384] * 9
+    sizes = [size for _, size in server.chunks]
+    assert sizes == ([16_384, 65_536, 68_080] if steady else [16_384] * 5 + [65_536, 2_544])
+
+
+async def test_a_large_chunk_that_is_refused_at_once_gets_little_of_a_vector() -> None:
+    """Nothing was lost before, so a chunk may be most of its vector; from then on it is a part."""
+    payload = os.urandom(600_000)
+    server = UploadServer(len(payload))
+    large = Once(("502",), begins="PUT /v1/sessions/s/vector?offset=81920")
+    async with (
+        Served(with_mail(server), LARGE) as (served, _),
+        faulty(served.address, large, delay_s=0.2) as proxy,
+        Transport(f"http://127.0.0.1:{proxy.port}", lambda now_s: "token", LARGE) as transport,
+    ):
+        for _ in range(6):
+            await transport.messages("s", 0, 0.0)
+        await transport.upload("s", payload)
+    assert server.kept == payload
+    assert proxy.met["502"] == 1
+    assert proxy.vector < 601_000
+    assert {size for _, size in server.chunks[2:-1]} == {600_000 // 16}
 
 
 async def test_an_upload_goes_on_where_the_server_has_it() -> None:
@@ -164,6 +190,17 @@ async def test_offsets_that_make_sense_again_within_the_phase_lose_no_vector(
         assert given_up()
 
 
+def with_mail(server: UploadServer) -> Handler:
+    """The server, with an empty mailbox."""
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        if request.path.endswith("/messages"):
+            return json(Mail(messages=()))
+        return await server(request)
+
+    return handler
+
+
 # -- over a bad network -------------------------------------------------------------------------
 
 
@@ -221,17 +258,21 @@ async def test_the_server_is_asked_how_far_it_is_before_anything_is_sent_again()
 def test_a_chunk_is_a_small_part_of_its_vector_and_fits_the_rate() -> None:
     settings = dataclasses.replace(QUICK, chunk_bytes=1 << 20, request_s=8.0, transfer_s=80.0)
     pace = ChunkPace(settings)
-    assert (pace.size(975_000), pace.within_s()) == (CHUNK_BYTES_FIRST, 8.0)
+
+    def size(*, steady: bool = False) -> int:
+        return pace.size(975_000, steady=steady)
+
+    assert (size(), size(steady=True), pace.within_s()) == (16_384, 16_384, 8.0)
     for _ in range(4):
-        pace.took(pace.size(975_000), 0.01)
-    assert pace.size(975_000) == 975_000 // 16
+        pace.took(size(steady=True), 0.01)
+    assert (size(), size(steady=True)) == (975_000 // 16, 1 << 20)
     pace.took(60_000, 6.0)  # 10 kB/s, and a chunk should take a second
-    assert pace.size(975_000) == 10_000
+    assert size() == size(steady=True) == 10_000
     pace.took(10_000, 100.0)
-    assert pace.size(975_000) == 4_096
+    assert size() == 4_096
     pace.took(4_096, 0.001)
     pace.broke()
-    assert pace.size(975_000) == 4_096
+    assert size(steady=True) == 4_096
 
 
 def test_a_chunk_is_waited_for_as_long_as_its_rate_lets_expect() -> None:

@@ -248,3 +248,18 @@ def test_a_wrong_token_is_allowed_again_after_a_while() -> None:
     assert [reason(WRONG) for _ in range(2)] == ["operator-token", "operator-token-tries"]
     now[0] = 1_000.0
     assert [reason(WRONG) for _ in range(11)] == ["operator-token"] * 10 + ["operator-token-tries"]
+
+
+def test_a_short_token_is_not_found_by_showing_very_many() -> None:
+    now = [0.0]
+    access = OperatorAccess("short-one", lambda: now[0])
+    for _ in range(10):
+        with pytest.raises(Refusal, match=r"\[operator-token\]"):
+            access.require(WRONG, "a")
+    with pytest.raises(Refusal) as caught:
+        access.require("short-one", "a")
+    assert (caught.value.reason, caught.value.retry_after_s) == ("operator-token-tries", 6)
+    access.require("short-one", "b")
+    now[0] = 6.0
+    access.require("short-one", "a")
+    access.require("short-one", "a")  # a right one costs no try

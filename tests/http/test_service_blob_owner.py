@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import pytest
 
 from aggregator import disk, logs
 from aggregator.http import responses
+from aggregator.maintenance import Maintenance
+from aggregator.settings.options import Settings
 from aggregator.store.blobs import BlobStore, BlobsUnavailable
 from secagg.errors import ConfigurationError
 from tests.kits.log_lines import lines, of
@@ -39,6 +42,17 @@ async def test_a_folder_of_blobs_has_one_service_and_a_service_one_folder(tmp_pa
         assert (other.reason, other.found) == ("blobs-of-another-service", mark)
         forgot = await _refused(tmp_path / "two", **shared)
         assert (forgot.reason, forgot.expected) == ("blobs-not-marked", mark)
+        for blobs, reason in ((None, "blobs-not-marked"), (tmp_path / "blobs", None)):
+            named = {"data_dir": tmp_path / "two", "blob_dir": blobs, **shared}
+            async with Maintenance(Settings.load(**named)) as database:
+                with (
+                    nullcontext()
+                    if reason is None
+                    else pytest.raises(ConfigurationError, match=reason)
+                ):
+                    await database.check()
+                with pytest.raises(ConfigurationError, match="replicas-running"):
+                    await database.upgrade(None)
         async with served(tmp_path / "three", blob_dir=tmp_path / "blobs", **shared) as three:
             assert await three.service.not_ready() is None
 
@@ -134,6 +148,7 @@ async def test_a_hung_store_takes_one_thread_of_its_own_however_many_ask(
         assert looks == [1]
         hangs.set()
         await service.readiness._blobs_asked
+        monkeypatch.setattr("aggregator.readiness._BLOBS_S", 20.0)
         assert await service.not_ready() is None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -20,8 +21,8 @@ import pytest
 from aiohttp.test_utils import unused_port
 
 from aggregator import logs
+from aggregator.main import event_loop, warn_of_open_host
 from aggregator.main import wait_s as waited
-from aggregator.main import warn_of_open_host
 from aggregator.settings.options import Settings
 from tests.kits.log_lines import lines
 from tests.kits.service import QUIET_S
@@ -217,3 +218,19 @@ def test_liveness_is_answered_without_a_descriptor_and_while_the_loop_is_busy_bu
         _, errors = troubled.communicate()
     told = [json.loads(line) for line in errors.splitlines()]
     assert [line["event"] for line in told] == ["descriptors-exhausted"]
+
+
+@pytest.mark.parametrize(("there", "secure"), [(True, False), (False, False), (True, True)])
+def test_the_service_runs_with_uvloop_or_without(
+    monkeypatch: pytest.MonkeyPatch, there: bool, secure: bool
+) -> None:
+    """A connection of uvloop cannot be upgraded to TLS once it is made, as the service does."""
+    if not there:
+        monkeypatch.setitem(sys.modules, "uvloop", None)
+    pair = {"tls_certificate": Path("c.pem"), "tls_key": Path("k.pem")} if secure else {}
+    loop = event_loop(Settings(**pair))
+    try:
+        assert type(loop).__module__.startswith("uvloop") == (there and not secure)
+        assert loop.run_until_complete(asyncio.sleep(0, "done")) == "done"
+    finally:
+        loop.close()

@@ -29,8 +29,13 @@ def routes(service: Service) -> list[web.RouteDef]:
             )
         )
 
+    async def refuse(request: web.Request) -> None:
+        """Whoever may not take part gets no model either."""
+        caller = await service.callers.certificate(request)
+        await refuse_barred(core, caller.identity_key, caller.partner_key)
+
     async def offer(request: web.Request) -> web.Response:
-        await refuse_barred(core, await service.callers.device(request))
+        await refuse(request)
         task = await service.tasks.get(request.match_info["task"])
         after = request.query.get("after_version")
         after_version = None if after is None else bodies.query_int(request, "after_version", 0)
@@ -64,11 +69,11 @@ def routes(service: Service) -> list[web.RouteDef]:
         )
 
     async def model(request: web.Request) -> web.StreamResponse:
-        await refuse_barred(core, await service.callers.device(request))
+        await refuse(request)
         return await model_file(service, request, request.match_info["digest"])
 
     async def delta(request: web.Request) -> web.StreamResponse:
-        await refuse_barred(core, await service.callers.device(request))
+        await refuse(request)
         return await delta_file(
             service, request, request.match_info["digest"], request.match_info["held"]
         )

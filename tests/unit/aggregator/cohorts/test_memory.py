@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import tracemalloc
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -43,7 +45,9 @@ async def test_vectors_of_a_group_are_in_memory_one_after_the_other(
     lanes = with_checks(np.arange(LENGTH, dtype=np.int64) % 7, BITS, SLICE)
     file = tmp_path / "vector"
     file.write_bytes(pack(lanes, BITS))
-    core: Any = SimpleNamespace(blobs=BlobStore(tmp_path / "blobs"))
+    core: Any = SimpleNamespace(
+        blobs=BlobStore(tmp_path / "blobs"), blob_pool=ThreadPoolExecutor(1)
+    )
     cohort: Any = SimpleNamespace(task=SimpleNamespace(manifest=MANIFEST), id="c" * 64)
     uploads: Any = SimpleNamespace(packed=lambda _: file.read_bytes())
     adder = Adder(core, cohort, uploads)
@@ -54,6 +58,40 @@ async def test_vectors_of_a_group_are_in_memory_one_after_the_other(
     assert summed.jobs == group
     np.testing.assert_array_equal(summed.total, lanes * devices)
     assert peak < 1.05 * (LANES + PACKED) + (4 << 20)  # the sum, one vector, chunks of both
+    await adder.close()
+
+
+async def test_a_vector_that_the_store_is_slow_to_give_holds_up_nobody_elses(
+    tmp_path: Path,
+) -> None:
+    """It comes into a later group."""
+    lanes = with_checks(np.arange(LENGTH, dtype=np.int64) % 7, BITS, SLICE)
+    packed = memoryview(pack(lanes, BITS))
+    given = threading.Event()
+
+    def read(index: int) -> memoryview:
+        assert index or given.wait(10.0)
+        return packed
+
+    pool = ThreadPoolExecutor(4)
+    core: Any = SimpleNamespace(blobs=BlobStore(tmp_path / "blobs"), blob_pool=pool)
+    cohort: Any = SimpleNamespace(task=SimpleNamespace(manifest=MANIFEST), id="c" * 64)
+    adder = Adder(core, cohort, SimpleNamespace(packed=read))  # type: ignore[arg-type]
+    adder._worker.cancel()
+    slow, *others = group = [_Job(index) for index in range(3)]
+    summed = await asyncio.to_thread(adder._sum_with, group)
+    assert summed is not None
+    assert summed.jobs == others
+    np.testing.assert_array_equal(summed.total, lanes * 2)
+    assert slow.late
+    assert not slow.done.done()
+    given.set()
+    again = await asyncio.wait_for(adder._queue.get(), 10.0)
+    assert again is slow
+    assert not slow.late
+    summed = await asyncio.to_thread(adder._sum_with, [slow])
+    assert summed is not None
+    assert summed.jobs == [slow]
     await adder.close()
 
 

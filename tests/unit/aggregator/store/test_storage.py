@@ -91,6 +91,18 @@ def test_a_model_opens_with_plain_safetensors_and_versions_differ(tmp_path):
     assert models.load(blobs, two.digest).tolist() == [1.5, -2.0]
 
 
+def test_an_equal_model_has_an_equal_file(tmp_path):
+    """The library writes metadata in random order."""
+    vector, state = np.array([1.5, -2.0], np.float32), {"clip": np.array([0.5])}
+    stored = {models.store(BlobStore(tmp_path), "task é", 1, vector, state) for _ in range(20)}
+    assert len(stored) == 1
+    (one,) = stored
+    with safetensors.safe_open(tmp_path / "models" / one.digest.hex(), "numpy") as file:
+        assert file.metadata() == {"task": "task é", "version": "1"}
+        assert file.get_tensor("clip").tolist() == [0.5]
+        assert file.get_tensor("vector").tolist() == [1.5, -2.0]
+
+
 def test_the_environment_overrides_the_file_and_arguments_override_both(tmp_path, monkeypatch):
     file = tmp_path / "secagg.toml"
     file.write_text('host = "file"\nport = 1\nadmin_port = 1\npoll_s = 2.5\n')
