@@ -16,9 +16,9 @@ import asyncio
 import hashlib
 import re
 import secrets
-from concurrent.futures import Future
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,7 @@ from secagg.ring import add_packed, lane_dtype, payload_length
 from secagg.server import VectorAdded
 
 _log = get_logger("adding")
+_T = TypeVar("_T")
 _TRIES = 5
 _READ_S = 0.25  # a vector that takes longer goes into a later group
 _LATE_MAX = 2  # of a cohort that are read meanwhile, since each is in memory whole
@@ -54,7 +55,7 @@ class _Job:
 
     index: int
     done: asyncio.Future[None] = field(default_factory=asyncio.Future)
-    reading: Future[memoryview] | None = None
+    reading: asyncio.Task[memoryview] | None = None
     late: bool = False
 
     def __post_init__(self) -> None:
@@ -113,6 +114,8 @@ class Adder:
         await asyncio.gather(self._worker, return_exceptions=True)
         for job in self._jobs.values():
             job.fail(CohortOver())
+            if job.reading is not None:
+                job.reading.cancel()
         self._sum = None
 
     def _begin_shard(self) -> None:
@@ -150,9 +153,7 @@ class Adder:
             group = [job for job in group if await self._still_wanted(job)]
             if not group:
                 return
-            summed = await asyncio.get_running_loop().run_in_executor(
-                self._core.pool, self._sum_with, group
-            )
+            summed = await self._sum_with(group)
             if summed is None or await self._commit(summed):
                 return
             self._begin_shard()  # the name has bytes of another group
@@ -174,40 +175,47 @@ class Adder:
     async def _all_wanted(self, jobs: list[_Job]) -> bool:
         return all([await self._still_wanted(job) for job in jobs])
 
-    def _sum_with(self, group: list[_Job]) -> _Group | None:
-        """The shard's sum plus the group's vectors, in a new array. Runs in a thread."""
-        total = self._sum
-        total = np.zeros(self._length, lane_dtype(self._bits)) if total is None else total.copy()
+    async def _sum_with(self, group: list[_Job]) -> _Group | None:
+        """The shard's sum plus the group's vectors, in a new array, and written."""
+        total = await self._compute(self._present)
         added = []
         for job in group:
             try:
-                packed = self._read(job)
+                packed = await self._read(job)
                 if packed is None:
                     continue
-                add_packed(total, packed, self._bits)
+                await self._compute(add_packed, total, packed, self._bits)
             except (SecaggError, OSError) as error:
                 if isinstance(error, RemoteProtocolError):
-                    self._uploads.drop(job.index)
-                elif isinstance(error, OSError):
-                    self._cohort.work_failed()
-                job.done.get_loop().call_soon_threadsafe(job.fail, error)
+                    await self._uploads.ask(self._uploads.drop, job.index)
+                job.fail(error)
             else:
                 added.append(job)
             packed = None
         if not added:
             return None
         data = total.data.cast("B")
-        partial = Partial(self._shard, self._generation + 1, hashlib.sha256(data).digest())
-        self._core.blobs.put(blob_name(self._cohort.id, partial.shard, partial.generation), data)
+        digest = await self._compute(lambda: hashlib.sha256(data).digest())
+        partial = Partial(self._shard, self._generation + 1, digest)
+        name = blob_name(self._cohort.id, partial.shard, partial.generation)
+        await self._uploads.ask(self._core.blobs.put, name, data)
         return _Group(added, total, partial)
 
-    def _read(self, job: _Job) -> memoryview | None:
-        """The job's vector; None: the store is slow, and the job comes back. Runs in a thread."""
+    def _present(self) -> NDArray[np.unsignedinteger]:
+        if self._sum is None:
+            return np.zeros(self._length, lane_dtype(self._bits))
+        return self._sum.copy()
+
+    async def _compute(self, work: Callable[..., _T], *arguments: object) -> _T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._core.pool, work, *arguments)
+
+    async def _read(self, job: _Job) -> memoryview | None:
+        """The job's vector; None: the store is slow, and the job comes back."""
         if job.reading is None:
-            job.reading = self._core.blob_pool.submit(self._uploads.packed, job.index)
+            job.reading = asyncio.create_task(self._uploads.ask(self._uploads.packed, job.index))
         reading = job.reading
-        with suppress(TimeoutError):  # which a store may raise as well
-            reading.exception(_READ_S if self._late < _LATE_MAX else None)
+        await asyncio.wait({reading}, timeout=_READ_S if self._late < _LATE_MAX else None)
         if reading.done():
             job.reading = None
             return reading.result()
@@ -217,13 +225,9 @@ class Adder:
         return None
 
     def _back(self, job: _Job) -> None:
-        def put() -> None:
-            self._late -= 1
-            job.late = False
-            self._queue.put_nowait(job)
-
-        with suppress(RuntimeError):  # the service has stopped
-            job.done.get_loop().call_soon_threadsafe(put)
+        self._late -= 1
+        job.late = False
+        self._queue.put_nowait(job)
 
     async def _commit(self, group: _Group) -> bool:
         """Make the group durable; False if the group has to be formed anew.
@@ -254,7 +258,7 @@ class Adder:
                 if not overtaken or not await self._all_wanted(jobs):
                     return False
         self._sum, self._generation = group.total, partial.generation
-        await asyncio.get_running_loop().run_in_executor(self._core.pool, self._tidy, group)
+        await self._uploads.ask(self._tidy, group)
         for job in jobs:
             if not job.done.done():
                 job.done.set_result(None)

@@ -107,6 +107,10 @@ class Live:
             self._missing_since_s = now
         return now - self._missing_since_s
 
+    def missing_no_more(self) -> None:
+        """Another outcome came between."""
+        self._missing_since_s = None
+
     def waits_anew(self, error: Exception) -> bool:
         """Whether its opening has not waited for this kind of failure just before."""
         kind = (type(error), getattr(error, "reason", None), getattr(error, "errno", None))
@@ -409,6 +413,7 @@ class Driver:
         for attempt in range(_UNMASKING_TRIES):
             try:
                 if not await claim_lease(self._core, cohort.id):
+                    live.missing_no_more()
                     return  # another replica unmasks; the poller looks again
                 async with renewed_lease(self._core, cohort.id):
                     unmasked = await unmasked_sum(self._core, cohort, plan)
@@ -430,6 +435,7 @@ class Driver:
                 break
             except Exception as error:
                 cohort.work_failed()
+                live.missing_no_more()
                 if isinstance(error, DatabaseAway) or store_failed(error):
                     await self._wait_for_store(live, error)
                     return

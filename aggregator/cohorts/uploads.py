@@ -175,7 +175,7 @@ class Uploads:
         tickets = [t for t in self._cohort.replay.uploads.values() if not self.added(t.index)]
         if not tickets or not isinstance(self._cohort.state, Masking):
             return []
-        sizes = await self._ask(self._core.blobs.sizes, self._folder)
+        sizes = await self.ask(self._core.blobs.sizes, self._folder)
         there: dict[int, dict[str, int]] = {}
         for name, size in sizes.items():
             index, _, part = name.partition("/")
@@ -256,7 +256,7 @@ class Uploads:
                 self._core.metrics.upload_bytes.inc(len(piece))
                 if len(came) >= _WRITTEN_AT_ONCE:
                     written, came = came, bytearray()
-                    await to_its_end(self._ask(arriving.write, written))
+                    await to_its_end(self.ask(arriving.write, written))
         finally:
             if end > offset:  # what came whole is not cancelled any more
                 with suppress(asyncio.CancelledError):
@@ -275,7 +275,7 @@ class Uploads:
                         arriving.keep(f"{self._folder}/{index}/{part.name}")
 
         try:
-            await self._ask(keep)
+            await self.ask(keep)
         except FileNotFoundError:  # the vector is in the sum, or the cohort at its end
             await self._cohort.refresh()
             raise _elsewhere(self._received(index, slot), offset) from None
@@ -333,7 +333,7 @@ class Uploads:
         return self.ticket(index).size_bytes if self.added(index) else reach(slot.parts)
 
     async def _look(self, index: int, slot: _Slot) -> None:
-        slot.parts = await self._ask(self._stored, index)
+        slot.parts = await self.ask(self._stored, index)
 
     async def _merge(self, index: int, slot: _Slot) -> None:
         """Where many small parts came last, make one of them. It delays this device alone."""
@@ -343,7 +343,7 @@ class Uploads:
         whole = Part(run[0].offset, run[-1].end)
         inner = {p for p in slot.parts if whole.offset <= p.offset and p.end <= whole.end}
         try:
-            await self._ask(self._merge_now, index, run, whole, inner - {whole})
+            await self.ask(self._merge_now, index, run, whole, inner - {whole})
         except (BlobMissing, FileNotFoundError):  # another replica was first
             await self._look(index, slot)
         else:
@@ -377,8 +377,13 @@ class Uploads:
             yield found.result()[end - part.offset :]
             end = part.end
 
-    async def _ask(self, work: Callable[..., _T], *arguments: object) -> _T:
-        """Ask the store, in a thread. Waiting for a thread is not the store's failure."""
+    async def ask(self, work: Callable[..., _T], *arguments: object) -> _T:
+        """Ask the store, in a thread; its failing or being slow is noted. Waiting for a thread is
+        not the store's failure.
+
+        Raises:
+            OSError: the store's.
+        """
         loop = asyncio.get_running_loop()
         slow: asyncio.TimerHandle | None = None
         over = False

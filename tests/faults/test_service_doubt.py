@@ -20,7 +20,7 @@ from aggregator.cohorts.log import Replay
 from aggregator.cohorts.uploads import Uploads
 from aggregator.errors import DatabaseAway
 from aggregator.store import cohorts, mail, models, sums
-from aggregator.store.blobs import BlobDamaged, BlobStore
+from aggregator.store.blobs import BlobDamaged, BlobMissing, BlobStore
 from aggregator.store.database import Connection, Database
 from aggregator.store.deltas import NOTHING, make
 from aggregator.store.sums import Partial
@@ -302,6 +302,28 @@ async def test_a_sum_waits_for_a_disk_or_database_that_fails_and_its_log_tells_i
     told = lines(capsys)
     assert len(of("opening-waits", told)) == (1 if isinstance(error, OSError) else 0)
     assert not of("opening-failed", told)
+
+
+async def test_a_file_that_was_missing_before_another_failure_is_waited_for_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "_STORE_AGAIN_S", 0.01)
+    monkeypatch.setattr(driver, "_MISSING_MAX_S", 10.0)
+    unmasked_sum = driver.unmasked_sum
+    errors: list[Exception] = [
+        BlobMissing("partial"), OSError(5, "Input/output error"), BlobMissing("partial")
+    ]  # fmt: skip
+
+    async def failing(*given: Any) -> Any:
+        if not errors:
+            return await unmasked_sum(*given)
+        server.ahead_s += 6.0
+        raise errors.pop(0)
+
+    monkeypatch.setattr(driver, "unmasked_sum", failing)
+    async with served(tmp_path, spec()) as server:
+        assert finished(await run(devices(server, 4))) == 4
+        assert (await current_sum(server))[:5].tolist() == [1, 1, 1, 1, 0]
 
 
 async def test_a_program_s_own_error_ends_a_cohort_and_is_the_service_s_fault(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +18,7 @@ from aggregator.cohorts.actor import CohortOver
 from aggregator.cohorts.adding import Adder
 from aggregator.store.blobs import BlobStore, BlobsUnavailable
 from aggregator.store.database import Conflict
-from secagg.errors import LocalProtocolError
+from secagg.errors import LocalProtocolError, RemoteProtocolError
 from secagg.ring import pack, packed_size, payload_length
 from tests.kits.tasks import built, statistics
 from tests.kits.upload_parts import body, uploads_of
@@ -35,18 +37,33 @@ class Fake:
         self.late: set[int] = set()
         self._submits = submits
         blobs = BlobStore(folder)
-        put = blobs.put
-        blobs.put = lambda name, data: (self.puts.append(name), put(name, data))  # type: ignore[method-assign,assign,func-returns-value]
-        pool = ThreadPoolExecutor(2)
-        core: Any = SimpleNamespace(
-            blobs=blobs, pool=pool, blob_pool=pool, clock=lambda: 0.0, ask_blobs=asyncio.to_thread
-        )
+        self._put, self._delete = blobs.put, blobs.delete
+        blobs.put, blobs.delete = self.put, self.delete  # type: ignore[method-assign]
+        self.threads: set[str] = set()  # that ask the store
+        self._asking = ThreadPoolExecutor(2, "asking")
+        pool = ThreadPoolExecutor(2, "computing")
+        core: Any = SimpleNamespace(blobs=blobs, pool=pool, clock=lambda: 0.0)
         self.replay = SimpleNamespace(seq=0)
         self.task = SimpleNamespace(manifest=MANIFEST, name="t")
         self.id = "c" * 64
         self.state = SimpleNamespace(phase="masking")
         self.adder = Adder(core, self, self)  # type: ignore[arg-type]
         self.adder._is_durable = self.no  # type: ignore[method-assign]
+
+    def told(self) -> None:
+        self.threads.add(threading.current_thread().name.partition("_")[0])
+
+    def put(self, name: str, data: bytes | memoryview) -> None:
+        self.told()
+        self.puts.append(name)
+        self._put(name, data)
+
+    def delete(self, name: str) -> None:
+        self.told()
+        self._delete(name)
+
+    async def ask(self, work: Callable[..., Any], *arguments: object) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._asking, work, *arguments)
 
     async def submit(self, *_: object, **__: object) -> None:
         error = self._submits.pop(0) if len(self._submits) > 1 else self._submits[0]
@@ -71,11 +88,23 @@ class Fake:
     def ticket(self, _: int) -> None:
         pass
 
-    def packed(self, _: int) -> memoryview:
-        return VECTOR
+    def packed(self, index: int) -> memoryview:
+        self.told()
+        return VECTOR if index < 4 else VECTOR[:-1]
 
     def drop(self, _: int) -> None:
-        pass
+        self.told()
+
+
+async def test_only_threads_of_the_store_wait_for_it(tmp_path: Path) -> None:
+    """Those that compute open the sums of others meanwhile."""
+    fake = Fake(tmp_path, [None])
+    for index in range(2):
+        await asyncio.wait_for(fake.adder.add(index), 10.0)
+    with pytest.raises(RemoteProtocolError):
+        await asyncio.wait_for(fake.adder.add(4), 10.0)
+    assert fake.threads == {"asking"}
+    await fake.adder.close()
 
 
 async def test_a_group_that_shrank_is_never_written_where_the_larger_one_was(

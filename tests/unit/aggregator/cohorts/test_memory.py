@@ -45,16 +45,16 @@ async def test_vectors_of_a_group_are_in_memory_one_after_the_other(
     lanes = with_checks(np.arange(LENGTH, dtype=np.int64) % 7, BITS, SLICE)
     file = tmp_path / "vector"
     file.write_bytes(pack(lanes, BITS))
-    core: Any = SimpleNamespace(
-        blobs=BlobStore(tmp_path / "blobs"), blob_pool=ThreadPoolExecutor(1)
-    )
+    core: Any = SimpleNamespace(blobs=BlobStore(tmp_path / "blobs"), pool=ThreadPoolExecutor(1))
     cohort: Any = SimpleNamespace(task=SimpleNamespace(manifest=MANIFEST), id="c" * 64)
-    uploads: Any = SimpleNamespace(packed=lambda _: file.read_bytes())
+    uploads: Any = SimpleNamespace(packed=lambda _: file.read_bytes(), ask=asyncio.to_thread)
     adder = Adder(core, cohort, uploads)
     group = [_Job(index) for index in range(devices)]
-    found = []
-    peak = await asyncio.to_thread(peak_of, lambda: found.append(adder._sum_with(group)))
-    [summed] = found
+    tracemalloc.start()
+    summed = await adder._sum_with(group)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert summed is not None
     assert summed.jobs == group
     np.testing.assert_array_equal(summed.total, lanes * devices)
     assert peak < 1.05 * (LANES + PACKED) + (4 << 20)  # the sum, one vector, chunks of both
@@ -73,13 +73,14 @@ async def test_a_vector_that_the_store_is_slow_to_give_holds_up_nobody_elses(
         assert index or given.wait(10.0)
         return packed
 
-    pool = ThreadPoolExecutor(4)
-    core: Any = SimpleNamespace(blobs=BlobStore(tmp_path / "blobs"), blob_pool=pool)
+    pool = ThreadPoolExecutor(1)
+    core: Any = SimpleNamespace(blobs=BlobStore(tmp_path / "blobs"), pool=pool)
     cohort: Any = SimpleNamespace(task=SimpleNamespace(manifest=MANIFEST), id="c" * 64)
-    adder = Adder(core, cohort, SimpleNamespace(packed=read))  # type: ignore[arg-type]
+    uploads: Any = SimpleNamespace(packed=read, ask=asyncio.to_thread)
+    adder = Adder(core, cohort, uploads)
     adder._worker.cancel()
     slow, *others = group = [_Job(index) for index in range(3)]
-    summed = await asyncio.to_thread(adder._sum_with, group)
+    summed = await adder._sum_with(group)
     assert summed is not None
     assert summed.jobs == others
     np.testing.assert_array_equal(summed.total, lanes * 2)
@@ -89,7 +90,7 @@ async def test_a_vector_that_the_store_is_slow_to_give_holds_up_nobody_elses(
     again = await asyncio.wait_for(adder._queue.get(), 10.0)
     assert again is slow
     assert not slow.late
-    summed = await asyncio.to_thread(adder._sum_with, [slow])
+    summed = await adder._sum_with([slow])
     assert summed is not None
     assert summed.jobs == [slow]
     await adder.close()
