@@ -28,7 +28,8 @@ class Core:
     """``replica`` names this data folder, so that a restart takes its own leases up again.
     ``pool`` runs what would block the event loop: vectors, the machine's cryptography.
     ``compute`` opens sums. ``blob_pool`` waits for the blob store, so that nothing else waits with
-    it. ``blob_store``: what the store's own blob says of it, since the start.
+    it, except for models at a release and deltas: they are read where they are computed.
+    ``blob_store``: what the store's own blob says of it, since the start.
     """
 
     settings: Settings

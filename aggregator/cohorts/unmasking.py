@@ -89,7 +89,7 @@ async def unmasked_sum(core: Core, cohort: Cohort, plan: UnmaskingPlan) -> Unmas
         partials = await sums.partials(connection, cohort.id)
     loop = asyncio.get_running_loop()
     with core.metrics.opening_seconds.time():
-        total = await loop.run_in_executor(core.pool, _load, core, cohort.id, partials, plan)
+        total = await _load(core, cohort.id, partials, plan)
         parts = await loop.run_in_executor(core.pool, _needless_noise, cohort, plan)
         opening = Opening(plan.ring_bits, plan.terms, parts)
         products = await core.compute.take_off(opening, total)
@@ -108,15 +108,17 @@ def _needless_noise(cohort: Cohort, plan: UnmaskingPlan) -> tuple[RemovablePart,
     )
 
 
-def _load(
+async def _load(
     core: Core, cohort: str, partials: list[Partial], plan: UnmaskingPlan
 ) -> NDArray[np.unsignedinteger]:
-    total = np.zeros(plan.length, lane_dtype(plan.ring_bits))
+    dtype, loop = lane_dtype(plan.ring_bits), asyncio.get_running_loop()
+    total = np.zeros(plan.length, dtype)
     for partial in partials:
         name = blob_name(cohort, partial.shard, partial.generation)
         if partial.digest is None:
-            data = core.blobs.get(name)
+            data = await core.ask_blobs(core.blobs.get, name)
         else:
-            data = core.blobs.get_verified(name, partial.digest)
-        add_into(total, np.frombuffer(data, lane_dtype(plan.ring_bits)), plan.ring_bits)
+            data = await core.ask_blobs(core.blobs.get_verified, name, partial.digest)
+        lanes = np.frombuffer(data, dtype)
+        await loop.run_in_executor(core.pool, add_into, total, lanes, plan.ring_bits)
     return total

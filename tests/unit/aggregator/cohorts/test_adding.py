@@ -1,4 +1,4 @@
-"""The adder of a cohort that others commit to, whose store fails, or that ends."""
+"""The adder of a cohort that others commit to, whose store fails or is slow, or that ends."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ import pytest
 
 from aggregator.cohorts.actor import CohortOver
 from aggregator.cohorts.adding import Adder
+from aggregator.cohorts.unmasking import _load
 from aggregator.store.blobs import BlobStore, BlobsUnavailable
 from aggregator.store.database import Conflict
+from aggregator.store.sums import Partial
 from secagg.errors import LocalProtocolError, RemoteProtocolError
 from secagg.ring import pack, packed_size, payload_length
 from tests.kits.tasks import built, statistics
@@ -103,6 +105,26 @@ async def test_only_threads_of_the_store_wait_for_it(tmp_path: Path) -> None:
         await asyncio.wait_for(fake.adder.add(index), 10.0)
     with pytest.raises(RemoteProtocolError):
         await asyncio.wait_for(fake.adder.add(4), 10.0)
+    assert fake.threads == {"asking"}
+    await fake.adder.close()
+
+
+async def test_only_threads_of_the_store_wait_for_a_sum_that_is_opened(tmp_path: Path) -> None:
+    fake = Fake(tmp_path, [None])
+    await asyncio.wait_for(fake.adder.add(0), 10.0)
+    shard, _, generation = fake.puts[0].rpartition("/")[2].partition("-")
+    blobs, get = fake.adder._core.blobs, fake.adder._core.blobs.get
+    fake.threads.clear()
+
+    def told(name: str) -> bytes:
+        fake.told()
+        return get(name)
+
+    blobs.get = told  # type: ignore[method-assign]
+    core: Any = SimpleNamespace(blobs=blobs, pool=fake.adder._core.pool, ask_blobs=fake.ask)
+    plan: Any = SimpleNamespace(length=payload_length(40, SLICE), ring_bits=BITS)
+    total = await _load(core, fake.id, [Partial(shard, int(generation), None)], plan)
+    np.testing.assert_array_equal(total, 1)
     assert fake.threads == {"asking"}
     await fake.adder.close()
 
