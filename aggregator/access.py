@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import math
 import time
 from collections.abc import Callable
 
 from aggregator.errors import Kind, Refusal
+from aggregator.operator_tokens import OperatorTokens
 from aggregator.partners import Partners, partner_removed
 from aggregator.settings.options import TOKEN_LONG
 from secagg.access_token import certificate_of_token
@@ -99,16 +98,17 @@ class DeviceAccess:
 
 
 class OperatorAccess:
-    """Compares the operator's token in constant time; keeps only its SHA-256.
+    """Lets in who shows an operator's token.
 
     An address that shows many wrong tokens is told to wait. Others may share it, so a right one
     that is long is let in all the same: nobody guesses it. A short one waits as well, or whoever
     shows very many would be let in by the right one among them.
     """
 
-    def __init__(self, token: str, monotonic: Callable[[], float] = time.monotonic) -> None:
-        self._digest = hashlib.sha256(token.encode()).digest()
-        self.is_short = len(token) < TOKEN_LONG
+    def __init__(
+        self, tokens: OperatorTokens, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._tokens = tokens
         self._monotonic = monotonic
         self._wrong: dict[str, tuple[float, float]] = {}  # address -> tries left, as of when
 
@@ -118,9 +118,8 @@ class OperatorAccess:
             Refusal: ``operator-token``; ``operator-token-tries``: the next one of an address that
                 showed many wrong ones, unless it is right and long.
         """
-        found = hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
-        right = hmac.compare_digest(found, self._digest)
-        if right and not (self.is_short and address in self._wrong):
+        right = self._tokens.admits(token)
+        if right and not (len(token) < TOKEN_LONG and address in self._wrong):
             return
         now = self._monotonic()
         left, before = self._wrong.get(address, (float(_WRONG_MAX), now))
@@ -146,5 +145,5 @@ class OperatorAccess:
             "operator-token",
             "This is not the operator's token.",
             remedy="Send the text of operator.token in the aggregator's data folder, or of its "
-            "setting operator_token.",
+            "setting operator_token; after secagg token rotate that of the file it wrote.",
         )

@@ -98,6 +98,7 @@ async def task_view(
             for device in idle
         ),
         cohort=None if cohort is None else with_progress(core, cohort, live),
+        closed_at=now.closed_at,
     )
 
 

@@ -29,6 +29,7 @@ from aggregator.intake.open_requests import Intake
 from aggregator.keys import load_keys, private_text
 from aggregator.ledger.log import Ledger
 from aggregator.measures import Measures
+from aggregator.operator_tokens import OperatorTokens
 from aggregator.partners import Partners
 from aggregator.readiness import NotReady, Readiness
 from aggregator.settings.options import Settings, demand_token
@@ -128,6 +129,7 @@ class Service:
         self.partners = Partners(core, self.ledger)
         self.tasks = Tasks(core, self.ledger)
         self.membership = Membership(core, self.ledger)
+        self.tokens = OperatorTokens(core, token, by_hand=settings.operator_token is not None)
         self.wakeups = Wakeups()
         charging = Charging(core, self.ledger)
         self.driver = Driver(
@@ -138,7 +140,14 @@ class Service:
             Ending(core, self.ledger, charging),
             self.wakeups,
         )
-        self.watch = Watch(core, self.tasks, self.driver, self.partners, self.ledger, self.wakeups)
+        self.watch = Watch(
+            core,
+            self.tasks,
+            self.driver,
+            (self.partners, self.tokens),
+            self.ledger,
+            self.wakeups,
+        )
         self.measures = Measures(core, self.tasks, self.driver, self.ledger, self.tls)
         self.janitor = Janitor(core)
         self.deltas = Deltas(core)
@@ -150,8 +159,8 @@ class Service:
             settings.requests_per_s,
             settings.request_burst,
         )
-        operator = OperatorAccess(token)
-        self.token_is_short = operator.is_short
+        self.token_is_short = len(token) < TOKEN_LONG
+        operator = OperatorAccess(self.tokens)
         self.callers = Callers(self.access, operator, self.intake, core.pseudonyms)
         self.readiness = Readiness(core, self.ledger, self.tls)
         self.ready = False
@@ -189,6 +198,7 @@ class Service:
             await replicas.started(connection, core.replica, core.started_at)
         await core.compute.start()
         await self.partners.load()
+        await self.tokens.load()
         await self.ledger.start()
         await self.watch.start()
         self.janitor.start()

@@ -14,6 +14,7 @@ import msgspec
 
 from dp.accounting.statements import PrivacyStatement
 from dp.noise_meter import NoiseInterval
+from dp.planning.figures import TaskFigures
 from dp.planning.task import UnitCost
 
 TaskState = Literal["open", "paused", "finished"]
@@ -134,10 +135,13 @@ class NotDealingView(_View, frozen=True, kw_only=True):
 
 
 class TaskRow(_View, frozen=True, kw_only=True):
+    """``closed_at``: since when it is closed for good; None: it is not."""
+
     task: str
     state: TaskState
     version: int
     charges: int
+    closed_at: float | None = None
 
 
 class TaskList(_View, frozen=True, kw_only=True):
@@ -152,6 +156,7 @@ class TaskView(_View, frozen=True, kw_only=True):
     one. ``sums_max``: of ``releases_max`` sums, those that one example can be in (all of them but
     where batches are scheduled). ``aborted``: how many cohorts ended without a charge;
     ``ended_free``: the newest of them. ``not_dealing``: devices that hold every cohort up.
+    ``closed_at``: since when the operator lets no more cohort form, for good; None: not closed.
     """
 
     task: str
@@ -178,19 +183,68 @@ class TaskView(_View, frozen=True, kw_only=True):
     refusals: tuple[RosterRefusal, ...] = ()
     not_dealing: tuple[NotDealingView, ...] = ()
     cohort: CohortView | None
+    closed_at: float | None = None
 
 
 class TaskCreated(TaskView, frozen=True, kw_only=True):
     """``warnings``: what the operator should know about the task, sentences.
 
     ``planned``: what its releases will cost each unit. ``drop_outs_max``: of a full cohort, so many
-    may vanish; ``corrupt_max``: so many of its devices may work with the aggregator.
+    may vanish; ``corrupt_max``: so many of its devices may work with the aggregator. ``figures``:
+    all that follows from its terms.
     """
 
     warnings: tuple[str, ...]
     planned: tuple[UnitCost, ...] = ()
     drop_outs_max: int = 0
     corrupt_max: int = 0
+    figures: TaskFigures | None = None
+
+
+class TaskPlanned(_View, frozen=True, kw_only=True):
+    """What a task would be; nothing was created. As in :class:`TaskCreated`."""
+
+    task: str
+    algorithm: str
+    releases_max: int
+    max_epsilon: float | None
+    delta: float
+    warnings: tuple[str, ...]
+    planned: tuple[UnitCost, ...]
+    figures: TaskFigures
+
+
+class TaskDeleted(_View, frozen=True, kw_only=True):
+    task: str
+
+
+class CohortAborted(_View, frozen=True, kw_only=True):
+    """The end of a cohort by its operator. ``phase``: in which it was. ``charge``: ``none``: its
+    devices had not been told to send; ``given-back``: they had, nobody had sent, and the task got
+    its reservation back; ``charged``: as charge ``release`` of the task, with ``epsilon`` spent by
+    it and all before it."""
+
+    task: str
+    cohort: str
+    phase: str
+    size: int
+    charge: Literal["none", "given-back", "charged"]
+    release: int | None = None
+    epsilon: float | None = None
+
+
+class TokenBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``digest``: SHA-256 of the new token, hex, so that the token itself does not travel.
+    ``overlap_s``: for so long the old ones are taken too."""
+
+    digest: Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+    overlap_s: Annotated[float, msgspec.Meta(ge=0, le=30 * 86_400)] = 0.0
+
+
+class TokenRotated(_View, frozen=True, kw_only=True):
+    """``old_until``: when the last of the other tokens ends."""
+
+    old_until: float
 
 
 # -- partners -----------------------------------------------------------------------------------

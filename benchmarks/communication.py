@@ -25,9 +25,9 @@ from aggregator.algorithms import StepInput, server_step
 from aggregator.algorithms.rounding import rounded
 from aggregator.store import deltas, models
 from aggregator.store.blobs import BlobStore
-from client_sdk.transfer_sizes import upload_size
 from dp.contracts import BudgetSpec, CohortSpec, TaskSpec, build_manifest
 from dp.tlog.notes import verifier_key
+from dp.transfer_sizes import upload_size
 from secagg.graph.degrees import plan_rules
 from secagg.lora import forms
 from secagg.manifest import Adapter, AdapterKind, BaseModel, Manifest, TensorShape

@@ -10,12 +10,12 @@ from client_sdk.accounts.period_limits import span
 from client_sdk.errors import PolicyRefusal
 from client_sdk.policy import PrivacyPolicy
 from client_sdk.privacy_modes import privacy_modes
-from client_sdk.transfer_sizes import messages_size, needs_model, upload_size
 from dp.accounting.budget import charges_of, cost_of
 from dp.accounting.figures import delta_shown, limit_shown, shown_up
 from dp.contracts.algorithms.registry import algorithm_of
 from dp.report.words import exposure, unprotected
 from dp.schedule import participations, period_of
+from dp.transfer_sizes import messages_size, needs_model, upload_size
 from secagg.http_api import Offer
 from secagg.manifest import Manifest
 
@@ -70,7 +70,7 @@ class Explanation:
         upload_bytes, download_bytes: of one masked vector, and of the present model (0: none is
             needed); each round.
         messages_up_bytes, messages_down_bytes: most of the protocol's messages beside them, each
-            round, as :func:`client_sdk.transfer_sizes.messages_size`.
+            round, as :func:`dp.transfer_sizes.messages_size`.
         memory_bytes: of the training process, by the contributor's word; None: nobody said.
         hold_s: seconds that one cohort may hold this device at most.
         training_s: most that the contributor may take; None: no limit.

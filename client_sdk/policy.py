@@ -20,12 +20,12 @@ from client_sdk.conditions import Conditions
 from client_sdk.errors import PolicyRefusal
 from client_sdk.privacy_modes import ANY_MODE, PrivacyMode, privacy_modes, repeats
 from client_sdk.settings_fields import check_fields
-from client_sdk.transfer_sizes import download_size, upload_size
 from dp.accounting.budget import ALL_UNITS, Unit, charges_of, cost_of
 from dp.accounting.charges import GROUP_UNITS
 from dp.accounting.figures import limit_shown, upper
 from dp.contracts import check_manifest
 from dp.tlog.witness import WitnessPolicy
+from dp.transfer_sizes import download_size, upload_size
 from secagg.errors import SecaggError
 from secagg.graph.parameters import corrupt_floor
 from secagg.limits import DIGEST_BYTES

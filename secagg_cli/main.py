@@ -20,7 +20,18 @@ from secagg_cli.extras import wants_json
 from secagg_cli.join import command as join
 from secagg_cli.join import explain
 from secagg_cli.network import networked
-from secagg_cli.operator import bundle, config, db, devices, enroll, serve, task
+from secagg_cli.operator import (
+    bundle,
+    cohort,
+    config,
+    db,
+    devices,
+    enroll,
+    ledger,
+    serve,
+    task,
+    token,
+)
 from secagg_cli.output import answered, end_of_output, open_streams, print_json
 from secagg_cli.plan import command as plan
 from secagg_cli.state import account, forget, session
@@ -54,6 +65,9 @@ app.command("serve")(serve.serve)
 app.add_typer(config.app, name="config")
 app.add_typer(db.app, name="db")
 app.add_typer(task.app, name="task")
+app.add_typer(cohort.app, name="cohort")
+app.add_typer(token.app, name="token")
+app.add_typer(ledger.app, name="ledger")
 app.add_typer(enroll.partner_app, name="partner")
 app.add_typer(devices.app, name="device")
 app.command("enroll")(networked(enroll.enroll))

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
+from aggregator.closing import finish_if_closed
 from aggregator.cohorts import drop_outs, standing
 from aggregator.cohorts.abandoning import UNREADABLE, may_have_sent, tell_abandoned, told_in
 from aggregator.cohorts.actor import Cohort
@@ -90,6 +91,7 @@ class Ending:
         if isinstance(state, Aborted | Released):
             await drop_outs.keep(connection, self._core, cohort.task.name, state, now)
         await cohorts.close(connection, cohort.task.name, cohort.id, ended.reason, now)
+        await finish_if_closed(connection, self._ledger, cohort.task.name, now)
 
     async def abandon(self, task: Task, cohort: str, log: Sequence[tuple[str, bytes]]) -> None:
         """End a cohort whose log this software does not replay, such as one of an older version.
@@ -116,6 +118,7 @@ class Ending:
                 await self._charging.record(connection, task, entry, now, reason=UNREADABLE)
             await tell_abandoned(connection, self._core.keys.task, told)
             await cohorts.close(connection, task.name, cohort, UNREADABLE, now)
+            await finish_if_closed(connection, self._ledger, task.name, now)
         await self._ledger.publish()
 
     async def _strike(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
 from aggregator.cohorts import formation
@@ -22,6 +22,7 @@ from aggregator.core import Core
 from aggregator.errors import DatabaseAway, LeftToOthers
 from aggregator.ledger.log import Ledger
 from aggregator.logs import get_logger
+from aggregator.operator_tokens import OperatorTokens
 from aggregator.partners import Partners
 from aggregator.store import cohorts, tasks
 from aggregator.tasks import Tasks
@@ -41,15 +42,16 @@ class Watch:
         core: Core,
         tasks_: Tasks,
         driver: Driver,
-        partners: Partners,
+        kept: Sequence[Partners | OperatorTokens],
         ledger: Ledger,
         wakeups: Wakeups,
     ) -> None:
+        """``kept``: what is at hand for every request, and read anew at each look."""
         self._core = core
         self._ledger = ledger
         self._tasks = tasks_
         self._driver = driver
-        self._partners = partners
+        self._kept = kept
         self._wakeups = wakeups
         self._stuck = Stuck(core.clock)
         self._seen: dict[str, tuple[int, str]] = {}  # task -> version and state
@@ -169,7 +171,8 @@ class Watch:
             if self._seen.get(task) != now:
                 await self._driver.wake_task(task)
         self._seen = seen
-        await self._partners.load()
+        for kept in self._kept:
+            await kept.load()
 
     async def _look_at(self, cohort: str, seq: int) -> None:
         """``seq``: of the last event that is committed."""

@@ -42,7 +42,7 @@ class TaskNow:
 
 
 async def tasks_now(connection: Connection) -> list[TaskNow]:
-    """All tasks, oldest first."""
+    """All tasks but those that were deleted, oldest first."""
     newest = (
         sa.select(releases.c.task, sa.func.max(releases.c.release).label("release"))
         .group_by(releases.c.task)
@@ -63,6 +63,7 @@ async def tasks_now(connection: Connection) -> list[TaskNow]:
             releases,
             (releases.c.task == newest.c.task) & (releases.c.release == newest.c.release),
         )
+        .where(tasks.c.deleted_at.is_(None))
         .order_by(tasks.c.created_at)
     )
     found = []

@@ -38,6 +38,7 @@ class Current:
     size_bytes: int
     opened_at: float
     leaf_index: int
+    closed_at: float | None
 
 
 _CURRENT = sa.select(
@@ -50,6 +51,7 @@ _CURRENT = sa.select(
     versions.c.size_bytes,
     versions.c.opened_at,
     versions.c.leaf_index,
+    tasks.c.closed_at,
 ).join(versions, _OF_TASK)
 
 
@@ -138,13 +140,22 @@ async def mail_after(
 
 
 async def task_rows(database: Database) -> tuple[TaskRow, ...]:
-    """All tasks, oldest first."""
+    """All tasks but those that were deleted, oldest first."""
+    table = tasks.c
     rows = await database.rows(
-        sa.select(tasks.c.task, tasks.c.state, tasks.c.version, tasks.c.charges).order_by(
-            tasks.c.created_at
-        )
+        sa.select(table.task, table.state, table.version, table.charges, table.closed_at)
+        .where(table.deleted_at.is_(None))
+        .order_by(table.created_at)
     )
     return tuple(msgspec.convert(row, TaskRow, from_attributes=True) for row in rows)
+
+
+async def release_of(database: Database, task: str, cohort: str) -> ReleaseView | None:
+    """What a cohort was charged; None: nothing."""
+    rows = await database.rows(
+        sa.select(releases.c.view).where(releases.c.task == task, releases.c.cohort == cohort)
+    )
+    return msgspec.json.decode(rows[0].view, type=ReleaseView) if rows else None
 
 
 async def releases_of(

@@ -57,6 +57,16 @@ tasks = sa.Table(
     sa.Column("account", sa.Text, nullable=False),  # dp.accounting.budget.Account as JSON
     sa.Column("cohort", _Hex),  # the one open cohort: null when there is none
     sa.Column("created_at", sa.Float(53), nullable=False),
+    sa.Column("closed_at", sa.Float(53)),  # by its operator, for good; null: it was not
+    sa.Column("deleted_at", sa.Float(53)),  # hidden since; its name stays taken, as in the ledger
+)
+
+operator_tokens = sa.Table(
+    "operator_tokens",  # those that were rotated in or out
+    metadata,
+    sa.Column("digest", _Hex, primary_key=True),  # SHA-256 of the token
+    sa.Column("made_at", sa.Float(53), nullable=False),
+    sa.Column("until", sa.Float(53)),  # null: until it is rotated out
 )
 
 versions = sa.Table(

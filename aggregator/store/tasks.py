@@ -59,12 +59,51 @@ async def insert(
     )
 
 
-async def locked_state(connection: Connection, task: str) -> TaskState | None:
-    """The state of a task; on PostgreSQL locked to the transaction's end."""
-    state: TaskState | None = await connection.scalar(
-        sa.select(tasks.c.state).where(tasks.c.task == task).with_for_update()
+@dataclass(frozen=True)
+class Standing:
+    """``cohort``: the open one. ``charges``: released, charged and reserved. Times: Unix seconds;
+    None: not yet."""
+
+    state: TaskState
+    cohort: str | None
+    charges: int
+    closed_at: float | None
+    deleted_at: float | None
+
+
+async def locked(connection: Connection, task: str) -> Standing:
+    """How a task stands; on PostgreSQL locked to the transaction's end."""
+    table = tasks.c
+    found = await connection.execute(
+        sa.select(table.state, table.cohort, table.charges, table.closed_at, table.deleted_at)
+        .where(table.task == task)
+        .with_for_update()
     )
-    return state
+    return Standing(**found.one()._mapping)
+
+
+async def is_deleted(database: Database, task: str) -> bool:
+    rows = await database.few(sa.select(tasks.c.deleted_at).where(tasks.c.task == task))
+    return bool(rows) and rows[0].deleted_at is not None
+
+
+async def closed_at(connection: Connection, task: str) -> float | None:
+    """Since when no cohort forms any more, by its operator; None: not closed."""
+    found: float | None = await connection.scalar(
+        sa.select(tasks.c.closed_at).where(tasks.c.task == task)
+    )
+    return found
+
+
+async def close(connection: Connection, task: str, now: float) -> None:
+    """No cohort forms any more; one that is open goes on."""
+    await connection.execute(
+        sa.update(tasks).where(tasks.c.task == task).values(state="paused", closed_at=now)
+    )
+
+
+async def hide(connection: Connection, task: str, now: float) -> None:
+    await connection.execute(sa.update(tasks).where(tasks.c.task == task).values(deleted_at=now))
 
 
 async def set_state(connection: Connection, task: str, state: TaskState) -> None:

@@ -14,9 +14,9 @@ from client_sdk.accounts.device_account import DeviceAccount
 from client_sdk.errors import PolicyRefusal
 from client_sdk.network.server_time import shown_time
 from client_sdk.settings_fields import check_fields
-from client_sdk.transfer_sizes import download_size, messages_size, needs_model, upload_size
 from dp.accounting.budget import Unit
 from dp.accounting.figures import limit_shown, upper
+from dp.transfer_sizes import download_size, messages_size, needs_model, upload_size
 from secagg.manifest import Manifest
 
 if TYPE_CHECKING:

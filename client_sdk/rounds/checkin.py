@@ -34,12 +34,12 @@ from client_sdk.state.models import (
     part_of,
     remove_model,
 )
-from client_sdk.transfer_sizes import download_size, model_tensors, needs_model
-from client_sdk.transfer_sizes import model_length as model_length
 from dp.accounting.figures import upper
 from dp.errors import MechanismError
 from dp.ledger.trusted_log import LEAVES_MAX
 from dp.noise.adaptive_clip import checked_clip, first_clip
+from dp.transfer_sizes import download_size, model_tensors, needs_model
+from dp.transfer_sizes import model_length as model_length
 from secagg.errors import RemoteProtocolError
 from secagg.hashing import encode_parts
 from secagg.http_api import ModelVersion, Offer

@@ -18,7 +18,7 @@ from client_sdk.network.http import is_transient
 from client_sdk.network.uploads import unnoted
 from client_sdk.rounds.device import RunningDevice
 from client_sdk.state.models import remove_model
-from client_sdk.transfer_sizes import MODEL_HEADER_BYTES, model_tensors
+from dp.transfer_sizes import MODEL_HEADER_BYTES, model_tensors
 from secagg.errors import RemoteProtocolError
 from secagg.http_api import ModelVersion
 from secagg.manifest import Manifest

@@ -15,7 +15,6 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from client_sdk.enrolment import new_partner_key
-from client_sdk.transfer_sizes import model_length, needs_model
 from dp.accounting.budget import Account
 from dp.accounting.statements import ReleaseFacts, guaranteed_variance, headline, lines
 from dp.contracts import TaskSpec, build_manifest
@@ -31,6 +30,7 @@ from dp.ledger.records import (
     task_record,
 )
 from dp.tlog import notes
+from dp.transfer_sizes import model_length, needs_model
 from secagg.context import roster_digest
 from secagg.errors import ConfigurationError
 from secagg.hashing import encode_parts

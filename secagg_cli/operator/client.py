@@ -19,11 +19,14 @@ from secagg_cli.output import CommandError
 if TYPE_CHECKING:
     from aggregator.views import (
         BanMade,
+        CohortAborted,
         DeviceList,
         PartnerView,
         TaskCreated,
+        TaskPlanned,
         TaskRow,
         TaskView,
+        TokenRotated,
     )
     from dp.contracts import TaskSpec
 
@@ -127,6 +130,12 @@ class Operator:
 
         return self._ask(TaskCreated, "POST", "/v1/operator/tasks", spec)
 
+    def plan_task(self, spec: TaskSpec | Mapping[str, Any]) -> TaskPlanned:
+        """As :meth:`create_task`, and nothing is created."""
+        from aggregator.views import TaskPlanned
+
+        return self._ask(TaskPlanned, "POST", "/v1/operator/plans", spec)
+
     def tasks(self) -> tuple[TaskRow, ...]:
         from aggregator.views import TaskList
 
@@ -142,6 +151,27 @@ class Operator:
 
     def resume(self, name: str) -> None:
         self._call("POST", f"/v1/operator/tasks/{quote(name, safe='')}/resume")
+
+    def close(self, name: str) -> TaskView:
+        from aggregator.views import TaskView
+
+        return self._ask(TaskView, "POST", f"/v1/operator/tasks/{quote(name, safe='')}/close")
+
+    def delete(self, name: str) -> None:
+        self._call("POST", f"/v1/operator/tasks/{quote(name, safe='')}/delete")
+
+    def abort_cohort(self, name: str) -> CohortAborted:
+        from aggregator.views import CohortAborted
+
+        path = f"/v1/operator/tasks/{quote(name, safe='')}/cohort/abort"
+        return self._ask(CohortAborted, "POST", path)
+
+    def rotate_token(self, digest: str, overlap_s: float) -> TokenRotated:
+        """``digest``: SHA-256 of the new token, hex."""
+        from aggregator.views import TokenBody, TokenRotated
+
+        body = TokenBody(digest=digest, overlap_s=overlap_s)
+        return self._ask(TokenRotated, "POST", "/v1/operator/token", body)
 
     def model(self, name: str) -> bytes:
         """The task's current global vector as a safetensors file."""

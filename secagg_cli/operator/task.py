@@ -5,7 +5,6 @@ from __future__ import annotations
 import enum
 import json
 import tomllib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,11 +19,13 @@ from secagg_cli.operator.client import (
     ServerOption,
     TokenFileOption,
 )
+from secagg_cli.operator.config import written
+from secagg_cli.operator.figures import say_figures
 from secagg_cli.output import CommandError, Format, FormatOption, Output
 from secagg_cli.ranges import number
 
 if TYPE_CHECKING:
-    from dp.planning.task import UnitCost
+    from aggregator.views import TaskCreated, TaskPlanned
 
 app = typer.Typer(no_args_is_help=True, help="Create and steer tasks.")
 _SPEC = TextFile("task's specification", CommandError, "spec-missing", "spec-malformed")
@@ -76,27 +77,34 @@ def read_spec(path: Path) -> dict[str, Any]:
     return spec
 
 
-def _of_file(error: CommandError, file: Path, spec: Mapping[str, Any]) -> CommandError:
-    """The refusal of a body that does not parse, with the file and the first key that is wrong."""
-    from secagg_cli.operator.spec_keys import unknown_keys
-
+def _of_file(error: CommandError, file: Path) -> CommandError:
+    """The refusal of a body that does not parse, with the file that has it."""
     if error.reason != "body-malformed":
         return error
-    unknown = next(unknown_keys(spec), None)
-    if unknown is None:
-        return CommandError(
-            "spec-malformed",
-            f"{file} is not a task's specification: {error.message}",
-            remedy="Correct what is named; the aggregator's /v1/openapi.json has the types.",
-        )
-    table = f" of [{unknown.where}]" if unknown.where else ""
     return CommandError(
         "spec-malformed",
-        f"There is no key {unknown.key!r}{table} in a task's specification, which {file} gives.",
-        remedy=f"Is {unknown.meant} meant?"
-        if unknown.meant
-        else f"The keys there are {', '.join(unknown.known)}.",
+        f"{file} is not a task's specification. {error.message}",
+        remedy=error.remedy
+        or "Correct what is named; `secagg task template` writes a file with every field.",
     )
+
+
+@app.command("template")
+def template(
+    algorithm: Annotated[
+        str, typer.Option(help="Whose fields it has; an unknown one lists them.")
+    ] = "fedsgd",
+    out_file: Annotated[
+        Path | None, typer.Option("--out", help="File to write; default: standard output.")
+    ] = None,
+    format: FormatOption = Format.text,
+) -> None:
+    """A TOML file with every field of a task, its unit, range, default and meaning."""
+    with Output(format) as out:
+        from dp.contracts.fields import template as task_template
+
+        text = task_template(algorithm)
+        written(out, text, out_file, "fill in what is Required, and secagg task create {file}")
 
 
 @app.command("create")
@@ -131,6 +139,10 @@ def create(
             high=1 << 14,
         ),
     ] = 0,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Say what the task would be, and create nothing."),
+    ] = False,
     server: ServerOption = DEFAULT_SERVER,
     token_file: TokenFileOption = None,
     format: FormatOption = Format.text,
@@ -140,36 +152,19 @@ def create(
         spec = read_spec(file)
         if model is not None:
             spec |= _describe(model, adapter, rank, alpha, targets, sketch)
+        operator = Operator.at(server, token_file)
+        answer: TaskCreated | TaskPlanned
         try:
-            answer = Operator.at(server, token_file).create_task(spec)
+            answer = operator.plan_task(spec) if dry_run else operator.create_task(spec)
         except CommandError as error:
-            raise _of_file(error, file, spec) from error
-        for warning in answer.warnings:
-            out.warn(warning)
-        out.say(f"Task {answer.task} is open.")
-        for cost in answer.planned:
-            out.say(_planned(cost, answer.releases_max))
+            raise _of_file(error, file) from error
         out.say(
-            f"Of a full cohort {answer.drop_outs_max} devices may vanish, and {answer.corrupt_max} "
-            "may work with the aggregator."
+            f"Task {answer.task} would be as follows; nothing was created."
+            if dry_run
+            else f"Task {answer.task} is open."
         )
-        out.result(msgspec.to_builtins(answer))
-
-
-def _planned(cost: UnitCost, releases_max: int) -> str:
-    from dp.accounting.figures import delta_shown, shown_up
-
-    called = f"One {cost.unit}" + ("" if cost.protected else ", which the task does not protect,")
-    if cost.first is None or cost.last is None:
-        return f"{called} has no finite epsilon: too little noise hides it, or none."
-    after = f"all {releases_max}"
-    if 0 < cost.sums < releases_max:
-        after += f", of which it is in at most {cost.sums}"
-    return (
-        f"{called} will have spent epsilon {shown_up(cost.first)} after the first release and "
-        f"{shown_up(cost.last)} after {after}, at delta {delta_shown(cost.delta)}, "
-        "unamplified."
-    )
+        say_figures(out, answer)
+        out.result({**msgspec.to_builtins(answer), "created": not dry_run})
 
 
 @app.command("list")
@@ -185,7 +180,10 @@ def list_(
         out.table(
             None,
             ["task", "state", "version"],
-            [[row.task, row.state, row.version] for row in tasks],
+            [
+                [row.task, row.state + (", closed" if row.closed_at else ""), row.version]
+                for row in tasks
+            ],
         )
         out.result({"tasks": msgspec.to_builtins(tasks)})
 
@@ -234,6 +232,45 @@ def resume(
         Operator.at(server, token_file).resume(name)
         out.say(f"Task {name} is open.")
         out.result({"task": name, "state": "open"})
+
+
+@app.command("close")
+@networked
+def close(
+    name: NameArgument,
+    server: ServerOption = DEFAULT_SERVER,
+    token_file: TokenFileOption = None,
+    format: FormatOption = Format.text,
+) -> None:
+    """End a task for good: no further cohort forms. A cohort that is open goes on to its end."""
+    with Output(format) as out:
+        task = Operator.at(server, token_file).close(name)
+        if task.state == "finished":
+            out.say(f"Task {name} is closed; its devices hear that it is over.")
+        else:
+            out.say(
+                f"Task {name} forms no further cohort. Its open one goes on to its end, and then "
+                f"the task is over; secagg cohort abort {name} ends it now."
+            )
+        out.result({"task": name, "state": task.state, "closed_at": task.closed_at})
+
+
+@app.command("delete")
+@networked
+def delete(
+    name: NameArgument,
+    server: ServerOption = DEFAULT_SERVER,
+    token_file: TokenFileOption = None,
+    format: FormatOption = Format.text,
+) -> None:
+    """Close a task that was never charged, and hide it. The ledger keeps its record, so its name
+    is not free again."""
+    with Output(format) as out:
+        Operator.at(server, token_file).delete(name)
+        out.say(
+            f"Task {name} is deleted. The ledger has its record: choose another name next time."
+        )
+        out.result({"task": name, "deleted": True})
 
 
 @app.command("export")

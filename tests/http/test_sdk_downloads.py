@@ -16,9 +16,9 @@ from aiohttp import web
 from client_sdk import LedgerRefusal, StateError, TransportError
 from client_sdk.rounds.checkin import DISK_MARGIN_BYTES
 from client_sdk.state.keystore import open_storage_key
-from client_sdk.transfer_sizes import MODEL_HEADER_BYTES, download_size
 from dp.contracts import BudgetSpec
 from dp.tlog.tiles import resource_bytes_max
+from dp.transfer_sizes import MODEL_HEADER_BYTES, download_size
 from secagg.http_api import Offer, Problem
 from tests.kits.quadratics import Quadratic, quadratic_spec
 from tests.kits.world import POLICY, QUICK, TASK, World, plain_spec, run_all

@@ -18,8 +18,8 @@ from client_sdk.accounts.usage import BLOCK_BYTES, Usage
 from client_sdk.network.server_time import ServerTime
 from client_sdk.state.journal import Journal
 from client_sdk.state.keystore import open_storage_key
-from client_sdk.transfer_sizes import messages_size, upload_size
 from dp.contracts import SegmentSpec
+from dp.transfer_sizes import messages_size, upload_size
 from tests.kits.world import POLICY, TASK, Killed, OneHot, World, kill_at, plain_spec
 
 LENGTH = 60_000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import hashlib
 import json
 import sqlite3
 from collections.abc import AsyncIterator
@@ -22,6 +23,7 @@ from secagg_cli.operator.client import Operator
 from secagg_cli.output import CommandError
 from tests.kits.service import PARTNER, TASK, TOKEN, Served, devices, run, served, spec
 
+TOKEN_DIGEST = hashlib.sha256(TOKEN.encode()).hexdigest()
 STORED = Path(__file__).parents[1] / "vectors" / "stored-0453a63" / "service" / "secagg.db.gz"
 
 
@@ -51,7 +53,11 @@ async def test_every_answer_is_its_view_and_nothing_beside_it(server: Served) ->
         ("GET", f"/tasks/{TASK}", None, views.TaskView),
         ("POST", f"/tasks/{TASK}/pause", None, views.TaskView),
         ("POST", f"/tasks/{TASK}/resume", None, views.TaskView),
+        ("POST", "/plans", spec(task="another"), views.TaskPlanned),
         ("POST", "/tasks", spec(task="another"), views.TaskCreated),
+        ("POST", "/tasks/another/close", None, views.TaskView),
+        ("POST", "/tasks/another/delete", None, views.TaskDeleted),
+        ("POST", "/token", {"digest": TOKEN_DIGEST, "overlap_s": 9.0}, views.TokenRotated),
         ("POST", f"/devices/{key}/ban", {"note": "n"}, views.BanMade),
         ("GET", "/devices", None, views.DeviceList),
         ("POST", "/partners", {"name": "p", "key": partner}, views.PartnerAdded),

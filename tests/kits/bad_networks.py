@@ -19,8 +19,8 @@ import numpy as np
 from client_sdk import TransportSettings
 from client_sdk.contribution import TrainingJob
 from client_sdk.errors import Unreached
-from client_sdk.transfer_sizes import upload_size
 from dp.contracts import BudgetSpec, CohortSpec, DeadlineSpec, SegmentSpec, TaskSpec
+from dp.transfer_sizes import upload_size
 from secagg.errors import SecaggError
 from tests.kits.fault_proxy import FaultProxy, Schedule, faulty
 from tests.kits.world import TASK, World, plain_spec

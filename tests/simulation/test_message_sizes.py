@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from client_sdk.transfer_sizes import messages_size
+from dp.transfer_sizes import messages_size
 from secagg.http_api import Mail
 from secagg.message_sizes import DOWN, UP, message_sizes
 from secagg.messages import (

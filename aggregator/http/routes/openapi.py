@@ -112,6 +112,21 @@ _TABLE: dict[tuple[str, str], _Operation] = {
         None,
         v.TaskView,
     ),
+    ("post", "/v1/operator/plans"): _Operation(
+        "What a task would be; nothing is created", _OPERATOR, TaskSpec, v.TaskPlanned
+    ),
+    ("post", "/v1/operator/tasks/{task}/close"): _Operation(
+        "Let no further cohort form, for good", _OPERATOR, None, v.TaskView
+    ),
+    ("post", "/v1/operator/tasks/{task}/delete"): _Operation(
+        "Close and hide a task that was never charged", _OPERATOR, None, v.TaskDeleted
+    ),
+    ("post", "/v1/operator/tasks/{task}/cohort/abort"): _Operation(
+        "End the open cohort", _OPERATOR, None, v.CohortAborted
+    ),
+    ("post", "/v1/operator/token"): _Operation(
+        "Take another operator's token", _OPERATOR, v.TokenBody, v.TokenRotated
+    ),
     ("get", "/v1/operator/tasks/{task}/model"): _Operation(
         "The current model", _OPERATOR, None, _OCTETS
     ),

@@ -8,15 +8,18 @@ import msgspec
 from aiohttp import web
 
 from aggregator import views
+from aggregator.cohorts.aborting import abort
 from aggregator.cohorts.drop_outs import not_dealing
 from aggregator.http.audit import about
 from aggregator.http.responses import model_file
-from aggregator.intake import bodies
+from aggregator.intake import bodies, specs
 from aggregator.intake.open_requests import OPERATOR
 from aggregator.overview import task_view
 from aggregator.service import Service
 from aggregator.store import reads
-from dp.contracts import TaskSpec, warnings
+from aggregator.tasks import Task
+from dp.contracts import warnings
+from dp.planning.figures import figures_of
 from dp.planning.task import planned_costs
 
 _SMALL_CAP = 4_096
@@ -40,9 +43,10 @@ def routes(service: Service) -> list[web.RouteDef]:
     async def create(request: web.Request) -> web.Response:
         service.callers.demand_operator(request)
         async with service.intake.body(request, OPERATOR, _SPEC_CAP) as sent:
-            spec = bodies.parse_json(sent, TaskSpec)
+            spec = specs.parse_spec(sent)
         about(request, task=spec.task[:100])
-        task = await service.tasks.create(spec)
+        with specs.all_told(sent):
+            task = await service.tasks.create(spec)
         service.wakeups.consider(task.name)
         view = await task_view(service.core, task, service.driver.live)
         rules = task.manifest.cohort
@@ -54,6 +58,27 @@ def routes(service: Service) -> list[web.RouteDef]:
                 planned=planned,
                 drop_outs_max=rules.size_max - rules.survivors_min,
                 corrupt_max=rules.corrupt_max,
+                figures=figures_of(task.manifest),
+            )
+        )
+
+    async def plan(request: web.Request) -> web.Response:
+        service.callers.demand_operator(request)
+        async with service.intake.body(request, OPERATOR, _SPEC_CAP) as sent:
+            spec = specs.parse_spec(sent)
+        about(request, task=spec.task[:100])
+        with specs.all_told(sent):
+            manifest = await service.tasks.plan(spec)
+        return bodies.json_response(
+            views.TaskPlanned(
+                task=manifest.task,
+                algorithm=manifest.algorithm,
+                releases_max=manifest.budget.releases_max,
+                max_epsilon=manifest.budget.max_epsilon,
+                delta=manifest.budget.delta,
+                warnings=tuple(warnings(manifest)),
+                planned=await asyncio.to_thread(planned_costs, manifest),
+                figures=figures_of(manifest),
             )
         )
 
@@ -67,7 +92,7 @@ def routes(service: Service) -> list[web.RouteDef]:
         return bodies.json_response(await view_of(request))
 
     async def view_of(request: web.Request) -> views.TaskView:
-        task = await service.tasks.get(request.match_info["task"])
+        task = await task_of(request)
         view = await task_view(service.core, task, service.driver.live)
         await service.ledger.publish()  # what the view shows is in the folder
         return view
@@ -80,10 +105,38 @@ def routes(service: Service) -> list[web.RouteDef]:
 
     async def switch(request: web.Request, state: views.TaskState) -> web.Response:
         service.callers.demand_operator(request)
-        task = await service.tasks.get(request.match_info["task"])
+        task = await task_of(request)
         await service.tasks.switch(task, state)
         service.wakeups.consider(task.name)
         return bodies.json_response(await view_of(request))
+
+    async def close(request: web.Request) -> web.Response:
+        service.callers.demand_operator(request)
+        await service.tasks.close(await task_of(request))
+        return bodies.json_response(await view_of(request))
+
+    async def delete(request: web.Request) -> web.Response:
+        service.callers.demand_operator(request)
+        task = await task_of(request)
+        await service.tasks.delete(task)
+        return bodies.json_response(views.TaskDeleted(task=task.name))
+
+    async def abort_cohort(request: web.Request) -> web.Response:
+        service.callers.demand_operator(request)
+        task = await task_of(request)
+        done = await abort(service.core, service.driver, task)
+        about(request, cohort=done.cohort, charge=done.charge)
+        return bodies.json_response(done)
+
+    async def task_of(request: web.Request) -> Task:
+        return await service.tasks.shown(request.match_info["task"])
+
+    async def rotate_token(request: web.Request) -> web.Response:
+        service.callers.demand_operator(request)
+        async with service.intake.body(request, OPERATOR, _SMALL_CAP) as sent:
+            body = bodies.parse_json(sent, views.TokenBody)
+        old_until = await service.tokens.rotate(body.digest, body.overlap_s)
+        return bodies.json_response(views.TokenRotated(old_until=old_until))
 
     async def model(request: web.Request) -> web.StreamResponse:
         service.callers.demand_operator(request)
@@ -155,5 +208,10 @@ def routes(service: Service) -> list[web.RouteDef]:
         web.get(f"{base}/tasks/{{task}}", show),
         web.post(f"{base}/tasks/{{task}}/pause", pause),
         web.post(f"{base}/tasks/{{task}}/resume", resume),
+        web.post(f"{base}/tasks/{{task}}/close", close),
+        web.post(f"{base}/tasks/{{task}}/delete", delete),
+        web.post(f"{base}/tasks/{{task}}/cohort/abort", abort_cohort),
+        web.post(f"{base}/plans", plan),
+        web.post(f"{base}/token", rotate_token),
         web.get(f"{base}/tasks/{{task}}/model", model),
     ]

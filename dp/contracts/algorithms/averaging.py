@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dp.contracts.algorithms.declaration import TrainingAlgorithm
+from dp.contracts.algorithms.declaration import ANY_OPTIMISER, TrainingAlgorithm
 from dp.contracts.algorithms.local_steps import check_local
 from dp.contracts.rules import adapter_length, check_segments, refuse
 from dp.contracts.spec import SegmentSpec, TaskSpec
@@ -49,6 +49,8 @@ class Averaging(TrainingAlgorithm):
     """Local steps at the devices, then the mean of their deltas."""
 
     default_privacy = "local"
+    modes = frozenset(("local", "none"))
+    optimisers = ANY_OPTIMISER
     clip_adapts = True
     schedules = True
 

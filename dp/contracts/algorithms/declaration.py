@@ -7,14 +7,21 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 from dp.contracts.spec import SegmentSpec, TaskSpec
-from secagg.manifest import AdapterKind, Manifest, TrainingManifest, training_manifest
+from secagg.manifest import (
+    AdapterKind,
+    Manifest,
+    ServerOptimiser,
+    TrainingManifest,
+    training_manifest,
+)
 
 PLAIN_FORMS: frozenset[AdapterKind] = frozenset(("lora", "ffa-lora"))
 # Their factors change meaning between releases: not for state, or weights, per coordinate.
 AVERAGED_FORMS: frozenset[AdapterKind] = PLAIN_FORMS | {"rolora", "fedsvd"}
+ANY_OPTIMISER: frozenset[ServerOptimiser] = frozenset(get_args(ServerOptimiser))
 ALL_FORMS: frozenset[AdapterKind] = AVERAGED_FORMS | {"product"}
 
 
@@ -23,6 +30,8 @@ class Algorithm(ABC):
 
     Attributes:
         default_privacy: example-level mode where the spec names none.
+        modes: example-level modes that it goes with.
+        optimisers: of the server, that a task may name; empty: it takes no step.
         has_adapter: it is a :class:`TrainingAlgorithm`. Else it is a statistic: a sum of the
             segments that the operator names.
         moves_model: a release makes another model. Else what a device sends is a function of its
@@ -45,6 +54,8 @@ class Algorithm(ABC):
     """
 
     default_privacy: str
+    modes: frozenset[str]
+    optimisers: frozenset[ServerOptimiser] = frozenset()
     has_adapter: bool = False
     moves_model: bool = True
     joint_clip: bool = False

@@ -19,6 +19,7 @@ _CLIPS = (("loss", LOSS_CLIP), ("accuracy", 1.0), ("count", 1.0))
 
 class Evaluation(TrainingAlgorithm):
     default_privacy = "none"
+    modes = frozenset(("none",))
     moves_model = False
     joint_clip = True
     local_steps = False

@@ -25,11 +25,11 @@ from dp.contracts.algorithms.local_steps import check_local
 from dp.contracts.rules import adapter_length, check_segments, in_range, refuse
 from dp.contracts.spec import SegmentSpec, TaskSpec
 from secagg.limits import VERSIONS_BACK_MAX
-from secagg.manifest import Manifest, Training, TrainingManifest
+from secagg.manifest import Manifest, ServerOptimiser, Training, TrainingManifest
 
 VERSIONS_BACK = 4  # of a task that does not say otherwise
 HONEST_BEHIND = 2  # devices behind each model that do not work with the aggregator
-_OPTIMISERS = ("sgd", "momentum")
+_OPTIMISERS: frozenset[ServerOptimiser] = frozenset(("sgd", "momentum"))
 
 
 def staleness_weight(staleness: int) -> float:
@@ -72,6 +72,8 @@ def check_versions(manifest: Manifest, algorithm: Algorithm) -> None:
 
 class FedBuff(TrainingAlgorithm):
     default_privacy = "local"
+    modes = frozenset(("local", "none"))
+    optimisers = _OPTIMISERS
     weighs_staleness = True
     schedules = True
 
@@ -118,6 +120,6 @@ def _check_terms(training: Training) -> None:
         refuse(
             "optimiser-with-buffer",
             "Second moments would mix updates of several ages and weights.",
-            expected=" or ".join(_OPTIMISERS),
+            expected=" or ".join(sorted(_OPTIMISERS, reverse=True)),
             found=training.server_optimiser,
         )

@@ -10,6 +10,7 @@ from secagg.manifest import Manifest
 
 class FederatedSum(Algorithm):
     default_privacy = "none"
+    modes = frozenset(("none",))
     moves_model = False
     joint_clip = True
     local_steps = False

@@ -22,6 +22,7 @@ class FedOpt(FedAvg):
 
     def __init__(self, optimiser: ServerOptimiser) -> None:
         self._optimiser = optimiser
+        self.optimisers = frozenset((optimiser,))
         self.clip_adapts = optimiser not in TAU  # tau is fixed, and noise grows with the clip
 
     def suggested(self, privacy: str, population: int) -> Mapping[str, Any]:

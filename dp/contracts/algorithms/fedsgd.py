@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from dp.contracts.algorithms.declaration import AVERAGED_FORMS, TrainingAlgorithm
+from dp.contracts.algorithms.declaration import (
+    ANY_OPTIMISER,
+    AVERAGED_FORMS,
+    TrainingAlgorithm,
+)
 from dp.contracts.rules import adapter_length, check_segments, in_range, refuse
 from dp.contracts.spec import SegmentSpec, TaskSpec
 from secagg.manifest import TrainingManifest
@@ -10,6 +14,8 @@ from secagg.manifest import TrainingManifest
 
 class FedSGD(TrainingAlgorithm):
     default_privacy = "distributed"
+    modes = frozenset(("distributed",))
+    optimisers = ANY_OPTIMISER
     local_steps = False
     clip_adapts = True
     schedules = True

@@ -43,6 +43,8 @@ def control_step(training: Training) -> float:
 
 class Scaffold(TrainingAlgorithm):
     default_privacy = "local"
+    modes = frozenset(("local", "none"))
+    optimisers = frozenset(("sgd",))
     keeps_control = True
     schedules = True
 

@@ -22,6 +22,8 @@ DIRECTIONS_MAX = 1 << 16
 
 class ZerothOrder(TrainingAlgorithm):
     default_privacy = "distributed"
+    modes = frozenset(("distributed", "none"))
+    optimisers = frozenset(("sgd",))
     local_steps = False
     forward_only = True
     has_directions = True

@@ -157,6 +157,7 @@ _ALONE = {
     "plan cohort": "corrupt dropout",
     "plan memory": "available batch length",
     "serve": "admin-port port",
+    "token rotate": "overlap",
     "simulate": "corrupt degree dropout processes rounds threshold",
     "witness serve": "port",
 }

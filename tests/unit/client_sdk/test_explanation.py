@@ -12,10 +12,10 @@ import pytest
 
 from client_sdk.explanation import Explanation
 from client_sdk.policy import PrivacyPolicy
-from client_sdk.transfer_sizes import messages_size, upload_size
 from dp.accounting.budget import cost_of
 from dp.accounting.figures import shown_up
 from dp.contracts import CohortSpec, SegmentSpec
+from dp.transfer_sizes import messages_size, upload_size
 from tests.kits.data_accounts import ONE, Folder
 from tests.kits.device import (
     account_in,

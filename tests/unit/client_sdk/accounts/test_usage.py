@@ -13,9 +13,9 @@ from client_sdk.accounts.usage import BLOCK_BYTES, BLOCK_S, NAME, Usage
 from client_sdk.errors import ClockError, PolicyRefusal, StateError
 from client_sdk.network.server_time import ServerTime
 from client_sdk.policy import PrivacyPolicy
-from client_sdk.transfer_sizes import messages_size, upload_size
 from dp.accounting.budget import cost_of
 from dp.contracts import CohortSpec
+from dp.transfer_sizes import messages_size, upload_size
 from secagg.manifest import Manifest
 from tests.kits.data_accounts import NO_LIMIT, ONE, TWO, VERIFIER, Folder
 from tests.kits.device import PARTNER, account_in, journal_in, make_manifest, sum_spec

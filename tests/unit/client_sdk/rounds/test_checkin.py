@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from client_sdk.errors import SecaggError, StateError, TransportError
 from client_sdk.network.deltas import NO_DELTA
 from client_sdk.rounds.checkin import DISK_MARGIN_BYTES, fetch_model
-from client_sdk.transfer_sizes import model_tensors
+from dp.transfer_sizes import model_tensors
 from secagg.http_api import Offer
 from tests.kits.contributing import Setting, checkin_of
 from tests.kits.tasks import built, statistics

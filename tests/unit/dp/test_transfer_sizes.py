@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from client_sdk.transfer_sizes import MODEL_HEADER_BYTES, download_size, model_tensors
 from dp.contracts import AdaptiveClipSpec, BudgetSpec
+from dp.transfer_sizes import MODEL_HEADER_BYTES, download_size, model_tensors
 from tests.kits.quadratics import LENGTH, quadratic_spec
 from tests.kits.tasks import built
 

@@ -1,0 +1,63 @@
+"""A task's specification as a body, with all that is wrong with its fields told at once."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import msgspec
+
+from aggregator.errors import Kind, Refusal
+from aggregator.intake import bodies
+from dp.contracts import TaskSpec
+from dp.contracts.wrong_fields import wrong_fields
+from secagg.errors import ConfigurationError
+
+_LINES_MAX = 64
+_REMEDY = "`secagg task template` writes a file with every field, its unit, range and meaning."
+
+
+def parse_spec(body: bytes) -> TaskSpec:
+    """
+    Raises:
+        Refusal: as ``bodies.parse_json``, with every field that is wrong.
+    """
+    try:
+        return bodies.parse_json(body, TaskSpec)
+    except Refusal as error:
+        wrong = _wrong(body)
+        if error.reason != "body-malformed" or not wrong:
+            raise
+        raise Refusal(Kind.MALFORMED, error.reason, _told(wrong), remedy=_REMEDY) from error
+
+
+@contextlib.contextmanager
+def all_told(body: bytes) -> Iterator[None]:
+    """What the contracts refuse is the first thing that they meet; name all fields that are out of
+    range with it.
+
+    Raises:
+        ConfigurationError: with the reason of the first.
+    """
+    try:
+        yield
+    except ConfigurationError as error:
+        wrong = _wrong(body)
+        if len(wrong) < 2:
+            raise
+        raise ConfigurationError(
+            error.reason, f"{error.detail} {_told(wrong)}", remedy=error.remedy or _REMEDY
+        ) from error
+
+
+def _wrong(body: bytes) -> list[str]:
+    try:
+        spec = msgspec.json.decode(body)
+    except (ValueError, RecursionError):
+        return []
+    return [field.text for field in wrong_fields(spec)]
+
+
+def _told(wrong: list[str]) -> str:
+    count = f"{len(wrong)} fields are" if len(wrong) > 1 else "One field is"
+    return "\n- ".join([f"{count} wrong:", *wrong[:_LINES_MAX]])
