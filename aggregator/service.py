@@ -32,7 +32,7 @@ from aggregator.measures import Measures
 from aggregator.operator_tokens import OperatorTokens
 from aggregator.partners import Partners
 from aggregator.readiness import NotReady, Readiness
-from aggregator.settings.options import Settings, demand_token
+from aggregator.settings.options import TOKEN_LONG, Settings, demand_token
 from aggregator.starting import LOCK, DataFolder, demand_own_database
 from aggregator.store import replicas
 from aggregator.store.blobs import Blobs, BlobStore
