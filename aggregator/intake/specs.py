@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
 from aggregator.errors import Kind, Refusal
 from aggregator.intake import bodies
 from dp.contracts import TaskSpec
-from dp.contracts.wrong_fields import wrong_fields
+from dp.contracts.wrong_fields import WrongField, wrong_fields
 from secagg.errors import ConfigurationError
 
 _LINES_MAX = 64
@@ -28,7 +28,7 @@ def parse_spec(body: bytes) -> TaskSpec:
         wrong = _wrong(body)
         if error.reason != "body-malformed" or not wrong:
             raise
-        raise Refusal(Kind.MALFORMED, error.reason, _told(wrong), remedy=_REMEDY) from error
+        raise Refusal(Kind.MALFORMED, error.reason, _told(wrong), remedy=_remedy(wrong)) from error
 
 
 @contextlib.contextmanager
@@ -46,18 +46,23 @@ def all_told(body: bytes) -> Iterator[None]:
         if len(wrong) < 2:
             raise
         raise ConfigurationError(
-            error.reason, f"{error.detail} {_told(wrong)}", remedy=error.remedy or _REMEDY
+            error.reason, f"{error.detail} {_told(wrong)}", remedy=error.remedy or _remedy(wrong)
         ) from error
 
 
-def _wrong(body: bytes) -> list[str]:
+def _wrong(body: bytes) -> tuple[WrongField, ...]:
     try:
         spec = msgspec.json.decode(body)
     except (ValueError, RecursionError):
-        return []
-    return [field.text for field in wrong_fields(spec)]
+        return ()
+    return wrong_fields(spec)
 
 
-def _told(wrong: list[str]) -> str:
+def _told(wrong: Sequence[WrongField]) -> str:
     count = f"{len(wrong)} fields are" if len(wrong) > 1 else "One field is"
-    return "\n- ".join([f"{count} wrong:", *wrong[:_LINES_MAX]])
+    return "\n- ".join([f"{count} wrong:", *(field.text for field in wrong[:_LINES_MAX])])
+
+
+def _remedy(wrong: Sequence[WrongField]) -> str:
+    meant = " or ".join(name for field in wrong[:_LINES_MAX] for name in field.meant)
+    return f"Is {meant} meant? {_REMEDY}" if meant else _REMEDY

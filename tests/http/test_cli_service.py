@@ -234,13 +234,18 @@ def test_a_device_refuses_what_is_weaker_than_its_policy(
         (
             "survivors_min",
             "survivors_mini",
-            "'survivors_mini' of [cohort]",
-            "Is survivors_min meant?",
+            "cohort.survivors_mini = 3: there is no such field",
+            "Is cohort.survivors_min meant?",
         ),
-        ("algorithm", "algoritm", "key 'algoritm' in", "Is algorithm meant?"),
-        ("cohort =", "kohort =", "key 'kohort' in", "Is cohort meant?"),
-        ("cohort =", "qqqq = 1\ncohort =", "key 'qqqq' in", "The keys there are task, "),
-        ("survivors_min = 3", "survivors_min = 'three'", "is not a task's", "/v1/openapi.json"),
+        ("algorithm", "algoritm", "algoritm = 'sum'", "Is algorithm meant?"),
+        ("cohort =", "kohort =", "kohort = {", "Is cohort meant?"),
+        ("cohort =", "qqqq = 1\ncohort =", "There are task, algorithm", "task template"),
+        (
+            "survivors_min = 3",
+            "survivors_min = 'three'",
+            "a whole number is expected",
+            "task template",
+        ),
     ],
 )
 def test_a_misspelt_key_is_told_with_its_file_and_the_nearest(
