@@ -10,11 +10,13 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import os
+import resource
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
+from multiprocessing.synchronize import Semaphore as SemaphoreOfProcesses
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,8 @@ from benchmarks.service import TOKEN, Service
 
 _HEADERS = {"Authorization": f"Bearer {TOKEN}"}
 MIB = 1 << 20
+WAIT_S = 1_800.0  # of every step
+_SLICE = 1 << 20  # coordinates that are looked at together
 
 
 class Marked:
@@ -46,12 +50,17 @@ def members_of(released: np.ndarray, devices: int) -> set[int]:
     Raises:
         ValueError: it is not such a sum.
     """
-    whole = np.rint(released)
-    if np.abs(released - whole).max() > 0.4:  # rounding to the grid of the ring
-        raise ValueError("the coordinates are no whole numbers")
-    count = whole[devices] if len(whole) > devices else whole.min()
-    marks = whole[:devices] - count
-    if (whole[devices:] != count).any() or not np.isin(marks, (0, 1)).all():
+    first = np.rint(released[:devices])
+    count = np.rint(released[devices]) if len(released) > devices else first.min()
+    for start in range(0, len(released), _SLICE):
+        part = released[start : start + _SLICE]
+        whole = np.rint(part)
+        if np.abs(part - whole).max() > 0.4:  # rounding to the grid of the ring
+            raise ValueError("the coordinates are not whole numbers")
+        if (whole[max(0, devices - start) :] != count).any():
+            raise ValueError("the coordinates do not agree")
+    marks = first - count
+    if not np.isin(marks, (0, 1)).all():
         raise ValueError("the coordinates do not agree")
     if marks.sum() != count:
         raise ValueError(f"{count:g} vectors of {marks.sum():g} devices")
@@ -61,8 +70,27 @@ def members_of(released: np.ndarray, devices: int) -> set[int]:
 # -- devices ------------------------------------------------------------------------------------
 
 
+class Turns:
+    """Lets so many devices at a time have their vector in memory. Each needs a process of its own,
+    since a device that waits holds up all of its process."""
+
+    def __init__(self, at_once: SemaphoreOfProcesses, limit_s: float) -> None:
+        self._at_once = at_once
+        self._limit_s = limit_s
+
+    def follow(self, event: Any) -> None:
+        if event.kind in ("training", "masking"):
+            self._at_once.acquire(timeout=self._limit_s)
+        elif event.kind in ("trained", "uploaded"):
+            self._at_once.release()
+
+
 def hold_devices(
-    pipe: Connection, places: Sequence[tuple[str, int, bytes]], rounds: int, folder: str
+    pipe: Connection,
+    places: Sequence[tuple[str, int, bytes]],
+    rounds: int,
+    folder: str,
+    turns: Turns | None,
 ) -> None:
     """A process full of devices, (task, number, bundle) each; runs them all when it is told."""
     from client_sdk import Client, ParticipantSettings, PrivacyPolicy, TransportSettings
@@ -75,14 +103,17 @@ def hold_devices(
         repeat_without_noise=True,  # a plain sum of made-up numbers
         max_epsilon=1e6,
         max_total_epsilon=1e6,
+        max_upload_bytes=1 << 31,
+        max_download_bytes=1 << 31,
     )
     fleet = [
         Client.from_bundle(
             msgspec.json.decode(bundle, type=EnrolmentBundle),
             policy=policy,
             state_dir=Path(folder) / f"{task}-{number}",
-            transport=TransportSettings(patience_s=600.0, request_s=300.0, transfer_s=600.0),
-            settings=ParticipantSettings(opening_s=600.0),
+            transport=TransportSettings(patience_s=WAIT_S, request_s=300.0, transfer_s=WAIT_S),
+            settings=ParticipantSettings(opening_s=WAIT_S),
+            on_event=None if turns is None else turns.follow,
         )
         for task, number, bundle in places
     ]
@@ -107,6 +138,7 @@ def hold_devices(
                 f"{type(o).__name__}: {o}" for o in outcomes if isinstance(o, BaseException)
             ],
             "cpu_s": sum(os.times()[:2]) - before_s,
+            "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         }
     )
 
@@ -123,6 +155,7 @@ class Size:
     rounds: int
     length: int
     processes: int
+    at_once: int = 0  # devices with their vector in memory; 0: all
 
 
 @dataclass
@@ -162,7 +195,6 @@ async def set_up(url: str, size: Size) -> tuple[list[tuple[str, int, bytes]], st
     from dp.contracts import BudgetSpec, CohortSpec, DeadlineSpec, SegmentSpec, TaskSpec
 
     partner = new_partner_key()
-    wait_s = 600.0
     names = [f"task{number}" for number in range(size.tasks)]
     async with aiohttp.ClientSession(headers=_HEADERS) as http:
         await operate(http, url, "partners", {"name": "p", "key": partner.key})
@@ -179,12 +211,12 @@ async def set_up(url: str, size: Size) -> tuple[list[tuple[str, int, bytes]], st
                     corrupt_max=0,
                 ),
                 deadlines=DeadlineSpec(
-                    report_s=wait_s,
-                    share_s=wait_s,
-                    check_s=wait_s,
-                    masked_input_s=wait_s,
-                    confirm_s=wait_s,
-                    unmask_s=wait_s,
+                    report_s=WAIT_S,
+                    share_s=WAIT_S,
+                    check_s=WAIT_S,
+                    masked_input_s=WAIT_S,
+                    confirm_s=WAIT_S,
+                    unmask_s=WAIT_S,
                 ),
                 budget=BudgetSpec(max_epsilon=None, releases_max=size.rounds),
             )
@@ -302,10 +334,17 @@ def _drive(
 ) -> dict[str, Any]:
     context = multiprocessing.get_context("spawn")
     workers = []
+    turns = None
+    if size.at_once:
+        if size.processes < size.tasks * size.devices:
+            raise SystemExit("--at-once needs a process for each device")
+        turns = Turns(context.Semaphore(size.at_once), WAIT_S)
     for part in range(size.processes):
         here, there = context.Pipe()
         own = places[part :: size.processes]
-        process = context.Process(target=hold_devices, args=(there, own, size.rounds, folder))
+        process = context.Process(
+            target=hold_devices, args=(there, own, size.rounds, folder, turns)
+        )
         process.start()
         workers.append((process, here))
     for _, pipe in workers:
@@ -345,6 +384,7 @@ def _drive(
         "service_cpu_s": round(cpu_s, 2),
         "service_cpu_ms_per_device_and_round": round(1e3 * cpu_s / rounds, 1),
         "device_cpu_ms_per_round": round(1e3 * sum(r["cpu_s"] for r in reports) / rounds, 1),
+        "device_process_peak_mib": round(max(r["peak_bytes"] for r in reports) / MIB, 1),
         "service_peak_mib": round(service.peak_bytes() / MIB, 1),
         "samples": [msgspec.to_builtins(vars(one)) for one in samples],
         "per_round": {

