@@ -138,7 +138,7 @@ async def grow_ledger(folder: Path, records: int, at_once: int) -> dict[str, Any
         wrong.append(f"{size} leaves")
     database = database_bytes(folder)
     at = time.perf_counter()
-    await ledger.publish(everything=True)  # what a start does
+    await ledger.demand_published(everything=True)  # what a start does
     start_s = time.perf_counter() - at
     await core.database.close()
     return {
@@ -160,7 +160,7 @@ async def scrapes(service: Service, folder: Path, number: int, times: int) -> di
     from aggregator.views import ReleaseView
 
     tasks = 10
-    await set_up(service.url, Size(tasks, 8, number, 16, 1))
+    await set_up(service.url, Size(tasks, 8, max(1, number), 16, 1))
     cohorts, releases = [], []
     for one in range(number):
         task, attempt, name = f"task{one % tasks}", one // tasks, f"{one:064x}"

@@ -186,7 +186,7 @@ async def test_the_service_serves_the_list_and_renders_it_again(tmp_path: Path) 
         for wrong in ("contributors/" + "0" * 64, "contributors/..", "contributors/x"):
             assert (await client.get(f"/ledger/{wrong}")).status == 404
         (service.ledger.folder / PATH).unlink()
-        await service.ledger.publish(everything=True)
+        await service.ledger.demand_published(everything=True)
         assert (service.ledger.folder / PATH).read_bytes() == DATA
 
 
