@@ -201,18 +201,25 @@ async def test_only_who_has_the_token_pauses_and_the_audit_log_tells(server, cap
         assert (await server.view())["state"] == "paused"
         assert (await act(url, "resume", token=TOKEN))[0] == 303
         assert (await server.view())["state"] == "open"
+        assert f'href="/tasks/{TASK}/close"' in (await text_of(f"{url}/tasks/{TASK}"))[1]
+        assert (await act(url, "close", token=TOKEN))[0] == 303
+        page = (await text_of(f"{url}/tasks/{TASK}"))[1]
+        assert "Closed by its operator" in page
+        assert 'class="act"' not in page
     lines = [msgspec.json.decode(line) for line in capfd.readouterr().err.splitlines()]
     told = [
         (line["action"], line["status"], line.get("reason"), "who" in line)
         for line in lines
         if line["event"] == "operator" and line["action"].startswith("POST /tasks/")
     ]
-    pause, resume = "POST /tasks/{task}/pause", "POST /tasks/{task}/resume"
+    names = ("pause", "resume", "close")
+    pause, resume, close = (f"POST /tasks/{{task}}/{name}" for name in names)
     assert told == [
         (pause, 403, "operator-token", True),
         (pause, 403, "operator-token", False),
         (pause, 303, None, True),
         (resume, 303, None, True),
+        (close, 303, None, True),
     ]
 
 

@@ -1,4 +1,4 @@
-"""What an operator does from a page: pause and resume a task, each after a page that asks.
+"""What an operator does from a page: pause, resume and close a task, after a page that asks.
 
 The port asks for no token to read. To act, the operator's token comes with the form itself: there
 is no session and no cookie, so no other site can act with what a browser keeps. A form that another
@@ -7,7 +7,7 @@ site sends is refused before its token is looked at, so that no visitor's browse
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -20,18 +20,30 @@ from aggregator.http.requests import id_of
 from aggregator.intake.callers import REMOTE
 from aggregator.service import Service
 from aggregator.tasks import Task
-from aggregator.views import TaskState
+from aggregator.views import TaskState, TaskView
 from secagg.errors import SecaggError
 
 Render = Callable[..., web.Response]
 
 
 class Act(NamedTuple):
-    """``state``: the task's afterwards."""
+    """``says``: what comes of it. ``do``: raises a ``Refusal`` where it cannot be done."""
 
     button: str
     says: str
-    state: TaskState
+    do: Callable[[Service, Task], Awaitable[None]]
+
+
+async def _pause(service: Service, task: Task) -> None:
+    await service.tasks.switch(task, "paused")
+
+
+async def _resume(service: Service, task: Task) -> None:
+    await service.tasks.switch(task, "open")
+
+
+async def _close(service: Service, task: Task) -> None:
+    await service.tasks.close(task)
 
 
 ACTS = {
@@ -39,25 +51,41 @@ ACTS = {
         "Pause",
         "No further cohort is formed. One that is open goes on to its end. Devices that wait go on "
         "waiting. The pause is recorded in the public ledger, and costs nothing of the budget.",
-        "paused",
+        _pause,
     ),
     "resume": Act(
         "Resume",
         "Cohorts are formed again as soon as enough devices wait, and spend the budget. "
         "That is recorded in the public ledger.",
-        "open",
+        _resume,
+    ),
+    "close": Act(
+        "Close",
+        "No further cohort is formed, for good: a closed task is not opened again. One that is "
+        "open goes on to its end. What is left of the budget is not spent. Devices are told, and "
+        "the public ledger tells it. The last model can still be exported, and a new task can "
+        "start from it.",
+        _close,
     ),
 }
-OFFERED: dict[TaskState, tuple[str, ...]] = {"open": ("pause",), "paused": ("resume",)}
+_OFFERED: dict[TaskState, tuple[str, ...]] = {
+    "open": ("pause", "close"),
+    "paused": ("resume", "close"),
+}
+
+
+def offered(task: TaskView) -> tuple[str, ...]:
+    """Acts that can be done as the task is."""
+    return () if task.closed_at is not None else _OFFERED.get(task.state, ())
 
 
 def routes(service: Service, render: Render) -> list[web.RouteDef]:
     async def confirm(request: web.Request) -> web.Response:
-        task = await service.tasks.get(request.match_info["task"])
+        task = await service.tasks.shown(request.match_info["task"])
         return page(request, task)
 
     async def act(request: web.Request) -> web.Response:
-        task = await service.tasks.get(request.match_info["task"])
+        task = await service.tasks.shown(request.match_info["task"])
         try:
             demand_same_site(request)
             form = await request.post()
@@ -67,7 +95,7 @@ def routes(service: Service, render: Render) -> list[web.RouteDef]:
             raise
         try:
             service.callers.demand_operator_token(token, request[REMOTE])
-            await service.tasks.switch(task, ACTS[request.match_info["act"]].state)
+            await ACTS[request.match_info["act"]].do(service, task)
         except Refusal as error:
             status = STATUS[error.kind]
             tell(request, task, token, status, error.reason)

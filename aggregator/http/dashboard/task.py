@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from aggregator.cohorts.progress import STEPS
 from aggregator.http.dashboard import attention, charts
-from aggregator.http.dashboard.acts import OFFERED
+from aggregator.http.dashboard.acts import offered
 from aggregator.http.dashboard.forecast import Plans, ends_at, most
 from aggregator.http.dashboard.records import address
 from aggregator.http.dashboard.render import Page
@@ -50,7 +50,7 @@ async def values(service: Service, plans: Plans, name: str) -> dict[str, Any]:
         Refusal: ``not-found``.
     """
     core = service.core
-    task = await service.tasks.get(name)
+    task = await service.tasks.shown(name)
     view = await task_view(core, task, service.driver.live, newest=CHARGES_CHARTED)
     async with core.database.read() as connection:
         lost = await drop_outs.of_task(connection, name)
@@ -65,7 +65,7 @@ async def values(service: Service, plans: Plans, name: str) -> dict[str, Any]:
         "now": core.clock(),
         "task": view,
         "attention": attention.of_task(view, failed.get(name, {})),
-        "acts": OFFERED.get(view.state, ()),
+        "acts": offered(view),
         "ends_at": ends_at(view),
         "planned": planned,
         "charts": _charts(task, view, lost, most(planned), evaluated),
@@ -87,7 +87,7 @@ async def charges(service: Service, name: str, before: int | None) -> dict[str, 
     Raises:
         Refusal: ``not-found``.
     """
-    task = await service.tasks.get(name)
+    task = await service.tasks.shown(name)
     async with service.core.database.read() as connection:
         found = await reads.releases_of(connection, task.name, newest=CHARGES_LISTED, before=before)
     older = found[0].release if found and found[0].release > 1 else None
@@ -99,7 +99,7 @@ async def manifest(service: Service, name: str) -> dict[str, Any]:
     Raises:
         Refusal: ``not-found``.
     """
-    task = await service.tasks.get(name)
+    task = await service.tasks.shown(name)
     found = msgspec.to_builtins(task.manifest, builtin_types=(bytes,))
     return {
         "task": task.name,
