@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from docs import metrics, settings, states
+from docs import metrics, reasons, settings, states
 from secagg import limits, masks, messages, ring
 from secagg.context import masking_set_digest, pair_seed, pseudonym
 from secagg.hashing import digest, encode_parts
@@ -49,6 +49,12 @@ def declared_in(path: Path) -> frozenset[str]:
 def test_states_page_is_what_the_table_generates() -> None:
     page = ROOT / "docs" / "states.md"
     assert page.read_text() == states.page() + "\n", "python -m docs.states > docs/states.md"
+
+
+def test_the_page_of_reasons_is_that_of_the_code() -> None:
+    page = (ROOT / "docs" / "reasons.md").read_text()
+    assert page == reasons.page(), "python -m docs.reasons > docs/reasons.md"
+    assert all(f"`{reason}`" in page for reason in ("tls-expired", "replicas-running"))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
