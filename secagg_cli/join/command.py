@@ -20,28 +20,7 @@ import typer
 from rich.markup import escape
 
 from secagg_cli.exit_codes import EXIT_INCOMPLETE
-from secagg_cli.join.policy import (
-    AllowedModels,
-    BaseModel,
-    MaxDownload,
-    MaxEpsilon,
-    MaxMemory,
-    MaxTotalEpsilon,
-    MinCohort,
-    MinCorrupt,
-    MinWitnesses,
-    PeriodDays,
-    PeriodEpsilon,
-    PeriodMinutes,
-    PeriodTraffic,
-    RepeatWithoutNoise,
-    TrustPartners,
-    Units,
-    WithoutNoise,
-    Witnesses,
-    in_options,
-    policy_of,
-)
+from secagg_cli.join.policy import PolicyOptions, in_options, with_policy
 from secagg_cli.join.sentences import sentence
 from secagg_cli.join.stopping import stop_on_signals
 from secagg_cli.join.trainer import LazyTrainer
@@ -64,7 +43,9 @@ if TYPE_CHECKING:
 _PROGRESS_S = 10.0  # between two lines about it
 
 
+@with_policy
 def join(
+    *,
     bundle: BundleArgument,
     data: Annotated[
         Path,
@@ -76,8 +57,7 @@ def join(
         ),
     ],
     task: Annotated[str, typer.Option(help="The task to take part in.")],
-    model: BaseModel = None,
-    allow_model: AllowedModels = None,
+    options: PolicyOptions,
     state: StateOption = None,
     data_id: DataIdOption = None,
     keyring: Annotated[
@@ -87,22 +67,6 @@ def join(
         ),
     ] = False,
     rounds: Annotated[int | None, number("Be in so many releases; default: all.", low=1)] = None,
-    min_cohort: MinCohort = 10,
-    min_corrupt: MinCorrupt = None,
-    max_epsilon: MaxEpsilon = 8.0,
-    max_total_epsilon: MaxTotalEpsilon = 16.0,
-    unit: Units = None,
-    without_noise: WithoutNoise = False,
-    repeat_without_noise: RepeatWithoutNoise = False,
-    trust_partner: TrustPartners = None,
-    max_download_mb: MaxDownload = 512,
-    max_memory_mb: MaxMemory = None,
-    period_days: PeriodDays = 30,
-    period_mb: PeriodTraffic = None,
-    period_minutes: PeriodMinutes = None,
-    period_epsilon: PeriodEpsilon = None,
-    witness: Witnesses = None,
-    min_witnesses: MinWitnesses = None,
     preload: Annotated[
         bool,
         typer.Option("--preload", help="Load --model at once, before it is known to be needed."),
@@ -134,7 +98,6 @@ def join(
                 "--events prints many JSON objects, --format json exactly one.",
                 remedy="Use one of the two.",
             )
-        allowed = frozenset(allow_model or ())
 
         def progress(what: str, share: float | None) -> None:
             if share is None or share == 0:
@@ -143,7 +106,8 @@ def join(
         rows = read_rows(data)
         if told := left_out(rows):
             out.warn(told)
-        trainer = LazyTrainer(rows, model, allowed, progress)
+        allowed = frozenset(options.allow_model or ())
+        trainer = LazyTrainer(rows, options.model, allowed, progress)
         if preload:
             trainer.preload()
         from client_sdk import Client
@@ -163,30 +127,9 @@ def join(
             if event.kind in held and not sys.stdin.readline():
                 os._exit(1)  # end of file: whoever conducted this device is gone
 
-        policy = policy_of(
-            bundle,
-            model=model,
-            allow_model=allow_model,
-            min_cohort=min_cohort,
-            min_corrupt=min_corrupt,
-            max_epsilon=max_epsilon,
-            max_total_epsilon=max_total_epsilon,
-            unit=unit,
-            without_noise=without_noise,
-            repeat_without_noise=repeat_without_noise,
-            trust_partner=trust_partner,
-            max_download_mb=max_download_mb,
-            max_memory_mb=max_memory_mb,
-            period_days=period_days,
-            period_mb=period_mb,
-            period_minutes=period_minutes,
-            period_epsilon=period_epsilon,
-            witness=witness,
-            min_witnesses=min_witnesses,
-        )
         client = Client.from_bundle(
             bundle,
-            policy=policy,
+            policy=options.policy(bundle),
             state_dir=state,
             keyring=keyring,
             data_id=data_id,

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import enum
+import functools
+import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -45,142 +48,158 @@ class ProtectedUnit(enum.StrEnum):
     document = "document"
 
 
-BaseModel = Annotated[
-    str | None,
-    typer.Option(
-        help="The base model to train, whatever the task calls it: a folder, smollm2, tiny or "
-        "a hub id. Its weights must be the task's."
-    ),
-]
-AllowedModels = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="A name that a task may give its base model; it is fetched by that name. "
-        "Repeatable. Without this and --model, tasks that train a model are refused."
-    ),
-]
-MinCohort = Annotated[int, number("Refuse sums of fewer devices.", low=2, high=10_000)]
-MinCorrupt = Annotated[
-    int | None,
-    number(
-        "Refuse tasks that assume fewer devices that work with the aggregator; default: a "
-        "tenth of the cohort, at least 1. 0: admit all.",
-        low=0,
-    ),
-]
-MaxEpsilon = Annotated[float, number("Refuse tasks that may cost more, unamplified.", low=0)]
-MaxTotalEpsilon = Annotated[float, number("Refuse to spend more over all tasks.", low=0)]
-Units = Annotated[
-    list[ProtectedUnit] | None,
-    typer.Option(
-        help="Whose cost the limits are for in every task with noise; repeatable. person or "
-        "document: all examples of this device that name one under unit; tasks that do not "
-        "protect it as one cost it too much. Default: example."
-    ),
-]
-WithoutNoise = Annotated[
-    bool, typer.Option("--without-noise", help="Also join tasks that add no noise at all.")
-]
-RepeatWithoutNoise = Annotated[
-    bool,
-    typer.Option(
-        "--repeat-without-noise",
-        help="Where a task adds no noise to the sum: give a second vector from one model too. "
-        "Two sums over cohorts that overlap may then show what this device sent.",
-    ),
-]
-TrustPartners = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="Key of another partner, hex, whose devices may be in a cohort with this one; "
-        "repeatable. Without it only devices of the bundle's own partner may.",
-    ),
-]
-MaxDownload = Annotated[int, number("Refuse tasks whose model file may be larger.", low=1)]
-MaxMemory = Annotated[
-    int | None, number("Refuse tasks whose training may take more memory.", low=1)
-]
-PeriodDays = Annotated[
-    int, number("What the limits per period count: so many days back.", low=1, high=366)
-]
-PeriodTraffic = Annotated[
-    int | None, number("Send and receive at most so much in a period.", low=1)
-]
-PeriodMinutes = Annotated[float | None, number("Train for at most so long in a period.", above=0)]
-PeriodEpsilon = Annotated[
-    float | None, number("Spend at most so much in a period, over all tasks.", above=0)
-]
-Witnesses = Annotated[
-    list[str] | None,
-    typer.Option(help="Verifier key of a witness of the ledger, or a file with it; repeatable."),
-]
-MinWitnesses = Annotated[
-    int | None,
-    number("Witnesses that must have cosigned every checkpoint; default: all.", low=1),
-]
+@dataclass(frozen=True, kw_only=True)
+class PolicyOptions:
+    """The veto as a command line gives it: each field is the option of its name."""
 
-
-def policy_of(
-    bundle: Path,
-    *,
-    model: str | None,
-    allow_model: Sequence[str] | None,
-    min_cohort: int,
-    min_corrupt: int | None,
-    max_epsilon: float,
-    max_total_epsilon: float,
-    unit: Sequence[ProtectedUnit] | None,
-    without_noise: bool,
-    repeat_without_noise: bool,
-    trust_partner: Sequence[str] | None,
-    max_download_mb: int,
-    max_memory_mb: int | None,
-    period_days: int,
-    period_mb: int | None,
-    period_minutes: float | None,
-    period_epsilon: float | None,
-    witness: Sequence[str] | None,
-    min_witnesses: int | None,
-) -> PrivacyPolicy:
-    """The policy that the options of these names are."""
-    from client_sdk import PrivacyPolicy
-    from client_sdk.enrolment import load_bundle
-
-    allowed = frozenset(allow_model or ())
-    others = frozenset(map(parse_partner_key, trust_partner or ()))
-    own = {load_bundle(bundle).certificate.partner_key} if others else set[bytes]()
-    return PrivacyPolicy(
-        min_cohort=min_cohort,
-        min_corrupt=min_corrupt,
-        max_epsilon=max_epsilon,
-        max_total_epsilon=max_total_epsilon,
-        units=frozenset(each.value for each in unit) if unit else PrivacyPolicy().units,
-        require=None if without_noise else PrivacyPolicy().require,
-        repeat_without_noise=repeat_without_noise,
-        partner_keys=(others | own) or None,
-        allowed_models=allowed if allowed or model is None else None,
-        max_download_bytes=max_download_mb << 20,
-        max_memory_bytes=None if max_memory_mb is None else max_memory_mb << 20,
-        per_period=_per_period(period_days, period_mb, period_minutes, period_epsilon),
-        witnesses=frozenset(witness_keys(witness or ())),
-        min_witnesses=min_witnesses,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="The base model to train, whatever the task calls it: a folder, smollm2, tiny or "
+            "a hub id. Its weights must be the task's."
+        ),
+    ] = None
+    allow_model: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A name that a task may give its base model; it is fetched by that name. "
+            "Repeatable. Without this and --model, tasks that train a model are refused."
+        ),
+    ] = None
+    min_cohort: Annotated[int, number("Refuse sums of fewer devices.", low=2, high=10_000)] = 10
+    min_corrupt: Annotated[
+        int | None,
+        number(
+            "Refuse tasks that assume fewer devices that work with the aggregator; default: a "
+            "tenth of the cohort, at least 1. 0: admit all.",
+            low=0,
+        ),
+    ] = None
+    max_epsilon: Annotated[
+        float, number("Refuse tasks that may cost more, unamplified.", low=0)
+    ] = 8.0
+    max_total_epsilon: Annotated[float, number("Refuse to spend more over all tasks.", low=0)] = (
+        16.0
     )
+    unit: Annotated[
+        list[ProtectedUnit] | None,
+        typer.Option(
+            help="Whose cost the limits are for in every task with noise; repeatable. person or "
+            "document: all examples of this device that name one under unit; tasks that do not "
+            "protect it as one cost it too much. Default: example."
+        ),
+    ] = None
+    without_noise: Annotated[
+        bool, typer.Option("--without-noise", help="Also join tasks that add no noise at all.")
+    ] = False
+    repeat_without_noise: Annotated[
+        bool,
+        typer.Option(
+            "--repeat-without-noise",
+            help="Where a task adds no noise to the sum: give a second vector from one model too. "
+            "Two sums over cohorts that overlap may then show what this device sent.",
+        ),
+    ] = False
+    trust_partner: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Key of another partner, hex, whose devices may be in a cohort with this one; "
+            "repeatable. Without it only devices of the bundle's own partner may.",
+        ),
+    ] = None
+    max_download_mb: Annotated[
+        int, number("Refuse tasks whose model file may be larger.", low=1)
+    ] = 512
+    max_memory_mb: Annotated[
+        int | None, number("Refuse tasks whose training may take more memory.", low=1)
+    ] = None
+    period_days: Annotated[
+        int, number("What the limits per period count: so many days back.", low=1, high=366)
+    ] = 30
+    period_mb: Annotated[
+        int | None, number("Send and receive at most so much in a period.", low=1)
+    ] = None
+    period_minutes: Annotated[
+        float | None, number("Train for at most so long in a period.", above=0)
+    ] = None
+    period_epsilon: Annotated[
+        float | None, number("Spend at most so much in a period, over all tasks.", above=0)
+    ] = None
+    witness: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Verifier key of a witness of the ledger, or a file with it; repeatable."
+        ),
+    ] = None
+    min_witnesses: Annotated[
+        int | None,
+        number("Witnesses that must have cosigned every checkpoint; default: all.", low=1),
+    ] = None
+
+    def policy(self, bundle: Path) -> PrivacyPolicy:
+        """What the options say, for the device of a bundle.
+
+        Raises:
+            SecaggError: of a key or a file that an option names.
+        """
+        from client_sdk import PrivacyPolicy
+        from client_sdk.enrolment import load_bundle
+
+        allowed = frozenset(self.allow_model or ())
+        others = frozenset(map(parse_partner_key, self.trust_partner or ()))
+        own = {load_bundle(bundle).certificate.partner_key} if others else set[bytes]()
+        default = PrivacyPolicy()
+        return PrivacyPolicy(
+            min_cohort=self.min_cohort,
+            min_corrupt=self.min_corrupt,
+            max_epsilon=self.max_epsilon,
+            max_total_epsilon=self.max_total_epsilon,
+            units=frozenset(each.value for each in self.unit) if self.unit else default.units,
+            require=None if self.without_noise else default.require,
+            repeat_without_noise=self.repeat_without_noise,
+            partner_keys=(others | own) or None,
+            allowed_models=allowed if allowed or self.model is None else None,
+            max_download_bytes=self.max_download_mb << 20,
+            max_memory_bytes=None if self.max_memory_mb is None else self.max_memory_mb << 20,
+            per_period=self._per_period(),
+            witnesses=frozenset(witness_keys(self.witness or ())),
+            min_witnesses=self.min_witnesses,
+        )
+
+    def _per_period(self) -> PeriodLimits | None:
+        """None where nothing is limited."""
+        from client_sdk import PeriodLimits
+
+        mb, minutes, epsilon = self.period_mb, self.period_minutes, self.period_epsilon
+        if mb is None and minutes is None and epsilon is None:
+            return None
+        return PeriodLimits(
+            period_s=self.period_days * 86_400.0,
+            max_bytes=None if mb is None else mb << 20,
+            max_training_s=None if minutes is None else minutes * 60.0,
+            max_epsilon=epsilon,
+        )
 
 
-def _per_period(
-    days: int, mb: int | None, minutes: float | None, epsilon: float | None
-) -> PeriodLimits | None:
-    """None where nothing is limited."""
-    from client_sdk import PeriodLimits
+def with_policy(command: Callable[..., None]) -> Callable[..., None]:
+    """A command whose parameter ``options`` is given by the options of :class:`PolicyOptions`."""
+    names = [each.name for each in fields(PolicyOptions)]
 
-    if mb is None and minutes is None and epsilon is None:
-        return None
-    return PeriodLimits(
-        period_s=days * 86_400.0,
-        max_bytes=None if mb is None else mb << 20,
-        max_training_s=None if minutes is None else minutes * 60.0,
-        max_epsilon=epsilon,
-    )
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        options = PolicyOptions(**{name: given.pop(name) for name in names})
+        command(**given, options=options)
+
+    own = inspect.signature(command, eval_str=True)
+    expanded: list[inspect.Parameter] = []
+    for parameter in own.parameters.values():
+        if parameter.name == "options":
+            expanded += inspect.signature(PolicyOptions, eval_str=True).parameters.values()
+        else:
+            expanded.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+    run.__signature__ = own.replace(parameters=expanded)  # type: ignore[attr-defined]
+    run.__annotations__ = {each.name: each.annotation for each in expanded}
+    return run
 
 
 def in_options(refusal: PolicyRefusal) -> PolicyRefusal | CommandError:
