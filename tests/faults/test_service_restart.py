@@ -10,7 +10,7 @@ from aggregator.cohorts.adding import Adder
 from aggregator.cohorts.releasing import Releaser
 from aggregator.store.blobs import BlobsUnavailable
 from secagg import client
-from tests.kits.service import DEADLINE_S, current_sum, devices, finished, served, spec
+from tests.kits.service import current_sum, devices, finished, served, spec
 
 POINTS = ("advert", "deals", "ready", "header", "vector", "half-vector", "confirmation", "unmask")
 
@@ -77,7 +77,7 @@ def added(server):
     ],
 )
 async def test_a_crash_between_any_two_durable_steps_is_repeated_not_doubled(
-    tmp_path, monkeypatch, owner, name
+    tmp_path, database_url, monkeypatch, owner, name
 ):
     """The step starts and never ends, as when the process dies in it; then all starts again."""
     reached, real = asyncio.Event(), getattr(owner, name)
@@ -91,7 +91,7 @@ async def test_a_crash_between_any_two_durable_steps_is_repeated_not_doubled(
         loop.call_soon_threadsafe(reached.set)
         raise BlobsUnavailable("read a model", "the disk went away", "Mount it.")
 
-    async with served(tmp_path, spec()) as server:
+    async with served(tmp_path, spec(), database_url=database_url) as server:
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, dies_in_thread if name == "_compute" else dies)
             running = [asyncio.create_task(device.run()) for device in devices(server, 4)]
@@ -127,21 +127,3 @@ async def test_a_whole_upload_outlives_the_service_and_its_device(tmp_path, monk
         await server.until(lambda _: added(server) == 1)
         await server.until(lambda _: not list((tmp_path / "blobs" / "uploads").rglob("*-*")))
         await asyncio.gather(*running, return_exceptions=True)
-
-
-async def test_a_deadline_that_passed_while_the_service_was_down_ends_the_phase_at_once(tmp_path):
-    async with served(tmp_path, spec()) as server:
-        fleet = devices(server, 4)
-        fleet[2].stop_before = "deals"
-        running = [asyncio.create_task(device.run()) for device in fleet]
-        await server.until(lambda _: len(dealt(server)) == 3 and fleet[2].gone)
-        await server.stop()
-        server.ahead_s += DEADLINE_S
-        await server.start()
-        assert finished(await asyncio.gather(*running)) == 3
-        assert (await current_sum(server))[:5].tolist() == [1, 1, 0, 1, 0]
-
-
-def dealt(server):
-    live = list(server.service.driver.live.values())
-    return getattr(live[0].cohort.state, "dealt", {}) if live else {}

@@ -16,7 +16,6 @@ from nacl.signing import SigningKey
 from aggregator import logs
 from aggregator.cohorts.actor import Cohort
 from secagg import http_api
-from tests.kits.bad_bytes import nowhere_a_failure, texts_with_a_nul
 from tests.kits.log_lines import lines, of
 from tests.kits.service import (
     TASK,
@@ -25,7 +24,6 @@ from tests.kits.service import (
     Served,
     devices,
     finished,
-    one_hot,
     run,
     served,
     spec,
@@ -140,12 +138,6 @@ async def test_malformed_http_is_told_with_its_address_and_an_id(
             "127.0.0.7",
             headers["x-request-id"],
         )
-
-
-async def test_bytes_that_a_database_refuses_are_refused_before_it(tmp_path: Path) -> None:
-    async with served(tmp_path, spec(), requests_per_s=1e6) as server:
-        await nowhere_a_failure(server, Device(server, 0, one_hot(0)))
-        await texts_with_a_nul(server)
 
 
 @pytest.mark.parametrize(

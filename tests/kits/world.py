@@ -36,6 +36,7 @@ from secagg.access_token import issue_access_token
 from secagg.http_api import EnrolmentBundle, Offer
 from secagg.manifest import Manifest
 from secagg.secret import Secret
+from tests.kits.databases import with_schema
 
 TOKEN = "operator-token"
 TASK = "stats"
@@ -153,6 +154,7 @@ class World:
     async def start(self) -> None:
         app = build_app(self._settings, lambda: time.time() + self.ahead_s)
         app.middlewares.insert(0, self._gated)
+        with_schema(self._settings)
         self.app = app
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()

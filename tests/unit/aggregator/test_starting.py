@@ -21,22 +21,22 @@ from tests.kits.sealed import CELLS
 from tests.kits.service import Served, served, spec
 from tests.kits.starting import refused
 from tests.kits.upgrades import first_version
-from tests.kits.walked import walk
 
 NAME = "secagg.local/ledger"
 
 
-def replicas(tmp_path: Path, **settings: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+def replicas(
+    tmp_path: Path, database_url: str, **settings: Any
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Settings of two replicas of one database and blob folder, each with a data folder, and so
     keys, of its own."""
-    url = f"sqlite:///{tmp_path / 'shared.db'}"
-    shared = {"database_url": url, "blob_dir": tmp_path / "blobs"}
+    shared = {"database_url": database_url, "blob_dir": tmp_path / "blobs"}
     first = {"data_dir": tmp_path / "one", **shared}
     return first, {"data_dir": tmp_path / "two", **shared, **settings}
 
 
-async def test_a_replica_with_other_keys_does_not_start(tmp_path: Path) -> None:
-    first, second = replicas(tmp_path)
+async def test_a_replica_with_other_keys_does_not_start(tmp_path: Path, database_url: str) -> None:
+    first, second = replicas(tmp_path, database_url)
     async with served(**first) as server:
         own = facts_of(server.service.core.keys, NAME)
         error = await refused(second)
@@ -47,8 +47,8 @@ async def test_a_replica_with_other_keys_does_not_start(tmp_path: Path) -> None:
         pass
 
 
-async def test_one_key_that_differs_is_named(tmp_path: Path) -> None:
-    first, second = replicas(tmp_path)
+async def test_one_key_that_differs_is_named(tmp_path: Path, database_url: str) -> None:
+    first, second = replicas(tmp_path, database_url)
     async with served(**first):
         keys = tmp_path / "two" / "keys"
         load_keys(keys)
@@ -58,15 +58,21 @@ async def test_one_key_that_differs_is_named(tmp_path: Path) -> None:
     assert "ledger.key" in error.message
 
 
-async def test_a_replica_with_another_ledger_name_does_not_start(tmp_path: Path) -> None:
-    first, second = replicas(tmp_path, keys_dir=tmp_path / "one" / "keys", ledger_name="other")
+async def test_a_replica_with_another_ledger_name_does_not_start(
+    tmp_path: Path, database_url: str
+) -> None:
+    first, second = replicas(
+        tmp_path, database_url, keys_dir=tmp_path / "one" / "keys", ledger_name="other"
+    )
     async with served(**first):
         error = await refused(second)
     assert (error.reason, error.expected, error.found) == ("ledger-name-differs", NAME, "other")
 
 
-async def test_of_two_services_that_begin_on_one_database_one_wins(tmp_path: Path) -> None:
-    first, second = replicas(tmp_path)
+async def test_of_two_services_that_begin_on_one_database_one_wins(
+    tmp_path: Path, database_url: str
+) -> None:
+    first, second = replicas(tmp_path, database_url)
     both = [Served(**first), Served(**second)]
     try:
         ends = await asyncio.gather(*(each.start() for each in both), return_exceptions=True)
@@ -102,14 +108,14 @@ async def test_a_database_of_before_tells_whose_it_is(tmp_path: Path, other: str
     await database.close()
 
 
-async def test_a_schema_that_is_newer_than_the_software_is_refused(tmp_path: Path) -> None:
-    async with served(tmp_path / "data"):
-        pass
-    engine = sa.create_engine(f"sqlite:///{tmp_path / 'data' / 'secagg.db'}")
-    with engine.begin() as connection:
-        connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
-    engine.dispose()
-    error = await refused({"data_dir": tmp_path / "data"})
+async def test_a_schema_that_is_newer_than_the_software_is_refused(
+    tmp_path: Path, database_url: str
+) -> None:
+    settings = {"data_dir": tmp_path / "data", "database_url": database_url}
+    async with served(**settings) as server, server.service.core.database.write() as connection:
+        newer = sa.text("UPDATE alembic_version SET version_num = '9999'")
+        await connection.execute(newer)
+    error = await refused(settings)
     found = (error.reason, error.expected, error.found)
     assert found == ("schema-newer", migrating.of_code(), "9999")
     assert "downgrade" in str(error.remedy)
@@ -143,9 +149,3 @@ def test_the_lock_of_a_data_folder_goes_with_its_process(tmp_path: Path) -> None
         holder.wait()
     folder.take()
     folder.release()
-
-
-async def test_every_migration_goes_up_and_down_with_data(tmp_path: Path) -> None:
-    database = Database(f"sqlite+aiosqlite:///{tmp_path / 'secagg.db'}", CELLS)
-    await walk(database)
-    await database.close()

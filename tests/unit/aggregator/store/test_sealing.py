@@ -65,8 +65,10 @@ async def two_bans(server: Served) -> None:
         assert status == 200
 
 
-async def test_two_rows_that_trade_their_cells_are_refused(tmp_path: Path) -> None:
-    async with served(tmp_path) as server:
+async def test_two_rows_that_trade_their_cells_are_refused(
+    tmp_path: Path, database_url: str
+) -> None:
+    async with served(tmp_path, database_url=database_url) as server:
         await two_bans(server)
         assert {ban.device for ban in await banned(server)} == set(DEVICES)
         database = server.service.core.database
@@ -82,8 +84,9 @@ async def test_two_rows_that_trade_their_cells_are_refused(tmp_path: Path) -> No
             await resealing.opened(database)
 
 
-def db(data: Path, command: str) -> Any:
-    done = CliRunner().invoke(app, ["db", command, "--data-dir", str(data), "--format", "json"])
+async def db(data: Path, command: str) -> Any:
+    words = ["db", command, "--data-dir", str(data), "--format", "json"]
+    done = await asyncio.to_thread(CliRunner().invoke, app, words)
     return json.loads(done.stdout)
 
 
@@ -94,41 +97,42 @@ def add_first(file: Path) -> str:
     return before
 
 
-def test_keys_rotate_and_an_old_one_goes_when_nothing_needs_it(tmp_path: Path) -> None:
+async def test_keys_rotate_and_an_old_one_goes_when_nothing_needs_it(
+    tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "keys" / "sealing.keys"
-
-    async def begin() -> None:
-        async with served(tmp_path) as server:
-            await two_bans(server)
+    settings = {"data_dir": tmp_path, "database_url": database_url}
+    monkeypatch.setenv("SECAGG_DATABASE_URL", database_url)  # for the commands
 
     async def goes_on() -> None:
-        async with served(tmp_path) as server:
+        async with served(**settings) as server:
             assert {ban.device for ban in await banned(server)} == set(DEVICES)
 
-    asyncio.run(begin())
+    async with served(**settings) as server:
+        await two_bans(server)
     old = add_first(file)
     new = file.read_text().split()[0]
-    asyncio.run(goes_on())
+    await goes_on()
     file.write_text(new)
-    error = asyncio.run(refused({"data_dir": tmp_path}))
-    assert error.reason == "sealing-key-missing"
+    assert (await refused(settings)).reason == "sealing-key-missing"
     file.write_text(f"{new}\n{old}")
-    assert db(tmp_path, "reseal")["resealed"] == 2
+    assert (await db(tmp_path, "reseal"))["resealed"] == 2
     file.write_text(new)
-    assert db(tmp_path, "check")["sealed_cells"] == 2
-    asyncio.run(goes_on())
+    assert (await db(tmp_path, "check"))["sealed_cells"] == 2
+    await goes_on()
     file.write_text(old)  # the way back is closed
-    assert asyncio.run(refused({"data_dir": tmp_path})).reason == "sealing-key-missing"
+    assert (await refused(settings)).reason == "sealing-key-missing"
 
 
-async def test_a_replica_with_sealing_keys_of_its_own_does_not_start(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path / 'shared.db'}"
-    async with served(tmp_path / "one", database_url=url):
+async def test_a_replica_with_sealing_keys_of_its_own_does_not_start(
+    tmp_path: Path, database_url: str
+) -> None:
+    async with served(tmp_path / "one", database_url=database_url):
         keys = tmp_path / "two" / "keys"
         load_keys(keys)
         for name in ("task.key", "ledger.key"):
             (keys / name).write_bytes((tmp_path / "one" / "keys" / name).read_bytes())
-        error = await refused({"data_dir": tmp_path / "two", "database_url": url})
+        error = await refused({"data_dir": tmp_path / "two", "database_url": database_url})
         assert error.reason == "sealing-key-missing"
 
 
