@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client_sdk import Client, Event, PrivacyPolicy, RunResult
+from client_sdk import Client, Event, PrivacyPolicy, RunResult, TransportSettings
 from secagg.limits import SLICE_LENGTH
 from secagg_cli.audit.command import audit_ledger
 from secagg_cli.demo.service import Service
@@ -23,6 +23,8 @@ from secagg_cli.processes import Children
 DEVICES = 4
 LENGTH = SLICE_LENGTH + DEVICES
 TASK = "one-hot"
+# Otherwise a device may rest for 5 s after the service is back.
+QUICK = TransportSettings(backoff_max_s=0.5, jitter_s=0.05)
 SPEC = {
     "task": TASK,
     "algorithm": "sum",
@@ -82,6 +84,7 @@ class Fleet:
             ),
             state_dir=self.folder / f"state-{index}",
             on_event=self._on_event,
+            transport=QUICK,
         )
         try:
             self.results[index] = client.run(OneHot(index), task=TASK, rounds=1)

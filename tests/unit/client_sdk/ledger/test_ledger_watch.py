@@ -434,12 +434,13 @@ class Endless(Log):
         self.files = {}
         self.files["checkpoint"] = sign_checkpoint(Checkpoint(ORIGIN, size, b"r" * 32), SEED)
         self.bundles = 0
+        self._bundle = tiles.bundle_bytes(entries(256))
 
     async def ledger(self, path: str) -> bytes | None:
         if "entries" not in path:
             return self.files.get(path)
         self.bundles += 1
-        return tiles.bundle_bytes(entries(256))
+        return self._bundle
 
 
 @pytest.mark.parametrize("size", [LEAVES_MAX + 1, 10**17, 10**18 - 1])
