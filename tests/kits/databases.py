@@ -17,7 +17,6 @@ from sqlalchemy.engine import make_url
 
 from aggregator.settings.options import Settings
 from aggregator.store import migrating
-from aggregator.store.schema import service_facts
 from aggregator.store.sealing import Cells
 from secagg.secret import Secret
 
@@ -32,7 +31,6 @@ def _migrated() -> bytes:
         engine = sa.create_engine(f"sqlite:///{file}", execution_options={"cells": cells})
         with engine.begin() as connection:
             migrating.upgrade(connection)
-            connection.execute(sa.delete(service_facts))  # the key above is of no service
         engine.dispose()
         return file.read_bytes()
 

@@ -50,7 +50,7 @@ def upgrade() -> None:
     for place, _ in _DEVICES:
         column = sa.Column(place.column, sa.LargeBinary(), nullable=False, server_default="")
         op.add_column(place.table, column)
-    _each(
+    rows = _each(
         connection,
         "contributions",
         ("cohort", "identity"),
@@ -73,17 +73,20 @@ def upgrade() -> None:
             }
             return {**hashed, **sealed}
 
-        _each(connection, table, named[0][0].row, [column for _, column in named], seal_devices)
+        columns = [column for _, column in named]
+        rows += _each(connection, table, named[0][0].row, columns, seal_devices)
     for place in _CONTENTS:
 
         def seal(row: dict[str, object], place: Place = place) -> dict[str, object]:
             key = [row[name] for name in place.row]
             return {place.column: cells.seal(place, key, _bytes(row[place.column]))}
 
-        _each(connection, place.table, place.row, [place.column], seal)
+        rows += _each(connection, place.table, place.row, [place.column], seal)
     _forget_keys(connection)
-    # A replica without this key must not start.
-    connection.execute(sa.insert(_FACTS).values(name="sealing-keys", value=cells.sealing))
+    # A replica without this key must not start. An empty database is of whoever enters it first,
+    # which of two services that begin at once may be the other one.
+    if rows:
+        connection.execute(sa.insert(_FACTS).values(name="sealing-keys", value=cells.sealing))
 
 
 def _forget_keys(connection: sa.Connection) -> None:
@@ -132,8 +135,9 @@ def _each(
     key: tuple[str, ...],
     columns: list[str] | tuple[str, ...],
     changed: Callable[[dict[str, object]], dict[str, object]],
-) -> None:
-    """Rewrite each row of a table: ``key`` names it, ``columns`` are read beside it."""
+) -> int:
+    """Rewrite each row of a table: ``key`` names it, ``columns`` are read beside it. How many there
+    were."""
     wanted = tuple(dict.fromkeys((*key, *columns)))
     devices = [place.column for place, _ in _DEVICES if place.table == table]
     target = sa.table(table, *(sa.column(name) for name in (*wanted, *devices)))
@@ -143,6 +147,7 @@ def _each(
         chosen = sa.select(*(target.c[name] for name in wanted)).where(here)
         (found,) = connection.execute(chosen).mappings()
         connection.execute(sa.update(target).where(here).values(changed(dict(found))))
+    return len(keys)
 
 
 def _bytes(value: object) -> bytes:
