@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from aggregator.store import migrating
 from aggregator.store.database import Database
-from aggregator.store.identity import SEALING_KEYS
+from aggregator.store.identity import SEALING_KEYS, enter_sealing_key
 from aggregator.store.schema import metadata
 from aggregator.store.sealing import SEALED, Cells
 
@@ -44,7 +44,7 @@ def _value(column: sa.Column[Any]) -> Any:
 
 
 async def filled(database: Database) -> None:
-    """One row in each table, with a value in each column."""
+    """One row in each table, with a value in each column; and the key that seals."""
     cells = database.cells
     async with database.write() as connection:
         for table in metadata.sorted_tables:
@@ -56,6 +56,7 @@ async def filled(database: Database) -> None:
                     plain = bytes.fromhex(_TEXT) if place.column in _DEVICES else _BYTES
                     row[place.column] = cells.seal(place, [row[n] for n in place.row], plain)
             await connection.execute(sa.insert(table).values(row))
+    await enter_sealing_key(database, cells.ids, cells.sealing)  # as a service does
 
 
 async def stored(database: Database) -> Rows:
