@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from dp.planning.figures import TaskFigures
     from dp.planning.task import UnitCost
 
+_NEVER_LOG2 = -4096.0  # written where a sum cannot wrap at all, and for anything smaller
 _STEPS = {
     "share_s": "shares",
     "check_s": "checks",
@@ -72,9 +73,13 @@ def _sizes(found: TaskFigures) -> list[str]:
         if found.model_bytes
         else "no model"
     )
+    wraps = (
+        "cannot wrap around"
+        if found.wrap_log2 <= _NEVER_LOG2
+        else f"wraps around with probability at most {power(found.wrap_log2)}"
+    )
     return [
-        f"A vector has {found.numbers:,} numbers of {found.ring_bits} bits; a sum wraps around "
-        f"with probability at most {power(found.wrap_log2)}.",
+        f"A vector has {found.numbers:,} numbers of {found.ring_bits} bits; a sum {wraps}.",
         f"Each round a device sends {found.vector_bytes:,} bytes of vector and at most "
         f"{found.messages_up_bytes:,} of messages, and fetches at most "
         f"{found.messages_down_bytes:,} of messages and {model}.",
