@@ -176,11 +176,11 @@ async def releases_of(
 
 
 async def started_from(connection: Connection, task: str, most: int) -> list[str]:
-    """The newest tasks whose first model is one of this task's."""
+    """The newest tasks whose first model is one of this task's, but those that were deleted."""
     member = f'"start_from":{msgspec.json.encode(task).decode()}'
     rows = await connection.execute(
         sa.select(tasks.c.task)
-        .where(tasks.c.spec.contains(member, autoescape=True))
+        .where(tasks.c.spec.contains(member, autoescape=True), tasks.c.deleted_at.is_(None))
         .order_by(tasks.c.created_at.desc())
         .limit(most)
     )
