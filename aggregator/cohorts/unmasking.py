@@ -65,7 +65,7 @@ async def renewed_lease(core: Core, cohort: str) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        over.set()  # and not cancel(): a write that has begun is finished
+        over.set()  # and not cancel(): a write that has begun has time to end
         await end_write(renewing)
 
 
