@@ -91,7 +91,7 @@ async def test_the_services_own_faults_are_problems_that_tell_nothing_of_the_ins
     async def fail() -> None:
         raise fault
 
-    monkeypatch.setattr(server.app[SERVICE].ledger, "publish", fail)
+    monkeypatch.setattr(server.app[SERVICE].ledger, "demand_published", fail)
     found, headers, body = await asked(server, "GET", "/ledger/checkpoint")
     problem = msgspec.json.decode(body, type=Problem)
     assert (found, problem.status, problem.reason) == (status, status, reason)
