@@ -9,7 +9,6 @@ on.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ssl
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -32,6 +31,7 @@ from secagg.files.text import TextFile
 LOOK_S = 10.0
 _log = get_logger("tls")
 _READABLE, _USABLE = "tls-file-unreadable", "tls-file-malformed"
+_OF_TODAY = "Ask for a certificate with a key of today: ECDSA P-256, or RSA of 2,048 bits or more."
 _CERTIFICATE = TextFile("certificate", ConfigurationError, _READABLE, _USABLE)
 _KEY = TextFile(
     "key of the certificate",
@@ -109,9 +109,9 @@ class Tls:
         self.public = _Newest(ssl.PROTOCOL_TLS_SERVER)
         self.admin = _Newest(ssl.PROTOCOL_TLS_SERVER) if settings.admin_speaks_tls else None
         self.failed: ConfigurationError | None = None
-        self._seen: _Files | None = None  # what was looked at last, taken or not
+        self._seen: _Files | None = None  # what serves
         self._looking: asyncio.Task[None] | None = None
-        self._take(self._read())
+        self._renew()
 
     @property
     def left_s(self) -> float:
@@ -124,8 +124,7 @@ class Tls:
     async def close(self) -> None:
         if self._looking is not None:
             self._looking.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._looking
+            await asyncio.gather(self._looking, return_exceptions=True)
 
     async def _look_on(self) -> None:
         while True:
@@ -136,10 +135,8 @@ class Tls:
         """Take what the files hold now, if it changed and can be used."""
         before = None if self.failed is None else str(self.failed)
         try:
-            files = self._read()
-            if files == self._seen and self.failed is None:
+            if not self._renew():
                 return
-            self._take(files)
         except ConfigurationError as error:
             self.failed = error
             if str(error) != before:
@@ -153,6 +150,28 @@ class Tls:
             return
         self.failed = None
         _log.info("tls-renewed", left_s=round(self.left_s))
+
+    def _renew(self) -> bool:
+        """Whether there was something to take, which serves now.
+
+        Raises:
+            ConfigurationError: also of what these libraries raise for files that nobody foresaw.
+        """
+        try:
+            files = self._read()
+            if files == self._seen and self.failed is None:
+                return False
+            self._take(files)
+        except ConfigurationError:
+            raise
+        except Exception as error:
+            raise ConfigurationError(
+                "tls-unusable",
+                f"The certificate {self._settings.tls_certificate}, its key or the authorities "
+                f"beside it cannot be used: {type(error).__name__}: {error}.",
+                remedy=_OF_TODAY,
+            ) from error
+        return True
 
     def _read(self) -> _Files:
         settings = self._settings
@@ -241,12 +260,12 @@ class Tls:
             raise ConfigurationError(
                 "tls-unusable",
                 f"OpenSSL does not take {settings.tls_certificate} and its key: {error}.",
-                remedy="Ask for a certificate with a key of today: ECDSA P-256, or RSA of 2,048 "
-                "bits or more.",
+                remedy=_OF_TODAY,
             ) from error
         if authorities is not None:
+            plain = authorities.encode("ascii", "ignore").decode()  # comments may have any letter
             try:
-                context.load_verify_locations(cadata=authorities)
+                context.load_verify_locations(cadata=plain)
             except (ssl.SSLError, ValueError) as error:
                 raise ConfigurationError(
                     _USABLE,

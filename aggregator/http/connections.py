@@ -18,7 +18,7 @@ from aiohttp import web
 from aiohttp.http import HttpProcessingError
 from aiohttp.http_exceptions import LineTooLong
 
-from aggregator.http.handshakes import Handshake
+from aggregator.http.handshakes import Handshake, Handshakes
 from aggregator.http.problems import encode, problem
 from aggregator.http.requests import HEADER, new_id
 from aggregator.logs import get_logger
@@ -267,7 +267,12 @@ class Connection(web.RequestHandler):
             return resp, True
 
 
-def _handshake(manager: web.Server, connections: Connections, context: ssl.SSLContext) -> Handshake:
+def _handshake(
+    manager: web.Server,
+    connections: Connections,
+    context: ssl.SSLContext,
+    under_way: Handshakes,
+) -> Handshake:
     """A connection of TLS. Its handshake has as long as a request's head."""
     address = "unknown"
 
@@ -284,6 +289,7 @@ def _handshake(manager: web.Server, connections: Connections, context: ssl.SSLCo
     return Handshake(
         context,
         lambda: Connection(manager, connections, address),
+        under_way=under_way,
         admit=admit,
         leave=lambda: connections.leave(address),
         failed=failed,
@@ -295,7 +301,7 @@ class Site(web.BaseSite):
     """Listens at ``host`` and ``port`` with connections of these caps and deadlines. ``tls``: of
     its TLS; None: it speaks HTTP."""
 
-    __slots__ = ("_connections", "_host", "_port", "_reuse_port")
+    __slots__ = ("_connections", "_handshakes", "_host", "_port", "_reuse_port")
 
     def __init__(
         self,
@@ -312,6 +318,7 @@ class Site(web.BaseSite):
         self._port = port
         self._connections = connections
         self._reuse_port = reuse_port
+        self._handshakes = Handshakes()
 
     @property
     def name(self) -> str:
@@ -330,7 +337,7 @@ class Site(web.BaseSite):
 
         def accepted() -> asyncio.Protocol:
             if tls is not None:
-                return _handshake(manager, connections, tls)
+                return _handshake(manager, connections, tls, self._handshakes)
             return Connection(manager, connections)
 
         try:
@@ -351,6 +358,10 @@ class Site(web.BaseSite):
         for listening in self._server.sockets:
             with listening.dup() as same:
                 same.listen(self._backlog)
+
+    async def stop(self) -> None:
+        await super().stop()
+        await self._handshakes.stop()
 
 
 def _network(peer: Any) -> str:

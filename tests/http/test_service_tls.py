@@ -5,20 +5,26 @@ from __future__ import annotations
 import asyncio
 import re
 import ssl
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import aiohttp
 import pytest
 from aiohttp import web
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from aggregator import logs
 from aggregator.http import connections
 from aggregator.http.app import build_admin_app
 from aggregator.main import warn_of_open_host
+from aggregator.settings.options import Settings
+from aggregator.tls import Tls
 from client_sdk.errors import Unreached
 from client_sdk.network.connections import Network, NetworkError
 from tests.kits.boxes import Authority
@@ -166,7 +172,6 @@ async def test_what_cannot_serve_is_refused_at_the_start(
     settings = {"data_dir": tmp_path / "data", **paths((certificate, key))}
     if reason == "tls-not-yet-valid":
         from aggregator.service import Service
-        from aggregator.settings.options import Settings
         from secagg.errors import ConfigurationError
 
         with pytest.raises(ConfigurationError) as caught:
@@ -271,11 +276,45 @@ async def test_connections_that_never_shake_hands_count_and_end(
         assert 'secagg_refusals_total{reason="tls-handshake"} 4.0' in metrics
 
 
+async def test_a_handshake_under_way_ends_with_its_port(
+    tmp_path: Path, authority: Authority
+) -> None:
+    settings = paths(authority.pair(tmp_path / "service.pem", HERE))
+    async with served(tmp_path / "data", **settings) as server:
+        counted = server.connections.by_address
+        reader, writer = await asyncio.open_connection(HERE, int(server.url.rpartition(":")[2]))
+        await until(lambda: counted.total() == 1)
+        (port,) = server.runner.sites
+        await port.stop()
+        assert not counted
+        assert await reader.read() == b""
+        writer.close()
+
+
+async def test_a_file_that_nobody_foresaw_is_told_and_ends_neither_look_nor_stop(
+    tmp_path: Path, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    callers = tmp_path / "callers.pem"
+    callers.write_text("# Főtanúsítvány\n" + authority.ca_file.read_text())
+    pair = authority.pair(tmp_path / "service.pem", HERE)
+    settings = Settings.load(data_dir=tmp_path, tls_client_ca=callers, **paths(pair))
+    tls = Tls(settings, time.time)
+    monkeypatch.setattr("aggregator.tls.LOOK_S", 0.0)
+    with monkeypatch.context() as strange:
+        strange.setattr(x509, "load_pem_x509_certificates", Mock(side_effect=UnsupportedAlgorithm))
+        callers.write_text(authority.ca_file.read_text())
+        tls.start()
+        await until(lambda: tls.failed is not None)
+        assert tls.failed.reason == "tls-unusable"
+    await until(lambda: tls.failed is None)
+    monkeypatch.setattr(tls, "look", Mock(side_effect=MemoryError))
+    await until(lambda: tls._looking.done())
+    await tls.close()
+
+
 def test_a_service_with_tls_warns_of_no_plain_port(
     tmp_path: Path, authority: Authority, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from aggregator.settings.options import Settings
-
     logs.configure()
     settings = {"data_dir": tmp_path / "data", "host": "0.0.0.0"}  # noqa: S104  nobody listens
     warn_of_open_host(Settings.load(**settings))
