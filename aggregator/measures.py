@@ -59,13 +59,14 @@ class Measures:
         self._blob_bytes = 0
         self._left: set[str] = set()  # tasks that are shown no longer
 
-    async def page(self, ready: Callable[[], Awaitable[bool]]) -> bytes:
+    async def page(self, ready: Callable[[], Awaitable[bool]], *, started: bool = True) -> bytes:
         """All metrics in Prometheus' text format. Without a database it has what the process
-        counts, and that the replica is not ready."""
+        counts, and that the replica is not ready; so too before it has started, and from its stop
+        on."""
         core = self._core
         async with self._reading:
             if time.monotonic() - self._read_at >= CACHED_S:
-                samples = await self._from_database()
+                samples = await self._from_database() if started else Samples()
                 await self._from_disk(samples)
                 samples.put("secagg_ready", float(await ready()))
                 if self._tls is not None:

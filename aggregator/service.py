@@ -23,6 +23,7 @@ from aggregator.cohorts.watch import Watch
 from aggregator.compute.pools import compute_pool
 from aggregator.core import Core
 from aggregator.deltas import Deltas
+from aggregator.errors import Kind, Refusal
 from aggregator.folders import close_database, close_to_others
 from aggregator.intake.callers import Callers
 from aggregator.intake.open_requests import Intake
@@ -232,6 +233,22 @@ class Service:
         await self.core.database.close()
         self.audit.tell_left_out()
         self._folder.release()
+
+    def demand_started(self) -> None:
+        """Before the start has looked whose database it is nothing is read of it or done to it, and
+        nothing from the stop on.
+
+        Raises:
+            Refusal: ``starting``.
+        """
+        if not self.ready:
+            raise Refusal(
+                Kind.BUSY,
+                "starting",
+                "The service has not started yet, or is being stopped.",
+                remedy="Load the page again.",
+                retry_after_s=1,
+            )
 
     async def not_ready(self) -> NotReady | None:
         """Why this replica should get no requests; None: it should."""

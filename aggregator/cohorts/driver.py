@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -47,6 +47,7 @@ from secagg.server import (
 )
 
 _log = get_logger("driver")
+_T = TypeVar("_T")
 _UNMASKING_TRIES = 3
 _STORE_AGAIN_S = 1.0
 _LEFT_TO_OTHERS_S = 60.0  # after a deadline: then none of them is there
@@ -168,6 +169,16 @@ class Driver:
         self._background.add(task)
         task.add_done_callback(self._finished)
         return task
+
+    async def to_its_end(self, work: Coroutine[Any, Any, _T], name: str) -> _T:
+        """Go on with it though its caller leaves; the close of the driver ends it too."""
+        outcome: list[_T] = []
+
+        async def run() -> None:
+            outcome.append(await work)
+
+        await asyncio.shield(self.spawn(run(), name))
+        return outcome[0]
 
     def _finished(self, task: asyncio.Task[None]) -> None:
         self._background.discard(task)

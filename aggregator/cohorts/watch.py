@@ -32,6 +32,7 @@ from secagg.server import Exclude, Tick
 _log = get_logger("watch")
 _AGAIN_S = 1.0
 _PAUSE_MIN_S = 0.005
+_LEDGER = "ledger/"  # beside names of tasks, which have no slash
 
 
 class Watch:
@@ -151,7 +152,7 @@ class Watch:
 
     async def _poll(self) -> None:
         """See what other replicas have committed, and render what they put into the ledger."""
-        self._once("ledger", self._ledger.publish)
+        self._once(_LEDGER, self._ledger.publish)
         async with self._core.database.read() as connection:
             open_now = await cohorts.open_now(connection)
             seen = await tasks.versions_and_states(connection)

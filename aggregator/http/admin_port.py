@@ -23,6 +23,7 @@ from aiohttp.typedefs import Handler, Middleware
 
 from aggregator.http import connections
 from aggregator.http.app import build_admin_app
+from aggregator.http.dashboard.acts import take_form
 from aggregator.http.dashboard.live import ASK
 from aggregator.http.dashboard.pages import LIVE
 from aggregator.logs import get_logger
@@ -32,7 +33,6 @@ from aggregator.settings.options import Settings
 _log = get_logger("admin")
 STILL_S = 60.0
 _ANSWER_S = 20.0  # for a page that the service's loop computes
-_FORM_S = 10.0  # for a form to come
 _BEAT_S = 1.0
 _KEPT_BACK = 8  # file descriptors for connections that must be taken when there is no other left
 _NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
@@ -134,8 +134,7 @@ class AdminPort:
                 return await handler(request)
             try:
                 if request.method == "POST":  # its body comes to this loop
-                    async with asyncio.timeout(_FORM_S):
-                        await request.post()
+                    await take_form(request)
                 answer: web.StreamResponse = await self._ask(_called(handler, request))
                 return answer
             except TimeoutError:

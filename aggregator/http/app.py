@@ -11,6 +11,7 @@ from aiohttp.typedefs import Middleware
 from aggregator.audit import Status
 from aggregator.errors import Kind, Refusal
 from aggregator.http.audit import audited
+from aggregator.http.dashboard.sites import demand_known_host
 from aggregator.http.problems import Handler, problems
 from aggregator.http.requests import identified, note_begun, show_id, status_after
 from aggregator.http.routes import admin, devices, ledger, openapi, operator, sessions
@@ -48,10 +49,39 @@ def build_admin_app(service: Service, inner: Sequence[Middleware] = ()) -> web.A
     outer = [identified(False), problems(service.core.metrics)]
     if service.core.settings.admin_client_ca is not None:
         outer.append(_certified)
-    app = web.Application(middlewares=[*outer, *inner], client_max_size=_FORM_BYTES)
+    app = web.Application(
+        middlewares=[*outer, _named(service.core.settings), *inner, _started(service)],
+        client_max_size=_FORM_BYTES,
+    )
     app.on_response_prepare.extend((show_id, note_begun))
     app.add_routes(admin.routes(service))
     return app
+
+
+def _is_page(request: web.Request) -> bool:
+    """Health and metrics are for programs, and are answered at any time."""
+    resource = request.match_info.route.resource
+    return resource is None or resource.canonical not in ("/healthz", "/readyz", "/metrics")
+
+
+def _named(settings: Settings) -> Middleware:
+    @web.middleware
+    async def named(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if _is_page(request):
+            demand_known_host(request, settings)
+        return await handler(request)
+
+    return named
+
+
+def _started(service: Service) -> Middleware:
+    @web.middleware
+    async def started(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if _is_page(request):
+            service.demand_started()
+        return await handler(request)
+
+    return started
 
 
 @web.middleware

@@ -33,7 +33,7 @@ def audited(service: Service) -> Middleware:
         except BaseException as error:  # the caller left, or the service is being stopped
             tell(request, status_after(error), None)
             raise
-        tell(request, response.status, _reason(response))
+        tell(request, response.status, reason_of(response))
         return response
 
     def tell(request: web.Request, status: Status, reason: str | None) -> None:
@@ -66,7 +66,8 @@ def audited(service: Service) -> Middleware:
     return middleware
 
 
-def _reason(response: web.StreamResponse) -> str | None:
+def reason_of(response: web.StreamResponse) -> str | None:
+    """Of a problem document."""
     body = response.body if isinstance(response, web.Response) else None
     if response.status < 400 or not isinstance(body, bytes):
         return None

@@ -117,7 +117,7 @@ def problems(metrics: Metrics) -> Middleware:
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        return await _answer(metrics, request, handler)
+        return await answered(metrics, request, handler)
 
     return middleware
 
@@ -140,7 +140,8 @@ async def _whole(request: web.Request, handler: Handler) -> web.StreamResponse:
         raise ConnectionResetError("the answer broke off") from error
 
 
-async def _answer(metrics: Metrics, request: web.Request, handler: Handler) -> web.StreamResponse:
+async def answered(metrics: Metrics, request: web.Request, handler: Handler) -> web.StreamResponse:
+    """What :func:`problems` makes of a request."""
     try:
         return await _whole(request, handler)
     except SecaggError as error:

@@ -12,12 +12,14 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
+from aggregator.logs import shown
 from aggregator.settings.options import Settings
 from aggregator.settings.sources import SECRETS, origins
 from aggregator.store.urls import address
 from secagg.toml_text import toml_value
 
 _WIDTH = 96
+_SHOWN = 1_000  # characters of a URL
 _HEAD = """\
 # Settings of `secagg serve`, each with its default. Take the # off a line to set it.
 # Options of the command and variables SECAGG_... (SECAGG_PORT=8080) count before this file.
@@ -129,4 +131,11 @@ def _counts(settings: Settings, name: str) -> Any:
         return str(settings.keys_path)
     if name in SECRETS or isinstance(value, SecretStr):
         return None if value is None else "(hidden)"
-    return value if value is None or isinstance(value, int | float | dict) else str(value)
+    if isinstance(value, dict):
+        return {key: _without_password(text) for key, text in value.items()}
+    return value if value is None or isinstance(value, int | float) else _without_password(value)
+
+
+def _without_password(value: object) -> str:
+    text = str(value)
+    return shown(text, _SHOWN) if "://" in text else text

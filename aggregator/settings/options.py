@@ -146,6 +146,12 @@ class Settings(BaseSettings):
         "Address of dashboard, health and metrics. Keep it off the public net.", "127.0.0.1"
     )
     admin_port: Port = setting("Its port. 0: any free one.", 8081)
+    admin_names: Text | None = setting(
+        "Names by which browsers open the dashboard over plain HTTP, such as a proxy's, with "
+        "commas between them. Addresses, localhost and admin_host need no entry.",
+        None,
+        example="dashboard.example",
+    )
     behind_proxy: bool = setting(
         "A proxy in front terminates TLS and appends the caller's address to X-Forwarded-For.",
         False,

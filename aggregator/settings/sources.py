@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, EnvSettingsSource, TomlConfigSettingsSource
 
-from aggregator.logs import get_logger
+from aggregator.logs import get_logger, shown
 from secagg.errors import ConfigurationError
 from secagg.files.text import TextFile
 from secagg.names import nearest
@@ -150,7 +150,7 @@ def _expected(entry: Mapping[str, Any]) -> str:
 
 
 def _found(name: str, entry: Mapping[str, Any]) -> str:
-    return "(not shown)" if name in SECRETS else str(entry["input"])[:_SHOWN]
+    return "(not shown)" if name in SECRETS else shown(str(entry["input"]), _SHOWN)
 
 
 class _Places:

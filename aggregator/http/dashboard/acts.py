@@ -7,23 +7,27 @@ site sends is refused before its token is looked at, so that no visitor's browse
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
 from typing import NamedTuple
-from urllib.parse import urlsplit
 
 from aiohttp import web
+from aiohttp.http import HttpProcessingError
 
-from aggregator.audit import Action
+from aggregator.audit import BROKEN_OFF, Action, Status
 from aggregator.errors import Kind, Refusal
-from aggregator.http.problems import STATUS
+from aggregator.http.audit import reason_of
+from aggregator.http.dashboard.sites import demand_form_from_here
+from aggregator.http.problems import STATUS, answered
 from aggregator.http.requests import id_of
 from aggregator.intake.callers import REMOTE
 from aggregator.service import Service
 from aggregator.tasks import Task
 from aggregator.views import TaskState, TaskView
-from secagg.errors import SecaggError
 
 Render = Callable[..., web.Response]
+_FORM = web.RequestKey[Mapping[str, str] | Refusal]("form")
+_FORM_S = 10.0  # for a form to come
 
 
 class Act(NamedTuple):
@@ -79,30 +83,68 @@ def offered(task: TaskView) -> tuple[str, ...]:
     return () if task.closed_at is not None else _OFFERED.get(task.state, ())
 
 
+async def take_form(request: web.Request) -> None:
+    """Read the form where its connection is; what is wrong with it is told where it is used."""
+    if _FORM not in request:
+        request[_FORM] = await _form(request)
+
+
+async def _form(request: web.Request) -> Mapping[str, str] | Refusal:
+    try:
+        async with asyncio.timeout(_FORM_S):
+            form = await request.post()
+    except TimeoutError:
+        return Refusal(Kind.TOO_SLOW, "form-late", "The form did not come in time.")
+    except web.HTTPRequestEntityTooLarge:
+        return Refusal(Kind.TOO_LARGE, "body-too-large", "The form is larger than any of a page.")
+    except (ValueError, LookupError, RuntimeError, HttpProcessingError):
+        return Refusal(
+            Kind.MALFORMED,
+            "form-malformed",
+            "The form cannot be read.",
+            remedy="Open the task's page here and use its button.",
+        )
+    return {name: value for name, value in form.items() if isinstance(value, str)}
+
+
 def routes(service: Service, render: Render) -> list[web.RouteDef]:
     async def confirm(request: web.Request) -> web.Response:
         task = await service.tasks.shown(request.match_info["task"])
         return page(request, task)
 
-    async def act(request: web.Request) -> web.Response:
+    async def act(request: web.Request) -> web.StreamResponse:
         task = await service.tasks.shown(request.match_info["task"])
+        return await service.driver.to_its_end(told(request, task), "act")
+
+    async def told(request: web.Request, task: Task) -> web.StreamResponse:
+        """Act, and tell the audit log, whatever comes of it."""
+        token, refused = "", None
+
+        async def do(request: web.Request) -> web.Response:
+            nonlocal token, refused
+            demand_form_from_here(request)
+            await take_form(request)
+            if isinstance(form := request[_FORM], Refusal):
+                raise form
+            token = form.get("token", "")
+            try:
+                service.callers.demand_operator_token(token, request[REMOTE])
+                service.demand_started()
+                await ACTS[request.match_info["act"]].do(service, task)
+            except Refusal as error:
+                refused = error.reason
+                return page(request, task, error, STATUS[error.kind])
+            service.wakeups.consider(task.name)
+            return web.Response(status=303, headers={"Location": f"/tasks/{task.name}"})
+
+        status: Status = BROKEN_OFF
+        reason: str | None = None
         try:
-            demand_same_site(request)
-            form = await request.post()
-            token = str(form.get("token", ""))
-        except SecaggError as error:
-            tell(request, task, "", 403, error.reason)
-            raise
-        try:
-            service.callers.demand_operator_token(token, request[REMOTE])
-            await ACTS[request.match_info["act"]].do(service, task)
-        except Refusal as error:
-            status = STATUS[error.kind]
-            tell(request, task, token, status, error.reason)
-            return page(request, task, error, status)
-        service.wakeups.consider(task.name)
-        tell(request, task, token, 303, None)
-        raise web.HTTPSeeOther(f"/tasks/{task.name}")
+            response = await answered(service.core.metrics, request, do)
+            status, reason = response.status, refused or reason_of(response)
+            return response
+        finally:
+            tell(request, task, token, status, reason)
 
     def page(
         request: web.Request, task: Task, error: Refusal | None = None, status: int = 200
@@ -118,7 +160,9 @@ def routes(service: Service, render: Render) -> list[web.RouteDef]:
             readable=request.scheme == "http" and not _is_local(request.remote),
         )
 
-    def tell(request: web.Request, task: Task, token: str, status: int, reason: str | None) -> None:
+    def tell(
+        request: web.Request, task: Task, token: str, status: Status, reason: str | None
+    ) -> None:
         service.audit.write(
             Action(
                 who=service.core.pseudonyms.operator(token) if token else None,
@@ -133,25 +177,6 @@ def routes(service: Service, render: Render) -> list[web.RouteDef]:
 
     path = f"/tasks/{{task}}/{{act:{'|'.join(ACTS)}}}"
     return [web.get(path, confirm), web.post(path, act)]
-
-
-def demand_same_site(request: web.Request) -> None:
-    """
-    Raises:
-        Refusal: ``form-of-another-site``.
-    """
-    from_ = request.headers.get("Origin")
-    fetched = request.headers.get("Sec-Fetch-Site", "same-origin")
-    if fetched == "same-origin" and (from_ is None or urlsplit(from_).netloc == request.host):
-        return
-    raise Refusal(
-        Kind.FORBIDDEN,
-        "form-of-another-site",
-        "This form was sent by a page of another site.",
-        expected=request.host,
-        found=from_ or fetched,
-        remedy="Open the task's page here and use its button.",
-    )
 
 
 def _is_local(remote: str | None) -> bool:

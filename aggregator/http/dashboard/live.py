@@ -18,6 +18,7 @@ import msgspec
 from aiohttp import web
 
 from aggregator.errors import DatabaseAway, Kind, Refusal
+from aggregator.http.dashboard.sites import HEADERS, demand_stream_from_here
 from aggregator.logs import get_logger
 from aggregator.service import Service
 from secagg.errors import SecaggError
@@ -84,8 +85,9 @@ class Streams:
     ) -> web.StreamResponse:
         """
         Raises:
-            Refusal: ``streams-full``, ``draining``, or as ``compute``.
+            Refusal: ``stream-of-another-site``, ``streams-full``, ``draining``, or as ``compute``.
         """
+        demand_stream_from_here(request)
         if self._stopping:
             raise Refusal(
                 Kind.BUSY, "draining", "The service is being stopped.", retry_after_s=_AGAIN_S
@@ -93,9 +95,7 @@ class Streams:
         ask = request.get(ASK) or _here
         with self._counted(request.path):
             found = await ask(self._shown.regions(request.path, compute))
-            response = web.StreamResponse(
-                headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-            )
+            response = web.StreamResponse(headers={**HEADERS, "X-Accel-Buffering": "no"})
             response.content_type = "text/event-stream"
             with contextlib.suppress(ConnectionError, TimeoutError):  # nobody takes it any more
                 await response.prepare(request)

@@ -17,18 +17,9 @@ from aiohttp import web
 from markupsafe import Markup
 
 from aggregator.http.dashboard.live import digest
+from aggregator.http.dashboard.sites import HEADERS
 from dp.accounting.figures import delta_shown, shown_down, shown_up
 
-_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
-)
-_HEADERS = {
-    "Content-Security-Policy": _POLICY,
-    "Cache-Control": "no-store",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "same-origin",
-}
 _FILES = Path(__file__).parent / "static"
 _KINDS = {"dashboard.css": "text/css", "dashboard.js": "text/javascript"}
 _MISSING = "not known"
@@ -68,7 +59,7 @@ class Renderer:
 
     def html(self, template: str, /, *, status: int = 200, **values: Any) -> web.Response:
         text = self._pages.get_template(template).render(**values)
-        return web.Response(text=text, status=status, content_type="text/html", headers=_HEADERS)
+        return web.Response(text=text, status=status, content_type="text/html", headers=HEADERS)
 
     def regions(self, page: Page, values: Mapping[str, Any]) -> dict[str, str]:
         """Id -> HTML."""

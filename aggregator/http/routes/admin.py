@@ -28,7 +28,7 @@ def routes(service: Service) -> list[web.RouteDef]:
 
     async def metrics(_: web.Request) -> web.Response:
         return web.Response(
-            body=await service.measures.page(is_ready),
+            body=await service.measures.page(is_ready, started=service.ready),
             headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"},
         )
 

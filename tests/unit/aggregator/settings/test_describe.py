@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from aggregator.settings.describe import described, in_force, template
 from aggregator.settings.options import Settings
+from secagg.errors import ConfigurationError
 from secagg_cli.main import app
 
 SECRET = "hunter2-hunter2"
@@ -91,3 +92,18 @@ def test_the_commands_show_no_secret_and_overwrite_nothing(
     assert Path("s.toml").read_text() == template()
     assert run(app, ["config", "show", "--config", "s.toml"]).exit_code == 0
     assert run(app, ["config", "template", "--out", "s.toml"]).exit_code != 0
+
+
+def test_a_password_in_a_url_is_not_shown(tmp_path: Path) -> None:
+    file, key = tmp_path / "c.toml", "w+aaaaaaaa+AbCdEfGhIjKlMnOpQrStUvWxYz0123456789+/AbCdEf"
+    tables = f'ray_address = "ray://u:{SECRET}@head:1"\n'
+    file.write_text(f'{tables}[witnesses]\n"{key}" = "https://u:{SECRET}@w.example/a"\n')
+    given = {"config": file, "data_dir": tmp_path}
+    found = {f.name: f.value for f in in_force(Settings.load(**given), given)}
+    assert found["witnesses"] == {key: "https://<redacted>@w.example/a"}
+    assert found["ray_address"] == "ray://<redacted>@head:1"
+    file.write_text(f'witnesses = "https://u:{SECRET}@w.example"\nhost = 3\n')
+    with pytest.raises(ConfigurationError) as refused:
+        Settings.load(**given)
+    assert SECRET not in f"{refused.value} {refused.value.found}"
+    assert "<redacted>@w.example" in f"{refused.value} {refused.value.found}"
