@@ -24,6 +24,7 @@ from aggregator.logs.repeats import LeftOut, Repeats
 from secagg.errors import ConfigurationError
 
 _log = get_logger("audit")
+_AT_ONCE = getattr(os, "O_NONBLOCK", 0)  # Windows has none
 _NOT_ADMITTED = (401, 403, 429)
 BROKEN_OFF: Literal["broken off"] = "broken off"  # the caller left before its answer was whole
 _Caller = tuple[str, str | None]  # its address, and why it was refused
@@ -114,5 +115,6 @@ class AuditLog:
         self._begins = b""
 
     def _open(self, file: Path) -> int:
-        """Opened for each line, so that the file may be moved away to begin a new one."""
-        return os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        """Opened for each line, so that the file may be moved away to begin a new one. A named pipe
+        that nobody reads, or not fast enough, is an error instead of a wait."""
+        return os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | _AT_ONCE, 0o600)

@@ -31,7 +31,6 @@ from secagg.files.text import TextFile
 LOOK_S = 10.0
 _log = get_logger("tls")
 _READABLE, _USABLE = "tls-file-unreadable", "tls-file-malformed"
-_OF_TODAY = "Ask for a certificate with a key of today: ECDSA P-256, or RSA of 2,048 bits or more."
 _CERTIFICATE = TextFile("certificate", ConfigurationError, _READABLE, _USABLE)
 _KEY = TextFile(
     "key of the certificate",
@@ -169,7 +168,7 @@ class Tls:
                 "tls-unusable",
                 f"The certificate {self._settings.tls_certificate}, its key or the authorities "
                 f"beside it cannot be used: {type(error).__name__}: {error}.",
-                remedy=_OF_TODAY,
+                remedy="Give files as they are issued: PEM, with a key of today.",
             ) from error
         return True
 
@@ -260,7 +259,8 @@ class Tls:
             raise ConfigurationError(
                 "tls-unusable",
                 f"OpenSSL does not take {settings.tls_certificate} and its key: {error}.",
-                remedy=_OF_TODAY,
+                remedy="Ask for a certificate with a key of today: ECDSA P-256, or RSA of 2,048 "
+                "bits or more.",
             ) from error
         if authorities is not None:
             plain = authorities.encode("ascii", "ignore").decode()  # comments may have any letter

@@ -52,7 +52,7 @@ class Connections:
 
     ``max``: connections in all; ``per_address``: of one address (IPv6: one /64 network).
     Times in seconds: to the first byte, from it to the end of the head, between two requests,
-    and for one answer to be taken.
+    and for one answer to be taken, also what is left of it when its connection is closed.
     """
 
     max: int
@@ -152,7 +152,7 @@ def raise_file_limit() -> int | None:
 class Connection(web.RequestHandler):
     """One connection under the caps and deadlines of its port."""
 
-    __slots__ = ("_address", "_connections", "_head_bytes", "_late")
+    __slots__ = ("_address", "_connections", "_cut", "_head_bytes", "_late", "_wire")
 
     def __init__(
         self, manager: web.Server, connections: Connections, address: str | None = None
@@ -172,6 +172,8 @@ class Connection(web.RequestHandler):
         self._address = address
         self._head_bytes = 0  # of a head that is not complete
         self._late: asyncio.TimerHandle | None = None
+        self._wire: asyncio.Transport | None = None  # until it is lost, also while it closes
+        self._cut: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         if self._address is None:
@@ -183,11 +185,15 @@ class Connection(web.RequestHandler):
                 out.close()
                 return
             self._address = address
+        self._wire = cast(asyncio.Transport, transport)
         super().connection_made(transport)
         self._expect("first-byte-late", self._connections.first_byte_s)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._expect_nothing()
+        self._wire = None
+        if self._cut is not None:
+            self._cut.cancel()
         if self._address is not None:
             self._connections.leave(self._address)
             self._address = None
@@ -207,6 +213,19 @@ class Connection(web.RequestHandler):
                 self._end("header-too-large")
             elif begins:
                 self._expect("header-late", self._connections.header_s)
+
+    async def start(self) -> None:
+        await super().start()
+        self._cut_later(self._connections.answer_s)
+
+    def force_close(self) -> None:
+        super().force_close()
+        self._cut_later(self._connections.answer_s)
+
+    def _cut_later(self, within_s: float) -> None:
+        """A transport that closes waits until all is taken, and this ends that wait."""
+        if self._wire is not None and self._cut is None:
+            self._cut = self._loop.call_later(within_s, self._wire.abort)
 
     def _expect(self, reason: str, within_s: float) -> None:
         """End the connection in a while, unless what is due has come."""
@@ -263,6 +282,7 @@ class Connection(web.RequestHandler):
         except TimeoutError:
             self._connections.refused("answer-not-taken")
             _log.info("refused", reason="answer-not-taken", remote=self._address)
+            self._cut_later(0.0)  # it had its time
             self.force_close()
             return resp, True
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import aiohttp
@@ -212,6 +213,33 @@ def test_a_line_that_came_into_the_file_in_part_is_told_and_spoils_no_other(
     assert told["action"] == "first"
     _, second, third = file.read_text().splitlines()
     assert [json.loads(line)["action"] for line in (second, third)] == ["second", "third"]
+
+
+def test_a_pipe_that_nobody_reads_is_told_and_holds_nobody_up(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "audit"
+
+    def reader() -> int:
+        return os.open(file, os.O_RDONLY | os.O_NONBLOCK)
+
+    os.mkfifo(file)
+    rescue = Timer(10.0, reader)
+    rescue.daemon = True  # a log that waits fails this test instead of holding it up
+    rescue.start()
+    with pytest.raises(ConfigurationError, match="audit-log-unwritable"):
+        AuditLog(file, lambda: 0.0)
+
+    reading = reader()
+    log = AuditLog(file, lambda: 0.0)
+    log.write(action("read"))
+    assert json.loads(os.read(reading, 1_000))["action"] == "read"
+    logs.configure()
+    os.close(reading)
+    log.write(action("unread"))
+    rescue.cancel()
+    (told,) = of("operator", lines(capsys))
+    assert told["action"] == "unread"
 
 
 async def test_an_address_with_many_wrong_tokens_is_slowed_down_and_others_are_not(

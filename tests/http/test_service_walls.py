@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiohttp
+import pytest
 from aiohttp import web
 
 from aggregator.http import connections
@@ -362,6 +363,28 @@ async def test_an_answer_that_nobody_takes_ends_with_its_connection(tmp_path):
             idle.sendall(head("GET", f"/v1/models/{offer.model.digest.hex()}", token))
             await until(lambda: refusals(server).get("answer-not-taken"))
             await until(lambda: open_at(server) <= 1)
+
+
+@pytest.mark.parametrize("closes", ["caller", "service"])
+async def test_what_nobody_takes_does_not_keep_a_closed_connection(tmp_path, closes):
+    waits = {"connection_idle_s": 0.3} if closes == "service" else {}
+    async with served(tmp_path, **waits) as server:
+        set_deadlines(server, answer_s=0.3)
+        reader, writer = await connect(server)
+        await until(lambda: server.runner.server.connections)
+        (connection,) = server.runner.server.connections
+        if closes == "service":
+            writer.write(head("GET", "/v1/server"))
+            assert (await answered(reader))[0] == 200
+        unsent, counted = connection.transport, server.connections.by_address
+        unsent.set_write_buffer_limits(high=1 << 30)  # as of an answer in one piece
+        unsent.write(b"x" * (16 << 20))
+        if closes == "caller":
+            writer.write(head("GET", "/v1/server", Connection="close"))
+        await until(unsent.is_closing)
+        assert unsent.get_write_buffer_size() > 0
+        await until(lambda: not counted)
+        writer.close()
 
 
 async def test_connections_in_all_are_capped_and_more_are_told_so(tmp_path):
