@@ -142,15 +142,16 @@ async def test_keys_that_the_cluster_does_not_take_cost_no_sum(
     def put(_: object) -> object:
         asked.append(hangs)
         if hangs:
-            over.wait(40.0)
+            over.wait(20.0)
         raise ConnectionError("the raylet has died")
 
     monkeypatch.setattr(ray_pool, "_SLICE_MAX_S", 0.05)
     dead = RayPool(None, 2, COORDINATES)
     dead._ray = SimpleNamespace(put=put)
+    dead._task = SimpleNamespace(remote=lambda *_: "task")
     dead._waiting = ThreadPoolExecutor(1)
-    await asyncio.wait_for(demand_same(dead, opening(noise=True)), 20.0)
-    await asyncio.wait_for(demand_same(dead, opening()), 20.0)
+    await asyncio.wait_for(demand_same(dead, opening(noise=True)), 10.0)
+    await asyncio.wait_for(demand_same(dead, opening()), 10.0)
     assert len(asked) == 1
     over.set()
     await dead.close()
