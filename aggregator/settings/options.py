@@ -18,6 +18,8 @@ from pydantic import (
     SecretStr,
     StringConstraints,
     ValidationError,
+    ValidationInfo,
+    field_validator,
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy.engine import URL
@@ -29,16 +31,17 @@ from secagg.errors import ConfigurationError
 
 Port = Annotated[int, Field(ge=0, le=65_535)]
 Text = Annotated[str, StringConstraints(min_length=1)]
+Line = Annotated[str, StringConstraints(pattern=r"^[^\r\n]+$")]
 LogLevel = Annotated[
     Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"],
     BeforeValidator(lambda level: level.upper() if isinstance(level, str) else level),
 ]
 
 
-def _named(folder: Any) -> Any:
-    if folder == "":
-        raise ValueError("a folder has a name")
-    return folder
+def _named(path: Any) -> Any:
+    if path == "":
+        raise ValueError("a file or folder with a name")
+    return path
 
 
 def _in_home(folder: Path) -> Path:
@@ -49,6 +52,7 @@ def _in_home(folder: Path) -> Path:
 
 
 Folder = Annotated[Path, BeforeValidator(_named), AfterValidator(_in_home)]
+NamedFile = Annotated[Path, BeforeValidator(_named)]
 
 
 def _default_data_dir() -> Path:
@@ -157,26 +161,26 @@ class Settings(BaseSettings):
         False,
     )
 
-    tls_certificate: Path | None = setting(
+    tls_certificate: NamedFile | None = setting(
         "PEM file: the server's certificate, then those of its authorities. The files of this "
         "section are read again when they change.",
         None,
         example="/etc/secagg/tls/service.pem",
         section="TLS of the service itself",
     )
-    tls_key: Path | None = setting(
+    tls_key: NamedFile | None = setting(
         "PEM file of its key, without a password, which nobody else may read.",
         None,
         example="/etc/secagg/tls/service.key",
     )
     tls_minimum: Literal["1.2", "1.3"] = setting("The lowest version of TLS.", "1.2")
-    tls_client_ca: Path | None = setting(
+    tls_client_ca: NamedFile | None = setting(
         "PEM file of authorities: every caller shows a certificate of theirs.",
         None,
         example="/etc/secagg/tls/callers.pem",
     )
     admin_tls: bool = setting("The admin port speaks TLS too, with the same certificate.", False)
-    admin_client_ca: Path | None = setting(
+    admin_client_ca: NamedFile | None = setting(
         "PEM file of authorities: the admin port speaks TLS, and who asks it for more than health "
         "shows a certificate of theirs.",
         None,
@@ -228,7 +232,7 @@ class Settings(BaseSettings):
         example="CHANGE-ME-to-43-random-characters",
         section="Operators and logs",
     )
-    audit_log: Path | None = setting(
+    audit_log: NamedFile | None = setting(
         "File of what operators do.",
         None,
         shown="standard error, as the log",
@@ -236,7 +240,7 @@ class Settings(BaseSettings):
     )
     log_level: LogLevel = setting("The least that is logged.", "INFO")
 
-    ledger_name: Text = setting(
+    ledger_name: Line = setting(
         "First line of the ledger's checkpoints.", "secagg.local/ledger", section="Ledger"
     )
     witnesses: dict[str, str] = setting(
@@ -367,6 +371,14 @@ class Settings(BaseSettings):
     connection_idle_s: float = setting(
         "Between requests; longer than proxies keep theirs.", 75.0, unit="seconds", gt=0
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        field = cls.model_fields[str(info.field_name)]
+        if isinstance(value, bool) and field.annotation in (int, float, float | None):
+            raise ValueError("a number")
+        return value
 
     @classmethod
     def load(cls, config: Path | None = None, **overrides: Any) -> Settings:

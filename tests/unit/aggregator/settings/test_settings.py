@@ -411,3 +411,20 @@ def test_settings_of_tls_come_whole(given: dict[str, Any], lacking: str, tmp_pat
 def test_every_setting_is_in_the_documents() -> None:
     page = (Path(__file__).parents[4] / "docs" / "settings.md").read_text("utf-8")
     assert not [name for name in NAMES if f"`{name}`" not in page]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "port = true",
+        "poll_s = true",
+        'tls_certificate = ""',
+        'audit_log = ""',
+        'ledger_name = "a\\nb"',
+    ],
+)
+def test_a_value_that_would_mean_another_is_refused(line: str, tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text(line)
+    found = refusal(tmp_path / "c.toml")
+    assert found.reason == "settings-invalid"
+    assert f"The setting {line.split()[0]}, from" in found.message
