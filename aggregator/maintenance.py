@@ -138,8 +138,8 @@ class Maintenance:
             "A cohort is under way, and older software cannot go on with it.",
             expected="no open cohort",
             found=", ".join(name[:16] for name in found),
-            remedy="Start this version of the service again, pause its tasks (secagg task pause), "
-            "wait until secagg task show names no open cohort, stop it and try again.",
+            remedy="Start this version of the service again, pause or close its tasks (secagg task "
+            "pause), wait until secagg task show names no open cohort, stop it and try again.",
         )
 
     async def reseal(self) -> dict[str, Any]:

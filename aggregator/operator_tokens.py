@@ -66,6 +66,10 @@ class OperatorTokens:
                 if digest not in known and digest != self._configured:
                     await operator_tokens.insert(connection, digest, now)
                 await operator_tokens.end_others(connection, digest, until)
+                # On PostgreSQL a rotation at the same time may have come between the statements.
+                now_known = await operator_tokens.all_of(connection)
+                if [d for d, ends in now_known.items() if ends is None] != [digest]:
+                    raise Conflict("two tokens without an end")
         except Conflict as error:
             raise conflict(
                 "token-rotated", "Another rotation came between.", remedy="Try again."

@@ -3,7 +3,7 @@
 
 python -m deploy.lock
 
-Versions are those of ``constraints.txt``. It needs the extra ``deploy`` and the package index that
+Versions are those of ``constraints.txt``. It needs the extra ``lock`` and the package index that
 pip is set up with.
 """
 

@@ -28,6 +28,7 @@ _log = get_logger("cohort")
 Also = Callable[[Connection], Awaitable[None]]
 TERMINAL = ("released", "aborted")
 _LAST_WRITE_S = 2.0
+_NOTE_S = 5.0
 UPLOADS = "uploads"  # folder of the blob store; in it one for each cohort
 FAILURE = "failed"  # blob there: some replica's work failed while the database was away
 
@@ -161,8 +162,9 @@ class Cohort:
     async def look_for_failure(self) -> None:
         """See what a replica noted that died while the database was away."""
         try:
-            found = await self.core.ask_blobs(self.core.blobs.exists, self._failure)
-        except OSError:
+            async with asyncio.timeout(_NOTE_S):
+                found = await self.core.ask_blobs(self.core.blobs.exists, self._failure)
+        except OSError:  # or its time is over: it fails now
             found = True
         if found:
             self.work_failed()

@@ -128,6 +128,7 @@ class Adder:
             group = [await self._queue.get()]
             while not self._queue.empty():
                 group.append(self._queue.get_nowait())
+            group = list({id(job): job for job in group}.values())  # late twice, queued twice
             try:
                 await self._add_group(group)
             except Exception as error:

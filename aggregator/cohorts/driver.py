@@ -50,6 +50,7 @@ _log = get_logger("driver")
 _T = TypeVar("_T")
 _UNMASKING_TRIES = 3
 _STORE_AGAIN_S = 1.0
+_STORE_S = 15.0  # a store that hangs holds no cohort's worker, and so no replica's clock
 _LEFT_TO_OTHERS_S = 60.0  # after a deadline: then none of them is there
 _SETTLE_S = 10.0  # for vectors that came before their deadline
 _MISSING_MAX_S = 300.0  # a store that lags shows a file by then; one that lost it never does
@@ -306,13 +307,18 @@ class Driver:
         Raises:
             Refusal: ``disk-low``: nothing is debited, and the cohort ends.
             LeftToOthers: the same of this replica's own disk, as long as another may go on.
+            OSError: the store failed, or hangs: the step is tried again.
         """
-        if isinstance(state, Aborted):
-            await cohort.look_for_failure()
-            if masking_set_of(state):
-                await self._charging.keep_list(entry_of(state, 0, 0.0, None, None))
-        if not fixes_masking_set(cohort.state, state):
-            return
+        async with asyncio.timeout(_STORE_S):
+            if isinstance(state, Aborted):
+                await cohort.look_for_failure()
+                if masking_set_of(state):
+                    await self._charging.keep_list(entry_of(state, 0, 0.0, None, None))
+            if fixes_masking_set(cohort.state, state):
+                await self._demand_space(cohort)
+
+    async def _demand_space(self, cohort: Cohort) -> None:
+        """Raises: as :meth:`_before_commit`."""
         ask, settings = self._core.ask_blobs, self._core.settings
         if (low := await ask(full, settings)) is None:
             return

@@ -153,6 +153,8 @@ class Watch:
     async def _poll(self) -> None:
         """See what other replicas have committed, and render what they put into the ledger."""
         self._once(_LEDGER, self._ledger.publish)
+        for kept in self._kept:  # first: what follows may wait for a store
+            await kept.load()
         async with self._core.database.read() as connection:
             open_now = await cohorts.open_now(connection)
             seen = await tasks.versions_and_states(connection)
@@ -172,8 +174,6 @@ class Watch:
             if self._seen.get(task) != now:
                 await self._driver.wake_task(task)
         self._seen = seen
-        for kept in self._kept:
-            await kept.load()
 
     async def _look_at(self, cohort: str, seq: int) -> None:
         """``seq``: of the last event that is committed."""
@@ -194,5 +194,6 @@ class Watch:
             if live is None:
                 continue
             for index in set(indices) - live.cohort.state.excluded:
-                with contextlib.suppress(CohortOver, SecaggError):  # it has gone on meanwhile
+                # It has gone on meanwhile, or this replica has no room for it.
+                with contextlib.suppress(CohortOver, SecaggError, LeftToOthers):
                     await live.cohort.submit(Exclude(index, self._core.clock()))

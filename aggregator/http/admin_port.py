@@ -3,7 +3,7 @@
 Liveness is answered by this thread: also while the other event loop is busy for long, and when the
 process has no file descriptor left. All other pages are computed where the service runs, and
 streams of events are written here. A service whose event loop has stood still for :data:`STILL_S`
-is not alive; its supervisor starts it anew.
+is not alive: a supervisor that looks at its health starts it anew.
 """
 
 from __future__ import annotations

@@ -10,10 +10,9 @@ import msgspec
 from aggregator.errors import Kind, Refusal
 from aggregator.intake import bodies
 from dp.contracts import TaskSpec
-from dp.contracts.wrong_fields import WrongField, wrong_fields
+from dp.contracts.wrong_fields import WRONG_MAX, WrongField, wrong_fields
 from secagg.errors import ConfigurationError
 
-_LINES_MAX = 64
 _REMEDY = "`secagg task template` writes a file with every field, its unit, range and meaning."
 
 
@@ -60,9 +59,11 @@ def _wrong(body: bytes) -> tuple[WrongField, ...]:
 
 def _told(wrong: Sequence[WrongField]) -> str:
     count = f"{len(wrong)} fields are" if len(wrong) > 1 else "One field is"
-    return "\n- ".join([f"{count} wrong:", *(field.text for field in wrong[:_LINES_MAX])])
+    if len(wrong) == WRONG_MAX:
+        count = f"At least {count}"
+    return "\n- ".join([f"{count} wrong:", *(field.text for field in wrong)])
 
 
 def _remedy(wrong: Sequence[WrongField]) -> str:
-    meant = " or ".join(name for field in wrong[:_LINES_MAX] for name in field.meant)
+    meant = " or ".join(name for field in wrong for name in field.meant)
     return f"Is {meant} meant? {_REMEDY}" if meant else _REMEDY

@@ -22,6 +22,7 @@ from aggregator.ledger.extension import demand_extension
 from aggregator.ledger.witnesses import Witnesses, WitnessNow
 from aggregator.logs import get_logger
 from aggregator.store import records as stored
+from aggregator.store.blobs import BlobMissing
 from aggregator.store.database import Conflict, Connection
 from dp.ledger.contributors import contributors_path, listed
 from dp.ledger.parsing import parse_record
@@ -110,7 +111,7 @@ class Ledger:
         cannot be written now, the log says it and the poller tries again."""
         try:
             await self.demand_published()
-        except (OSError, DatabaseAway):
+        except (OSError, DatabaseAway, BlobMissing):
             _log.exception(
                 "ledger-not-published",
                 remedy="The act itself stands. Check the disk of data_dir and the blob store.",

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -29,6 +30,7 @@ AND mode = $2 AND database = (SELECT oid FROM pg_database WHERE datname = curren
 _AGE = "SELECT extract(epoch FROM now() - pg_postmaster_start_time())::float8"
 _LOOK_S = 1.0  # between two looks at the connection
 _ANSWER_S = 5.0
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
 _log = get_logger("presence")
 
 
@@ -61,7 +63,7 @@ class FilePresence:
     async def start(self) -> None:
         """As :meth:`Presence.start`."""
         try:
-            share_file(self._open())
+            self._take(share_file)
         except OSError as error:
             await self.close()
             raise _in_maintenance() from error
@@ -71,7 +73,7 @@ class FilePresence:
         """As :meth:`Presence.alone`."""
         try:
             try:
-                lock_file(self._open())
+                self._take(lock_file)
             except OSError as error:
                 raise _running("some run, or another `secagg db` command") from error
             yield
@@ -83,8 +85,30 @@ class FilePresence:
         if file is not None:
             file.close()
 
+    def _take(self, lock: Callable[[IO[bytes]], None]) -> None:
+        """Where the file system has no locks, replicas do not keep a command off.
+
+        Raises:
+            ConfigurationError: ``database-lock-unusable``.
+            OSError: others hold it.
+        """
+        file = self._open()
+        try:
+            lock(file)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+
     def _open(self) -> IO[bytes]:
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+        except PermissionError as error:
+            raise ConfigurationError(
+                "database-lock-unusable",
+                f"{self._path} cannot be opened: it belongs to another user.",
+                remedy=f"Give it to the service's user (chown USER {self._path}), and run "
+                "`secagg db` as that user.",
+            ) from error
         self._file = file = os.fdopen(descriptor, "r+b")
         return file
 

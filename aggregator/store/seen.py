@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 
 from aggregator.store.database import Connection, cells_of
+from aggregator.store.drop_outs import holds_up
 from aggregator.store.schema import bans, cohorts, not_dealing, sessions, strikes, tasks
 from aggregator.store.sealing import BAN_DEVICE, NOT_DEALING_DEVICE, SESSION_DEVICE, STRIKE_DEVICE
 
@@ -173,7 +174,7 @@ class NeverDeals:
 
 
 async def never_dealing(connection: Connection, least: int, most: int) -> list[NeverDeals]:
-    """Devices that have dealt in none of at least so many cohorts in a row, the worst first."""
+    """Devices that hold cohorts up (:func:`holds_up`), the worst first."""
     rows = await connection.execute(
         sa.select(
             not_dealing.c.task,
@@ -182,7 +183,7 @@ async def never_dealing(connection: Connection, least: int, most: int) -> list[N
             not_dealing.c.cohorts,
             not_dealing.c.last_at,
         )
-        .where(not_dealing.c.cohorts >= least)
+        .where(holds_up(least))
         .order_by(not_dealing.c.cohorts.desc(), not_dealing.c.identity)
         .limit(most)
     )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -12,6 +14,7 @@ from dp.contracts.fields import BY_COMMAND, bare, kind_of, range_of, table_in, t
 from dp.contracts.spec import TaskSpec
 from secagg.names import nearest
 
+WRONG_MAX = 64
 _SHOWN = 60  # characters of a value
 _OTHER_WORDS = {  # that other systems have for the same
     "name": "task",
@@ -50,14 +53,15 @@ class WrongField:
 
 
 def wrong_fields(spec: object) -> tuple[WrongField, ...]:
-    """Fields that no task has, and values of the wrong kind or out of range, in the file's order.
+    """Fields that no task has, and values of the wrong kind or out of range, in the file's order;
+    the first ``WRONG_MAX`` of them, whatever is given for a specification.
 
     What depends on other fields is the contracts' to refuse (:func:`dp.contracts.build_manifest`).
 
     Args:
         spec: as TOML or JSON gives it.
     """
-    return tuple(_wrong(spec, msgspec.inspect.type_info(TaskSpec), ""))
+    return tuple(islice(_wrong(spec, msgspec.inspect.type_info(TaskSpec), ""), WRONG_MAX))
 
 
 def _wrong(value: Any, kind: Any, where: str) -> Iterator[WrongField]:
@@ -100,9 +104,14 @@ def _meant(key: str, where: str, known: Mapping[str, Any]) -> tuple[str, ...]:
         return (f"{where}.{near}".removeprefix("."),)
     if not where and key in _OTHER_WORDS:
         return (_OTHER_WORDS[key],)
-    everywhere = _paths(msgspec.inspect.type_info(TaskSpec), "")
+    everywhere = _all_paths()
     near = nearest(key, {path.rpartition(".")[2] for path in everywhere})
     return tuple(path for path in everywhere if path.rpartition(".")[2] == near)
+
+
+@functools.cache
+def _all_paths() -> tuple[str, ...]:
+    return tuple(_paths(msgspec.inspect.type_info(TaskSpec), ""))
 
 
 def _paths(kind: Any, where: str) -> list[str]:

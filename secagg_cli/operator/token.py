@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import hmac
 import secrets
 from pathlib import Path
 from typing import Annotated
@@ -18,7 +19,7 @@ from secagg_cli.operator.client import (
     TokenFileOption,
     read_token,
 )
-from secagg_cli.output import Format, FormatOption, Output
+from secagg_cli.output import CommandError, Format, FormatOption, Output
 from secagg_cli.ranges import number
 
 app = typer.Typer(no_args_is_help=True, help="The operators' token.")
@@ -58,6 +59,14 @@ def rotate(
         operator = Operator.at(server, token_file)
         place = check_file(out_file, _is_token)
         token = read_token(place) if place.exists() else secrets.token_urlsafe(_BYTES)
+        if hmac.compare_digest(token, read_token(token_file)):
+            raise CommandError(
+                "token-in-force",
+                f"{out_file} holds the token that this command shows: nothing was drawn, and "
+                "nothing has changed.",
+                remedy="Name a new file with --out. Where a try before was answered late, this "
+                "token is in force already.",
+            )
         write_file(out_file, f"{token}\n".encode(), _is_token, private=True)
         rotated = operator.rotate_token(hashlib.sha256(token.encode()).hexdigest(), overlap)
         until = datetime.datetime.fromtimestamp(rotated.old_until, datetime.UTC)

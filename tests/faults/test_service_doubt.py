@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -395,6 +396,27 @@ async def test_an_end_wakes_its_task_whatever_fails_or_hangs(
         assert finished(await run(devices(server, 4))) == 4
         await server.until(lambda _: bool(woken))
         assert len(forgotten) == 1
+
+
+async def test_a_store_that_hangs_holds_up_no_abort(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before an abort the store is asked whether a replica noted a failure there."""
+    monkeypatch.setattr("aggregator.cohorts.actor._NOTE_S", 0.2)
+    gone_on = threading.Event()
+    async with served(tmp_path, spec()) as server:
+        monkeypatch.setattr(BlobStore, "exists", lambda *_: gone_on.wait(60.0))
+        fleet = devices(server, 4)
+        for device in fleet:
+            device.stop_before = "deals"
+        await asyncio.gather(*(device.run() for device in fleet))
+        await server.until(lambda view: view["cohort"] is not None)
+        server.ahead_s += 86_400.0
+        try:
+            view = await server.until(lambda view: view["cohort"] is None)
+            assert view["aborted"] == 1
+        finally:
+            gone_on.set()
 
 
 def test_a_changed_model_or_state_is_refused(tmp_path: Path) -> None:

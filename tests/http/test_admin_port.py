@@ -119,6 +119,16 @@ async def test_an_act_whose_answer_is_a_failure_is_told(server, monkeypatch, err
     assert told(server) == [line]
 
 
+async def test_an_act_while_the_database_is_away_is_told(server, monkeypatch):
+    async def away(*_):
+        raise DatabaseAway("the database", OSError("gone"))
+
+    monkeypatch.setattr("aggregator.store.tasks.is_deleted", away)
+    async with admin(server) as url:
+        assert (await asked(url, PAUSE, "POST"))[0] == 503
+    assert told(server) == [(503, "database-away")]
+
+
 async def test_an_act_goes_on_and_is_told_though_nobody_waits_for_it(server, monkeypatch):
     switch, on = server.service.tasks.switch, asyncio.Event()
 

@@ -132,10 +132,10 @@ def test_an_edited_ledger_and_a_foreign_key_are_exit_code_1(
 ) -> None:
     copy = tmp_path / "ledger"
     shutil.copytree(service.ledger_folder, copy)
-    entries = next(path for path in (copy / "tile" / "entries").rglob("*") if path.is_file())
-    content = bytearray(entries.read_bytes())
-    content[content.index(b"heights")] ^= 1
-    entries.write_bytes(bytes(content))
+    for entries in (copy / "tile" / "entries").rglob("*"):  # of one bundle, narrower forms too
+        if entries.is_file() and (content := bytearray(entries.read_bytes())).count(b"heights"):
+            content[content.index(b"heights")] ^= 1
+            entries.write_bytes(bytes(content))
     edited = invoke(None, "audit", "verify", str(copy), "--key", service.verifier, code=1)
     assert edited["verified"] is False
     assert edited["problems"][0]["reason"] == "root-mismatch"

@@ -220,6 +220,23 @@ async def test_tokens_are_rotated_on_all_replicas_without_a_restart(service: Ser
     assert await admitted(NEW) == {200}
 
 
+async def test_of_two_rotations_at_once_one_is_told_to_try_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PostgreSQL lets both insert, and neither sees what the other has not committed yet."""
+    async with served(tmp_path) as server:
+
+        async def sees_nothing_of_the_other(*_: object) -> None:
+            pass
+
+        with monkeypatch.context() as patch:
+            patch.setattr("aggregator.store.operator_tokens.end_others", sees_nothing_of_the_other)
+            body = {"digest": hashlib.sha256(NEW.encode()).hexdigest(), "overlap_s": 0.0}
+            status, found = await server.operator("POST", "/token", body)
+        assert (status, found["reason"]) == (409, "token-rotated")
+        assert (await server.operator("GET", "/tasks"))[0] == 200, "nothing was rotated"
+
+
 async def test_a_plan_creates_nothing_and_all_that_is_wrong_is_told(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -314,8 +331,8 @@ async def test_the_commands_say_what_they_did(tmp_path: Path) -> None:
         assert found["error"]["reason"] == "operator-token"
         found, _ = await invoke("task", "list", shown="new.token")
         assert [row["task"] for row in found["tasks"]] == [TASK]
-        again, _ = await invoke("token", "rotate", "--out", new, shown="new.token")
-        assert again["file"] == new, "a try that was answered late is repeated"
+        again, _ = await invoke("token", "rotate", "--out", new, shown="new.token", code=1)
+        assert again["error"]["reason"] == "token-in-force", "nothing was drawn"
         key, said = await invoke("ledger", "key")
         assert key["verifier"] == server.service.ledger.verifier
         assert key["verifier_sha256"][:8] in said

@@ -113,10 +113,9 @@ def routes(service: Service, render: Render) -> list[web.RouteDef]:
         return page(request, task)
 
     async def act(request: web.Request) -> web.StreamResponse:
-        task = await service.tasks.shown(request.match_info["task"])
-        return await service.driver.to_its_end(told(request, task), "act")
+        return await service.driver.to_its_end(told(request), "act")
 
-    async def told(request: web.Request, task: Task) -> web.StreamResponse:
+    async def told(request: web.Request) -> web.StreamResponse:
         """Act, and tell the audit log, whatever comes of it."""
         token, refused = "", None
 
@@ -127,6 +126,7 @@ def routes(service: Service, render: Render) -> list[web.RouteDef]:
             if isinstance(form := request[_FORM], Refusal):
                 raise form
             token = form.get("token", "")
+            task = await service.tasks.shown(request.match_info["task"])
             try:
                 service.callers.demand_operator_token(token, request[REMOTE])
                 service.demand_started()
@@ -144,7 +144,7 @@ def routes(service: Service, render: Render) -> list[web.RouteDef]:
             status, reason = response.status, refused or reason_of(response)
             return response
         finally:
-            tell(request, task, token, status, reason)
+            tell(request, token, status, reason)
 
     def page(
         request: web.Request, task: Task, error: Refusal | None = None, status: int = 200
@@ -160,14 +160,12 @@ def routes(service: Service, render: Render) -> list[web.RouteDef]:
             readable=request.scheme == "http" and not _is_local(request.remote),
         )
 
-    def tell(
-        request: web.Request, task: Task, token: str, status: Status, reason: str | None
-    ) -> None:
+    def tell(request: web.Request, token: str, status: Status, reason: str | None) -> None:
         service.audit.write(
             Action(
                 who=service.core.pseudonyms.operator(token) if token else None,
                 action=f"POST /tasks/{{task}}/{request.match_info['act']}",
-                subject={"task": task.name},
+                subject={"task": request.match_info["task"][:100]},
                 remote=request[REMOTE],
                 request_id=id_of(request) or "",
                 status=status,

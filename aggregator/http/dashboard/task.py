@@ -22,6 +22,8 @@ from aggregator.store import drop_outs, reads, seen
 from aggregator.tasks import Task
 from aggregator.views import EndedCohort, ReleaseView, TaskView
 from dp.accounting.figures import shown_up
+from dp.contracts import algorithm_of
+from secagg.manifest import Manifest
 
 PAGE = Page(
     "task", ("head", "attention", "cohort", "budget", "charts", "history", "devices", "check")
@@ -58,7 +60,7 @@ async def values(service: Service, plans: Plans, name: str) -> dict[str, Any]:
         evaluated = {
             other: await reads.releases_of(connection, other, newest=_EVALUATED)
             for other in await reads.started_from(connection, name, _EVALUATIONS)
-            if (await service.tasks.get(other)).manifest.algorithm == "evaluation"
+            if _evaluates((await service.tasks.get(other)).manifest)
         }
     planned = plans.of(task)
     return {
@@ -79,6 +81,12 @@ async def values(service: Service, plans: Plans, name: str) -> dict[str, Any]:
         "verifier": service.ledger.verifier,
         "address": address(service),
     }
+
+
+def _evaluates(manifest: Manifest) -> bool:
+    """Whether a task measures a model, and moves none."""
+    algorithm = algorithm_of(manifest)
+    return algorithm.has_adapter and not algorithm.moves_model
 
 
 async def charges(service: Service, name: str, before: int | None) -> dict[str, Any]:

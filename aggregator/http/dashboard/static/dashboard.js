@@ -94,6 +94,11 @@
       say(`Held at ${clock()} UTC`, false);
     } else connect();
   });
+  // A browser has six connections to an address, over all its tabs.
+  document.addEventListener("visibilitychange", () => {
+    if (document.hidden) source.close();
+    else if (!held && source.readyState === EventSource.CLOSED) connect();
+  });
   window.addEventListener("pagehide", () => source.close());
   window.addEventListener("pageshow", (event) => event.persisted && !held && connect());
   setInterval(() => {

@@ -14,7 +14,7 @@ import pytest
 
 from dp.contracts import ALGORITHMS, TaskSpec, build_manifest, check
 from dp.contracts.fields import fields_of, has_field, kind_of, table_in, template, told_of
-from dp.contracts.wrong_fields import wrong_fields
+from dp.contracts.wrong_fields import WRONG_MAX, wrong_fields
 from dp.tlog.notes import verifier_key
 from secagg.errors import ConfigurationError
 from secagg.manifest import Manifest
@@ -257,6 +257,19 @@ def nested(path: str, value: Any) -> dict[str, Any]:
     spec: dict[str, Any] = {}
     put(spec, path, value)
     return spec
+
+
+def test_a_file_that_is_no_specification_costs_no_more_than_one_with_many_faults() -> None:
+    looked_at: list[str] = []
+
+    class Vocabulary(dict[str, int]):
+        def items(self) -> Any:
+            for key, value in super().items():
+                looked_at.append(key)
+                yield key, value
+
+    assert len(wrong_fields(Vocabulary({f"token{n}": n for n in range(10_000)}))) == WRONG_MAX
+    assert len(looked_at) <= WRONG_MAX
 
 
 def test_all_that_is_wrong_is_told_at_once_each_with_its_way_out() -> None:
