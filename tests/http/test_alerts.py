@@ -184,5 +184,5 @@ async def in_trouble(server, monkeypatch) -> list[object]:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(100, 95, 5))
     held = [await connect(server, "127.0.0.2") for _ in range(18)]  # the proxy's address
     await until(lambda: server.connections.by_address.total() >= 18)
-    server.service.ready = False
+    server.service.drain()
     return held

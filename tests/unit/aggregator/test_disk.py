@@ -60,6 +60,6 @@ async def test_every_disk_that_can_be_too_full_has_its_metric(
     core: Any = SimpleNamespace(settings=settings, ask_blobs=AsyncMock(return_value=0))
     none: Any = None
     samples = Samples()
-    await Measures(core, none, none, none)._from_disk(samples)
+    await Measures(core, none, none, none, none)._from_disk(samples)
     shown = samples.found["secagg_disk_free_bytes"]
     assert shown == {("data",): 1 << 40, ("blobs",): 1 << 40, ("database",): 0}

@@ -18,7 +18,8 @@ from dp.planning.task import plan_task, planned_costs
 from secagg.errors import ConfigurationError
 from secagg.lora.forms import sent_length
 from secagg_cli.main import app
-from secagg_cli.operator.task import _planned, read_spec
+from secagg_cli.operator.figures import _cost
+from secagg_cli.operator.task import read_spec
 from tests.kits.commands import invoke
 from tests.kits.tasks import built
 from tests.kits.tiny_training import tiny, tiny_folder
@@ -230,10 +231,10 @@ def test_what_a_new_task_costs_is_told_with_the_sums_that_an_example_is_in() -> 
     budget = BudgetSpec(max_epsilon=None, releases_max=8)
     example, device = planned_costs(built(period=4, budget=budget))
     assert (example.sums, device.sums) == (2, 8)
-    assert "after all 8, of which it is in at most 2, at delta" in _planned(example, 8)
+    assert "after all 8, of which it is in at most 2, at delta" in _cost(example, 8)
     every, _ = planned_costs(built(budget=budget))
     assert (every.sums, every.last > example.last) == (8, True)
-    assert "after all 8, at delta" in _planned(every, 8)
+    assert "after all 8, at delta" in _cost(every, 8)
 
 
 def test_an_adaptive_clip_is_planned_at_its_joint_cost() -> None:
