@@ -20,7 +20,8 @@ class Full:
     free_bytes: int
     free_min: int
 
-    def refusal(self) -> Refusal:
+    def refusal(self, again_s: int = _AGAIN_S) -> Refusal:
+        """``again_s``: when it is worth another try."""
         return Refusal(
             Kind.BUSY,
             "disk-low",
@@ -28,7 +29,7 @@ class Full:
             expected=f"at least {self.free_min} bytes",
             found=self.free_bytes,
             remedy="Its operator frees space, or lowers disk_free_min.",
-            retry_after_s=_AGAIN_S,
+            retry_after_s=again_s,
         )
 
 

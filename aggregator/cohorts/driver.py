@@ -324,7 +324,7 @@ class Driver:
             return
         late_s = self._core.clock() - cohort.state.deadline_s
         if late_s < _LEFT_TO_OTHERS_S and await ask(partial(full, settings, shared=True)) is None:
-            raise LeftToOthers(low.refusal())
+            raise LeftToOthers(low.refusal(again_s=1))  # a balancer may choose another replica
         raise low.refusal()
 
     async def _commit_more(
